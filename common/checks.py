@@ -1,0 +1,208 @@
+"""What every bundle checks before its first step: the packages, and the names given on the command line."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import re
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import doctor
+
+__all__ = ["check_overrides", "config_digest"]
+
+# What people type for our ids; tried before the nearest spelling.
+ALIASES = {
+    "bs": ("batch_size",),
+    "checkpoint": ("resume", "ckpt_path"),
+    "data": ("dataset_dir",),
+    "data_dir": ("dataset_dir",),
+    "dataroot": ("dataset_dir",),
+    "epoch": ("max_epochs",),
+    "epochs": ("max_epochs",),
+    "gpu": ("device",),
+    "learning_rate": ("lr",),
+    "lr": ("learning_rate",),
+    "model": ("network_def",),
+    "n_epochs": ("max_epochs",),
+    "net": ("network_def",),
+    "num_epochs": ("max_epochs",),
+    "out": ("output_dir",),
+    "output": ("output_dir",),
+    "pretrained": ("pretrained_encoder",),
+    "split": ("fold",),
+    "weights": ("pretrained_encoder",),
+}
+# Ids that say where files lie, not what is computed: two runs that differ in nothing else have the same digest.
+PLACES = ("bundle_root", "dataset_dir", "output_dir", "resume")
+
+
+class _Command(NamedTuple):
+    """A running ``python -m monai.bundle run``: its config files, and the overrides by id."""
+
+    files: list[str]
+    overrides: dict[str, Any]
+    typed: dict[str, str]  # how each override was written
+    tracking: Any
+
+
+def check_overrides() -> None:
+    """Refuse to run ``python -m monai.bundle run`` with an override that would do nothing.
+
+    MONAI accepts any ``--name value`` and ignores the names that the config lacks. This compares the names on the
+    command line, and those in ``--args_file``, with the ids of the named config files. It also checks that MONAI and
+    torch are recent enough. Outside of that command (also in a workflow made in Python) it does nothing.
+
+    Put it first in ``initialize``: ``{"_target_": "common.checks.check_overrides"}``.
+
+    Raises:
+        SystemExit: with one sentence a problem, so that the command ends with it instead of a traceback.
+    """
+    command = _running_command()
+    if command is None:
+        return
+    problems = doctor.check_run()
+    config = _load_config(command.files)
+    accepted = _runner_arguments(command.tracking)
+    names = " + ".join(Path(file).name for file in command.files)
+    for key in command.overrides:
+        if _normalise(key)[0] not in accepted:
+            problem = _override_problem(key, command, config, names)
+            if problem:
+                problems.append(problem)
+    if problems:
+        raise SystemExit("\n".join(problems))
+
+
+def config_digest() -> str | None:
+    """SHA-256 of what the running ``python -m monai.bundle run`` computes, None outside of that command.
+
+    Taken over the merged config files with the command line's overrides, as sorted JSON, without the ids that say
+    where files lie (``bundle_root``, ``dataset_dir``, ``output_dir``, ``resume``). A packed bundle has the digest of
+    its source. References, macros and expressions count as they are written, not by their value.
+    """
+    command = _running_command()
+    if command is None:
+        return None
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser(config=_load_config(command.files))
+    accepted = _runner_arguments(command.tracking)
+    parser.update({key: value for key, value in command.overrides.items() if key not in accepted})
+    config = {key: value for key, value in parser.get().items() if key not in PLACES}
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.replace(f"{__package__}.", "common.").encode()).hexdigest()
+
+
+def _running_command() -> _Command | None:
+    """The running command from ``sys.argv``, None if this process is not ``python -m monai.bundle run``."""
+    if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1:2] != ["run"]:
+        return None
+    from fire.parser import DefaultParseValue
+
+    given = {key: (DefaultParseValue(value), typed) for key, value, typed in _parse(sys.argv[2:])}
+    arguments: dict[str, Any] = {}
+    typed: dict[str, str] = {}
+    if "args_file" in given:
+        arguments = _load_config([given["args_file"][0]])
+        typed = {key: f"`{key}` in {given['args_file'][0]}" for key in arguments}
+    arguments.update({key: value for key, (value, _) in given.items()})
+    typed.update({key: text for key, (_, text) in given.items()})
+    files = arguments.pop("config_file", None) or []
+    files = [files] if isinstance(files, str) else list(files)
+    return _Command(files, arguments, typed, arguments.get("tracking"))
+
+
+def _parse(tokens: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Split the command line as fire does into (name, value, as typed); positional arguments are left out."""
+    if "--" in tokens:  # fire's own flags follow the last one
+        tokens = tokens[: len(tokens) - 1 - list(reversed(tokens)).index("--")]
+    found = []
+    position = 0
+    while position < len(tokens):
+        token = tokens[position]
+        position += 1
+        if not _is_flag(token):
+            continue
+        name, equals, value = token.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        typed = f"--{name}"
+        if not equals:
+            if position < len(tokens) and not _is_flag(tokens[position]):
+                value = tokens[position]
+                position += 1
+            elif name.startswith("no"):
+                name, value = name[2:], "False"
+            else:
+                value = "True"
+        found.append((name, value, typed))
+    return found
+
+
+def _is_flag(token: str) -> bool:
+    """A negative number is a value, all else with a leading hyphen is a name."""
+    return token.startswith("--") or re.match(r"-[a-zA-Z]", token) is not None
+
+
+def _runner_arguments(tracking: Any) -> set[str]:
+    """Names that belong to the runner, not to the config."""
+    from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run
+    from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+
+    names = {"_meta_"}
+    for function in (run, create_workflow, ConfigWorkflow.__init__):
+        kinds = inspect.signature(function).parameters.items()
+        names |= {name for name, parameter in kinds if parameter.kind is not parameter.VAR_KEYWORD}
+    if tracking:
+        settings: Any = DEFAULT_EXP_MGMT_SETTINGS.get(tracking) if isinstance(tracking, str) else tracking
+        names.update((settings or ConfigParser.load_config_files(tracking)).get("configs", {}))
+    return names
+
+
+def _load_config(files: Sequence[str]) -> dict[str, Any]:
+    from monai.bundle import ConfigParser
+
+    return ConfigParser.load_config_files(files)
+
+
+def _normalise(key: str) -> list[str]:
+    return key.replace("#", "::").split("::")
+
+
+def _override_problem(key: str, command: _Command, config: Mapping[str, Any], names: str) -> str | None:
+    """A sentence if ``key`` sets nothing that the config reads."""
+    typed = command.typed[key]
+    at: Any = config
+    path = _normalise(key)
+    for depth, part in enumerate(path):
+        if isinstance(at, list):
+            if not part.isdigit() or int(part) >= len(at):
+                return f"{typed} names no id of {names}; `{'#'.join(path[:depth])}` is a list of {len(at)}."
+            at = at[int(part)]
+        elif isinstance(at, Mapping):
+            # a component takes arguments that the file does not state
+            if part not in at and not (depth == len(path) - 1 and "_target_" in at):
+                return _unknown_sentence(typed, path[:depth], part, list(at), config, names)
+            at = at.get(part)
+        else:
+            return f"{typed} names no id of {names}; `{'#'.join(path[:depth])}` has no parts."
+    return None
+
+
+def _unknown_sentence(
+    typed: str, parents: Sequence[str], name: str, ids: Collection[str], config: Mapping[str, Any], names: str
+) -> str:
+    if not parents and typed == f"--no{name}" and f"no{name}" in config:
+        return f"{typed} without a value is read as `--{name} False`; write `{typed} True`."
+    aliases = [alias for alias in ALIASES.get(name, ()) if alias in ids]
+    near = aliases or difflib.get_close_matches(name, ids, n=1, cutoff=0.6)
+    start = f"{typed} names no id of {names}"
+    if near:
+        return f"{start}; did you mean --{'#'.join([*parents, near[0]])}?"
+    where = f"the ids of `{'#'.join(parents)}`" if parents else "its top-level ids"
+    return f"{start}; {where} are {', '.join(ids)}."

@@ -1,0 +1,451 @@
+"""Datalists: JSON files that name the scans of a study and how they are split.
+
+The format is the Medical Segmentation Decathlon's (Antonelli et al., Nature Communications 2022): lists `training`,
+`validation` and `test` of items with an `image` (a file, a list of files with one modality each, or a DICOM folder),
+a `label`, and where the study has them `age` in years, `diagnosis`, `domain` (the set an item comes from) and
+`subject`. Paths are relative to the folder of the JSON file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+Item = dict[str, Any]
+Problem = tuple[str, str]  # what is wrong with which file
+
+SECTIONS = ("training", "validation", "test")
+MAX_PROBLEMS_PRINTED = 20
+# Writers round affines differently; a tenth of a voxel is far from what would misplace a label.
+MAX_OFFSET_IN_VOXELS = 0.1
+
+_SPELLINGS = {"unlabelled": ("unlabelled", "unlabeled"), "unlabeled": ("unlabelled", "unlabeled")}
+_ORIGIN = "__origin__"  # identity of an item for the draws: which datalist, and the image as written there
+
+
+class DatalistError(ValueError):
+    """A datalist, or files that it names, cannot be used; the message lists every problem by file."""
+
+
+def load_datalist(
+    path: str | os.PathLike | Sequence[str | os.PathLike],
+    base_dir: str | os.PathLike | Sequence[str | os.PathLike | None] | None = None,
+    *,
+    image_key: str = "image",
+    label_key: str | None = "label",
+    training_sections: Sequence[str] = ("training",),
+    fold: int | None = None,
+    num_folds: int = 5,
+    fraction: float = 1.0,
+    target_domain: str | None = None,
+    target_masks: int | None = None,
+    seed: int = 0,
+    check: str = "header",
+    num_classes: int | None = None,
+) -> dict[str, list[Item]]:
+    """Read, split and check one datalist or several.
+
+    Args:
+        path: JSON file, or several that are merged list by list (for example a source and a target set).
+        base_dir: folder that paths are relative to, or one per datalist; `None` is the folder of each JSON file.
+        image_key: key of the image in the file; it is returned as `image`.
+        label_key: key of the label in the file, a path or a number; it is returned as `label`. `None` for
+            pre-training: labels are dropped and not required.
+        training_sections: lists of the file that make up `training`; one that is taken for training is not returned
+            as validation or test as well. `("training", "validation", "test", "unlabelled")` pre-trains on all.
+        fold: when given, training and validation (never test) are pooled and split anew into `num_folds` parts by
+            subject, or by image where an item has no `subject`; part `fold` becomes the validation list.
+        num_folds: number of parts.
+        fraction: share of the training list to keep, at least one item. The subset of a smaller fraction lies in that
+            of a larger one with the same seed.
+        target_domain: value of `domain` that marks the target set. Validation and test then keep its items only,
+            where their items carry a domain.
+        target_masks: number of training items of the target domain to keep beside all of the other domains (Zhang et
+            al., BIBM 2023, section IV-B); a smaller number is a subset of a larger one. `None` keeps all.
+        seed: seed of every draw. Draws depend on the items, not on their order in the file or where it lies.
+        check: `"header"` looks at existence, headers, shapes and affines, `"full"` at every voxel as well,
+            `"none"` at nothing. Headers are read for NIfTI files; of other formats only the existence is checked.
+        num_classes: labels have to lie in `[0, num_classes)`; checked for numbers always, for images with `"full"`.
+
+    Returns:
+        The lists `training`, `validation` and `test` of items with absolute paths, in the order of the file. A list
+        that the file lacks is empty. Keys that not every item of a list has are left out of it, since a batch needs
+        the same keys; other keys are passed on unchanged.
+
+    Raises:
+        DatalistError: a file or folder is missing or wrong; one error lists all that is wrong.
+        ValueError: an argument is out of its range.
+    """
+    if check not in ("none", "header", "full"):
+        raise ValueError(f'`check` is {check!r}; it has to be "none", "header" or "full".')
+    if not 0 < fraction <= 1:
+        raise ValueError(f"`fraction` is {fraction}; it has to be above 0 and at most 1.")
+    if fraction < 1 and target_masks is not None:
+        raise ValueError("`fraction` and `target_masks` both choose a part of the training list: set one of them.")
+    if target_masks is not None and target_domain is None:
+        raise ValueError("`target_masks` counts items of the target domain: set `target_domain` as well.")
+
+    paths = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(p) for p in path]
+    where = ", ".join(str(p) for p in paths)
+    problems: list[Problem] = []
+    lists = _merge(paths, _base_dirs(base_dir, paths), image_key, label_key, training_sections, problems)
+    raise_problems(problems, where)
+
+    if fold is not None:
+        pool = lists["training"] + lists["validation"]
+        lists["training"], lists["validation"] = split_fold(pool, fold, num_folds, seed)
+    problems += find_overlaps(lists)
+    if target_domain is not None:
+        lists["training"] = keep_target_masks(lists["training"], target_domain, target_masks, seed)
+        for section in ("validation", "test"):
+            lists[section] = [x for x in lists[section] if x.get("domain", target_domain) == target_domain]
+    lists["training"] = keep_fraction(lists["training"], fraction, seed)
+    problems += find_problems([x for section in SECTIONS for x in lists[section]], check, num_classes)
+    raise_problems(problems, where)
+    return {section: _with_common_keys(lists[section]) for section in SECTIONS}
+
+
+def split_fold(items: Sequence[Item], fold: int, num_folds: int, seed: int = 0) -> tuple[list[Item], list[Item]]:
+    """Training and validation items of one fold; items of one subject stay together.
+
+    Raises:
+        ValueError: `fold` is not in `[0, num_folds)`, or there are fewer subjects than folds.
+    """
+    if not 0 <= fold < num_folds:
+        raise ValueError(f"`fold` is {fold}; with `num_folds` {num_folds} it has to be from 0 to {num_folds - 1}.")
+    groups = sorted({_group(x) for x in items})
+    if len(groups) < num_folds:
+        raise ValueError(f"{len(groups)} subjects cannot be split into {num_folds} folds; lower `num_folds`.")
+    random.Random(seed).shuffle(groups)
+    held_out = set(groups[fold::num_folds])
+    return [x for x in items if _group(x) not in held_out], [x for x in items if _group(x) in held_out]
+
+
+def keep_fraction(items: Sequence[Item], fraction: float, seed: int = 0) -> list[Item]:
+    """Share of the items, at least one, in their order; a smaller fraction is a subset of a larger one."""
+    if fraction == 1 or not items:
+        return list(items)
+    return _draw(items, max(1, round(fraction * len(items))), seed)
+
+
+def keep_target_masks(items: Sequence[Item], domain: str, masks: int | None, seed: int = 0) -> list[Item]:
+    """All items of other domains and `masks` items of `domain`, in their order; `None` keeps all.
+
+    Raises:
+        DatalistError: `domain` has no item, or fewer than `masks`.
+    """
+    target = [x for x in items if x.get("domain") == domain]
+    if not target and masks != 0:
+        known = ", ".join(sorted({str(x["domain"]) for x in items if "domain" in x})) or "none"
+        raise DatalistError(
+            f"No training item has the domain {domain!r} (config id `target_domain`); domains there are: {known}."
+        )
+    if masks is None:
+        return list(items)
+    if masks < 0 or masks > len(target):
+        raise DatalistError(
+            f"{masks} masks of the domain {domain!r} are asked for (config id `target_masks`), "
+            f"but the training list has {len(target)}: ask for 0 to {len(target)}."
+        )
+    kept = {id(x) for x in _draw(target, masks, seed)}
+    return [x for x in items if x.get("domain") != domain or id(x) in kept]
+
+
+def find_overlaps(lists: dict[str, list[Item]]) -> list[Problem]:
+    """Images and subjects that stand in more than one list."""
+    problems: list[Problem] = []
+    for what, identity in (("image", _image_name), ("subject", _subject)):
+        first: dict[Any, str] = {}
+        reported: set[Any] = set()
+        for section, items in lists.items():
+            for item in items:
+                key = identity(item)
+                if key is None or first.setdefault(key, section) == section or key in reported:
+                    continue
+                reported.add(key)
+                text = f"the same {what} is in {first[key]} and in {section}"
+                if what == "subject":
+                    text = f"its subject {item['subject']!r} is in {first[key]} and in {section}"
+                problems.append((_image_name(item), text))
+    by_image = {file for file, text in problems if text.startswith("the same image")}
+    return [p for p in problems if p[0] not in by_image or p[1].startswith("the same image")]
+
+
+def find_problems(items: Sequence[Item], check: str = "header", num_classes: int | None = None) -> list[Problem]:
+    """What is wrong with the files of the items, with absolute paths; see `load_datalist` for `check`."""
+    problems: list[Problem] = []
+    for item in items:
+        label = item.get("label")
+        if isinstance(label, int | float):
+            problems += _number_problems(_image_name(item), label, num_classes)
+    if check == "none":
+        return problems
+
+    def look_at(item: Item) -> list[Problem]:
+        return _item_problems(item, check == "full", num_classes)
+
+    # Mostly waiting for the file system and for zlib, which both release the GIL.
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        for found in pool.map(look_at, items):
+            problems += [p for p in found if p not in problems]
+    return problems
+
+
+def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
+    """Content of a datalist file as it is written.
+
+    Raises:
+        DatalistError: the file is missing, is no JSON, or holds no list of items.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise DatalistError(
+            f"No dataset folder at {path.parent}: set the config id `dataset_dir` (or `datalist`) to where the data is."
+        )
+    if not path.is_file():
+        raise DatalistError(
+            f"No datalist at {path}: set the config id `datalist` (or `dataset_dir`) to an existing file, or write one "
+            "with `python -m common.data prepare`."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatalistError(f"{path} cannot be read as JSON ({error}): correct it or write it anew.") from error
+    names = (*SECTIONS, *_SPELLINGS)
+    if not isinstance(content, dict) or not any(isinstance(content.get(name), list) for name in names):
+        raise DatalistError(f"{path} is no datalist: it has none of the lists {', '.join(SECTIONS)}, unlabelled.")
+    return content
+
+
+def _base_dirs(base_dir: Any, paths: Sequence[Path]) -> list[Path]:
+    one = base_dir is None or isinstance(base_dir, str | os.PathLike)
+    dirs = [base_dir] * len(paths) if one else list(base_dir)
+    if len(dirs) != len(paths):
+        raise ValueError(f"`base_dir` names {len(dirs)} folders for {len(paths)} datalists: give one, or one each.")
+    result = [p.parent if d is None else Path(d) for p, d in zip(paths, dirs, strict=True)]
+    for folder in result:
+        if not folder.is_dir():
+            raise DatalistError(f"No dataset folder at {folder}: set the config id `dataset_dir` to where the data is.")
+    return [folder.absolute() for folder in result]
+
+
+def _merge(
+    paths: Sequence[Path],
+    base_dirs: Sequence[Path],
+    image_key: str,
+    label_key: str | None,
+    training_sections: Sequence[str],
+    problems: list[Problem],
+) -> dict[str, list[Item]]:
+    lists: dict[str, list[Item]] = {section: [] for section in SECTIONS}
+    if isinstance(training_sections, str):
+        training_sections = (training_sections,)
+    missing = set(training_sections) - {*SECTIONS, *_SPELLINGS}
+    for index, (path, base_dir) in enumerate(zip(paths, base_dirs, strict=True)):
+        content = read_datalist(path)
+        sources = {"training": list(dict.fromkeys(training_sections))}
+        sources |= {name: [name] for name in SECTIONS[1:] if name not in training_sections}
+        for section, names in sources.items():
+            for name in dict.fromkeys(s for n in names for s in _SPELLINGS.get(n, (n,))):
+                entries = content.get(name, [])
+                missing -= {name} & set(content)
+                if not isinstance(entries, list):
+                    problems.append((str(path), f"{name!r} is no list"))
+                    continue
+                # The Decathlon's own test lists name images without labels.
+                unlabelled = name == "test" and not any(isinstance(e, dict) and label_key in e for e in entries)
+                key = None if unlabelled else label_key
+                for number, entry in enumerate(entries):
+                    item = _item(entry, base_dir, image_key, key, problems, f"{path}: {name}[{number}]")
+                    if item is not None:
+                        item[_ORIGIN] = (index, json.dumps(entry[image_key] if isinstance(entry, dict) else entry))
+                        lists[section].append(item)
+    if missing:
+        problems.append((", ".join(map(str, paths)), f"no list called {', '.join(sorted(map(repr, missing)))}"))
+    return lists
+
+
+def _item(
+    entry: Any, base_dir: Path, image_key: str, label_key: str | None, problems: list[Problem], where: str
+) -> Item | None:
+    if isinstance(entry, str):
+        entry = {image_key: entry}
+    if not isinstance(entry, dict):
+        problems.append((where, "is neither a dictionary nor a path"))
+        return None
+    keys = [image_key] if label_key is None else [image_key, label_key]
+    lacking = [key for key in keys if entry.get(key) in (None, "", [])]
+    if lacking:
+        problems.append((where, f"has no {' and no '.join(map(repr, lacking))}"))
+        return None
+    item = {k: v for k, v in entry.items() if k not in ("image", "label", image_key, label_key)}
+    result: Item = {}
+    for name, key in zip(("image", "label"), keys, strict=False):
+        value = entry[key]
+        if isinstance(value, str):
+            result[name] = _absolute(base_dir, value)
+        elif isinstance(value, list) and all(isinstance(v, str) for v in value):
+            result[name] = [_absolute(base_dir, v) for v in value]
+        elif name == "label" and isinstance(value, int | float):
+            result[name] = value
+        else:
+            problems.append((where, f"{key!r} is {value!r}, which is no path"))
+            return None
+    return result | item
+
+
+def _absolute(base_dir: Path, path: str) -> str:
+    return os.path.normpath(base_dir / os.path.expanduser(path))
+
+
+def _group(item: Item) -> tuple:
+    return _subject(item) or (*item.get(_ORIGIN, (0, _image_name(item))),)
+
+
+def _subject(item: Item) -> tuple | None:
+    # The same number in two datalists, or in two domains of one, is not the same person.
+    if item.get("subject") is None:
+        return None
+    return item.get(_ORIGIN, (0,))[0], str(item.get("domain", "")), str(item["subject"])
+
+
+def _image_name(item: Item) -> str:
+    image = item["image"]
+    return image if isinstance(image, str) else image[0]
+
+
+def _draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+    order = sorted(range(len(items)), key=lambda i: items[i].get(_ORIGIN, (0, _image_name(items[i]))))
+    random.Random(seed).shuffle(order)
+    return [items[i] for i in sorted(order[:count])]
+
+
+def _with_common_keys(items: Sequence[Item]) -> list[Item]:
+    common = set.intersection(*(set(x) for x in items)) - {_ORIGIN} if items else set()
+    return [{k: v for k, v in x.items() if k in common} for x in items]
+
+
+def _number_problems(file: str, label: float, num_classes: int | None) -> list[Problem]:
+    if not math.isfinite(label):
+        return [(file, f"its label {label} is not finite")]
+    if num_classes is not None and not (float(label).is_integer() and 0 <= label < num_classes):
+        return [(file, f"its label {label} is no whole number from 0 to {num_classes - 1}")]
+    return []
+
+
+def _item_problems(item: Item, full: bool, num_classes: int | None) -> list[Problem]:
+    problems: list[Problem] = []
+    reference: tuple[str, Any] | None = None
+    label = item.get("label")
+    labels = [] if label is None or isinstance(label, int | float) else [label] if isinstance(label, str) else label
+    images = [item["image"]] if isinstance(item["image"], str) else item["image"]
+    checks: Iterable[tuple[str, Callable[[np.ndarray], str | None]]] = [
+        *((file, _image_value_problem) for file in images),
+        *((file, lambda data: _label_value_problem(data, num_classes)) for file in labels),
+    ]
+    for file, check_values in checks:
+        volume, problem = _open(file)
+        if problem is None and volume is not None:
+            if reference is None:
+                reference = (file, volume)
+            else:
+                problem = _grid_problem(volume, *reference)
+            if problem is None and full:
+                problem = _read_values(volume, check_values)
+        if problem is not None:
+            problems.append((file, problem))
+    return problems
+
+
+def _open(file: str) -> tuple[Any, str | None]:
+    """The opened NIfTI file, or `None` for other formats, and what is wrong with it."""
+    if os.path.isdir(file):
+        return None, None if os.listdir(file) else "is an empty folder"
+    if not os.path.exists(file):
+        return None, "does not exist"
+    if os.path.getsize(file) == 0:
+        return None, "is empty (0 bytes)"
+    if not file.endswith((".nii", ".nii.gz")):
+        return None, None
+    try:
+        volume = nib.load(file)
+        return volume, None if 0 not in volume.shape else f"has no voxels (shape {volume.shape})"
+    except Exception as error:  # nibabel, zlib and the OS each raise their own kinds
+        return None, f"is no readable NIfTI file ({_first_line(error)})"
+
+
+def _grid_problem(volume: Any, reference_file: str, reference: Any) -> str | None:
+    shape, expected = volume.shape[:3], reference.shape[:3]
+    if shape != expected:
+        return f"has the shape {_by(shape)}, but {reference_file} has {_by(expected)}"
+    corners = np.array(np.meshgrid(*([0, n - 1] for n in (*shape, 1, 1)[:3]), indexing="ij")).reshape(3, -1)
+    difference = np.asarray(volume.affine) - np.asarray(reference.affine)
+    offset = np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max()
+    if not offset <= MAX_OFFSET_IN_VOXELS * min(reference.header.get_zooms()[:3]):
+        return f"lies up to {offset:.3g} mm away from {reference_file} (their affines differ)"
+    return None
+
+
+def _read_values(volume: Any, check_values: Callable[[np.ndarray], str | None]) -> str | None:
+    try:
+        data = np.asanyarray(volume.dataobj)
+    except Exception as error:
+        return f"cannot be read to its end ({_first_line(error)})"
+    return check_values(data)
+
+
+def _image_value_problem(data: np.ndarray) -> str | None:
+    count = data.size - int(np.isfinite(data).sum())
+    return f"has {count} voxels that are not finite" if count else None
+
+
+def _label_value_problem(data: np.ndarray, num_classes: int | None) -> str | None:
+    problem = _image_value_problem(data)
+    if problem is not None:
+        return problem
+    values = np.unique(data)
+    fractional = values[values != np.round(values)]
+    if fractional.size:
+        return f"has labels that are no whole numbers ({_some(fractional)})"
+    outside = values[(values < 0) | (values >= (np.inf if num_classes is None else num_classes))]
+    if outside.size:
+        allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
+        return f"has labels outside {allowed} ({_some(outside)})"
+    return None
+
+
+def _some(values: np.ndarray, count: int = 5) -> str:
+    return ", ".join(f"{v:g}" for v in values[:count]) + (", ..." if values.size > count else "")
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def raise_problems(problems: Sequence[Problem], where: str) -> None:
+    if not problems:
+        return
+    files: dict[str, list[str]] = {}
+    for file, text in problems:
+        files.setdefault(file, []).append(text)
+    lines = [f"  {file}: {'; '.join(dict.fromkeys(texts))}" for file, texts in files.items()]
+    if len(lines) > MAX_PROBLEMS_PRINTED:
+        lines = [*lines[:MAX_PROBLEMS_PRINTED], f"  and {len(lines) - MAX_PROBLEMS_PRINTED} more"]
+    count = f"{len(files)} files or items" if len(files) > 1 else "1 file or item"
+    raise DatalistError(
+        f"{count} of the datalist {where} cannot be used:\n" + "\n".join(lines) + "\nCorrect these files or take them "
+        "out of the datalist; its paths are relative to its folder unless `base_dir` (config id `dataset_dir`) is set."
+    )

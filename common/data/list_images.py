@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .datalist import load_datalist
+
+__all__ = ["list_images"]
+
+SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+
+
+def list_images(
+    path: str | os.PathLike, base_dir: str | os.PathLike | None = None, section: str = "test"
+) -> list[dict[str, Any]]:
+    """Items ``{"image": file}`` to run inference on.
+
+    Args:
+        path: an image file, a folder of images (not searched deeper), or a datalist (``.json``).
+        base_dir: folder that a datalist's paths are relative to, its own folder by default.
+        section: list of the datalist.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing there, no image in the folder, or an empty list in the datalist.
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        items = load_datalist(path, base_dir, label_key=None)
+        if not items.get(section):
+            raise ValueError(f"the list '{section}' of {path} is empty; name another with data#section.")
+        return [{"image": item["image"]} for item in items[section]]
+    if path.is_dir():
+        images = sorted(file for file in path.iterdir() if file.name.lower().endswith(SUFFIXES))
+        if not images:
+            raise ValueError(f"no image ({', '.join(SUFFIXES)}) in {path}; set dataset_dir to a folder of images.")
+        return [{"image": str(file)} for file in images]
+    if path.is_file():
+        return [{"image": str(path)}]
+    raise FileNotFoundError(f"no such file or folder: {path}; set dataset_dir, or datalist, to the images.")

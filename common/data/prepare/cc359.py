@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from .files import item, scans, stem
+
+_NAME = re.compile(r"(CC\d{4})_(?:philips|siemens|ge)_(?:15|3)_(\d+)_[MF]", re.IGNORECASE)
+_MASKS = {"machine_learning": "_ss", "staple": "_staple", "manual": "_manual"}
+
+
+def collect_cc359(source: Path, masks: str = "machine_learning") -> list[dict[str, Any]]:
+    """CC359, Calgary-Campinas (Souza et al., NeuroImage 2018): T1 scans with the skull, and brain masks.
+
+    Reads `Original/CC0001_philips_15_55_M.nii.gz` and masks such as
+    `Silver-standard-machine-learning/.../CC0001_philips_15_55_M_ss.nii.gz`, wherever they lie below the folder. The
+    age stands in the name.
+
+    Args:
+        source: folder of the set.
+        masks: `machine_learning` (supervised classification, of all subjects, as in the paper), `staple` (consensus of
+            eight automatic methods) or `manual` (12 subjects).
+
+    Raises:
+        KeyError: `masks` is none of these.
+    """
+    suffix = _MASKS[masks]
+    labels, images = {}, {}
+    for file in scans(source, "**/CC*"):
+        match = _NAME.match(stem(file))
+        if match and stem(file) == match[0]:
+            images[match[0]] = (file, match)
+        elif match and stem(file) == match[0] + suffix and "hippocampus" not in str(file.relative_to(source)).lower():
+            labels[match[0]] = file
+    return [
+        item(file, label=labels.get(name), subject=match[1], age=float(match[2]))
+        for name, (file, match) in sorted(images.items())
+    ]

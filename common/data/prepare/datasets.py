@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import inspect
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..datalist import DatalistError, find_problems, raise_problems
+from .adni import collect_adni
+from .bids import collect_bids
+from .cc359 import collect_cc359
+from .decathlon import collect_decathlon
+from .ixi import collect_ixi
+from .oasis1 import collect_oasis1
+from .split import split_by_subject
+from .write import write_datalist
+
+# Each takes the folder of its set, and options of its own, and gives items with absolute paths.
+COLLECTORS: dict[str, Callable[..., list[dict[str, Any]]]] = {
+    "adni": collect_adni,
+    "bids": collect_bids,
+    "cc359": collect_cc359,
+    "decathlon": collect_decathlon,
+    "ixi": collect_ixi,
+    "oasis1": collect_oasis1,
+}
+
+
+def prepare(
+    name: str,
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    validation: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+    domain: str | None = None,
+    require: str | None = None,
+    check: str = "header",
+    force: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Write the datalist of a data set, split by subject.
+
+    The default split is that of Zhang et al., BIBM 2023, section IV-A: 70 % of a set for training, a third of the
+    rest for validation and two thirds for test.
+
+    Args:
+        name: data set, one of `COLLECTORS`.
+        source: folder of the data set.
+        output: datalist to write; its paths are relative to its folder.
+        validation: number of validation subjects, or below 1 their share.
+        test: number of test subjects, or below 1 their share.
+        seed: seed of the split.
+        domain: `domain` of the items; by default the name of the set (none for `bids` and `decathlon`).
+        require: keys, separated by commas, that items must have (`label`, `age`, `diagnosis`); others are left out.
+        check: how the files are checked before anything is written, as in `load_datalist`.
+        force: replace an existing file.
+        options: options of the collector of this set.
+
+    Returns:
+        What was written, with absolute paths.
+
+    Raises:
+        DatalistError: the set or an option is unknown, the folder is missing or holds no scan, a file is broken, the
+            split is impossible, or the output exists.
+    """
+    if name not in COLLECTORS:
+        raise DatalistError(f"Unknown data set {name!r}; known are {', '.join(COLLECTORS)}.")
+    folder = Path(source).expanduser().absolute()
+    if not folder.is_dir():
+        raise DatalistError(f"No folder at {folder}: give the folder of the data set with --source.")
+    if Path(output).exists() and not force:
+        raise DatalistError(f"{Path(output).absolute()} exists: choose another output, or replace it with --force.")
+    collect = COLLECTORS[name]
+    known = [p for p in inspect.signature(collect).parameters if p != "source"]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        listed = f"its options are {', '.join(known)}" if known else "it has no options of its own"
+        raise DatalistError(f"{name} has no option {', '.join(map(repr, unknown))}; {listed}.")
+
+    items = collect(folder, **options)
+    if not items:
+        layout = (inspect.getdoc(collect) or "").partition("Args:")[0].strip()
+        raise DatalistError(f"No scan of {name} is below {folder}. What is looked for: {' '.join(layout.split())}")
+    found = len(items)
+    required = [] if require is None else require.split(",") if isinstance(require, str) else list(require)
+    items = [x for x in items if all(key in x for key in required)]
+    if not items:
+        raise DatalistError(f"None of the {found} scans below {folder} has {' and '.join(required)}.")
+    domain = domain or (None if name in ("bids", "decathlon") else name)
+    if domain:
+        items = [x | {"domain": domain} for x in items]
+    raise_problems(find_problems([_as_text(x) for x in items], check), f"of {name} below {folder}")
+
+    content: dict[str, Any] = {"name": name, "seed": seed, **split_by_subject(items, validation, test, seed)}
+    content["left_out"] = found - sum(len(v) for v in content.values() if isinstance(v, list))
+    write_datalist(output, content, force)
+    return content
+
+
+def describe(content: dict[str, Any]) -> str:
+    """Counts of a datalist, a line a list."""
+    lines = []
+    for name in ("training", "validation", "test", "unlabelled"):
+        items = [x if isinstance(x, dict) else {} for x in content.get(name, [])]
+        if not items and name == "unlabelled":
+            continue
+        counts = {"labels": sum("label" in x for x in items), "ages": sum("age" in x for x in items)}
+        diagnoses = Counter(x["diagnosis"] for x in items if "diagnosis" in x)
+        text = f"{len(items)} scans of {len({x.get('subject', i) for i, x in enumerate(items)})} subjects"
+        text += "".join(f", {n} {what}" for what, n in counts.items() if n)
+        text += "".join(f", diagnosis {k}: {n}" for k, n in sorted(diagnoses.items()))
+        lines.append(f"{name:<11}{text}")
+    if content.get("left_out"):
+        lines.append(f"{'left out':<11}{content['left_out']} scans without what is required")
+    return "\n".join(lines)
+
+
+def _as_text(x: dict[str, Any]) -> dict[str, Any]:
+    def text(value: Any) -> Any:
+        return [os.fspath(v) for v in value] if isinstance(value, list) else os.fspath(value)
+
+    return x | {k: text(x[k]) for k in ("image", "label") if k in x}

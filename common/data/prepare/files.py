@@ -1,0 +1,78 @@
+"""Finding scans and reading the tables that come with them."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..datalist import DatalistError
+
+NIFTI = (".nii.gz", ".nii")
+_MISSING = {"", "n/a", "na", "nan", "none", "null"}
+
+
+def stem(path: Path) -> str:
+    """Name of a file without its NIfTI suffix."""
+    return re.sub(r"\.nii(\.gz)?$", "", path.name)
+
+
+def scans(folder: Path, pattern: str = "*") -> list[Path]:
+    """NIfTI files that match a glob pattern (without suffix) below a folder, sorted; none where it is missing."""
+    return sorted(p for p in folder.glob(pattern + ".nii*") if p.name.endswith(NIFTI)) if folder.is_dir() else []
+
+
+def first_folder(source: Path, names: Iterable[str]) -> Path | None:
+    """The first of some sub-folders that exists; case does not matter."""
+    folders = {p.name.lower(): p for p in source.iterdir() if p.is_dir()}
+    return next((folders[name.lower()] for name in names if name.lower() in folders), None)
+
+
+def by_stem(files: Sequence[Path], what: str) -> dict[str, Path]:
+    """Files by their stem.
+
+    Raises:
+        DatalistError: two files have one stem.
+    """
+    result: dict[str, Path] = {}
+    for file in files:
+        if result.setdefault(stem(file), file) != file:
+            raise DatalistError(f"Two {what} have one name: {result[stem(file)]} and {file}; keep one of them.")
+    return result
+
+
+def read_table(source: Path, names: Iterable[str]) -> list[dict[str, str]]:
+    """Rows of the first table found in a folder, comma- or tab-separated, with lower-case column names.
+
+    Rows are empty where there is none. Spreadsheets have to be exported as CSV or TSV first.
+    """
+    for name in names:
+        for path in sorted(source.glob(name)):
+            text = path.read_text(encoding="utf-8-sig", errors="replace")
+            delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
+            reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
+            return [{(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k} for row in reader]
+    return []
+
+
+def number(text: Any) -> float | None:
+    """A finite number, or `None` for an empty cell and for what is no number."""
+    try:
+        value = float(str(text).strip())
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def text_or_none(text: Any) -> str | None:
+    """A cell's text, or `None` where it says that nothing is known."""
+    value = str(text or "").strip()
+    return None if value.lower() in _MISSING else value
+
+
+def item(image: Any, **keys: Any) -> dict[str, Any]:
+    """Item of a datalist without the keys that are unknown."""
+    return {"image": image} | {k: v for k, v in keys.items() if v is not None}

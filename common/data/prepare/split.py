@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from ..datalist import DatalistError
+
+
+def split_by_subject(
+    items: Sequence[dict[str, Any]], validation: float, test: float, seed: int = 0
+) -> dict[str, list[dict[str, Any]]]:
+    """Split items into lists so that no subject is in two of them.
+
+    Where some items have labels and others have none, validation and test come from the subjects with labels, and
+    training scans without a label make up a list of their own, `unlabelled`.
+
+    Args:
+        items: items with `subject`.
+        validation: number of subjects, or below 1 their share.
+        test: number of subjects, or below 1 their share.
+        seed: seed of the draw.
+
+    Raises:
+        DatalistError: a number is negative, or no subject is left for training.
+    """
+    some_labelled = any("label" in x for x in items)
+    subjects = sorted({x["subject"] for x in items if "label" in x or not some_labelled})
+    counts = []
+    for name, value in (("validation", validation), ("test", test)):
+        if value < 0:
+            raise DatalistError(f"`{name}` is {value}; it has to be a number of subjects, or a share below 1.")
+        counts.append(round(value * len(subjects)) if value < 1 else int(value))
+    if sum(counts) >= len(subjects):
+        raise DatalistError(
+            f"{counts[0]} validation and {counts[1]} test subjects leave none of {len(subjects)} for training: "
+            "lower `validation` or `test`."
+        )
+    random.Random(seed).shuffle(subjects)
+    held_out = dict.fromkeys(subjects[: counts[0]], "validation")
+    held_out |= dict.fromkeys(subjects[counts[0] : sum(counts)], "test")
+    lists: dict[str, list[dict[str, Any]]] = {"training": [], "validation": [], "test": []}
+    for x in items:
+        section = held_out.get(x["subject"], "training")
+        if some_labelled and "label" not in x:
+            if section == "training":
+                lists.setdefault("unlabelled", []).append(x)
+            continue  # a scan without label of a held-out subject is of no use for either
+        lists[section].append(x)
+    return lists

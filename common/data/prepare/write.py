@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..datalist import SECTIONS, DatalistError, read_datalist
+
+LISTS = (*SECTIONS, "unlabelled")
+
+
+def write_datalist(path: str | os.PathLike, content: dict[str, Any], force: bool = False) -> None:
+    """Write a datalist in one step; images and labels are absolute paths and are written relative to its folder.
+
+    Raises:
+        DatalistError: the file exists and `force` is off.
+    """
+    path = Path(path).absolute()
+    if path.exists() and not force:
+        raise DatalistError(f"{path} exists: choose another output, or replace it with --force.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def relative(value: Any) -> Any:
+        if isinstance(value, list):
+            return [relative(v) for v in value]
+        return Path(os.path.relpath(value, path.parent)).as_posix()
+
+    content = dict(content)
+    for name in LISTS:
+        content[name] = [
+            x | {k: relative(x[k]) for k in ("image", "label") if isinstance(x.get(k), str | os.PathLike | list)}
+            for x in content.get(name, [])
+        ]
+    if not content["unlabelled"]:
+        del content["unlabelled"]
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=4, ensure_ascii=False)
+            file.write("\n")
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's own mode would hide the file from everybody else
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def merge(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
+    """Content of several datalists as one, list by list, with absolute paths.
+
+    Items without a `domain` get the name of their datalist (its `name`, or that of the file), so that a source and a
+    target set stay apart and subjects with one number are not taken for one person.
+
+    Raises:
+        DatalistError: a file cannot be read, or an item is no dictionary with an image.
+    """
+    merged: dict[str, Any] = {"name": "", **{name: [] for name in LISTS}}
+    names = []
+    for path in map(Path, paths):
+        content = read_datalist(path)
+        names.append(str(content.get("name") or path.stem))
+        base = path.parent.absolute()
+
+        def absolute(value: Any, base: Path = base) -> Any:
+            if isinstance(value, list):
+                return [absolute(v) for v in value]
+            return os.path.normpath(base / value) if isinstance(value, str) else value
+
+        for name in (*LISTS, "unlabeled"):
+            for number, entry in enumerate(content.get(name, [])):
+                x = {"image": entry} if isinstance(entry, str) else entry
+                if not isinstance(x, dict) or "image" not in x:
+                    raise DatalistError(f"{path}: {name}[{number}] is no item with an 'image'; correct it.")
+                target = "unlabelled" if name == "unlabeled" else name
+                paths_of_item = {k: absolute(x[k]) for k in ("image", "label") if k in x}
+                merged[target].append({"domain": names[-1], **x, **paths_of_item})
+    return merged | {"name": "+".join(names)}

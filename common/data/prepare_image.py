@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+
+
+def prepare_image(
+    batchdata: Mapping[str, Any],
+    device: str | torch.device | None = None,
+    non_blocking: bool = False,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`prepare_batch` of MONAI's engines for pretext tasks: the image is the network's input and the loss's target.
+
+    Args:
+        batchdata: batch with the `image`, shape (B, C, *spatial).
+        device: where the image is moved to.
+        non_blocking: whether the copy may overlap with the host.
+        kwargs: passed on to `Tensor.to`, for example `memory_format`.
+
+    Raises:
+        KeyError: the batch has no `image`.
+    """
+    if "image" not in batchdata:
+        raise KeyError(f"The batch has no 'image', only {sorted(map(str, batchdata))}: name the volume `image`.")
+    image = batchdata["image"].to(device=device, non_blocking=non_blocking, **kwargs)
+    if isinstance(image, MetaTensor):
+        image = image.as_tensor()  # no pretext needs the metadata, and carrying it slows every operation down
+    return image, image

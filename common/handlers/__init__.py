@@ -1,0 +1,23 @@
+"""Handlers for ignite engines: reproducible epochs, exact resume, saving, guarding and watching."""
+
+from .best_model_saver import BestModelSaver
+from .checkpoint import Checkpoint
+from .encoder_saver import EncoderSaver
+from .epoch_seed import EpochSeed
+from .model_loader import ModelLoader
+from .momentum_teacher import MomentumTeacher
+from .non_finite_guard import NonFiniteGuard
+from .progress_bar import ProgressBar
+from .representation_monitor import RepresentationMonitor
+
+__all__ = [
+    "BestModelSaver",
+    "Checkpoint",
+    "EncoderSaver",
+    "EpochSeed",
+    "ModelLoader",
+    "MomentumTeacher",
+    "NonFiniteGuard",
+    "ProgressBar",
+    "RepresentationMonitor",
+]

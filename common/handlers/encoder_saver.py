@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+from torch import nn
+
+from ..checks import config_digest
+from ..weights.encoder_file import read_encoder, save_encoder, write_state
+from .best_model_saver import is_new_best
+
+__all__ = ["EncoderSaver"]
+
+logger = logging.getLogger(__name__)
+
+
+class EncoderSaver:
+    """Write the encoder file when pre-training completes.
+
+    With an evaluator it is the encoder of the best validation (Zhang et al., BIBM 2023, section IV-C: the model with the
+    best reconstruction), kept meanwhile in a file beside ``path``; otherwise that of the last epoch.
+
+    Args:
+        path: such as ``models/encoder.safetensors``.
+        encoder: the encoder inside the pretext.
+        contract: ``spacing``, ``orientation``, ``intensity`` and ``spatial_size`` of the images.
+        method: name of the pretext.
+        data: one line on what was trained on.
+        evaluator: MONAI evaluator whose key metric chooses.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        encoder: nn.Module,
+        contract: Mapping[str, Any],
+        method: str,
+        data: str,
+        evaluator: Engine | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.best = self.path.with_name(f".{self.path.stem}.best{self.path.suffix}")
+        self.encoder = encoder
+        self.record = {**contract, "method": method, "data": data}
+        self.evaluator = evaluator
+        self.trained = False
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED(once=1), self.discard)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.note_epoch)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self.keep_best)
+
+    def discard(self) -> None:
+        """Drop what an earlier run in this folder left behind."""
+        if idist.get_rank() == 0:
+            self.best.unlink(missing_ok=True)
+
+    def note_epoch(self) -> None:
+        # A finished run that is resumed trains nothing; its encoder file must stay as it is.
+        self.trained = True
+
+    def keep_best(self, evaluator: Engine) -> None:
+        if is_new_best(evaluator) and idist.get_rank() == 0:
+            record = {**self.record, "epochs": evaluator.state.epoch}
+            record[evaluator.state.key_metric_name] = float(evaluator.state.best_metric)
+            save_encoder(self.encoder, self.best, record)
+
+    def finish(self, engine: Engine) -> None:
+        if idist.get_rank() != 0:
+            return
+        if self.best.exists():
+            state, record = read_encoder(self.best)
+            record["config_digest"] = config_digest()
+            write_state(state, self.path, record)
+            self.best.unlink()
+        elif self.trained:
+            record = {**self.record, "epochs": engine.state.epoch, "config_digest": config_digest()}
+            save_encoder(self.encoder, self.path, record)
+        else:
+            return
+        logger.info("encoder of epoch %s written to %s.", record.get("epochs"), self.path)

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import random
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data.utils import set_rnd
+
+__all__ = ["EpochSeed"]
+
+
+class EpochSeed:
+    """Make all random state a function of (seed, epoch, rank), at the start of every epoch.
+
+    Sets Python's, NumPy's and torch's generators and those of the data set's transforms, so that a run resumed after
+    epoch n draws in epoch n + 1 what the uninterrupted run drew. That needs loaders without persistent workers and an
+    ``epoch_length`` left to the loader.
+
+    Args:
+        seed: of the run.
+        fixed: leave the epoch out, for an evaluator whose pretext draws masks: every validation then sees the same.
+    """
+
+    def __init__(self, seed: int, fixed: bool = False) -> None:
+        self.seed = seed
+        self.fixed = fixed
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        epoch = 0 if self.fixed else engine.state.epoch
+        value = int(np.random.SeedSequence((self.seed, epoch, idist.get_rank())).generate_state(1)[0])
+        random.seed(value)
+        np.random.seed(value)
+        torch.manual_seed(value)
+        set_rnd(getattr(getattr(engine, "data_loader", None), "dataset", None), value)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+__all__ = ["ModelLoader", "load_model"]
+
+
+class ModelLoader:
+    """Load a whole network when an engine starts; everything must fit.
+
+    It runs as a handler, not in ``initialize``, so that a packed bundle works from any folder.
+
+    Args:
+        path: a state dict, plain or under ``model``, such as ``models/model.pt``.
+        network: filled in place; not wrapped by DDP.
+    """
+
+    def __init__(self, path: str | os.PathLike, network: nn.Module) -> None:
+        self.path, self.network = path, network
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        load_model(self.network, self.path)
+
+
+def load_model(network: nn.Module, path: str | os.PathLike) -> None:
+    """Fill ``network`` from the state dict in ``path``.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, no readable checkpoint, or one of another network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no model {path}: train one with configs/train.json, or set model_path (or output_dir)."
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint ({error}).") from error
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    own = network.state_dict()
+    fits = [name for name, tensor in own.items() if name in state and state[name].shape == tensor.shape]
+    if len(fits) < len(own) or len(state) > len(own):
+        example = next((name for name in [*own, *state] if name not in fits), None)
+        raise ValueError(
+            f"{path} is of another network: {len(fits)} of {len(own)} tensors of this {type(network).__name__} are in it "
+            f"with the right shape (not, for example, {example}); use the networks/ and tasks/ files it was trained with."
+        )
+    network.load_state_dict(state)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+__all__ = ["MomentumTeacher", "move_teacher"]
+
+
+class MomentumTeacher:
+    """Move a teacher towards its student after every optimiser step (Grill et al., BYOL, NeurIPS 2020, equation 1).
+
+    Args:
+        student, teacher: modules of one structure, sub-modules of the network that is not wrapped by DDP. The
+            teacher's parameters require no gradient.
+        momentum: 1 keeps the teacher, 0 makes it the student.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, momentum: float = 0.99) -> None:
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum lies in 0..1, not {momentum}.")
+        self.student, self.teacher, self.momentum = student, teacher, momentum
+        teacher.requires_grad_(False)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        move_teacher(self.student, self.teacher, self.momentum)
+
+
+@torch.no_grad()
+def move_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
+    """``teacher = momentum * teacher + (1 - momentum) * student`` for parameters; buffers are copied."""
+    for target, source in zip(teacher.parameters(), student.parameters(), strict=True):
+        target.lerp_(source.detach(), 1 - momentum)
+    for target, source in zip(teacher.buffers(), student.buffers(), strict=True):
+        target.copy_(source)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import CommonKeys
+from tqdm import tqdm
+
+__all__ = ["ProgressBar"]
+
+
+class ProgressBar:
+    """One bar for the whole run of an engine, with the epoch, the mean loss of the epoch so far and the time left.
+
+    Only rank 0 shows it, on stderr. Where stderr is no terminal (a log file) nothing is written, or with ``lines`` one
+    line an epoch.
+
+    Args:
+        desc: what is running, such as ``"pre-train"``.
+        lines: whether to write a line an epoch where stderr is no terminal.
+        interval: seconds between two looks at the loss; each look waits for the device.
+    """
+
+    def __init__(self, desc: str = "train", lines: bool = False, interval: float = 0.5) -> None:
+        self.desc = desc
+        self.lines = lines
+        self.interval = interval
+        self._bar: tqdm | None = None
+        self._losses = 0
+        self._total: float | torch.Tensor = 0.0
+        self._epoch_began = self._looked = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer or an evaluator."""
+        if idist.get_rank() > 0 or not (sys.stderr.isatty() or self.lines):
+            return
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
+        if sys.stderr.isatty():
+            # Not EXCEPTION_RAISED: ignite lets only the first handler of that event act, and savers need it.
+            engine.add_event_handler(Events.STARTED | Events.TERMINATE | Events.COMPLETED, self._close)
+        else:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_line)
+
+    def _start_epoch(self, engine: Engine) -> None:
+        state = engine.state
+        self._losses, self._total = 0, 0.0
+        self._epoch_began = time.monotonic()
+        if not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            # Only here are the counters of a resumed run in place; an evaluator counts iterations from 0, epochs not.
+            length = state.epoch_length
+            total = length and state.iteration + length * ((state.max_epochs or state.epoch) - state.epoch + 1)
+            self._bar = tqdm(total=total, initial=state.iteration, dynamic_ncols=True, file=sys.stderr)
+        self._bar.set_description(self._title(engine), refresh=False)
+
+    def _advance(self, engine: Engine) -> None:
+        loss = _loss(engine.state.output)
+        if loss is not None:
+            self._losses += 1
+            self._total = self._total + loss
+        if self._bar is None:
+            return
+        now = time.monotonic()
+        if self._losses and now - self._looked >= self.interval:
+            self._looked = now
+            self._bar.set_postfix_str(self._mean_loss(), refresh=False)
+        self._bar.update(engine.state.iteration - self._bar.n)
+
+    def _write_line(self, engine: Engine) -> None:
+        parts = [self._mean_loss()] if self._losses else []
+        parts.append(f"{time.monotonic() - self._epoch_began:.1f} s")
+        print(f"{self._title(engine)}: {', '.join(parts)}", file=sys.stderr, flush=True)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            if self._losses:
+                self._bar.set_postfix_str(self._mean_loss())
+            self._bar.close()
+        self._bar = None
+
+    def _title(self, engine: Engine) -> str:
+        return f"{self.desc} epoch {engine.state.epoch}/{engine.state.max_epochs}"
+
+    def _mean_loss(self) -> str:
+        return f"loss {float(self._total) / self._losses:.4f}"
+
+
+def _loss(output: Any) -> torch.Tensor | float | None:
+    """The loss in an engine's output (a number, a dict, or a list of dicts), not waiting for the device."""
+    if isinstance(output, list):
+        output = output[0] if output else None
+    if isinstance(output, dict):
+        output = output.get(CommonKeys.LOSS)
+    if isinstance(output, torch.Tensor):
+        return output.detach() if output.numel() == 1 else None
+    return output if isinstance(output, float) else None

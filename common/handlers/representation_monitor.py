@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from torch import nn
+
+from ..metrics import effective_rank, feature_std
+
+__all__ = ["RepresentationMonitor"]
+
+logger = logging.getLogger(__name__)
+
+
+class RepresentationMonitor:
+    """Watch an encoder's features during pre-training, and warn when they collapse.
+
+    In the last ``batches`` iterations of an epoch the encoder sees the images of the batch once more, in evaluation
+    mode and without gradient; modes and random state are as before afterwards. Of its last map it measures the tokens
+    (one vector a grid cell) and the pooled features (one vector an image), and at the end of the epoch puts into
+    ``engine.state.metrics``:
+
+    - ``feature_std``: spread of the L2-normalised tokens; about 1 / sqrt(channels) is healthy, 0 is collapse;
+    - ``effective_rank``: number of directions in which tokens vary;
+    - ``pooled_feature_std``, ``pooled_effective_rank``: the same of the pooled features, where there are two images or
+      more. Images of one organ are alike, so these are small by nature; a fall over the epochs is what tells.
+
+    A warning is logged when ``feature_std`` is below ``threshold / sqrt(channels)`` or ``effective_rank`` below 2, or
+    when the pooled features are equal to a millionth. Every rank measures its own images; rank 0 logs. The measures
+    are ``feature_std`` and ``effective_rank`` of ``common.metrics``.
+
+    Args:
+        encoder: module that returns a list of maps (B, C, *grid), finest first; not wrapped by DDP.
+        interval: epochs from one measurement to the next.
+        batches: iterations at the end of the epoch whose images are used.
+        max_tokens: tokens used of each batch, evenly spaced, which bounds the cost of the singular values.
+        threshold: share of the healthy spread below which tokens count as collapsed.
+        image_key: name of the images in the engine's batch.
+
+    Raises:
+        ValueError: when ``interval``, ``batches`` or ``max_tokens`` is less than 1.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        interval: int = 1,
+        batches: int = 4,
+        max_tokens: int = 512,
+        threshold: float = 0.01,
+        image_key: str = "image",
+    ) -> None:
+        if min(interval, batches, max_tokens) < 1:
+            raise ValueError(
+                "interval, batches and max_tokens of the representation monitor must be at least 1, got "
+                f"{interval}, {batches} and {max_tokens}."
+            )
+        self.encoder = encoder
+        self.interval = interval
+        self.batches = batches
+        self.max_tokens = max_tokens
+        self.threshold = threshold
+        self.image_key = image_key
+        self._tokens: list[torch.Tensor] = []
+        self._pooled: list[torch.Tensor] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer.
+
+        Args:
+            engine: trainer whose ``state.batch`` is a dict with the images (B, C, *spatial).
+        """
+        engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
+
+    def __call__(self, engine: Engine) -> None:
+        if not self._tokens:
+            return
+        tokens, pooled = torch.cat(self._tokens), torch.cat(self._pooled)
+        self._forget()
+        measured = {}
+        for prefix, features in (("", tokens), ("pooled_", pooled)):
+            if len(features) > 1:
+                measured[f"{prefix}feature_std"] = float(feature_std(features))
+                measured[f"{prefix}effective_rank"] = float(effective_rank(features))
+        engine.state.metrics.update(measured)
+        if idist.get_rank() > 0:
+            return
+        healthy = 1 / math.sqrt(tokens.shape[1])
+        values = ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
+        values += f"; a healthy feature_std is about {healthy:.4g}"
+        logger.info("Epoch %d, encoder features: %s.", engine.state.epoch, values)
+        if (
+            measured.get("feature_std", 1.0) < self.threshold * healthy
+            or measured.get("effective_rank", 2.0) < 2
+            or measured.get("pooled_feature_std", 1.0) < 1e-6 * healthy
+        ):
+            logger.warning(
+                "Epoch %d: the encoder's features have collapsed to (nearly) one direction (%s); "
+                "lower the learning rate, or look at the loss and its negatives.",
+                engine.state.epoch,
+                values,
+            )
+
+    def _forget(self) -> None:
+        self._tokens, self._pooled = [], []
+
+    def _collect(self, engine: Engine) -> None:
+        state: Any = engine.state
+        if state.epoch_length is None:
+            raise ValueError("The representation monitor needs a loader with a length, or an `epoch_length`.")
+        left = state.epoch_length - 1 - (state.iteration - 1) % state.epoch_length
+        if state.epoch % self.interval or left >= self.batches:
+            return
+        device = next(self.encoder.parameters()).device
+        image = state.batch[self.image_key].to(device)
+        image = image.as_tensor() if isinstance(image, MetaTensor) else image
+        with _evaluating(self.encoder, device):
+            features = self.encoder(image)[-1].flatten(2)
+        tokens = features.transpose(1, 2).flatten(0, 1)
+        self._tokens.append(tokens[:: math.ceil(len(tokens) / self.max_tokens)].float().cpu())
+        self._pooled.append(features.float().mean(dim=2).cpu())
+
+
+@contextmanager
+def _evaluating(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode without gradient; afterwards every sub-module's mode and the random state are as before."""
+    modes = {part: part.training for part in module.modules()}
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        module.eval()
+        try:
+            yield
+        finally:
+            for part, training in modes.items():
+                part.training = training

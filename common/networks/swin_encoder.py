@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import torch
+from monai.networks.nets.swin_unetr import SwinTransformer
+from torch import nn
+
+__all__ = ["SwinEncoder"]
+
+
+class SwinEncoder(nn.Module):
+    """The Swin transformer of MONAI's ``SwinUNETR`` seen as an encoder.
+
+    A view, not a copy: it holds the very module that a segmentation net holds.
+
+    Args:
+        swin: the transformer, ``SwinUNETR(...).swinViT``.
+        normalize: whether each map passes a layer norm without parameters, as ``SwinUNETR`` does by default.
+
+    ``forward(image (B, C, D, H, W))`` returns five maps with ``feature_size * (1, 2, 4, 8, 16)`` channels and strides
+    2, 4, 8, 16, 32 (for patch size 2); each axis of the image is a multiple of the last stride.
+    """
+
+    def __init__(self, swin: SwinTransformer, normalize: bool = True) -> None:
+        super().__init__()
+        self.swin = swin
+        self.normalize = normalize
+        projection = swin.patch_embed.proj
+        self.patch_size = tuple(projection.kernel_size)
+        self.in_channels = projection.in_channels
+        self.channels = tuple(swin.embed_dim * 2**stage for stage in range(5))
+        self.strides = tuple(tuple(size * 2**stage for size in self.patch_size) for stage in range(5))
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        deepest = self.strides[-1]
+        if any(size % stride for size, stride in zip(image.shape[2:], deepest, strict=True)):
+            raise ValueError(
+                f"Swin UNETR needs an image size that is a multiple of {deepest}, not {tuple(image.shape[2:])}; "
+                "set roi_size to such a size."
+            )
+        return self.swin(image, self.normalize)
+
+    def architecture(self) -> dict:
+        """What an encoder file records of the network: name and arguments."""
+        layers = [getattr(self.swin, f"layers{stage}")[0] for stage in range(1, 5)]
+        return {
+            "name": "SwinEncoder",
+            "in_channels": self.in_channels,
+            "patch_size": list(self.patch_size),
+            "feature_size": self.swin.embed_dim,
+            "depths": [len(layer.blocks) for layer in layers],
+            "num_heads": [layer.blocks[0].attn.num_heads for layer in layers],
+            "window_size": list(layers[0].window_size),
+            "patch_merging": type(layers[0].downsample).__name__,
+        }

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets import UNETR as MonaiUNETR
+from monai.utils import ensure_tuple_rep
+from torch import nn
+from torch.nn.utils import parametrize
+
+__all__ = ["UNETR", "SeparablePositions"]
+
+
+class UNETR(MonaiUNETR):
+    """UNETR [1] with the skip connections where the paper draws them, and the variants of [2].
+
+    Parameters carry the names of ``monai.networks.nets.UNETR``, so state dicts move both ways. MONAI reads its skips
+    from ``hidden_states_out[3], [6], [9]``, which are the outputs of blocks 4, 7 and 10; [1] (Fig. 1) takes z3, z6 and
+    z9, the outputs of blocks 3, 6 and 9. ``skip_blocks=(4, 7, 10)`` is MONAI's function.
+
+    Attention runs through ``scaled_dot_product_attention`` when ``dropout_rate`` is 0 (MONAI's block would otherwise
+    apply that dropout in evaluation too).
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: classes, background included.
+        img_size: voxels per axis of every input; a multiple of 16 per axis.
+        num_layers: transformer blocks.
+        skip_blocks: the blocks (counted from 1) after which the three skips are taken, default a quarter, a half and
+            three quarters of ``num_layers``.
+        class_token: whether a class token runs along, as in the published encoder of [2]. Dropped before the decoder.
+        position: ``"learnable"``, one vector a token, or ``"separable"``, the sum of one vector per position of the
+            first axis and one per position of the other two, as in the published encoder of [2]; the class token then has
+            a position of its own as well.
+        norm_eps: epsilon of the layer norms (MONAI 1e-5, published encoder 1e-6).
+        freeze_patch_embed: keep the patch projection as it starts (random) or is loaded, as the code of [2] does.
+        **kwargs: as in ``monai.networks.nets.UNETR`` (``feature_size``, ``hidden_size``, ``mlp_dim``, ...).
+
+    Input (B, in_channels, *img_size), output (B, out_channels, *img_size).
+
+    Raises:
+        ValueError: ``img_size`` not a multiple of 16, or ``skip_blocks`` not three increasing block numbers.
+
+    References:
+        - [1] Hatamizadeh et al., UNETR: Transformers for 3D Medical Image Segmentation, WACV 2022.
+        - [2] Zhang et al., Pretrain Once and Finetune Many Times, BIBM 2023, section III.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        img_size: Sequence[int] | int,
+        num_layers: int = 12,
+        skip_blocks: Sequence[int] | None = None,
+        class_token: bool = False,
+        position: str = "learnable",
+        norm_eps: float = 1e-5,
+        freeze_patch_embed: bool = False,
+        **kwargs,
+    ) -> None:
+        img_size = ensure_tuple_rep(img_size, 3)
+        if any(size % 16 for size in img_size):
+            raise ValueError(
+                f"UNETR needs an img_size that is a multiple of its patch size 16 on each axis: {img_size}."
+            )
+        if position not in ("learnable", "separable"):
+            raise ValueError(f"position is 'learnable' or 'separable', not {position!r}.")
+        super().__init__(in_channels, out_channels, img_size, **kwargs)
+        if num_layers > self.num_layers:
+            raise ValueError(f"UNETR has at most {self.num_layers} blocks, num_layers is {num_layers}.")
+        self.num_layers = num_layers
+        self.vit.blocks = self.vit.blocks[:num_layers]
+        skips = skip_blocks or [round(num_layers * quarter / 4) for quarter in (1, 2, 3)]
+        if len(skips) != 3 or sorted(set(skips)) != list(skips) or not 1 <= skips[0] <= skips[-1] <= num_layers:
+            raise ValueError(f"skip_blocks are three increasing block numbers in 1..{num_layers}, not {list(skips)}.")
+        self.skip_blocks = tuple(skips)
+        self.has_class_token = class_token
+        if class_token:
+            self.vit.cls_token = nn.Parameter(torch.empty(1, 1, self.hidden_size).normal_(std=0.02))
+        if position == "separable" and class_token:
+            parametrize.register_parametrization(self.vit, "cls_token", PositionedToken())
+        if position == "separable":
+            parametrize.register_parametrization(
+                self.vit.patch_embedding, "position_embeddings", SeparablePositions(self.feat_size)
+            )
+        if freeze_patch_embed:
+            self.vit.patch_embedding.patch_embeddings.requires_grad_(False)
+        for module in self.vit.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = norm_eps
+            if (
+                hasattr(module, "use_flash_attention")
+                and not kwargs.get("dropout_rate")
+                and not kwargs.get("save_attn")
+            ):
+                module.use_flash_attention = True
+
+    def proj_feat(self, x: torch.Tensor) -> torch.Tensor:
+        if self.has_class_token:
+            x = x[:, 1:]
+        # Not `.contiguous()`: that would force the row-major layout on a net that runs in channels_last_3d.
+        return x.reshape([x.size(0)] + self.proj_view_shape).permute(self.proj_axes)
+
+    def forward(self, x_in: torch.Tensor) -> torch.Tensor:
+        x, hidden = self.vit(x_in)
+        enc1 = self.encoder1(x_in)
+        enc2 = self.encoder2(self.proj_feat(hidden[self.skip_blocks[0] - 1]))
+        enc3 = self.encoder3(self.proj_feat(hidden[self.skip_blocks[1] - 1]))
+        enc4 = self.encoder4(self.proj_feat(hidden[self.skip_blocks[2] - 1]))
+        dec3 = self.decoder5(self.proj_feat(x), enc4)
+        dec2 = self.decoder4(dec3, enc3)
+        dec1 = self.decoder3(dec2, enc2)
+        return self.out(self.decoder2(dec1, enc1))
+
+
+class SeparablePositions(nn.Module):
+    """Position table of a 3-D token grid as an outer sum, a parametrization for ``torch.nn.utils.parametrize``.
+
+    ``forward(axial (1, D, C), planar (1, H*W, C)) -> (1, D*H*W, C)``, row ``d*H*W + p`` being
+    ``axial[d] + planar[p]``. The published encoder of Zhang et al. (BIBM 2023) stores its positions so (10 + 100
+    vectors for its 10 x 10 x 10 grid).
+    """
+
+    def __init__(self, grid: Sequence[int]) -> None:
+        super().__init__()
+        self.depth, self.plane = int(grid[0]), math.prod(int(size) for size in grid[1:])
+
+    def forward(self, axial: torch.Tensor, planar: torch.Tensor) -> torch.Tensor:
+        return (axial[:, :, None] + planar[:, None]).flatten(1, 2)
+
+    def right_inverse(self, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The least-squares split of a full table; exact for a table that is an outer sum."""
+        table = table.detach().unflatten(1, (self.depth, self.plane))
+        axial = table.mean(2)
+        return axial, (table - axial[:, :, None]).mean(1)
+
+
+class PositionedToken(nn.Module):
+    """A class token as the sum of a token and its position, a parametrization like ``SeparablePositions``."""
+
+    def forward(self, token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        return token + position
+
+    def right_inverse(self, token: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return token, torch.zeros_like(token)

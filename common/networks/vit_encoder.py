@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets import ViT
+from torch import nn
+
+__all__ = ["ViTEncoder"]
+
+
+class ViTEncoder(nn.Module):
+    """MONAI's ``ViT`` seen as an encoder: tokens of chosen blocks, folded back onto the token grid.
+
+    A view, not a copy: it holds the very module that a segmentation net holds, so that training one trains the other.
+
+    Args:
+        vit: the transformer, such as ``UNETR(...).vit``.
+        skip_blocks: blocks (counted from 1) whose output is returned ahead of the final normalised tokens. Default a
+            quarter, a half and three quarters of the depth: z3, z6, z9 of a 12-block UNETR (Hatamizadeh et al., 2022).
+
+    ``forward(image (B, C, D, H, W))`` returns ``len(skip_blocks) + 1`` maps (B, hidden, D/p, H/p, W/p), all with the
+    patch size p as stride. A class token is dropped.
+    """
+
+    def __init__(self, vit: ViT, skip_blocks: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.vit = vit
+        depth = len(vit.blocks)
+        self.skip_blocks = tuple(skip_blocks or (round(depth * quarter / 4) for quarter in (1, 2, 3)))
+        embedding = vit.patch_embedding.patch_embeddings
+        if not isinstance(embedding, nn.Conv3d):
+            raise TypeError("ViTEncoder needs a 3-D ViT whose patch embedding is a convolution (proj_type='conv').")
+        self.patch_size = tuple(embedding.kernel_size)
+        self.in_channels = embedding.in_channels
+        self.hidden_size = embedding.out_channels
+        maps = len(self.skip_blocks) + 1
+        self.channels = (self.hidden_size,) * maps
+        self.strides = (self.patch_size,) * maps
+
+    @property
+    def has_class_token(self) -> bool:
+        return hasattr(self.vit, "cls_token")
+
+    def grid(self, spatial_size: Sequence[int]) -> tuple[int, ...]:
+        """Tokens per axis for an image of ``spatial_size`` voxels."""
+        if any(size % patch for size, patch in zip(spatial_size, self.patch_size, strict=True)):
+            raise ValueError(f"image size {tuple(spatial_size)} is not a multiple of the patch size {self.patch_size}.")
+        return tuple(size // patch for size, patch in zip(spatial_size, self.patch_size, strict=True))
+
+    def embed(self, image: torch.Tensor) -> torch.Tensor:
+        """Patch embedding with positions, (B, C, D, H, W) -> (B, L, hidden), tokens in row-major grid order."""
+        grid, tokens = self.grid(image.shape[2:]), self.vit.patch_embedding.position_embeddings.shape[1]
+        if grid[0] * grid[1] * grid[2] != tokens:
+            raise ValueError(
+                f"an image of {tuple(image.shape[2:])} voxels gives {grid} tokens, the ViT was built for {tokens}; "
+                "set roi_size (img_size of the network) to the size of the crops."
+            )
+        return self.vit.patch_embedding(image)
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        tokens = self.embed(image)
+        if self.has_class_token:
+            tokens = torch.cat((self.vit.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+        maps = []
+        for number, block in enumerate(self.vit.blocks, start=1):
+            tokens = block(tokens)
+            if number in self.skip_blocks:
+                maps.append(tokens)
+        maps.append(self.vit.norm(tokens))
+        grid = self.grid(image.shape[2:])
+        first = int(self.has_class_token)
+        return [tokens[:, first:].transpose(1, 2).unflatten(2, grid) for tokens in maps]
+
+    def architecture(self) -> dict:
+        """What an encoder file records of the network: name and arguments."""
+        block = self.vit.blocks[0]
+        return {
+            "name": "ViTEncoder",
+            "in_channels": self.in_channels,
+            "patch_size": list(self.patch_size),
+            "tokens": self.vit.patch_embedding.position_embeddings.shape[1],
+            "hidden_size": self.hidden_size,
+            "mlp_dim": block.mlp.linear1.out_features,
+            "num_layers": len(self.vit.blocks),
+            "num_heads": block.attn.num_heads,
+            "qkv_bias": block.attn.qkv.bias is not None,
+            "class_token": self.has_class_token,
+            "norm_eps": self.vit.norm.eps,
+        }

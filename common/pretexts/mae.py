@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import torch
+from monai.networks.blocks.transformerblock import TransformerBlock
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ..networks import SeparablePositions, ViTEncoder
+from ..transforms import patchify, random_keep_indices, unpatchify
+
+__all__ = ["MAE"]
+
+
+class MAE(nn.Module):
+    """Masked autoencoder [1] on the ViT of a UNETR, as pre-trained in [2].
+
+    The encoder runs on the visible tokens only; a lighter transformer fills in the rest from mask tokens and
+    positions. The prediction head runs on masked positions only, since the loss reads no other.
+
+    Args:
+        encoder: encoder with a ViT inside; its blocks and norm are used as they are, so fine-tuning needs no renaming.
+        img_size: voxels per axis of the crops.
+        mask_ratio: share of tokens dropped; ``round((1 - mask_ratio) * L)`` tokens stay. [2]'s code uses 0.85.
+        decoder_hidden_size, decoder_num_layers, decoder_num_heads: the decoder of [2] (four blocks, section III-A).
+        position: ``"learnable"`` or ``"separable"`` decoder positions (see ``common.networks.UNETR``).
+
+    ``forward(image (B, C, *img_size))`` returns ``patches`` (B, M, P), the prediction for the M masked patches of
+    P = 16^3 C voxels, their ``target`` (B, M, P), and ``masked`` (B, M), their token numbers.
+
+    Raises:
+        TypeError: the encoder holds no ViT.
+
+    References:
+        - [1] He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022.
+        - [2] Zhang et al., Pretrain Once and Finetune Many Times, BIBM 2023, section III-A.
+    """
+
+    def __init__(
+        self,
+        encoder: ViTEncoder,
+        img_size: list[int],
+        mask_ratio: float = 0.85,
+        decoder_hidden_size: int = 512,
+        decoder_num_layers: int = 4,
+        decoder_num_heads: int = 16,
+        position: str = "learnable",
+    ) -> None:
+        super().__init__()
+        if not isinstance(encoder, ViTEncoder):
+            raise TypeError(
+                f"MAE drops tokens before the encoder, which only a ViT allows; got {type(encoder).__name__}. "
+                "Use the RCR pretext for Swin UNETR."
+            )
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f"mask_ratio lies between 0 and 1, not {mask_ratio}.")
+        self.encoder = encoder
+        self.mask_ratio = mask_ratio
+        self.token_grid = encoder.grid(img_size)
+        tokens = self.token_grid[0] * self.token_grid[1] * self.token_grid[2]
+        self.first = int(encoder.has_class_token)
+
+        block = encoder.vit.blocks[0]
+        mlp_ratio = block.mlp.linear1.out_features // encoder.hidden_size
+        self.decoder_embed = nn.Linear(encoder.hidden_size, decoder_hidden_size)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_hidden_size).normal_(std=0.02))
+        self.decoder_positions = nn.Parameter(torch.empty(1, tokens, decoder_hidden_size).normal_(std=0.02))
+        if position == "separable":
+            parametrize.register_parametrization(self, "decoder_positions", SeparablePositions(self.token_grid))
+        if self.first:
+            self.decoder_class_position = nn.Parameter(torch.empty(1, 1, decoder_hidden_size).normal_(std=0.02))
+        self.decoder_blocks = nn.ModuleList(
+            TransformerBlock(
+                decoder_hidden_size,
+                mlp_ratio * decoder_hidden_size,
+                decoder_num_heads,
+                qkv_bias=block.attn.qkv.bias is not None,
+                use_flash_attention=True,
+            )
+            for _ in range(decoder_num_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_hidden_size, eps=encoder.vit.norm.eps)
+        for layer in self.decoder_blocks.modules():
+            if isinstance(layer, nn.LayerNorm):
+                layer.eps = encoder.vit.norm.eps
+        voxels = encoder.patch_size[0] * encoder.patch_size[1] * encoder.patch_size[2]
+        self.decoder_head = nn.Linear(decoder_hidden_size, voxels * encoder.in_channels)
+        self.decoder_head.apply(_init_linear)
+        self.decoder_embed.apply(_init_linear)
+        self.decoder_blocks.apply(_init_linear)
+
+    def encode(self, image: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """Normalised tokens (B, K, hidden) of the kept positions ``keep`` (B, K), a class token in front if any."""
+        vit = self.encoder.vit
+        tokens = take(self.encoder.embed(image), keep)
+        if self.first:
+            tokens = torch.cat((vit.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+        for block in vit.blocks:
+            tokens = block(tokens)
+        return vit.norm(tokens)
+
+    def decode(self, tokens: torch.Tensor, keep: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+        """Predicted patches (B, M, P) at ``masked`` (B, M) from encoded tokens at ``keep`` (B, K)."""
+        tokens = self.decoder_embed(tokens)
+        full = self.mask_token.to(tokens.dtype).repeat(len(tokens), self.decoder_positions.shape[1], 1)
+        index = keep[..., None].expand(-1, -1, full.shape[-1])
+        full = full.scatter(1, index, tokens[:, self.first :]) + self.decoder_positions
+        if self.first:
+            full = torch.cat((tokens[:, :1] + self.decoder_class_position, full), dim=1)
+        for block in self.decoder_blocks:
+            full = block(full)
+        return self.decoder_head(self.decoder_norm(take(full, masked + self.first)))
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        tokens = self.decoder_positions.shape[1]
+        keep, masked = random_keep_indices(len(image), tokens, self.mask_ratio, device=image.device)
+        patches = self.decode(self.encode(image, keep), keep, masked)
+        target = take(patchify(image, self.encoder.patch_size), masked)
+        return {"patches": patches, "target": target, "masked": masked}
+
+    @torch.no_grad()
+    def reconstruct(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The image with its masked patches replaced by predictions, and with them blanked; for pictures."""
+        prediction = self(image)
+        patches = patchify(image, self.encoder.patch_size)
+        index = prediction["masked"][..., None].expand_as(prediction["patches"])
+        filled = patches.scatter(1, index, prediction["patches"].to(patches.dtype))
+        blanked = patches.scatter(1, index, 0.0)
+        return tuple(unpatchify(part, self.token_grid, self.encoder.patch_size) for part in (filled, blanked))
+
+
+def take(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows ``index`` (B, K) of ``tokens`` (B, L, C), each sample its own."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

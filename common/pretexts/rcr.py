@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ..transforms import CutoutSwap, rot90_batch
+
+__all__ = ["RCR"]
+
+
+class RCR(nn.Module):
+    """Rotation, contrast and reconstruction [1], the pretext that [2] uses for Swin UNETR.
+
+    Two views of each image are quarter-turned in the last two axes, each by its own angle, and damaged by cut-out
+    (noise boxes, boxes swapped between samples). Both views pass the encoder in one batch. From its deepest map, token 0
+    tells the rotation, token 1 is the contrastive vector, and a convolutional decoder restores the undamaged view.
+
+    Args:
+        encoder: any encoder; the deepest map needs two tokens at least and a stride that is the same power of two on
+            each axis.
+        contrast_size: length of the contrastive vector.
+        max_cutout: upper bound of the share of voxels that each cut-out pass replaces.
+
+    ``forward(image (B, C, D, H, W))``, H = W, returns for the 2B views ``rotation_logits`` (2B, 4), ``rotation`` (2B,),
+    ``contrast1`` and ``contrast2`` (B, contrast_size), ``reconstruction`` and ``target`` (2B, C, D, H, W).
+
+    References:
+        - [1] Tang et al., Self-Supervised Pre-Training of Swin Transformers for 3D Medical Image Analysis, CVPR 2022.
+        - [2] Zhang et al., Pretrain Once and Finetune Many Times, BIBM 2023, section III-A.
+    """
+
+    def __init__(self, encoder: nn.Module, contrast_size: int = 512, max_cutout: float = 0.3) -> None:
+        super().__init__()
+        channels, stride = encoder.channels[-1], encoder.strides[-1]
+        doublings = round(math.log2(stride[0]))
+        if set(stride) != {2**doublings}:
+            raise ValueError(
+                f"RCR needs a deepest stride that is one power of two on all axes, the encoder has {stride}."
+            )
+        self.encoder = encoder
+        self.cutout = CutoutSwap(max_share=max_cutout)
+        self.rotation_head = nn.Linear(channels, 4)
+        self.contrast_head = nn.Linear(channels, contrast_size)
+        layers: list[nn.Module] = []
+        for step in range(doublings):
+            # Halve the channels down to a sixteenth, then keep them: 768, 384, 192, 96, 48, 48 for Swin UNETR.
+            wide, narrow = channels // 2 ** min(step, 4), channels // 2 ** min(step + 1, 4)
+            layers += [
+                nn.Conv3d(wide, narrow, 3, padding=1),
+                nn.InstanceNorm3d(narrow),
+                nn.LeakyReLU(),
+                nn.Upsample(scale_factor=2, mode="trilinear"),
+            ]
+        self.decoder = nn.Sequential(*layers, nn.Conv3d(narrow, encoder.in_channels, 1))
+
+    def heads(self, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rotation logits (N, 4), contrastive vectors (N, contrast_size) and reconstruction of N views."""
+        deepest = self.encoder(views)[-1]
+        tokens = deepest.flatten(2).transpose(1, 2)
+        if tokens.shape[1] < 2:
+            raise ValueError(
+                f"images of {tuple(views.shape[2:])} voxels leave the encoder a single token; RCR reads two, "
+                "so set roi_size to at least 64 on one axis."
+            )
+        return self.rotation_head(tokens[:, 0]), self.contrast_head(tokens[:, 1]), self.decoder(deepest)
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        if image.shape[-1] != image.shape[-2]:
+            raise ValueError(f"RCR turns the last two axes into each other; they differ: {tuple(image.shape[2:])}.")
+        image = torch.cat((image, image))
+        rotation = torch.randint(4, (len(image),), device=image.device)
+        target = rot90_batch(image, rotation)
+        # Swap partners come from the same view, so that no view sees its own other half.
+        damaged = torch.cat([self.cutout(view) for view in target.chunk(2)])
+        logits, contrast, reconstruction = self.heads(damaged)
+        contrast1, contrast2 = contrast.chunk(2)
+        return {
+            "rotation_logits": logits,
+            "rotation": rotation,
+            "contrast1": contrast1,
+            "contrast2": contrast2,
+            "reconstruction": reconstruction,
+            "target": target,
+        }

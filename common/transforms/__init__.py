@@ -1,0 +1,23 @@
+from .check_volume import CheckVolumed
+from .cube_group import CubeGroup, rot90_batch
+from .cutout_swap import CutoutSwap
+from .grid_mask import random_grid_mask, random_keep_indices, upsample_mask
+from .load_volume import LoadVolumed
+from .map_labels import MapLabelsd
+from .patchify import patchify, unpatchify
+from .spacing import Spacingd
+
+__all__ = [
+    "CheckVolumed",
+    "CubeGroup",
+    "CutoutSwap",
+    "LoadVolumed",
+    "MapLabelsd",
+    "Spacingd",
+    "patchify",
+    "random_grid_mask",
+    "random_keep_indices",
+    "rot90_batch",
+    "unpatchify",
+    "upsample_mask",
+]

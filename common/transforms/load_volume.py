@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.transforms import LoadImaged
+
+
+class LoadVolumed(LoadImaged):
+    """MONAI's `LoadImaged` whose failures are one sentence that names the file and what is wrong with it.
+
+    Arguments are those of `monai.transforms.LoadImaged`.
+
+    Raises:
+        RuntimeError: a file is missing, empty, cut off or in no format that a reader knows, or the files of one image
+            do not fit together.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
+        try:
+            return super().__call__(data, reader)
+        except Exception as error:  # each reader has its own kinds
+            # Only now, so that volumes that load are read once: which file is it?
+            for key in self.keys:
+                problem = self._problem(data.get(key), reader)
+                if problem:
+                    raise RuntimeError(f"{problem}; replace the file or take it out of the datalist.") from error
+            raise
+
+    def _problem(self, value: Any, reader: Any) -> str | None:
+        files = [value] if isinstance(value, str | os.PathLike) else value
+        if not isinstance(files, list | tuple) or not all(isinstance(f, str | os.PathLike) for f in files):
+            return None
+        for file in map(os.fspath, files):
+            if not os.path.exists(file):
+                return f"{file} does not exist"
+            if os.path.isfile(file) and os.path.getsize(file) == 0:
+                return f"{file} is empty (0 bytes)"
+            try:
+                self._loader(file, reader)
+            except Exception as error:
+                return f"{file} cannot be read ({_reason(file, error)})"
+        try:
+            self._loader(value, reader)
+        except Exception as error:
+            return f"{', '.join(map(os.fspath, files))} cannot be read as one image ({_first_line(error)})"
+        return None
+
+
+def _reason(file: str, error: Exception) -> str:
+    if file.endswith((".nii", ".nii.gz")):  # nibabel's own words are plainer than the list of readers that were tried
+        try:
+            np.asanyarray(nib.load(file).dataobj)
+        except Exception as plainer:
+            return _first_line(plainer)
+    return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,8 @@
+"""Encoder files: writing, loading with a report, and conversion of foreign checkpoints."""
+
+from .convert import convert
+from .encoder_file import read_encoder, save_encoder
+from .load import load_encoder
+from .report import TransferReport
+
+__all__ = ["TransferReport", "convert", "load_encoder", "read_encoder", "save_encoder"]

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .encoder_file import FORMAT_VERSION, write_state
+
+__all__ = ["KINDS", "convert", "monai_mae", "swin_unetr_ssl", "unetr_mae"]
+
+State = dict[str, torch.Tensor]
+
+
+def convert(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    kind: str | None = None,
+    num_heads: int | None = None,
+    legacy_patch_merging: bool = False,
+    spatial_size: Sequence[int] | None = None,
+    spacing: Sequence[float] | None = None,
+    orientation: str | None = None,
+    intensity: str | None = None,
+    data: str | None = None,
+) -> dict[str, Any]:
+    """Turn a foreign checkpoint into an encoder file and return its record.
+
+    Args:
+        source: a ``.pt``/``.pth`` file (read with ``weights_only=True``).
+        output: the encoder file to write.
+        kind: one of ``KINDS``; found from the tensor names when not given.
+        num_heads: attention heads of a ViT, which its weights do not tell (12 in UNETR).
+        legacy_patch_merging: for Swin UNETR weights trained with MONAI <= 1.2, whose patch merging dropped some
+            neighbours; such an encoder needs ``common.networks.LegacyPatchMerging``. Recorded in the file.
+        spatial_size, spacing, orientation, intensity, data: what the weights were trained on, for the record; say what
+            you know, since fine-tuning warns where its images differ.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, Python objects beside tensors, or names of no known kind.
+    """
+    state = _read_checkpoint(Path(source))
+    kinds = (
+        [kind] if kind else [name for name, (_, mark) in KINDS.items() if any(re.search(mark, key) for key in state)]
+    )
+    if len(kinds) != 1 or kinds[0] not in KINDS:
+        names = ", ".join(list(state)[:3])
+        raise ValueError(
+            f"{source} is of no known kind (tensors such as {names}); give --kind, one of {', '.join(KINDS)}."
+        )
+    converted, architecture = KINDS[kinds[0]][0](state)
+    if "hidden_size" in architecture:
+        architecture["num_heads"] = num_heads
+    else:
+        architecture["patch_merging"] = "LegacyPatchMerging" if legacy_patch_merging else "PatchMerging"
+    record = {
+        "format": FORMAT_VERSION,
+        "method": f"converted from {kinds[0]} checkpoint {Path(source).name}",
+        "architecture": architecture,
+        "in_channels": architecture["in_channels"],
+        "spatial_size": list(spatial_size) if spatial_size else None,
+        "patch_size": architecture["patch_size"],
+        "spacing": list(spacing) if spacing else None,
+        "orientation": orientation,
+        "intensity": intensity,
+        "data": data,
+    }
+    write_state({name: tensor.contiguous().clone() for name, tensor in converted.items()}, output, record)
+    return record
+
+
+def unetr_mae(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
+    """Encoder of the published UNETR-MAE checkpoints (Zhang et al., BIBM 2023): timm block names, a class token,
+    separable positions (``pos_embed_spatial``, ``pos_embed_temporal``, ``pos_embed_class``).
+
+    The decoder, timm's unused head and its 2-D positions are left out.
+    """
+    renames = (
+        (r"^patch_embed\.proj\.", "patch_embedding.patch_embeddings."),
+        (r"\.attn\.proj\.", ".attn.out_proj."),
+        (r"\.mlp\.fc(\d)\.", r".mlp.linear\1."),
+        (r"^cls_token$", "parametrizations.cls_token.original0"),
+        (r"^pos_embed_class$", "parametrizations.cls_token.original1"),
+        (r"^pos_embed_temporal$", "patch_embedding.parametrizations.position_embeddings.original0"),
+        (r"^pos_embed_spatial$", "patch_embedding.parametrizations.position_embeddings.original1"),
+    )
+    keep = re.compile(r"(patch_embed\.proj|blocks|norm)\.|cls_token$|pos_embed_(temporal|spatial|class)$")
+    converted = {}
+    for name, tensor in state.items():
+        if keep.match(name):
+            for pattern, replacement in renames:
+                name = re.sub(pattern, replacement, name)
+            converted[f"vit.{name}"] = tensor
+    _fill_unused_norms(converted)
+    return converted, _vit_architecture(converted)
+
+
+def monai_mae(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
+    """Encoder of a ``monai.networks.nets.MaskedAutoEncoderViT`` state dict.
+
+    Its final norm is the last entry of ``blocks``; in ``ViT`` it is ``norm``.
+    """
+    depth = 1 + max(int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.norm1", name))
+    converted = {}
+    for name, tensor in state.items():
+        if name == "cls_token" or name.startswith("patch_embedding."):
+            converted[f"vit.{name}"] = tensor
+        elif name.startswith("blocks.") and ".cross_attn." not in name:
+            converted["vit." + name.replace(f"blocks.{depth}.", "norm.")] = tensor
+    _fill_unused_norms(converted)
+    return converted, _vit_architecture(converted)
+
+
+def swin_unetr_ssl(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
+    """Swin transformer of Swin UNETR checkpoints: the self-supervised ones of Tang et al. (CVPR 2022), old names
+    (``module.layers1...mlp.fc1``) and new (``swinViT.layers1...mlp.linear1``), and whole Swin UNETR state dicts.
+    """
+    converted = {}
+    for name, tensor in state.items():
+        name = re.sub(r"^(module\.)?(swinViT\.)?", "", name)
+        if re.match(r"(patch_embed|layers\d(c)?)\.", name):
+            converted["swin." + re.sub(r"\.mlp\.fc(\d)\.", r".mlp.linear\1.", name)] = tensor
+    projection = converted["swin.patch_embed.proj.weight"]
+    return converted, {
+        "name": "SwinEncoder",
+        "in_channels": projection.shape[1],
+        "patch_size": list(projection.shape[2:]),
+        "feature_size": projection.shape[0],
+    }
+
+
+KINDS: dict[str, tuple[Callable[[Mapping[str, torch.Tensor]], tuple[State, dict[str, Any]]], str]] = {
+    "unetr_mae": (unetr_mae, r"^pos_embed_spatial$"),
+    "monai_mae": (monai_mae, r"^patch_embedding\.position_embeddings$"),
+    "swin_unetr_ssl": (swin_unetr_ssl, r"layers1\.0\.blocks\.0\.attn\.qkv"),
+}
+"""Kinds of checkpoints: the converter, and the tensor name by which a checkpoint is told."""
+
+
+def _read_checkpoint(path: Path) -> State:
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds Python objects beside tensors, which are not loaded for safety; in a place you trust, save its "
+            "state dict alone with torch.save and convert that."
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a readable PyTorch checkpoint ({error}).") from error
+    for key in ("state_dict", "model", "network"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    state = {re.sub(r"^module\.", "", k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
+    if not state:
+        raise ValueError(
+            f"{path} holds no state dict: give a file with a state dict, or one under 'state_dict' or 'model'."
+        )
+    return state
+
+
+def _fill_unused_norms(state: State) -> None:
+    """MONAI's transformer block holds a norm for cross-attention that self-attention never uses; it starts as identity."""
+    for name in [name for name in state if name.endswith(".norm1.weight")]:
+        prefix = name.removesuffix("norm1.weight") + "norm_cross_attn."
+        state.setdefault(prefix + "weight", torch.ones_like(state[name]))
+        state.setdefault(prefix + "bias", torch.zeros_like(state[name]))
+
+
+def _vit_architecture(state: State) -> dict[str, Any]:
+    projection = state["vit.patch_embedding.patch_embeddings.weight"]
+    return {
+        "name": "ViTEncoder",
+        "in_channels": projection.shape[1],
+        "patch_size": list(projection.shape[2:]),
+        "hidden_size": projection.shape[0],
+        "mlp_dim": state["vit.blocks.0.mlp.linear1.weight"].shape[0],
+        "num_layers": len([name for name in state if name.endswith(".norm1.weight")]),
+        "qkv_bias": "vit.blocks.0.attn.qkv.bias" in state,
+        "class_token": any("cls_token" in name for name in state),
+    }

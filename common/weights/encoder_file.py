@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+__all__ = ["FORMAT_VERSION", "read_encoder", "save_encoder"]
+
+FORMAT_VERSION = 1
+"""Version of the record in the file's header; a reader refuses newer ones."""
+
+PACKAGES = ("torch", "monai", "numpy", "monai-transfer-bundles")
+
+
+def save_encoder(encoder: nn.Module, path: str | os.PathLike, record: Mapping[str, Any]) -> None:
+    """Write an encoder's state dict and what is needed to use it rightly, in one safetensors file, atomically.
+
+    Args:
+        encoder: its ``state_dict()`` is written; ``architecture()``, where it has that method, goes into the record.
+        path: target; parent folders are made. The old file stays until the new one is whole.
+        record: JSON-serialisable facts: ``method``, ``spatial_size``, ``spacing``, ``orientation``, ``intensity``,
+            ``data``, ``epochs``, ``config_digest``. The format version and package versions are added.
+
+    Raises:
+        TypeError: the record holds something that JSON does not.
+    """
+    record = dict(record)
+    record["format"] = FORMAT_VERSION
+    if hasattr(encoder, "architecture"):
+        record["architecture"] = encoder.architecture()
+    record["packages"] = {name: _version(name) for name in PACKAGES}
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in encoder.state_dict().items()}
+    write_state(state, path, record)
+
+
+def write_state(state: dict[str, torch.Tensor], path: str | os.PathLike, record: Mapping[str, Any]) -> None:
+    """Write tensors and a record to ``path`` through a temporary file beside it, with the mode the umask gives."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = json.dumps(record)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        save_file(state, temporary, metadata={"record": header})
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp and safetensors both give 0600
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """State dict and record of an encoder file.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not a safetensors file, no record, or a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no encoder file {path}: give the path of an encoder.safetensors written by pre-training or by "
+            "`python -m common.weights convert`, or null to train from scratch."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("record")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be cut short.") from error
+    if header is None:
+        raise ValueError(
+            f"{path} has no record of its pre-processing, so it is no encoder file; convert foreign weights with "
+            "`python -m common.weights convert`."
+        )
+    record = json.loads(header)
+    if record.get("format", 0) > FORMAT_VERSION:
+        raise ValueError(f"{path} has format {record['format']}, this version reads up to {FORMAT_VERSION}; upgrade.")
+    return state, record
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

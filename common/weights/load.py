@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .adapt import adapt_channels, match_position_form, resample_positions, token_grid
+from .encoder_file import read_encoder
+from .report import TransferReport
+
+__all__ = ["compare_contract", "load_encoder"]
+
+logger = logging.getLogger(__name__)
+
+CONTRACT = ("spacing", "orientation", "intensity", "spatial_size")
+"""Keys of a record that the data fed to the encoder must agree with."""
+
+
+def load_encoder(
+    encoder: nn.Module,
+    path: str | os.PathLike | None,
+    contract: Mapping[str, Any] | None = None,
+    min_share: float = 0.9,
+    check: Any = None,
+) -> TransferReport | None:
+    """Fill an encoder from an encoder file, log a transfer report, and refuse a load that covers too little.
+
+    Tensors whose shape differs are adapted where that has a meaning: the first layer to another number of channels,
+    position tables to another token grid. Nothing changes in ``encoder`` when the load is refused.
+
+    Args:
+        encoder: filled in place.
+        path: an encoder file, or None (or "") to train from scratch, which is logged.
+        contract: ``spacing``, ``orientation``, ``intensity`` and ``spatial_size`` of the images that the encoder will
+            see; each difference to the file's record is logged as a warning. ``spatial_size`` also gives the token grid.
+        min_share: share of the encoder's elements that the file must cover.
+        check: ignored; a place to refer to what must have run before.
+
+    Returns:
+        The report, or None from scratch.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_encoder``; the file covers less than ``min_share``, or holds NaN.
+    """
+    if not path:
+        logger.info("no pretrained encoder: training from scratch.")
+        return None
+    state, record = read_encoder(path)
+    contract = dict(contract or {})
+    target = encoder.state_dict()
+    state = match_position_form(state, target)
+    report = TransferReport(str(path), sizes={name: tensor.numel() for name, tensor in target.items()})
+    report.warnings = compare_contract(record, contract)
+
+    new_state = {}
+    for name, tensor in target.items():
+        source = state.get(name)
+        if source is None:
+            report.new.append(name)
+            continue
+        if source.is_floating_point() and not bool(torch.isfinite(source).all()):
+            raise ValueError(f"{path}: {name} holds values that are not finite; the encoder file is not usable.")
+        if source.shape == tensor.shape:
+            new_state[name] = source
+            report.loaded.append(name)
+            continue
+        adapted, how = _adapt(name, source, tensor, record, contract)
+        if adapted is None:
+            report.new.append(name)
+            report.unused[name] = how
+        else:
+            new_state[name] = adapted
+            report.adapted[name] = how
+    report.unused.update({name: "no tensor of this name in the encoder" for name in state if name not in target})
+
+    if report.covered < min_share:
+        raise ValueError(
+            f"{path} ({_describe(record)}) fits {report.covered:.1%} of this encoder ({_describe_encoder(encoder)}), "
+            f"less than the {min_share:.0%} asked for; use the network it was made with.\n{report}"
+        )
+    encoder.load_state_dict(new_state, strict=False)
+    logger.info("%s", report)
+    for warning in report.warnings:
+        logger.warning("%s: %s", path, warning)
+    return report
+
+
+def compare_contract(record: Mapping[str, Any], contract: Mapping[str, Any]) -> list[str]:
+    """One sentence for each key of ``contract`` in which the data differs from what the encoder was made for."""
+    sentences = []
+    for key in CONTRACT:
+        made, used = record.get(key), contract.get(key)
+        if made is None or used is None:
+            continue
+        made, used = (list(value) if isinstance(value, (list, tuple)) else value for value in (made, used))
+        if made != used:
+            sentences.append(f"the encoder was made with {key} {made}, the images have {used}.")
+    return sentences
+
+
+def _adapt(
+    name: str, source: torch.Tensor, tensor: torch.Tensor, record: Mapping[str, Any], contract: Mapping[str, Any]
+) -> tuple[torch.Tensor | None, str]:
+    """The source tensor in the target's shape and how it was made, or None and why not."""
+    shapes = f"{tuple(source.shape)} in the file, {tuple(tensor.shape)} in the encoder"
+    if name.endswith("position_embeddings") and source.ndim == 3 and source.shape[2] == tensor.shape[2]:
+        patch = record.get("architecture", {}).get("patch_size", [16, 16, 16])
+        grid = token_grid(source.shape[1], record.get("spatial_size"), patch)
+        new_grid = token_grid(tensor.shape[1], contract.get("spatial_size"), patch)
+        if grid is None or new_grid is None:
+            return None, f"token grids of the position tables unknown ({shapes}); give spatial_size in the contract"
+        return resample_positions(source, grid, new_grid), f"positions resampled from grid {grid} to {new_grid}"
+    same_but_channels = source.ndim == 5 and source.shape[0] == tensor.shape[0] and source.shape[2:] == tensor.shape[2:]
+    if same_but_channels and source.shape[1] == record.get("architecture", {}).get("in_channels", source.shape[1]):
+        return adapt_channels(source, tensor.shape[1]), f"{source.shape[1]} input channels to {tensor.shape[1]}"
+    return None, f"shape differs: {shapes}"
+
+
+def _describe(record: Mapping[str, Any]) -> str:
+    architecture = record.get("architecture", {})
+    return f"{record.get('method', 'unknown method')} on {architecture.get('name', 'unknown architecture')}"
+
+
+def _describe_encoder(encoder: nn.Module) -> str:
+    return type(encoder).__name__

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["TransferReport"]
+
+
+@dataclass
+class TransferReport:
+    """What became of each tensor when an encoder file was loaded.
+
+    Names of the encoder are in ``loaded``, ``adapted`` (with how) or ``new``; names of the file that found no place
+    are in ``unused`` (with why). ``sizes`` holds the number of elements of every tensor of the encoder.
+    """
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    adapted: dict[str, str] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def share(self, names: list[str] | dict[str, str]) -> float:
+        """Share (0 to 1) of the encoder's elements that belong to ``names``."""
+        return sum(self.sizes[name] for name in names) / max(1, sum(self.sizes.values()))
+
+    @property
+    def covered(self) -> float:
+        """Share of the encoder's elements that come from the file, as they are or adapted."""
+        return self.share(self.loaded) + self.share(self.adapted)
+
+    def __str__(self) -> str:
+        lines = [f"transfer report for {self.source}"]
+        rows = (("loaded", self.loaded), ("adapted", self.adapted), ("newly initialised", self.new))
+        lines += [f"  {title:<18}{len(names):5d} tensors  {self.share(names):7.1%}" for title, names in rows]
+        lines += [f"  {'unused':<18}{len(self.unused):5d} tensors of the file"]
+        lines += [f"    adapted  {name}: {how}" for name, how in self.adapted.items()]
+        lines += [f"    new      {name}" for name in self.new]
+        lines += [f"    unused   {name}: {why}" for name, why in self.unused.items()]
+        lines += [f"  warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines)

@@ -1,0 +1,388 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from common.data import DatalistError, load_datalist
+
+SHAPE = (4, 5, 6)
+
+
+def write_volume(path: Path, data: np.ndarray | None = None, affine: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = np.ones(SHAPE, np.float32) if data is None else data
+    nib.save(nib.Nifti1Image(data, np.eye(4) if affine is None else affine), path)
+
+
+def write_list(path: Path, **lists) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(lists))
+    return path
+
+
+def item(name: str, **keys) -> dict:
+    return {"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz", **keys}
+
+
+def make_study(folder: Path, training=6, validation=2, test=2, prefix="s", **keys) -> Path:
+    lists, number = {}, 0
+    for section, count in (("training", training), ("validation", validation), ("test", test)):
+        lists[section] = []
+        for _ in range(count):
+            entry = item(f"{prefix}{number:03d}", **keys)
+            for key, dtype in (("image", np.float32), ("label", np.uint8)):
+                write_volume(folder / entry[key], np.ones(SHAPE, dtype))
+            lists[section].append(entry)
+            number += 1
+    return write_list(folder / "datalist.json", **lists)
+
+
+def names(items) -> list[str]:
+    return [Path(x["image"]).name.removesuffix(".nii.gz") for x in items]
+
+
+def edit(path: Path, change) -> Path:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def test_paths_are_absolute_and_the_order_is_the_files(tmp_path):
+    lists = load_datalist(make_study(tmp_path), check="full", num_classes=2)
+    assert {k: len(v) for k, v in lists.items()} == {"training": 6, "validation": 2, "test": 2}
+    assert names(lists["training"]) == [f"s{i:03d}" for i in range(6)]
+    assert lists["training"][0] == {
+        "image": str(tmp_path / "images/s000.nii.gz"),
+        "label": str(tmp_path / "labels/s000.nii.gz"),
+    }
+    pickle.dumps(lists)
+
+
+def test_relative_datalist_path_gives_absolute_items(tmp_path, monkeypatch):
+    make_study(tmp_path / "study")
+    monkeypatch.chdir(tmp_path)
+    lists = load_datalist("study/datalist.json")
+    assert lists["test"][0]["image"] == str(tmp_path / "study/images/s008.nii.gz")
+
+
+def test_base_dir_replaces_the_folder_of_the_file(tmp_path):
+    path = make_study(tmp_path / "data")
+    moved = tmp_path / "elsewhere.json"
+    moved.write_text(path.read_text())
+    assert load_datalist(moved, tmp_path / "data") == load_datalist(path)
+    with pytest.raises(DatalistError, match=r"10 files|20 files"):
+        load_datalist(moved)
+
+
+def test_absent_lists_are_empty(tmp_path):
+    path = edit(make_study(tmp_path), lambda c: [c.pop("validation"), c.pop("test")])
+    lists = load_datalist(path)
+    assert lists["validation"] == [] and lists["test"] == [] and len(lists["training"]) == 6
+
+
+def test_extra_keys_pass_and_keys_of_only_some_items_do_not(tmp_path):
+    path = make_study(tmp_path, age=41.5, diagnosis=1)
+    edit(path, lambda c: c["training"][2].pop("age"))
+    lists = load_datalist(path)
+    assert all("age" not in x and x["diagnosis"] == 1 for x in lists["training"])
+    assert all(x["age"] == 41.5 for x in lists["validation"])
+
+
+def test_label_key_none_drops_labels_and_does_not_look_for_them(tmp_path):
+    path = make_study(tmp_path)
+    for file in (tmp_path / "labels").iterdir():
+        file.unlink()
+    with pytest.raises(DatalistError, match="labels/s000.nii.gz: does not exist"):
+        load_datalist(path)
+    lists = load_datalist(path, label_key=None)
+    assert all(set(x) == {"image"} for items in lists.values() for x in items)
+
+
+def test_other_keys_can_be_image_and_label(tmp_path):
+    path = make_study(tmp_path, age=30)
+    lists = load_datalist(path, image_key="label", label_key="age")
+    assert lists["training"][0] == {"image": str(tmp_path / "labels/s000.nii.gz"), "label": 30}
+
+
+@pytest.mark.parametrize("spelling", ["unlabelled", "unlabeled"])
+@pytest.mark.parametrize("asked", ["unlabelled", "unlabeled"])
+def test_lists_merged_for_pretraining(tmp_path, spelling, asked):
+    path = make_study(tmp_path)
+    write_volume(tmp_path / "more.nii.gz")
+    edit(path, lambda c: c.update({spelling: [{"image": "more.nii.gz"}]}))
+    lists = load_datalist(path, label_key=None, training_sections=("training", "validation", asked))
+    assert names(lists["training"]) == [*(f"s{i:03d}" for i in range(8)), "more"]
+    assert lists["validation"] == [] and names(lists["test"]) == ["s008", "s009"]
+
+
+def test_unknown_list_is_named(tmp_path):
+    with pytest.raises(DatalistError, match="no list called 'trainnig'"):
+        load_datalist(make_study(tmp_path), training_sections=("trainnig",))
+
+
+def test_several_datalists_are_merged(tmp_path):
+    paths = [make_study(tmp_path / d, prefix=d, domain=d) for d in ("a", "b")]
+    lists = load_datalist(paths)
+    assert {k: len(v) for k, v in lists.items()} == {"training": 12, "validation": 4, "test": 4}
+    assert load_datalist([paths[0], tmp_path / "b/datalist.json"], [None, tmp_path / "b"]) == lists
+    with pytest.raises(ValueError, match="3 folders for 2 datalists"):
+        load_datalist(paths, [None] * 3)
+
+
+def test_decathlon_test_list_of_bare_paths(tmp_path):
+    path = edit(make_study(tmp_path), lambda c: c.update(test=["./images/s008.nii.gz"]))
+    assert load_datalist(path)["test"] == [{"image": str(tmp_path / "images/s008.nii.gz")}]
+
+
+def test_modalities_and_dicom_folder(tmp_path):
+    path = make_study(tmp_path, training=2, validation=0, test=0)
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom/1.dcm").write_bytes(b"x")
+
+    def change(content):
+        content["training"][0]["image"] = ["images/s000.nii.gz", "images/s001.nii.gz"]
+        content["training"][1]["image"] = "dicom"
+
+    lists = load_datalist(edit(path, change), check="full")
+    assert lists["training"][0]["image"] == [str(tmp_path / f"images/s00{i}.nii.gz") for i in (0, 1)]
+    assert lists["training"][1]["image"] == str(tmp_path / "dicom")
+    write_volume(tmp_path / "images/s001.nii.gz", np.ones((4, 5, 7)))
+    with pytest.raises(DatalistError, match=r"s001.nii.gz: has the shape 4x5x7, but .*s000.nii.gz has 4x5x6"):
+        load_datalist(path)
+
+
+# --- splits ------------------------------------------------------------------------------------------------------
+
+
+def test_folds_partition_training_and_validation(tmp_path):
+    path = make_study(tmp_path, 7, 4, 3)
+    whole = load_datalist(path)
+    pool = set(names(whole["training"] + whole["validation"]))
+    seen: list[str] = []
+    for fold in range(4):
+        lists = load_datalist(path, fold=fold, num_folds=4)
+        assert lists["test"] == whole["test"]
+        assert set(names(lists["training"])) == pool - set(names(lists["validation"]))
+        assert len(lists["validation"]) in (2, 3)
+        seen += names(lists["validation"])
+    assert sorted(seen) == sorted(pool)
+    assert load_datalist(path, fold=0, num_folds=4, seed=1) != load_datalist(path, fold=0, num_folds=4)
+
+
+def test_folds_keep_subjects_together(tmp_path):
+    path = make_study(tmp_path, 12, 0, 0)
+    edit(path, lambda c: [x.update(subject=f"p{i // 3}") for i, x in enumerate(c["training"])])
+    for fold in range(4):
+        lists = load_datalist(path, fold=fold, num_folds=4)
+        assert len({x["subject"] for x in lists["validation"]}) == 1 and len(lists["validation"]) == 3
+    with pytest.raises(ValueError, match="4 subjects cannot be split into 5 folds"):
+        load_datalist(path, fold=0)
+    with pytest.raises(ValueError, match="from 0 to 3"):
+        load_datalist(path, fold=4, num_folds=4)
+
+
+def test_fractions_are_nested_by_seed(tmp_path):
+    path = make_study(tmp_path, 20, 2, 2)
+    previous: set[str] = set()
+    for fraction, count in ((0.01, 1), (0.1, 2), (0.3, 6), (0.5, 10), (1.0, 20)):
+        lists = load_datalist(path, fraction=fraction)
+        kept = names(lists["training"])
+        assert len(kept) == count and kept == sorted(kept) and previous <= set(kept)
+        assert len(lists["validation"]) == 2 and len(lists["test"]) == 2
+        previous = set(kept)
+    draws = {tuple(names(load_datalist(path, fraction=0.3, seed=s)["training"])) for s in range(5)}
+    assert len(draws) > 1
+
+
+def test_draws_do_not_depend_on_order_or_place(tmp_path):
+    one = make_study(tmp_path / "one", 20)
+    two = edit(make_study(tmp_path / "two/deeper", 20), lambda c: c["training"].reverse())
+    for options in ({"fraction": 0.3}, {"fold": 1}):
+        a, b = (load_datalist(p, **options) for p in (one, two))
+        assert sorted(names(a["training"])) == sorted(names(b["training"]))
+
+
+def test_target_masks_beside_all_of_the_source(tmp_path):
+    paths = [make_study(tmp_path / d, prefix=d, domain=d) for d in ("source", "target")]
+    previous: set[str] = set()
+    for masks in (0, 1, 4, 6):
+        lists = load_datalist(paths, target_domain="target", target_masks=masks)
+        domains = [x["domain"] for x in lists["training"]]
+        assert domains.count("source") == 6 and domains.count("target") == masks
+        assert previous <= set(names(lists["training"]))
+        previous = set(names(lists["training"]))
+        for section in ("validation", "test"):
+            assert [x["domain"] for x in lists[section]] == ["target"] * 2
+    everything = load_datalist(paths, target_domain="target")
+    assert len(everything["training"]) == 12
+
+
+def test_test_items_without_domain_stay(tmp_path):
+    path = make_study(tmp_path, domain="target")
+    edit(path, lambda c: [x.pop("domain") for x in c["test"]])
+    assert len(load_datalist(path, target_domain="target", target_masks=1)["test"]) == 2
+
+
+def test_more_target_masks_than_there_are(tmp_path):
+    path = make_study(tmp_path, domain="target")
+    with pytest.raises(DatalistError, match=r"7 masks of the domain 'target'.*has 6"):
+        load_datalist(path, target_domain="target", target_masks=7)
+    with pytest.raises(DatalistError, match=r"domain 'adni'.*there are: target"):
+        load_datalist(path, target_domain="adni", target_masks=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fraction": 0}, "`fraction`"),
+        ({"fraction": 1.5}, "`fraction`"),
+        ({"check": "headers"}, "`check`"),
+        ({"target_masks": 3}, "`target_domain`"),
+        ({"target_domain": "a", "target_masks": 3, "fraction": 0.5}, "set one of them"),
+    ],
+)
+def test_arguments_out_of_range(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_datalist(make_study(tmp_path), **options)
+
+
+# --- checks ------------------------------------------------------------------------------------------------------
+
+
+def test_one_error_lists_all_that_is_wrong(tmp_path):
+    path = make_study(tmp_path, 8)
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    (images / "s000.nii.gz").unlink()
+    (images / "s001.nii.gz").write_bytes(b"")
+    (images / "s002.nii.gz").write_bytes(b"not a scan")
+    write_volume(labels / "s003.nii.gz", np.ones((4, 5, 7), np.uint8))
+    write_volume(labels / "s004.nii.gz", np.ones(SHAPE, np.uint8), np.diag([1, 1, 1.2, 1]))
+    with pytest.raises(DatalistError) as error:
+        load_datalist(path)
+    text = str(error.value)
+    for line in (
+        "images/s000.nii.gz: does not exist",
+        "images/s001.nii.gz: is empty (0 bytes)",
+        "images/s002.nii.gz: is no readable NIfTI file",
+        f"labels/s003.nii.gz: has the shape 4x5x7, but {images}/s003.nii.gz has 4x5x6",
+        "labels/s004.nii.gz: lies up to 1 mm away from",
+    ):
+        assert line in text
+    assert "5 files or items" in text and "dataset_dir" in text and "s005" not in text
+    with pytest.raises(DatalistError, match="5 files or items"):
+        load_datalist(path, check="full")
+    assert len(load_datalist(path, check="none")["training"]) == 8
+
+
+def test_affines_may_differ_by_rounding(tmp_path):
+    path = make_study(tmp_path, 1, 0, 0)
+    affine = np.eye(4)
+    affine[0, 3] = 0.05
+    write_volume(tmp_path / "labels/s000.nii.gz", np.ones(SHAPE, np.uint8), affine)
+    load_datalist(path)
+    affine[0, 3] = 0.2
+    write_volume(tmp_path / "labels/s000.nii.gz", np.ones(SHAPE, np.uint8), affine)
+    with pytest.raises(DatalistError, match=r"0\.2 mm"):
+        load_datalist(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        ("images", [np.nan, np.inf], "2 voxels that are not finite"),
+        ("labels", [np.nan, 1], "1 voxels that are not finite"),
+        ("labels", [0.5, 1], r"no whole numbers \(0.5\)"),
+        ("labels", [4, 5], r"outside 0 to 3 \(4, 5\)"),
+        ("labels", [-1, 0], r"outside 0 to 3 \(-1\)"),
+    ],
+)
+def test_full_check_reads_the_values(tmp_path, kind, values, message):
+    path = make_study(tmp_path)
+    data = np.ones(SHAPE, np.float32)
+    data.flat[: len(values)] = values
+    write_volume(tmp_path / kind / "s001.nii.gz", data)
+    load_datalist(path, num_classes=4)
+    with pytest.raises(DatalistError, match=rf"{kind}/s001.nii.gz: has .*{message}"):
+        load_datalist(path, check="full", num_classes=4)
+
+
+def test_full_check_finds_a_truncated_file(tmp_path):
+    path = make_study(tmp_path)
+    file = tmp_path / "images/s001.nii.gz"
+    write_volume(file, np.random.default_rng(0).random((16, 16, 16)))
+    write_volume(tmp_path / "labels/s001.nii.gz", np.ones((16, 16, 16), np.uint8))
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(DatalistError, match="s001.nii.gz: cannot be read to its end"):
+        load_datalist(path, check="full")
+
+
+@pytest.mark.parametrize(("label", "message"), [(2, "from 0 to 1"), (0.5, "from 0 to 1"), (float("nan"), "not finite")])
+def test_number_labels(tmp_path, label, message):
+    path = make_study(tmp_path, diagnosis=1)
+    assert load_datalist(path, label_key="diagnosis", num_classes=2)["training"][0]["label"] == 1
+    edit(path, lambda c: c["training"][0].update(diagnosis=label))
+    with pytest.raises(DatalistError, match=message):
+        load_datalist(path, label_key="diagnosis", num_classes=2)
+
+
+def test_missing_keys_name_the_item(tmp_path):
+    path = make_study(tmp_path)
+    edit(path, lambda c: [c["training"][1].pop("image"), c["test"][0].pop("label"), c["validation"].append(3)])
+    with pytest.raises(DatalistError) as error:
+        load_datalist(path)
+    text = str(error.value)
+    assert "training[1]: has no 'image'" in text
+    assert "test[0]: has no 'label'" in text
+    assert "validation[2]: is neither a dictionary nor a path" in text
+
+
+def test_the_same_image_in_two_lists(tmp_path):
+    path = make_study(tmp_path)
+    edit(path, lambda c: c["test"].append(c["training"][0]))
+    with pytest.raises(DatalistError, match=r"s000.nii.gz: the same image is in training and in test"):
+        load_datalist(path)
+
+
+def test_the_same_subject_in_two_lists(tmp_path):
+    path = make_study(tmp_path)
+    edit(path, lambda c: [x.update(subject="p1") for x in (c["training"][0], c["test"][0])])
+    with pytest.raises(DatalistError, match=r"s008.nii.gz: its subject 'p1' is in training and in test"):
+        load_datalist(path)
+
+
+def test_long_lists_of_problems_are_cut(tmp_path):
+    path = write_list(tmp_path / "d.json", training=[item(f"x{i}") for i in range(30)])
+    with pytest.raises(DatalistError) as error:
+        load_datalist(path)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 1 + 20 + 1 + 1 and "and 40 more" in lines[-2]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: d / "no/datalist.json", r"No dataset folder at .*no: .*`dataset_dir`"),
+        (lambda d: d / "datalist.json", r"No datalist at .*datalist.json: .*`datalist`"),
+        (lambda d: write_list(d / "d.json", images=[]), "is no datalist"),
+        (lambda d: Path(d / "d.json").write_text("{") and d / "d.json", "cannot be read as JSON"),
+    ],
+)
+def test_unusable_datalist_is_one_sentence(tmp_path, make, message):
+    with pytest.raises(DatalistError, match=message) as error:
+        load_datalist(make(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_base_dir(tmp_path):
+    with pytest.raises(DatalistError, match=r"No dataset folder at .*gone: set the config id `dataset_dir`"):
+        load_datalist(make_study(tmp_path), tmp_path / "gone")

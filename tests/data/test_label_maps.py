@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import common.data.label_maps as module
+from common.data import label_map, label_names
+
+NUMBERINGS, TASKS = module.NUMBERINGS, module.TASKS
+SEG35 = [0, *range(1, 19), 0, *range(19, 34), 0]  # class of structures33 for the labels 1..35, plexuses without one
+
+
+def inverse(groups: dict[int, list[int]]) -> dict[int, int]:
+    return {source: target for target, labels in groups.items() for source in labels}
+
+
+def test_the_tables_of_the_package_are_the_known_numberings():
+    files = {p.stem for p in Path(module.__file__).with_name("label_maps").glob("*.json")}
+    assert files == {*NUMBERINGS, "structures"}
+
+
+@pytest.mark.parametrize(("task", "count"), [("skull", 1), ("structures4", 4), ("structures33", 33)])
+@pytest.mark.parametrize("numbering", NUMBERINGS)
+def test_every_class_is_there_and_no_label_is_in_two(numbering, task, count):
+    if (numbering, task) in {("binary", "structures4"), ("binary", "structures33"), ("oasis_seg4", "structures33")}:
+        with pytest.raises(ValueError, match=f"{numbering!r} hold no class of the task {task!r}"):
+            label_map(numbering, task)
+        return
+    groups = label_map(numbering, task)
+    assert list(groups) == list(range(1, count + 1)) and list(label_names(task)) == list(range(count + 1))
+    labels = [x for group in groups.values() for x in group]
+    assert len(labels) == len(set(labels)) and min(labels) > 0
+    assert set(labels) <= set(label_map(numbering, "skull")[1])
+
+
+def test_skull_is_what_has_a_tissue():
+    for numbering in NUMBERINGS:
+        if numbering != "binary":
+            tissues = label_map(numbering, "structures4")
+            assert sorted(x for group in tissues.values() for x in group) == label_map(numbering, "skull")[1]
+    assert label_map("binary", "skull") == {1: list(range(1, 256))}
+
+
+def test_oasis_seg35():
+    assert inverse(label_map("oasis_seg35", "structures33")) == {i: c for i, c in enumerate(SEG35) if c}
+    assert label_map("oasis_seg35", "skull") == {1: list(range(1, 36))}
+    assert label_map("oasis_seg4", "structures4") == {1: [1], 2: [2], 3: [3], 4: [4]}
+
+
+def test_all_of_malpem_has_a_class():
+    assert label_map("malpem", "skull") == {1: list(range(1, 139))}
+
+
+def test_dlmuse_has_the_148_labels_of_its_masks():
+    assert len(label_map("dlmuse", "skull")[1]) == 148
+
+
+# One region in each numbering, written here by hand: (FreeSurfer, seg35, MALP-EM, MUSE).
+REGIONS = {
+    "left hippocampus": (17, 14, 20, 48),
+    "right hippocampus": (53, 30, 19, 47),
+    "left lateral ventricle": (4, 3, 24, 52),
+    "right inferior lateral ventricle": (44, 23, 21, 49),
+    "brain stem": (16, 13, 7, 35),
+    "right thalamus": (49, 26, 29, 59),
+    "left cerebellar cortex": (8, 6, 11, 39),
+    "right cerebellar white matter": (46, 24, 12, 40),
+    "left ventral diencephalon": (28, 17, 32, 62),
+    "right accumbens": (58, 32, 3, 23),
+    "left pallidum": (13, 10, 26, 56),
+    "third ventricle": (14, 11, 1, 4),
+    "fourth ventricle": (15, 12, 2, 11),
+    "right precuneus, as cortex": (2025, 21, 101, 168),
+    "left superior temporal gyrus, as cortex": (1030, 2, 132, 201),
+    "left white matter": (2, 1, 17, 82),
+}
+
+
+@pytest.mark.parametrize("task", ["structures4", "structures33"])
+@pytest.mark.parametrize("region", REGIONS)
+def test_one_region_has_one_class_in_all_numberings(region, task):
+    numberings = ("freesurfer", "oasis_seg35", "malpem", "dlmuse")
+    classes = {inverse(label_map(n, task))[label] for n, label in zip(numberings, REGIONS[region], strict=True)}
+    assert len(classes) == 1
+    if task == "structures33":
+        assert classes == {SEG35[REGIONS[region][1]]}
+
+
+@pytest.mark.parametrize(
+    ("labels", "tissue"),
+    [
+        ([3, 42, 1035], 1),
+        ([8, 47, 10, 11, 12, 13, 17, 18, 26, 172], 2),
+        ([2, 41, 7, 46, 16, 28, 60, 85, 253], 3),
+        ([4, 5, 14, 15, 24, 43, 44, 31, 63, 30, 62, 72], 4),
+    ],
+)
+def test_tissues_are_those_of_freesurfer(labels, tissue):
+    assert {inverse(label_map("freesurfer", "structures4"))[x] for x in labels} == {tissue}
+
+
+def test_structures_that_a_numbering_lacks_are_empty():
+    names = label_names("structures33")
+    assert [names[i] for i, labels in label_map("dlmuse", "structures33").items() if not labels] == [
+        "Left-Vessel",
+        "Right-Vessel",
+    ]
+    assert all(label_map("malpem", "structures33").values())
+
+
+@pytest.mark.parametrize(
+    ("numbering", "task", "message"),
+    [
+        ("aseg", "skull", "Unknown numbering 'aseg'; known are .*freesurfer"),
+        ("dlmuse", "structures5", "Unknown task 'structures5'; known are skull"),
+    ],
+)
+def test_unknown_names_list_the_known(numbering, task, message):
+    with pytest.raises(ValueError, match=message):
+        label_map(numbering, task)
+
+
+def test_results_are_own_copies_and_survive_json():
+    label_map("malpem", "structures4")[1].append(999)
+    groups = label_map("malpem", "structures4")
+    assert 999 not in groups[1]
+    assert {int(k): v for k, v in json.loads(json.dumps(groups)).items()} == groups

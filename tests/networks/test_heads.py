@@ -1,0 +1,82 @@
+import pytest
+import torch
+from monai.networks.nets import UNETR
+from torch import nn
+
+from common.networks import EncoderClassifier, EncoderRegressor, ViTEncoder
+
+
+class TwoMaps(nn.Module):
+    """An encoder of the contract with maps that can be written down."""
+
+    channels = (2, 3)
+    strides = ((1, 1, 1), (2, 2, 2))
+
+    def forward(self, image):
+        coarse = image[..., ::2, ::2, ::2]
+        return [image.expand(-1, 2, -1, -1, -1), torch.cat([coarse, 2 * coarse, -coarse], dim=1)]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def slow_head(head, features):
+    """Layer norm and linear layer written out, for pooled features (B, C)."""
+    norm, linear = head[0], head[2]
+    features = features - features.mean(dim=1, keepdim=True)
+    features = features / (features.pow(2).mean(dim=1, keepdim=True) + norm.eps).sqrt()
+    return (features * norm.weight + norm.bias) @ linear.weight.T + linear.bias
+
+
+def test_classifier_pools_the_last_map():
+    net = EncoderClassifier(TwoMaps(), num_classes=5)
+    nn.init.normal_(net.head[0].weight)
+    image = torch.rand(4, 1, 4, 6, 8)
+    mean = image[..., ::2, ::2, ::2].mean(dim=(2, 3, 4))
+    logits = net(image)
+    assert logits.shape == (4, 5)
+    torch.testing.assert_close(logits, slow_head(net.head, torch.cat([mean, 2 * mean, -mean], dim=1)))
+
+
+def test_regressor_returns_the_unit_of_the_target():
+    standardised = EncoderRegressor(TwoMaps())
+    net = EncoderRegressor(TwoMaps(), mean=60.0, std=12.0)
+    net.head.load_state_dict(standardised.head.state_dict())
+    image = torch.rand(4, 1, 4, 4, 4)
+    assert net(image).shape == (4, 1)
+    torch.testing.assert_close(net(image), 60 + 12 * standardised(image))
+    assert set(net.state_dict()) - set(standardised.head.state_dict(prefix="head.")) == {"mean", "std"}
+    standardised.load_state_dict(net.state_dict())
+    torch.testing.assert_close(standardised(image), net(image))
+
+
+def test_regressor_keeps_float32_under_autocast():
+    net = EncoderRegressor(TwoMaps(), mean=70.0)
+    nn.init.zeros_(net.head[2].weight)
+    nn.init.constant_(net.head[2].bias, 0.203125)  # exact in bfloat16, and 70.203125 is not
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = net(torch.rand(1, 1, 4, 4, 4))
+    assert output.dtype == torch.float32 and output.item() == 70.203125
+
+
+def test_dropout_acts_in_training_only():
+    net = EncoderClassifier(TwoMaps(), num_classes=3, dropout=0.5)
+    image = torch.rand(8, 1, 4, 4, 4)
+    assert not torch.equal(net(image), net(image))
+    net.eval()
+    assert torch.equal(net(image), net(image))
+
+
+def test_over_a_real_encoder():
+    segmentation_net = UNETR(1, 2, img_size=32, feature_size=4, hidden_size=24, mlp_dim=32, num_heads=2)
+    net = EncoderClassifier(ViTEncoder(segmentation_net.vit), num_classes=2)
+    net(torch.rand(2, 1, 32, 32, 32)).sum().backward()
+    assert segmentation_net.vit.patch_embedding.patch_embeddings.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, float("nan")])
+def test_rejects_std(std):
+    with pytest.raises(ValueError, match="standard deviation"):
+        EncoderRegressor(TwoMaps(), std=std)

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import fire.core
+import monai.bundle
+import pytest
+from fire.inspectutils import FullArgSpec
+
+from common import checks, doctor
+
+TRAIN = {
+    "bundle_root": ".",
+    "dataset_dir": "data",
+    "output_dir": "runs",
+    "max_epochs": 10,
+    "val_interval": 2,
+    "amp": True,
+    "normalise": True,
+    "network_def": {"_target_": "UNet", "channels": [4, 8]},
+    "train": {"dataloader": {"_target_": "DataLoader", "batch_size": 2}, "handlers": [{"_target_": "StatsHandler"}]},
+    "run": ["$None"],
+}
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Let this process look like the command, in a folder with configs."""
+    monkeypatch.chdir(tmp_path)
+    Path("train.json").write_text(json.dumps(TRAIN))
+    Path("sample.json").write_text(json.dumps({"sample_size": 4, "train#dataloader#batch_size": 1}))
+
+    def run(*arguments: str) -> None:
+        main = Path(monai.bundle.__file__).with_name("__main__.py")
+        monkeypatch.setattr(sys, "argv", [str(main), "run", *arguments])
+
+    return run
+
+
+FILES = ("--config_file", "['train.json','sample.json']")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--config_file", "train.json", "--max_epochs", "3"),
+        ("--config_file=train.json", "--max_epochs=3"),
+        ("--config-file=train.json", "--max-epochs=3"),
+        (*FILES, "--sample_size", "8"),
+        (*FILES, "--train#dataloader#batch_size", "4"),
+        (*FILES, "--train::dataloader::num_workers", "0"),
+        (*FILES, "--train#handlers#0#tag", "x"),
+        (*FILES, "--network_def#channels#1", "16"),
+        (*FILES, "--nonormalise"),
+        (*FILES, "--amp"),
+        (*FILES, "--val_interval", "-1"),
+        (*FILES, "--run_id", "run", "--init_id", "initialize", "--final_id", "finalize", "--meta_file", "m.json"),
+        (*FILES, "--workflow_type", "train", "--logging_file", "False", "--workflow_name", "ConfigWorkflow"),
+        (*FILES, "--tracking", "mlflow", "--experiment_name", "x"),
+        (*FILES, "--max_epochs", "3", "--", "--verbose"),
+        ("run", *FILES),
+    ],
+)
+def test_accepts_names_of_the_config_and_of_the_runner(command, arguments):
+    command(*arguments)
+    checks.check_overrides()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--epoch", "1"), "--epoch names no id of train.json; did you mean --max_epochs?"),
+        (("--epochs=1",), "--epochs names no id of train.json; did you mean --max_epochs?"),
+        (("--weights", "w"), "--weights names no id of train.json; its top-level ids are bundle_root, dataset_dir,"),
+        (("--data", "d"), "--data names no id of train.json; did you mean --dataset_dir?"),
+        (("--max-epoch", "1"), "--max_epoch names no id of train.json; did you mean --max_epochs?"),
+        (("--noresume",), "--noresume names no id of train.json"),
+        (("--normalise",), "--normalise without a value is read as `--rmalise False`; write `--normalise True`."),
+        (("--experiment_name", "x"), "--experiment_name names no id of train.json"),
+        (("--trian#dataloader", "1"), "--trian#dataloader names no id of train.json; did you mean --train?"),
+        (
+            ("--train#dataloadr", "1"),
+            "--train#dataloadr names no id of train.json; did you mean --train#dataloader?",
+        ),
+        (
+            ("--train#dataloadr#batch_size", "1"),
+            "--train#dataloadr#batch_size names no id of train.json; did you mean --train#dataloader?",
+        ),
+        (("--train#handlers#3#tag", "x"), "--train#handlers#3#tag names no id of train.json; `train#handlers` is a"),
+        (("--max_epochs#a", "1"), "--max_epochs#a names no id of train.json; `max_epochs` has no parts."),
+    ],
+)
+def test_refuses_a_name_that_would_do_nothing(command, arguments, sentence):
+    command("--config_file", "train.json", *arguments)
+    with pytest.raises(SystemExit) as caught:
+        checks.check_overrides()
+    assert str(caught.value).startswith(sentence)
+
+
+def test_names_each_unknown_override_and_all_files(command):
+    command(*FILES, "--epoch", "1", "--max_epochs", "2", "--lr", "3")
+    with pytest.raises(SystemExit) as caught:
+        checks.check_overrides()
+    lines = str(caught.value).splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["--epoch", "--lr"]
+    assert "names no id of train.json + sample.json; " in lines[0]
+
+
+def test_reads_the_args_file(command):
+    Path("args.json").write_text(json.dumps({"config_file": "train.json", "max_epochs": 3, "epoch": 1}))
+    command("--args_file", "args.json")
+    with pytest.raises(SystemExit, match=r"`epoch` in args.json names no id of train.json; did you mean --max_epochs"):
+        checks.check_overrides()
+
+
+@pytest.mark.parametrize("argv", [["pytest", "run", "--epoch", "1"], ["monai/bundle/__main__.py", "ckpt_export"], [""]])
+def test_does_nothing_outside_of_the_command(monkeypatch, argv):
+    monkeypatch.setattr(sys, "argv", argv)
+    checks.check_overrides()
+    assert checks.config_digest() is None
+
+
+def test_refuses_old_packages(command, monkeypatch):
+    monkeypatch.setattr(doctor, "check_run", lambda: ["monai 1.0 is installed and this collection needs monai>=9."])
+    command("--config_file", "train.json")
+    with pytest.raises(SystemExit, match=r"monai 1\.0 is installed"):
+        checks.check_overrides()
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ["--a", "1", "--b=2", "--c-d", "x", "--flag", "--nocache"],
+        ["run", "--a", "-1", "-b", "3", "--e", "1e-3", "--f", "-x"],
+        ["--a#b::c", "[1, 2]", "--x=--y", "--normalise", "--z", ""],
+        ["--dev", "$torch.device('cpu')", "--s=$None", "--t=a=b"],
+        [],
+    ],
+)
+def test_splits_the_command_line_as_fire_does(tokens):
+    expected, _, _ = fire.core._ParseKeywordArgs(tokens, FullArgSpec(varkw="override"))
+    assert {name: value for name, value, _ in checks._parse(tokens)} == expected
+
+
+def digest(command, *arguments: str) -> str:
+    command(*arguments)
+    found = checks.config_digest()
+    assert found is not None
+    return found
+
+
+def test_digest_is_that_of_the_merged_config(command):
+    expected = {key: value for key, value in TRAIN.items() if key not in ("bundle_root", "dataset_dir", "output_dir")}
+    expected = json.loads(json.dumps({**expected, "max_epochs": 3, "sample_size": 4}))
+    expected["train"]["dataloader"]["batch_size"] = 1
+    text = json.dumps(expected, sort_keys=True)
+    assert digest(command, *FILES, "--max_epochs", "3") == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_digest_follows_what_is_computed_and_not_where(command):
+    base = digest(command, *FILES)
+    assert digest(command, *FILES, "--output_dir", "elsewhere", "--bundle_root", "/b", "--run_id", "run") == base
+    assert digest(command, *FILES, "--max_epochs", "10") == base
+    assert digest(command, *FILES, "--max_epochs", "11") != base
+    assert digest(command, *FILES, "--network_def#channels#1", "16") != base
+    assert digest(command, "--config_file", "train.json") != base

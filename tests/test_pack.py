@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser
+
+from common import doctor, pack
+
+TRAIN = """{
+    "bundle_root": ".",
+    "max_epochs": 1,
+    "spatial_size": [96, 96, 96],
+    "digest": {"_target_": "common.checks.config_digest"},
+    "initialize": [
+        {"_target_": "common.checks.check_overrides"}
+    ],
+    "run": ["$print('epochs', @max_epochs, 'digest', @digest)"]
+}
+"""
+
+
+LOGGING = """[loggers]
+keys=root
+[handlers]
+keys=console
+[formatters]
+keys=plain
+[logger_root]
+level=WARNING
+handlers=console
+[handler_console]
+class=StreamHandler
+formatter=plain
+args=(sys.stderr,)
+[formatter_plain]
+format=%(message)s
+"""
+
+
+def make_bundle(folder: Path, **configs: str) -> Path:
+    files = {
+        "LICENSE": "text\n",
+        "configs/metadata.json": '{"version": "0.1.0", "description": "uses common.checks"}\n',
+        "configs/train.json": TRAIN,
+        "configs/tasks/skull.json": '{"max_epochs": 2}\n',
+        "configs/logging.conf": LOGGING,
+        "docs/README.md": "# toy\n",
+        "models/model.pt": "weights",
+        "models/encoder.safetensors": "encoder",
+        "eval/patient.nii.gz": "image",
+        **{f"configs/{name}.json": text for name, text in configs.items()},
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return make_bundle(tmp_path / "bundles" / "toy")
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_takes_the_bundle_and_the_code_and_nothing_else(bundle, tmp_path):
+    folder, archive = pack.pack(bundle, tmp_path / "out")
+    assert (folder.name, archive.name) == ("toy", "toy_v0.1.0.zip")
+    found = names(folder)
+    code = {name for name in found if name.startswith("scripts/common/")}
+    assert found - code == {
+        "LICENSE",
+        "configs/logging.conf",
+        "configs/metadata.json",
+        "configs/tasks/skull.json",
+        "configs/train.json",
+        "docs/README.md",
+        "scripts/__init__.py",
+    }
+    source = {
+        path.relative_to(doctor.PACKAGE_FOLDER).as_posix()
+        for path in doctor.PACKAGE_FOLDER.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {name.removeprefix("scripts/common/") for name in code} == source - {"pack.py"} | {"requirements.txt"}
+    assert [str(r) for r in doctor.requirements(folder / "scripts" / "common")] == [
+        str(r) for r in doctor.requirements() if r.marker is None
+    ]
+    with zipfile.ZipFile(archive) as stream:
+        assert {name.removeprefix("toy/") for name in stream.namelist()} == found
+
+
+def test_same_input_same_bytes(bundle, tmp_path):
+    _, first = pack.pack(bundle, tmp_path / "first")
+    for path in bundle.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    (bundle / "LICENSE").chmod(0o600)
+    _, second = pack.pack(bundle, tmp_path / "second")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_rewrites_targets_and_keeps_the_rest_as_written(bundle, tmp_path):
+    folder, _ = pack.pack(bundle, tmp_path / "out")
+    expected = TRAIN.replace('"common.', '"scripts.common.').replace(
+        '"initialize": [\n', '"initialize": [\n        {"_target_": "site.addsitedir", "sitedir": "@bundle_root"},\n'
+    )
+    assert (folder / "configs" / "train.json").read_text() == expected
+    for name in ("configs/metadata.json", "configs/tasks/skull.json", "configs/logging.conf"):
+        assert (folder / name).read_text() == (bundle / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {"a": {"_target_": "common.checks.x", "b": 1e-05}},
+            {"a": {"_target_": "scripts.common.checks.x", "b": 1e-05}},
+        ),
+        ({"a": {"_target_": "torch.nn.Linear"}}, {"a": {"_target_": "torch.nn.Linear"}}),
+        ({"a": {"_target_": "uncommon.checks"}}, {"a": {"_target_": "uncommon.checks"}}),
+        ({"f": "$@bundle_root + '/configs/common.json'"}, {"f": "$@bundle_root + '/configs/common.json'"}),
+        ({"f": "common", "g": "in common."}, {"f": "common", "g": "in common."}),
+        ({"f": {"_desc_": "see common.checks"}}, {"f": {"_desc_": "see common.checks"}}),
+        ({"initialize": []}, {"initialize": []}),
+        (
+            {"initialize": ["$None"]},
+            {"initialize": [{"_target_": "site.addsitedir", "sitedir": "@bundle_root"}, "$None"]},
+        ),
+        ({"+initialize": ["$None"]}, {"+initialize": ["$None"]}),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 4])
+def test_rewrite_config(config, expected, indent):
+    assert json.loads(pack.rewrite_config(json.dumps(config, indent=indent), "x.json")) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("$import common", "x.json: `a` refers to common in"),
+        ("$from common import checks", "x.json: `a` refers to common in"),
+        ("$common.checks.config_digest()", "x.json: `a` refers to common in"),
+        ("$f('common.checks')", "x.json: `a` refers to common in"),
+        ("common.checks", "x.json: `a` refers to common in"),
+        (
+            {"_target_": "common.nothing.Here"},
+            "x.json: `a#_target_` names common.nothing.Here, and",
+        ),
+    ],
+)
+def test_refuses_what_it_cannot_rewrite(value, sentence):
+    with pytest.raises(ValueError) as caught:
+        pack.rewrite_config(json.dumps({"a": value}), "x.json")
+    assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("line", ["import common", "import os, common.data", "from common.data import x"])
+def test_refuses_absolute_imports(line):
+    with pytest.raises(ValueError, match=r"common/x\.py, line 2: imports common by name"):
+        pack.check_imports(f"import torch\n{line}\n", "common/x.py")
+
+
+def test_accepts_relative_imports():
+    pack.check_imports("from . import common\nfrom ..common import y\nimport commonmark\n", "common/x.py")
+
+
+def test_does_not_overwrite_unless_told(bundle, tmp_path):
+    folder, archive = pack.pack(bundle, tmp_path)
+    (folder / "mine.txt").touch()
+    with pytest.raises(FileExistsError, match="pass --force"):
+        pack.pack(bundle, tmp_path)
+    assert (folder / "mine.txt").exists()
+    before = archive.read_bytes()
+    pack.pack(bundle, tmp_path, force=True)
+    assert not (folder / "mine.txt").exists()
+    assert archive.read_bytes() == before
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path):
+    bundle = make_bundle(tmp_path / "toy", wrong='{"imports": ["$import common"]}')
+    with pytest.raises(ValueError, match=r"configs/wrong\.json: `imports#0` refers to common"):
+        pack.pack(bundle, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_weights_inside_and_by_address(bundle, tmp_path):
+    model, encoder = bundle / "models" / "model.pt", bundle / "models" / "encoder.safetensors"
+    folder, _ = pack.pack(bundle, tmp_path / "out", [model], {str(encoder): "https://example.org/encoder.safetensors"})
+    assert {name for name in names(folder) if name.startswith("models/")} == {"models/model.pt"}
+    [entry] = ConfigParser.load_config_file(folder / "large_files.yml")["large_files"]
+    assert entry == {
+        "path": "models/encoder.safetensors",
+        "url": "https://example.org/encoder.safetensors",
+        "hash_val": "9ff94c3eb0c1d350b76101c553e6e70c1178b96fc7fd738182e39e2a3f1b9ebe",
+        "hash_type": "sha256",
+    }
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "sentence"),
+    [
+        (["encoder.pt"], ValueError, r"encoder\.pt cannot stand in models/"),
+        (["missing.safetensors"], FileNotFoundError, r"no file of weights .*missing\.safetensors"),
+        (["model.pt", "old/model.pt"], ValueError, "two files of weights are called model.pt"),
+    ],
+)
+def test_refuses_weights(bundle, tmp_path, weights, error, sentence):
+    (tmp_path / "old").mkdir()
+    for name in ("encoder.pt", "model.pt", "old/model.pt"):
+        (tmp_path / name).touch()
+    with pytest.raises(error, match=sentence):
+        pack.pack(bundle, tmp_path / "out", [tmp_path / name for name in weights])
+
+
+@pytest.mark.parametrize("part", ["LICENSE", "configs/metadata.json"])
+def test_incomplete_bundle(bundle, tmp_path, part, capsys):
+    (bundle / part).unlink()
+    assert pack.main([str(bundle), "--output", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.strip().endswith(f"is no complete bundle: it has no {part}.")
+
+
+def test_command_line(bundle, tmp_path, capsys):
+    weights = str(bundle / "models" / "model.pt")
+    assert pack.main([str(bundle), "--output", str(tmp_path), "--weights-url", f"{weights}=https://a.org/?x=1"]) == 0
+    assert "toy_v0.1.0.zip" in capsys.readouterr().out
+    assert 'url: "https://a.org/?x=1"' in (tmp_path / "toy" / "large_files.yml").read_text()
+
+
+# Runs both bundles by MONAI's command in one process in which the collection's `common` cannot be imported.
+RUN_BOTH = """
+import importlib, pkgutil, runpy, sys
+
+class NoCommon:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "common" or name.startswith("common."):
+            raise ImportError(f"{name} is imported from outside the bundle")
+
+sys.meta_path.insert(0, NoCommon)
+
+def run(bundle, *overrides):
+    sys.argv = ["", "run", "--config_file", f"{bundle}/configs/train.json", "--bundle_root", bundle, *overrides]
+    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+
+def unload():  # as MONAI Label does between bundles
+    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+        del sys.modules[name]
+
+first, second = sys.argv[1:]
+run(first, "--max_epochs", "3")
+checks = sys.modules["scripts.common.checks"]
+assert checks.__file__.startswith(first), checks.__file__
+run(second)  # without unloading: the same code serves both
+unload()
+sys.path.insert(0, second)
+run(second, "--max_epochs", "3")
+assert sys.modules["scripts.common.checks"].__file__.startswith(second)
+from scripts import common
+modules = [module.name for module in pkgutil.walk_packages(common.__path__, "scripts.common.")]
+for name in modules:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+print("modules", len(modules))
+run(second, "--epoch", "3")
+"""
+
+
+def test_two_packed_bundles_in_one_foreign_process(bundle, tmp_path):
+    other = make_bundle(tmp_path / "bundles" / "other")
+    packed = []
+    for source in (bundle, other):
+        _, archive = pack.pack(source, tmp_path / "packed")
+        with zipfile.ZipFile(archive) as stream:
+            stream.extractall(tmp_path / "unpacked")
+        packed.append(str(tmp_path / "unpacked" / source.name))
+    (tmp_path / "elsewhere").mkdir()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_BOTH, *packed],
+        cwd=tmp_path / "elsewhere",
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("epochs", "modules"))]
+    assert [line.split()[:2] for line in lines[:3]] == [["epochs", "3"], ["epochs", "1"], ["epochs", "3"]], done.stderr
+    digests = [line.split()[3] for line in lines[:3]]
+    assert digests[0] == digests[2] != digests[1]
+    assert len(digests[0]) == 64
+    assert int(lines[3].split()[1]) >= 2, done.stderr
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("--epoch names no id of train.json; did you mean --max_epochs?")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_every_folder_of_code_is_a_package():
+    """One without ``__init__.py`` would be missing from an installed package."""
+    folders = {path.parent for path in doctor.PACKAGE_FOLDER.rglob("*.py")}
+    assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []

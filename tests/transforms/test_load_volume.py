@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.transforms import LoadImaged
+
+from common.transforms import LoadVolumed
+
+
+@pytest.fixture
+def scan(tmp_path):
+    path = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).random((12, 13, 14), np.float32), np.diag([1, 2, 3, 1])), path)
+    return path
+
+
+def test_a_good_file_loads_as_with_monai(scan):
+    ours = LoadVolumed("image", ensure_channel_first=True)({"image": str(scan), "age": 3})
+    stock = LoadImaged("image", ensure_channel_first=True)({"image": str(scan), "age": 3})
+    assert torch.equal(ours["image"], stock["image"]) and ours["image"].shape == (1, 12, 13, 14) and ours["age"] == 3
+    assert ours["image"].meta["filename_or_obj"] == str(scan)
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def zeros(path):
+    path.write_bytes(b"\0" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: p.unlink(), "does not exist"),
+        (lambda p: p.write_bytes(b""), r"is empty \(0 bytes\)"),
+        (truncate, "cannot be read .*end-of-stream"),
+        (lambda p: p.write_text("no scan"), "cannot be read"),
+        (zeros, "cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("key", ["image", "label"])
+@pytest.mark.parametrize("make", [lambda t: t, copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))])
+def test_one_sentence_names_the_file(scan, tmp_path, spoil, message, key, make):
+    good = tmp_path / "good.nii.gz"
+    good.write_bytes(scan.read_bytes())
+    spoil(scan)
+    data = {"image": str(good), "label": str(good), key: str(scan)}
+    with pytest.raises(RuntimeError, match=message) as error:
+        make(LoadVolumed(["image", "label"]))(data)
+    text = str(error.value)
+    assert text.startswith(str(scan)) and "\n" not in text and "take it out of the datalist" in text
+
+
+def test_modalities_of_different_shapes_are_named(scan, tmp_path):
+    other = tmp_path / "other.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), np.eye(4)), other)
+    with pytest.raises(RuntimeError, match=r"scan.nii.gz, .*other.nii.gz cannot be read as one image"):
+        LoadVolumed("image")({"image": [str(scan), str(other)]})
+    other.unlink()
+    with pytest.raises(RuntimeError, match=r"^\S*other.nii.gz does not exist"):
+        LoadVolumed("image")({"image": [str(scan), str(other)]})
+
+
+def test_a_missing_key_is_monais_own_error(scan):
+    with pytest.raises(KeyError, match="label"):
+        LoadVolumed(["image", "label"])({"image": str(scan)})
+    assert "label" not in LoadVolumed(["image", "label"], allow_missing_keys=True)({"image": str(scan)})

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from common.data import label_map
+from common.transforms import MapLabelsd
+
+GROUPS = {1: [3, 42], 2: [10, 2035], 3: []}
+
+
+def slow(labels, groups, other=0):
+    result = []
+    for value in labels.flatten().tolist():
+        classes = [int(c) for c, sources in groups.items() if value in sources]
+        result.append(classes[0] if classes else 0 if value == 0 else other)
+    return torch.tensor(result).view(labels.shape)
+
+
+def draw(values, dtype=torch.float32, shape=(1, 4, 5, 6)):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.tensor(values)
+    return values[torch.randint(len(values), shape, generator=generator)].to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16, torch.int64])
+@pytest.mark.parametrize("other", [0, 5])
+@pytest.mark.parametrize("make", [lambda t: t, copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))])
+def test_against_a_loop_over_voxels(dtype, other, make):
+    labels = draw([0, 3, 42, 10, 2035, 7, 3000, 2036, 2037, -4], dtype)
+    result = make(MapLabelsd("label", GROUPS, other=other))({"label": labels})["label"]
+    assert result.dtype == dtype
+    assert torch.equal(result.long(), slow(labels, GROUPS, other))
+
+
+@pytest.mark.parametrize("numbering", ["dlmuse", "malpem", "freesurfer"])
+def test_the_package_tables(numbering):
+    groups = label_map(numbering, "structures4")
+    labels = draw(label_map(numbering, "skull")[1] + [0])
+    result = MapLabelsd("label", groups, other="error")({"label": labels})["label"]
+    assert torch.equal(result.long(), slow(labels, groups))
+
+
+def test_json_keys_and_uint8():
+    groups = json.loads(json.dumps(GROUPS))
+    result = MapLabelsd("label", groups)({"label": torch.tensor([3, 42, 10, 255], dtype=torch.uint8)})["label"]
+    assert result.tolist() == [1, 1, 2, 0] and result.dtype == torch.uint8
+
+
+def test_metadata_and_input_stay():
+    affine = torch.diag(torch.tensor([2.0, 2, 2, 1], dtype=torch.float64))
+    label = MetaTensor(draw([0, 3]), affine=affine, meta={"filename_or_obj": "a.nii.gz"})
+    before = label.clone()
+    result = MapLabelsd("label", GROUPS)({"label": label})["label"]
+    assert isinstance(result, MetaTensor) and torch.equal(result.affine, affine)
+    assert result.meta["filename_or_obj"] == "a.nii.gz" and torch.equal(label, before)
+
+
+def test_numpy_stays_numpy():
+    result = MapLabelsd("label", GROUPS)({"label": np.array([[3, 10]], np.int32)})["label"]
+    assert isinstance(result, np.ndarray) and result.tolist() == [[1, 2]] and result.dtype == np.int32
+
+
+def test_a_group_can_claim_the_background():
+    assert MapLabelsd("label", {2: [0], 1: [5]})({"label": torch.tensor([0, 5, 6])})["label"].tolist() == [2, 1, 0]
+
+
+def test_unknown_labels_are_named_with_the_file():
+    label = MetaTensor(draw([0, 3, 7, 3000, -4]), meta={"filename_or_obj": "/data/label.nii.gz"})
+    with pytest.raises(ValueError, match=r"^/data/label.nii.gz has labels that no class names \(-4, 7, 3000\)"):
+        MapLabelsd("label", GROUPS, other="error")({"label": label})
+    MapLabelsd("label", GROUPS, other="error")({"label": draw([0, 3, 42])})
+
+
+def test_labels_that_are_no_whole_numbers():
+    with pytest.raises(ValueError, match=r"key 'label' has labels that are no whole numbers \(\[2.5\]\)"):
+        MapLabelsd("label", GROUPS)({"label": torch.tensor([3.0, 2.5])})
+
+
+@pytest.mark.parametrize(("groups", "other"), [({1: [3], 2: [3]}, 0), ({1: [-3]}, 0), ({1: [3]}, "fail"), ({}, -1)])
+def test_wrong_arguments(groups, other):
+    with pytest.raises(ValueError, match="`groups`|`other`"):
+        MapLabelsd("label", groups, other)
