@@ -51,10 +51,10 @@ def check(
     Args:
         path: the datalist.
         base_dir: folder that its paths are relative to, where it is not its own.
-        label_key: key of the labels; '$None' or '' for a datalist without labels.
+        label_key: key of the labels; None for a datalist without labels.
         num_classes: labels have to be below this number.
     """
-    key = None if label_key in ("", "$None", None) else label_key
+    key = label_key or None
     content = read_datalist(path)
     load_datalist(path, base_dir, label_key=key, check="full", num_classes=num_classes)
     extra = [name for name in ("unlabelled", "unlabeled") if name in content]

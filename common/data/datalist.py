@@ -377,7 +377,7 @@ def _open(file: str) -> tuple[Any, str | None]:
     if not file.endswith((".nii", ".nii.gz")):
         return None, None
     try:
-        volume = nib.load(file)
+        volume: Any = nib.load(file)
         return volume, None if 0 not in volume.shape else f"has no voxels (shape {volume.shape})"
     except Exception as error:  # nibabel, zlib and the OS each raise their own kinds
         return None, f"is no readable NIfTI file ({_first_line(error)})"

@@ -20,7 +20,7 @@ TASKS = ("skull", "structures4", "structures33")
 
 
 def label_map(numbering: str, task: str) -> dict[int, list[int]]:
-    """Source labels of each class of a task; labels that are named nowhere are background.
+    """Source labels of each class of a task, background included.
 
     Args:
         numbering: how the masks at hand are numbered. `freesurfer`: aseg or aparc+aseg. `oasis_seg35`, `oasis_seg4`:
@@ -31,7 +31,8 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
             1 to 33 in their order (Zhang et al., BIBM 2023, section IV-A).
 
     Returns:
-        Class -> its source labels, for every class from 1. A class that the numbering lacks has an empty list.
+        Class -> its source labels, for every class. A class that the numbering lacks has an empty list; 0 has the labels
+        that the numbering knows and the task leaves to the background, so that all others can be told as unknown.
 
     Raises:
         ValueError: the numbering or the task is unknown, or the numbering has no class of the task at all.
@@ -55,7 +56,12 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
             groups[index] += table.get("structures", {}).get(classes[index], [])
     if not any(groups.values()):
         raise ValueError(f"Masks numbered as {numbering!r} hold no class of the task {task!r}: choose another task.")
-    return {index: sorted(labels) for index, labels in groups.items()}
+    named = {label for labels in groups.values() for label in labels}
+    known = {
+        label for key in ("structures", "tissues", "skull") for part in table.get(key, {}).values() for label in part
+    }
+    groups[0] = [label for label in known - named if label != 0]
+    return {index: sorted(groups[index]) for index in sorted(groups)}
 
 
 def label_names(task: str) -> dict[int, str]:

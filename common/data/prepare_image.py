@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from monai.data import MetaTensor
+if TYPE_CHECKING:  # so that the command line of this package starts without loading torch
+    import torch
 
 
 def prepare_image(
@@ -27,6 +27,6 @@ def prepare_image(
     if "image" not in batchdata:
         raise KeyError(f"The batch has no 'image', only {sorted(map(str, batchdata))}: name the volume `image`.")
     image = batchdata["image"].to(device=device, non_blocking=non_blocking, **kwargs)
-    if isinstance(image, MetaTensor):
-        image = image.as_tensor()  # no pretext needs the metadata, and carrying it slows every operation down
+    if hasattr(image, "as_tensor"):  # a MetaTensor: no pretext needs the metadata, and it slows every operation down
+        image = image.as_tensor()
     return image, image

@@ -38,7 +38,7 @@ CONTRASTS = {0: "FLAIR", 1: "T1w", 2: "T1gd", 3: "T2w"}
 # Field of view in mm (RAS). The brain's own box lies inside the head's, a whole number of 4 mm voxels from its corner,
 # and is 80 x 96 x 80 voxels at 2 mm: a third less to compute on than the head's 96 x 112 x 96.
 _HEAD_CORNER, _HEAD_EXTENT = np.array([-95.0, -123.0, -91.0]), np.array([192.0, 224.0, 192.0])
-_BRAIN_CORNER, _BRAIN_EXTENT = np.array([-79.0, -111.0, -71.0]), np.array([160.0, 192.0, 160.0])
+_BRAIN_CORNER, _BRAIN_EXTENT = np.array([-79.0, -111.0, -75.0]), np.array([160.0, 192.0, 160.0])
 # The middle of the template's brain, about which heads are scaled and turned.
 _CENTRE = np.array([0.0, -17.0, 5.0])
 
@@ -170,15 +170,17 @@ def _template() -> _Template:
     lateral = _largest((csf > 0.5) & (abs(x) < 38) & (y > -58) & (y < 38) & (z > -14) & (z < 34) & (abs(x) > 0.5))
     lateral |= lateral[::-1]
     third = (csf > 0.5) & (abs(x) < 4) & (y > -28) & (y < 4) & (z > -12) & (z < 12)
-    ventricles = _signed_distance(lateral | third, 1)
+    ventricles = lateral | third
 
-    deep = np.full(t1.shape, np.inf, np.float32)
-    hippocampus = np.full(coarse[0].shape, np.inf, np.float32)
-    for name, (centre, radii, yaw) in _SUBCORTICAL.items():
-        deep = np.minimum(deep, _ellipsoid((abs(x), y, z), centre, radii, yaw))
-        if "hippocampus" in name:
-            hippocampus = np.minimum(hippocampus, _ellipsoid((abs(coarse[0]), *coarse[1:]), centre, radii, yaw))
-    deep = _ramp(-deep, 2.0)
+    # Nothing deep lies outside this box (mm), so that the fine grid need not be searched whole.
+    corners = ((-46, 46), (-68, 46), (-36, 46))
+    near = tuple(slice(int(a - o), int(b - o)) for (a, b), o in zip(corners, origin, strict=True))
+    beside = np.zeros(t1.shape, np.float32)
+    beside[near] = np.clip((3.5 - _signed_distance(ventricles[near], 1)) / 2, 0, 1)
+    deep = np.zeros(t1.shape, np.float32)
+    deep_grid = (abs(x[near[0]]), y[:, near[1]], z[:, :, near[2]])
+    distances = [_ellipsoid(deep_grid, *ellipsoid) for ellipsoid in _SUBCORTICAL.values()]
+    deep[near] = _ramp(-np.minimum.reduce(distances), 2.0)
 
     # The maps call the pallidum and the outer thalamus half white, the brain stem half grey, and the partial volume
     # around the ventricles grey; put each where an anatomist would. `detail`, below, keeps the image as it was.
@@ -188,7 +190,7 @@ def _template() -> _Template:
     stem = _ramp(17 - np.sqrt(x**2 + (y - stem_axis) ** 2), 3) * _ramp(-6 - z, 6) * (1 - deep)
     moved = stem * grey
     grey, white = grey - moved, white + moved
-    rim = np.clip((3.5 - ventricles) / 2, 0, 1) * (1 - deep) * grey
+    rim = beside * (1 - deep) * grey
     wetter = csf / np.maximum(csf + white, 1e-3)
     grey, white = grey - rim, white + rim * (1 - wetter)
     csf = np.clip(brain - grey - white, 0, 1)
@@ -197,7 +199,7 @@ def _template() -> _Template:
     detail = (t1 - sum(s * tissue for s, tissue in zip(signal, (csf, grey, white), strict=True))) * brain
 
     # Averaging has worn the thin motor cortex off the vertex; a person has it, in the image as in the labels.
-    margin = np.clip((0.88 - ndi.gaussian_filter(brain.astype(np.float32), 2, truncate=3)) / 0.15, 0, 1)
+    margin = np.clip((0.92 - ndi.gaussian_filter(brain.astype(np.float32), 3, truncate=3)) / 0.2, 0, 1)
     moved = margin * _ramp(z - 10, 10) * white
     grey, white = grey + moved, white - moved
 
@@ -215,7 +217,9 @@ def _template() -> _Template:
     blocks = np.stack([hull - 13, face, neck])
     skin = -6 * np.log(np.exp(-np.clip(blocks, -60, 120) / 6).sum(0))
 
-    geometry = ventricles[half]
+    mirrored = (abs(cx), cy, cz)
+    hippocampus = np.minimum.reduce([_ellipsoid(mirrored, *e) for n, e in _SUBCORTICAL.items() if "hippocampus" in n])
+    ventricle_distance = _signed_distance(ventricles[half], 2)
     # Hippocampal loss opens the temporal horn, above and outside the hippocampus.
     above = np.clip((hippocampus + 1) / 1.5, 0, 1) * np.clip((4 - hippocampus) / 2, 0, 1)
     horn = above * (abs(cx) > 25) * (cz > -22) * (cz < -4) * (cy < -6) * (cy > -32)
@@ -226,11 +230,11 @@ def _template() -> _Template:
         deep=deep,
         detail=detail.astype(np.float32),
         brain=brain.astype(np.float32),
-        ventricle_shift=_push(geometry, 2, 16),
+        ventricle_shift=_push(ventricle_distance, 2, 16),
         hippocampus_shift=_push(hippocampus, 2, 7),
         surface_shift=_push(hull, 2, 28),
         temporal_horn=ndi.gaussian_filter(horn.astype(np.float32), 0.7),
-        ventricle_distance=geometry,
+        ventricle_distance=ventricle_distance,
         skull_distance=skull.astype(np.float32),
         skin_distance=skin.astype(np.float32),
         cord=cord,
@@ -276,12 +280,13 @@ class _Tissues(NamedTuple):
 
 
 def _traits(index: int, seed: int) -> dict[str, Any]:
-    """Who the subject is. Sites alternate, diagnoses come in pairs, and ages step by the golden section.
+    """Who the subject is. Sites alternate, diagnoses come in pairs, ages step round their range.
 
-    So every stretch of four subjects holds each site with each diagnosis, and every stretch covers the ages 20 to 85
-    evenly: small splits are balanced whatever the seed.
+    So any four subjects in a row hold each site with each diagnosis, and any longer row covers the ages 20 to 85
+    evenly: small splits are balanced whatever the seed. The step is a quarter of the golden ratio, which keeps the
+    ages of each site and diagnosis, every fourth subject, evenly spread as well.
     """
-    age = 20 + 65 * ((np.random.default_rng(seed).random() + index * (math.sqrt(2) - 1)) % 1)
+    age = 20 + 65 * ((np.random.default_rng(seed).random() + index * (math.sqrt(5) + 1) / 8) % 1)
     return {
         "subject": f"sub-{index + 1:03d}",
         "age": round(float(age), 1),
@@ -302,9 +307,10 @@ def _grid(corner: np.ndarray, extent: np.ndarray, spacing: float) -> tuple:
 
 def _head_coordinates(rng: np.random.Generator, spacing: float) -> np.ndarray:
     """Where each voxel of the head's grid lies in the template, in mm: shape (3, *shape)."""
-    scale = np.clip(rng.normal(0.91, 0.025), 0.86, 0.95) * (1 + np.clip(rng.normal(0, 0.015, 3), -0.025, 0.025))
+    scale = np.clip(rng.normal(0.90, 0.02), 0.85, 0.93) * (1 + np.clip(rng.normal(0, 0.015, 3), -0.025, 0.025))
     tilt = np.clip(rng.normal(0, math.radians(3), 3), -math.radians(7), math.radians(7))
-    shift = rng.uniform(-2, 2, 3)
+    # Down a little: the neck has room to spare below, the crown none above.
+    shift = rng.uniform(-1.5, 1.5, 3) - np.array([0, 0, 2])
     (cx, cy, cz), (sx, sy, sz) = np.cos(tilt), np.sin(tilt)
     turn = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     turn = turn @ np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
@@ -454,9 +460,9 @@ def _lesion(
     site: _Site,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A tumour in four contrasts: image (*shape, 4) int16 and labels 1 oedema, 2 core, 3 enhancing rim."""
-    shape = tissues.csf.shape
+    shape, brain = tissues.csf.shape, tissues.brain
     world = _grid(_BRAIN_CORNER, _BRAIN_EXTENT, spacing)
-    depth = spacing * ndi.distance_transform_edt(tissues.brain)
+    depth = spacing * ndi.distance_transform_edt(brain)
     # Cerebral white matter, above the brain stem and the cerebellum.
     seats = np.flatnonzero((depth > 16) & (tissues.white > 0.6) & (head[2] > -5) & (abs(head[0]) > 14))
     centre = np.unravel_index(seats[rng.integers(seats.size)], shape)
@@ -478,10 +484,10 @@ def _lesion(
     for whole, part in zip(tissues, around, strict=True):
         whole[near] = part
 
-    rim = rng.uniform(2.0, 4.0) * np.exp(0.35 * rough)
+    rim = radius * rng.uniform(0.15, 0.25) * np.exp(0.35 * rough)
     reach = rng.uniform(6.0, 16.0) * (0.25 + 0.75 * ndi.gaussian_filter(tissues.white, 3 / spacing)) + 2.5 * fine
     # Tumour replaces tissue and stops at CSF spaces; oedema follows white matter.
-    solid = _ramp(0.6 - tissues.csf, 0.3) * tissues.brain
+    solid = _ramp(0.6 - tissues.csf, 0.3) * brain
     tumour = _ramp(-edge, spacing) * solid
     core = _ramp(-edge - np.maximum(rim, 0.75 * spacing), spacing) * solid
     oedema = _ramp(reach - edge, 2 * spacing) * solid * np.clip(2.2 * tissues.white, 0.15, 1)
@@ -500,8 +506,8 @@ def _lesion(
         for share, value in zip((oedema, tumour, core), (sick[0], sick[2], sick[1]), strict=True):
             signal += (np.float32(value * rng.normal(1, 0.04)) * (1 + 0.06 * rough + 0.05 * fine) - signal) * share
         scanned = _scan(rng, signal, _BRAIN_CORNER, spacing, site, noise)
-        image[..., channel] = np.rint(scanned * rng.uniform(*site.scale)).clip(0, 32767) * tissues.brain
-    labels[~tissues.brain] = 0
+        image[..., channel] = np.rint(scanned * rng.uniform(*site.scale)).clip(0, 32767) * brain
+    labels[~brain] = 0
     return image, labels
 
 

@@ -53,7 +53,8 @@ class LoadVolumed(LoadImaged):
 def _reason(file: str, error: Exception) -> str:
     if file.endswith((".nii", ".nii.gz")):  # nibabel's own words are plainer than the list of readers that were tried
         try:
-            np.asanyarray(nib.load(file).dataobj)
+            volume: Any = nib.load(file)
+            np.asanyarray(volume.dataobj)
         except Exception as plainer:
             return _first_line(plainer)
     return _first_line(error)

@@ -17,9 +17,11 @@ class MapLabelsd(MapTransform):
     Args:
         keys: label images of any shape.
         groups: class -> its source labels, as `common.data.label_map` makes it or as JSON has it (keys may be
-            strings). Empty groups are allowed. Background, 0, stays 0 unless a group names it.
+            strings). Empty groups are allowed. Background, 0, stays 0 unless a group names it. Where sets of different
+            numberings are mixed: domain -> groups; an item's `domain_key` then tells which apply.
         other: class of source labels that no group names; `"error"` refuses them.
         allow_missing_keys: whether items may lack keys.
+        domain_key: key of an item that names its domain.
 
     Raises:
         ValueError: a label is in two groups, a label image has values that are no whole numbers or, with
@@ -29,41 +31,42 @@ class MapLabelsd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        groups: Mapping[int | str, Sequence[int]],
+        groups: Mapping[int | str, Sequence[int]] | Mapping[str, Mapping[int | str, Sequence[int]]],
         other: int | str = 0,
         allow_missing_keys: bool = False,
+        domain_key: str = "domain",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.domain_key = domain_key
         if not (other == "error" or (isinstance(other, int) and other >= 0)):
             raise ValueError(f'`other` is {other!r}; it has to be a class or "error".')
-        class_of = {0: 0}
-        named: dict[int, int] = {}
-        for target, labels in groups.items():
-            for label in labels:
-                if int(label) < 0 or named.setdefault(int(label), int(target)) != int(target):
-                    raise ValueError(f"`groups` names the label {label} in two classes, or it is negative.")
-        class_of |= named
-        # The last place of the table is for whatever lies outside of it.
+        # The last place of a table is for whatever lies outside of it.
         self._unknown = -1 if other == "error" else int(other)
-        self._table = torch.full((max(class_of) + 2,), self._unknown, dtype=torch.long)
-        self._table[list(class_of)] = torch.tensor(list(class_of.values()))
+        by_domain = groups if any(isinstance(group, Mapping) for group in groups.values()) else {None: groups}
+        self._tables = {domain: _look_up_table(part, self._unknown) for domain, part in by_domain.items()}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
+        domain = None if None in self._tables else d.get(self.domain_key)
         for key in self.key_iterator(d):
-            d[key] = self._map(d[key], key)
+            if domain not in self._tables:
+                raise ValueError(
+                    f"{_name(d[key], key)} is of the domain {domain!r}, for which no label groups are given, only for "
+                    f"{', '.join(map(str, self._tables))}: give the items of the datalist their `{self.domain_key}`."
+                )
+            d[key] = self._map(d[key], key, self._tables[domain])
         return d
 
-    def _map(self, label: Any, key: Hashable) -> Any:
+    def _map(self, label: Any, key: Hashable, table: torch.Tensor) -> Any:
         # A plain tensor: indexing a MetaTensor would cost several times as much.
         values = label.as_tensor() if hasattr(label, "as_tensor") else torch.as_tensor(label)
         index = values.long()
         if values.is_floating_point() and not torch.equal(index.to(values.dtype), values):
             fractional = torch.unique(values[index.to(values.dtype) != values])[:5].tolist()
             raise ValueError(f"{_name(label, key)} has labels that are no whole numbers ({fractional}).")
-        last = self._table.numel() - 1
+        last = table.numel() - 1
         index = torch.where((index < 0) | (index > last), last, index)
-        mapped = self._table.to(index.device)[index]
+        mapped = table.to(index.device)[index]
         if self._unknown < 0 and (mapped < 0).any():
             unknown = torch.unique(values[mapped < 0])
             some = ", ".join(f"{v:g}" for v in unknown[:10].tolist()) + (", ..." if unknown.numel() > 10 else "")
@@ -72,6 +75,20 @@ class MapLabelsd(MapTransform):
                 "name these labels in `groups`, or set `other` to a class."
             )
         return convert_to_dst_type(mapped, label, dtype=label.dtype)[0]
+
+
+def _look_up_table(groups: Mapping[Any, Any], unknown: int) -> torch.Tensor:
+    """Class of every source label up to the largest one, with one more place for all that lie outside."""
+    class_of = {0: 0}
+    named: dict[int, int] = {}
+    for target, labels in groups.items():
+        for label in labels:
+            if int(label) < 0 or named.setdefault(int(label), int(target)) != int(target):
+                raise ValueError(f"`groups` names the label {label} in two classes, or it is negative.")
+    class_of |= named
+    table = torch.full((max(class_of) + 2,), unknown, dtype=torch.long)
+    table[list(class_of)] = torch.tensor(list(class_of.values()))
+    return table
 
 
 def _name(label: Any, key: Hashable) -> str:

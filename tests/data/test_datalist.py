@@ -102,7 +102,7 @@ def test_label_key_none_drops_labels_and_does_not_look_for_them(tmp_path):
     path = make_study(tmp_path)
     for file in (tmp_path / "labels").iterdir():
         file.unlink()
-    with pytest.raises(DatalistError, match="labels/s000.nii.gz: does not exist"):
+    with pytest.raises(DatalistError, match=r"labels/s000.nii.gz: does not exist"):
         load_datalist(path)
     lists = load_datalist(path, label_key=None)
     assert all(set(x) == {"image"} for items in lists.values() for x in items)
@@ -322,7 +322,7 @@ def test_full_check_finds_a_truncated_file(tmp_path):
     write_volume(file, np.random.default_rng(0).random((16, 16, 16)))
     write_volume(tmp_path / "labels/s001.nii.gz", np.ones((16, 16, 16), np.uint8))
     os.truncate(file, file.stat().st_size // 2)
-    with pytest.raises(DatalistError, match="s001.nii.gz: cannot be read to its end"):
+    with pytest.raises(DatalistError, match=r"s001.nii.gz: cannot be read to its end"):
         load_datalist(path, check="full")
 
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..datalist import DatalistError
 from .files import item, scans, stem
 
 _NAME = re.compile(r"(CC\d{4})_(?:philips|siemens|ge)_(?:15|3)_(\d+)_[MF]", re.IGNORECASE)
@@ -23,8 +24,10 @@ def collect_cc359(source: Path, masks: str = "machine_learning") -> list[dict[st
             eight automatic methods) or `manual` (12 subjects).
 
     Raises:
-        KeyError: `masks` is none of these.
+        DatalistError: `masks` is none of these.
     """
+    if masks not in _MASKS:
+        raise DatalistError(f"`masks` is {masks!r}; CC359 has {', '.join(_MASKS)}.")
     suffix = _MASKS[masks]
     labels, images = {}, {}
     for file in scans(source, "**/CC*"):

@@ -6,6 +6,8 @@ from typing import Any
 
 from .files import by_stem, first_folder, item, number, read_table, scans, stem
 
+_NAME = re.compile(r"IXI\d{3}-[A-Za-z]+-\d+(-T1)?")
+
 
 def collect_ixi(source: Path) -> list[dict[str, Any]]:
     """IXI (brain-development.org/ixi-dataset): T1 scans of healthy adults, with ages.
@@ -23,6 +25,8 @@ def collect_ixi(source: Path) -> list[dict[str, Any]]:
     items = []
     for image in scans(folder, "IXI*"):
         name = stem(image)
+        if not _NAME.fullmatch(name):
+            continue
         session = name.removesuffix("-T1")
         subject = re.split("[-_]", name)[0]
         label = labels.get(name) or labels.get(session)

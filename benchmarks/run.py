@@ -1,0 +1,86 @@
+"""Run the benchmarks and write the table.
+
+python benchmarks/run.py                       all of them, into benchmarks/RESULTS.md
+python benchmarks/run.py --only mae_step       one of them, on the screen
+python benchmarks/run.py --quick               tiny sizes, only to see that they run
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import os
+import platform
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # the code beside this folder, not some other `common`
+
+import monai  # noqa: E402
+import torch  # noqa: E402
+from timing import Row  # noqa: E402
+
+NAMES = ("contrastive_loss", "cutout", "fine_tuning_step", "mae_step")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Side-by-side timings; each ratio is taken within one run.")
+    parser.add_argument("--only", choices=NAMES, help="run one benchmark and print its rows")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; the ratios mean nothing")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's own choice)")
+    parser.add_argument("--device", default="cpu", help="device to measure on, such as cuda (default: cpu)")
+    parser.add_argument("--output", type=Path, help="file for the table (default: RESULTS.md if all ran at full size)")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+
+    rows: list[Row] = []
+    for name in [arguments.only] if arguments.only else NAMES:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        torch.manual_seed(0)
+        rows += importlib.import_module(name).rows(arguments.quick, torch.device(arguments.device))
+    text = table(rows, arguments.device)
+    print(text)
+    complete = not (arguments.only or arguments.quick)
+    output = arguments.output or (HERE / "RESULTS.md" if complete else None)
+    if output:
+        temporary = output.with_name(output.name + ".part")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, output)
+
+
+def table(rows: list[Row], device: str) -> str:
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `python benchmarks/run.py`. Times are medians in seconds; both sides of a row were timed in turns,",
+        "in one run. A ratio above 1 means that ours is faster.",
+        "",
+        f"{datetime.date.today().isoformat()}, {machine(device)}.",
+        "",
+        "| benchmark | baseline (s) | ours (s) | ratio |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    lines += [f"| {row.name} | {row.baseline:.4g} | {row.ours:.4g} | {row.ratio:.3g} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def machine(device: str) -> str:
+    """What the numbers were taken on, as a sentence's part."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        processor = models[0] if models else processor
+    where = f"{processor}, {torch.get_num_threads()} thread(s)"
+    if torch.device(device).type == "cuda":
+        where = f"{torch.cuda.get_device_name(device)} ({where})"
+    return f"{where}, Python {platform.python_version()}, torch {torch.__version__}, MONAI {monai.__version__}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Interleaved timing of two ways to do the same thing."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+
+class Row(NamedTuple):
+    """One line of the table; times are medians in seconds."""
+
+    name: str
+    baseline: float
+    ours: float
+
+    @property
+    def ratio(self) -> float:
+        return self.baseline / self.ours
+
+
+def compare(name: str, baseline: Callable[[], object], ours: Callable[[], object], repeats: int) -> Row:
+    """Time both in turns within one run, so that what else the machine does hits both alike.
+
+    Each is called once untimed first. On CUDA every call is timed until the device is done.
+    """
+    times: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats + 1):
+        for function, taken in zip((baseline, ours), times, strict=True):
+            start = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if repeat:
+                taken.append(time.perf_counter() - start)
+    return Row(name, *(statistics.median(taken) for taken in times))
+
+
+def assert_close(first: torch.Tensor, second: torch.Tensor, tolerance: float) -> None:
+    """A ratio counts only if both sides compute the same."""
+    torch.testing.assert_close(first, second, atol=tolerance, rtol=tolerance)

@@ -1,0 +1,48 @@
+"""What the multi-process configs need around a run that ``torchrun`` started, on GPUs (NCCL) or CPUs (gloo)."""
+
+from __future__ import annotations
+
+import os
+
+import ignite.distributed as idist
+import torch
+import torch.distributed as dist
+
+__all__ = ["local_device", "rank", "start", "stop"]
+
+
+def rank() -> int:
+    """Number of this process in the whole job, from the environment that ``torchrun`` sets."""
+    return int(_variable("RANK"))
+
+
+def local_device() -> torch.device:
+    """The GPU of this process, or the CPU where there is none."""
+    number = int(_variable("LOCAL_RANK"))
+    return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def start() -> None:
+    """Make the process group and choose the device.
+
+    ``idist.sync()`` follows at once: ignite would otherwise make its own group at its first use, a collective that
+    hangs when only some ranks come to it.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group(backend="nccl" if torch.cuda.is_available() else "gloo")
+    idist.sync()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_device())
+
+
+def stop() -> None:
+    """Destroy the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _variable(name: str) -> str:
+    try:
+        return os.environ[name]
+    except KeyError:
+        raise RuntimeError(f"{name} is not set: start multi_gpu_*.json configs with torchrun.") from None

@@ -1,0 +1,139 @@
+"""Does MAE pre-training help on IXI, with 1, 5 and 20 masks? The table in the README of bundles/pretrain_once.
+
+    python experiments/ixi_label_efficiency.py --data /path/to/ixi --output runs/ixi
+
+`--data` holds `t1/` and `labels/` (DLMUSE numbering). One pre-training on all images without their labels, then
+fine-tuning of four structures from that encoder and from scratch, same masks, same number of steps, several seeds,
+evaluated on the same held-out part. Every run is a run of the bundle's own configs with the overrides that its
+`command.txt` states. Finished runs are kept, so an interrupted call can be repeated; `--shard 0/2` and `--shard 1/2`
+share the runs out over two processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import statistics
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "bundles" / "pretrain_once" / "configs"
+TRAINING = 100  # items of the training list; fractions of it give the numbers of masks
+
+
+def run_bundle(files: list[str], output: Path, done: Path, **overrides) -> None:
+    """Run the bundle in this process as `python -m monai.bundle run` would, unless `done` is already there."""
+    if done.exists():
+        return
+    from monai.bundle import ConfigWorkflow
+
+    paths = [str(CONFIGS / name) for name in [*files, "datasets/ixi.json", "presets/cpu.json"]]
+    output.mkdir(parents=True, exist_ok=True)
+    arguments = " ".join(f"--{key} '{value}'" for key, value in overrides.items())
+    command = f'python -m monai.bundle run --config_file "{paths}" --output_dir {output} {arguments}'
+    (output / f"{Path(files[-1]).stem}.txt").write_text(command + "\n")
+    workflow = ConfigWorkflow(
+        config_file=paths,
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=str(CONFIGS / "logging.conf"),
+        workflow_type="train",
+        output_dir=str(output),
+        **overrides,
+    )
+    started = time.time()
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    logging.getLogger(__name__).info("%s took %.0f s", output, time.time() - started)
+
+
+def dice(folder: Path) -> float | None:
+    """Mean over volumes and structures of an evaluated run."""
+    table = folder / "eval" / "val_mean_dice_raw.csv"
+    if not table.exists():
+        return None
+    rows = list(csv.DictReader(table.open(), skipinitialspace=True))
+    return statistics.mean(float(row["mean"]) for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--masks", type=int, nargs="+", default=[1, 5, 20])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=["scratch", "mae"])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--pretrain_epochs", type=int, default=150)
+    parser.add_argument("--learning_rate", type=float, default=0.001)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shard", default="0/1")
+    arguments = parser.parse_args()
+
+    import torch
+
+    from common.data.prepare import prepare
+
+    torch.set_num_threads(arguments.threads)
+    output = arguments.output.resolve()
+    datalist = output / "ixi.json"
+    if not datalist.exists():
+        prepare("ixi", arguments.data, datalist, validation=5, test=40, seed=0)
+    size = {"spacing": [2.5] * 3, "image_size": [64, 80, 64], "roi_size": [64, 80, 64]}
+    common = {"datalist": str(datalist), "dataset_dir": str(output), "num_workers": 0, **size}
+
+    encoder = output / "pretrain" / "encoder.safetensors"
+    shard, shards = map(int, arguments.shard.split("/"))
+    if "mae" in arguments.arms and shard == 0:
+        run_bundle(
+            ["pretrain.json"],
+            encoder.parent,
+            encoder,
+            max_epochs=arguments.pretrain_epochs,
+            batch_size=4,
+            lists=["training", "validation", "test"],
+            checkpoint_interval=50,
+            **common,
+        )
+    runs = [(m, seed, arm) for m in arguments.masks for seed in arguments.seeds for arm in arguments.arms]
+    for masks, seed, arm in runs[shard::shards]:
+        folder = output / f"masks{masks:02d}" / f"seed{seed}" / arm
+        options = {
+            # One volume in two augmented copies: with a batch of one, small grids miss the fast convolution on CPUs.
+            "batch_size": 1,
+            "crops_per_volume": 2,
+            "max_epochs": arguments.steps // masks,
+            "val_interval": max(1, arguments.steps // masks // 4),
+            "checkpoint_interval": 1000,
+            "learning_rate": arguments.learning_rate,
+            "fraction": masks / TRAINING,
+            "seed": seed,
+            **common,
+        }
+        if arm == "mae":
+            while not encoder.exists():
+                time.sleep(5)
+            options["pretrained_encoder"] = str(encoder)
+        run_bundle(["train.json"], folder, folder / "model.pt", **options)
+        (folder / "train.ckpt").unlink(missing_ok=True)
+        run_bundle(["train.json", "evaluate.json"], folder, folder / "eval" / "metrics.csv", **options)
+
+    table = {}
+    for masks, seed, arm in runs:
+        table.setdefault(masks, {}).setdefault(arm, {})[seed] = dice(output / f"masks{masks:02d}" / f"seed{seed}" / arm)
+    (output / "table.json").write_text(json.dumps(table, indent=4))
+    print(f"{'masks':>5}  " + "  ".join(f"{arm:>16}" for arm in arguments.arms))
+    for masks, arms in table.items():
+        cells = []
+        for arm in arguments.arms:
+            values = [value for value in arms[arm].values() if value is not None]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.mean(values):.3f} ± {spread:.3f} ({len(values)})" if values else "-")
+        print(f"{masks:>5}  " + "  ".join(f"{cell:>16}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from common.data import DatalistError, load_datalist
+from common.data.prepare import COLLECTORS, merge, prepare, write_datalist
+from common.data.prepare.split import split_by_subject
+
+SECTIONS = ("training", "validation", "test")
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4)), path)
+
+
+def collect(name: str, root: Path, **options) -> list[dict]:
+    """Items with paths relative to the root, so that they read easily."""
+
+    def relative(value):
+        return [relative(v) for v in value] if isinstance(value, list) else value.relative_to(root).as_posix()
+
+    items = COLLECTORS[name](root, **options)
+    return [x | {k: relative(x[k]) for k in ("image", "label") if k in x} for x in items]
+
+
+# --- the layouts of the sets --------------------------------------------------------------------------------------
+
+
+def test_ixi_public_layout(tmp_path):
+    touch(tmp_path, "IXI-T1/IXI012-HH-1211-T1.nii.gz", "IXI-T1/IXI013-HH-1212-T1.nii.gz")
+    touch(tmp_path, "IXI-T1/IXI014-HH-1236-T1.nii.gz", "IXI-T2/IXI012-HH-1211-T2.nii.gz")
+    rows = ['IXI_ID,"SEX_ID (1=m, 2=f)",AGE', "12,1,38.78", "12,1,", "13,1,46.71", "14,2,"]
+    (tmp_path / "IXI.csv").write_text("\n".join(rows))
+    assert collect("ixi", tmp_path) == [
+        {"image": "IXI-T1/IXI012-HH-1211-T1.nii.gz", "subject": "IXI012", "age": 38.78},
+        {"image": "IXI-T1/IXI013-HH-1212-T1.nii.gz", "subject": "IXI013", "age": 46.71},
+        {"image": "IXI-T1/IXI014-HH-1236-T1.nii.gz", "subject": "IXI014"},
+    ]
+
+
+def test_ixi_with_labels_and_participants(tmp_path):
+    touch(tmp_path, *(f"{d}/IXI{n}.nii.gz" for d in ("t1", "labels") for n in ("012-HH-1211", "643-HH-2787")))
+    rows = ["participant_id\tage\tsex", "IXI012-HH-1211\t38.78\tM", "IXI643-HH-2787\tn/a\tn/a"]
+    (tmp_path / "participants.tsv").write_text("\n".join(rows))
+    assert collect("ixi", tmp_path) == [
+        {"image": f"t1/{n}.nii.gz", "label": f"labels/{n}.nii.gz", "subject": n[:6], **age}
+        for n, age in (("IXI012-HH-1211", {"age": 38.78}), ("IXI643-HH-2787", {}))
+    ]
+
+
+def test_oasis1(tmp_path):
+    for subject in ("OAS1_0001_MR1", "OAS1_0061_MR1", "OAS1_0061_MR2", "OAS1_0007_MR1"):
+        names = ["norm", "orig", "aligned_norm", "seg4", "seg35", "aligned_seg35"]
+        touch(tmp_path / f"OASIS_{subject}", *(f"{n}.nii.gz" for n in names))
+    (tmp_path / "oasis_cross-sectional.csv").write_text(
+        "ID,M/F,Hand,Age,CDR\nOAS1_0001_MR1,F,R,74,0\nOAS1_0061_MR1,F,R,20,\nOAS1_0007_MR1,M,R,80,0.5\n"
+    )
+    items = collect("oasis1", tmp_path, image="norm,orig", label="seg35")
+    assert len(items) == 8
+    first = {"label": "OASIS_OAS1_0001_MR1/seg35.nii.gz", "subject": "OAS1_0001", "age": 74.0, "diagnosis": 0}
+    assert items[:2] == [{"image": f"OASIS_OAS1_0001_MR1/{n}.nii.gz", **first} for n in ("norm", "orig")]
+    by_image = {x["image"]: x for x in items}
+    assert by_image["OASIS_OAS1_0007_MR1/norm.nii.gz"]["diagnosis"] == 1
+    assert "diagnosis" not in by_image["OASIS_OAS1_0061_MR1/norm.nii.gz"]
+    assert by_image["OASIS_OAS1_0061_MR2/norm.nii.gz"]["subject"] == "OAS1_0061"
+    aligned = collect("oasis1", tmp_path, image="aligned_norm", label="seg35")
+    assert aligned[0]["label"] == "OASIS_OAS1_0001_MR1/aligned_seg35.nii.gz"
+    assert "label" not in collect("oasis1", tmp_path, image="aligned_norm")[0]  # no aligned_seg4 here
+    with pytest.raises(DatalistError, match=r"seg4 and seg35"):
+        collect("oasis1", tmp_path, label="seg24")
+
+
+def test_adni(tmp_path):
+    scan = "ADNI_005_S_2390_MR_MT1__GradWarp__N3m_Br_20110701094138392_S112699_I242887"
+    other = "ADNI_002_S_0295_MR_MPRAGE_Br_20110101000000000_S1_I999"
+    touch(tmp_path, f"ADNI/005_S_2390/MT1/2011-06-27/S112699/{scan}.nii", f"masks/MALPEM-{scan}.nii.gz")
+    touch(tmp_path, f"ADNI/002_S_0295/MPRAGE/2011-01-01/S1/{other}.nii")
+    table = '"Image Data ID","Subject","Group","Sex","Age"\n"I242887","005_S_2390","LMCI","M","71"\n'
+    (tmp_path / "ADNI_search.csv").write_text(table + '"I999","002_S_0295","AD","M","84"\n')
+    assert sorted(collect("adni", tmp_path), key=lambda x: x["subject"]) == [
+        {
+            "image": f"ADNI/002_S_0295/MPRAGE/2011-01-01/S1/{other}.nii",
+            "subject": "002_S_0295",
+            "age": 84.0,
+            "diagnosis": 2,
+        },
+        {
+            "image": f"ADNI/005_S_2390/MT1/2011-06-27/S112699/{scan}.nii",
+            "label": f"masks/MALPEM-{scan}.nii.gz",
+            "subject": "005_S_2390",
+            "age": 71.0,
+            "diagnosis": 1,
+        },
+    ]
+
+
+@pytest.mark.parametrize(("masks", "suffix"), [("machine_learning", "ss"), ("staple", "staple")])
+def test_cc359(tmp_path, masks, suffix):
+    name = "CC0001_philips_15_55_M"
+    touch(tmp_path, f"Original/Original/{name}.nii.gz", f"Silver-standard-machine-learning/{name}_ss.nii.gz")
+    touch(tmp_path, f"Silver-standard-STAPLE/{name}_staple.nii.gz", f"hippocampus_staple/{name}_staple.nii.gz")
+    touch(tmp_path, "Original/Original/CC0121_siemens_3_61_F.nii.gz")
+    items = collect("cc359", tmp_path, masks=masks)
+    assert [x["subject"] for x in items] == ["CC0001", "CC0121"] and [x["age"] for x in items] == [55.0, 61.0]
+    assert items[0]["image"] == f"Original/Original/{name}.nii.gz" and "label" not in items[1]
+    assert items[0]["label"].startswith("Silver") and items[0]["label"].endswith(f"{name}_{suffix}.nii.gz")
+
+
+@pytest.mark.parametrize("with_json", [True, False])
+def test_decathlon(tmp_path, with_json):
+    touch(tmp_path, *(f"{d}/case_{i}.nii.gz" for d in ("imagesTr", "labelsTr") for i in (1, 2)))
+    touch(tmp_path, "imagesTs/case_3.nii.gz")
+    if with_json:
+        training = [
+            {k: f"./{d}/case_{i}.nii.gz" for k, d in (("image", "imagesTr"), ("label", "labelsTr"))} for i in (1, 2)
+        ]
+        content = {"training": training, "test": ["./imagesTs/case_3.nii.gz"]}
+        (tmp_path / "dataset.json").write_text(json.dumps(content))
+    assert collect("decathlon", tmp_path) == [
+        {"image": "imagesTr/case_1.nii.gz", "label": "labelsTr/case_1.nii.gz", "subject": "case_1"},
+        {"image": "imagesTr/case_2.nii.gz", "label": "labelsTr/case_2.nii.gz", "subject": "case_2"},
+        {"image": "imagesTs/case_3.nii.gz", "subject": "case_3"},
+    ]
+
+
+def test_decathlon_modalities_in_files_of_their_own(tmp_path):
+    touch(tmp_path, *(f"imagesTr/case_{i}_000{m}.nii.gz" for i in (1, 2) for m in (0, 1)))
+    touch(tmp_path, *(f"labelsTr/case_{i}.nii.gz" for i in (1, 2)))
+    items = collect("decathlon", tmp_path)
+    assert [x["subject"] for x in items] == ["case_1", "case_2"]
+    assert items[0]["image"] == ["imagesTr/case_1_0000.nii.gz", "imagesTr/case_1_0001.nii.gz"]
+
+
+def test_bids(tmp_path):
+    touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_T2w.nii.gz")
+    touch(tmp_path, *(f"sub-02/ses-{s}/anat/sub-02_ses-{s}_T1w.nii.gz" for s in (1, 2)))
+    touch(tmp_path, "derivatives/fs/sub-02/ses-2/anat/sub-02_ses-2_desc-aseg_dseg.nii.gz")
+    touch(tmp_path, "derivatives/fs/sub-01/anat/sub-01_space-T1w_desc-aseg_dseg.nii.gz")
+    touch(tmp_path, "derivatives/fs/sub-01/anat/sub-01_desc-brain_mask.nii.gz")
+    rows = ["participant_id\tage\tsex\tgroup", "sub-01\t31\tF\tpatient", "sub-02\tn/a\tM\tcontrol"]
+    (tmp_path / "participants.tsv").write_text("\n".join(rows))
+    items = collect("bids", tmp_path)
+    assert items == [
+        {
+            "image": "sub-01/anat/sub-01_T1w.nii.gz",
+            "label": "derivatives/fs/sub-01/anat/sub-01_space-T1w_desc-aseg_dseg.nii.gz",
+            "subject": "sub-01",
+            "age": 31.0,
+            "diagnosis": 1,
+        },
+        {"image": "sub-02/ses-1/anat/sub-02_ses-1_T1w.nii.gz", "subject": "sub-02", "diagnosis": 0},
+        {
+            "image": "sub-02/ses-2/anat/sub-02_ses-2_T1w.nii.gz",
+            "label": "derivatives/fs/sub-02/ses-2/anat/sub-02_ses-2_desc-aseg_dseg.nii.gz",
+            "subject": "sub-02",
+            "diagnosis": 0,
+        },
+    ]
+    assert collect("bids", tmp_path, label_pattern="*_mask")[0]["label"].endswith("desc-brain_mask.nii.gz")
+    assert collect("bids", tmp_path, diagnoses="patient,control")[0]["diagnosis"] == 0
+    with pytest.raises(DatalistError, match=r"diagnoses control, patient"):
+        collect("bids", tmp_path, diagnoses="patient,healthy")
+    with pytest.raises(DatalistError, match=r"has several labels"):
+        collect("bids", tmp_path, label_pattern="*")
+    assert [x["image"] for x in collect("bids", tmp_path, suffix="T2w")] == ["sub-01/anat/sub-01_T2w.nii.gz"]
+
+
+# --- the split ----------------------------------------------------------------------------------------------------
+
+
+def made_up(subjects=20, visits=2, labelled=None):
+    return [
+        {"image": f"/d/{s}_{v}.nii.gz", "subject": f"p{s:02d}"} | ({"label": "/d/l"} if s < (labelled or 999) else {})
+        for s in range(subjects)
+        for v in range(visits)
+    ]
+
+
+def subjects_of(lists):
+    return {name: {x["subject"] for x in items} for name, items in lists.items()}
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "counts"), [(0.1, 0.2, (14, 2, 4)), (3, 5, (12, 3, 5)), (0, 0, (20, 0, 0))]
+)
+def test_split_is_by_subject_and_seeded(validation, test, counts):
+    items = made_up()
+    lists = split_by_subject(items, validation, test)
+    found = subjects_of(lists)
+    assert tuple(len(found[s]) for s in SECTIONS) == counts
+    assert sum(len(v) for v in lists.values()) == len(items)
+    assert not found["training"] & found["test"] and not found["validation"] & (found["training"] | found["test"])
+    assert split_by_subject(list(reversed(items)), validation, test)["test"][::-1] == lists["test"]
+    if test:
+        assert split_by_subject(items, validation, test, seed=1) != lists
+
+
+def test_unlabelled_subjects_are_for_pretraining():
+    items = made_up(20, 2, labelled=10)
+    del items[0]["label"]  # one visit of a labelled subject
+    lists = split_by_subject(items, 2, 3)
+    found = subjects_of(lists)
+    assert all("label" in x for s in SECTIONS for x in lists[s])
+    assert {f"p{i:02d}" for i in range(10, 20)} <= found["unlabelled"]
+    assert not found["unlabelled"] & (found["validation"] | found["test"])
+    assert found["training"] | found["validation"] | found["test"] == {f"p{i:02d}" for i in range(10)}
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "message"), [(10, 10, "leave none of 20"), (-1, 0, "`validation` is -1")]
+)
+def test_impossible_splits(validation, test, message):
+    with pytest.raises(DatalistError, match=message):
+        split_by_subject(made_up(), validation, test)
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ixi(tmp_path):
+    root = tmp_path / "ixi"
+    touch(root, *(f"{d}/IXI{i:03d}-HH-1000.nii.gz" for d in ("t1", "labels") for i in range(10)))
+    (root / "participants.tsv").write_text("participant_id\tage\nIXI003-HH-1000\t30\nIXI004-HH-1000\t31\n")
+    return root
+
+
+def test_what_is_written_loads(ixi, tmp_path):
+    output = tmp_path / "lists/ixi.json"
+    prepare("ixi", ixi, output)
+    lists = load_datalist(output, check="full", num_classes=2)
+    assert [len(lists[s]) for s in SECTIONS] == [7, 1, 2]
+    assert all(x["domain"] == "ixi" for items in lists.values() for x in items)
+    text = output.read_text()
+    assert str(tmp_path) not in text and '"../ixi/t1/IXI0' in text
+    assert [p.name for p in output.parent.iterdir()] == ["ixi.json"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert output.stat().st_mode & 0o777 == 0o666 & ~mask
+    again = tmp_path / "lists/again.json"
+    prepare("ixi", ixi, again)
+    assert again.read_text() == text
+
+
+def test_required_keys_and_domain(ixi, tmp_path):
+    content = prepare("ixi", ixi, tmp_path / "a.json", require="age,label", validation=0, test=1, domain="HH")
+    assert [len(content[s]) for s in SECTIONS] == [1, 0, 1] and content["left_out"] == 8
+    assert content["test"][0]["domain"] == "HH"
+    with pytest.raises(DatalistError, match=r"None of the 10 scans .* has diagnosis"):
+        prepare("ixi", ixi, tmp_path / "b.json", require="diagnosis")
+
+
+def test_nothing_is_overwritten_without_force(ixi, tmp_path):
+    output = tmp_path / "ixi.json"
+    output.write_text("mine")
+    with pytest.raises(DatalistError, match=r"ixi.json exists: .*--force"):
+        prepare("ixi", ixi, output)
+    with pytest.raises(DatalistError, match=r"--force"):
+        write_datalist(output, {"training": []})
+    assert output.read_text() == "mine"
+    prepare("ixi", ixi, output, force=True)
+    assert len(load_datalist(output)["training"]) == 7
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        write_datalist(tmp_path / "a.json", {"training": [{"image": tmp_path / "x.nii", "age": object()}]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_files_stop_it(ixi, tmp_path):
+    (ixi / "t1/IXI003-HH-1000.nii.gz").write_bytes(b"")
+    with pytest.raises(DatalistError, match=r"IXI003-HH-1000.nii.gz: is empty"):
+        prepare("ixi", ixi, tmp_path / "a.json")
+    assert not (tmp_path / "a.json").exists()
+    prepare("ixi", ixi, tmp_path / "a.json", check="none")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("brats", {}, r"Unknown data set 'brats'; known are adni, .*oasis1"),
+        ("ixi", {"masks": "staple"}, r"ixi has no option 'masks'; it has no options of its own"),
+        ("oasis1", {"images": "orig"}, r"oasis1 has no option 'images'; its options are image, label"),
+        ("cc359", {}, r"No scan of cc359 is below .*ixi\. What is looked for: .*CC0001_philips"),
+        ("cc359", {"masks": "golden"}, r"`masks` is 'golden'; CC359 has machine_learning"),
+    ],
+)
+def test_one_sentence_says_what_is_wrong(ixi, tmp_path, name, options, message):
+    with pytest.raises(DatalistError, match=message) as error:
+        prepare(name, ixi, tmp_path / "a.json", **options)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_source(tmp_path):
+    with pytest.raises(DatalistError, match=r"No folder at .*gone: .*--source"):
+        prepare("ixi", tmp_path / "gone", tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("name", sorted(COLLECTORS))
+def test_an_empty_folder_holds_no_scans(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatalistError, match=f"No scan of {name}"):
+        prepare(name, tmp_path / "empty", tmp_path / "a.json")
+
+
+def test_merge_keeps_sets_apart(ixi, tmp_path):
+    one, two = tmp_path / "one.json", tmp_path / "deep/two.json"
+    prepare("ixi", ixi, one, domain="source")
+    touch(tmp_path / "dec", *(f"{d}/IXI{i:03d}.nii.gz" for d in ("imagesTr", "labelsTr") for i in range(10)))
+    prepare("decathlon", tmp_path / "dec", two)
+    merged = merge([one, two])
+    write_datalist(tmp_path / "both/merged.json", merged)
+    lists = load_datalist(tmp_path / "both/merged.json", target_domain="decathlon", target_masks=2)
+    assert [x["domain"] for x in lists["training"]] == ["source"] * 7 + ["decathlon"] * 2
+    assert len(lists["test"]) == 2 and all("dec/imagesTr" in x["image"] for x in lists["test"])
+
+
+# --- the command line ---------------------------------------------------------------------------------------------
+
+
+def test_command_line(ixi, tmp_path, monkeypatch, capsys):
+    from common.data.__main__ import main
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["common.data", *map(str, arguments)])
+        main()
+        return capsys.readouterr().out
+
+    a, b, c = (tmp_path / f"{n}.json" for n in "abc")
+    out = run("prepare", "ixi", "--source", ixi, "--output", a, "--test", 3, "--require", "label,subject")
+    assert "test       3 scans of 3 subjects, 3 labels" in out and str(a) in out
+    with pytest.raises(SystemExit, match=r"^error: .*a.json exists"):
+        run("prepare", "ixi", "--source", ixi, "--output", a)
+    with pytest.raises(SystemExit, match=r"^error: Give the folder"):
+        run("prepare", "ixi", "--output", a)
+
+    touch(tmp_path / "cc", "Original/CC0001_philips_15_55_M.nii.gz", "Original/CC0002_philips_15_56_F.nii.gz")
+    run("prepare", "cc359", "--source", tmp_path / "cc", "--output", b, "--test=0", "--validation=0")
+    assert "training   8 scans" in run("merge", a, b, "--output", c)
+    with pytest.raises(SystemExit, match=r"^error: .*leave none"):
+        run("prepare", "cc359", "--source", tmp_path / "cc", "--output", b, "--test=2", "--force")
+
+
+def test_command_line_of_its_own_process(ixi, tmp_path):
+    prepare("ixi", ixi, tmp_path / "a.json")
+    (ixi / "t1/IXI003-HH-1000.nii.gz").write_bytes(b"")
+    command = [sys.executable, "-m", "common.data", "check", str(tmp_path / "a.json"), "--num_classes", "2"]
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": root}, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ") and "IXI003-HH-1000.nii.gz: is empty" in done.stderr
+
+
+def test_the_sample_goes_to_its_maker(monkeypatch, capsys):
+    import common.data.sample as sample
+    from common.data.__main__ import prepare as command
+
+    monkeypatch.setattr(sample, "make_sample", lambda output, **options: f"{output} {options}")
+    command("sample", output="here", subjects=3)
+    assert "The sample is in here {'subjects': 3}" in capsys.readouterr().out
+
+
+def test_check_says_that_nothing_is_wrong(ixi, tmp_path, capsys):
+    from common.data.__main__ import check
+
+    prepare("ixi", ixi, tmp_path / "a.json")
+    check(str(tmp_path / "a.json"), num_classes=2)
+    assert "nothing is wrong" in capsys.readouterr().out
+    with pytest.raises(DatalistError, match=r"labels outside 0 to 0"):
+        check(str(tmp_path / "a.json"), num_classes=1)
