@@ -8,13 +8,14 @@ import inspect
 import json
 import re
 import sys
+import traceback
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import doctor
 
-__all__ = ["check_overrides", "config_digest"]
+__all__ = ["check_overrides", "config_digest", "own_sentence"]
 
 # What people type for our ids; tried before the nearest spelling.
 ALIASES = {
@@ -56,7 +57,8 @@ def check_overrides() -> None:
 
     MONAI accepts any ``--name value`` and ignores the names that the config lacks. This compares the names on the
     command line, and those in ``--args_file``, with the ids of the named config files. It also checks that MONAI and
-    torch are recent enough. Outside of that command (also in a workflow made in Python) it does nothing.
+    torch are recent enough, and sees to it that a later error ends the output with what it says: MONAI's own last line
+    only names the step of the config. Outside of that command (also in a workflow made in Python) it does nothing.
 
     Put it first in ``initialize``: ``{"_target_": "common.checks.check_overrides"}``.
 
@@ -66,6 +68,7 @@ def check_overrides() -> None:
     command = _running_command()
     if command is None:
         return
+    sys.excepthook = _end_with_sentence
     problems = doctor.check_run()
     config = _load_config(command.files)
     accepted = _runner_arguments(command.tracking)
@@ -77,6 +80,17 @@ def check_overrides() -> None:
                 problems.append(problem)
     if problems:
         raise SystemExit("\n".join(problems))
+
+
+def own_sentence(error: BaseException | None) -> str | None:
+    """What this package says about an error that MONAI or ignite wrapped, None if it was not raised here."""
+    folder = Path(__file__).resolve().parent
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and Path(frames[-1].filename).resolve().is_relative_to(folder):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def config_digest() -> str | None:
@@ -97,6 +111,13 @@ def config_digest() -> str | None:
     config = {key: value for key, value in parser.get().items() if key not in PLACES}
     text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(text.replace(f"{__package__}.", "common.").encode()).hexdigest()
+
+
+def _end_with_sentence(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    sys.__excepthook__(kind, error, trace)
+    sentence = own_sentence(error)
+    if sentence:
+        print(f"\n{sentence}", file=sys.stderr)
 
 
 def _running_command() -> _Command | None:

@@ -103,14 +103,18 @@ def draw(sample: Path, output: Path, scores: dict[str, dict[str, list[float]]], 
     for row, subject in zip(axes, subjects, strict=False):
         image = nib.load(sample / "t1_brain" / f"{subject}.nii.gz").get_fdata()
         masks = [nib.load(sample / "structures4" / f"{subject}.nii.gz").get_fdata()]
-        masks += [nib.load(output / arm / "predictions" / f"{subject}_seg.nii.gz").get_fdata() for arm in ARMS]
+        masks += [
+            nib.load(output / arm / "predictions" / "t1_brain" / f"{subject}_seg.nii.gz").get_fdata() for arm in ARMS
+        ]
         z = int(np.argmax((masks[0] == 2).sum((0, 1))))
         titles = [subject, "truth"]
         titles += [f"{arm}, Dice {statistics.mean(scores[arm][subject]):.3f}" for arm in ARMS]
         for axis, mask, title in zip(row, [None, *masks], titles, strict=True):
             axis.imshow(image[:, :, z].T, cmap="gray", origin="lower")
             if mask is not None:
-                axis.imshow(mask[:, :, z].T, cmap=cmap, vmin=0, vmax=4, origin="lower", interpolation="nearest", alpha=0.7)
+                axis.imshow(
+                    mask[:, :, z].T, cmap=cmap, vmin=0, vmax=4, origin="lower", interpolation="nearest", alpha=0.7
+                )
             axis.set_title(title, fontsize=10)
             axis.axis("off")
     curves = axes[-1]

@@ -4,9 +4,9 @@
 
 `--data` holds `t1/` and `labels/` (DLMUSE numbering). One pre-training on all images without their labels, then
 fine-tuning of four structures from that encoder and from scratch, same masks, same number of steps, several seeds,
-evaluated on the same held-out part. Every run is a run of the bundle's own configs with the overrides that its
-`command.txt` states. Finished runs are kept, so an interrupted call can be repeated; `--shard 0/2` and `--shard 1/2`
-share the runs out over two processes.
+evaluated on the same held-out part. Every run is a run of the bundle's own configs with the overrides that the text
+files beside it state. Finished runs are kept, so an interrupted call can be repeated, and two calls with one of `--arms`
+each may share an output folder.
 """
 
 from __future__ import annotations
@@ -66,11 +66,10 @@ def main() -> None:
     parser.add_argument("--masks", type=int, nargs="+", default=[1, 5, 20])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["scratch", "mae"])
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--pretrain_epochs", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--pretrain_epochs", type=int, default=120)
     parser.add_argument("--learning_rate", type=float, default=0.001)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--shard", default="0/1")
     arguments = parser.parse_args()
 
     import torch
@@ -82,24 +81,23 @@ def main() -> None:
     datalist = output / "ixi.json"
     if not datalist.exists():
         prepare("ixi", arguments.data, datalist, validation=5, test=40, seed=0)
-    size = {"spacing": [2.5] * 3, "image_size": [64, 80, 64], "roi_size": [64, 80, 64]}
-    common = {"datalist": str(datalist), "dataset_dir": str(output), "num_workers": 0, **size}
+    common = {"datalist": str(datalist), "dataset_dir": str(output)}
 
     encoder = output / "pretrain" / "encoder.safetensors"
-    shard, shards = map(int, arguments.shard.split("/"))
-    if "mae" in arguments.arms and shard == 0:
+    if "mae" in arguments.arms:
         run_bundle(
             ["pretrain.json"],
             encoder.parent,
             encoder,
             max_epochs=arguments.pretrain_epochs,
             batch_size=4,
+            learning_rate=0.0005,
             lists=["training", "validation", "test"],
             checkpoint_interval=50,
             **common,
         )
     runs = [(m, seed, arm) for m in arguments.masks for seed in arguments.seeds for arm in arguments.arms]
-    for masks, seed, arm in runs[shard::shards]:
+    for masks, seed, arm in runs:
         folder = output / f"masks{masks:02d}" / f"seed{seed}" / arm
         options = {
             # One volume in two augmented copies: with a batch of one, small grids miss the fast convolution on CPUs.
@@ -114,8 +112,6 @@ def main() -> None:
             **common,
         }
         if arm == "mae":
-            while not encoder.exists():
-                time.sleep(5)
             options["pretrained_encoder"] = str(encoder)
         run_bundle(["train.json"], folder, folder / "model.pt", **options)
         (folder / "train.ckpt").unlink(missing_ok=True)

@@ -48,6 +48,7 @@ def load_datalist(
     fraction: float = 1.0,
     target_domain: str | None = None,
     target_masks: int | None = None,
+    required: Sequence[str] = (),
     seed: int = 0,
     check: str = "header",
     num_classes: int | None = None,
@@ -71,6 +72,7 @@ def load_datalist(
             where their items carry a domain.
         target_masks: number of training items of the target domain to keep beside all of the other domains (Zhang et
             al., BIBM 2023, section IV-B); a smaller number is a subset of a larger one. `None` keeps all.
+        required: lists that must not be empty after all this: what the run trains on, validates or evaluates.
         seed: seed of every draw. Draws depend on the items, not on their order in the file or where it lies.
         check: `"header"` looks at existence, headers, shapes and affines, `"full"` at every voxel as well,
             `"none"` at nothing. Headers are read for NIfTI files; of other formats only the existence is checked.
@@ -82,7 +84,8 @@ def load_datalist(
         the same keys; other keys are passed on unchanged.
 
     Raises:
-        DatalistError: a file or folder is missing or wrong; one error lists all that is wrong.
+        DatalistError: a file or folder is missing or wrong, or a required list is empty; one error lists all that is
+            wrong.
         ValueError: an argument is out of its range.
     """
     if check not in ("none", "header", "full"):
@@ -109,6 +112,7 @@ def load_datalist(
         for section in ("validation", "test"):
             lists[section] = [x for x in lists[section] if x.get("domain", target_domain) == target_domain]
     lists["training"] = keep_fraction(lists["training"], fraction, seed)
+    problems += [(where, _empty_list(name, target_domain)) for name in required if not lists[name]]
     problems += find_problems([x for section in SECTIONS for x in lists[section]], check, num_classes)
     raise_problems(problems, where)
     return {section: _with_common_keys(lists[section]) for section in SECTIONS}
@@ -301,6 +305,13 @@ def _item(
             problems.append((where, f"{key!r} is {value!r}, which is no path"))
             return None
     return result | item
+
+
+def _empty_list(name: str, target_domain: str | None) -> str:
+    if target_domain is not None:
+        return f"the list {name!r} has no items of the domain {target_domain!r}"
+    advice = "; set `fold` to split one off the training list" if name == "validation" else ""
+    return f"the list {name!r} is empty{advice}"
 
 
 def _absolute(base_dir: Path, path: str) -> str:

@@ -31,8 +31,9 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
             1 to 33 in their order (Zhang et al., BIBM 2023, section IV-A).
 
     Returns:
-        Class -> its source labels, for every class. A class that the numbering lacks has an empty list; 0 has the labels
-        that the numbering knows and the task leaves to the background, so that all others can be told as unknown.
+        Class -> its source labels, for every class. A class that the numbering lacks has an empty list; 0 has the
+        labels that the numbering knows and the task leaves to the background, so that all others can be told as
+        unknown.
 
     Raises:
         ValueError: the numbering or the task is unknown, or the numbering has no class of the task at all.

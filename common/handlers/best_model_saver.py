@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
@@ -10,7 +11,7 @@ from torch import nn
 
 from .files import atomic_torch_save
 
-__all__ = ["BestModelSaver", "is_new_best"]
+__all__ = ["BestModelSaver", "best_metric", "is_new_best"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +34,16 @@ class BestModelSaver:
     def __call__(self, engine: Engine) -> None:
         if is_new_best(engine) and idist.get_rank() == 0:
             atomic_torch_save(self.network.state_dict(), self.path)
-            logger.info("%s: epoch %d, %s %.4f.", self.path, engine.state.epoch, *_best(engine))
+            logger.info("%s: epoch %d, %s %.4f.", self.path, engine.state.epoch, *best_metric(engine))
 
 
 def is_new_best(engine: Engine) -> bool:
     """Whether the evaluation that just completed gave a MONAI evaluator's best key metric so far."""
-    return engine.state.best_metric_epoch == engine.state.epoch
+    state: Any = engine.state  # MONAI adds attributes to ignite's state
+    return state.best_metric_epoch == state.epoch
 
 
-def _best(engine: Engine) -> tuple[str, float]:
-    return engine.state.key_metric_name, float(engine.state.best_metric)
+def best_metric(engine: Engine) -> tuple[str, float]:
+    """Name and best value so far of a MONAI evaluator's key metric."""
+    state: Any = engine.state
+    return state.key_metric_name, float(state.best_metric)

@@ -113,10 +113,12 @@ class Checkpoint:
             except (RuntimeError, ValueError, KeyError) as error:
                 first = str(error).strip().splitlines()[0]
                 raise ValueError(
-                    f"{self.path}: the state of {name} does not fit ({first}); resume with the configuration of the first run."
+                    f"{self.path}: the state of {name} does not fit ({first}); resume with the configuration of the "
+                    "first run."
                 ) from error
-        if content["scaler"] is not None and getattr(engine, "scaler", None) is not None:
-            engine.scaler.load_state_dict(content["scaler"])
+        scaler = getattr(engine, "scaler", None)
+        if content["scaler"] is not None and scaler is not None:
+            scaler.load_state_dict(content["scaler"])
         if self.evaluator is not None:
             for key, value in content["best"].items():
                 setattr(self.evaluator.state, key, value)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..checks import config_digest
 from ..weights.encoder_file import read_encoder, save_encoder, write_state
-from .best_model_saver import is_new_best
+from .best_model_saver import best_metric, is_new_best
 
 __all__ = ["EncoderSaver"]
 
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 class EncoderSaver:
     """Write the encoder file when pre-training completes.
 
-    With an evaluator it is the encoder of the best validation (Zhang et al., BIBM 2023, section IV-C: the model with the
-    best reconstruction), kept meanwhile in a file beside ``path``; otherwise that of the last epoch.
+    With an evaluator it is the encoder of the best validation (Zhang et al., BIBM 2023, section IV-C: the model with
+    the best reconstruction), kept meanwhile in a file beside ``path``; otherwise that of the last epoch.
 
     Args:
         path: such as ``models/encoder.safetensors``.
@@ -68,8 +68,8 @@ class EncoderSaver:
 
     def keep_best(self, evaluator: Engine) -> None:
         if is_new_best(evaluator) and idist.get_rank() == 0:
-            record = {**self.record, "epochs": evaluator.state.epoch}
-            record[evaluator.state.key_metric_name] = float(evaluator.state.best_metric)
+            name, value = best_metric(evaluator)
+            record = {**self.record, "epochs": evaluator.state.epoch, name: value}
             save_encoder(self.encoder, self.best, record)
 
     def finish(self, engine: Engine) -> None:

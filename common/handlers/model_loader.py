@@ -49,12 +49,15 @@ def load_model(network: nn.Module, path: str | os.PathLike) -> None:
         raise ValueError(f"{path} is not a readable checkpoint ({error}).") from error
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds no state dict: give a model.pt written by configs/train.json.")
     own = network.state_dict()
-    fits = [name for name, tensor in own.items() if name in state and state[name].shape == tensor.shape]
+    fits = [name for name, tensor in own.items() if getattr(state.get(name), "shape", None) == tensor.shape]
     if len(fits) < len(own) or len(state) > len(own):
         example = next((name for name in [*own, *state] if name not in fits), None)
         raise ValueError(
-            f"{path} is of another network: {len(fits)} of {len(own)} tensors of this {type(network).__name__} are in it "
-            f"with the right shape (not, for example, {example}); use the networks/ and tasks/ files it was trained with."
+            f"{path} is of another network: {len(fits)} of {len(own)} tensors of this {type(network).__name__} are in "
+            f"it with the right shape (not, for example, {example}); use the networks/ and tasks/ files it was trained "
+            "with."
         )
     network.load_state_dict(state)

@@ -32,7 +32,7 @@ class MomentumTeacher:
 @torch.no_grad()
 def move_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
     """``teacher = momentum * teacher + (1 - momentum) * student`` for parameters; buffers are copied."""
-    for target, source in zip(teacher.parameters(), student.parameters(), strict=True):
-        target.lerp_(source.detach(), 1 - momentum)
-    for target, source in zip(teacher.buffers(), student.buffers(), strict=True):
-        target.copy_(source)
+    for parameter, source in zip(teacher.parameters(), student.parameters(), strict=True):
+        parameter.lerp_(source, 1 - momentum)
+    for buffer, current in zip(teacher.buffers(), student.buffers(), strict=True):
+        buffer.copy_(current)

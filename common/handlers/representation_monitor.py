@@ -86,6 +86,9 @@ class RepresentationMonitor:
             return
         tokens, pooled = torch.cat(self._tokens), torch.cat(self._pooled)
         self._forget()
+        if not bool(torch.isfinite(tokens).all()):
+            logger.warning("Epoch %d: the encoder's features are not finite.", engine.state.epoch)
+            return
         measured = {}
         for prefix, features in (("", tokens), ("pooled_", pooled)):
             if len(features) > 1:

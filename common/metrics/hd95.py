@@ -27,7 +27,7 @@ class HD95(HausdorffDistanceMetric):
         super().__init__(include_background=include_background, percentile=95)
         self.spacing = [float(size) for size in spacing]
 
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor, **kwargs) -> torch.Tensor:
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor, **kwargs) -> torch.Tensor:  # type: ignore[override]
         distance = super()._compute_tensor(y_pred, y, spacing=self.spacing, **kwargs)
         first = 0 if self.include_background else 1
         predicted, true = (mask[:, first:].flatten(2).any(-1) for mask in (y_pred, y))

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from monai.networks.blocks import SABlock
 from monai.networks.nets import UNETR as MonaiUNETR
 from monai.utils import ensure_tuple_rep
 from torch import nn
@@ -31,8 +33,8 @@ class UNETR(MonaiUNETR):
             three quarters of ``num_layers``.
         class_token: whether a class token runs along, as in the published encoder of [2]. Dropped before the decoder.
         position: ``"learnable"``, one vector a token, or ``"separable"``, the sum of one vector per position of the
-            first axis and one per position of the other two, as in the published encoder of [2]; the class token then has
-            a position of its own as well.
+            first axis and one per position of the other two, as in the published encoder of [2]; the class token then
+            has a position of its own as well.
         norm_eps: epsilon of the layer norms (MONAI 1e-5, published encoder 1e-6).
         freeze_patch_embed: keep the patch projection as it starts (random) or is loaded, as the code of [2] does.
         **kwargs: as in ``monai.networks.nets.UNETR`` (``feature_size``, ``hidden_size``, ``mlp_dim``, ...).
@@ -71,6 +73,7 @@ class UNETR(MonaiUNETR):
         if num_layers > self.num_layers:
             raise ValueError(f"UNETR has at most {self.num_layers} blocks, num_layers is {num_layers}.")
         self.num_layers = num_layers
+        self.img_size = list(img_size)
         self.vit.blocks = self.vit.blocks[:num_layers]
         skips = skip_blocks or [round(num_layers * quarter / 4) for quarter in (1, 2, 3)]
         if len(skips) != 3 or sorted(set(skips)) != list(skips) or not 1 <= skips[0] <= skips[-1] <= num_layers:
@@ -82,28 +85,32 @@ class UNETR(MonaiUNETR):
         if position == "separable" and class_token:
             parametrize.register_parametrization(self.vit, "cls_token", PositionedToken())
         if position == "separable":
-            parametrize.register_parametrization(
-                self.vit.patch_embedding, "position_embeddings", SeparablePositions(self.feat_size)
-            )
+            positions = SeparablePositions(self.feat_size)
+            embedding: Any = self.vit.patch_embedding
+            parametrize.register_parametrization(embedding, "position_embeddings", positions)
+            for part in embedding.parametrizations.parameters():
+                nn.init.trunc_normal_(part, std=0.02)  # the split of a random table is nearly zero
         if freeze_patch_embed:
             self.vit.patch_embedding.patch_embeddings.requires_grad_(False)
+        flash = not kwargs.get("dropout_rate") and not kwargs.get("save_attn")
         for module in self.vit.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = norm_eps
-            if (
-                hasattr(module, "use_flash_attention")
-                and not kwargs.get("dropout_rate")
-                and not kwargs.get("save_attn")
-            ):
+            if isinstance(module, SABlock) and flash:
                 module.use_flash_attention = True
 
     def proj_feat(self, x: torch.Tensor) -> torch.Tensor:
         if self.has_class_token:
             x = x[:, 1:]
         # Not `.contiguous()`: that would force the row-major layout on a net that runs in channels_last_3d.
-        return x.reshape([x.size(0)] + self.proj_view_shape).permute(self.proj_axes)
+        return x.reshape([x.size(0)] + self.proj_view_shape).permute(self.proj_axes)  # noqa: RUF005 (for TorchScript)
 
     def forward(self, x_in: torch.Tensor) -> torch.Tensor:
+        if list(x_in.shape[2:]) != self.img_size:
+            raise ValueError(
+                f"this UNETR takes images of {self.img_size} voxels, not {list(x_in.shape[2:])}: set roi_size to the "
+                "size of the crops, and image_size to at least that."
+            )
         x, hidden = self.vit(x_in)
         enc1 = self.encoder1(x_in)
         enc2 = self.encoder2(self.proj_feat(hidden[self.skip_blocks[0] - 1]))

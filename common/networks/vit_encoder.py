@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.networks.nets import ViT
@@ -21,13 +22,20 @@ class ViTEncoder(nn.Module):
 
     ``forward(image (B, C, D, H, W))`` returns ``len(skip_blocks) + 1`` maps (B, hidden, D/p, H/p, W/p), all with the
     patch size p as stride. A class token is dropped.
+
+    Raises:
+        TypeError: the ViT is not 3-D or its patch embedding is no convolution.
+        ValueError: ``skip_blocks`` are not increasing block numbers.
     """
 
     def __init__(self, vit: ViT, skip_blocks: Sequence[int] | None = None) -> None:
         super().__init__()
         self.vit = vit
         depth = len(vit.blocks)
-        self.skip_blocks = tuple(skip_blocks or (round(depth * quarter / 4) for quarter in (1, 2, 3)))
+        skips = tuple(skip_blocks or (round(depth * quarter / 4) for quarter in (1, 2, 3)))
+        if list(skips) != sorted(set(skips)) or not 1 <= skips[0] <= skips[-1] <= depth:
+            raise ValueError(f"skip_blocks are increasing block numbers in 1..{depth}, not {list(skips)}.")
+        self.skip_blocks = skips
         embedding = vit.patch_embedding.patch_embeddings
         if not isinstance(embedding, nn.Conv3d):
             raise TypeError("ViTEncoder needs a 3-D ViT whose patch embedding is a convolution (proj_type='conv').")
@@ -45,7 +53,10 @@ class ViTEncoder(nn.Module):
     def grid(self, spatial_size: Sequence[int]) -> tuple[int, ...]:
         """Tokens per axis for an image of ``spatial_size`` voxels."""
         if any(size % patch for size, patch in zip(spatial_size, self.patch_size, strict=True)):
-            raise ValueError(f"image size {tuple(spatial_size)} is not a multiple of the patch size {self.patch_size}.")
+            raise ValueError(
+                f"image size {tuple(spatial_size)} is not a multiple of the patch size {self.patch_size}: set roi_size "
+                "to such a size, and image_size to at least that."
+            )
         return tuple(size // patch for size, patch in zip(spatial_size, self.patch_size, strict=True))
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
@@ -74,7 +85,7 @@ class ViTEncoder(nn.Module):
 
     def architecture(self) -> dict:
         """What an encoder file records of the network: name and arguments."""
-        block = self.vit.blocks[0]
+        block: Any = self.vit.blocks[0]
         return {
             "name": "ViTEncoder",
             "in_channels": self.in_channels,

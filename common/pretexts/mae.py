@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from monai.networks.blocks.transformerblock import TransformerBlock
 from torch import nn
-from torch.nn.utils import parametrize
 
 from ..networks import SeparablePositions, ViTEncoder
 from ..transforms import patchify, random_keep_indices, unpatchify
@@ -29,6 +31,8 @@ class MAE(nn.Module):
 
     Raises:
         TypeError: the encoder holds no ViT.
+        ValueError: ``mask_ratio`` not between 0 and 1, an unknown ``position``, or ``img_size`` not a multiple of the
+            patch size.
 
     References:
         - [1] He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022.
@@ -53,25 +57,30 @@ class MAE(nn.Module):
             )
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio lies between 0 and 1, not {mask_ratio}.")
+        if position not in ("learnable", "separable"):
+            raise ValueError(f"position is 'learnable' or 'separable', not {position!r}.")
         self.encoder = encoder
         self.mask_ratio = mask_ratio
         self.token_grid = encoder.grid(img_size)
-        tokens = self.token_grid[0] * self.token_grid[1] * self.token_grid[2]
         self.first = int(encoder.has_class_token)
 
-        block = encoder.vit.blocks[0]
-        mlp_ratio = block.mlp.linear1.out_features // encoder.hidden_size
+        block: Any = encoder.vit.blocks[0]
+        mlp_ratio = block.mlp.linear1.out_features / encoder.hidden_size
         self.decoder_embed = nn.Linear(encoder.hidden_size, decoder_hidden_size)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_hidden_size).normal_(std=0.02))
-        self.decoder_positions = nn.Parameter(torch.empty(1, tokens, decoder_hidden_size).normal_(std=0.02))
-        if position == "separable":
-            parametrize.register_parametrization(self, "decoder_positions", SeparablePositions(self.token_grid))
+        # A list and not a parametrization, which would rename this class.
+        axial, planar = self.token_grid[0], self.token_grid[1] * self.token_grid[2]
+        self.position_table = SeparablePositions(self.token_grid) if position == "separable" else nn.Identity()
+        self.decoder_positions = nn.ParameterList(
+            torch.empty(1, length, decoder_hidden_size).normal_(std=0.02)
+            for length in ((axial, planar) if position == "separable" else (axial * planar,))
+        )
         if self.first:
             self.decoder_class_position = nn.Parameter(torch.empty(1, 1, decoder_hidden_size).normal_(std=0.02))
         self.decoder_blocks = nn.ModuleList(
             TransformerBlock(
                 decoder_hidden_size,
-                mlp_ratio * decoder_hidden_size,
+                round(mlp_ratio * decoder_hidden_size),
                 decoder_num_heads,
                 qkv_bias=block.attn.qkv.bias is not None,
                 use_flash_attention=True,
@@ -101,9 +110,9 @@ class MAE(nn.Module):
     def decode(self, tokens: torch.Tensor, keep: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
         """Predicted patches (B, M, P) at ``masked`` (B, M) from encoded tokens at ``keep`` (B, K)."""
         tokens = self.decoder_embed(tokens)
-        full = self.mask_token.to(tokens.dtype).repeat(len(tokens), self.decoder_positions.shape[1], 1)
+        full = self.mask_token.to(tokens.dtype).repeat(len(tokens), math.prod(self.token_grid), 1)
         index = keep[..., None].expand(-1, -1, full.shape[-1])
-        full = full.scatter(1, index, tokens[:, self.first :]) + self.decoder_positions
+        full = full.scatter(1, index, tokens[:, self.first :]) + self.position_table(*self.decoder_positions)
         if self.first:
             full = torch.cat((tokens[:, :1] + self.decoder_class_position, full), dim=1)
         for block in self.decoder_blocks:
@@ -111,7 +120,7 @@ class MAE(nn.Module):
         return self.decoder_head(self.decoder_norm(take(full, masked + self.first)))
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        tokens = self.decoder_positions.shape[1]
+        tokens = math.prod(self.token_grid)
         keep, masked = random_keep_indices(len(image), tokens, self.mask_ratio, device=image.device)
         patches = self.decode(self.encode(image, keep), keep, masked)
         target = take(patchify(image, self.encoder.patch_size), masked)
@@ -125,7 +134,8 @@ class MAE(nn.Module):
         index = prediction["masked"][..., None].expand_as(prediction["patches"])
         filled = patches.scatter(1, index, prediction["patches"].to(patches.dtype))
         blanked = patches.scatter(1, index, 0.0)
-        return tuple(unpatchify(part, self.token_grid, self.encoder.patch_size) for part in (filled, blanked))
+        filled, blanked = (unpatchify(part, self.token_grid, self.encoder.patch_size) for part in (filled, blanked))
+        return filled, blanked
 
 
 def take(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

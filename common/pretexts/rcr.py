@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,8 +15,8 @@ class RCR(nn.Module):
     """Rotation, contrast and reconstruction [1], the pretext that [2] uses for Swin UNETR.
 
     Two views of each image are quarter-turned in the last two axes, each by its own angle, and damaged by cut-out
-    (noise boxes, boxes swapped between samples). Both views pass the encoder in one batch. From its deepest map, token 0
-    tells the rotation, token 1 is the contrastive vector, and a convolutional decoder restores the undamaged view.
+    (noise boxes, boxes swapped between samples). Both views pass the encoder in one batch. From its deepest map, token
+    0 tells the rotation, token 1 is the contrastive vector, and a convolutional decoder restores the undamaged view.
 
     Args:
         encoder: any encoder; the deepest map needs two tokens at least and a stride that is the same power of two on
@@ -26,12 +27,16 @@ class RCR(nn.Module):
     ``forward(image (B, C, D, H, W))``, H = W, returns for the 2B views ``rotation_logits`` (2B, 4), ``rotation`` (2B,),
     ``contrast1`` and ``contrast2`` (B, contrast_size), ``reconstruction`` and ``target`` (2B, C, D, H, W).
 
+    Raises:
+        ValueError: the deepest stride is no such power of two; in ``forward``, H and W differ or the deepest map has a
+            single token.
+
     References:
         - [1] Tang et al., Self-Supervised Pre-Training of Swin Transformers for 3D Medical Image Analysis, CVPR 2022.
         - [2] Zhang et al., Pretrain Once and Finetune Many Times, BIBM 2023, section III-A.
     """
 
-    def __init__(self, encoder: nn.Module, contrast_size: int = 512, max_cutout: float = 0.3) -> None:
+    def __init__(self, encoder: Any, contrast_size: int = 512, max_cutout: float = 0.3) -> None:
         super().__init__()
         channels, stride = encoder.channels[-1], encoder.strides[-1]
         doublings = round(math.log2(stride[0]))

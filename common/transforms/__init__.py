@@ -4,6 +4,7 @@ from .cutout_swap import CutoutSwap
 from .grid_mask import random_grid_mask, random_keep_indices, upsample_mask
 from .load_volume import LoadVolumed
 from .map_labels import MapLabelsd
+from .mirrored_layout import MirroredLayout
 from .patchify import patchify, unpatchify
 from .spacing import Spacingd
 
@@ -13,6 +14,7 @@ __all__ = [
     "CutoutSwap",
     "LoadVolumed",
     "MapLabelsd",
+    "MirroredLayout",
     "Spacingd",
     "patchify",
     "random_grid_mask",

@@ -42,7 +42,9 @@ class MapLabelsd(MapTransform):
             raise ValueError(f'`other` is {other!r}; it has to be a class or "error".')
         # The last place of a table is for whatever lies outside of it.
         self._unknown = -1 if other == "error" else int(other)
-        by_domain = groups if any(isinstance(group, Mapping) for group in groups.values()) else {None: groups}
+        by_domain: Mapping[Any, Any] = (
+            groups if any(isinstance(group, Mapping) for group in groups.values()) else {None: groups}
+        )
         self._tables = {domain: _look_up_table(part, self._unknown) for domain, part in by_domain.items()}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -35,8 +35,9 @@ def convert(
         output: the encoder file to write.
         kind: one of ``KINDS``; found from the tensor names when not given.
         num_heads: attention heads of a ViT, which its weights do not tell (12 in UNETR).
-        legacy_patch_merging: for Swin UNETR weights trained with MONAI <= 1.2, whose patch merging dropped some
-            neighbours; such an encoder needs ``common.networks.LegacyPatchMerging``. Recorded in the file.
+        legacy_patch_merging: for Swin UNETR weights trained with MONAI up to 1.4, whose patch merging dropped some
+            neighbours (fixed in 1.5); such an encoder needs ``common.networks.LegacyPatchMerging``. Recorded in the
+            file; loading into another encoder warns.
         spatial_size, spacing, orientation, intensity, data: what the weights were trained on, for the record; say what
             you know, since fine-tuning warns where its images differ.
 
@@ -52,7 +53,10 @@ def convert(
         raise ValueError(
             f"{source} is of no known kind (tensors such as {names}); give --kind, one of {', '.join(KINDS)}."
         )
-    converted, architecture = KINDS[kinds[0]][0](state)
+    try:
+        converted, architecture = KINDS[kinds[0]][0](state)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{source} is no checkpoint of the kind {kinds[0]}: it lacks tensors ({error}).") from error
     if "hidden_size" in architecture:
         architecture["num_heads"] = num_heads
     else:
@@ -61,9 +65,7 @@ def convert(
         "format": FORMAT_VERSION,
         "method": f"converted from {kinds[0]} checkpoint {Path(source).name}",
         "architecture": architecture,
-        "in_channels": architecture["in_channels"],
         "spatial_size": list(spatial_size) if spatial_size else None,
-        "patch_size": architecture["patch_size"],
         "spacing": list(spacing) if spacing else None,
         "orientation": orientation,
         "intensity": intensity,
@@ -96,7 +98,7 @@ def unetr_mae(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]
                 name = re.sub(pattern, replacement, name)
             converted[f"vit.{name}"] = tensor
     _fill_unused_norms(converted)
-    return converted, _vit_architecture(converted)
+    return converted, _vit_architecture(converted) | {"norm_eps": 1e-6}
 
 
 def monai_mae(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
@@ -112,7 +114,7 @@ def monai_mae(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]
         elif name.startswith("blocks.") and ".cross_attn." not in name:
             converted["vit." + name.replace(f"blocks.{depth}.", "norm.")] = tensor
     _fill_unused_norms(converted)
-    return converted, _vit_architecture(converted)
+    return converted, _vit_architecture(converted) | {"norm_eps": 1e-5}
 
 
 def swin_unetr_ssl(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
@@ -135,7 +137,7 @@ def swin_unetr_ssl(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, 
 
 KINDS: dict[str, tuple[Callable[[Mapping[str, torch.Tensor]], tuple[State, dict[str, Any]]], str]] = {
     "unetr_mae": (unetr_mae, r"^pos_embed_spatial$"),
-    "monai_mae": (monai_mae, r"^patch_embedding\.position_embeddings$"),
+    "monai_mae": (monai_mae, r"^mask_tokens$"),
     "swin_unetr_ssl": (swin_unetr_ssl, r"layers1\.0\.blocks\.0\.attn\.qkv"),
 }
 """Kinds of checkpoints: the converter, and the tensor name by which a checkpoint is told."""
@@ -148,15 +150,16 @@ def _read_checkpoint(path: Path) -> State:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds Python objects beside tensors, which are not loaded for safety; in a place you trust, save its "
-            "state dict alone with torch.save and convert that."
+            f"{path} is no PyTorch checkpoint, or holds Python objects beside tensors, which are not loaded for "
+            "safety; in a place you trust, save its state dict alone with torch.save and convert that."
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a readable PyTorch checkpoint ({error}).") from error
     for key in ("state_dict", "model", "network"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    state = {re.sub(r"^module\.", "", k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
+    items = content.items() if isinstance(content, Mapping) else ()
+    state = {re.sub(r"^module\.", "", str(k)): v for k, v in items if isinstance(v, torch.Tensor)}
     if not state:
         raise ValueError(
             f"{path} holds no state dict: give a file with a state dict, or one under 'state_dict' or 'model'."
@@ -165,7 +168,7 @@ def _read_checkpoint(path: Path) -> State:
 
 
 def _fill_unused_norms(state: State) -> None:
-    """MONAI's transformer block holds a norm for cross-attention that self-attention never uses; it starts as identity."""
+    """Add the norm for cross-attention that MONAI's transformer block holds and never uses, as it starts."""
     for name in [name for name in state if name.endswith(".norm1.weight")]:
         prefix = name.removesuffix("norm1.weight") + "norm_cross_attn."
         state.setdefault(prefix + "weight", torch.ones_like(state[name]))

@@ -35,8 +35,9 @@ def save_encoder(encoder: nn.Module, path: str | os.PathLike, record: Mapping[st
     """
     record = dict(record)
     record["format"] = FORMAT_VERSION
-    if hasattr(encoder, "architecture"):
-        record["architecture"] = encoder.architecture()
+    architecture: Any = getattr(encoder, "architecture", None)
+    if architecture is not None:
+        record["architecture"] = architecture()
     record["packages"] = {name: _version(name) for name in PACKAGES}
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in encoder.state_dict().items()}
     write_state(state, path, record)
@@ -77,12 +78,15 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be cut short.") from error
-    if header is None:
+    try:
+        record = json.loads(header or "")
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
         raise ValueError(
             f"{path} has no record of its pre-processing, so it is no encoder file; convert foreign weights with "
             "`python -m common.weights convert`."
         )
-    record = json.loads(header)
     if record.get("format", 0) > FORMAT_VERSION:
         raise ValueError(f"{path} has format {record['format']}, this version reads up to {FORMAT_VERSION}; upgrade.")
     return state, record

@@ -12,12 +12,15 @@ from .adapt import adapt_channels, match_position_form, resample_positions, toke
 from .encoder_file import read_encoder
 from .report import TransferReport
 
-__all__ = ["compare_contract", "load_encoder"]
+__all__ = ["compare_architecture", "compare_contract", "load_encoder"]
 
 logger = logging.getLogger(__name__)
 
 CONTRACT = ("spacing", "orientation", "intensity", "spatial_size")
 """Keys of a record that the data fed to the encoder must agree with."""
+
+SHAPELESS = ("num_heads", "window_size", "patch_merging", "norm_eps", "class_token")
+"""Keys of an encoder's architecture by which weights of equal shapes compute something else."""
 
 
 def load_encoder(
@@ -25,20 +28,20 @@ def load_encoder(
     path: str | os.PathLike | None,
     contract: Mapping[str, Any] | None = None,
     min_share: float = 0.9,
-    check: Any = None,
 ) -> TransferReport | None:
     """Fill an encoder from an encoder file, log a transfer report, and refuse a load that covers too little.
 
     Tensors whose shape differs are adapted where that has a meaning: the first layer to another number of channels,
-    position tables to another token grid. Nothing changes in ``encoder`` when the load is refused.
+    position tables to another token grid. Nothing changes in ``encoder`` when the load is refused. What weights do not
+    show, such as the number of attention heads, is compared with the file's record, and differences are logged.
 
     Args:
         encoder: filled in place.
         path: an encoder file, or None (or "") to train from scratch, which is logged.
         contract: ``spacing``, ``orientation``, ``intensity`` and ``spatial_size`` of the images that the encoder will
-            see; each difference to the file's record is logged as a warning. ``spatial_size`` also gives the token grid.
+            see; each difference to the file's record is logged as a warning. ``spatial_size`` also gives the token
+            grid.
         min_share: share of the encoder's elements that the file must cover.
-        check: ignored; a place to refer to what must have run before.
 
     Returns:
         The report, or None from scratch.
@@ -54,7 +57,7 @@ def load_encoder(
     target = encoder.state_dict()
     state = match_position_form(state, target)
     report = TransferReport(str(path), sizes={name: tensor.numel() for name, tensor in target.items()})
-    report.warnings = compare_contract(record, contract)
+    report.warnings = compare_contract(record, contract) + compare_architecture(record, encoder)
 
     new_state = {}
     for name, tensor in target.items():
@@ -64,7 +67,7 @@ def load_encoder(
             continue
         if source.is_floating_point() and not bool(torch.isfinite(source).all()):
             raise ValueError(f"{path}: {name} holds values that are not finite; the encoder file is not usable.")
-        if source.shape == tensor.shape:
+        if source.shape == tensor.shape and not _same_tokens_other_grid(name, record, contract):
             new_state[name] = source
             report.loaded.append(name)
             continue
@@ -102,6 +105,17 @@ def compare_contract(record: Mapping[str, Any], contract: Mapping[str, Any]) -> 
     return sentences
 
 
+def compare_architecture(record: Mapping[str, Any], encoder: nn.Module) -> list[str]:
+    """One sentence for each setting that changes an encoder's features but no tensor's shape, where they differ."""
+    architecture: Any = getattr(encoder, "architecture", dict)
+    made, used = record.get("architecture", {}), architecture()
+    return [
+        f"the encoder was made with {key} {made[key]}, this one has {used[key]}."
+        for key in SHAPELESS
+        if made.get(key) is not None and used.get(key) is not None and made[key] != used[key]
+    ]
+
+
 def _adapt(
     name: str, source: torch.Tensor, tensor: torch.Tensor, record: Mapping[str, Any], contract: Mapping[str, Any]
 ) -> tuple[torch.Tensor | None, str]:
@@ -118,6 +132,13 @@ def _adapt(
     if same_but_channels and source.shape[1] == record.get("architecture", {}).get("in_channels", source.shape[1]):
         return adapt_channels(source, tensor.shape[1]), f"{source.shape[1]} input channels to {tensor.shape[1]}"
     return None, f"shape differs: {shapes}"
+
+
+def _same_tokens_other_grid(name: str, record: Mapping[str, Any], contract: Mapping[str, Any]) -> bool:
+    """Whether ``name`` is a position table whose grid has changed, which a number of tokens need not show."""
+    made: Any = record.get("spatial_size")
+    used: Any = contract.get("spatial_size")
+    return name.endswith("position_embeddings") and bool(made and used) and list(made) != list(used)
 
 
 def _describe(record: Mapping[str, Any]) -> str:

@@ -29,10 +29,12 @@ def test_every_class_is_there_and_no_label_is_in_two(numbering, task, count):
             label_map(numbering, task)
         return
     groups = label_map(numbering, task)
-    assert list(groups) == list(range(1, count + 1)) and list(label_names(task)) == list(range(count + 1))
+    assert list(groups) == list(label_names(task)) == list(range(count + 1))
     labels = [x for group in groups.values() for x in group]
     assert len(labels) == len(set(labels)) and min(labels) > 0
-    assert set(labels) <= set(label_map(numbering, "skull")[1])
+    # Every label that the numbering knows has a place, in class 0 where the task leaves it out.
+    assert sorted(labels) == label_map(numbering, "skull")[1]
+    assert groups[0] == sorted(groups[0]) and 0 not in groups[0]
 
 
 def test_skull_is_what_has_a_tissue():
@@ -40,17 +42,36 @@ def test_skull_is_what_has_a_tissue():
         if numbering != "binary":
             tissues = label_map(numbering, "structures4")
             assert sorted(x for group in tissues.values() for x in group) == label_map(numbering, "skull")[1]
-    assert label_map("binary", "skull") == {1: list(range(1, 256))}
+            assert tissues[0] == label_map(numbering, "skull")[0] == []
+    assert label_map("binary", "skull") == {0: [], 1: list(range(1, 256))}
+
+
+@pytest.mark.parametrize(
+    ("numbering", "background"),
+    [
+        # Choroid plexuses.
+        ("oasis_seg35", {19, 35}),
+        # CSF, choroid plexuses, fifth ventricle, hypointensities, chiasm, vermis, corpus callosum.
+        ("freesurfer", {24, 31, 63, 72, 77, 80, 81, 82, 85, 172, 251, 252, 253, 254, 255}),
+        # CSF and chiasm, vermis, basal forebrain.
+        ("malpem", {18, *range(35, 41)}),
+        ("dlmuse", {1, 46, 69, 71, 72, 73, 75, 76, 95}),
+    ],
+)
+def test_structures33_leaves_known_labels_to_the_background(numbering, background):
+    groups = label_map(numbering, "structures33")
+    assert set(groups[0]) == background
+    assert not background & {x for index, group in groups.items() if index > 0 for x in group}
 
 
 def test_oasis_seg35():
-    assert inverse(label_map("oasis_seg35", "structures33")) == {i: c for i, c in enumerate(SEG35) if c}
-    assert label_map("oasis_seg35", "skull") == {1: list(range(1, 36))}
-    assert label_map("oasis_seg4", "structures4") == {1: [1], 2: [2], 3: [3], 4: [4]}
+    assert inverse(label_map("oasis_seg35", "structures33")) == {i: c for i, c in enumerate(SEG35) if i}
+    assert label_map("oasis_seg35", "skull") == {0: [], 1: list(range(1, 36))}
+    assert label_map("oasis_seg4", "structures4") == {0: [], 1: [1], 2: [2], 3: [3], 4: [4]}
 
 
 def test_all_of_malpem_has_a_class():
-    assert label_map("malpem", "skull") == {1: list(range(1, 139))}
+    assert label_map("malpem", "skull") == {0: [], 1: list(range(1, 139))}
 
 
 def test_dlmuse_has_the_148_labels_of_its_masks():

@@ -78,6 +78,58 @@ def test_unknown_labels_are_named_with_the_file():
     MapLabelsd("label", GROUPS, other="error")({"label": draw([0, 3, 42])})
 
 
+@pytest.mark.parametrize("numbering", ["dlmuse", "malpem", "freesurfer", "oasis_seg35"])
+def test_labels_that_a_task_leaves_out_are_known(numbering):
+    groups = label_map(numbering, "structures33")
+    transform = MapLabelsd("label", groups, other="error")
+    labels = draw([0, *groups[0], groups[1][0]])
+    assert torch.equal(transform({"label": labels})["label"].long(), slow(labels, groups))
+    assert set(labels[transform({"label": labels})["label"] > 0].tolist()) == {groups[1][0]}
+    with pytest.raises(ValueError, match=r"no class names \(9999\)"):
+        transform({"label": draw([0, *groups[0], 9999])})
+
+
+DOMAINS = {"oasis1": {1: [3, 42], 2: [10]}, "adni": {1: [10], 2: [3], 3: [7]}}
+
+
+@pytest.mark.parametrize("make", [lambda g: g, lambda g: json.loads(json.dumps(g))])
+@pytest.mark.parametrize("key", ["domain", "site"])
+def test_groups_by_domain(make, key):
+    transform = MapLabelsd(["label", "seg"], make(DOMAINS), other=5, domain_key=key)
+    labels = draw([0, 3, 42, 10, 7, 3000])
+    for domain, groups in DOMAINS.items():
+        result = transform({"label": labels, "seg": labels.short(), key: domain})
+        assert torch.equal(result["label"].long(), slow(labels, groups, 5))
+        assert torch.equal(result["seg"].long(), slow(labels, groups, 5)) and result[key] == domain
+
+
+def test_unknown_labels_are_those_of_the_domain():
+    transform = MapLabelsd("label", DOMAINS, other="error")
+    transform({"label": draw([0, 7, 10]), "domain": "adni"})
+    with pytest.raises(ValueError, match=r"no class names \(7\)"):
+        transform({"label": draw([0, 7, 10]), "domain": "oasis1"})
+
+
+@pytest.mark.parametrize(("item", "named"), [({}, "None"), ({"domain": "ixi"}, "'ixi'")])
+def test_a_domain_without_groups(item, named):
+    label = MetaTensor(draw([0, 3]), meta={"filename_or_obj": "/data/label.nii.gz"})
+    with pytest.raises(
+        ValueError,
+        match=f"^/data/label.nii.gz is of the domain {named}, for which .* only for oasis1, adni: give .*`domain`",
+    ):
+        MapLabelsd("label", DOMAINS)({"label": label, **item})
+
+
+def test_the_domain_does_not_matter_for_one_numbering():
+    result = MapLabelsd("label", GROUPS)({"label": torch.tensor([3, 10]), "domain": "ixi"})
+    assert result["label"].tolist() == [1, 2]
+
+
+def test_two_classes_of_one_label_in_a_domain():
+    with pytest.raises(ValueError, match="`groups` names the label 3 in two classes"):
+        MapLabelsd("label", {"a": {1: [3]}, "b": {1: [3], 2: [3]}})
+
+
 def test_labels_that_are_no_whole_numbers():
     with pytest.raises(ValueError, match=r"key 'label' has labels that are no whole numbers \(\[2.5\]\)"):
         MapLabelsd("label", GROUPS)({"label": torch.tensor([3.0, 2.5])})

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from monai.data import FolderLayoutBase
+from monai.data.utils import create_file_basename
+
+__all__ = ["MirroredLayout"]
+
+
+class MirroredLayout(FolderLayoutBase):
+    """Where MONAI's `SaveImaged` writes: below `output_dir` as the image lies below `root`.
+
+    Sets that keep each subject in a folder of its own use the same file names in all of them; in one flat folder their
+    predictions would overwrite each other. An image outside of `root` is written to `output_dir` itself.
+
+    Args:
+        output_dir: folder of all outputs; folders below it are made.
+        root: folder of the images, or one image.
+        postfix: put behind the image's name and an underscore.
+        extension: of the file to write.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        root: str | os.PathLike,
+        postfix: str = "",
+        extension: str = ".nii.gz",
+    ) -> None:
+        self.output_dir, self.root = Path(output_dir), Path(os.path.abspath(root))
+        self.postfix, self.extension = postfix, extension
+
+    def filename(self, subject: str | os.PathLike = "subject", idx: int | None = None, **kwargs) -> str:
+        """Path of the output for the image `subject`; `idx` numbers the patches of one image."""
+        image = Path(os.path.abspath(subject))
+        inside = image.parent.is_relative_to(self.root)
+        folder = self.output_dir / (image.parent.relative_to(self.root) if inside else "")
+        name = create_file_basename(self.postfix, image.name, folder, separate_folder=False, patch_index=idx)
+        return f"{name}{self.extension}"

@@ -1,0 +1,354 @@
+"""What every bundle of the collection keeps to, whatever its method."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
+from monai.bundle.config_item import ConfigComponent
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = sorted(path.parent for path in (ROOT / "bundles").glob("*/configs"))
+CONFIGS = [path for bundle in BUNDLES for path in sorted(bundle.rglob("configs/**/*.json"))]
+SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
+
+BASE = ("pretrain.json", "train.json", "evaluate.json", "inference.json")
+FILES = (
+    "LICENSE",
+    "configs/metadata.json",
+    "configs/logging.conf",
+    "configs/train.json",
+    "configs/evaluate.json",
+    "configs/inference.json",
+    "configs/multi_gpu_train.json",
+    "configs/multi_gpu_evaluate.json",
+    "configs/datasets/sample.json",
+    "docs/README.md",
+    "docs/data_license.txt",
+)
+EVERYWHERE = (
+    "bundle_root dataset_dir datalist output_dir device amp segmentation_net network_def network initialize run"
+)
+TRAINING = (
+    "seed encoder loss optimizer lr_scheduler max_epochs val_interval resume train#dataset#data train#dataloader "
+    "train#inferer train#preprocessing train#handlers train#trainer#max_epochs validate#dataset#data "
+    "validate#dataloader validate#inferer validate#preprocessing validate#handlers validate#key_metric "
+    "validate#evaluator"
+)
+IDS = {
+    "pretrain.json": f"{EVERYWHERE} {TRAINING}",
+    "train.json": f"{EVERYWHERE} {TRAINING} pretrained_encoder validate#postprocessing",
+    "inference.json": f"{EVERYWHERE} preprocessing postprocessing dataset dataloader inferer handlers evaluator",
+}
+# Ids that say the same thing wherever they stand.
+SHARED = (
+    "device amp spacing orientation percentiles image_size roi_size num_classes contract segmentation_net encoder network"
+).split()
+METADATA = (
+    "schema version changelog monai_version pytorch_version numpy_version required_packages_version name task "
+    "description authors copyright intended_use references network_data_format"
+).split()
+
+
+def ident(path: Path) -> str:
+    return str(path.relative_to(ROOT / "bundles"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def walk(value: Any, where: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    """Every part of a config with the keys that lead to it."""
+    yield where, value
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from walk(part, (*where, key))
+
+
+def expressions(config: dict) -> Iterator[tuple[tuple, str]]:
+    yield from ((where, text) for where, text in walk(config) if isinstance(text, str) and text.startswith("$"))
+
+
+def references(config: dict) -> set[str]:
+    """Top-level ids that values of a config refer to."""
+    texts = (value for _, value in walk(config) if isinstance(value, str))
+    return {name for text in texts for name in re.findall(r"[@%](\w+)", text)}
+
+
+def look_up(config: dict, path: str) -> Any:
+    value: Any = config
+    for key in path.split("#"):
+        value = value[int(key) if isinstance(value, list) else key]
+    return value
+
+
+def merged(bundle: Path, *names: str) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / name) for name in names])
+    return parser
+
+
+each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=ident)
+each_config = pytest.mark.parametrize("path", CONFIGS, ids=ident)
+
+
+@each_bundle
+def test_has_every_file(bundle):
+    readme = (bundle / "docs/README.md").read_text() if (bundle / "docs/README.md").is_file() else ""
+    pretraining = ("configs/pretrain.json", "configs/multi_gpu_pretrain.json")
+    needed = FILES if re.search("no pre-?training", readme, re.IGNORECASE) else FILES + pretraining
+    assert [name for name in needed if not (bundle / name).is_file()] == []
+    assert [path for path in (bundle / "models").rglob("*.pt") if path.name != "model.pt"] == []
+
+
+@each_config
+def test_is_written_plainly(path):
+    def once(pairs):
+        assert len(dict(pairs)) == len(pairs), f"a key stands twice among {[key for key, _ in pairs]}"
+        return dict(pairs)
+
+    text = path.read_text(encoding="utf-8")
+    config = json.loads(text, object_pairs_hook=once)
+    assert text == json.dumps(config, indent=4, ensure_ascii=False) + "\n"
+
+
+@each_bundle
+def test_metadata(bundle):
+    metadata = read(bundle / "configs/metadata.json")
+    assert [key for key in METADATA if not metadata.get(key)] == []
+    assert metadata["version"] in metadata["changelog"]
+    for version in (metadata["version"], *metadata["changelog"]):
+        assert re.fullmatch(r"\d\.\d\.\d", version), "MONAI compares versions as strings, so each field has one digit"
+    formats = metadata["network_data_format"]
+    inference = merged(bundle, "inference.json")
+    image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
+    assert len(image["channel_def"]) == image["num_channels"] == inference["segmentation_net"]["in_channels"]
+    assert len(pred["channel_def"]) == pred["num_channels"] == inference["num_classes"]
+    assert pred["channel_def"]["0"] == "background"
+    assert image["spatial_shape"] == pred["spatial_shape"] == inference["roi_size"]
+
+
+@each_bundle
+def test_metadata_passes_the_schema(bundle):
+    jsonschema = pytest.importorskip("jsonschema")
+    if not SCHEMA.is_file():
+        pytest.skip("MONAI's metadata schema is not at hand")
+    jsonschema.validate(read(bundle / "configs/metadata.json"), read(SCHEMA))
+
+
+@each_config
+def test_targets_exist_and_take_their_arguments(path):
+    if path.name == "metadata.json":
+        return
+    locator = ComponentLocator()
+    for where, part in walk(read(path)):
+        if isinstance(part, dict) and "_target_" in part and not part["_target_"].startswith("$"):
+            name = ConfigComponent(config=part, locator=locator).resolve_module_name()
+            from pydoc import locate
+
+            target = locate(name) if isinstance(name, str) else name
+            assert callable(target), f"{'#'.join(map(str, where))} names {part['_target_']}"
+            if part.get("_mode_") != "callable":
+                arguments = {key: value for key, value in part.items() if not re.fullmatch("_.*_", key)}
+                inspect.signature(target).bind(**arguments)
+
+
+@each_config
+def test_expressions_are_references_arithmetic_and_look_ups(path):
+    for where, text in expressions(read(path)):
+        assert not re.search(r"\bcommon\b", text), (
+            f"{where}: `common` is named by _target_ only, so that it can be packed"
+        )
+        if where[0] == "imports":
+            assert re.fullmatch(r"\$import [\w.]+", text)
+            continue
+        assert not ("import" in text and "@" in text), f"{where}: MONAI takes {text} for an import statement"
+        tree = ast.parse(re.sub(r"@[\w#:]+", "reference", text[1:]), mode="eval")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.IfExp):
+                on_the_device = ("if torch.cuda.is_available() else 'cpu')", "if @device.type == 'cuda' else None")
+                assert text.endswith(on_the_device), f"{where}: a condition in {text}"
+            if isinstance(node, ast.Lambda):
+                assert where[-1] == "batch_transform", f"{where}: a function in {text}"
+            comprehensions = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+            in_batch_transform = where[-1] == "batch_transform"
+            assert in_batch_transform or not isinstance(node, comprehensions), f"{where}: a loop in {text}"
+            assert not isinstance(node, (ast.BoolOp, ast.NamedExpr, ast.Await)), f"{where}: a condition in {text}"
+
+
+@each_config
+def test_needs_nothing_that_monai_breaks_on(path):
+    config = read(path)
+    for where, value in walk(config):
+        keys = value if isinstance(value, list) else [value]
+        if str(where[-1:]).find("key") >= 0:
+            # MONAI's Spacingd takes such entries for the metadata of `image`.
+            assert not [key for key in keys if isinstance(key, str) and key.startswith(("image_", "label_"))]
+        if isinstance(value, str):
+            assert "@_meta_" not in value, f"{where}: MONAI Label does not read metadata into the config"
+            assert not re.search(r"%.*\.json", value), f"{where}: macros across files depend on the working folder"
+        if isinstance(value, dict) and value.get("_target_") == "CheckpointLoader":
+            assert "strict_shape" not in value, f"{where}: with strict_shape MONAI loads nothing, silently"
+        if isinstance(value, dict) and "_target_" in value:
+            assert value["_target_"] not in ("Spacingd", "monai.transforms.Spacingd"), f"{where}: use common.transforms"
+    for section in ("train", "validate"):
+        handlers = config.get(section, {}).get("handlers", [])
+        assert all(isinstance(handler, dict) for handler in handlers)
+
+
+@pytest.mark.parametrize("name", IDS)
+@each_bundle
+def test_has_the_common_ids(bundle, name):
+    if not (bundle / "configs" / name).is_file():
+        pytest.skip("a bundle without this file; test_has_every_file decides whether it may")
+    config = read(bundle / "configs" / name)
+    missing = []
+    for path in IDS[name].split():
+        try:
+            look_up(config, path)
+        except (KeyError, IndexError):
+            missing.append(path)
+    assert missing == []
+
+
+@each_bundle
+def test_every_initialize_checks_the_overrides_first(bundle):
+    for path in sorted(bundle.rglob("configs/**/*.json")):
+        initialize = read(path).get("initialize")
+        if initialize is not None:
+            assert initialize[0] == {"_target_": "common.checks.check_overrides"}, path.name
+            loads = any(isinstance(step, dict) and "load_encoder" in step["_target_"] for step in initialize)
+            assert loads == (path.name in ("train.json", "multi_gpu_train.json")), path.name
+
+
+@pytest.mark.parametrize("name", BASE)
+@each_bundle
+def test_no_id_is_idle(bundle, name):
+    """Something refers to each id of a base file, or it is one that overlays, users and tools read."""
+    if not (bundle / "configs" / name).is_file():
+        pytest.skip(f"no {name}")
+    config = read(bundle / "configs" / name)
+    if name == "evaluate.json":
+        config = {key: value for key, value in config.items() if "#" not in key}
+    public = {*EVERYWHERE.split(), "imports", "task", "num_classes", "encoder", "rank", "train", "validate"}
+    used = references(read(bundle / "configs" / name)) | public
+    assert [key for key in config if key not in used] == []
+
+
+# What must agree
+
+
+def image_part(transforms: list[dict]) -> list[dict]:
+    """A list of transforms as far as it concerns the image."""
+    result = []
+    for transform in transforms:
+        keys = transform.get("keys", [])
+        keys = [keys] if isinstance(keys, str) else keys
+        if "image" not in keys:
+            continue
+        place = keys.index("image")
+        part = {key: value for key, value in transform.items() if key not in ("label_key", "num_classes")}
+        part |= {key: value[place] for key, value in part.items() if key == "mode" and isinstance(value, list)}
+        result.append(part | {"keys": "image"})
+    return result
+
+
+@each_bundle
+def test_base_files_agree(bundle):
+    names = [
+        name for name in ("train.json", "pretrain.json", "inference.json") if (bundle / "configs" / name).is_file()
+    ]
+    train, *others = [read(bundle / "configs" / name) for name in names]
+    for name, config in zip(names[1:], others, strict=True):
+        differing = [key for key in SHARED if key in train and key in config and train[key] != config[key]]
+        assert differing == [], f"{name} and train.json differ"
+        transforms = (
+            config["preprocessing"] if name == "inference.json" else config["train"]["deterministic_transforms"]
+        )
+        transforms = transforms["transforms"] if isinstance(transforms, dict) else transforms
+        assert image_part(transforms) == image_part(train["train"]["deterministic_transforms"]), name
+
+
+@each_bundle
+def test_overlays_repeat_networks_that_exist(bundle):
+    """A network that an overlay spells out is that of one of `networks/`, and the base files' is one of them too."""
+    networks = [read(path) for path in sorted((bundle / "configs/networks").glob("*.json"))]
+    files = [path for path in bundle.rglob("configs/**/*.json") if path.parent.name != "networks"]
+    for path in files:
+        spelt_out = {
+            key: value
+            for key, value in read(path).items()
+            if key in ("segmentation_net", "encoder", "pretext", "pretext_loss")
+        }
+        if "segmentation_net" in spelt_out:
+            assert any(spelt_out.items() <= network.items() for network in networks), ident(path)
+
+
+def overlays(folder: str) -> list:
+    return [path for bundle in BUNDLES for path in sorted((bundle / "configs" / folder).glob("*.json"))]
+
+
+@pytest.mark.parametrize("name", BASE)
+@pytest.mark.parametrize("path", overlays("networks"), ids=ident)
+def test_network_overlays_fit_every_base_file(path, name):
+    bundle = path.parents[2]
+    if not (bundle / "configs" / name).is_file():
+        pytest.skip(f"no {name}")
+    names = ["train.json", name] if name == "evaluate.json" else [name]
+    parser = merged(bundle, *names, f"networks/{path.name}")
+    network, net = parser.get_parsed_content("network_def"), parser.get_parsed_content("segmentation_net")
+    encoder = parser.get_parsed_content("encoder")
+    assert len(encoder.channels) == len(encoder.strides)
+    inside = {id(parameter) for parameter in net.parameters()}
+    assert {id(parameter) for parameter in encoder.parameters()} <= inside, "the encoder is no view on the network"
+    if name == "pretrain.json":
+        assert {id(p) for p in encoder.parameters()} <= {id(p) for p in network.parameters()}
+    else:
+        assert network is net
+
+
+@pytest.mark.parametrize(
+    "path", [p for f in ("tasks", "datasets", "presets", "networks") for p in overlays(f)], ids=ident
+)
+def test_overlays_change_ids_that_exist(path):
+    bundle = path.parents[2]
+    known = {key for name in BASE if (bundle / "configs" / name).is_file() for key in read(bundle / "configs" / name)}
+    overlay = read(path)
+    used = references(overlay)
+    unread = [key for key in overlay if key.lstrip("+").split("#")[0] not in known | used]
+    assert unread == []
+    # A nested id whose parent no base file has stops MONAI.
+    for key in overlay:
+        if "#" in key:
+            parent = key.lstrip("+").rpartition("#")[0]
+            files = [name for name in BASE if (bundle / "configs" / name).is_file()]
+            assert any(parent in merged(bundle, name) for name in files), key
+
+
+# What MONAI asks for
+
+
+@pytest.mark.parametrize("name", ["pretrain.json", "train.json", "inference.json"])
+@each_bundle
+def test_monai_finds_its_properties(bundle, name, run_bundle, tmp_path):
+    if not (bundle / "configs" / name).is_file():
+        pytest.skip(f"no {name}")
+    workflow = run_bundle(
+        name,
+        "datasets/sample.json",
+        bundle=bundle.name,
+        workflow_type="inference" if name == "inference.json" else "train",
+        execute=False,
+        output_dir=str(tmp_path),
+        cache_rate=0.0,
+    )
+    assert isinstance(workflow, ConfigWorkflow)
+    assert workflow.check_properties() == []

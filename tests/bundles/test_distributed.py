@@ -1,0 +1,121 @@
+"""Two processes under torchrun: pre-training, fine-tuning, and an evaluation that agrees with one process."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import distributed
+from common.weights import read_encoder
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "bundles" / "pretrain_once" / "configs"
+
+# Each rank runs what `python -m monai.bundle run` would; in one process, because importing MONAI takes the longest.
+RANK = """
+import json, os, sys
+import torch
+from monai.bundle import ConfigWorkflow
+
+torch.set_num_threads(1)
+for files, overrides in json.load(open(sys.argv[1])):
+    workflow = ConfigWorkflow(config_file=files, logging_file=False, workflow_type="train", **overrides)
+    workflow.initialize()
+    workflow.run()
+    weights = torch.cat([p.detach().flatten() for p in workflow.parser.get_parsed_content("network_def").parameters()])
+    rows = workflow.parser.get_parsed_content("validate#evaluator").state.metrics
+    report = {"weights": weights.double().sum().item(), "metrics": {k: float(v) for k, v in rows.items()}}
+    report["steps"] = workflow.trainer.state.epoch_length if files[1].endswith("train.json") else None
+    name = f"{overrides['output_dir']}/{os.path.basename(files[1])}.{os.environ['RANK']}.report"
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    json.dump(report, open(name, "w"))
+    workflow.finalize()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, cohort, tmp_path_factory):
+    """Where two processes pre-trained, fine-tuned and evaluated, one after the other."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    common = {"dataset_dir": str(cohort), "output_dir": str(folder), "batch_size": 1}
+
+    def job(*names: str, **overrides):
+        return [str(CONFIGS / name) for name in (*names, tiny["unetr"])], common | overrides
+
+    # The cohort has one validation volume, and each process needs one.
+    pretrain = job("pretrain.json", "multi_gpu_pretrain.json", **{"validate#dataset#data": "$@data['training']"})
+    train = job(
+        "train.json",
+        "multi_gpu_train.json",
+        pretrained_encoder=str(folder / "encoder.safetensors"),
+        **{"validate#dataset#data": "$@data['test']"},
+    )
+    evaluate = job("train.json", "multi_gpu_evaluate.json", "evaluate.json")
+    (folder / "jobs.json").write_text(json.dumps([pretrain, train, evaluate]))
+    (folder / "rank.py").write_text(RANK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, str(folder / "rank.py"), str(folder / "jobs.json")],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    (folder / "stderr").write_text(done.stderr + done.stdout)
+    return folder
+
+
+def reports(folder: Path, name: str) -> list[dict]:
+    return [json.loads((folder / f"{name}.{rank}.report").read_text()) for rank in range(2)]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file, skipinitialspace=True))
+
+
+@pytest.mark.parametrize("name", ["multi_gpu_pretrain.json", "multi_gpu_train.json"])
+def test_ranks_share_the_data_and_end_alike(folder, name):
+    first, second = reports(folder, name)
+    assert first["weights"] == second["weights"]
+    assert first["metrics"] == second["metrics"]
+    assert first["steps"] == second["steps"] == 2  # of four volumes, or of three and one repeated
+
+
+def test_files_are_written_once_and_without_the_wrapper(folder):
+    assert {path.name for path in folder.iterdir() if path.suffix in (".pt", ".ckpt", ".safetensors")} == {
+        "encoder.safetensors",
+        "model.pt",
+        "pretrain.ckpt",
+        "train.ckpt",
+    }
+    state, record = read_encoder(folder / "encoder.safetensors")
+    assert record["method"] == "MAE" and not any(name.startswith("module.") for name in state)
+    assert (folder / "stderr").read_text().count("encoder.safetensors.") <= 1
+    assert not any(name.startswith("module.") for name in torch.load(folder / "model.pt", weights_only=True))
+
+
+def test_evaluation_is_that_of_one_process(folder, run_bundle, tiny, tmp_path):
+    run_bundle(
+        "train.json", "evaluate.json", tiny["unetr"], output_dir=str(tmp_path), model_path=str(folder / "model.pt")
+    )
+    for name in ("val_mean_dice", "val_mean_dice_with_background", "val_hd95"):
+        two, one = rows(folder / f"eval/{name}_raw.csv"), rows(tmp_path / f"eval/{name}_raw.csv")
+        assert len(one) == 2
+        assert sorted(two, key=lambda row: row["filename"]) == sorted(one, key=lambda row: row["filename"])
+    assert (folder / "eval/metrics.csv").read_text() == (tmp_path / "eval/metrics.csv").read_text()
+
+
+def test_without_torchrun_it_says_what_to_do(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RuntimeError, match="RANK is not set: start multi_gpu_.* configs with torchrun"):
+        distributed.rank()

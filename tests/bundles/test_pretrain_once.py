@@ -1,0 +1,358 @@
+"""The bundle end to end, tiny: pre-train, fine-tune, evaluate, infer."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import LoadImaged, SaveImaged
+
+from common.weights import read_encoder
+
+CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "pretrain_once" / "configs"
+CLASSES = range(1, 5)
+
+
+def visible(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_file()}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file, skipinitialspace=True))
+
+
+def dice(prediction: np.ndarray, truth: np.ndarray, label: int) -> float:
+    a, b = prediction == label, truth == label
+    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+
+
+def volume(path: Path, shape: tuple[int, ...], affine: np.ndarray | None = None, seed: int = 0, labels=None) -> str:
+    """A random image, or label image, in the middle of an empty margin."""
+    rng = np.random.default_rng(seed)
+    data = np.zeros(shape, np.int16)
+    inside = tuple(slice(2, n - 2) for n in shape)
+    size = tuple(n - 4 for n in shape)
+    data[inside] = rng.integers(100, 900, size) if labels is None else rng.choice(labels, size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(data, np.diag([4.0, 4.0, 4.0, 1.0]) if affine is None else affine), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def pretrained(run_bundle, tiny, tmp_path_factory):
+    """Folder that MAE pre-training wrote to, and its workflow."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    return folder, run_bundle("pretrain.json", tiny["unetr"], output_dir=str(folder))
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(run_bundle, tiny, pretrained, tmp_path_factory):
+    """Folder that fine-tuning from that encoder wrote to; weights when it began, and its workflow."""
+    folder, began = tmp_path_factory.mktemp("fine_tuned"), {}
+
+    def note(workflow):
+        encoder = workflow.parser.get_parsed_content("encoder")
+        began.update({name: tensor.clone() for name, tensor in encoder.state_dict().items()})
+
+    workflow = run_bundle(
+        "train.json",
+        tiny["unetr"],
+        output_dir=str(folder),
+        pretrained_encoder=str(pretrained[0] / "encoder.safetensors"),
+        max_epochs=6,
+        before=note,
+    )
+    return folder, began, workflow
+
+
+# Brains larger than this are not padded. What a poor network says about padding counts in an evaluation and is cut off
+# from a label map, and the two are compared.
+NO_PADDING = {"image_size": [16, 16, 16]}
+
+
+@pytest.fixture(scope="module")
+def evaluated(run_bundle, tiny, fine_tuned):
+    run_bundle("train.json", "evaluate.json", tiny["unetr"], output_dir=str(fine_tuned[0]), **NO_PADDING)
+    return fine_tuned[0] / "eval"
+
+
+def test_pretraining_writes_the_encoder_and_what_it_needs(pretrained):
+    folder, workflow = pretrained
+    assert visible(folder) == {"encoder.safetensors", "pretrain.ckpt"}
+    state, record = read_encoder(folder / "encoder.safetensors")
+    encoder = workflow.parser.get_parsed_content("encoder")
+    assert set(state) == set(encoder.state_dict())
+    assert record["method"] == "MAE" and record["epochs"] in (1, 2)
+    assert (record["spacing"], record["orientation"], record["spatial_size"]) == ([4.0] * 3, "RAS", [32, 48, 32])
+    assert record["intensity"] == "percentiles [5, 95] to 0..1, clipped"
+    assert record["architecture"]["hidden_size"] == 24
+
+
+def test_pretraining_without_a_validation_list_keeps_the_last_epoch(run_bundle, tiny, cohort, tmp_path):
+    content = json.loads((cohort / "unlabelled.json").read_text())
+    (tmp_path / "list.json").write_text(json.dumps({"training": content["training"]}))
+    workflow = run_bundle(
+        "pretrain.json", tiny["unetr"], output_dir=str(tmp_path / "out"), datalist=str(tmp_path / "list.json")
+    )
+    state, record = read_encoder(tmp_path / "out/encoder.safetensors")
+    assert record["epochs"] == 2
+    for name, tensor in workflow.parser.get_parsed_content("encoder").state_dict().items():
+        assert torch.equal(state[name], tensor)
+
+
+def test_fine_tuning_starts_from_the_encoder(pretrained, fine_tuned):
+    state, _ = read_encoder(pretrained[0] / "encoder.safetensors")
+    folder, began, workflow = fine_tuned
+    assert set(began) == set(state) and all(torch.equal(began[name], state[name]) for name in state)
+    encoder = workflow.parser.get_parsed_content("encoder")
+    assert not torch.equal(encoder.state_dict()["vit.norm.weight"], state["vit.norm.weight"])
+    assert visible(folder) >= {"model.pt", "train.ckpt"}
+    model = torch.load(folder / "model.pt", weights_only=True)
+    workflow.parser.get_parsed_content("network_def").load_state_dict(model)
+
+
+def test_training_from_scratch_says_so(run_bundle, tiny, pretrained, tmp_path, caplog):
+    began = {}
+
+    def note(workflow):
+        began.update(workflow.parser.get_parsed_content("encoder").state_dict())
+
+    with caplog.at_level("INFO"):
+        run_bundle("train.json", tiny["unetr"], output_dir=str(tmp_path), before=note, execute=False)
+    assert "training from scratch" in caplog.text
+    state, _ = read_encoder(pretrained[0] / "encoder.safetensors")
+    assert not any(torch.equal(began[name], state[name]) for name in state if name.endswith("qkv.weight"))
+
+
+def test_evaluation_and_inference_agree(run_bundle, tiny, cohort, fine_tuned, evaluated, tmp_path):
+    """Dice of the written label maps on the scans' own grids is what the evaluation says."""
+    run_bundle(
+        "inference.json",
+        tiny["unetr"],
+        workflow_type="inference",
+        task="structures4",
+        model_path=str(fine_tuned[0] / "model.pt"),
+        output_dir=str(tmp_path),
+        **NO_PADDING,
+    )
+    items = json.loads((cohort / "structures4.json").read_text())["test"]
+    table = {Path(row["filename"]).name: row for row in rows(evaluated / "val_mean_dice_raw.csv")}
+    assert len(table) == len(items) == 2
+    for item in items:
+        name = Path(item["image"]).name
+        image, truth = nib.load(cohort / item["image"]), nib.load(cohort / item["label"])
+        output = nib.load(next(tmp_path.rglob(name.replace(".nii.gz", "_seg.nii.gz"))))
+        assert output.shape == image.shape and output.get_data_dtype() == np.uint8
+        np.testing.assert_allclose(output.affine, image.affine, atol=1e-4)
+        prediction, labels = np.asarray(output.dataobj), np.asarray(truth.dataobj)
+        assert len(np.unique(prediction)) > 1, "nothing to compare: all background"
+        for label in CLASSES:
+            assert float(table[name][f"class{label - 1}"]) == pytest.approx(dice(prediction, labels, label), abs=1e-4)
+
+
+def test_evaluation_writes_every_measure(evaluated):
+    with_background = rows(evaluated / "val_mean_dice_with_background_raw.csv")
+    assert len(with_background) == 2 and "class4" in with_background[0]
+    hd95 = rows(evaluated / "val_hd95_raw.csv")
+    assert all(0 < float(row[f"class{label - 1}"]) < 500 for row in hd95 for label in CLASSES)
+    summary = rows(evaluated / "val_mean_dice_summary.csv")
+    raw = rows(evaluated / "val_mean_dice_raw.csv")
+    for line in summary[:4]:
+        values = [float(row[line["class"]]) for row in raw]
+        assert float(line["mean"]) == pytest.approx(sum(values) / 2, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    """The same scan stored in RAS and in LPS, and an oblique, anisotropic one."""
+    folder = tmp_path_factory.mktemp("turned")
+    ras = nib.load(volume(folder / "ras.nii.gz", (38, 46, 36)))
+    flipped = nib.Nifti1Image(np.asarray(ras.dataobj)[::-1, ::-1], ras.affine @ np.diag([-1, -1, 1, 1]))
+    flipped.affine[:2, 3] = ras.affine[:2, 3] + 4.0 * (np.array(ras.shape[:2]) - 1)
+    nib.save(nib.Nifti1Image(np.asarray(flipped.dataobj), flipped.affine), folder / "lps.nii.gz")
+    angle = 0.3
+    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    affine = nib.affines.from_matvec(turn @ np.diag([-3.0, 6.0, 2.5]), [10.0, -20.0, 30.0])
+    volume(folder / "oblique.nii.gz", (50, 30, 60), affine)
+    return folder
+
+
+def test_inference_keeps_shape_affine_and_orientation(run_bundle, tiny, fine_tuned, turned, tmp_path):
+    run_bundle(
+        "inference.json",
+        tiny["unetr"],
+        workflow_type="inference",
+        dataset_dir=str(turned),
+        datalist="@dataset_dir",
+        model_path=str(fine_tuned[0] / "model.pt"),
+        output_dir=str(tmp_path),
+    )
+    outputs = {}
+    for name in ("ras", "lps", "oblique"):
+        image, output = nib.load(turned / f"{name}.nii.gz"), nib.load(tmp_path / f"{name}_seg.nii.gz")
+        assert output.shape == image.shape
+        np.testing.assert_allclose(output.affine, image.affine, atol=1e-4)
+        outputs[name] = np.asarray(output.dataobj)
+    assert len(np.unique(outputs["ras"])) > 1
+    np.testing.assert_array_equal(outputs["lps"], outputs["ras"][::-1, ::-1])
+
+
+def test_inference_keeps_files_of_one_name_apart(run_bundle, tiny, fine_tuned, tmp_path):
+    """Many sets keep each subject in a folder of its own, with the same file names in all of them."""
+    images = [volume(tmp_path / f"data/sub-{n}/t1.nii.gz", (38, 46, 36), seed=n) for n in range(2)]
+    (tmp_path / "data/list.json").write_text(json.dumps({"test": [{"image": image} for image in images]}))
+    run_bundle(
+        "inference.json",
+        tiny["unetr"],
+        workflow_type="inference",
+        dataset_dir=str(tmp_path / "data"),
+        datalist=str(tmp_path / "data/list.json"),
+        model_path=str(fine_tuned[0] / "model.pt"),
+        output_dir=str(tmp_path / "out"),
+    )
+    assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 2
+
+
+def test_inference_on_one_file_writes_into_the_output_folder(run_bundle, tiny, fine_tuned, turned, tmp_path):
+    run_bundle(
+        "inference.json",
+        tiny["unetr"],
+        workflow_type="inference",
+        dataset_dir=str(turned / "ras.nii.gz"),
+        datalist="@dataset_dir",
+        model_path=str(fine_tuned[0] / "model.pt"),
+        output_dir=str(tmp_path / "deep/out"),
+    )
+    assert [path.name for path in tmp_path.rglob("*.nii.gz")] == ["ras_seg.nii.gz"]
+    assert (tmp_path / "deep/out/ras_seg.nii.gz").exists()
+
+
+def test_rcr_on_swin_unetr_and_fine_tuning_from_it(run_bundle, tiny, tmp_path):
+    run_bundle("pretrain.json", tiny["swin_unetr"], output_dir=str(tmp_path), fraction=0.5, max_epochs=1)
+    state, record = read_encoder(tmp_path / "encoder.safetensors")
+    assert record["method"] == "RCR" and record["architecture"]["feature_size"] == 12
+    began = {}
+
+    def note(workflow):
+        encoder = workflow.parser.get_parsed_content("encoder")
+        began.update({name: tensor.clone() for name, tensor in encoder.state_dict().items()})
+
+    run_bundle(
+        "train.json",
+        tiny["swin_unetr"],
+        output_dir=str(tmp_path),
+        fraction=0.5,
+        max_epochs=1,
+        pretrained_encoder=str(tmp_path / "encoder.safetensors"),
+        before=note,
+    )
+    assert set(began) == set(state) and all(torch.equal(began[name], state[name]) for name in state)
+    assert (tmp_path / "model.pt").exists()
+
+
+def test_skull_task(run_bundle, tiny, tmp_path):
+    overrides = {"max_epochs": 1, "output_dir": str(tmp_path), "spacing": [6.0] * 3, "image_size": [32, 48, 32]}
+    workflow = run_bundle("train.json", tiny["unetr"], "tasks/skull.json", **overrides)
+    assert workflow.parser.get_parsed_content("network_def").out.conv.conv.out_channels == 2
+    batch = next(iter(workflow.parser.get_parsed_content("validate#dataloader")))
+    assert batch["label"].unique().tolist() == [0, 1]
+
+
+def test_structures33_through_the_label_map(run_bundle, tiny, tmp_path):
+    """Labels of the file's numbering are those of the classes after mapping, voxel by voxel."""
+    from common.data import label_map
+
+    groups = label_map("oasis_seg35", "structures33")
+    known = [0, *(label for group in groups.values() for label in group)]
+    items = []
+    for n in range(3):
+        image = volume(tmp_path / f"data/image{n}.nii.gz", (32, 48, 32), seed=n)
+        items.append(
+            {"image": image, "label": volume(tmp_path / f"data/label{n}.nii.gz", (32, 48, 32), seed=n, labels=known)}
+        )
+    content = {"training": items[:2], "validation": items[2:]}
+    (tmp_path / "data/structures33.json").write_text(json.dumps(content))
+    workflow = run_bundle(
+        "train.json",
+        tiny["unetr"],
+        "tasks/structures33.json",
+        numbering="oasis_seg35",
+        dataset_dir=str(tmp_path / "data"),
+        output_dir=str(tmp_path / "out"),
+        max_epochs=1,
+    )
+    label = workflow.parser.get_parsed_content("validate#dataset")[0]["label"]
+    source = np.asarray(nib.load(items[2]["label"]).dataobj)
+    class_of = {value: index for index, group in groups.items() for value in group} | {0: 0}
+    expected = np.vectorize(class_of.get)(source)
+    inside = (slice(2, -2),) * 3
+    padded = np.zeros(label.shape[1:])
+    offsets = [(n - (m - 4)) // 2 for n, m in zip(padded.shape, source.shape, strict=True)]
+    padded[tuple(slice(o, o + m - 4) for o, m in zip(offsets, source.shape, strict=True))] = expected[inside]
+    np.testing.assert_array_equal(label[0].numpy(), padded)
+    assert label.max() == 33
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"fraction": 0.34}, (1, 1)),
+        ({"fold": 0, "data#num_folds": 2}, (2, 2)),
+        ({"target_domain": "site_b", "target_masks": 0}, (2, 1)),
+        ({"target_domain": "site_b", "target_masks": 1}, (3, 1)),
+        ({"target_domain": "site_a", "target_masks": 1, "data#required": ["training"]}, (2, 0)),
+    ],
+)
+def test_parts_of_the_training_list(run_bundle, tiny, tmp_path, overrides, expected):
+    overrides = {"output_dir": str(tmp_path), "cache_rate": 0.0, **overrides}
+    workflow = run_bundle("train.json", tiny["unetr"], execute=False, **overrides)
+    data = workflow.parser.get_parsed_content("data")
+    assert (len(data["training"]), len(data["validation"])) == expected
+    assert len(workflow.parser.get_parsed_content("train#dataset")) == expected[0]
+
+
+def test_unlabelled_budget_is_an_override_of_pretraining(run_bundle, tiny, tmp_path):
+    overrides = {"output_dir": str(tmp_path), "cache_rate": 0.0}
+    for extra, expected in (({}, 4), ({"fraction": 0.5}, 2), ({"lists": ["training", "validation"]}, 5)):
+        workflow = run_bundle("pretrain.json", tiny["unetr"], execute=False, **overrides, **extra)
+        assert len(workflow.parser.get_parsed_content("train#dataset")) == expected
+
+
+def test_monai_label_finds_what_it_asks_for(tiny, turned, fine_tuned):
+    """As MONAI Label 0.8 runs a bundle: inference.json alone, each part by itself, metadata not in the config."""
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / "inference.json"), tiny["unetr"]])
+    parser["bundle_root"] = "/nowhere"
+    parser["device"] = "cpu"
+    network = parser.get_parsed_content("network_def", instantiate=True)
+    network.load_state_dict(torch.load(fine_tuned[0] / "model.pt", weights_only=True))
+    preprocessing = parser.get_parsed_content("preprocessing", instantiate=True)
+    for transform in preprocessing.transforms:
+        if isinstance(transform, LoadImaged):
+            transform._loader.image_only = False
+    inferer = parser.get_parsed_content("inferer", instantiate=True)
+    postprocessing = parser.get_parsed_content("postprocessing", instantiate=True)
+    transforms = [step for step in postprocessing.transforms if not isinstance(step, SaveImaged)]
+    assert len(transforms) == len(postprocessing.transforms) - 1
+
+    image = str(turned / "oblique.nii.gz")
+    data = {"image": image, "image_path": image, "device": "cpu"}
+    for transform in preprocessing.transforms:
+        data = transform(data)
+    with torch.no_grad():
+        data["pred"] = inferer(data["image"][None], network.eval())[0]
+    for transform in transforms:
+        data = transform(data)
+    assert tuple(data["pred"].shape[1:]) == nib.load(image).shape
+
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())["network_data_format"]
+    names = next(iter(metadata["outputs"].values()))["channel_def"]
+    assert {int(key): name for key, name in names.items()}[0] == "background"
+    assert len(next(iter(metadata["inputs"].values()))["spatial_shape"]) == 3

@@ -1,0 +1,249 @@
+"""A run that is killed and resumed gives the bits of the uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Events
+from safetensors.torch import load_file
+
+from common.handlers import files
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+KINDS = {"mae": "pretrain", "teacher": "pretrain", "fine_tuning": "train"}
+TEACHER = {
+    "pretext": {"_target_": "toy_teacher.ToyTeacher", "encoder": "@encoder"},
+    "pretext_loss": {"_target_": "toy_teacher.ToyLoss"},
+    "+train#handlers": [
+        {
+            "_target_": "common.handlers.MomentumTeacher",
+            "student": "$@network_def.student",
+            "teacher": "$@network_def.teacher",
+            "momentum": 0.9,
+        }
+    ],
+}
+# Volumes of one crop, several steps an epoch, every source of randomness on.
+SIZES = {
+    "spacing": [6.0] * 3,
+    "image_size": [32] * 3,
+    "roi_size": [32] * 3,
+    "batch_size": 1,
+    "max_epochs": 4,
+    "fraction": 0.6,  # two steps an epoch
+    "train#random_transforms#1#prob": 0.5,
+    "train#random_transforms#2#prob": 0.5,
+}
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after_third(workflow) -> None:
+    """Die when all handlers of the third epoch are through, the checkpoint's included."""
+
+    def die(engine):
+        raise Killed
+
+    workflow.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=3), die)
+
+
+def kill_inside_third(workflow) -> None:
+    """Die after the first of the third epoch's steps."""
+
+    def die(engine):
+        if engine.state.epoch == 3 and engine.state.iteration % engine.state.epoch_length == 1:
+            raise Killed
+
+    workflow.trainer.add_event_handler(Events.ITERATION_COMPLETED, die)
+
+
+def kill_before_third_is_saved(workflow) -> None:
+    """Die between the third epoch's validation, which may have written a new best, and its checkpoint."""
+
+    def die(engine):
+        raise Killed
+
+    handlers = workflow.trainer._event_handlers[Events.EPOCH_COMPLETED]
+    workflow.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=3), die)
+    handlers.insert(len(handlers) - 2, handlers.pop())  # ahead of the checkpoint, which stands last
+
+
+KILLS = {"after": kill_after_third, "inside": kill_inside_third, "before saving": kill_before_third_is_saved}
+
+
+def config(kind: str, tiny: dict, folder: Path) -> list[str]:
+    names = [f"{KINDS[kind]}.json", tiny["unetr"]]
+    if kind == "teacher":
+        (folder / "teacher.json").write_text(json.dumps(TEACHER))
+        names.append(str(folder / "teacher.json"))
+    return names
+
+
+def result(folder: Path) -> dict[str, torch.Tensor]:
+    """All that a run leaves behind: encoder file, model, and what its last checkpoint holds."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        elif path.suffix in (".pt", ".ckpt"):
+            content = torch.load(path, weights_only=True)
+        else:
+            continue
+        found[path.name] = content
+    return found
+
+
+def differences(a, b, where: str = "") -> list[str]:
+    """Places in which two nested results differ, bit by bit."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() != b.keys():
+            return [f"{where}: {sorted(map(str, a.keys() ^ b.keys()))}"]
+        return [text for key in a for text in differences(a[key], b[key], f"{where}/{key}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        return [text for n, pair in enumerate(zip(a, b, strict=True)) for text in differences(*pair, f"{where}/{n}")]
+    same = torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
+    return [] if same else [where]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run_bundle, tiny, tmp_path_factory):
+    """Result of the whole run, made once for each kind and number of workers."""
+    made = {}
+
+    def run(kind: str, workers: int):
+        if (kind, workers) not in made:
+            folder = tmp_path_factory.mktemp(f"{kind}{workers}")
+            run_bundle(*config(kind, tiny, folder), output_dir=str(folder), num_workers=workers, **SIZES)
+            made[kind, workers] = result(folder)
+        return made[kind, workers]
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def toy_teacher(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "kill"),
+    [(kind, workers, kill) for kind in KINDS for workers in (0, 2) for kill in KILLS if not workers or kill == "inside"]
+    + [("mae", 2, "after")],
+)
+def test_killed_and_resumed_is_uninterrupted(run_bundle, tiny, uninterrupted, tmp_path, kind, workers, kill):
+    whole = uninterrupted(kind, workers)
+    overrides = {"output_dir": str(tmp_path), "num_workers": workers, **SIZES}
+    with pytest.raises(Killed):
+        run_bundle(*config(kind, tiny, tmp_path), before=KILLS[kill], **overrides)
+    saved = torch.load(tmp_path / f"{KINDS[kind]}.ckpt", weights_only=True)["epoch"]
+    assert saved == (3 if kill == "after" else 2)
+    workflow = run_bundle(*config(kind, tiny, tmp_path), resume=True, **overrides)
+    assert workflow.trainer.state.iteration == 4 * workflow.trainer.state.epoch_length
+    assert differences(result(tmp_path), whole) == []
+    names = {"encoder.safetensors", "pretrain.ckpt"} if KINDS[kind] == "pretrain" else {"model.pt", "train.ckpt"}
+    assert set(whole) == names
+
+
+def test_the_comparison_sees_another_seed(run_bundle, tiny, uninterrupted, tmp_path):
+    run_bundle(*config("mae", tiny, tmp_path), output_dir=str(tmp_path), seed=1, **SIZES)
+    assert any("encoder.safetensors" in place for place in differences(result(tmp_path), uninterrupted("mae", 0)))
+
+
+def test_workers_do_not_change_a_run_without_random_transforms(run_bundle, tiny, tmp_path):
+    overrides = {**SIZES, "max_epochs": 1, "train#random_transforms#1#prob": 0, "train#random_transforms#2#prob": 0}
+    overrides["image_size"] = overrides["roi_size"]  # one crop to choose from
+    for workers in (0, 2):
+        folder = tmp_path / str(workers)
+        run_bundle(*config("mae", tiny, tmp_path), output_dir=str(folder), num_workers=workers, **overrides)
+    assert differences(result(tmp_path / "0"), result(tmp_path / "2")) == []
+
+
+def test_the_teacher_moves_and_is_saved(uninterrupted):
+    network = uninterrupted("teacher", 0)["pretrain.ckpt"]["objects"]["network"]
+    names = [name for name in network if name.startswith("student.") and name.endswith("qkv.weight")]
+    assert len(names) == 4
+    for name in names:
+        assert not torch.equal(network[name], network[name.replace("student", "teacher")])
+
+
+def test_a_finished_run_that_is_resumed_changes_nothing(run_bundle, tiny, uninterrupted, tmp_path):
+    overrides = {"output_dir": str(tmp_path), "num_workers": 0, **SIZES}
+    for _ in range(2):
+        run_bundle(*config("mae", tiny, tmp_path), resume=True, **overrides)
+    assert differences(result(tmp_path), uninterrupted("mae", 0)) == []
+
+
+def test_a_run_cannot_be_extended(run_bundle, tiny, tmp_path):
+    overrides = {"output_dir": str(tmp_path), **SIZES}
+    run_bundle(*config("mae", tiny, tmp_path), **{**overrides, "max_epochs": 1})
+    with pytest.raises(RuntimeError) as caught:
+        run_bundle(*config("mae", tiny, tmp_path), resume=True, **overrides)
+    assert "max_epochs 1, this run has 4" in str(caught.value.__cause__)
+
+
+CHILD = """
+import os, sys
+import torch
+from monai.bundle import ConfigWorkflow
+from common.handlers import files
+
+torch.set_num_threads(1)
+config_files, overrides = eval(sys.argv[1])
+saves, write_through = 0, os.fsync
+
+def die_in_the_middle(handle):
+    # The temporary file of the third checkpoint is written, cut to a half, and not yet in place.
+    global saves
+    if ".ckpt." in os.readlink(f"/proc/self/fd/{handle}"):
+        saves += 1
+        if saves == 3:
+            os.ftruncate(handle, os.fstat(handle).st_size // 2)
+            os._exit(9)
+    write_through(handle)
+
+os.fsync = die_in_the_middle
+workflow = ConfigWorkflow(config_file=config_files, logging_file=False, workflow_type="train", **overrides)
+workflow.initialize()
+workflow.run()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
+def test_a_kill_during_saving_leaves_the_last_checkpoint(run_bundle, tiny, cohort, uninterrupted, tmp_path):
+    names = config("mae", tiny, tmp_path)
+    configs = ROOT / "bundles/pretrain_once/configs"
+    overrides = {"output_dir": str(tmp_path), "num_workers": 0, "dataset_dir": str(cohort), **SIZES}
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, repr(([str(configs / name) for name in names], overrides))],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 9, done.stderr
+    assert torch.load(tmp_path / "pretrain.ckpt", weights_only=True)["epoch"] == 2
+    run_bundle(*names, resume=True, **overrides)
+    assert differences(result(tmp_path), uninterrupted("mae", 0)) == []
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    files.atomic_torch_save({"value": 1}, tmp_path / "x.ckpt")
+
+    def fail(*arguments):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        files.atomic_torch_save({"value": 2}, tmp_path / "x.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
+    assert torch.load(tmp_path / "x.ckpt", weights_only=True) == {"value": 1}

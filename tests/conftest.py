@@ -1,0 +1,150 @@
+"""What tests of several folders share: a tiny cohort, tiny networks, and bundle runs in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# As `datasets/sample.json`, but coarser. Unequal axes, so that a mistaken axis shows; crops smaller than the image, so
+# that windows slide.
+TINY = {
+    "datalist": "$@dataset_dir + '/' + @task + '.json'",
+    "numbering": "oasis_seg4",
+    "spacing": [4.0, 4.0, 4.0],
+    "num_workers": 0,
+    "batch_size": 2,
+    "crops_per_volume": 1,
+    "max_epochs": 2,
+    "learning_rate": 0.003,
+}
+NETWORKS = {
+    "unetr": {
+        "image_size": [40, 48, 40],
+        "roi_size": [32, 48, 32],
+        "segmentation_net": {
+            "_target_": "common.networks.UNETR",
+            "in_channels": 1,
+            "out_channels": "@num_classes",
+            "img_size": "@roi_size",
+            "num_layers": 4,
+            "feature_size": 4,
+            "hidden_size": 24,
+            "mlp_dim": 48,
+            "num_heads": 2,
+            "qkv_bias": True,
+        },
+        "encoder": {"_target_": "common.networks.ViTEncoder", "vit": "$@segmentation_net.vit"},
+        "pretext": {
+            "_target_": "common.pretexts.MAE",
+            "encoder": "@encoder",
+            "img_size": "@roi_size",
+            "mask_ratio": 0.75,
+            "decoder_hidden_size": 16,
+            "decoder_num_layers": 1,
+            "decoder_num_heads": 2,
+        },
+        "pretext_loss": {"_target_": "common.losses.MaskedReconstructionLoss"},
+    },
+    # Swin UNETR's instance norms cannot train on fewer than 64 voxels an axis; the small window saves memory and time.
+    "swin_unetr": {
+        "image_size": [64, 64, 64],
+        "roi_size": [64, 64, 64],
+        "segmentation_net": {
+            "_target_": "SwinUNETR",
+            "in_channels": 1,
+            "out_channels": "@num_classes",
+            "feature_size": 12,
+            "depths": [1, 1, 1, 1],
+            "window_size": 4,
+            "use_flash_attention": True,
+        },
+        "encoder": {"_target_": "common.networks.SwinEncoder", "swin": "$@segmentation_net.swinViT"},
+        "pretext": {"_target_": "common.pretexts.RCR", "encoder": "@encoder", "contrast_size": 16},
+        "pretext_loss": {"_target_": "common.losses.RCRLoss"},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory) -> Path:
+    """Six labelled subjects (3 for training, 1 for validation, 2 for test) and one unlabelled, at 4 mm."""
+    from common.data import make_sample
+
+    folder = tmp_path_factory.mktemp("data") / "cohort"
+    return Path(make_sample(folder, subjects=6, unlabelled=1, spacing=4.0, progress=False))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> dict[str, str]:
+    """Config overlays that make a bundle run in a second, by the network's name."""
+    folder = tmp_path_factory.mktemp("overlays")
+    for name, network in NETWORKS.items():
+        (folder / f"{name}.json").write_text(json.dumps(TINY | network, indent=4))
+    return {name: str(folder / f"{name}.json") for name in NETWORKS}
+
+
+@contextlib.contextmanager
+def unchanged_process() -> Iterator[None]:
+    """Put back what a bundle run changes in its process: generators, import path, torch's settings."""
+    from monai.utils import set_determinism
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    path, precision, threads = list(sys.path), torch.get_float32_matmul_precision(), torch.get_num_threads()
+    torch.set_num_threads(1)  # bits depend on it, and the tensors are small
+    try:
+        yield
+    finally:
+        set_determinism(None)
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        sys.path[:] = path
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+@pytest.fixture(scope="session")
+def run_bundle(cohort) -> Callable:
+    """Run configs of a bundle as ``python -m monai.bundle run`` does, in this process, on the cohort.
+
+    ``run_bundle("train.json", "/an/overlay.json", max_epochs=1)`` returns the finished workflow. Names without a folder
+    are those of ``pretrain_once``. ``before`` is called with the workflow when it is initialised.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    def run(
+        *files: str,
+        bundle: str = "pretrain_once",
+        before: Callable | None = None,
+        workflow_type: str = "train",
+        execute: bool = True,
+        **overrides,
+    ) -> ConfigWorkflow:
+        configs = ROOT / "bundles" / bundle / "configs"
+        workflow = ConfigWorkflow(
+            config_file=[str(configs / name) for name in files],
+            meta_file=str(configs / "metadata.json"),
+            logging_file=False,
+            workflow_type=workflow_type,
+            **({"dataset_dir": str(cohort)} | overrides),
+        )
+        with unchanged_process():
+            workflow.initialize()
+            if before is not None:
+                before(workflow)
+            if execute:
+                workflow.run()
+                workflow.finalize()
+        return workflow
+
+    return run

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from common.data import list_images
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "deeper").mkdir()
+    for name in ("b.nii.gz", "a.nii", "deeper/c.nii.gz"):
+        nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.eye(4)), tmp_path / name)
+    (tmp_path / "d.MHA").write_text("")
+    (tmp_path / "notes.txt").write_text("")
+    return tmp_path
+
+
+def paths(folder, *names):
+    return [{"image": str(folder / name)} for name in names]
+
+
+def test_a_folder(folder):
+    assert list_images(folder) == paths(folder, "a.nii", "b.nii.gz", "d.MHA")
+
+
+def test_a_file(folder):
+    assert list_images(str(folder / "b.nii.gz")) == paths(folder, "b.nii.gz")
+
+
+def write_list(path, **lists):
+    path.write_text(json.dumps(lists))
+    return path
+
+
+@pytest.mark.parametrize("section", ["test", "validation"])
+def test_a_datalist(folder, section):
+    items = [{"image": "b.nii.gz", "label": "not_there.nii.gz", "age": 40}, {"image": "deeper/c.nii.gz"}]
+    path = write_list(folder / "list.json", **{section: items, "training": [{"image": "a.nii"}]})
+    assert list_images(path, section=section) == paths(folder, "b.nii.gz", "deeper/c.nii.gz")
+
+
+def test_a_datalist_elsewhere(folder, tmp_path_factory):
+    path = write_list(tmp_path_factory.mktemp("lists") / "list.json", test=[{"image": "a.nii"}])
+    assert list_images(path, base_dir=folder) == paths(folder, "a.nii")
+
+
+def test_an_empty_section(folder):
+    path = write_list(folder / "list.json", training=[{"image": "a.nii"}])
+    with pytest.raises(ValueError, match=f"the list 'test' of {path} is empty; name another with data#section"):
+        list_images(path)
+
+
+def test_nothing_there(folder, tmp_path_factory):
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder: .*not_there; set dataset_dir"):
+        list_images(folder / "not_there")
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(ValueError, match=f"no image .* in {empty}; set dataset_dir to a folder of images"):
+        list_images(empty)

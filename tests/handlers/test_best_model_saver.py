@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import operator
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Loss
+from monai.engines import SupervisedEvaluator
+from torch import nn
+
+from common.handlers import BestModelSaver
+from common.handlers.best_model_saver import best_metric
+
+
+def run(path, values, metric_cmp_fn=operator.lt, interval=1):
+    """A run whose network holds `values[epoch - 1]` and whose validation loss is that value."""
+    net = nn.Linear(1, 1, bias=False)
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"), val_data_loader=[{"image": torch.ones(1, 1), "label": torch.zeros(1, 1)}],
+        network=net, metric_cmp_fn=metric_cmp_fn, decollate=False, val_handlers=[BestModelSaver(path, net)],
+        key_val_metric={"val_loss": Loss(nn.functional.l1_loss, output_transform=operator.itemgetter("pred", "label"))},
+    )  # fmt: skip
+    trainer, written = Engine(lambda engine, batch: None), []
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def validate():
+        nn.init.constant_(net.weight, values[trainer.state.epoch - 1])
+        if trainer.state.epoch % interval == 0:
+            evaluator.run(trainer.state.epoch)
+        written.append(torch.load(path, weights_only=True)["weight"].item() if path.exists() else None)
+
+    trainer.run([0], max_epochs=len(values))
+    return written, evaluator
+
+
+@pytest.mark.parametrize(
+    ("compare", "interval", "expected"),
+    [
+        (operator.lt, 1, [3, 1, 1, 1, 0.5]),
+        (operator.gt, 1, [3, 3, 3, 4, 4]),
+        (operator.lt, 2, [None, 1, 1, 1, 1]),
+    ],
+)
+def test_the_file_is_the_best_so_far(tmp_path, caplog, compare, interval, expected):
+    path = tmp_path / "models" / "model.pt"
+    with caplog.at_level("INFO"):
+        written, evaluator = run(path, [3, 1, 2, 4, 0.5], compare, interval)
+    assert written == expected
+    assert best_metric(evaluator) == ("val_loss", expected[-1])
+    assert f"{path}: epoch 2, val_loss 1.0000." in caplog.text or compare is operator.gt
+
+
+def test_only_rank_0_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.handlers.best_model_saver.idist.get_rank", lambda: 1)
+    assert run(tmp_path / "model.pt", [3, 1])[0] == [None, None]
+
+
+def test_a_failure_leaves_the_last_best(tmp_path, monkeypatch):
+    save, path = torch.save, tmp_path / "model.pt"
+
+    def fail(content, file):
+        if content["weight"].item() == 1:
+            file.write(b"half")
+            raise OSError("disk full")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        run(path, [3, 1])
+    assert torch.load(path, weights_only=True)["weight"].item() == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]

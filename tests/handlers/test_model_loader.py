@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+from ignite.engine import Engine
+from torch import nn
+
+from common.handlers import ModelLoader
+from common.handlers.model_loader import load_model
+
+
+def make(width=3, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.pt"
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}])
+def test_loads_when_the_engine_starts(path, wrap):
+    source, target = make(), make(seed=1)
+    torch.save(wrap(source.state_dict()), path)
+    engine, seen = Engine(lambda engine, batch: seen.append(target[0].weight.detach().clone())), []
+    ModelLoader(path, target).attach(engine)
+    engine.run([0], max_epochs=1)
+    assert torch.equal(seen[0], source[0].weight)
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
+
+
+def missing(path):
+    pass
+
+
+def truncated(path):
+    torch.save(make().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def pickled(path):
+    torch.save(argparse.Namespace(lr=1), path)
+
+
+def other_shape(path):
+    torch.save(make(4).state_dict(), path)
+
+
+def fewer(path):
+    torch.save({k: v for k, v in make().state_dict().items() if k != "0.bias"}, path)
+
+
+def more(path):
+    torch.save(make().state_dict() | {"2.bias": torch.zeros(1)}, path)
+
+
+def a_training_checkpoint(path):
+    torch.save({"epoch": 3, "objects": {"network": make().state_dict()}}, path)
+
+
+def a_list(path):
+    torch.save([1, 2], path)
+
+
+def a_tensor(path):
+    torch.save(torch.zeros(2), path)
+
+
+def numbers(path):
+    torch.save(dict.fromkeys(make().state_dict(), 1), path)
+
+
+@pytest.mark.parametrize(
+    ("write", "error", "message"),
+    [
+        (missing, FileNotFoundError, "no model {path}: train one with configs/train.json, or set model_path"),
+        (truncated, ValueError, "{path} is not a readable checkpoint"),
+        (pickled, ValueError, "{path} is not a readable checkpoint"),
+        (other_shape, ValueError, r"{path} is of another network: 1 of 7 .* this Sequential .*for example, 0.weight\)"),
+        (fewer, ValueError, r"6 of 7 .*for example, 0.bias\); use the networks/ and tasks/ files"),
+        (more, ValueError, r"7 of 7 .*for example, 2.bias\)"),
+        (a_training_checkpoint, ValueError, "0 of 7"),
+        (a_list, ValueError, "{path} holds no state dict"),
+        (a_tensor, ValueError, "{path} holds no state dict"),
+        (numbers, ValueError, "0 of 7"),
+    ],
+)
+def test_files_that_do_not_fit_leave_the_network_alone(path, write, error, message):
+    write(path)
+    net = make(seed=1)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(error, match=message.format(path=path)):
+        load_model(net, path)
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from ignite.engine import Engine
+from torch import nn
+
+from common.handlers import MomentumTeacher
+
+
+def make():
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    teacher = copy.deepcopy(student)
+    for module, value in ((student, 1.0), (teacher, 5.0)):
+        for tensor in module.state_dict().values():
+            tensor.fill_(value)
+    return student, teacher
+
+
+def run(student, teacher, momentum, steps=1):
+    engine = Engine(lambda engine, batch: None)
+    MomentumTeacher(student, teacher, momentum).attach(engine)
+    engine.run([0] * steps, max_epochs=1)
+
+
+@pytest.mark.parametrize(("momentum", "expected"), [(1, 5.0), (0, 1.0), (0.75, 4.0)])
+def test_one_step(momentum, expected):
+    student, teacher = make()
+    run(student, teacher, momentum)
+    assert all((parameter == expected).all() for parameter in teacher.parameters())
+    assert all((parameter == 1).all() for parameter in student.parameters())
+    assert all((buffer == 1).all() for buffer in teacher.buffers())
+
+
+def test_steps_add_up():
+    student, teacher = make()
+    run(student, teacher, 0.9, steps=4)
+    for parameter in teacher.parameters():
+        torch.testing.assert_close(parameter, torch.full_like(parameter, 1 + 4 * 0.9**4))
+
+
+def test_the_teacher_takes_no_gradient():
+    student, teacher = make()
+    run(student, teacher, 0.9)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in student.parameters())
+    (student(torch.randn(4, 2)) - teacher(torch.randn(4, 2))).sum().backward()
+    assert all(parameter.grad is None and parameter.grad_fn is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.1])
+def test_wrong_momentum(momentum):
+    with pytest.raises(ValueError, match=r"momentum lies in 0..1"):
+        MomentumTeacher(*make(), momentum)
+
+
+def test_a_teacher_of_another_structure():
+    with pytest.raises(ValueError, match="zip"):
+        run(make()[0], nn.Linear(2, 3), 0.9)

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from monai.networks.nets import MaskedAutoEncoderViT, SwinUNETR
+from torch import nn
+
+from common.networks import UNETR, LegacyPatchMerging, SwinEncoder, ViTEncoder
+from common.weights import convert, load_encoder, read_encoder
+
+SIZE, GRID = (32, 16, 48), (2, 1, 3)
+HIDDEN, HEADS, DEPTH = 24, 3, 4
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return tmp_path / "source.pt", tmp_path / "encoder.safetensors"
+
+
+def image_of(size=SIZE):
+    return torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(3))
+
+
+def randomise(module):
+    """Draw every parameter, also those that start at 0 or 1, so that none can be mixed up."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return module.eval()
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block in timm's names, attention written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(HIDDEN, eps=1e-6), nn.LayerNorm(HIDDEN, eps=1e-6)
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(HIDDEN, 3 * HIDDEN), "proj": nn.Linear(HIDDEN, HIDDEN)})
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(HIDDEN, 40), "fc2": nn.Linear(40, HIDDEN)})
+
+    def forward(self, x):
+        width, y, heads = HIDDEN // HEADS, self.norm1(x), []
+        query, key, value = self.attn["qkv"](y).chunk(3, dim=-1)
+        for head in range(HEADS):
+            part = slice(head * width, (head + 1) * width)
+            scores = query[..., part] @ key[..., part].transpose(1, 2) / width**0.5
+            heads.append(scores.softmax(-1) @ value[..., part])
+        x = x + self.attn["proj"](torch.cat(heads, dim=-1))
+        return x + self.mlp["fc2"](nn.functional.gelu(self.mlp["fc1"](self.norm2(x))))
+
+
+class Published(nn.Module):
+    """The published layout: class token, one position per slice plus one per place in a slice, unused leftovers."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv3d(1, HIDDEN, 16, 16)})
+        self.cls_token = nn.Parameter(torch.empty(1, 1, HIDDEN))
+        self.pos_embed_class = nn.Parameter(torch.empty(1, 1, HIDDEN))
+        self.pos_embed_temporal = nn.Parameter(torch.empty(1, GRID[0], HIDDEN))
+        self.pos_embed_spatial = nn.Parameter(torch.empty(1, GRID[1] * GRID[2], HIDDEN))
+        self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
+        self.norm = nn.LayerNorm(HIDDEN, eps=1e-6)
+        # In the file, used by nothing: timm's head and 2-D positions; the decoder stays behind as well.
+        self.head = nn.Linear(HIDDEN, 10)
+        self.pos_embed = nn.Parameter(torch.empty(1, 5, HIDDEN))
+        self.decoder_embed = nn.Linear(HIDDEN, 12)
+        self.decoder_blocks = nn.ModuleList([Block()])
+        self.decoder_pos_embed_spatial = nn.Parameter(torch.empty(1, 3, 12))
+
+    def forward(self, image):
+        tokens = self.patch_embed["proj"](image).flatten(2).transpose(1, 2)
+        places = self.pos_embed_spatial.repeat(1, GRID[0], 1)
+        places = places + torch.repeat_interleave(self.pos_embed_temporal, GRID[1] * GRID[2], dim=1)
+        first = (self.cls_token + self.pos_embed_class).expand(len(tokens), -1, -1)
+        x = torch.cat([first, tokens + places], dim=1)
+        maps = []
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            if number < DEPTH:
+                maps.append(x)
+        return [x[:, 1:].transpose(1, 2).unflatten(2, GRID) for x in [*maps, self.norm(x)]]
+
+
+def unetr(seed=1, **arguments):
+    torch.manual_seed(seed)
+    net = UNETR(
+        1, 2, SIZE, feature_size=4, hidden_size=HIDDEN, mlp_dim=40, num_heads=HEADS, num_layers=DEPTH, qkv_bias=True,
+        class_token=True, **arguments,
+    )  # fmt: skip
+    return ViTEncoder(net.eval().vit)
+
+
+def assert_same_features(source_maps, encoder, image):
+    with torch.no_grad():
+        for expected, found in zip(source_maps, encoder(image), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+WRAPPINGS = [
+    lambda s: s,
+    lambda s: {"model": s, "epoch": 3},
+    lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPPINGS)
+@pytest.mark.parametrize("position", ["separable", "learnable"])
+def test_published_unetr_mae(paths, position, wrap):
+    net = randomise(Published())
+    torch.save(wrap(net.state_dict()), paths[0])
+    record = convert(*paths, num_heads=HEADS, spatial_size=SIZE, spacing=[1, 1, 1], intensity="0..1")
+    encoder = unetr(position=position, norm_eps=1e-6)
+    report = load_encoder(encoder, paths[1], {"spatial_size": SIZE}, min_share=1.0)
+    assert report.covered == 1 and not report.unused and not report.warnings
+    image = image_of()
+    with torch.no_grad():
+        expected = net(image)
+    assert_same_features(expected, encoder, image)
+    assert record == read_encoder(paths[1])[1]
+    assert record["architecture"] == {k: v for k, v in encoder.architecture().items() if k != "tokens"}
+    assert record["method"] == "converted from unetr_mae checkpoint source.pt"
+    assert record["spatial_size"] == list(SIZE) and record["orientation"] is None and record["intensity"] == "0..1"
+
+
+def test_monai_mae(paths):
+    net = randomise(
+        MaskedAutoEncoderViT(
+            1, SIZE, 16, hidden_size=HIDDEN, mlp_dim=40, num_layers=DEPTH, num_heads=HEADS, decoder_hidden_size=12,
+            decoder_num_layers=1, decoder_num_heads=2, qkv_bias=True,
+        )
+    )  # fmt: skip
+    # Older versions kept an unused cross-attention in each block.
+    old = {f"blocks.{block}.cross_attn.to_q.weight": torch.zeros(2, 2) for block in range(DEPTH)}
+    torch.save(net.state_dict() | old, paths[0])
+    record = convert(*paths, num_heads=HEADS, spatial_size=SIZE)
+    encoder = unetr()
+    report = load_encoder(encoder, paths[1], {"spatial_size": SIZE}, min_share=1.0)
+    assert report.covered == 1 and not report.unused and not report.warnings
+    assert record["architecture"] == {k: v for k, v in encoder.architecture().items() if k != "tokens"}
+    image = image_of()
+    with torch.no_grad():
+        x = torch.cat([net.cls_token.expand(2, -1, -1), net.patch_embedding(image)], dim=1)
+        maps = []
+        for block in net.blocks:  # the last one is the norm
+            x = block(x)
+            maps.append(x[:, 1:].transpose(1, 2).unflatten(2, GRID))
+    assert_same_features([*maps[: DEPTH - 1], maps[DEPTH]], encoder, image)
+
+
+def swin(**arguments):
+    return SwinUNETR(1, 2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4), **arguments)
+
+
+def new_names(state):
+    return state
+
+
+def bare_names(state):
+    return {k.removeprefix("swinViT."): v for k, v in state.items() if k.startswith("swinViT.")}
+
+
+def ssl_head_names(state):
+    """Beside the transformer, the self-supervised heads."""
+    heads = {"rotation_head.weight": torch.zeros(4, 192), "conv.0.weight": torch.zeros(3, 3)}
+    return {f"swinViT.{k}": v for k, v in bare_names(state).items()} | heads
+
+
+def old_names(state):
+    """As before the MLP's layers were renamed, saved from DataParallel."""
+    renamed = {f"module.{k.replace('.mlp.linear', '.mlp.fc')}": v for k, v in bare_names(state).items()}
+    assert any(".mlp.fc2.bias" in name for name in renamed)
+    return renamed | {"module.rotation_head.weight": torch.zeros(4, 192)}
+
+
+@pytest.mark.parametrize("names", [new_names, bare_names, ssl_head_names, old_names])
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}])
+def test_swin_unetr(paths, names, wrap):
+    net, encoder = randomise(swin()), SwinEncoder(swin().eval().swinViT)
+    torch.save(wrap(names(net.state_dict())), paths[0])
+    record = convert(*paths)
+    report = load_encoder(encoder, paths[1], min_share=1.0)
+    assert report.covered == 1 and not report.unused and not report.warnings
+    assert record["architecture"]["feature_size"] == 12 and record["architecture"]["patch_merging"] == "PatchMerging"
+    image = image_of((32, 32, 32))
+    with torch.no_grad():
+        expected = net.swinViT(image)
+    assert_same_features(expected, encoder, image)
+
+
+def test_legacy_swin_unetr_needs_legacy_merging(paths):
+    net = randomise(swin(downsample=LegacyPatchMerging))
+    torch.save(net.state_dict(), paths[0])
+    convert(*paths, legacy_patch_merging=True)
+    image = image_of((32, 32, 32))
+    with torch.no_grad():
+        expected = net.swinViT(image)
+    right = SwinEncoder(swin(downsample=LegacyPatchMerging).eval().swinViT)
+    assert not load_encoder(right, paths[1]).warnings
+    assert_same_features(expected, right, image)
+    wrong = SwinEncoder(swin().eval().swinViT)
+    assert "patch_merging" in load_encoder(wrong, paths[1]).warnings[0]
+    assert not torch.allclose(wrong(image)[-1], expected[-1], atol=1e-2)
+
+
+def pickled(path):
+    torch.save({"state_dict": {"weight": torch.zeros(2)}, "args": argparse.Namespace(lr=1)}, path)
+
+
+def truncated(path):
+    torch.save({"weight": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def text(path):
+    path.write_text("<html>404</html>")
+
+
+def numbers(path):
+    torch.save({"epoch": 3}, path)
+
+
+def a_list(path):
+    torch.save([torch.zeros(3)], path)
+
+
+def foreign(path):
+    torch.save(nn.Linear(2, 2).state_dict(), path)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (pickled, "holds Python objects beside tensors, which are not loaded for safety"),
+        (truncated, "not a readable PyTorch checkpoint"),
+        (empty, "not a readable PyTorch checkpoint"),
+        (text, "is no PyTorch checkpoint, or holds Python objects"),
+        (numbers, "holds no state dict: give a file with a state dict"),
+        (a_list, "holds no state dict"),
+        (foreign, r"of no known kind \(tensors such as weight, bias\); give --kind, one of unetr_mae, monai_mae, swin"),
+    ],
+)
+def test_checkpoints_that_cannot_be_converted(paths, write, message):
+    write(paths[0])
+    with pytest.raises(ValueError, match=message) as raised:
+        convert(*paths)
+    assert str(raised.value).startswith(str(paths[0]))
+    assert not paths[1].exists()
+
+
+def test_no_checkpoint(paths):
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint {paths[0]}"):
+        convert(*paths)
+
+
+@pytest.mark.parametrize("kind", ["unetr_mae", "monai_mae", "swin_unetr_ssl"])
+def test_a_kind_that_the_file_is_not(paths, kind):
+    foreign(paths[0])
+    with pytest.raises(ValueError, match=f"{paths[0]} is no checkpoint of the kind {kind}: it lacks tensors"):
+        convert(*paths, kind=kind)
+
+
+def test_an_unknown_kind(paths):
+    foreign(paths[0])
+    with pytest.raises(ValueError, match="one of unetr_mae"):
+        convert(*paths, kind="dino")
+
+
+def test_command_line(paths):
+    torch.save(randomise(Published()).state_dict(), paths[0])
+    command = [sys.executable, "-m", "common.weights", "convert", *map(str, paths), "--num_heads", str(HEADS)]
+    command += ["--spacing", "[1,1,1.5]", "--orientation", "RSP"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    record = json.loads(done.stdout)
+    assert record["spacing"] == [1, 1, 1.5] and record["orientation"] == "RSP"
+    assert record == read_encoder(paths[1])[1]

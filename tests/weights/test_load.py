@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from monai.networks.nets import SwinUNETR
+
+from common.networks import UNETR, LegacyPatchMerging, SwinEncoder, ViTEncoder
+from common.weights import load_encoder, save_encoder
+from common.weights.encoder_file import read_encoder, write_state
+
+SIZE = (32, 16, 48)
+CONTRACT = {"spacing": [1.0, 1.0, 1.0], "orientation": "RAS", "intensity": "z-score", "spatial_size": list(SIZE)}
+
+
+def make(seed=0, channels=1, size=SIZE, num_heads=3, hidden_size=24, **arguments):
+    torch.manual_seed(seed)
+    net = UNETR(
+        channels, 2, size, feature_size=4, hidden_size=hidden_size, mlp_dim=40, num_heads=num_heads, num_layers=4,
+        **arguments,
+    )  # fmt: skip
+    return ViTEncoder(net.eval().vit)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "encoder.safetensors"
+
+
+def clone(encoder):
+    return {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def image_of(channels=1, size=SIZE):
+    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(3))
+
+
+def edit(path, change):
+    """Write the file again with `change(state, record)` made."""
+    state, record = read_encoder(path)
+    change(state, record)
+    write_state(state, path, record)
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_from_scratch_is_logged(caplog, nothing):
+    caplog.set_level(logging.INFO)
+    encoder = make()
+    before = clone(encoder)
+    assert load_encoder(encoder, nothing) is None
+    assert same(encoder.state_dict(), before) and "training from scratch" in caplog.text
+
+
+def test_everything_loads(path, caplog):
+    caplog.set_level(logging.INFO)
+    source, target = make(0), make(1)
+    save_encoder(source, path, {**CONTRACT, "method": "MAE"})
+    report = load_encoder(target, path, CONTRACT)
+    assert same(target.state_dict(), source.state_dict())
+    assert report.covered == 1 and len(report.loaded) == len(source.state_dict())
+    assert not (report.adapted or report.new or report.unused or report.warnings)
+    assert f"transfer report for {path}" in caplog.text and "WARNING" not in caplog.text
+
+
+def test_the_report_counts_tensors_and_shares(path):
+    source, target = make(0), make(1)
+    save_encoder(source, path, CONTRACT)
+
+    def change(state, record):
+        del state["vit.norm.weight"]
+        state["vit.norm.bias"] = torch.zeros(7)
+        state["vit.head.weight"] = torch.zeros(3)
+
+    edit(path, change)
+    before = clone(target)
+    report = load_encoder(target, path, CONTRACT)
+    total = sum(tensor.numel() for tensor in before.values())
+    assert report.new == ["vit.norm.weight", "vit.norm.bias"]
+    assert report.unused == {
+        "vit.norm.bias": "shape differs: (7,) in the file, (24,) in the encoder",
+        "vit.head.weight": "no tensor of this name in the encoder",
+    }
+    assert len(report.loaded) == len(before) - 2
+    assert report.covered == pytest.approx((total - 48) / total) and report.share(report.new) == pytest.approx(
+        48 / total
+    )
+    after, given = target.state_dict(), source.state_dict()
+    assert all(torch.equal(after[name], (before if name in report.new else given)[name]) for name in before)
+    text = str(report)
+    assert f"loaded            {len(before) - 2:5d} tensors" in text and "new      vit.norm.weight" in text
+    assert "unused   vit.head.weight: no tensor" in text and "unused                2 tensors of the file" in text
+
+
+@pytest.mark.parametrize("min_share", [0.9, 1.0])
+def test_refusal_leaves_the_encoder_alone(path, min_share):
+    save_encoder(make(0, hidden_size=48), path, {"method": "MAE"})
+    target = make(1)
+    before = clone(target)
+    with pytest.raises(ValueError, match=rf"{path} \(MAE on ViTEncoder\) fits 0.\d% of this encoder \(ViTEncoder\)"):
+        load_encoder(target, path, min_share=min_share)
+    assert same(target.state_dict(), before)
+    assert load_encoder(target, path, min_share=0) is not None
+
+
+def test_another_architecture_is_refused(path):
+    torch.manual_seed(0)
+    swin = SwinEncoder(SwinUNETR(1, 2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)).swinViT)
+    save_encoder(swin, path, {"method": "RCR"})
+    with pytest.raises(ValueError, match=r"RCR on SwinEncoder\) fits 0.0% of this encoder.*use the network"):
+        load_encoder(make(), path)
+
+
+@pytest.mark.parametrize(("old", "new"), [(1, 4), (4, 1)])
+def test_other_channels_are_adapted(path, old, new):
+    source, target = make(0, channels=old), make(1, channels=new)
+    save_encoder(source, path, CONTRACT)
+    report = load_encoder(target, path, CONTRACT)
+    assert report.adapted == {
+        "vit.patch_embedding.patch_embeddings.weight": f"{old} input channels to {new}",
+    }
+    assert report.covered == 1
+    image = image_of()
+    with torch.no_grad():
+        maps = zip(source(image.repeat(1, old, 1, 1, 1)), target(image.repeat(1, new, 1, 1, 1)), strict=True)
+        for before, after in maps:
+            torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+# The second has as many tokens as the file, in another grid.
+@pytest.mark.parametrize(("size", "grid"), [((48, 32, 32), (3, 2, 2)), ((48, 32, 16), (3, 2, 1))])
+def test_positions_are_resampled_to_another_grid(path, size, grid):
+    source, target = make(0), make(1, size=size)
+    save_encoder(source, path, CONTRACT)
+    report = load_encoder(target, path, {**CONTRACT, "spatial_size": list(size)})
+    name = "vit.patch_embedding.position_embeddings"
+    assert report.adapted == {name: f"positions resampled from grid (2, 1, 3) to {grid}"} and report.covered == 1
+    before, after = (e.state_dict()[name][0].unflatten(0, g) for e, g in ((source, (2, 1, 3)), (target, grid)))
+    torch.testing.assert_close(after[0, 0, 0], before[0, 0, 0])
+    torch.testing.assert_close(after[1, 1, 0], (before[0, 0, 0] + before[1, 0, 0]) / 2)
+
+
+def test_positions_of_unknown_grid_are_left_new(path):
+    save_encoder(make(0), path, {"method": "MAE"})
+    report = load_encoder(make(1, size=(48, 32, 32)), path)
+    assert report.new == ["vit.patch_embedding.position_embeddings"]
+    assert "give spatial_size" in report.unused["vit.patch_embedding.position_embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("spacing", [2, 2, 2], r"made with spacing [1.0, 1.0, 1.0], the images have [2, 2, 2]."),
+        ("orientation", "LPS", "made with orientation RAS, the images have LPS."),
+        ("intensity", "percentiles", "made with intensity z-score, the images have percentiles."),
+    ],
+)
+def test_differences_of_the_images_are_warned_of(path, caplog, key, value, sentence):
+    save_encoder(make(0), path, CONTRACT)
+    report = load_encoder(make(1), path, {**CONTRACT, key: value})
+    assert len(report.warnings) == 1 and sentence in report.warnings[0]
+    assert [record.levelname for record in caplog.records if sentence in record.message] == ["WARNING"]
+
+
+@pytest.mark.parametrize("missing", ["record", "contract"])
+def test_what_one_side_does_not_say_is_no_difference(path, missing):
+    save_encoder(make(0), path, {} if missing == "record" else CONTRACT)
+    report = load_encoder(make(1), path, CONTRACT if missing == "record" else None)
+    assert not report.warnings
+    save_encoder(make(0), path, {**CONTRACT, "spacing": (1, 1, 1)})
+    assert not load_encoder(make(1), path, {"spacing": (1.0, 1.0, 1.0)}).warnings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"num_heads": 2}, "made with num_heads 3, this one has 2."),
+        ({"norm_eps": 1e-6}, "made with norm_eps 1e-05, this one has 1e-06."),
+        ({"class_token": True}, "made with class_token False, this one has True."),
+    ],
+)
+def test_differences_that_no_shape_shows_are_warned_of(path, arguments, sentence):
+    save_encoder(make(0), path, CONTRACT)
+    report = load_encoder(make(1, **arguments), path, CONTRACT)
+    assert len(report.warnings) == 1 and sentence in report.warnings[0]
+
+
+def test_another_patch_merging_is_warned_of(path):
+    def swin(**arguments):
+        net = SwinUNETR(1, 2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), **arguments)
+        return SwinEncoder(net.swinViT)
+
+    save_encoder(swin(downsample=LegacyPatchMerging), path, {})
+    (warning,) = load_encoder(swin(), path).warnings
+    assert "made with patch_merging LegacyPatchMerging, this one has PatchMerging." in warning
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(path, bad):
+    source, target = make(0), make(1)
+    with torch.no_grad():
+        source.vit.blocks[1].mlp.linear1.weight[3, 4] = bad
+    save_encoder(source, path, CONTRACT)
+    before = clone(target)
+    with pytest.raises(ValueError, match=r"vit.blocks.1.mlp.linear1.weight holds values that are not finite"):
+        load_encoder(target, path)
+    assert same(target.state_dict(), before)
+
+
+@pytest.mark.parametrize("form", ["separable", "learnable"])
+def test_separable_positions_load_into_either_form(path, form):
+    source = make(0, class_token=True, position="separable")
+    target = make(1, class_token=True, position=form)
+    save_encoder(source, path, CONTRACT)
+    report = load_encoder(target, path, CONTRACT, min_share=1.0)
+    assert report.covered == 1 and not report.unused and not report.adapted
+    image = image_of()
+    with torch.no_grad():
+        for before, after in zip(source(image), target(image), strict=True):
+            torch.testing.assert_close(after, before)
