@@ -88,9 +88,9 @@ def summarise(scores: dict[str, dict[str, list[float]]]) -> str:
     )
     lines += [
         "",
-        f"Outcome: {verdict} in this run. Mean Dice over {len(subjects)} held-out subjects {means[0]:.3f} from scratch, "
-        f"{means[1]:.3f} pre-trained; paired difference {mean:+.3f} (standard error {error:.3f}), better in {better} of "
-        f"{len(subjects)}. One seed, synthetic brains: it shows that the parts work together, nothing more.",
+        f"Outcome: {verdict} in this run. Mean Dice over {len(subjects)} held-out subjects {means[0]:.3f} from "
+        f"scratch, {means[1]:.3f} pre-trained; paired difference {mean:+.3f} (standard error {error:.3f}), better in "
+        f"{better} of {len(subjects)}. One seed, synthetic brains: it shows that the parts work, nothing more.",
     ]
     return "\n".join(lines)
 

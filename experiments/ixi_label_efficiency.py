@@ -4,9 +4,9 @@
 
 `--data` holds `t1/` and `labels/` (DLMUSE numbering). One pre-training on all images without their labels, then
 fine-tuning of four structures from that encoder and from scratch, same masks, same number of steps, several seeds,
-evaluated on the same held-out part. Every run is a run of the bundle's own configs with the overrides that the text
-files beside it state. Finished runs are kept, so an interrupted call can be repeated, and two calls with one of `--arms`
-each may share an output folder.
+evaluated on the same held-out part. Every run is one of the bundle's own configs with the overrides that the text
+files beside it state. Finished runs are kept, so an interrupted call can be repeated, and two calls with one of
+`--arms` each may share an output folder.
 """
 
 from __future__ import annotations

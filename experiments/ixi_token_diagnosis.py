@@ -3,10 +3,10 @@
     python experiments/ixi_token_diagnosis.py --run runs/ixi --model runs/ixi/masks05/seed0/scratch/model.pt \\
         --encoder runs/ixi/pretrain/encoder.safetensors
 
-`--run` is the output folder of `ixi_label_efficiency.py`. Prints, for ten test volumes, the Dice of the model with its own
-tokens, with those of another brain, with the mean tokens of the ten, and without tokens; then, for an untrained encoder and
-for the encoder file, the length and the effective rank of the tokens, and the share of their variance that lies between
-brains at one position.
+`--run` is the output folder of `ixi_label_efficiency.py`. Prints, for an untrained encoder and for each encoder file,
+the length and the effective rank of the tokens, and the share of their variance that lies between brains at one
+position; then, for ten test volumes, the Dice of the model with its own tokens, with those of another brain, with the
+mean tokens of the ten, and without tokens.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def describe(name: str, encoder: torch.nn.Module, image: torch.Tensor) -> None:
         rows = tokens.flatten(0, 1)
         between = tokens.var(0).mean(0).sum() / rows.var(0).sum()
         print(
-            f"{name:<10} {depth:<5} length {tokens.norm(dim=-1).mean():7.1f}  effective rank {effective_rank(rows):5.1f}"
-            f"  between brains {between:5.1%}"
+            f"{name:<10} {depth:<5} length {tokens.norm(dim=-1).mean():7.1f}  "
+            f"effective rank {effective_rank(rows):5.1f}  between brains {between:5.1%}"
         )
 
 

@@ -37,10 +37,10 @@ class NonFiniteGuard:
         network = getattr(engine, "network", None)
         for name, weights in network.named_parameters() if network is not None else ():
             if not bool(torch.isfinite(weights).all()):
-                files = ", ".join(batch_files(engine.state.batch)) or "of unknown name"
+                # Which files the step was for is not known here: ignite has let go of the batch.
                 raise FloatingPointError(
-                    f"the last step of epoch {engine.state.epoch}, for files {files}, left {name} not finite: lower "
-                    "the learning rate, or resume from the checkpoint of the epoch before."
+                    f"the last step of epoch {engine.state.epoch} left {name} not finite: lower the learning rate, or "
+                    "resume from the checkpoint of the epoch before."
                 )
 
 

@@ -48,13 +48,37 @@ IDS = {
     "inference.json": f"{EVERYWHERE} preprocessing postprocessing dataset dataloader inferer handlers evaluator",
 }
 # Ids that say the same thing wherever they stand.
-SHARED = (
-    "device amp spacing orientation percentiles image_size roi_size num_classes contract segmentation_net encoder network"
-).split()
-METADATA = (
-    "schema version changelog monai_version pytorch_version numpy_version required_packages_version name task "
-    "description authors copyright intended_use references network_data_format"
-).split()
+SHARED = [
+    "device",
+    "amp",
+    "spacing",
+    "orientation",
+    "percentiles",
+    "image_size",
+    "roi_size",
+    "num_classes",
+    "contract",
+    "segmentation_net",
+    "encoder",
+    "network",
+]
+METADATA = [
+    "schema",
+    "version",
+    "changelog",
+    "monai_version",
+    "pytorch_version",
+    "numpy_version",
+    "required_packages_version",
+    "name",
+    "task",
+    "description",
+    "authors",
+    "copyright",
+    "intended_use",
+    "references",
+    "network_data_format",
+]
 
 
 def ident(path: Path) -> str:
