@@ -5,6 +5,8 @@ The baseline differs in nothing else: same nets, same decoder, same loss.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from timing import Row, compare
 
@@ -17,7 +19,7 @@ class EveryTokenMAE(MAE):
     """Encodes all tokens, and then hands on the visible ones."""
 
     def encode(self, image, keep):
-        tokens = self.decoder_positions.shape[1]
+        tokens = math.prod(self.token_grid)
         encoded = super().encode(image, torch.arange(tokens, device=image.device).expand(len(image), -1))
         return encoded.gather(1, keep[..., None].expand(-1, -1, encoded.shape[-1]))
 

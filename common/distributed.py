@@ -7,8 +7,10 @@ import os
 import ignite.distributed as idist
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["local_device", "rank", "start", "stop"]
+__all__ = ["local_device", "rank", "start", "stop", "wrap"]
 
 
 def rank() -> int:
@@ -28,11 +30,27 @@ def start() -> None:
     ``idist.sync()`` follows at once: ignite would otherwise make its own group at its first use, a collective that
     hangs when only some ranks come to it.
     """
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_device())
     if not dist.is_initialized():
         dist.init_process_group(backend="nccl" if torch.cuda.is_available() else "gloo")
     idist.sync()
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_device())
+
+
+def wrap(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The network on its device, in the memory format of the single-process configs, wrapped for several processes.
+
+    Raises:
+        RuntimeError: ``start`` has not run, because a later config file replaced ``initialize``.
+    """
+    if not dist.is_initialized():
+        raise RuntimeError(
+            "the process group is not started: name the multi_gpu_*.json file last, after evaluate.json."
+        )
+    network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    devices = [device] if device.type == "cuda" else None
+    # MONAI's ViT holds parameters that its forward never uses.
+    return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=True)
 
 
 def stop() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
+from .files import cache_folder
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -27,7 +28,6 @@ __all__ = ["cache_problem", "check_run", "import_problems", "requirements", "ver
 DISTRIBUTION = "monai-transfer-bundles"
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 EXTRAS = {
-    "transformers": "reads encoders published in the Hugging Face format",
     "label": "serves the bundles with MONAI Label",
     "dev": "tests and checks of the collection itself",
 }
@@ -150,11 +150,6 @@ def cache_problem(folder: Path | None = None) -> str | None:
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return None
     return f"the cache folder {folder} cannot be written; set XDG_CACHE_HOME to a folder that can."
-
-
-def cache_folder() -> Path:
-    """Folder for data that the collection makes; it may not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / DISTRIBUTION
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ import csv
 import json
 import logging
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -24,10 +25,8 @@ CONFIGS = ROOT / "bundles" / "pretrain_once" / "configs"
 TRAINING = 100  # items of the training list; fractions of it give the numbers of masks
 
 
-def run_bundle(files: list[str], output: Path, done: Path, **overrides) -> None:
-    """Run the bundle in this process as `python -m monai.bundle run` would, unless `done` is already there."""
-    if done.exists():
-        return
+def run_bundle(files: list[str], output: Path, **overrides) -> None:
+    """Run the bundle in this process as `python -m monai.bundle run` would."""
     from monai.bundle import ConfigWorkflow
 
     paths = [str(CONFIGS / name) for name in [*files, "datasets/ixi.json", "presets/cpu.json"]]
@@ -74,6 +73,7 @@ def main() -> None:
 
     import torch
 
+    sys.path.insert(0, str(ROOT))
     from common.data.prepare import prepare
 
     torch.set_num_threads(arguments.threads)
@@ -84,11 +84,11 @@ def main() -> None:
     common = {"datalist": str(datalist), "dataset_dir": str(output)}
 
     encoder = output / "pretrain" / "encoder.safetensors"
-    if "mae" in arguments.arms:
+    if "mae" in arguments.arms and not encoder.exists():  # written when pre-training completes
         run_bundle(
             ["pretrain.json"],
             encoder.parent,
-            encoder,
+            resume=True,
             max_epochs=arguments.pretrain_epochs,
             batch_size=4,
             learning_rate=0.0005,
@@ -99,13 +99,15 @@ def main() -> None:
     runs = [(m, seed, arm) for m in arguments.masks for seed in arguments.seeds for arm in arguments.arms]
     for masks, seed, arm in runs:
         folder = output / f"masks{masks:02d}" / f"seed{seed}" / arm
+        if (folder / "eval" / "metrics.csv").exists():
+            continue
         options = {
             # One volume in two augmented copies: with a batch of one, small grids miss the fast convolution on CPUs.
             "batch_size": 1,
             "crops_per_volume": 2,
             "max_epochs": arguments.steps // masks,
             "val_interval": max(1, arguments.steps // masks // 4),
-            "checkpoint_interval": 1000,
+            "checkpoint_interval": max(1, arguments.steps // masks // 4),
             "learning_rate": arguments.learning_rate,
             "fraction": masks / TRAINING,
             "seed": seed,
@@ -113,9 +115,9 @@ def main() -> None:
         }
         if arm == "mae":
             options["pretrained_encoder"] = str(encoder)
-        run_bundle(["train.json"], folder, folder / "model.pt", **options)
-        (folder / "train.ckpt").unlink(missing_ok=True)
-        run_bundle(["train.json", "evaluate.json"], folder, folder / "eval" / "metrics.csv", **options)
+        run_bundle(["train.json"], folder, resume=True, **options)
+        run_bundle(["train.json", "evaluate.json"], folder, **options)
+        (folder / "train.ckpt").unlink()
 
     table = {}
     for masks, seed, arm in runs:

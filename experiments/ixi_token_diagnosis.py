@@ -12,6 +12,7 @@ mean tokens of the ten, and without tokens.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -19,11 +20,14 @@ from monai.bundle import ConfigParser
 from monai.metrics import DiceMetric
 from monai.networks.utils import one_hot
 
-from common.handlers.model_loader import load_model
-from common.metrics import effective_rank
-from common.weights import load_encoder
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-CONFIGS = Path(__file__).resolve().parent.parent / "bundles" / "pretrain_once" / "configs"
+from common.handlers.model_loader import load_model  # noqa: E402
+from common.metrics import effective_rank  # noqa: E402
+from common.weights import load_encoder  # noqa: E402
+
+CONFIGS = ROOT / "bundles" / "pretrain_once" / "configs"
 FILES = ("train.json", "datasets/ixi.json", "presets/cpu.json")
 
 

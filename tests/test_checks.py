@@ -30,6 +30,7 @@ TRAIN = {
 def command(tmp_path, monkeypatch):
     """Let this process look like the command, in a folder with configs."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the check sets it; put back afterwards
     Path("train.json").write_text(json.dumps(TRAIN))
     Path("sample.json").write_text(json.dumps({"sample_size": 4, "train#dataloader#batch_size": 1}))
 
@@ -167,3 +168,35 @@ def test_digest_follows_what_is_computed_and_not_where(command):
     assert digest(command, *FILES, "--max_epochs", "11") != base
     assert digest(command, *FILES, "--network_def#channels#1", "16") != base
     assert digest(command, "--config_file", "train.json") != base
+
+
+def wrapped_error() -> Exception:
+    """An error of ours as MONAI's config parser passes it on."""
+    from common.data import load_datalist
+
+    try:
+        try:
+            load_datalist("/nowhere/list.json", check="header")
+        except ValueError as error:
+            raise RuntimeError("Failed to instantiate component") from error
+    except RuntimeError as error:
+        return error
+    raise AssertionError
+
+
+def test_own_sentence_is_what_this_package_raised():
+    assert checks.own_sentence(wrapped_error()).startswith("No dataset folder at /nowhere: set the config id")
+    try:
+        int("x")
+    except ValueError as error:
+        assert checks.own_sentence(error) is None
+
+
+def test_the_command_ends_with_the_sentence(command, capsys):
+    command("--config_file", "train.json")
+    checks.check_overrides()
+    error = wrapped_error()
+    sys.excepthook(type(error), error, error.__traceback__)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("No dataset folder at /nowhere")
+    assert any("Failed to instantiate" in line for line in lines[:-1])

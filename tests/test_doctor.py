@@ -147,11 +147,6 @@ def test_cache_problem(tmp_path):
     assert "cannot be written; set XDG_CACHE_HOME" in (doctor.cache_problem(tmp_path / "file" / "cache") or "")
 
 
-def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert doctor.cache_folder() == tmp_path / "monai-transfer-bundles"
-
-
 def test_command_names_the_stray_package(tmp_path):
     """As the console script runs: its own folder is first in the path, not the working folder."""
     (tmp_path / "bin").mkdir()

@@ -21,8 +21,9 @@ def prepare(
     """Write the datalist of a data set: adni, bids, cc359, decathlon, ixi or oasis1; or make the sample.
 
     Options of all sets: --validation and --test (number of subjects, or their share below 1), --seed, --domain,
-    --require label,age (leave out scans that lack one), --check none|header|full. Options of one set:
-    oasis1 --image norm,orig --label seg4|seg35; cc359 --masks machine_learning|staple|manual;
+    --numbering (of the masks, where the set does not say it: freesurfer, dlmuse, ...), --require label,age (leave out
+    scans that lack one), --check none|header|full. Options of one set: oasis1 --image norm,orig --label seg35|seg4
+    (skull stripping needs --image orig, norm has no skull); cc359 --masks machine_learning|staple|manual;
     bids --suffix T1w --label_pattern '*_dseg' --diagnoses control,patient. The sample takes --subjects,
     --unlabelled, --seed and --spacing; its --output is a folder (by default in the cache).
 
@@ -51,11 +52,13 @@ def check(
     Args:
         path: the datalist.
         base_dir: folder that its paths are relative to, where it is not its own.
-        label_key: key of the labels; None for a datalist without labels.
+        label_key: key of the labels; where no item of training, validation and test has it, and with None, the images
+            alone are checked.
         num_classes: labels have to be below this number.
     """
-    key = label_key or None
     content = read_datalist(path)
+    entries = [x for name in SECTIONS for x in content.get(name) or []]
+    key = label_key if any(isinstance(x, dict) and label_key in x for x in entries) else None
     load_datalist(path, base_dir, label_key=key, check="full", num_classes=num_classes)
     extra = [name for name in ("unlabelled", "unlabeled") if name in content]
     if extra:

@@ -3,7 +3,8 @@
 The format is the Medical Segmentation Decathlon's (Antonelli et al., Nature Communications 2022): lists `training`,
 `validation` and `test` of items with an `image` (a file, a list of files with one modality each, or a DICOM folder),
 a `label`, and where the study has them `age` in years, `diagnosis`, `domain` (the set an item comes from) and
-`subject`. Paths are relative to the folder of the JSON file.
+`subject`. Paths are relative to the folder of the JSON file. Scans without a label may stand in a list `unlabelled`;
+`numbering` beside the lists may say how the label images are numbered (see `label_map`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+
+from ..volumes import by, first_line, label_problem, non_finite_problem
 
 Item = dict[str, Any]
 Problem = tuple[str, str]  # what is wrong with which file
@@ -52,6 +55,7 @@ def load_datalist(
     seed: int = 0,
     check: str = "header",
     num_classes: int | None = None,
+    numbering: str | None = None,
 ) -> dict[str, list[Item]]:
     """Read, split and check one datalist or several.
 
@@ -62,7 +66,8 @@ def load_datalist(
         label_key: key of the label in the file, a path or a number; it is returned as `label`. `None` for
             pre-training: labels are dropped and not required.
         training_sections: lists of the file that make up `training`; one that is taken for training is not returned
-            as validation or test as well. `("training", "validation", "test", "unlabelled")` pre-trains on all.
+            as validation or test as well. `("training", "unlabelled")` pre-trains on all that is not held out; a
+            list that the file lacks counts as empty, so that this fits files without unlabelled scans too.
         fold: when given, training and validation (never test) are pooled and split anew into `num_folds` parts by
             subject, or by image where an item has no `subject`; part `fold` becomes the validation list.
         num_folds: number of parts.
@@ -77,6 +82,8 @@ def load_datalist(
         check: `"header"` looks at existence, headers, shapes and affines, `"full"` at every voxel as well,
             `"none"` at nothing. Headers are read for NIfTI files; of other formats only the existence is checked.
         num_classes: labels have to lie in `[0, num_classes)`; checked for numbers always, for images with `"full"`.
+        numbering: how the run takes the label images to be numbered (see `label_map`); a file that names another
+            `numbering` at its top level is refused. `None`, and a file that names none, check nothing.
 
     Returns:
         The lists `training`, `validation` and `test` of items with absolute paths, in the order of the file. A list
@@ -84,8 +91,8 @@ def load_datalist(
         the same keys; other keys are passed on unchanged.
 
     Raises:
-        DatalistError: a file or folder is missing or wrong, or a required list is empty; one error lists all that is
-            wrong.
+        DatalistError: a file or folder is missing or wrong, a required list is empty, or the masks have another
+            numbering; one error lists all that is wrong.
         ValueError: an argument is out of its range.
     """
     if check not in ("none", "header", "full"):
@@ -100,7 +107,7 @@ def load_datalist(
     paths = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(p) for p in path]
     where = ", ".join(str(p) for p in paths)
     problems: list[Problem] = []
-    lists = _merge(paths, _base_dirs(base_dir, paths), image_key, label_key, training_sections, problems)
+    lists = _merge(paths, _base_dirs(base_dir, paths), image_key, label_key, training_sections, numbering, problems)
     raise_problems(problems, where)
 
     if fold is not None:
@@ -248,6 +255,7 @@ def _merge(
     image_key: str,
     label_key: str | None,
     training_sections: Sequence[str],
+    numbering: str | None,
     problems: list[Problem],
 ) -> dict[str, list[Item]]:
     lists: dict[str, list[Item]] = {section: [] for section in SECTIONS}
@@ -256,6 +264,11 @@ def _merge(
     missing = set(training_sections) - {*SECTIONS, *_SPELLINGS}
     for index, (path, base_dir) in enumerate(zip(paths, base_dirs, strict=True)):
         content = read_datalist(path)
+        if numbering is not None and content.get("numbering", numbering) != numbering:
+            raise DatalistError(
+                f"The masks of {path} are numbered as {content['numbering']!r}, but the config id `numbering` is "
+                f"{numbering!r}: set it to {content['numbering']!r}, or correct `numbering` in the file."
+            )
         sources = {"training": list(dict.fromkeys(training_sections))}
         sources |= {name: [name] for name in SECTIONS[1:] if name not in training_sections}
         for section, names in sources.items():
@@ -360,8 +373,8 @@ def _item_problems(item: Item, full: bool, num_classes: int | None) -> list[Prob
     labels = [] if label is None or isinstance(label, int | float) else [label] if isinstance(label, str) else label
     images = [item["image"]] if isinstance(item["image"], str) else item["image"]
     checks: Iterable[tuple[str, Callable[[np.ndarray], str | None]]] = [
-        *((file, _image_value_problem) for file in images),
-        *((file, lambda data: _label_value_problem(data, num_classes)) for file in labels),
+        *((file, non_finite_problem) for file in images),
+        *((file, lambda data: label_problem(data, num_classes)) for file in labels),
     ]
     for file, check_values in checks:
         volume, problem = _open(file)
@@ -391,13 +404,13 @@ def _open(file: str) -> tuple[Any, str | None]:
         volume: Any = nib.load(file)
         return volume, None if 0 not in volume.shape else f"has no voxels (shape {volume.shape})"
     except Exception as error:  # nibabel, zlib and the OS each raise their own kinds
-        return None, f"is no readable NIfTI file ({_first_line(error)})"
+        return None, f"is no readable NIfTI file ({first_line(error)})"
 
 
 def _grid_problem(volume: Any, reference_file: str, reference: Any) -> str | None:
     shape, expected = volume.shape[:3], reference.shape[:3]
     if shape != expected:
-        return f"has the shape {_by(shape)}, but {reference_file} has {_by(expected)}"
+        return f"has the shape {by(shape)}, but {reference_file} has {by(expected)}"
     corners = np.array(np.meshgrid(*([0, n - 1] for n in (*shape, 1, 1)[:3]), indexing="ij")).reshape(3, -1)
     difference = np.asarray(volume.affine) - np.asarray(reference.affine)
     offset = np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max()
@@ -410,40 +423,8 @@ def _read_values(volume: Any, check_values: Callable[[np.ndarray], str | None]) 
     try:
         data = np.asanyarray(volume.dataobj)
     except Exception as error:
-        return f"cannot be read to its end ({_first_line(error)})"
+        return f"cannot be read to its end ({first_line(error)})"
     return check_values(data)
-
-
-def _image_value_problem(data: np.ndarray) -> str | None:
-    count = data.size - int(np.isfinite(data).sum())
-    return f"has {count} voxels that are not finite" if count else None
-
-
-def _label_value_problem(data: np.ndarray, num_classes: int | None) -> str | None:
-    problem = _image_value_problem(data)
-    if problem is not None:
-        return problem
-    values = np.unique(data)
-    fractional = values[values != np.round(values)]
-    if fractional.size:
-        return f"has labels that are no whole numbers ({_some(fractional)})"
-    outside = values[(values < 0) | (values >= (np.inf if num_classes is None else num_classes))]
-    if outside.size:
-        allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
-        return f"has labels outside {allowed} ({_some(outside)})"
-    return None
-
-
-def _some(values: np.ndarray, count: int = 5) -> str:
-    return ", ".join(f"{v:g}" for v in values[:count]) + (", ..." if values.size > count else "")
-
-
-def _by(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def raise_problems(problems: Sequence[Problem], where: str) -> None:

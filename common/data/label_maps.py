@@ -15,7 +15,7 @@ from typing import Any
 _TABLES = Path(__file__).with_name("label_maps")
 _TISSUES = {1: "cortex", 2: "subcortical grey matter", 3: "white matter", 4: "CSF"}
 
-NUMBERINGS = ("binary", "dlmuse", "freesurfer", "malpem", "oasis_seg35", "oasis_seg4")
+NUMBERINGS = ("binary", "dlmuse", "freesurfer", "malpem", "oasis_seg35", "oasis_seg4", "task")
 TASKS = ("skull", "structures4", "structures33")
 
 
@@ -26,6 +26,7 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
         numbering: how the masks at hand are numbered. `freesurfer`: aseg or aparc+aseg. `oasis_seg35`, `oasis_seg4`:
             the 35 structures and four tissues of the neurite version of OASIS-1. `malpem`: the 138 regions of MALP-EM
             (ADNI). `dlmuse`: MUSE region numbers. `binary`: a brain mask, 1 to 255 is brain.
+            `task`: the task's own classes, as in predictions of its network and in masks drawn or corrected on them.
         task: `skull` has one class, brain tissue and CSF. `structures4` has 1 cortex, 2 subcortical grey matter,
             3 white matter, 4 CSF. `structures33` has the structures of `oasis_seg35` without the choroid plexuses,
             1 to 33 in their order (Zhang et al., BIBM 2023, section IV-A).
@@ -40,6 +41,8 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
     """
     _check("numbering", numbering, NUMBERINGS)
     classes = label_names(task)
+    if numbering == "task":
+        return {index: [index] if index else [] for index in classes}
     table = _read(numbering)
     groups: dict[int, list[int]] = {index: [] for index in classes if index > 0}
     if task == "skull":

@@ -26,10 +26,12 @@ from filelock import FileLock
 from scipy import ndimage as ndi
 from tqdm import tqdm
 
+from ..files import cache_folder
+
 logger = logging.getLogger(__name__)
 
 # Raised whenever the same parameters give other bits, so that an older cached cohort is not mistaken for this one.
-VERSION = 1
+VERSION = 2
 
 STRUCTURES = {0: "background", 1: "cortex", 2: "subcortical grey matter", 3: "white matter", 4: "CSF"}
 LESIONS = {0: "background", 1: "oedema", 2: "non-enhancing core", 3: "enhancing rim"}
@@ -97,7 +99,7 @@ class _Template(NamedTuple):
     origin: np.ndarray
     grey: np.ndarray
     white: np.ndarray
-    deep: np.ndarray  # share of the grey matter that is subcortical
+    deep: np.ndarray  # share of the grey matter that is not the cerebral cortex's
     detail: np.ndarray  # what the tissue maps do not explain of the T1
     brain: np.ndarray
     ventricle_shift: np.ndarray  # (3, ...) unit push away from the ventricles
@@ -197,6 +199,12 @@ def _template() -> _Template:
 
     signal = [float(t1[tissue > 0.95].mean()) for tissue in (csf, grey, white)]
     detail = (t1 - sum(s * tissue for s, tissue in zip(signal, (csf, grey, white), strict=True))) * brain
+
+    # By the rule of the label maps the cerebellum's grey matter is no cortex: what lies behind the brain stem and below
+    # the tentorium, a tent with its ridge on the midline that slopes down to the petrous bones in front.
+    tentorium = 23 * np.exp(-((x / 20) ** 2) - ((y + 52) / 28) ** 2) + 4 * np.exp(-((x / 30) ** 2)) - 23
+    tentorium -= 0.7 * np.maximum(abs(x) + 1.2 * (y + 34) - 20, 0)
+    deep[(z < tentorium) & (y < -32)] = 1
 
     # Averaging has worn the thin motor cortex off the vertex; a person has it, in the image as in the labels.
     margin = np.clip((0.92 - ndi.gaussian_filter(brain.astype(np.float32), 3, truncate=3)) / 0.2, 0, 1)
@@ -377,7 +385,7 @@ def _tissues(template: _Template, coordinates: np.ndarray, wetness: np.ndarray) 
 
 
 def _structures(tissues: _Tissues) -> np.ndarray:
-    """Labels 0 background, 1 cortex, 2 subcortical grey, 3 white, 4 CSF: the largest share, inside the brain mask."""
+    """Labels 0 background, 1 cortex, 2 other grey, 3 white, 4 CSF: the largest share, inside the brain mask."""
     grey = np.where(tissues.deep > 0.5, np.uint8(2), np.uint8(1))
     labels = np.where(tissues.white > tissues.grey, np.uint8(3), grey)
     labels[tissues.csf > np.maximum(tissues.grey, tissues.white)] = 4
@@ -529,8 +537,9 @@ def make_subject(index: int, seed: int = 0, spacing: float = 2.0, lesion: bool =
         ``brain_mask`` (uint8) on the head's grid, 96 x 112 x 96 voxels at 2 mm; ``brain_affine`` with ``t1_brain``
         (int16), ``structures4`` (uint8), and where asked for ``lesion_image`` (int16, contrasts FLAIR, T1, T1 with
         contrast agent, T2 along the last axis) and ``lesion`` (uint8) on the brain's own, 80 x 96 x 80 at 2 mm.
-        ``structures4`` covers the brain mask: 1 cortex (the cerebellum's included), 2 subcortical grey matter,
-        3 white matter (with the brain stem and the cerebellum's), 4 CSF (ventricles, and sulci inside the mask).
+        ``structures4`` covers the brain mask by the rule of the label maps: 1 cerebral cortex, 2 all other grey matter
+        (the cerebellar cortex included), 3 white matter (with the brain stem), 4 CSF (ventricles, and sulci inside the
+        mask).
         ``lesion``: 1 oedema, 2 non-enhancing core, 3 enhancing rim.
 
     Raises:
@@ -713,8 +722,7 @@ def make_sample(
     parameters = {"subjects": subjects, "unlabelled": unlabelled, "seed": seed, "spacing": float(spacing)}
     digest = hashlib.sha256(json.dumps([VERSION, parameters], sort_keys=True).encode()).hexdigest()
     if output_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        output_dir = cache / "monai-transfer-bundles" / f"sample-v{VERSION}-{digest[:12]}"
+        output_dir = cache_folder() / f"sample-v{VERSION}-{digest[:12]}"
     folder = Path(output_dir).expanduser().absolute()
     if _is_complete(folder, digest):
         return str(folder)

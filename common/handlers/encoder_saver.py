@@ -48,11 +48,9 @@ class EncoderSaver:
         self.encoder = encoder
         self.record = {**contract, "method": method, "data": data}
         self.evaluator = evaluator
-        self.trained = False
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED(once=1), self.discard)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.note_epoch)
         engine.add_event_handler(Events.COMPLETED, self.finish)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self.keep_best)
@@ -61,10 +59,6 @@ class EncoderSaver:
         """Drop what an earlier run in this folder left behind."""
         if idist.get_rank() == 0:
             self.best.unlink(missing_ok=True)
-
-    def note_epoch(self) -> None:
-        # A finished run that is resumed trains nothing; its encoder file must stay as it is.
-        self.trained = True
 
     def keep_best(self, evaluator: Engine) -> None:
         if is_new_best(evaluator) and idist.get_rank() == 0:
@@ -80,9 +74,9 @@ class EncoderSaver:
             record["config_digest"] = config_digest()
             write_state(state, self.path, record)
             self.best.unlink()
-        elif self.trained:
+        elif self.evaluator is None or self.evaluator.state.best_metric_epoch == -1:
             record = {**self.record, "epochs": engine.state.epoch, "config_digest": config_digest()}
             save_encoder(self.encoder, self.path, record)
         else:
-            return
+            return  # a finished run was resumed; its best encoder is already in place
         logger.info("encoder of epoch %s written to %s.", record.get("epochs"), self.path)

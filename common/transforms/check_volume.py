@@ -3,9 +3,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-import torch
+import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+from monai.utils import convert_to_numpy
+
+from ..volumes import by, label_problem, non_finite_problem, volume_name
 
 
 class CheckVolumed(MapTransform):
@@ -38,65 +41,32 @@ class CheckVolumed(MapTransform):
         d = dict(data)
         images = [key for key in self.key_iterator(d) if key != self.label_key]
         for key in images:
-            problem = image_problem(torch.as_tensor(d[key]))
+            problem = image_problem(convert_to_numpy(d[key]))
             if problem:
-                raise ValueError(f"{_name(d, key)} {problem}; repair the file or take it out of the datalist.")
+                raise ValueError(
+                    f"{volume_name(d[key], key)} {problem}; repair the file or take it out of the datalist."
+                )
         if self.label_key is None or (self.label_key not in d and self.allow_missing_keys):
             return d
-        label = torch.as_tensor(d[self.label_key])
-        problem = label_problem(label, self.num_classes)
+        label = d[self.label_key]
+        name = volume_name(label, self.label_key)
+        problem = label_problem(convert_to_numpy(label), self.num_classes)
         if problem:
-            raise ValueError(
-                f"{_name(d, self.label_key)} {problem}; correct the label, its map (`MapLabelsd`) or the number of "
-                "classes."
-            )
+            raise ValueError(f"{name} {problem}; correct the label, its map (`MapLabelsd`) or the number of classes.")
         for key in images:
             if d[key].shape[1:] != label.shape[1:]:
                 raise ValueError(
-                    f"{_name(d, self.label_key)} has the shape {_by(label.shape[1:])}, but its image {_name(d, key)} "
-                    f"has {_by(d[key].shape[1:])}; image and label have to be on one grid."
+                    f"{name} has the shape {by(label.shape[1:])}, but its image {volume_name(d[key], key)} "
+                    f"has {by(d[key].shape[1:])}; image and label have to be on one grid."
                 )
         return d
 
 
-def image_problem(image: torch.Tensor) -> str | None:
+def image_problem(image: np.ndarray) -> str | None:
     """What is wrong with the values of an image, as the end of a sentence; `None` where nothing is."""
-    if image.numel() == 0:
-        return f"has no voxels (shape {_by(image.shape)})"
-    count = int((~torch.isfinite(image)).sum())
-    if count:
-        return f"has {count} voxels that are not finite (NaN or infinite)"
-    low, high = torch.aminmax(image)
-    if low == high:
-        return f"is constant (every voxel is {low.item():g})"
-    return None
-
-
-def label_problem(label: torch.Tensor, num_classes: int | None = None) -> str | None:
-    """What is wrong with the values of a label image, as the end of a sentence; `None` where nothing is."""
-    count = int((~torch.isfinite(label)).sum())
-    if count:
-        return f"has {count} voxels that are not finite (NaN or infinite)"
-    if label.is_floating_point():
-        fractional = label[label != label.round()]
-        if fractional.numel():
-            return f"has labels that are no whole numbers ({_some(fractional)})"
-    outside = label[(label < 0) | (label >= num_classes)] if num_classes is not None else label[label < 0]
-    if outside.numel():
-        allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
-        return f"has labels outside {allowed} ({_some(outside)})"
-    return None
-
-
-def _name(data: Mapping[Hashable, Any], key: Hashable) -> str:
-    file = getattr(data[key], "meta", {}).get("filename_or_obj")
-    return str(file) if file else f"The volume under the key {key!r}"
-
-
-def _some(values: torch.Tensor, count: int = 5) -> str:
-    unique = torch.unique(values.flatten()).tolist()
-    return ", ".join(f"{v:g}" for v in unique[:count]) + (", ..." if len(unique) > count else "")
-
-
-def _by(shape: torch.Size) -> str:
-    return "x".join(map(str, shape))
+    if image.size == 0:
+        return f"has no voxels (shape {by(image.shape)})"
+    problem = non_finite_problem(image)
+    if problem is None and image.min() == image.max():
+        return f"is constant (every voxel is {image.flat[0]:g})"
+    return problem

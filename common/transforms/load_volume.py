@@ -8,6 +8,8 @@ import nibabel as nib
 import numpy as np
 from monai.transforms import LoadImaged
 
+from ..volumes import first_line
+
 
 class LoadVolumed(LoadImaged):
     """MONAI's `LoadImaged` whose failures are one sentence that names the file and what is wrong with it.
@@ -46,7 +48,7 @@ class LoadVolumed(LoadImaged):
         try:
             self._loader(value, reader)
         except Exception as error:
-            return f"{', '.join(map(os.fspath, files))} cannot be read as one image ({_first_line(error)})"
+            return f"{', '.join(map(os.fspath, files))} cannot be read as one image ({first_line(error)})"
         return None
 
 
@@ -56,9 +58,5 @@ def _reason(file: str, error: Exception) -> str:
             volume: Any = nib.load(file)
             np.asanyarray(volume.dataobj)
         except Exception as plainer:
-            return _first_line(plainer)
-    return _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+            return first_line(plainer)
+    return first_line(error)

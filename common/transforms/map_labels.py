@@ -8,6 +8,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
+from ..volumes import some, volume_name
+
 
 class MapLabelsd(MapTransform):
     """Give label images the numbers of a task: each group of source labels becomes one class.
@@ -53,8 +55,9 @@ class MapLabelsd(MapTransform):
         for key in self.key_iterator(d):
             if domain not in self._tables:
                 raise ValueError(
-                    f"{_name(d[key], key)} is of the domain {domain!r}, for which no label groups are given, only for "
-                    f"{', '.join(map(str, self._tables))}: give the items of the datalist their `{self.domain_key}`."
+                    f"{volume_name(d[key], key)} is of the domain {domain!r}, for which no label groups are given, "
+                    f"only for {', '.join(map(str, self._tables))}: give the items of the datalist "
+                    f"their `{self.domain_key}`."
                 )
             d[key] = self._map(d[key], key, self._tables[domain])
         return d
@@ -64,17 +67,16 @@ class MapLabelsd(MapTransform):
         values = label.as_tensor() if hasattr(label, "as_tensor") else torch.as_tensor(label)
         index = values.long()
         if values.is_floating_point() and not torch.equal(index.to(values.dtype), values):
-            fractional = torch.unique(values[index.to(values.dtype) != values])[:5].tolist()
-            raise ValueError(f"{_name(label, key)} has labels that are no whole numbers ({fractional}).")
+            fractional = some(values[index.to(values.dtype) != values].numpy(force=True))
+            raise ValueError(f"{volume_name(label, key)} has labels that are no whole numbers ({fractional}).")
         last = table.numel() - 1
         index = torch.where((index < 0) | (index > last), last, index)
         mapped = table.to(index.device)[index]
         if self._unknown < 0 and (mapped < 0).any():
-            unknown = torch.unique(values[mapped < 0])
-            some = ", ".join(f"{v:g}" for v in unknown[:10].tolist()) + (", ..." if unknown.numel() > 10 else "")
+            unknown = some(values[mapped < 0].numpy(force=True), 10)
             raise ValueError(
-                f"{_name(label, key)} has labels that no class names ({some}): choose the numbering of the masks, "
-                "name these labels in `groups`, or set `other` to a class."
+                f"{volume_name(label, key)} has labels that no class names ({unknown}): choose the numbering of the "
+                "masks, name these labels in `groups`, or set `other` to a class."
             )
         return convert_to_dst_type(mapped, label, dtype=label.dtype)[0]
 
@@ -91,8 +93,3 @@ def _look_up_table(groups: Mapping[Any, Any], unknown: int) -> torch.Tensor:
     table = torch.full((max(class_of) + 2,), unknown, dtype=torch.long)
     table[list(class_of)] = torch.tensor(list(class_of.values()))
     return table
-
-
-def _name(label: Any, key: Hashable) -> str:
-    file = getattr(label, "meta", {}).get("filename_or_obj")
-    return str(file) if file else f"The volume under the key {key!r}"

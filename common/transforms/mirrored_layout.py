@@ -13,7 +13,8 @@ class MirroredLayout(FolderLayoutBase):
     """Where MONAI's `SaveImaged` writes: below `output_dir` as the image lies below `root`.
 
     Sets that keep each subject in a folder of its own use the same file names in all of them; in one flat folder their
-    predictions would overwrite each other. An image outside of `root` is written to `output_dir` itself.
+    predictions would overwrite each other. An image outside of `root` is written to `output_dir` itself; images whose
+    outputs would have one name are refused.
 
     Args:
         output_dir: folder of all outputs; folders below it are made.
@@ -31,11 +32,23 @@ class MirroredLayout(FolderLayoutBase):
     ) -> None:
         self.output_dir, self.root = Path(output_dir), Path(os.path.abspath(root))
         self.postfix, self.extension = postfix, extension
+        self._images: dict[str, Path] = {}  # by output
 
     def filename(self, subject: str | os.PathLike = "subject", idx: int | None = None, **kwargs) -> str:
-        """Path of the output for the image `subject`; `idx` numbers the patches of one image."""
+        """Path of the output for the image `subject`; `idx` numbers the patches of one image.
+
+        Raises:
+            ValueError: another image has that output.
+        """
         image = Path(os.path.abspath(subject))
         inside = image.parent.is_relative_to(self.root)
         folder = self.output_dir / (image.parent.relative_to(self.root) if inside else "")
         name = create_file_basename(self.postfix, image.name, folder, separate_folder=False, patch_index=idx)
-        return f"{name}{self.extension}"
+        output = f"{name}{self.extension}"
+        other = self._images.setdefault(output, image)
+        if other != image:
+            raise ValueError(
+                f"{other} and {image} would both be written to {output}: set the config id `dataset_dir` to a folder "
+                "that holds both images, or give them different names."
+            )
+        return output

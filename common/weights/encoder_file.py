@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+
+from ..files import atomic_write
 
 __all__ = ["FORMAT_VERSION", "read_encoder", "save_encoder"]
 
@@ -45,19 +46,9 @@ def save_encoder(encoder: nn.Module, path: str | os.PathLike, record: Mapping[st
 
 def write_state(state: dict[str, torch.Tensor], path: str | os.PathLike, record: Mapping[str, Any]) -> None:
     """Write tensors and a record to ``path`` through a temporary file beside it, with the mode the umask gives."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     header = json.dumps(record)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
+    with atomic_write(path) as temporary:
         save_file(state, temporary, metadata={"record": header})
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp and safetensors both give 0600
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

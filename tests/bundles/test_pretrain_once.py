@@ -318,6 +318,60 @@ def test_parts_of_the_training_list(run_bundle, tiny, tmp_path, overrides, expec
     assert len(workflow.parser.get_parsed_content("train#dataset")) == expected[0]
 
 
+@pytest.mark.parametrize("preset", ["source_and_target", "source_and_target_skull"])
+def test_source_and_target_presets_take_what_prepare_writes(tmp_path, preset):
+    from common.data import DatalistError
+    from common.data.prepare import prepare
+
+    for i in range(8):
+        for name in ("norm", "orig", "seg35"):
+            volume(tmp_path / f"oasis1/OASIS_OAS1_000{i}_MR1/{name}.nii.gz", (4, 4, 4), labels=[0, 1])
+        for name in (f"00{i}_S_0000_I{i}", f"MALPEM-00{i}_S_0000_I{i}"):
+            volume(tmp_path / f"adni/{name}.nii.gz", (4, 4, 4), labels=[0, 1])
+        for name in ("", "_ss"):
+            volume(tmp_path / f"cc359/CC000{i}_ge_3_5{i}_M{name}.nii.gz", (4, 4, 4), labels=[0, 1])
+    prepare("oasis1", tmp_path / "oasis1", tmp_path / "oasis1/oasis1.json")
+    prepare("oasis1", tmp_path / "oasis1", tmp_path / "oasis1/oasis1_orig.json", image="orig")
+    for name in ("adni", "cc359"):
+        prepare(name, tmp_path / name, tmp_path / f"{name}/{name}.json")
+
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in ("train.json", f"presets/{preset}.json")])
+    parser["dataset_dir"], parser["target_masks"] = str(tmp_path), 2
+    target = parser["target_domain"]
+    data, groups = parser.get_parsed_content("data"), parser.get_parsed_content("label_map")
+    domains = [x["domain"] for x in data["training"]]
+    assert set(domains) == {"oasis1", target} == set(groups) and domains.count(target) == 2
+    assert {x["domain"] for x in data["validation"] + data["test"]} == {target}
+    assert len(groups[target]) == parser["num_classes"]
+    skull = [Path(x["image"]).name for x in data["training"] if x["domain"] == "oasis1"]
+    assert set(skull) == {"orig.nii.gz" if parser["task"] == "skull" else "norm.nii.gz"}
+
+    # One set alone, taken for another numbering.
+    alone = ConfigParser()
+    alone.read_config([str(CONFIGS / name) for name in ("train.json", "datasets/oasis1.json")])
+    alone["dataset_dir"] = str(tmp_path / "oasis1")
+    assert alone.get_parsed_content("data")["training"]
+    alone["numbering"] = "oasis_seg4"
+    alone.parse(True)
+    with pytest.raises(RuntimeError) as error:
+        alone.get_parsed_content("data")
+    assert isinstance(error.value.__cause__, DatalistError)
+    assert "config id `numbering` is 'oasis_seg4'" in str(error.value.__cause__)
+
+
+def test_pretraining_reads_unlabelled_scans_too(tmp_path):
+    for name in "ab":
+        volume(tmp_path / f"{name}.nii.gz", (4, 4, 4))
+    labelled, unlabelled = {"image": "a.nii.gz", "label": "a.nii.gz"}, {"image": "b.nii.gz"}
+    for content, expected in (({}, 1), ({"unlabelled": [unlabelled]}, 2)):
+        (tmp_path / "unlabelled.json").write_text(json.dumps({"training": [labelled], **content}))
+        parser = ConfigParser()
+        parser.read_config(str(CONFIGS / "pretrain.json"))
+        parser["dataset_dir"] = str(tmp_path)
+        assert len(parser.get_parsed_content("data")["training"]) == expected
+
+
 def test_unlabelled_budget_is_an_override_of_pretraining(run_bundle, tiny, tmp_path):
     overrides = {"output_dir": str(tmp_path), "cache_rate": 0.0}
     for extra, expected in (({}, 4), ({"fraction": 0.5}, 2), ({"lists": ["training", "validation"]}, 5)):

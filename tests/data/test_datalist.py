@@ -386,3 +386,45 @@ def test_unusable_datalist_is_one_sentence(tmp_path, make, message):
 def test_missing_base_dir(tmp_path):
     with pytest.raises(DatalistError, match=r"No dataset folder at .*gone: set the config id `dataset_dir`"):
         load_datalist(make_study(tmp_path), tmp_path / "gone")
+
+
+# --- required lists ----------------------------------------------------------------------------------------------
+
+
+def test_required_lists_must_not_be_empty(tmp_path):
+    path = make_study(tmp_path, validation=0)
+    assert load_datalist(path)["validation"] == []
+    assert load_datalist(path, required=["training", "test"])["validation"] == []
+    with pytest.raises(DatalistError, match=r"the list 'validation' is empty; set `fold`"):
+        load_datalist(path, required=["training", "validation"])
+    lists = load_datalist(path, required=["training", "validation"], fold=0)
+    assert lists["validation"]
+
+
+def test_a_required_list_without_the_target_domain_names_it(tmp_path):
+    path = make_study(tmp_path, domain="a")
+    edit(path, lambda content: [x.update(domain="b") for x in content["test"]])
+    with pytest.raises(DatalistError, match=r"the list 'test' has no items of the domain 'a'"):
+        load_datalist(path, required=["test"], target_domain="a")
+
+
+# --- lists for pre-training, numbering -----------------------------------------------------------------------------
+
+
+def test_a_missing_unlabelled_list_counts_as_empty(tmp_path):
+    path = make_study(tmp_path)
+    lists = load_datalist(path, label_key=None, training_sections=("training", "unlabelled"), required=["training"])
+    assert lists == load_datalist(path, label_key=None)
+    with pytest.raises(DatalistError, match="the list 'training' is empty"):
+        load_datalist(path, label_key=None, training_sections=["unlabelled"], required=["training"])
+
+
+def test_another_numbering_is_refused(tmp_path):
+    path = edit(make_study(tmp_path), lambda c: c.update(numbering="oasis_seg4"))
+    lists = load_datalist(path)
+    assert load_datalist(path, numbering="oasis_seg4") == lists
+    with pytest.raises(DatalistError, match=r"'oasis_seg4'.*config id `numbering` is 'oasis_seg35'") as error:
+        load_datalist(path, numbering="oasis_seg35")
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    edit(path, lambda c: c.pop("numbering"))
+    assert load_datalist(path, numbering="oasis_seg35") == lists

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import common.data.label_maps as module
 from common.data import label_map, label_names
+from common.transforms import MapLabelsd
 
-NUMBERINGS, TASKS = module.NUMBERINGS, module.TASKS
+NUMBERINGS = tuple(name for name in module.NUMBERINGS if name != "task")  # those with a table
+TASKS = module.TASKS
 SEG35 = [0, *range(1, 19), 0, *range(19, 34), 0]  # class of structures33 for the labels 1..35, plexuses without one
 
 
@@ -35,6 +38,16 @@ def test_every_class_is_there_and_no_label_is_in_two(numbering, task, count):
     # Every label that the numbering knows has a place, in class 0 where the task leaves it out.
     assert sorted(labels) == label_map(numbering, "skull")[1]
     assert groups[0] == sorted(groups[0]) and 0 not in groups[0]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_classes_of_a_task_are_themselves(task):
+    groups = label_map("task", task)
+    assert list(groups) == list(label_names(task)) and inverse(groups) == {k: k for k in groups if k}
+    mapped = MapLabelsd("label", groups, "error")({"label": torch.arange(len(groups))})["label"]
+    assert mapped.tolist() == list(range(len(groups)))
+    with pytest.raises(ValueError, match=f"no class names .{len(groups)}"):
+        MapLabelsd("label", groups, "error")({"label": torch.tensor([len(groups)])})
 
 
 def test_skull_is_what_has_a_tissue():
@@ -134,7 +147,7 @@ def test_structures_that_a_numbering_lacks_are_empty():
 @pytest.mark.parametrize(
     ("numbering", "task", "message"),
     [
-        ("aseg", "skull", "Unknown numbering 'aseg'; known are .*freesurfer"),
+        ("aseg", "skull", "Unknown numbering 'aseg'; known are .*freesurfer.*, task"),
         ("dlmuse", "structures5", "Unknown task 'structures5'; known are skull"),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from common.data import DatalistError, load_datalist
+from common.data.label_maps import NUMBERINGS
 from common.data.prepare import COLLECTORS, merge, prepare, write_datalist
+from common.data.prepare.datasets import _NUMBERING_OF
 from common.data.prepare.split import split_by_subject
 
 SECTIONS = ("training", "validation", "test")
@@ -76,7 +79,8 @@ def test_oasis1(tmp_path):
     assert by_image["OASIS_OAS1_0061_MR2/norm.nii.gz"]["subject"] == "OAS1_0061"
     aligned = collect("oasis1", tmp_path, image="aligned_norm", label="seg35")
     assert aligned[0]["label"] == "OASIS_OAS1_0001_MR1/aligned_seg35.nii.gz"
-    assert "label" not in collect("oasis1", tmp_path, image="aligned_norm")[0]  # no aligned_seg4 here
+    assert collect("oasis1", tmp_path, image="aligned_norm") == aligned  # the masks that serve every task
+    assert "label" not in collect("oasis1", tmp_path, image="aligned_norm", label="seg4")[0]  # no aligned_seg4 here
     with pytest.raises(DatalistError, match=r"seg4 and seg35"):
         collect("oasis1", tmp_path, label="seg24")
 
@@ -253,6 +257,37 @@ def test_what_is_written_loads(ixi, tmp_path):
     assert again.read_text() == text
 
 
+@pytest.mark.parametrize(
+    ("options", "numbering"),
+    [({}, "oasis_seg35"), ({"label": "seg4"}, "oasis_seg4"), ({"numbering": "freesurfer"}, "freesurfer")],
+)
+def test_the_numbering_is_that_of_the_masks(tmp_path, options, numbering):
+    names = ("norm", "seg4", "seg35")
+    touch(tmp_path / "o", *(f"OASIS_OAS1_000{i}_MR1/{n}.nii.gz" for i in range(4) for n in names))
+    prepare("oasis1", tmp_path / "o", tmp_path / "a.json", validation=1, test=1, **options)
+    load_datalist(tmp_path / "a.json", numbering=numbering)
+    with pytest.raises(DatalistError, match=f"{numbering!r}.* `numbering` is 'dlmuse'"):
+        load_datalist(tmp_path / "a.json", numbering="dlmuse")
+
+
+def test_the_documented_overlays_take_the_numberings_that_are_written(tmp_path):
+    configs = Path(__file__).parents[2] / "bundles/pretrain_once/configs"
+    for name, published in _NUMBERING_OF.items():
+        written = published.format(label=inspect.signature(COLLECTORS["oasis1"]).parameters["label"].default)
+        assert json.loads((configs / f"datasets/{name}.json").read_text())["numbering"] == written
+        assert written in NUMBERINGS
+
+
+def test_a_numbering_that_is_not_known_is_not_written(ixi, tmp_path):
+    assert "numbering" not in prepare("ixi", ixi, tmp_path / "a.json")
+    assert prepare("ixi", ixi, tmp_path / "b.json", numbering="dlmuse")["numbering"] == "dlmuse"
+    with pytest.raises(DatalistError, match=r"Unknown numbering 'muse'; known are .*dlmuse"):
+        prepare("ixi", ixi, tmp_path / "c.json", numbering="muse")
+    write_datalist(tmp_path / "c.json", merge([tmp_path / "a.json", tmp_path / "b.json"]))
+    assert "numbering" not in json.loads((tmp_path / "c.json").read_text())
+    assert merge([tmp_path / "b.json", tmp_path / "b.json"])["numbering"] == "dlmuse"
+
+
 def test_required_keys_and_domain(ixi, tmp_path):
     content = prepare("ixi", ixi, tmp_path / "a.json", require="age,label", validation=0, test=1, domain="HH")
     assert [len(content[s]) for s in SECTIONS] == [1, 0, 1] and content["left_out"] == 8
@@ -380,3 +415,16 @@ def test_check_says_that_nothing_is_wrong(ixi, tmp_path, capsys):
     assert "nothing is wrong" in capsys.readouterr().out
     with pytest.raises(DatalistError, match=r"labels outside 0 to 0"):
         check(str(tmp_path / "a.json"), num_classes=1)
+
+
+@pytest.mark.parametrize("section", ["training", "unlabelled"])
+def test_check_reads_scans_without_any_label(tmp_path, capsys, section):
+    from common.data.__main__ import check
+
+    touch(tmp_path, "t1.nii.gz")
+    (tmp_path / "a.json").write_text(json.dumps({section: [{"image": "t1.nii.gz"}]}))
+    check(str(tmp_path / "a.json"))
+    assert "nothing is wrong" in capsys.readouterr().out
+    (tmp_path / "t1.nii.gz").write_bytes(b"")
+    with pytest.raises(DatalistError, match=r"t1.nii.gz: is empty"):
+        check(str(tmp_path / "a.json"))

@@ -40,6 +40,12 @@ def arrays(subject):
     return {key: value for key, value in subject.items() if isinstance(value, np.ndarray)}
 
 
+def axes(subject):
+    """Millimetres along each axis of the brain's grid."""
+    corner, shape = subject["brain_affine"][:3, 3], subject["structures4"].shape
+    return [c + SPACING * np.arange(n) for c, n in zip(corner, shape, strict=True)]
+
+
 def ventricle_share(subject):
     """CSF more than 18 mm from the edge of the brain, against the brain."""
     inside = subject["structures4"] > 0
@@ -48,9 +54,9 @@ def ventricle_share(subject):
 
 
 def hippocampal_volume(subject):
-    """Subcortical grey matter in the lower temporal lobes, in voxels."""
-    z = subject["brain_affine"][2, 3] + SPACING * np.arange(subject["structures4"].shape[2])
-    return (subject["structures4"][:, :, z < -6] == 2).sum()
+    """Subcortical grey matter in the lower temporal lobes, in front of the cerebellum, in voxels."""
+    _, y, z = axes(subject)
+    return (subject["structures4"][:, y > -30][:, :, z < -6] == 2).sum()
 
 
 def test_a_seed_has_its_bits(subjects):
@@ -98,6 +104,25 @@ def test_intensities_follow_the_labels(subjects):
                 means[k] = image[labels[both] == k].mean()
             explained.append(1 - np.mean((image - means[labels[both]]) ** 2) / image.var())
         assert explained[0] > 0.25 and explained[0] > 2 * explained[1]
+
+
+def test_the_cerebellum_has_no_cortex(subjects):
+    """As in `label_maps/structures.json`; judged in boxes that lie inside or outside of it whatever the deformation."""
+    for subject in subjects:
+        x, y, z = axes(subject)
+
+        def share(where, label, labels=subject["structures4"]):
+            grey = labels[np.ix_(*where)]
+            return (grey == label).sum() / np.isin(grey, (1, 2)).sum()
+
+        cerebellum = (abs(x) < 34, (y > -76) & (y < -52), (z > -48) & (z < -36))
+        assert share(cerebellum, 2) == 1
+        occipital = (abs(x) < 40, y < -60, z > 14)
+        lower_temporal = (abs(x) > 42, (y > -25) & (y < 0), z < -14)
+        assert share(occipital, 1) == 1 and share(lower_temporal, 1) == 1
+        # The brain stem is white matter, not cerebellum.
+        stem = subject["structures4"][np.ix_(abs(x) < 5, (y > -28) & (y < -22), (z > -38) & (z < -28))]
+        assert (stem == 3).mean() > 0.8
 
 
 def test_the_brain_mask_is_the_structures_in_place(subjects):

@@ -102,10 +102,17 @@ def test_a_killed_run_leaves_no_encoder_and_resumes_to_the_best(path, validate):
 @pytest.mark.parametrize("validate", [True, False])
 def test_a_finished_run_resumed_leaves_its_file_alone(path, validate):
     run(path, [3, 1, 2], validate)
-    before = path.stat()
+    before = path.read_bytes()
     run(path, [9, 9, 9], validate, resume=True)
-    after = path.stat()
-    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert path.read_bytes() == before
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_end_writes_the_encoder_on_resume(path):
+    run(path, [3, 1, 2], validate=False)
+    whole = path.read_bytes()
+    path.unlink()
+    run(path, [9, 9, 9], validate=False, resume=True)
+    assert path.read_bytes() == whole
 
 
 def test_a_kill_while_writing_leaves_the_old_file(path, monkeypatch):

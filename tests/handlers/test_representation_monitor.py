@@ -158,3 +158,10 @@ def test_max_tokens_bounds_the_matrix(data):
 def test_rejects_arguments(argument):
     with pytest.raises(ValueError, match="at least 1"):
         RepresentationMonitor(Encoder(), **{argument: 0})
+
+
+def test_features_that_are_not_finite_are_said_and_not_measured(data, caplog):
+    encoder = Encoder()
+    nn.init.constant_(encoder.conv.bias, float("nan"))
+    assert run(encoder, data) == {}
+    assert "features are not finite" in caplog.text

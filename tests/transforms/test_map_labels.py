@@ -131,7 +131,7 @@ def test_two_classes_of_one_label_in_a_domain():
 
 
 def test_labels_that_are_no_whole_numbers():
-    with pytest.raises(ValueError, match=r"key 'label' has labels that are no whole numbers \(\[2.5\]\)"):
+    with pytest.raises(ValueError, match=r"key 'label' has labels that are no whole numbers \(2.5\)"):
         MapLabelsd("label", GROUPS)({"label": torch.tensor([3.0, 2.5])})
 
 

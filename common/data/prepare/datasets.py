@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..datalist import DatalistError, find_problems, raise_problems
+from ..label_maps import NUMBERINGS
 from .adni import collect_adni
 from .bids import collect_bids
 from .cc359 import collect_cc359
@@ -26,6 +27,9 @@ COLLECTORS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "ixi": collect_ixi,
     "oasis1": collect_oasis1,
 }
+# How the masks are numbered that a set is published with, by the options of its collector. For the other sets it
+# depends on who made the masks.
+_NUMBERING_OF = {"adni": "malpem", "cc359": "binary", "oasis1": "oasis_{label}"}
 
 
 def prepare(
@@ -37,6 +41,7 @@ def prepare(
     test: float = 0.2,
     seed: int = 0,
     domain: str | None = None,
+    numbering: str | None = None,
     require: str | None = None,
     check: str = "header",
     force: bool = False,
@@ -55,6 +60,9 @@ def prepare(
         test: number of test subjects, or below 1 their share.
         seed: seed of the split.
         domain: `domain` of the items; by default the name of the set (none for `bids` and `decathlon`).
+        numbering: how the masks are numbered (see `label_map`); written into the datalist, so that a run which takes
+            them for something else is refused. By default that of the published masks of `adni`, `cc359` and `oasis1`,
+            and for the other sets none.
         require: keys, separated by commas, that items must have (`label`, `age`, `diagnosis`); others are left out.
         check: how the files are checked before anything is written, as in `load_datalist`.
         force: replace an existing file.
@@ -64,8 +72,8 @@ def prepare(
         What was written, with absolute paths.
 
     Raises:
-        DatalistError: the set or an option is unknown, the folder is missing or holds no scan, a file is broken, the
-            split is impossible, or the output exists.
+        DatalistError: the set, an option or the numbering is unknown, the folder is missing or holds no scan, a file
+            is broken, the split is impossible, or the output exists.
     """
     if name not in COLLECTORS:
         raise DatalistError(f"Unknown data set {name!r}; known are {', '.join(COLLECTORS)}.")
@@ -81,6 +89,9 @@ def prepare(
         listed = f"its options are {', '.join(known)}" if known else "it has no options of its own"
         raise DatalistError(f"{name} has no option {', '.join(map(repr, unknown))}; {listed}.")
 
+    if numbering is not None and numbering not in NUMBERINGS:
+        raise DatalistError(f"Unknown numbering {numbering!r}; known are {', '.join(NUMBERINGS)}.")
+
     items = collect(folder, **options)
     if not items:
         layout = (inspect.getdoc(collect) or "").partition("Args:")[0].strip()
@@ -95,7 +106,13 @@ def prepare(
         items = [x | {"domain": domain} for x in items]
     raise_problems(find_problems([_as_text(x) for x in items], check), f"of {name} below {folder}")
 
-    content: dict[str, Any] = {"name": name, "seed": seed, **split_by_subject(items, validation, test, seed)}
+    content: dict[str, Any] = {"name": name, "seed": seed}
+    chosen = inspect.signature(collect).bind(folder, **options)
+    chosen.apply_defaults()
+    numbering = numbering or _NUMBERING_OF.get(name, "").format(**chosen.arguments)
+    if numbering and any("label" in x for x in items):
+        content["numbering"] = numbering
+    content |= split_by_subject(items, validation, test, seed)
     content["left_out"] = found - sum(len(v) for v in content.values() if isinstance(v, list))
     write_datalist(output, content, force)
     return content

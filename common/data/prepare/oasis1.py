@@ -10,7 +10,7 @@ from .files import item, number, read_table
 _SUBJECT = re.compile(r"(OAS1_\d{4})_MR\d+")
 
 
-def collect_oasis1(source: Path, image: str = "norm", label: str = "seg4") -> list[dict[str, Any]]:
+def collect_oasis1(source: Path, image: str = "norm", label: str = "seg35") -> list[dict[str, Any]]:
     """OASIS-1 (Marcus et al., J. Cognitive Neuroscience 2007) in the version of the neurite package.
 
     Reads `OASIS_OAS1_0001_MR1/norm.nii.gz` and so on (Hoopes et al., IPMI 2021), with the ages and diagnoses of
@@ -19,9 +19,11 @@ def collect_oasis1(source: Path, image: str = "norm", label: str = "seg4") -> li
 
     Args:
         source: folder of the subjects' folders.
-        image: file of each subject, without suffix: `norm` (skull-stripped), `orig` (raw), `aligned_norm`,
-            `aligned_orig`; several, separated by commas, make an item each.
-        label: `seg4` or `seg35`; taken from the same space as the image.
+        image: file of each subject, without suffix: `norm` (without the skull), `orig` (with it), `aligned_norm`,
+            `aligned_orig`; several, separated by commas, make an item each. The task `skull` needs `orig`: in `norm`
+            there is nothing left to strip.
+        label: `seg35`, which serves every task (numbering `oasis_seg35`), or `seg4` for the four tissues only
+            (`oasis_seg4`); taken from the same space as the image.
 
     Raises:
         DatalistError: `label` is not one of the two.

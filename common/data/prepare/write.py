@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...files import atomic_write
 from ..datalist import SECTIONS, DatalistError, read_datalist
 
 LISTS = (*SECTIONS, "unlabelled")
@@ -21,7 +21,6 @@ def write_datalist(path: str | os.PathLike, content: dict[str, Any], force: bool
     path = Path(path).absolute()
     if path.exists() and not force:
         raise DatalistError(f"{path} exists: choose another output, or replace it with --force.")
-    path.parent.mkdir(parents=True, exist_ok=True)
 
     def relative(value: Any) -> Any:
         if isinstance(value, list):
@@ -36,33 +35,27 @@ def write_datalist(path: str | os.PathLike, content: dict[str, Any], force: bool
         ]
     if not content["unlabelled"]:
         del content["unlabelled"]
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=4, ensure_ascii=False)
-            file.write("\n")
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's own mode would hide the file from everybody else
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    text = json.dumps(content, indent=4, ensure_ascii=False) + "\n"
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def merge(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
     """Content of several datalists as one, list by list, with absolute paths.
 
     Items without a `domain` get the name of their datalist (its `name`, or that of the file), so that a source and a
-    target set stay apart and subjects with one number are not taken for one person.
+    target set stay apart and subjects with one number are not taken for one person. A `numbering` stays where all name
+    the same one.
 
     Raises:
         DatalistError: a file cannot be read, or an item is no dictionary with an image.
     """
     merged: dict[str, Any] = {"name": "", **{name: [] for name in LISTS}}
     names = []
+    numberings = set()
     for path in map(Path, paths):
         content = read_datalist(path)
+        numberings.add(content.get("numbering"))
         names.append(str(content.get("name") or path.stem))
         base = path.parent.absolute()
 
@@ -79,4 +72,7 @@ def merge(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
                 target = "unlabelled" if name == "unlabeled" else name
                 paths_of_item = {k: absolute(x[k]) for k in ("image", "label") if k in x}
                 merged[target].append({"domain": names[-1], **x, **paths_of_item})
-    return merged | {"name": "+".join(names)}
+    merged["name"] = "+".join(names)
+    if len(numberings) == 1 and None not in numberings:
+        merged["numbering"] = numberings.pop()
+    return merged

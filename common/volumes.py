@@ -1,0 +1,59 @@
+"""What is wrong with a volume, in the words of the error messages. Knows numpy only, so that it loads at once."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["by", "first_line", "label_problem", "non_finite_problem", "some", "volume_name"]
+
+
+def non_finite_problem(values: np.ndarray) -> str | None:
+    """That voxels are not finite, as the end of a sentence; `None` where all are."""
+    count = values.size - int(np.count_nonzero(np.isfinite(values)))
+    return f"has {count} voxels that are not finite (NaN or infinite)" if count else None
+
+
+def label_problem(labels: np.ndarray, num_classes: int | None = None) -> str | None:
+    """What is wrong with the values of a label image, as the end of a sentence; `None` where nothing is.
+
+    Args:
+        labels: of any shape and type.
+        num_classes: labels have to lie in `[0, num_classes)`; `None` does not bound them above.
+    """
+    if np.issubdtype(labels.dtype, np.inexact):
+        problem = non_finite_problem(labels)
+        if problem:
+            return problem
+        fractional = labels[labels != np.round(labels)]
+        if fractional.size:
+            return f"has labels that are no whole numbers ({some(fractional)})"
+    outside = labels[labels < 0] if num_classes is None else labels[(labels < 0) | (labels >= num_classes)]
+    if outside.size:
+        allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
+        return f"has labels outside {allowed} ({some(outside)})"
+    return None
+
+
+def volume_name(volume: Any, key: Hashable) -> str:
+    """The file that MONAI loaded a volume from, or the key under which an item has it."""
+    file = getattr(volume, "meta", {}).get("filename_or_obj")
+    return str(file) if file else f"The volume under the key {key!r}"
+
+
+def some(values: np.ndarray, count: int = 5) -> str:
+    """The first of the different values, smallest first."""
+    unique = np.unique(values)
+    return ", ".join(f"{v:g}" for v in unique[:count].tolist()) + (", ..." if unique.size > count else "")
+
+
+def by(shape: Sequence[int]) -> str:
+    """A shape as `4x5x6`."""
+    return "x".join(map(str, shape))
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

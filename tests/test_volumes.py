@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from common.volumes import first_line, label_problem, some
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "num_classes", "expected"),
+    [
+        ([0, 1, 3], np.uint8, 4, None),
+        ([0, 1, 300], ">i2", None, None),
+        ([0, 1, 3], np.float32, 4, None),
+        ([True, False], bool, 2, None),
+        ([], np.uint8, 4, None),
+        ([0, 4, 5, 4], np.uint8, 4, "has labels outside 0 to 3 (4, 5)"),
+        ([-1, -2, 7], np.int16, None, "has labels outside 0 or more (-2, -1)"),
+        ([0.5, 1, 7], np.float64, 4, "has labels that are no whole numbers (0.5)"),
+        ([np.nan, np.inf, 9], np.float32, 4, "has 2 voxels that are not finite (NaN or infinite)"),
+    ],
+)
+def test_label_problem(values, dtype, num_classes, expected):
+    assert label_problem(np.array(values, dtype), num_classes) == expected
+
+
+def test_some_are_few_and_different():
+    assert some(np.array([[3, 1], [1, 2]])) == "1, 2, 3"
+    assert some(np.arange(9)[::-1], 2) == "0, 1, ..."
+
+
+def test_first_line():
+    assert first_line(ValueError("\nwhy\nwhere")) == "why"
+    assert first_line(ValueError()) == "ValueError"
