@@ -74,7 +74,7 @@ class EncoderSaver:
             record["config_digest"] = config_digest()
             write_state(state, self.path, record)
             self.best.unlink()
-        elif self.evaluator is None or self.evaluator.state.best_metric_epoch == -1:
+        elif getattr(self.evaluator and self.evaluator.state, "best_metric_epoch", -1) == -1:  # never validated
             record = {**self.record, "epochs": engine.state.epoch, "config_digest": config_digest()}
             save_encoder(self.encoder, self.path, record)
         else:
