@@ -107,7 +107,8 @@ def draw(sample: Path, output: Path, scores: dict[str, dict[str, list[float]]], 
         masks += [
             nib.load(output / arm / "predictions" / "t1_brain" / f"{subject}_seg.nii.gz").get_fdata() for arm in ARMS
         ]
-        z = int(np.argmax((masks[0] == 2).sum((0, 1))))
+        middle = 9 * image.shape[2] // 20  # above the cerebellum: the slice with most of the deep grey nuclei
+        z = middle + int(np.argmax((masks[0] == 2).sum((0, 1))[middle:]))
         titles = [subject, "truth"]
         titles += [f"{arm}, Dice {statistics.mean(scores[arm][subject]):.3f}" for arm in ARMS]
         for axis, mask, title in zip(row, [None, *masks], titles, strict=True):
@@ -126,7 +127,6 @@ def draw(sample: Path, output: Path, scores: dict[str, dict[str, list[float]]], 
         ):
             axis.plot(*read_curve(output / arm, tag), color=colour, label=arm)
             axis.set_title(title, fontsize=10)
-    curves[0].set_yscale("log")
     curves[1].legend()
     curves[2].plot(*read_curve(output / "pretraining", "val_loss"), color="#d1495b")
     curves[2].set_title("pre-training: validation loss, by epoch", fontsize=10)
