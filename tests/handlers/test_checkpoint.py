@@ -166,7 +166,7 @@ def test_a_kill_during_saving_leaves_a_loadable_checkpoint(path, monkeypatch, ep
     with pytest.raises(Killed):
         make(path)[0].run()
     assert len(calls) == epoch
-    assert sorted(file.name for file in path.parent.iterdir()) == (["train.ckpt"] if epoch > 1 else [])
+    assert sorted(file.name for file in path.parent.glob("*")) == (["train.ckpt"] if epoch > 1 else [])
     monkeypatch.undo()
     resumed, _, _ = make(path, resume=True)
     epochs = []
