@@ -69,12 +69,13 @@ class EncoderSaver:
     def finish(self, engine: Engine) -> None:
         if idist.get_rank() != 0:
             return
+        validation: Any = self.evaluator.state if self.evaluator is not None else None
         if self.best.exists():
             state, record = read_encoder(self.best)
             record["config_digest"] = config_digest()
             write_state(state, self.path, record)
             self.best.unlink()
-        elif getattr(self.evaluator and self.evaluator.state, "best_metric_epoch", -1) == -1:  # never validated
+        elif validation is None or validation.best_metric_epoch == -1:  # never validated
             record = {**self.record, "epochs": engine.state.epoch, "config_digest": config_digest()}
             save_encoder(self.encoder, self.path, record)
         else:
