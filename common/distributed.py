@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .networks import to_channels_last
+
 __all__ = ["local_device", "rank", "start", "stop", "wrap"]
 
 
@@ -47,7 +49,7 @@ def wrap(network: nn.Module, device: torch.device) -> DistributedDataParallel:
         raise RuntimeError(
             "the process group is not started: name the multi_gpu_*.json file last, after evaluate.json."
         )
-    network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    to_channels_last(network, device)
     devices = [device] if device.type == "cuda" else None
     # MONAI's ViT holds parameters that its forward never uses.
     return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=True)

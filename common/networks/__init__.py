@@ -2,16 +2,19 @@
 
 from .heads import EncoderClassifier, EncoderRegressor
 from .legacy_patch_merging import LegacyPatchMerging
+from .memory_format import ChannelsLastInstanceNorm3d, to_channels_last
 from .swin_encoder import SwinEncoder
 from .unetr import UNETR, SeparablePositions
 from .vit_encoder import ViTEncoder
 
 __all__ = [
     "UNETR",
+    "ChannelsLastInstanceNorm3d",
     "EncoderClassifier",
     "EncoderRegressor",
     "LegacyPatchMerging",
     "SeparablePositions",
     "SwinEncoder",
     "ViTEncoder",
+    "to_channels_last",
 ]

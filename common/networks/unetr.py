@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.networks.blocks import SABlock
+from monai.networks.blocks import SABlock, UnetrPrUpBlock, UnetrUpBlock
 from monai.networks.nets import UNETR as MonaiUNETR
+from monai.networks.nets import ViT
 from monai.utils import ensure_tuple_rep
 from torch import nn
 from torch.nn.utils import parametrize
@@ -27,10 +28,14 @@ class UNETR(MonaiUNETR):
     Args:
         in_channels: channels of the image.
         out_channels: classes, background included.
-        img_size: voxels per axis of every input; a multiple of 16 per axis.
+        img_size: voxels per axis of every input; a multiple of ``patch_size`` per axis.
         num_layers: transformer blocks.
-        skip_blocks: the blocks (counted from 1) after which the three skips are taken, default a quarter, a half and
-            three quarters of ``num_layers``.
+        patch_size: voxels of a patch per axis, 16 as in [1], or 8 for images of 2 mm and coarser, where 16 voxels are
+            so large a part of the head that tokens tell little but their place. A net with patches of 8 has one step
+            of upsampling less: z8 and the last tokens meet at a quarter, z4 at half of the resolution (of 12 blocks),
+            and MONAI's ``encoder4`` and ``decoder5`` are left out.
+        skip_blocks: the blocks (counted from 1) after which the skips are taken: three, default a quarter, a half and
+            three quarters of ``num_layers``; with patches of 8 two, default a third and two thirds.
         class_token: whether a class token runs along, as in the published encoder of [2]. Dropped before the decoder.
         position: ``"learnable"``, one vector a token, or ``"separable"``, the sum of one vector per position of the
             first axis and one per position of the other two, as in the published encoder of [2]; the class token then
@@ -42,7 +47,8 @@ class UNETR(MonaiUNETR):
     Input (B, in_channels, *img_size), output (B, out_channels, *img_size).
 
     Raises:
-        ValueError: ``img_size`` not a multiple of 16, or ``skip_blocks`` not three increasing block numbers.
+        ValueError: a ``patch_size`` other than 16 and 8, ``img_size`` not a multiple of it, or ``skip_blocks`` not that
+            many increasing block numbers.
 
     References:
         - [1] Hatamizadeh et al., UNETR: Transformers for 3D Medical Image Segmentation, WACV 2022.
@@ -55,6 +61,7 @@ class UNETR(MonaiUNETR):
         out_channels: int,
         img_size: Sequence[int] | int,
         num_layers: int = 12,
+        patch_size: int = 16,
         skip_blocks: Sequence[int] | None = None,
         class_token: bool = False,
         position: str = "learnable",
@@ -63,21 +70,28 @@ class UNETR(MonaiUNETR):
         **kwargs,
     ) -> None:
         img_size = ensure_tuple_rep(img_size, 3)
-        if any(size % 16 for size in img_size):
+        if patch_size not in (8, 16):
+            raise ValueError(f"patch_size of UNETR is 16 or 8, not {patch_size}.")
+        if any(size % patch_size for size in img_size):
             raise ValueError(
-                f"UNETR needs an img_size that is a multiple of its patch size 16 on each axis: {img_size}."
+                f"UNETR needs an img_size that is a multiple of its patch size {patch_size} on each axis: {img_size}."
             )
         if position not in ("learnable", "separable"):
             raise ValueError(f"position is 'learnable' or 'separable', not {position!r}.")
         super().__init__(in_channels, out_channels, img_size, **kwargs)
+        if patch_size == 8:
+            self._make_finer(in_channels, img_size, **kwargs)
         if num_layers > self.num_layers:
             raise ValueError(f"UNETR has at most {self.num_layers} blocks, num_layers is {num_layers}.")
         self.num_layers = num_layers
         self.img_size = list(img_size)
         self.vit.blocks = self.vit.blocks[:num_layers]
-        skips = skip_blocks or [round(num_layers * quarter / 4) for quarter in (1, 2, 3)]
-        if len(skips) != 3 or sorted(set(skips)) != list(skips) or not 1 <= skips[0] <= skips[-1] <= num_layers:
-            raise ValueError(f"skip_blocks are three increasing block numbers in 1..{num_layers}, not {list(skips)}.")
+        parts = 4 if patch_size == 16 else 3
+        skips = skip_blocks or [round(num_layers * part / parts) for part in range(1, parts)]
+        if len(skips) != parts - 1 or sorted(set(skips)) != list(skips) or not 1 <= skips[0] <= skips[-1] <= num_layers:
+            raise ValueError(
+                f"skip_blocks are {parts - 1} increasing block numbers in 1..{num_layers}, not {list(skips)}."
+            )
         self.skip_blocks = tuple(skips)
         self.has_class_token = class_token
         if class_token:
@@ -99,6 +113,32 @@ class UNETR(MonaiUNETR):
             if isinstance(module, SABlock) and flash:
                 module.use_flash_attention = True
 
+    def _make_finer(
+        self,
+        in_channels: int,
+        img_size: Sequence[int],
+        feature_size: int = 16,
+        norm_name: tuple | str = "instance",
+        conv_block: bool = True,
+        res_block: bool = True,
+        **kwargs,
+    ) -> None:
+        """Replace what depends on the patch size by its form for patches of 8."""
+        self.patch_size = (8, 8, 8)
+        self.feat_size = tuple(size // 8 for size in img_size)
+        self.proj_view_shape = [*self.feat_size, self.hidden_size]
+        kwargs |= {"hidden_size": self.hidden_size, "mlp_dim": kwargs.get("mlp_dim", 3072)}
+        self.vit = ViT(in_channels, img_size, self.patch_size, num_layers=self.num_layers, **kwargs)
+
+        def up(features: int, layers: int) -> UnetrPrUpBlock:
+            return UnetrPrUpBlock(
+                3, self.hidden_size, features, layers, 3, 1, 2, norm_name, conv_block=conv_block, res_block=res_block
+            )
+
+        self.encoder2, self.encoder3 = up(2 * feature_size, 1), up(4 * feature_size, 0)
+        self.decoder4 = UnetrUpBlock(3, self.hidden_size, 4 * feature_size, 3, 2, norm_name, res_block)
+        del self.encoder4, self.decoder5
+
     def proj_feat(self, x: torch.Tensor) -> torch.Tensor:
         if self.has_class_token:
             x = x[:, 1:]
@@ -115,8 +155,9 @@ class UNETR(MonaiUNETR):
         enc1 = self.encoder1(x_in)
         enc2 = self.encoder2(self.proj_feat(hidden[self.skip_blocks[0] - 1]))
         enc3 = self.encoder3(self.proj_feat(hidden[self.skip_blocks[1] - 1]))
-        enc4 = self.encoder4(self.proj_feat(hidden[self.skip_blocks[2] - 1]))
-        dec3 = self.decoder5(self.proj_feat(x), enc4)
+        dec3 = self.proj_feat(x)
+        if hasattr(self, "decoder5"):  # which TorchScript resolves when it compiles
+            dec3 = self.decoder5(dec3, self.encoder4(self.proj_feat(hidden[self.skip_blocks[2] - 1])))
         dec2 = self.decoder4(dec3, enc3)
         dec1 = self.decoder3(dec2, enc2)
         return self.out(self.decoder2(dec1, enc1))

@@ -173,3 +173,46 @@ def test_attention_is_fused_where_that_computes_the_same(arguments, flash):
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         UNETR(**{"in_channels": 1, "out_channels": 2, "img_size": SIZE} | SMALL | arguments)
+
+
+def test_patches_of_8_by_hand(image):
+    """The grid is twice as fine, and the decoder starts a level higher, with two skips."""
+    ours = make(patch_size=8)
+    assert ours.vit.patch_embedding.patch_embeddings.kernel_size == (8, 8, 8)
+    assert ours.vit.patch_embedding.position_embeddings.shape[1] == 4 * 2 * 6
+    grid = [size // 8 for size in SIZE]
+
+    def fold(tokens):
+        return tokens.transpose(1, 2).reshape(2, -1, *grid)
+
+    x, after = ours.vit.patch_embedding(image), {}
+    for number, block in enumerate(ours.vit.blocks, start=1):
+        after[number] = x = block(x)
+    halved = ours.decoder4(fold(ours.vit.norm(x)), ours.encoder3(fold(after[8])))
+    assert list(halved.shape[2:]) == [size // 4 for size in SIZE]
+    expected = ours.decoder3(halved, ours.encoder2(fold(after[4])))
+    expected = ours.out(ours.decoder2(expected, ours.encoder1(image)))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(image), expected)
+        torch.testing.assert_close(torch.jit.script(ours)(image), ours(image), rtol=1e-5, atol=1e-5)
+
+
+def test_patches_of_8_train_every_parameter(image):
+    net = make(patch_size=8).train()
+    net(image).square().mean().backward()
+    unused = {name for name, p in net.named_parameters() if p.grad is None}
+    assert all("norm_cross_attn" in name or "cross_attn" in name for name in unused), unused
+    encoder = ViTEncoder(net.vit)
+    assert encoder.strides[0] == (8, 8, 8) and encoder(image)[0].shape == (2, 24, 4, 2, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"patch_size": 4}, "patch_size of UNETR is 16 or 8, not 4"),
+        ({"patch_size": 8, "skip_blocks": (3, 6, 9)}, "2 increasing block numbers"),
+    ],
+)
+def test_patch_size_errors(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make(**arguments)
