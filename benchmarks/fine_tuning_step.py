@@ -1,63 +1,109 @@
 """A fine-tuning step of UNETR and Swin UNETR: MONAI's nets as they come against the settings of the bundles.
 
-The bundles keep 3-D nets in ``channels_last_3d``, and UNETR's attention in ``scaled_dot_product_attention``.
-Both sides have the same weights and give the same output.
+The bundles keep 3-D nets in ``channels_last_3d``, through instance norms too, reuse freed memory on a CPU, run UNETR's
+attention through ``scaled_dot_product_attention``, and take torch's fused AdamW. Both sides have the same weights and
+give the same output. How memory is handed out holds for a whole process, so each side has one of its own; they work in
+turns.
 """
 
 from __future__ import annotations
 
-import copy
+import multiprocessing
+from multiprocessing.connection import Connection
 
 import torch
-from monai.losses import DiceCELoss
-from monai.networks import nets
 from timing import Row, assert_close, compare
 
-from common.networks import UNETR
+SEED = 0
 
 
 def rows(quick: bool, device: torch.device) -> list[Row]:
     if quick:
-        return [_unetr(4, 48, 32, quick, device), _swin_unetr(12, 64, quick, device)]
-    return [
-        _unetr(8, 192, 96, quick, device),
-        _unetr(16, 768, 96, quick, device),
-        _swin_unetr(24, 96, quick, device),
-    ]
+        cases = [("UNETR", 4, 48, 32, 1), ("Swin UNETR", 12, 0, 64, 1)]
+    else:
+        cases = [
+            ("UNETR", 8, 192, 96, 1),
+            ("UNETR", 8, 192, 96, 2),
+            ("UNETR", 16, 768, 96, 1),
+            ("Swin UNETR", 24, 0, 96, 1),
+        ]
+    return [_row(*case, quick, device) for case in cases]
 
 
-def _unetr(features: int, hidden: int, size: int, quick: bool, device: torch.device) -> Row:
-    arguments = {"in_channels": 1, "out_channels": 5, "img_size": size, "feature_size": features}
-    arguments |= {"hidden_size": hidden, "mlp_dim": 4 * hidden}
-    baseline = nets.UNETR(**arguments)
-    ours = UNETR(**arguments, skip_blocks=(4, 7, 10))
-    ours.load_state_dict(baseline.state_dict())
-    name = f"fine-tuning step, UNETR {features}/{hidden}, {size}^3"
-    return _row(name, baseline, ours, size, quick, device)
+def _row(net: str, features: int, hidden: int, size: int, batch: int, quick: bool, device: torch.device) -> Row:
+    width = f"{features}/{hidden}" if hidden else str(features)
+    name = f"fine-tuning step, {net} {width}, {batch} x {size}^3 (baseline: MONAI's net as it comes)"
+    sides = [_Side(ours, net, features, hidden, size, batch, device) for ours in (False, True)]
+    try:
+        assert_close(*(torch.from_numpy(side.ask("output")) for side in sides), 1e-3)
+        return compare(name, *(lambda side=side: side.ask("step") for side in sides), 1 if quick else 5)
+    finally:
+        for side in sides:
+            side.stop()
 
 
-def _swin_unetr(features: int, size: int, quick: bool, device: torch.device) -> Row:
-    baseline = nets.SwinUNETR(in_channels=1, out_channels=5, feature_size=features)
-    name = f"fine-tuning step, Swin UNETR {features}, {size}^3"
-    return _row(name, baseline, copy.deepcopy(baseline), size, quick, device)
+class _Side:
+    """A process that trains one of the two nets a step at a time."""
+
+    def __init__(self, *arguments) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_work, args=(other, torch.get_num_threads(), *arguments), daemon=True)
+        self.process.start()
+
+    def ask(self, what: str):
+        self.pipe.send(what)
+        return self.pipe.recv()
+
+    def stop(self) -> None:
+        self.pipe.send("stop")
+        self.process.join()
 
 
-def _row(name, baseline, ours, size, quick, device) -> Row:
-    baseline.to(device)
-    ours.to(device, memory_format=torch.channels_last_3d)
-    image = torch.rand(1, 1, size, size, size, device=device)
-    label = torch.randint(5, (1, 1, size, size, size), device=device)
-    with torch.no_grad():
-        assert_close(ours(image), baseline(image), 1e-3)
+def _work(
+    pipe: Connection,
+    threads: int,
+    ours: bool,
+    net: str,
+    features: int,
+    hidden: int,
+    size: int,
+    batch: int,
+    device: torch.device,
+) -> None:
+    from monai.losses import DiceCELoss
+    from monai.networks import nets
+
+    from common.allocator import keep_freed_memory
+    from common.networks import UNETR, to_channels_last
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(SEED)
+    arguments = {"in_channels": 1, "out_channels": 5, "feature_size": features}
+    if net == "UNETR":
+        arguments |= {"img_size": size, "hidden_size": hidden, "mlp_dim": 4 * hidden}
+    network = getattr(nets, net.replace(" ", ""))(**arguments)
+    if ours:
+        keep_freed_memory(device.type == "cpu")
+        if net == "UNETR":
+            baseline, network = network, UNETR(**arguments, skip_blocks=(4, 7, 10))
+            network.load_state_dict(baseline.state_dict())
+        to_channels_last(network, device)
+    network.to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True if ours else None)
     loss = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True)
-
-    def step(net):
-        optimizer = optimizers[net]
+    torch.manual_seed(SEED)
+    image = torch.rand(batch, 1, size, size, size, device=device)
+    label = torch.randint(5, (batch, 1, size, size, size), device=device)
+    while (asked := pipe.recv()) != "stop":
+        if asked == "output":
+            with torch.no_grad():
+                # as a plain array: tensors would be shared by file descriptors
+                pipe.send(torch.as_tensor(network(image)).cpu().contiguous().numpy())
+            continue
         optimizer.zero_grad()
-        loss(net(image), label).backward()
+        loss(network(image), label).backward()
         optimizer.step()
-
-    optimizers = {net: torch.optim.AdamW(net.parameters(), lr=1e-4) for net in (baseline, ours)}
-    return compare(
-        f"{name} (baseline: MONAI's net as it comes)", lambda: step(baseline), lambda: step(ours), 1 if quick else 5
-    )
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        pipe.send("done")
