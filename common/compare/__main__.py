@@ -1,0 +1,113 @@
+"""``python -m common.compare``: does pre-training help on my data?"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from typing import Any
+
+import fire
+
+from .collect import collect, write_example_list
+from .estimate import equal_time, estimate
+from .execute import execute, hold_folder
+from .plan import make_plan
+from .report import write_report
+from .settings import CompareError, read_settings
+
+
+def compare(
+    bundle: str | None = None,
+    arms: Any = None,
+    output: str | None = None,
+    settings: str | None = None,
+    fractions: Any = None,
+    labels: Any = None,
+    seeds: Any = None,
+    equal: str | None = None,
+    steps: int | None = None,
+    epochs: int | None = None,
+    validations: int | None = None,
+    config_file: Any = None,
+    dataset_dir: str | None = None,
+    datalist: str | None = None,
+    override: Any = None,
+    pretrain_override: Any = None,
+    probe: Any = None,
+    examples: int | None = None,
+    devices: Any = None,
+    processes: int | None = None,
+    keep_checkpoints: bool | None = None,
+    plan: bool = False,
+    report: bool = False,
+) -> None:
+    """Pre-train each arm, fine-tune it with few and many labels over several seeds, and report what came of it.
+
+    python -m common.compare --bundle bundles/pretrain_once --arms scratch,pretrain_once --labels 1,4,12 \\
+        --config_file configs/datasets/sample.json --output runs/sample
+
+    Runs that are done are kept: call it again to go on after an interruption, or with more arms, labels or seeds.
+    The output folder holds report.md, report.html, the tables behind them, and a folder a run with its command,
+    resolved config, log and TensorBoard events.
+
+    Args:
+        bundle: folder of the bundle.
+        arms: ways to start, by commas: scratch, the bundle's name, a file of configs/pretexts without .json,
+            NAME=FILE.safetensors, NAME=overlay.json+overlay.json, NAME=scratch.
+        output: folder for runs and report.
+        settings: JSON file that holds any of these options.
+        fractions: shares of the training list, by commas.
+        labels: numbers of training items instead of shares.
+        seeds: by commas.
+        equal: steps, epochs or time (pre-training included).
+        steps: optimiser steps of a fine-tuning.
+        epochs: passes over the labels, with --equal epochs.
+        validations: validations during a fine-tuning.
+        config_file: overlays for every stage, by commas.
+        dataset_dir: config id, for every stage.
+        datalist: config id, for every stage.
+        override: ids and values of fine-tuning and evaluation: 'id=value id=value'.
+        pretrain_override: ids and values of pre-training.
+        probe: also probe the frozen encoders, without fine-tuning: label, age, diagnosis, by commas.
+        examples: test volumes to show.
+        devices: GPUs by number, by commas; a run at a time on each.
+        processes: processes a run, through torchrun.
+        keep_checkpoints: keep the files that training resumes from.
+        plan: only list the runs, with an estimate of time, memory and disk from a short probe on this machine.
+        report: run nothing, only collect and report what is there.
+    """
+    given = {name: value for name, value in locals().items() if name not in ("plan", "report", "settings")}
+    asked = read_settings(settings, **given)
+    with hold_folder(asked):
+        planned = make_plan(asked)
+        write_example_list(planned)
+        if plan:
+            print(estimate(planned))
+            return
+        if asked.equal == "time" and not report:
+            execute(replace(planned, runs=tuple(run for run in planned.runs if run.stage == "pretrain")), say)
+        if asked.equal == "time":
+            planned = make_plan(asked, equal_time(planned))
+        if not report:
+            execute(planned, say)
+        collect(planned, "python -m common.compare " + shlex.join(sys.argv[1:]))
+        path = write_report(asked.output)
+    print(f"\n{path.read_text(encoding='utf-8').split('## ')[1].strip()}\n\n{path}\n{path.with_suffix('.html')}")
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main() -> None:
+    try:
+        fire.Fire(compare, name="python -m common.compare")
+    except (CompareError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; call it again to go on.")
+
+
+if __name__ == "__main__":
+    main()

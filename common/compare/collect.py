@@ -1,0 +1,255 @@
+"""The plain tables of a comparison, from what its runs wrote."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from ..files import atomic_write
+from .execute import read_outcome, write_json
+from .plan import Plan, Run
+from .settings import CompareError
+
+__all__ = ["collect", "write_example_list"]
+
+PACKAGES = ("monai-transfer-bundles", "monai", "torch", "numpy", "pytorch-ignite")
+SUBJECTS = ("arm", "fraction", "labels", "seed", "metric", "structure", "subject", "value")
+RESULTS = ("arm", "fraction", "labels", "seed", "metric", "structure", "value", "subjects", "steps", "seconds")
+CURVES = ("arm", "fraction", "seed", "stage", "tag", "step", "seconds", "value")
+COSTS = (
+    "arm",
+    "stage",
+    "fraction",
+    "seed",
+    "status",
+    "seconds",
+    "peak_memory_mb",
+    "steps",
+    "folder",
+    "reason",
+)
+PROBES = ("arm", "fraction", "labels", "seed", "probe", "target", "metric", "structure", "value")
+
+
+def collect(plan: Plan, command: str) -> None:
+    """Write ``comparison.json``, ``subjects.csv``, ``results.csv``, ``curves.csv``, ``costs.csv`` and, where there are
+    any, ``examples.json`` and ``probes.csv`` into the output folder."""
+    settings = plan.settings
+    outcomes = {id(run): read_outcome(run) for run in plan.runs}
+    done = [run for run in plan.runs if outcomes[id(run)].get("status") == "done"]
+    names = structure_names(plan)
+
+    subjects = [row for run in done if run.stage == "evaluate" for row in subject_rows(run, plan, names)]
+    training = {run.folder: outcomes[id(run)] for run in plan.runs if run.stage == "train"}
+    folders = {(run.arm, run.labels, run.seed): run.folder for run in plan.runs if run.stage == "train"}
+    _write_table(settings.output / "subjects.csv", SUBJECTS, subjects)
+    results = []
+    for row in mean_rows(subjects):
+        outcome = training[folders[row["arm"], row["labels"], row["seed"]]]
+        results.append({**row, "steps": outcome.get("steps"), "seconds": outcome.get("seconds")})
+    _write_table(settings.output / "results.csv", RESULTS, results)
+    curves = [row for run in done if run.stage in ("pretrain", "train") for row in curve_rows(run, plan)]
+    _write_table(settings.output / "curves.csv", CURVES, curves)
+    _write_table(settings.output / "costs.csv", COSTS, [cost_row(run, outcomes[id(run)], plan) for run in plan.runs])
+    probes = [row for run in done if run.stage == "probe" for row in probe_rows(run, names)]
+    if settings.probe:
+        _write_table(settings.output / "probes.csv", PROBES, probes)
+    examples = [row for run in done if run.stage == "infer" for row in example_rows(run, plan)]
+    write_json(settings.output / "examples.json", examples)
+    write_json(
+        settings.output / "comparison.json",
+        {
+            "bundle": settings.bundle.name,
+            "task": plan.train.get("task"),
+            "arms": {arm.name: {"description": arm.describe()} for arm in settings.arms},
+            "baseline": settings.baseline,
+            "fractions": list(plan.fractions()),
+            "seeds": list(settings.seeds),
+            "equal": settings.equal,
+            "steps": max((run.steps for run in plan.runs if run.stage == "train"), default=None),
+            "metrics": plan.evaluate.metrics,
+            "command": command,
+            "packages": _versions(),
+            "machine": _machine(),
+        },
+    )
+
+
+def structure_names(plan: Plan) -> dict[int, str]:
+    """Names of the classes, from the id ``structure_names`` of the evaluation's config, or their numbers."""
+    names = plan.evaluate.get("structure_names") or {}
+    return {int(number): str(name) for number, name in names.items()}
+
+
+def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[str, Any]]:
+    """Scores a subject and structure, from the tables that MONAI's ``MetricsSaver`` wrote."""
+    classes = plan.evaluate.get("num_classes")
+    folder = Path(run.override["output_dir"]) / "eval"
+    for metric in plan.evaluate.metrics:
+        path = folder / f"{metric}_raw.csv"
+        if not path.is_file():
+            raise CompareError(
+                f"{path} is missing: the evaluation has to write a row a subject for each of its `metrics` "
+                "(metric_details of MetricsSaver)."
+            )
+        with path.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, skipinitialspace=True))
+        subjects = subject_names([row["filename"] for row in rows])
+        for row, subject in zip(rows, subjects, strict=True):
+            columns = [name for name in row if name.startswith("class")]
+            first = 0 if len(columns) == classes else 1  # without the background's column the first is class 1
+            values = {names.get(n, f"class {n}"): row[column] for n, column in enumerate(columns, start=first)}
+            for structure, value in [("mean", row["mean"]), *(values.items() if len(values) > 1 else ())]:
+                yield {**_key(run), "metric": metric, "structure": structure, "subject": subject, "value": float(value)}
+
+
+def subject_names(files: Sequence[str]) -> list[str]:
+    """Short names that tell the files apart: below their common folder, without the ending."""
+    common = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    names = [os.path.relpath(file, common) for file in files]
+    return [name.removesuffix(".gz").removesuffix(".nii") for name in names]
+
+
+def mean_rows(subjects: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Means over subjects; a value that is not there (NaN) is left out."""
+    groups: dict[tuple, list[float]] = {}
+    for row in subjects:
+        key = tuple(row[name] for name in ("arm", "fraction", "labels", "seed", "metric", "structure"))
+        groups.setdefault(key, []).append(row["value"])
+    for key, values in groups.items():
+        there = [value for value in values if not math.isnan(value)]
+        mean = sum(there) / len(there) if there else math.nan
+        names = ("arm", "fraction", "labels", "seed", "metric", "structure")
+        yield {**dict(zip(names, key, strict=True)), "value": mean, "subjects": len(there)}
+
+
+def curve_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
+    """Every scalar of the run's TensorBoard events, against optimiser steps and seconds since the first."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    points: dict[str, dict[int, tuple[float, float]]] = {}
+    for file in sorted(run.folder.glob("tensorboard/events.*"), key=os.path.getmtime):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            points.setdefault(tag, {}).update((e.step, (e.wall_time, e.value)) for e in events.Scalars(tag))
+    start = min((time for values in points.values() for time, _ in values.values()), default=0.0)
+    per_epoch = run.steps // run.epochs
+    for tag, values in sorted(points.items()):
+        # Loss is written every step; what an epoch ends with, validation above all, once an epoch.
+        scale = 1 if tag == "train_loss" else per_epoch
+        for step, (time, value) in sorted(values.items()):
+            yield {
+                **{name: _key(run)[name] for name in ("arm", "fraction", "seed")},
+                "stage": run.stage,
+                "tag": tag,
+                "step": step * scale,
+                "seconds": round(time - start, 3),
+                "value": value,
+            }
+
+
+def cost_row(run: Run, outcome: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    status = outcome.get("status", "missing")
+    reason = outcome.get("reason", "")
+    if status == "started":
+        status, reason = "missing", "it was interrupted; call the comparison again to go on"
+    return {
+        **_key(run),
+        "stage": run.stage,
+        "status": status,
+        "seconds": outcome.get("seconds"),
+        "peak_memory_mb": outcome.get("peak_memory_mb"),
+        "steps": outcome.get("steps"),
+        "folder": run.folder.relative_to(plan.settings.output),
+        "reason": reason,
+    }
+
+
+def probe_rows(run: Run, names: dict[int, str]) -> Iterator[dict[str, Any]]:
+    content = json.loads((run.folder / f"probe-{run.target}.rows.json").read_text(encoding="utf-8"))
+    for row in content["rows"]:
+        structure = str(row.get("structure", "mean"))
+        if structure.isdigit():
+            structure = names.get(int(structure), f"class {structure}")
+        yield {**_key(run), **row, "structure": structure}
+
+
+def write_example_list(plan: Plan) -> None:
+    """The datalist of the test volumes that the report shows."""
+    images = [item["image"] for item in plan.test[: plan.settings.examples]]
+    write_json(plan.settings.output / "examples.datalist.json", {"test": [{"image": image} for image in images]})
+
+
+def example_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
+    written = sorted((run.folder / "predictions").rglob("*.nii.gz"))
+    for item in plan.test[: plan.settings.examples]:
+        image = item["image"] if isinstance(item["image"], str) else item["image"][0]
+        stem = subject_names([image])[0]
+        prediction = next((path for path in written if path.name.startswith(stem)), None)
+        if prediction is not None:
+            yield {
+                **{name: _key(run)[name] for name in ("arm", "fraction", "seed")},
+                "subject": stem,
+                "image": image,
+                "label": mapped_label(item, stem, plan),
+                "prediction": str(prediction),
+            }
+
+
+def mapped_label(item: dict[str, Any], stem: str, plan: Plan) -> str | None:
+    """The truth in the classes of the task, through the config's ``label_map`` where it has one."""
+    groups = plan.train.get("label_map")
+    if not groups:
+        return item["label"]
+    if any(not isinstance(group, (list, tuple)) for group in groups.values()):
+        return None  # several numberings in one run: which is this item's is the transform's business
+    path = plan.settings.output / "examples" / f"{stem}.nii.gz"
+    if not path.is_file():
+        source = nib.load(item["label"])
+        values = np.asarray(source.dataobj)  # type: ignore[attr-defined]
+        classes = np.zeros(values.shape, np.uint8)
+        for number, labels in groups.items():
+            classes[np.isin(values, labels)] = number
+        path.parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(classes, source.affine), path)  # type: ignore[attr-defined]
+    return str(path)
+
+
+def _key(run: Run) -> dict[str, Any]:
+    return {"arm": run.arm, "fraction": run.fraction, "labels": run.labels, "seed": run.seed}
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _machine() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name(0)}, {platform.system()}"
+    return f"CPU, {os.cpu_count()} cores, {platform.machine()}, {platform.system()}"

@@ -1,0 +1,184 @@
+"""The pictures of a comparison's report; each function draws one and returns it, or None where there is nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from .statistics import mean_and_spread
+from .tables import Tables
+
+__all__ = ["draw_all", "metric_name"]
+
+# Okabe and Ito's palette, which colour-blind readers tell apart; the baseline is grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+CLASSES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+GREY = "#666666"
+
+
+def draw_all(tables: Tables) -> dict[str, tuple[Figure, str]]:
+    """Name of each figure -> the figure and its caption."""
+    drawn = {
+        "label_efficiency": (
+            label_efficiency(tables),
+            f"{metric_name(tables.main_metric)} on the test part against the number of labels. Lines: mean over seeds; "
+            "points: one seed each.",
+        ),
+        "learning_curves": (
+            learning_curves(tables),
+            "Validation during fine-tuning with the most labels, first seed: against steps, and against time with each "
+            "arm's pre-training in front of it. Right: training loss.",
+        ),
+        "structures": (
+            structures(tables),
+            f"{metric_name(tables.main_metric)} of each structure, mean over seeds and subjects, with the fewest and "
+            "the most labels. Whiskers: standard deviation over seeds.",
+        ),
+        "examples": (
+            examples(tables),
+            "Test volumes as the nets of the first seed and the fewest labels see them.",
+        ),
+    }
+    return {name: (figure, caption) for name, (figure, caption) in drawn.items() if figure is not None}
+
+
+def metric_name(metric: str) -> str:
+    """As a reader calls it."""
+    known = {"val_mean_dice": "mean Dice", "val_hd95": "HD95 (mm)"}
+    return known.get(metric, metric.removeprefix("val_").replace("_", " "))
+
+
+def colours(tables: Tables) -> dict[str, str]:
+    """One colour an arm, the same in every picture."""
+    others = iter(COLOURS * (1 + len(tables.arms) // len(COLOURS)))
+    return {arm: GREY if arm == tables.about["baseline"] else next(others) for arm in tables.arms}
+
+
+def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def label_efficiency(tables: Tables) -> Figure | None:
+    if not tables.labels:
+        return None
+    figure, axes = _figure(6, 4, 1, 1)
+    axis, shades = axes[0, 0], colours(tables)
+    shift = 1.02  # arms side by side, so that equal points do not hide each other
+    for number, arm in enumerate(tables.arms):
+        points = {n: mean_and_spread(tables.scores(arm, n, tables.main_metric)) for n in tables.labels}
+        points = {n: value for n, value in points.items() if value[2]}
+        x = [n * shift ** (number - (len(tables.arms) - 1) / 2) for n in points]
+        axis.plot(x, [mean for mean, _, _ in points.values()], "-", color=shades[arm], label=arm, linewidth=2)
+        for at, (_, _, seeds) in zip(x, points.values(), strict=True):
+            axis.plot([at] * len(seeds), list(seeds.values()), "o", color=shades[arm], markersize=4, alpha=0.7)
+    axis.set_xscale("log")
+    axis.set_xticks(tables.labels, [str(n) for n in tables.labels])
+    axis.minorticks_off()
+    axis.set_xlabel("labelled training items")
+    axis.set_ylabel(metric_name(tables.main_metric))
+    axis.legend(frameon=False)
+    return figure
+
+
+def learning_curves(tables: Tables) -> Figure | None:
+    rows = tables.rows("curves")
+    train = [row for row in rows if row["stage"] == "train"]
+    if not train:
+        return None
+    fraction = max(row["fraction"] for row in train)
+    seed = min(row["seed"] for row in train)
+    train = [row for row in train if row["fraction"] == fraction and row["seed"] == seed]
+    spent: dict[str, float] = {}
+    for row in tables.rows("costs"):
+        if row["stage"] == "pretrain" and not math.isnan(row["seconds"]):
+            spent[row["arm"]] = max(spent.get(row["arm"], 0.0), row["seconds"])
+    figure, axes = _figure(12, 3.6, 1, 3)
+    for arm, shade in colours(tables).items():
+        validation = [row for row in train if row["arm"] == arm and row["tag"] == tables.main_metric]
+        loss = [row for row in train if row["arm"] == arm and row["tag"] == "train_loss"]
+        value = [row["value"] for row in validation]
+        axes[0, 0].plot([row["step"] for row in validation], value, "o-", color=shade, label=arm, markersize=3)
+        minutes = [(row["seconds"] + spent.get(arm, 0.0)) / 60 for row in validation]
+        axes[0, 1].plot(minutes, value, "o-", color=shade, markersize=3)
+        axes[0, 2].plot([row["step"] for row in loss], _smooth([row["value"] for row in loss]), color=shade)
+    for axis, label in zip(axes[0], ("steps", "minutes, pre-training included", "steps"), strict=True):
+        axis.set_xlabel(label)
+    axes[0, 0].set_ylabel(f"validation {metric_name(tables.main_metric)}")
+    axes[0, 2].set_ylabel("training loss")
+    axes[0, 0].legend(frameon=False)
+    return figure
+
+
+def _smooth(values: Sequence[float]) -> np.ndarray:
+    """Running mean over a twentieth of the curve."""
+    width = max(1, len(values) // 20)
+    padded = np.pad(np.asarray(values, float), (width - 1, 0), mode="edge")
+    return np.convolve(padded, np.full(width, 1 / width), mode="valid") if len(values) else np.empty(0)
+
+
+def structures(tables: Tables) -> Figure | None:
+    names, labels = tables.structures, sorted({*tables.labels[:1], *tables.labels[-1:]})
+    if not names:
+        return None
+    figure, axes = _figure(6 * len(labels), 1.2 + max(2.4, 0.28 * len(names) * len(tables.arms)), 1, len(labels))
+    height = 0.8 / len(tables.arms)
+    for axis, n in zip(axes[0], labels, strict=True):
+        for number, (arm, shade) in enumerate(colours(tables).items()):
+            values = [mean_and_spread(tables.scores(arm, n, tables.main_metric, name)) for name in names]
+            at = np.arange(len(names)) + (number - (len(tables.arms) - 1) / 2) * height
+            errors = [spread or 0.0 for _, spread, _ in values]
+            axis.barh(at, [mean for mean, _, _ in values], height, xerr=errors, color=shade, label=arm)
+        axis.set_yticks(range(len(names)), names)
+        axis.invert_yaxis()
+        axis.set_xlabel(metric_name(tables.main_metric))
+        axis.set_title(f"{n} {'label' if n == 1 else 'labels'}", fontsize=10)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def examples(tables: Tables) -> Figure | None:
+    subjects = list(tables.examples())
+    if not subjects:
+        return None
+    arms = [arm for arm in tables.arms if any(arm in entries for _, entries in subjects)]
+    figure, axes = _figure(2.6 * (2 + len(arms)), 3.0 * len(subjects), len(subjects), 2 + len(arms))
+    for row, (subject, entries) in zip(axes, subjects, strict=True):
+        first: dict[str, Any] = next(iter(entries.values()))
+        image = _volume(first["image"])
+        truth = _volume(first["label"]) if first["label"] else None
+        predictions = {arm: _volume(entries[arm]["prediction"]) for arm in arms if arm in entries}
+        masks = [mask for mask in (truth, *predictions.values()) if mask is not None]
+        z = int(np.argmax(sum((mask > 0).sum((0, 1)) for mask in masks[:1])))
+        cells = [(subject, None), ("truth", truth), *((arm, predictions.get(arm)) for arm in arms)]
+        for axis, (title, mask) in zip(row, cells, strict=True):
+            axis.axis("off")
+            axis.set_title(title, fontsize=9)
+            if title == "truth" and mask is None:
+                continue
+            axis.imshow(image[:, :, z].T, cmap="gray", origin="lower")
+            if mask is not None and mask.shape == image.shape:
+                shown = np.ma.masked_equal(np.where(mask > 0, (mask - 1) % len(CLASSES) + 1, 0)[:, :, z].T, 0)
+                cmap = ListedColormap(CLASSES)
+                axis.imshow(
+                    shown, cmap=cmap, vmin=1, vmax=len(CLASSES), origin="lower", alpha=0.65, interpolation="none"
+                )
+    return figure
+
+
+def _volume(path: str) -> np.ndarray:
+    """The first channel in the nearest orientation to RAS."""
+    volume: Any = nib.as_closest_canonical(nib.load(path))  # type: ignore[attr-defined]
+    data = np.asarray(volume.dataobj)
+    return data.reshape(*data.shape[:3], -1)[..., 0]

@@ -1,0 +1,342 @@
+"""Which bundle runs make up a comparison: their files, overrides, folders and lengths."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checks import PLACES
+from .settings import Arm, CompareError, Settings
+
+__all__ = ["BundleConfig", "Plan", "Run", "make_plan"]
+
+STAGES = ("pretrain", "train", "evaluate", "infer", "probe")
+
+
+@dataclass
+class Run:
+    """One child process of a comparison.
+
+    Args:
+        stage: one of ``STAGES``.
+        files: config files, merged in order.
+        override: ids and values, the output folder included.
+        folder: where it writes; the stages of one fine-tuning share it.
+        labels: number of training items, for all stages but pre-training.
+        steps, epochs: of training, 0 for other stages.
+        inputs: files that other runs write and this one reads.
+        data: SHA-256 of the datalists.
+        target: of a representation probe.
+    """
+
+    stage: str
+    arm: str
+    files: tuple[str, ...]
+    override: dict[str, Any]
+    folder: Path
+    seed: int | None = None
+    fraction: float | None = None
+    labels: int | None = None
+    steps: int = 0
+    epochs: int = 0
+    inputs: tuple[Path, ...] = ()
+    data: str = ""
+    target: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of its files in the folder."""
+        return f"{self.stage}-{self.target}" if self.target else self.stage
+
+    def __str__(self) -> str:
+        parts = [self.stage, self.arm]
+        parts += [f"{self.labels} labels"] * (self.labels is not None) + [f"seed {self.seed}"] * (self.seed is not None)
+        return ", ".join([*parts, self.target] if self.target else parts)
+
+    @property
+    def outcome(self) -> Path:
+        return self.folder / f"{self.key}.json"
+
+    def command(self, settings: Settings) -> list[str]:
+        """What a user could type."""
+        bundle = settings.bundle
+        if self.stage == "probe":
+            words = [sys.executable, "-m", __package__ + ".probes", "--target", str(self.target)]
+            words += ["--output", str(self.folder / f"probe-{self.target}.rows.json")]
+        else:
+            start = [sys.executable]
+            if settings.processes > 1 and self.stage != "infer":
+                start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+                start += [f"--nproc_per_node={settings.processes}"]
+            words = [*start, "-m", "monai.bundle", "run"]
+            words += ["--meta_file", str(bundle / "configs/metadata.json")]
+            words += ["--logging_file", str(bundle / "configs/logging.conf")]
+        words += ["--config_file", str(list(self.files)), "--bundle_root", str(bundle)]
+        for key, value in self.override.items():
+            words += [f"--{key}", _typed(value)]
+        return words
+
+    def config(self) -> dict[str, Any]:
+        """The merged files with the overrides."""
+        return _parser(self.files, self.override).get()
+
+    def digest(self) -> str:
+        """SHA-256 of what is computed: the config without the ids of places, the datalists, and the input files."""
+        config = {key: value for key, value in self.config().items() if key not in (*PLACES, *_INPUT_IDS)}
+        parts = [json.dumps(config, sort_keys=True, default=str), self.key, self.data]
+        parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.inputs]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+# Ids that hold the path of an input file, whose content counts.
+_INPUT_IDS = ("pretrained_encoder", "model_path", "datalist", "_meta_")
+
+
+class BundleConfig:
+    """What a comparison has to know of a config: merged files and overrides, without building networks or data sets."""
+
+    def __init__(self, files: Sequence[str], override: Mapping[str, Any], bundle: Path) -> None:
+        self.parser = _parser(files, {"bundle_root": str(bundle), **override})
+        self.files = [Path(file).name for file in files]
+
+    @property
+    def ids(self) -> set[str]:
+        """Top-level ids."""
+        return set(self.parser.get())
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of an id with its references resolved; ``default`` where there is none.
+
+        Raises:
+            CompareError: it cannot be evaluated; the message has the reason.
+        """
+        try:
+            self.parser[name]
+        except (KeyError, IndexError):
+            return default
+        try:
+            return self.parser.get_parsed_content(name)
+        except Exception as error:  # MONAI wraps whatever the config's own code raises
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise CompareError(f"`{name}` of {' + '.join(self.files)}: {cause}") from error
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Metric of the evaluation -> whether ``"higher"`` or ``"lower"`` is better; the first is the main one.
+
+        Raises:
+            CompareError: the config does not say.
+        """
+        metrics = self.get("metrics")
+        if not isinstance(metrics, dict) or not metrics or set(metrics.values()) - {"higher", "lower"}:
+            raise CompareError(
+                f"{' + '.join(self.files)} state no `metrics`: a mapping from the evaluation's metrics to "
+                '"higher" or "lower", whichever is better, with the main one first.'
+            )
+        return dict(metrics)
+
+    def steps_per_epoch(self, items: int, processes: int) -> int:
+        return math.ceil(items / (self.get("train#dataloader#batch_size", 1) * processes))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs, in the order in which they are started, and the configs and data that they share.
+
+    Args:
+        train, evaluate: configs of fine-tuning with all labels and of evaluation.
+        test: items of the fixed test part.
+    """
+
+    settings: Settings
+    runs: tuple[Run, ...]
+    train: BundleConfig
+    evaluate: BundleConfig
+    test: list[dict[str, Any]]
+
+    def fractions(self) -> dict[float, int]:
+        """Share of the training list -> number of its items."""
+        return _fractions(self.settings, len(self.train.get("data")["training"]))
+
+
+def make_plan(settings: Settings, extra_steps: Mapping[str, int] | None = None) -> Plan:
+    """Lay out the runs of a comparison.
+
+    Args:
+        extra_steps: per arm, steps of fine-tuning beyond those of the settings (for ``equal`` time).
+
+    Raises:
+        CompareError: the bundle lacks a file, the data cannot be read, a list is empty, or a number of labels is more
+            than there are.
+    """
+    builder = _Builder(settings, extra_steps or {})
+    return Plan(settings, tuple(builder.runs()), builder.train, builder.evaluate, builder.test)
+
+
+class _Builder:
+    """Makes the runs; a class for what they share."""
+
+    def __init__(self, settings: Settings, extra_steps: Mapping[str, int]) -> None:
+        self.settings = settings
+        self.extra_steps = extra_steps
+        self.places = {
+            name: value
+            for name, value in (("dataset_dir", settings.dataset_dir), ("datalist", settings.datalist))
+            if value is not None
+        }
+        self.train = self.read("train", settings.override)
+        self.evaluate = self.read("evaluate", settings.override)
+        _ = self.evaluate.metrics  # refused now rather than after hours
+        self.test = self.evaluate.get("data")[self.evaluate.get("evaluated_list", "test")]
+        training = len(self.train.get("data")["training"])
+        self.fractions = _fractions(settings, training)
+        self.data = _data_digest(self.train)
+        self.full_steps = self.train.get("max_epochs") * self.train.steps_per_epoch(training, settings.processes)
+
+    def files(self, stage: str, overlays: Sequence[str] = ()) -> tuple[str, ...]:
+        """Base files, the overlays of every stage, those given, and the one for several processes."""
+        names = {"evaluate": ("train", "evaluate"), "infer": ("inference",), "probe": ("train",)}.get(stage, (stage,))
+        base = [self.required(f"{name}.json") for name in names]
+        files = (*base, *self.settings.config_file, *overlays)
+        if self.settings.processes > 1 and stage in ("pretrain", "train", "evaluate"):
+            files = (*files, self.required(f"multi_gpu_{stage}.json"))
+        return files
+
+    def required(self, name: str) -> str:
+        path = self.settings.bundle / "configs" / name
+        if not path.is_file():
+            raise CompareError(f"{self.settings.bundle.name} has no configs/{name}.")
+        return str(path)
+
+    def read(self, stage: str, override: Mapping[str, Any], overlays: Sequence[str] = ()) -> BundleConfig:
+        # The config itself is the same for one process and for several, whose file needs torchrun's environment.
+        files = [file for file in self.files(stage, overlays) if not Path(file).name.startswith("multi_gpu_")]
+        return BundleConfig(files, {**self.places, **override}, self.settings.bundle)
+
+    def runs(self) -> Iterator[Run]:
+        for arm in self.settings.arms:
+            if arm.pretrain:
+                yield from self.pretraining(arm)
+        for fraction, labels in self.fractions.items():
+            for seed in self.settings.seeds:
+                for arm in self.settings.arms:
+                    yield from self.fine_tuning(arm, fraction, labels, seed)
+
+    def pretraining(self, arm: Arm) -> Iterator[Run]:
+        settings = self.settings
+        override = {**self.places, **settings.pretrain_override, **arm.pretrain_override}
+        config = self.read("pretrain", override, arm.pretrain[1:])
+        epochs = config.get("max_epochs")
+        items = len(config.get("data")["training"])
+        override |= _checkpoint_interval(config, override, epochs)
+        data = _data_digest(config)
+        for seed in settings.seeds if arm.pretrain_per_seed else (None,):
+            folder = self.pretrain_folder(arm, seed)
+            own = {**override, "resume": True, "output_dir": str(folder)}
+            own |= {} if seed is None else {"seed": seed + arm.seed_offset}
+            yield Run(
+                "pretrain",
+                arm.name,
+                self.files("pretrain", arm.pretrain[1:]),
+                own,
+                folder,
+                seed=seed,
+                steps=epochs * config.steps_per_epoch(items, settings.processes),
+                epochs=epochs,
+                data=data,
+            )
+
+    def pretrain_folder(self, arm: Arm, seed: int | None) -> Path:
+        folder = self.settings.output / "pretrain" / arm.name
+        return folder / f"seed-{seed}" if arm.pretrain_per_seed else folder
+
+    def fine_tuning(self, arm: Arm, fraction: float, labels: int, seed: int) -> Iterator[Run]:
+        settings = self.settings
+        folder = settings.output / "runs" / arm.name / f"labels-{labels:04d}" / f"seed-{seed}"
+        override = {**self.places, **settings.override, **arm.override}
+        config = self.read("train", override)
+        override |= {"fraction": fraction, "seed": seed + arm.seed_offset}
+        if arm.seed_offset:
+            override["data#seed"] = seed  # the labels that the other arms have
+
+        encoder = {}
+        inputs: tuple[Path, ...] = ()
+        if not arm.is_scratch:
+            path = Path(arm.encoder or self.pretrain_folder(arm, seed) / "encoder.safetensors")
+            encoder, inputs = {"pretrained_encoder": str(path)}, (path,)
+        per_epoch = config.steps_per_epoch(labels, settings.processes)
+        epochs = self.epochs(arm, config, per_epoch)
+        train = {**override, **encoder, **_checkpoint_interval(config, override, epochs), "max_epochs": epochs}
+        train["val_interval"] = max(1, epochs // settings.validations)
+        place = {"output_dir": str(folder)}
+        model = (folder / "model.pt",)
+
+        def run(stage: str, own: dict[str, Any], reads: tuple[Path, ...], **more: Any) -> Run:
+            given = {"inputs": reads, "data": self.data, **more}
+            return Run(stage, arm.name, self.files(stage), own, folder, seed, fraction, labels, **given)
+
+        yield run("train", {**train, "resume": True, **place}, inputs, steps=epochs * per_epoch, epochs=epochs)
+        yield run("evaluate", {**override, **place}, model)
+        shown = seed == settings.seeds[0] and labels == min(self.fractions.values())
+        if settings.examples and shown and isinstance(self.test[0].get("label"), str):
+            ids = self.read("infer", {}).ids
+            own = {key: value for key, value in override.items() if re.split("#|::", key)[0] in ids}
+            own |= {"dataset_dir": str(settings.output), "datalist": str(settings.output / "examples.datalist.json")}
+            own |= {"model_path": str(model[0]), "output_dir": str(folder / "predictions")}
+            yield run("infer", own, model)
+        for target in settings.probe:
+            yield run("probe", {**override, **encoder, **place}, inputs, target=target)
+
+    def epochs(self, arm: Arm, config: BundleConfig, per_epoch: int) -> int:
+        """Passes over the labels; whole ones, so that steps are equal up to one pass (and the same in every arm)."""
+        settings = self.settings
+        if settings.equal == "epochs":
+            return settings.epochs or config.get("max_epochs")
+        steps = (settings.steps or self.full_steps) + self.extra_steps.get(arm.name, 0)
+        return max(1, round(steps / per_epoch))
+
+
+def _fractions(settings: Settings, training: int) -> dict[float, int]:
+    if settings.labels is None:
+        return {fraction: max(1, round(fraction * training)) for fraction in settings.fractions}
+    if max(settings.labels) > training:
+        raise CompareError(f"--labels {max(settings.labels)}: the training list has {training} items.")
+    return {label / training: label for label in settings.labels}
+
+
+def _checkpoint_interval(config: BundleConfig, override: Mapping[str, Any], epochs: int) -> dict[str, int]:
+    """At most ten checkpoints a run: with few labels an epoch is a step or two."""
+    if "checkpoint_interval" not in config.ids or "checkpoint_interval" in override:
+        return {}
+    return {"checkpoint_interval": max(1, epochs // 10)}
+
+
+def _data_digest(config: BundleConfig) -> str:
+    paths = config.get("datalist")
+    paths = [paths] if isinstance(paths, (str, Path)) else paths or []
+    return hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths)).hexdigest()
+
+
+def _parser(files: Sequence[str], override: Mapping[str, Any]) -> Any:
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(list(files))
+    parser.update(dict(override))
+    return parser
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed after ``--id`` for fire to read the same."""
+    if isinstance(value, str):
+        return value
+    return "$None" if value is None else repr(value)

@@ -1,0 +1,335 @@
+"""The report of a comparison, as Markdown and as one HTML file, from its tables alone."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_write
+from .figures import draw_all, metric_name
+from .statistics import Difference, mean_and_spread
+from .tables import Tables
+
+__all__ = ["write_report"]
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222; }
+table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto; font-size: 0.92em; }
+th, td { border-bottom: 1px solid #ddd; padding: 0.3em 0.8em 0.3em 0; text-align: left; white-space: nowrap; }
+th { border-bottom: 2px solid #888; } img { max-width: 100%; } figure { margin: 1.5em 0; }
+figcaption { color: #555; font-size: 0.9em; } h1, h2, h3 { line-height: 1.2; margin-top: 1.6em; }
+code { background: #f3f3f3; overflow-wrap: anywhere; }
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the report: ``heading``, ``text``, ``list``, ``table``, ``code`` or ``figure``."""
+
+    kind: str
+    text: str = ""
+    level: int = 2
+    items: Sequence[str] = ()
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    picture: bytes = b""
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.md``, ``report.html`` and ``figures/*.png`` from the tables in ``folder``.
+
+    Returns:
+        path of ``report.md``.
+    """
+    tables = Tables(folder)
+    pictures = {}
+    for name, (figure, caption) in draw_all(tables).items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        pictures[name] = Block("figure", caption, items=[name], picture=buffer.getvalue())
+        with atomic_write(folder / "figures" / f"{name}.png") as temporary:
+            temporary.write_bytes(buffer.getvalue())
+    blocks = list(_blocks(tables, pictures))
+    for name, text in (("report.md", markdown(blocks)), ("report.html", page(blocks, _title(tables)))):
+        with atomic_write(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return folder / "report.md"
+
+
+def _title(tables: Tables) -> str:
+    task = tables.about.get("task")
+    return f"Does pre-training help? {tables.about['bundle']}{f', {task}' if task else ''}"
+
+
+def _blocks(tables: Tables, pictures: dict[str, Block]):
+    yield Block("heading", _title(tables), level=1)
+    yield Block("heading", "Outcome")
+    yield Block("list", items=outcome(tables))
+    if tables.subjects:
+        yield Block("text", _reading(tables))
+    for metric, direction in tables.metrics.items() if tables.subjects else ():
+        name = metric_name(metric)
+        yield Block("heading", f"{name[0].upper()}{name[1:]}, {direction} is better")
+        yield _scores_table(tables, metric)
+        if tables.others:
+            yield _differences_table(tables, metric)
+        if metric == tables.main_metric:
+            yield from (pictures[name] for name in ("label_efficiency", "learning_curves") if name in pictures)
+    failures = _failures(tables)
+    if failures:
+        yield Block("heading", "Runs that are not done")
+        yield Block("list", items=failures)
+    if tables.structures:
+        yield Block("heading", "Structures")
+        yield pictures["structures"]
+        for labels in tables.labels:
+            yield _structures_table(tables, labels)
+    if "examples" in pictures:
+        yield Block("heading", "Examples")
+        yield pictures["examples"]
+    probes = tables.rows("probes")
+    if probes:
+        yield Block("heading", "Probes of the frozen encoders")
+        yield Block(
+            "text",
+            "Without fine-tuning: nearest neighbours and linear models on the encoder's features, mean over seeds.",
+        )
+        yield _probes_table(tables, probes)
+    yield Block("heading", "Cost")
+    yield _cost_table(tables)
+    yield Block("heading", "How it was made")
+    yield Block("list", items=_making(tables))
+    yield Block("code", tables.about["command"])
+
+
+def outcome(tables: Tables) -> list[str]:
+    """The answer, a sentence for each arm and number of labels."""
+    if not tables.subjects:
+        return ["No evaluation was completed, so there is nothing to compare."]
+    if not tables.others:
+        return ["No arm starts from scratch, so there is nothing to compare with."]
+    metric, base = tables.main_metric, tables.about["baseline"]
+    lines = []
+    for arm in tables.others:
+        for labels in tables.labels:
+            found = tables.difference(arm, labels, metric)
+            start = f"With {labels} {_plural(labels, 'label')}, {arm} against {base}: "
+            if found is None:
+                lines.append(f"{start}not comparable, no seed was evaluated in both.")
+                continue
+            ours, theirs = (mean_and_spread(tables.scores(name, labels, metric))[0] for name in (arm, base))
+            interval = found.with_seeds or found.over_subjects
+            lines.append(
+                f"{start}**{found.verdict}** ({metric_name(metric)} {ours:.3f} against {theirs:.3f}, difference "
+                f"{found.mean:+.3f}{f', 95 % interval {_interval(interval)}' if interval else ''}, "
+                f"{found.seeds} {_plural(found.seeds, 'seed')}, {found.subjects} {_plural(found.subjects, 'subject')})."
+            )
+    return lines
+
+
+def _reading(tables: Tables) -> str:
+    text = (
+        'The interval counts the spread of trainings (seeds) and of subjects. "No difference found" means that it '
+        "contains zero, not that there is none."
+    )
+    if len(tables.about["seeds"]) < 2:
+        text += (
+            " With one seed the spread of trainings is unknown: a verdict is about these very models, and another "
+            "training may turn it."
+        )
+    return text
+
+
+def _scores_table(tables: Tables, metric: str) -> Block:
+    rows = []
+    for labels in tables.labels:
+        cells = []
+        for arm in tables.arms:
+            mean, spread, seeds = mean_and_spread(tables.scores(arm, labels, metric))
+            cells.append(f"{mean:.3f}{f' ± {spread:.3f}' if spread is not None else ''}" if seeds else "-")
+        rows.append([str(labels), *cells])
+    return Block("table", header=["labels", *tables.arms], rows=rows)
+
+
+def _differences_table(tables: Tables, metric: str) -> Block:
+    rows = []
+    for labels in tables.labels:
+        for arm in tables.others:
+            found = tables.difference(arm, labels, metric)
+            rows.append([str(labels), f"{arm} - {tables.about['baseline']}", *_difference_cells(found)])
+    header = ["labels", "difference", "mean", "95 % over subjects", "95 % with seeds", "subjects better", "verdict"]
+    return Block("table", header=header, rows=rows)
+
+
+def _difference_cells(found: Difference | None) -> list[str]:
+    if found is None:
+        return ["-", "-", "-", "-", "not comparable"]
+    intervals = [_interval(interval) for interval in (found.over_subjects, found.with_seeds)]
+    return [
+        f"{found.mean:+.3f}",
+        *intervals,
+        f"{round(found.better * found.subjects)} of {found.subjects}",
+        found.verdict,
+    ]
+
+
+def _structures_table(tables: Tables, labels: int) -> Block:
+    rows = []
+    for name in tables.structures:
+        cells = []
+        for arm in tables.arms:
+            mean, spread, seeds = mean_and_spread(tables.scores(arm, labels, tables.main_metric, name))
+            cells.append(f"{mean:.3f}{f' ± {spread:.3f}' if spread is not None else ''}" if seeds else "-")
+        for arm in tables.others:
+            found = tables.difference(arm, labels, tables.main_metric, name)
+            cells.append(f"{found.mean:+.3f}, {found.verdict}" if found else "-")
+        rows.append([name, *cells])
+    heads = [f"{arm} - {tables.about['baseline']}" for arm in tables.others]
+    return Block("table", header=[f"{labels} {_plural(labels, 'label')}", *tables.arms, *heads], rows=rows)
+
+
+def _failures(tables: Tables) -> list[str]:
+    lines = []
+    for row in tables.rows("costs"):
+        if row["status"] != "done":
+            labels = "" if math.isnan(row["fraction"]) else f", fraction {row['fraction']:.3g}"
+            seed = "" if row["seed"] is None else f", seed {row['seed']}"
+            reason = row["reason"] or "not started yet"
+            lines.append(f"{row['stage']}, {row['arm']}{labels}{seed}: {row['status']}. {reason}")
+    if lines:
+        lines.append("Differences are taken over the seeds that both arms have.")
+    return lines
+
+
+def _probes_table(tables: Tables, probes: list[dict[str, Any]]) -> Block:
+    groups: dict[tuple, list[float]] = {}
+    for row in probes:
+        key = (row["target"], row["metric"], row["structure"], row["probe"], row["labels"])
+        groups.setdefault((*key, row["arm"]), []).append(row["value"])
+    rows = []
+    for key in dict.fromkeys(key[:-1] for key in groups):
+        values = [groups.get((*key, arm), []) for arm in tables.arms]
+        rows.append([*map(str, key), *(f"{sum(part) / len(part):.3f}" if part else "-" for part in values)])
+    return Block("table", header=["target", "metric", "of", "probe", "labels", *tables.arms], rows=rows)
+
+
+def _cost_table(tables: Tables) -> Block:
+    rows = []
+    for arm in tables.arms:
+        costs = [row for row in tables.rows("costs") if row["arm"] == arm and row["status"] == "done"]
+        seconds = {
+            stage: [row["seconds"] for row in costs if row["stage"] == stage]
+            for stage in ("pretrain", "train", "evaluate")
+        }
+        train = seconds["train"]
+        peak = max((row["peak_memory_mb"] for row in costs), default=math.nan)
+        steps = sorted({row["steps"] for row in costs if row["stage"] == "train"})
+        rows.append(
+            [
+                arm,
+                _time(sum(seconds["pretrain"])),
+                f"{_time(sum(train) / len(train))} ({' to '.join(map(str, {steps[0], steps[-1]}))} steps)"
+                if train
+                else "-",
+                str(len(train)),
+                _time(sum(seconds["evaluate"])),
+                _time(sum(row["seconds"] for row in costs)),
+                "-" if math.isnan(peak) else f"{peak / 1024:.1f} GiB",
+            ]
+        )
+    header = ["arm", "pre-training", "a fine-tuning", "fine-tunings", "evaluations", "all", "peak memory"]
+    return Block("table", header=header, rows=rows)
+
+
+def _making(tables: Tables) -> list[str]:
+    about = tables.about
+    return [
+        *(f"{name}: {arm['description']}" for name, arm in about["arms"].items()),
+        f"equal {about['equal']}; {about['steps']} steps of fine-tuning (up to one pass over the labels); seeds "
+        f"{', '.join(map(str, about['seeds']))}",
+        ", ".join(f"{name} {version}" for name, version in about["packages"].items()),
+        about["machine"],
+        "numbers: results.csv, subjects.csv, curves.csv and costs.csv beside this report; commands and logs: folders "
+        "of the runs",
+    ]
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return f"{interval[0]:+.3f} to {interval[1]:+.3f}" if interval else "-"
+
+
+def _plural(number: int, word: str) -> str:
+    return word if number == 1 else f"{word}s"
+
+
+def _time(seconds: float) -> str:
+    if not seconds:
+        return "-"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def markdown(blocks: Sequence[Block]) -> str:
+    parts = []
+    for block in blocks:
+        if block.kind == "heading":
+            parts.append(f"{'#' * block.level} {block.text}")
+        elif block.kind == "list":
+            parts.append("\n".join(f"- {item}" for item in block.items))
+        elif block.kind == "table":
+            rows = [block.header, ["---"] * len(block.header), *block.rows]
+            parts.append("\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows))
+        elif block.kind == "figure":
+            parts.append(f"![{block.text}](figures/{block.items[0]}.png)\n\n*{block.text}*")
+        elif block.kind == "code":
+            parts.append(f"```\n{block.text}\n```")
+        else:
+            parts.append(block.text)
+    return "\n\n".join(parts) + "\n"
+
+
+def page(blocks: Sequence[Block], title: str) -> str:
+    parts = []
+    for block in blocks:
+        if block.kind == "heading":
+            parts.append(f"<h{block.level}>{_escape(block.text)}</h{block.level}>")
+        elif block.kind == "list":
+            parts.append("<ul>" + "".join(f"<li>{_escape(item)}</li>" for item in block.items) + "</ul>")
+        elif block.kind == "table":
+            head = "".join(f"<th>{_escape(cell)}</th>" for cell in block.header)
+            rows = "".join(f"<tr>{''.join(f'<td>{_escape(cell)}</td>' for cell in row)}</tr>" for row in block.rows)
+            parts.append(f"<table><tr>{head}</tr>{rows}</table>")
+        elif block.kind == "figure":
+            data = base64.b64encode(block.picture).decode()
+            caption = _escape(block.text)
+            parts.append(
+                f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+                f"<figcaption>{caption}</figcaption></figure>"
+            )
+        elif block.kind == "code":
+            parts.append(f"<p><code>{_escape(block.text)}</code></p>")
+        else:
+            parts.append(f"<p>{_escape(block.text)}</p>")
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head>\n"
+        "<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _escape(text: str) -> str:
+    """Escaped, with what Markdown sets in bold set in bold."""
+    pieces = html.escape(text).split("**")
+    return "".join(f"<b>{piece}</b>" if number % 2 else piece for number, piece in enumerate(pieces))

@@ -1,0 +1,353 @@
+"""What a comparison is asked to do: read from the command line and from JSON, and checked before anything runs."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Arm", "CompareError", "Settings", "read_settings"]
+
+EQUAL = ("steps", "epochs", "time")
+
+
+class CompareError(ValueError):
+    """A comparison that cannot be run as asked; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to start fine-tuning.
+
+    Args:
+        name: as in the report; also a folder's name.
+        pretrain: config files of its pre-training, absolute; empty where there is none.
+        encoder: an encoder file to start from instead.
+        pretrain_override: ids and values for its pre-training.
+        override: ids and values for its fine-tuning and evaluation.
+        seed_offset: added to the seed of training, not to that of the draw of the labels: a repetition of another arm.
+        pretrain_per_seed: pre-train once a seed instead of once.
+    """
+
+    name: str
+    pretrain: tuple[str, ...] = ()
+    encoder: str | None = None
+    pretrain_override: Mapping[str, Any] = field(default_factory=dict)
+    override: Mapping[str, Any] = field(default_factory=dict)
+    seed_offset: int = 0
+    pretrain_per_seed: bool = False
+
+    @property
+    def is_scratch(self) -> bool:
+        return not self.pretrain and self.encoder is None
+
+    def describe(self) -> str:
+        if self.encoder:
+            text = f"encoder file {self.encoder}"
+        elif self.pretrain:
+            text = "pre-trained by " + " + ".join(Path(file).name for file in self.pretrain)
+        else:
+            text = "from scratch"
+        changes = [f"{key} {value}" for key, value in {**self.pretrain_override, **self.override}.items()]
+        changes += [f"seeds + {self.seed_offset}"] * bool(self.seed_offset)
+        return f"{text} ({', '.join(changes)})" if changes else text
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A whole comparison; ``read_settings`` explains the fields."""
+
+    bundle: Path
+    output: Path
+    arms: tuple[Arm, ...]
+    fractions: tuple[float, ...] = (1.0,)
+    labels: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    equal: str = "steps"
+    steps: int | None = None
+    epochs: int | None = None
+    validations: int = 4
+    config_file: tuple[str, ...] = ()
+    dataset_dir: str | None = None
+    datalist: str | None = None
+    override: Mapping[str, Any] = field(default_factory=dict)
+    pretrain_override: Mapping[str, Any] = field(default_factory=dict)
+    probe: tuple[str, ...] = ()
+    examples: int = 1
+    devices: tuple[str, ...] = ("",)
+    processes: int = 1
+    keep_checkpoints: bool = False
+
+    @property
+    def baseline(self) -> str | None:
+        """The arm that the others are compared with: the first that starts from scratch."""
+        return next((arm.name for arm in self.arms if arm.is_scratch), None)
+
+    def fixed(self) -> dict[str, Any]:
+        """What every run of the output folder shares, so that one report can hold them; as JSON."""
+        return {
+            "bundle": self.bundle.name,
+            "config_file": [Path(file).name for file in self.config_file],
+            "override": dict(self.override),
+            "equal": self.equal,
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "processes": self.processes,
+        }
+
+
+def read_settings(settings: str | None = None, **given: Any) -> Settings:
+    """Settings from a JSON file, from keyword arguments, or both; an argument that is not None wins.
+
+    Keys of the file are the names of the arguments. Paths in it are relative to its folder; those given as arguments
+    to the working folder; names of config files are looked up in the bundle as well.
+
+    Args:
+        settings: JSON file.
+        bundle: folder of the bundle.
+        output: folder of runs and report.
+        arms: names separated by commas, or a mapping. ``scratch`` is training from scratch. A name alone is the file
+            ``configs/pretexts/NAME.json`` over ``configs/pretrain.json``, or ``configs/pretrain.json`` alone for the
+            bundle's own name and ``pretrain``. ``NAME=FILE.safetensors`` is an encoder file,
+            ``NAME=a.json+b.json`` pre-training with these files over ``pretrain.json``, ``NAME=scratch`` another arm
+            from scratch. In a mapping the value may also be null (scratch) or a mapping of ``Arm``'s fields, in which
+            ``pretrain`` lists files over ``pretrain.json``.
+        fractions: shares of the training list; nested for one seed.
+        labels: numbers of training items instead of shares.
+        seeds: of the draw of the labels, of initialisation and of training, the same in every arm.
+        equal: what an arm's fine-tuning shares with the others. ``"steps"``: optimiser steps, also from one number of
+            labels to another. ``"epochs"``: passes over the labels. ``"time"``: seconds including the arm's
+            pre-training; arms that pre-trained less train longer.
+        steps: optimiser steps of a fine-tuning (for ``"time"``, of the arm that pre-trained longest); default what
+            ``max_epochs`` of the config comes to with all labels.
+        epochs: for ``"epochs"``; default ``max_epochs`` of the config.
+        validations: validations during a fine-tuning; the best is kept.
+        config_file: overlays for every stage.
+        dataset_dir, datalist: the config ids, for every stage.
+        override: ids and values of fine-tuning and evaluation: a mapping, or text ``id=value id=value``.
+        pretrain_override: the same for pre-training.
+        probe: targets of representation probes: ``label``, ``age``, ``diagnosis``; true is ``label``.
+        examples: test volumes to show, as the nets of the first seed and the fewest labels see them.
+        devices: numbers of GPUs; a run at a time on each.
+        processes: processes a run, through ``torchrun`` and the ``multi_gpu_*.json`` files.
+        keep_checkpoints: keep the files that training resumes from.
+
+    Raises:
+        CompareError: a value, file or name that does not exist or does not fit.
+    """
+    known = [name for name in Settings.__dataclass_fields__ if name != "output"]
+    merged: dict[str, Any] = {}
+    base = Path.cwd()
+    if settings is not None:
+        path = Path(settings).absolute()
+        try:
+            merged = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CompareError(f"No settings file {path}.") from None
+        except ValueError as error:
+            raise CompareError(f"{path} cannot be read as JSON ({error}).") from error
+        for name in merged:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise CompareError(f"{path}: unknown key {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+        base = path.parent
+        if given.get("bundle") is None:
+            given["bundle"] = base / merged.get("bundle", ".")
+    merged |= {name: value for name, value in given.items() if value is not None}
+    for name in ("bundle", "output", "arms"):
+        if merged.get(name) is None:
+            raise CompareError(f"Give --{name}" + (", or a settings file that has it." if name != "output" else "."))
+
+    bundle = Path(merged["bundle"]).absolute().resolve()
+    if not (bundle / "configs" / "train.json").is_file():
+        raise CompareError(f"{bundle} is no bundle: it has no configs/train.json (--bundle).")
+    equal = merged.get("equal", "steps")
+    if equal not in EQUAL:
+        raise CompareError(f"--equal is {equal!r}; it has to be one of {', '.join(EQUAL)}.")
+    if equal == "epochs" and merged.get("steps") is not None:
+        raise CompareError("--steps goes with --equal steps or time; with --equal epochs give --epochs.")
+    if equal != "epochs" and merged.get("epochs") is not None:
+        raise CompareError("--epochs goes with --equal epochs; give --steps.")
+    fractions = tuple(sorted({_number(value, "fractions", 0, 1) for value in _list(merged.get("fractions", 1.0))}))
+    labels = merged.get("labels")
+    if labels is not None and merged.get("fractions") is not None:
+        raise CompareError("--fractions and --labels both say how much to train on: give one of them.")
+    result = Settings(
+        bundle=bundle,
+        output=Path(merged["output"]).absolute(),
+        arms=_arms(merged["arms"], bundle, base),
+        fractions=fractions,
+        labels=tuple(sorted({_whole(value, "labels", 1) for value in _list(labels)})) if labels is not None else None,
+        seeds=tuple(dict.fromkeys(_whole(value, "seeds", 0) for value in _list(merged.get("seeds", (0, 1, 2))))),
+        equal=equal,
+        steps=_whole(merged["steps"], "steps", 1) if merged.get("steps") is not None else None,
+        epochs=_whole(merged["epochs"], "epochs", 1) if merged.get("epochs") is not None else None,
+        validations=_whole(merged.get("validations", 4), "validations", 1),
+        config_file=tuple(_config(name, bundle, base) for name in _list(merged.get("config_file", ()))),
+        dataset_dir=_place(merged.get("dataset_dir"), base if given.get("dataset_dir") is None else Path.cwd()),
+        datalist=_place(merged.get("datalist"), base if given.get("datalist") is None else Path.cwd()),
+        override=_overrides(merged.get("override")),
+        pretrain_override=_overrides(merged.get("pretrain_override")),
+        probe=_probe(merged.get("probe", ())),
+        examples=_whole(merged.get("examples", 1), "examples", 0),
+        devices=tuple(str(device) for device in _list(merged.get("devices", ""))) or ("",),
+        processes=_whole(merged.get("processes", 1), "processes", 1),
+        keep_checkpoints=bool(merged.get("keep_checkpoints", False)),
+    )
+    _check_overrides_are_not_ours(result)
+    return result
+
+
+def _arms(value: Any, bundle: Path, base: Path) -> tuple[Arm, ...]:
+    entries = list(value.items()) if isinstance(value, Mapping) else [_split_arm(text) for text in _list(value)]
+    arms = tuple(_arm(name, content, bundle, base) for name, content in entries)
+    names = [arm.name for arm in arms]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise CompareError(f"--arms names {twice[0]!r} twice; give the second another name, as in {twice[0]}_2=...")
+    if not names:
+        raise CompareError("--arms is empty.")
+    return arms
+
+
+def _split_arm(text: Any) -> tuple[str, Any]:
+    name, equals, content = str(text).partition("=")
+    return name, content if equals else name
+
+
+def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise CompareError(f"An arm's name has letters, digits, '_', '-' and '.'; {name!r} has not.")
+    if isinstance(content, Mapping):
+        fields = [field for field in Arm.__dataclass_fields__ if field != "name"]
+        for key in content:
+            if key not in fields:
+                raise CompareError(f"Arm {name!r}: unknown key {key!r}; known are {', '.join(fields)}.")
+        arm = Arm(
+            name,
+            encoder=_encoder(content["encoder"], name, base) if content.get("encoder") else None,
+            pretrain_override=_overrides(content.get("pretrain_override")),
+            override=_overrides(content.get("override")),
+            seed_offset=_whole(content.get("seed_offset", 0), "seed_offset", 0),
+            pretrain_per_seed=bool(content.get("pretrain_per_seed", False)),
+        )
+        if "pretrain" not in content:
+            return arm
+        if arm.encoder:
+            raise CompareError(f"Arm {name!r} has both `pretrain` and `encoder`: choose one.")
+        return replace(arm, pretrain=_pretraining(name, _list(content["pretrain"]), bundle, base))
+    if content is None or content == "scratch":
+        return Arm(name)
+    if isinstance(content, str) and content.endswith(".safetensors"):
+        return Arm(name, encoder=_encoder(content, name, base))
+    if isinstance(content, str) and content.endswith(".json"):
+        return Arm(name, pretrain=_pretraining(name, content.split("+"), bundle, base))
+    if content in (bundle.name, "pretrain"):
+        return Arm(name, pretrain=_pretraining(name, [], bundle, base))
+    if (bundle / "configs" / "pretexts" / f"{content}.json").is_file():
+        return Arm(name, pretrain=_pretraining(name, [f"pretexts/{content}.json"], bundle, base))
+    known = ["scratch", bundle.name, *sorted(path.stem for path in bundle.glob("configs/pretexts/*.json"))]
+    raise CompareError(
+        f"Unknown arm {content!r}. Known to {bundle.name}: {', '.join(known)}; or NAME=FILE.safetensors, or "
+        "NAME=overlay.json+overlay.json for pre-training with these files."
+    )
+
+
+def _pretraining(name: str, overlays: Sequence[str], bundle: Path, base: Path) -> tuple[str, ...]:
+    if not (bundle / "configs" / "pretrain.json").is_file():
+        raise CompareError(f"Arm {name!r}: {bundle.name} has no configs/pretrain.json; name an encoder file instead.")
+    files = [overlay for overlay in overlays if Path(overlay).name != "pretrain.json"]
+    return (str(bundle / "configs" / "pretrain.json"), *(_config(overlay, bundle, base) for overlay in files))
+
+
+def _encoder(file: str, name: str, base: Path) -> str:
+    path = (base / file).absolute()
+    if not path.is_file():
+        raise CompareError(f"Arm {name!r}: no encoder file {path}.")
+    return str(path)
+
+
+def _config(name: str, bundle: Path, base: Path) -> str:
+    for folder in (base, bundle, bundle / "configs"):
+        if (folder / name).is_file():
+            return str((folder / name).absolute())
+    raise CompareError(f"No config file {name}: neither in {base} nor in {bundle} or its configs.")
+
+
+def _place(path: str | None, base: Path) -> str | None:
+    return None if path is None else str((base / path).absolute())
+
+
+def _overrides(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        return dict(value)
+    result = {}
+    for text in value.split() if isinstance(value, str) else value:
+        key, equals, part = str(text).partition("=")
+        if not equals:
+            raise CompareError(f"--override {text!r} has no value; write id=value.")
+        try:
+            result[key] = json.loads(part)
+        except ValueError:
+            try:
+                result[key] = ast.literal_eval(part)
+            except (ValueError, SyntaxError):
+                result[key] = part
+    return result
+
+
+# What the comparison sets by itself, and with what else to say it.
+OWN = {
+    "fraction": "--fractions or --labels",
+    "max_epochs": "--steps, --epochs or an arm's `pretrain_override`",
+    "output_dir": "--output",
+    "pretrained_encoder": "--arms",
+    "seed": "--seeds",
+}
+
+
+def _check_overrides_are_not_ours(settings: Settings) -> None:
+    for mapping in (settings.override, *(arm.override for arm in settings.arms)):
+        for key in mapping:
+            if key in OWN:
+                raise CompareError(f"{key!r} cannot be an override, the comparison sets it: use {OWN[key]}.")
+    for mapping in (settings.pretrain_override, *(arm.pretrain_override for arm in settings.arms)):
+        if "output_dir" in mapping:
+            raise CompareError("'output_dir' cannot be an override, the comparison sets it: use --output.")
+
+
+def _probe(value: Any) -> tuple[str, ...]:
+    if isinstance(value, bool):
+        return ("label",) if value else ()
+    return tuple(str(target) for target in _list(value))
+
+
+def _list(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return list(value) if isinstance(value, Sequence) else [value]
+
+
+def _number(value: Any, name: str, low: float, high: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise CompareError(f"--{name}: {value!r} is no number.") from None
+    if not low < number <= high:
+        raise CompareError(f"--{name}: {value} has to be above {low} and at most {high}.")
+    return number
+
+
+def _whole(value: Any, name: str, low: int) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"-?\d+", str(value)):
+        raise CompareError(f"--{name}: {value!r} is no whole number.")
+    if int(value) < low:
+        raise CompareError(f"--{name}: {value} is below {low}.")
+    return int(value)

@@ -1,0 +1,91 @@
+"""The tables of a comparison's output folder, read back and grouped for the report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .statistics import Difference, Scores, compare_arms
+
+__all__ = ["Tables"]
+
+
+class Tables:
+    """What ``collect`` wrote into ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.about: dict[str, Any] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+
+    @property
+    def arms(self) -> list[str]:
+        return list(self.about["arms"])
+
+    @property
+    def others(self) -> list[str]:
+        """Arms that are compared with the baseline."""
+        return [arm for arm in self.arms if arm != self.about["baseline"]] if self.about["baseline"] else []
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        return self.about["metrics"]
+
+    @property
+    def main_metric(self) -> str:
+        return next(iter(self.metrics))
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """A table with numbers as numbers; empty if there is none."""
+        path = self.folder / f"{name}.csv"
+        if not path.is_file():
+            return []
+        with path.open(encoding="utf-8", newline="") as file:
+            return [{key: _number(key, value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+    @cached_property
+    def subjects(self) -> list[dict[str, Any]]:
+        return self.rows("subjects")
+
+    @cached_property
+    def _scores(self) -> dict[tuple, dict[tuple[int, str], float]]:
+        groups: dict[tuple, dict[tuple[int, str], float]] = {}
+        for row in self.subjects:
+            key = (row["arm"], row["labels"], row["metric"], row["structure"])
+            groups.setdefault(key, {})[row["seed"], row["subject"]] = row["value"]
+        return groups
+
+    def scores(self, arm: str, labels: int, metric: str, structure: str = "mean") -> Scores:
+        return self._scores.get((arm, labels, metric, structure), {})
+
+    @cached_property
+    def labels(self) -> list[int]:
+        return sorted({row["labels"] for row in self.subjects})
+
+    @cached_property
+    def structures(self) -> list[str]:
+        """Names in the order of the evaluation, without the mean."""
+        return [name for name in dict.fromkeys(row["structure"] for row in self.subjects) if name != "mean"]
+
+    def difference(self, arm: str, labels: int, metric: str, structure: str = "mean") -> Difference | None:
+        baseline = self.scores(self.about["baseline"], labels, metric, structure)
+        return compare_arms(self.scores(arm, labels, metric, structure), baseline, self.metrics.get(metric) == "higher")
+
+    def examples(self) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+        """Subject, and its entry of each arm."""
+        path = self.folder / "examples.json"
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        for subject in dict.fromkeys(entry["subject"] for entry in entries):
+            yield subject, {entry["arm"]: entry for entry in entries if entry["subject"] == subject}
+
+
+def _number(key: str, value: str) -> Any:
+    if key in ("seed", "labels", "step", "steps", "subjects"):
+        return int(value) if value else None
+    if key in ("fraction", "value", "seconds", "peak_memory_mb"):
+        return float(value) if value else math.nan
+    return value

@@ -1,0 +1,168 @@
+"""The whole way, as a user would: on the tiny cohort, killed half-way and continued, and what the report says of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(cohort, tiny, output, *more: str) -> list[str]:
+    words = [sys.executable, "-m", "common.compare", "--bundle", str(ROOT / "bundles/pretrain_once")]
+    words += ["--arms", "scratch,mae=pretrain.json", "--labels", "1,3", "--seeds", "0", "--steps", "4"]
+    words += ["--config_file", tiny["unetr"], "--dataset_dir", str(cohort), "--output", str(output), *more]
+    return words
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def call(words: list[str], folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(cohort, tiny, tmp_path_factory):
+    """A comparison killed while its first fine-tuning runs, and called again; and what the second call printed."""
+    output = tmp_path_factory.mktemp("compare") / "out"
+    words = command(cohort, tiny, output)
+    first = subprocess.Popen(words, cwd=output.parent, env=environment(), start_new_session=True)
+    training = output / "runs/scratch/labels-0001/seed-0/train.json"
+    end = time.time() + 120
+    while not training.exists():
+        assert first.poll() is None and time.time() < end
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    before = (output / "pretrain/mae/pretrain.json").stat().st_mtime_ns
+    result = call(words, output.parent)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (output / "pretrain/mae/pretrain.json").stat().st_mtime_ns == before, "pre-training ran again"
+    return output, result.stdout
+
+
+def test_every_run_is_done_and_leaves_what_a_user_needs(finished):
+    output, said = finished
+    costs = table(output / "costs.csv")
+    assert [row["status"] for row in costs] == ["done"] * 11
+    assert "pretrain, mae: done before" in said
+    for row in costs:
+        folder = output / row["folder"]
+        for ending in ("command.txt", "config.json", "log"):
+            assert (folder / f"{row['stage']}.{ending}").is_file()
+        assert float(row["seconds"]) > 0 and float(row["peak_memory_mb"]) > 100
+        if row["stage"] in ("pretrain", "train"):
+            assert list(folder.glob("tensorboard/events.*")) and not list(folder.glob("*.ckpt"))
+    assert {row["steps"] for row in costs if row["stage"] == "train"} == {"4"}
+
+
+def test_numbers_of_the_report_are_those_of_the_subjects(finished):
+    output, _ = finished
+    raw: dict[tuple[str, int], list[float]] = {}
+    for path in output.glob("runs/*/*/*/eval/val_mean_dice_raw.csv"):
+        arm, labels = path.parts[-5], int(path.parts[-4].removeprefix("labels-"))
+        with path.open() as file:
+            raw[arm, labels] = [float(row["mean"]) for row in csv.DictReader(file, skipinitialspace=True)]
+    assert len(raw) == 4 and all(len(values) == 2 for values in raw.values())
+    for row in table(output / "results.csv"):
+        if row["metric"] == "val_mean_dice" and row["structure"] == "mean":
+            expected = statistics.mean(raw[row["arm"], int(row["labels"])])
+            assert float(row["value"]) == pytest.approx(expected)
+    report = (output / "report.md").read_text()
+    for (arm, labels), values in raw.items():
+        lines = [line for line in report.splitlines() if line.startswith(f"| {labels} |")]
+        assert any(f"{statistics.mean(values):.3f}" in line for line in lines), (arm, labels)
+    for labels in (1, 3):
+        difference = statistics.mean(b - a for a, b in zip(raw["scratch", labels], raw["mae", labels], strict=True))
+        assert f"{difference:+.3f}" in report
+
+
+def test_tables_and_report(finished):
+    output, said = finished
+    comparison = json.loads((output / "comparison.json").read_text())
+    assert comparison["metrics"] == {"val_mean_dice": "higher", "val_hd95": "lower"}
+    structures = {row["structure"] for row in table(output / "subjects.csv")}
+    assert structures == {"mean", "cortex", "subcortical grey matter", "white matter", "CSF"}
+    curves = table(output / "curves.csv")
+    assert {row["stage"] for row in curves} == {"pretrain", "train"}
+    steps = [int(row["step"]) for row in curves if row["tag"] == "val_mean_dice" and row["arm"] == "mae"]
+    assert max(steps) == 4
+    examples = json.loads((output / "examples.json").read_text())
+    assert {row["arm"] for row in examples} == {"scratch", "mae"} and all(Path(x["label"]).is_file() for x in examples)
+    html = (output / "report.html").read_text()
+    assert "data:image/png;base64," in html
+    assert "Outcome" in said and str(output / "report.md") in said
+
+
+def test_arms_with_the_same_seeds_are_identical(finished, cohort, tiny):
+    """A/A: another arm from scratch, added to the folder; what is there is not run again."""
+    output, _ = finished
+    words = command(cohort, tiny, output, "--arms", "scratch,again=scratch", "--labels", "1", "--examples", "0")
+    result = call(words, output.parent)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("done before") == 2
+    rows = table(output / "subjects.csv")
+    by_arm = {
+        arm: [row["value"] for row in rows if row["arm"] == arm and row["labels"] == "1"]
+        for arm in ("scratch", "again")
+    }
+    assert by_arm["scratch"] and by_arm["scratch"] == by_arm["again"]
+    assert "identical" in (output / "report.md").read_text()
+
+
+def test_a_failing_run_is_reported_with_its_reason(cohort, tiny, tmp_path):
+    """Not a number in a training image: training stops with one sentence, and the report has it."""
+    import nibabel as nib
+    import numpy as np
+
+    content = json.loads((cohort / "structures4.json").read_text())
+    for section in content:
+        if isinstance(content[section], list):
+            for item in content[section]:
+                item.update({key: str(cohort / item[key]) for key in ("image", "label")})
+    bad = nib.load(content["training"][0]["image"])
+    data = np.asarray(bad.dataobj, dtype=np.float32)
+    data[3, 3, 3] = np.nan
+    nib.save(nib.Nifti1Image(data, bad.affine), tmp_path / "broken.nii.gz")
+    for item in content["training"]:
+        item["image"] = str(tmp_path / "broken.nii.gz")
+    content["training"] = content["training"][:1]
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    words = command(cohort, tiny, tmp_path / "out", "--datalist", str(tmp_path / "list.json"), "--arms", "scratch")
+    result = call([*words, "--labels", "1"], tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    row = next(row for row in table(tmp_path / "out/costs.csv") if row["stage"] == "train")
+    assert row["status"] == "failed" and "broken.nii.gz" in row["reason"]
+    assert "broken.nii.gz" in (tmp_path / "out/report.md").read_text()
+
+
+def test_plan_lists_and_estimates_and_runs_nothing(cohort, tiny, tmp_path):
+    words = command(cohort, tiny, tmp_path / "out", "--arms", "scratch", "--labels", "1", "--plan")
+    result = call(words, tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "train, scratch, 1 labels, seed 0: 4 steps" in result.stdout
+    assert "of memory at most a run" in result.stdout and "on disk" in result.stdout
+    assert not (tmp_path / "out/runs").exists() and not list((tmp_path / "out").glob(".probe-*"))
+
+
+def test_errors_are_one_sentence(tmp_path):
+    words = [sys.executable, "-m", "common.compare", "--bundle", str(tmp_path), "--arms", "scratch", "--output", "x"]
+    result = call(words, tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith("error: ") and "is no bundle" in result.stderr

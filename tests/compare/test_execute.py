@@ -1,0 +1,178 @@
+"""Running children: with small Python programs in place of bundle runs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from common.compare.execute import execute, failure_reason, hold_folder, read_outcome
+from common.compare.plan import Plan, Run
+from common.compare.settings import Arm, CompareError, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Program(Run):
+    """A run that is a program."""
+
+    text: str = ""
+
+    def command(self, settings):
+        return [sys.executable, "-c", textwrap.dedent(self.text)]
+
+    def config(self):
+        return {"text": self.text}
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(tmp_path / "bundle", tmp_path / "out", (Arm("scratch"),))
+
+
+def program(settings, name, text, stage="train", **given):
+    return Program(stage, name, (), {}, settings.output / name, text=text, **given)
+
+
+def run_all(settings, *runs):
+    said = []
+    execute(Plan(settings, runs, None, None, []), said.append)
+    return said
+
+
+def test_outcome_command_config_and_log(settings):
+    run = program(settings, "a", "print('hello'); x = bytearray(200_000_000)", steps=3)
+    run_all(settings, run)
+    outcome = read_outcome(run)
+    assert outcome["status"] == "done" and outcome["steps"] == 3 and outcome["seconds"] > 0
+    assert outcome["peak_memory_mb"] > 190
+    assert (run.folder / "train.log").read_text().strip().endswith("hello")
+    assert json.loads((run.folder / "train.config.json").read_text()) == run.config()
+    assert "bytearray" in (run.folder / "train.command.txt").read_text()
+
+
+def test_finished_runs_are_kept_and_changed_ones_set_aside(settings):
+    first = program(settings, "a", "open('/dev/null'); print('one')")
+    run_all(settings, first)
+    stamp = first.outcome.stat().st_mtime_ns
+    assert any("done before" in line for line in run_all(settings, first))
+    assert first.outcome.stat().st_mtime_ns == stamp
+    changed = program(settings, "a", "print('two')")
+    run_all(settings, changed)
+    assert "two" in (settings.output / "a/train.log").read_text()
+    assert "one" in (settings.output / "a.old-1/train.log").read_text()
+
+
+def test_a_failure_has_its_reason_and_stops_only_what_needs_it(settings):
+    broken = program(settings, "a", "raise ValueError('the mask of x.nii.gz has a label 9')")
+    needs = program(settings, "b", "print(1)", inputs=(settings.output / "a" / "encoder.safetensors",))
+    other = program(settings, "c", "print(2)")
+    said = run_all(settings, broken, needs, other)
+    assert read_outcome(broken)["status"] == "failed"
+    assert read_outcome(broken)["reason"] == "ValueError: the mask of x.nii.gz has a label 9 (see train.log)"
+    assert read_outcome(needs)["status"] == "skipped" and "encoder.safetensors" in read_outcome(needs)["reason"]
+    assert read_outcome(other)["status"] == "done"
+    assert any("FAILED" in line for line in said)
+    # and is tried again by the next call
+    mended = program(settings, "a", "print('mended')")
+    assert not any("done before" in line for line in run_all(settings, mended))
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "reason"),
+    [
+        ("", -signal.SIGKILL, "killed by the system, most likely for want of memory"),
+        ("", -signal.SIGSEGV, "ended by signal SIGSEGV"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried", 1, "out of memory (see log); lower batch_size"),
+        ("", 3, "exit status 3"),
+        ("Traceback\n  File x\nRuntimeError: step\n\nNo datalist at /x: set it.\n", 1, "No datalist at /x: set it."),
+        ("epoch 1\nTraceback (most recent call last):\n  File x\nKeyError: 'y'\n", 1, "KeyError: 'y'"),
+    ],
+)
+def test_reasons(tmp_path, text, code, reason):
+    (tmp_path / "log").write_text("earlier output\n\n" + text)
+    assert failure_reason(tmp_path / "log", len("earlier output\n\n"), code).startswith(reason)
+
+
+def test_two_comparisons_in_one_folder_are_refused(settings):
+    with hold_folder(settings):
+        text = f"""
+            import sys
+            from pathlib import Path
+            from common.compare.settings import Arm, Settings
+            from common.compare.execute import hold_folder
+            with hold_folder(Settings(Path({str(settings.bundle)!r}), Path({str(settings.output)!r}), (Arm("a"),))):
+                pass
+        """
+        command = [sys.executable, "-c", textwrap.dedent(text)]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode != 0 and "Another comparison is running in" in result.stderr
+
+
+def test_a_folder_holds_one_comparison(settings):
+    with hold_folder(settings):
+        pass
+    with hold_folder(replace(settings, seeds=(0, 1, 2, 3), arms=(*settings.arms, Arm("b")))):
+        pass  # more of the same
+    other = replace(settings, override={"learning_rate": 1.0})
+    with pytest.raises(CompareError, match=r"holds another comparison, with override \{\} \(now"), hold_folder(other):
+        pass
+
+
+def test_several_devices_work_at_once_and_keep_the_order_of_what_depends(settings):
+    """Two runs wait for each other's file, which ends only if they run at the same time; a third needs the first."""
+    text = """
+        import os, time
+        open({mine!r}, "w").write(os.environ["CUDA_VISIBLE_DEVICES"])
+        end = time.time() + 20
+        while not os.path.exists({other!r}):
+            assert time.time() < end
+            time.sleep(0.02)
+    """
+    settings = replace(settings, devices=("0", "1"))
+    a, b = (settings.output / name / "file" for name in "ab")
+    first = program(settings, "a", text.format(mine=str(a), other=str(b)))
+    second = program(settings, "b", text.format(mine=str(b), other=str(a)))
+    third = program(settings, "c", "pass", inputs=(a,))
+    run_all(settings, first, second, third)
+    assert [read_outcome(run)["status"] for run in (first, second, third)] == ["done"] * 3
+    assert {a.read_text(), b.read_text()} == {"0", "1"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+def test_a_killed_comparison_leaves_no_child_at_work(settings, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys
+            from pathlib import Path
+            sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
+            from test_execute import program, run_all
+            from common.compare.settings import Arm, Settings
+            settings = Settings(Path("bundle"), Path({str(settings.output)!r}), (Arm("scratch"),))
+            run_all(settings, program(settings, "a", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"))
+            """
+        )
+    )
+    parent = subprocess.Popen([sys.executable, str(script)])
+    log = settings.output / "a" / "train.log"
+    end = time.time() + 30
+    while not (log.exists() and log.read_text().strip().split("\n")[-1].isdigit()):
+        assert time.time() < end and parent.poll() is None
+        time.sleep(0.05)
+    child = int(log.read_text().strip().split("\n")[-1])
+    parent.kill()
+    parent.wait()
+    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
+        assert time.time() < end
+        time.sleep(0.05)
+    assert read_outcome(program(settings, "a", ""))["status"] == "started"  # so the next call goes on with it

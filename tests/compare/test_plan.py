@@ -1,0 +1,139 @@
+"""The layout of a comparison: which runs, how long, with which labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.compare.plan import make_plan
+from common.compare.settings import CompareError, read_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def plan(cohort, tiny, tmp_path):
+    def make(**given):
+        arguments = {
+            "bundle": str(ROOT / "bundles/pretrain_once"),
+            "arms": "scratch,mae=pretrain.json",
+            "output": str(tmp_path / "out"),
+            "config_file": tiny["unetr"],
+            "dataset_dir": str(cohort),
+            "seeds": "0",
+        }
+        return make_plan(read_settings(**{**arguments, **given}))
+
+    return make
+
+
+def runs(plan, stage, **given):
+    found = [run for run in plan.runs if run.stage == stage]
+    return [run for run in found if all(getattr(run, name) == value for name, value in given.items())]
+
+
+def test_one_pretraining_an_arm_and_one_fine_tuning_an_arm_labels_and_seed(plan):
+    found = plan(labels="1,3", seeds="0,1", probe="age")
+    assert [run.arm for run in runs(found, "pretrain")] == ["mae"]
+    for stage in ("train", "evaluate", "probe"):
+        expected = {(arm, n, s) for arm in ("scratch", "mae") for n in (1, 3) for s in (0, 1)}
+        assert {(run.arm, run.labels, run.seed) for run in runs(found, stage)} == expected
+    assert {(run.labels, run.seed) for run in runs(found, "infer")} == {(1, 0)}  # fewest labels, first seed
+    train = runs(found, "train", arm="mae", labels=1, seed=1)[0]
+    encoder = runs(found, "pretrain")[0].folder / "encoder.safetensors"
+    assert train.inputs == (encoder,) and train.override["pretrained_encoder"] == str(encoder)
+    assert train.override["seed"] == 1 and train.override["resume"] is True
+    scratch = runs(found, "train", arm="scratch", labels=1, seed=1)[0]
+    same = {key: value for key, value in train.override.items() if key not in ("pretrained_encoder", "output_dir")}
+    assert same == {key: value for key, value in scratch.override.items() if key != "output_dir"}
+
+
+def test_steps_are_equal_whatever_the_number_of_labels(plan):
+    found = plan(labels="1,2,3", steps=12)  # batches of two: 1, 1 and 2 steps an epoch
+    epochs = {run.labels: run.override["max_epochs"] for run in runs(found, "train", arm="scratch")}
+    assert epochs == {1: 12, 2: 12, 3: 6}
+    assert {run.steps for run in runs(found, "train")} == {12}
+    assert {run.override["val_interval"] for run in runs(found, "train", labels=3)} == {1}
+    # by default those of the config's own length with all labels: 2 epochs of 2 steps
+    assert {run.steps for run in runs(plan(labels="1,3"), "train")} == {4}
+
+
+def test_equal_epochs_and_extra_steps(plan):
+    found = plan(labels="1,3", equal="epochs", epochs=5)
+    assert {run.labels: run.steps for run in runs(found, "train")} == {1: 5, 3: 10}
+    settings = plan(labels="3", equal="time", steps=4).settings
+    longer = make_plan(settings, {"scratch": 6, "mae": 0})
+    assert {run.arm: run.steps for run in runs(longer, "train")} == {"scratch": 10, "mae": 4}
+
+
+def test_a_repetition_keeps_the_labels_and_changes_the_seed(plan, cohort):
+    arms = {"scratch": None, "again": {"seed_offset": 50}}
+    found = plan(arms=arms, labels="1")
+    again = runs(found, "train", arm="again")[0]
+    assert again.override["seed"] == 50 and again.override["data#seed"] == 0
+    lists = []
+    for run in runs(found, "train"):
+        from common.compare.plan import BundleConfig
+
+        config = BundleConfig(run.files, run.override, found.settings.bundle)
+        lists.append([item["image"] for item in config.get("data")["training"]])
+    assert lists[0] == lists[1]
+
+
+def test_pretraining_once_a_seed(plan):
+    arms = {"scratch": None, "mae": {"pretrain": [], "pretrain_per_seed": True}}
+    found = plan(arms=arms, labels="1", seeds="0,1")
+    assert [run.override["seed"] for run in runs(found, "pretrain")] == [0, 1]
+    for run in runs(found, "train", arm="mae"):
+        assert run.inputs[0].parent.name == f"seed-{run.seed}"
+
+
+def test_digests_tell_what_is_computed_not_where(plan, tmp_path, cohort):
+    first = runs(plan(labels="1"), "train")[0]
+    assert runs(plan(labels="1", output=str(tmp_path / "elsewhere")), "train")[0].digest() == first.digest()
+    assert runs(plan(labels="1", override="learning_rate=0.5"), "train")[0].digest() != first.digest()
+    assert runs(plan(labels="1", seeds="3"), "train")[0].digest() != first.digest()
+    needs = runs(plan(labels="1"), "train", arm="mae")[0]
+    needs.inputs[0].parent.mkdir(parents=True)
+    needs.inputs[0].write_bytes(b"one")
+    before = needs.digest()
+    needs.inputs[0].write_bytes(b"two")
+    assert needs.digest() != before
+    changed = tmp_path / "changed.json"
+    content = json.loads((cohort / "structures4.json").read_text())
+    content["training"] = content["training"][:2]
+    changed.write_text(json.dumps(content))
+    assert runs(plan(labels="1", datalist=str(changed)), "train")[0].digest() != first.digest()
+
+
+def test_several_processes_go_through_torchrun_and_the_multi_gpu_files(plan):
+    found = plan(labels="3", processes=2, steps=4)
+    train = runs(found, "train")[0]
+    assert train.files[-1].endswith("multi_gpu_train.json")
+    assert train.override["max_epochs"] == 4  # a step an epoch: 3 items, 2 processes with 2 each
+    command = train.command(found.settings)
+    assert "torch.distributed.run" in command and "--nproc_per_node=2" in command
+    assert "torch.distributed.run" not in runs(found, "infer")[0].command(found.settings)
+
+
+def test_only_ids_that_inference_has_reach_it(plan):
+    found = plan(labels="1", override="weight_decay=0.5 orientation=LPS")
+    override = runs(found, "infer")[0].override
+    assert override["orientation"] == "LPS" and not {"weight_decay", "fraction", "seed"} & set(override)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"labels": "4"}, "--labels 4: the training list has 3 items"),
+        ({"dataset_dir": "/nowhere"}, "No dataset folder at /nowhere"),
+        ({"override": "metrics=$None"}, "state no `metrics`"),
+        ({"override": "evaluated_list=exam"}, "exam"),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_anything_runs(plan, given, sentence):
+    with pytest.raises(CompareError) as error:
+        plan(**given)
+    assert sentence in str(error.value)

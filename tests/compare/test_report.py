@@ -1,0 +1,190 @@
+"""The report from made-up tables with known numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import statistics
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from common.compare import collect
+from common.compare.report import write_report
+
+ARMS = {"scratch": "from scratch", "mae": "pre-trained by <pretrain.json>"}
+
+
+def write(folder, name, columns, rows):
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two arms, two numbers of labels, three seeds, ten subjects; mae is better with one label only."""
+    draw = np.random.default_rng(0)
+    subjects = []
+    for labels in (1, 5):
+        for seed in (0, 1, 2):
+            base = 0.5 + 0.05 * draw.normal(size=10)
+            for arm in ARMS:
+                gain = 0.1 if (arm, labels) == ("mae", 1) else 0.0
+                scores = base + gain + (0.02 * draw.normal(size=10) if arm == "mae" else 0)
+                for number, score in enumerate(scores):
+                    for structure, value in (("mean", score), ("white matter", score / 2), ("CSF", score / 3)):
+                        subjects.append(
+                            {
+                                "arm": arm,
+                                "fraction": labels / 10,
+                                "labels": labels,
+                                "seed": seed,
+                                "metric": "val_mean_dice",
+                                "structure": structure,
+                                "subject": f"s{number}",
+                                "value": value,
+                            }
+                        )
+    write(tmp_path, "subjects", collect.SUBJECTS, subjects)
+    curves = [
+        {
+            "arm": arm,
+            "fraction": f,
+            "seed": 0,
+            "stage": "train",
+            "tag": tag,
+            "step": 4 * e,
+            "seconds": e,
+            "value": 0.1 * e,
+        }
+        for arm in ARMS
+        for f in (0.1, 0.5)
+        for tag in ("val_mean_dice", "train_loss")
+        for e in range(1, 5)
+    ]
+    write(tmp_path, "curves", collect.CURVES, curves)
+    costs = [
+        {"arm": arm, "stage": "train", "fraction": 0.1, "seed": s, "status": "done", "seconds": 50, "steps": 16}
+        | {"peak_memory_mb": 2048, "folder": "x", "reason": ""}
+        for arm in ARMS
+        for s in (0, 1, 2)
+    ]
+    costs.append({"arm": "mae", "stage": "pretrain", "status": "done", "seconds": 600, "peak_memory_mb": 1, "steps": 9})
+    write(tmp_path, "costs", collect.COSTS, costs)
+    about = {
+        "bundle": "pretrain_once",
+        "task": "structures4",
+        "arms": {name: {"description": text} for name, text in ARMS.items()},
+        "baseline": "scratch",
+        "fractions": [0.1, 0.5],
+        "seeds": [0, 1, 2],
+        "equal": "steps",
+        "steps": 16,
+        "metrics": {"val_mean_dice": "higher"},
+        "command": "python -m common.compare --arms 'a<b'",
+        "packages": {"torch": "2.13.0"},
+        "machine": "a machine",
+    }
+    (tmp_path / "comparison.json").write_text(json.dumps(about))
+    return tmp_path
+
+
+def read_subjects(folder):
+    with (folder / "subjects.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["structure"] == "mean"]
+
+
+def test_numbers_are_those_of_the_subjects(folder):
+    text = write_report(folder).read_text()
+    means = {}
+    for row in read_subjects(folder):
+        means.setdefault((row["arm"], row["labels"], row["seed"]), []).append(float(row["value"]))
+    for labels in ("1", "5"):
+        cells = []
+        for arm in ARMS:
+            seeds = [statistics.mean(values) for key, values in means.items() if key[:2] == (arm, labels)]
+            cells.append(f"{statistics.mean(seeds):.3f} ± {statistics.stdev(seeds):.3f}")
+        assert f"| {labels} | {' | '.join(cells)} |" in text
+
+
+def test_outcome_says_what_was_found_and_what_not(folder):
+    text = write_report(folder).read_text()
+    lines = text.split("## Outcome")[1].split("##")[0].strip().splitlines()
+    assert lines[0].startswith("- With 1 label, mae against scratch: **better** (mean Dice 0.")
+    assert lines[1].startswith("- With 5 labels, mae against scratch: **no difference found**")
+    assert "3 seeds, 10 subjects" in lines[0]
+    assert "10.0 min" in text and "| 50 s (16 steps) | 3 |" in text and "2.0 GiB" in text
+
+
+def test_html_holds_everything_and_nothing_from_elsewhere(folder):
+    write_report(folder)
+    text = (folder / "report.html").read_text()
+    assert "http" not in text and "<script" not in text
+    assert text.count("data:image/png;base64,") == 3 == len(list((folder / "figures").glob("*.png")))
+    assert "pre-trained by &lt;pretrain.json&gt;" in text and "a&lt;b" in text and "<pretrain.json>" not in text
+    markdown = (folder / "report.md").read_text()
+    for number in re.findall(r"\d\.\d{3}", markdown):
+        assert number in text
+
+
+def test_failures_have_their_reason_and_interrupted_runs_are_named(folder):
+    with (folder / "costs.csv").open("a") as file:
+        file.write("mae,train,0.5,2,failed,3,,16,runs/x,the mask of x.nii.gz has a label 9 (see train.log)\n")
+        file.write("mae,evaluate,0.5,2,missing,,,,runs/x,\n")
+    text = write_report(folder).read_text()
+    section = text.split("## Runs that are not done")[1].split("##")[0]
+    assert "train, mae, fraction 0.5, seed 2: failed. the mask of x.nii.gz has a label 9 (see train.log)" in section
+    assert "evaluate, mae, fraction 0.5, seed 2: missing. not started yet" in section
+
+
+def test_one_seed_is_called_what_it_is(folder):
+    rows = [row for row in csv.DictReader((folder / "subjects.csv").open()) if row["seed"] == "0"]
+    write(folder, "subjects", collect.SUBJECTS, rows)
+    about = json.loads((folder / "comparison.json").read_text()) | {"seeds": [0]}
+    (folder / "comparison.json").write_text(json.dumps(about))
+    text = write_report(folder).read_text()
+    assert "**better between these two models**" in text and "the spread of trainings is unknown" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [({"baseline": None}, "No arm starts from scratch"), ({}, "No evaluation was completed")],
+)
+def test_a_report_is_written_when_there_is_nothing_to_compare(folder, change, sentence):
+    about = json.loads((folder / "comparison.json").read_text()) | change
+    (folder / "comparison.json").write_text(json.dumps(about))
+    if not change:
+        for name in ("subjects", "curves", "costs"):
+            header = (folder / f"{name}.csv").read_text().splitlines()[0]
+            (folder / f"{name}.csv").write_text(header + "\n")
+    assert sentence in write_report(folder).read_text()
+
+
+def test_examples_and_probes(folder):
+    image = np.zeros((12, 10, 8), np.float32)
+    image[2:9, 3:8, 2:7] = 100
+    mask = (image > 0).astype(np.uint8)
+    ras = nib.Nifti1Image(image, np.eye(4))
+    nib.save(ras, folder / "image.nii.gz")
+    turned = nib.Nifti1Image(mask[::-1, ::-1], np.diag([-1, -1, 1, 1]))  # the same place, stored in LPS
+    nib.save(turned, folder / "mask.nii.gz")
+    entry = {"fraction": 0.1, "seed": 0, "subject": "s0", "image": str(folder / "image.nii.gz")}
+    entries = [
+        {**entry, "arm": "scratch", "label": None, "prediction": str(folder / "mask.nii.gz")},
+        {**entry, "arm": "mae", "label": None, "prediction": str(folder / "mask.nii.gz")},
+    ]
+    (folder / "examples.json").write_text(json.dumps(entries))
+    rows = [
+        {"arm": arm, "fraction": 0.1, "labels": 1, "seed": s, "probe": "linear", "target": "age", "metric": "mae"}
+        | {"structure": "mean", "value": 5.0 + s + (arm == "mae")}
+        for arm in ARMS
+        for s in (0, 1)
+    ]
+    write(folder, "probes", collect.PROBES, rows)
+    text = write_report(folder).read_text()
+    assert (folder / "figures/examples.png").stat().st_size > 1000
+    assert "| age | mae | mean | linear | 1 | 5.500 | 6.500 |" in text

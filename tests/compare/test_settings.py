@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.compare.settings import CompareError, read_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLE = ROOT / "bundles" / "pretrain_once"
+
+
+def read(output, **given):
+    return read_settings(**{"bundle": str(BUNDLE), "arms": "scratch,pretrain_once", "output": str(output), **given})
+
+
+def test_defaults_and_comma_separated_lists(tmp_path):
+    settings = read(tmp_path, fractions="0.3,0.1,1", seeds="4,2", override="learning_rate=0.01 orientation=LPS")
+    assert [arm.name for arm in settings.arms] == ["scratch", "pretrain_once"]
+    assert settings.baseline == "scratch" and settings.arms[0].is_scratch
+    assert settings.arms[1].pretrain == (str(BUNDLE / "configs/pretrain.json"),)
+    assert settings.fractions == (0.1, 0.3, 1.0) and settings.seeds == (4, 2)
+    assert settings.override == {"learning_rate": 0.01, "orientation": "LPS"}
+    assert settings.equal == "steps" and settings.examples == 1
+
+
+def test_fire_hands_over_numbers_and_tuples(tmp_path):
+    settings = read(tmp_path, fractions=0.5, seeds=(0, 1), steps=7, arms=("scratch", "again=scratch"), probe=True)
+    assert settings.fractions == (0.5,) and settings.seeds == (0, 1) and settings.steps == 7
+    assert all(arm.is_scratch for arm in settings.arms)
+    assert settings.probe == ("label",)
+
+
+def test_arms_of_every_form(tmp_path):
+    encoder = tmp_path / "x.safetensors"
+    encoder.write_bytes(b"")
+    (tmp_path / "mine.json").write_text("{}")
+    content = {
+        "bundle": str(BUNDLE),
+        "arms": {
+            "scratch": None,
+            "file": "x.safetensors",
+            "mine": "mine.json+networks/swin_unetr.json",
+            "long": {"pretrain": ["mine.json"], "pretrain_override": {"max_epochs": 9}, "pretrain_per_seed": True},
+            "again": {"seed_offset": 100},
+            "slow": {"encoder": "x.safetensors", "override": {"learning_rate": 1e-5}},
+        },
+    }
+    (tmp_path / "settings.json").write_text(json.dumps(content))
+    arms = {arm.name: arm for arm in read_settings(str(tmp_path / "settings.json"), output=str(tmp_path)).arms}
+    assert arms["file"].encoder == str(encoder)
+    assert arms["mine"].pretrain[1:] == (
+        str(tmp_path / "mine.json"),
+        str(BUNDLE / "configs/networks/swin_unetr.json"),
+    )
+    assert arms["long"].pretrain_override == {"max_epochs": 9} and arms["long"].pretrain_per_seed
+    assert arms["again"].is_scratch and "seeds + 100" in arms["again"].describe()
+    assert arms["slow"].override == {"learning_rate": 1e-5} and not arms["slow"].pretrain
+
+
+def test_an_argument_wins_over_the_file(tmp_path):
+    content = {"bundle": str(BUNDLE), "arms": "scratch", "seeds": [0, 1, 2], "steps": 5}
+    (tmp_path / "s.json").write_text(json.dumps(content))
+    settings = read_settings(str(tmp_path / "s.json"), output=str(tmp_path), seeds=7, steps=None)
+    assert settings.seeds == (7,) and settings.steps == 5
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bundles").glob("*/compare*.json")), ids=lambda path: path.name)
+def test_settings_that_the_bundles_ship(path, tmp_path):
+    settings = read_settings(str(path), output=str(tmp_path))
+    assert settings.bundle == path.parent and settings.baseline == "scratch" and len(settings.arms) > 1
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"bundle": "/nowhere"}, "/nowhere is no bundle: it has no configs/train.json"),
+        ({"arms": "scratch,simclr"}, "Unknown arm 'simclr'. Known to pretrain_once: scratch, pretrain_once"),
+        ({"arms": "scratch,scratch"}, "names 'scratch' twice"),
+        ({"arms": "a/b=scratch"}, "'a/b' has not"),
+        ({"arms": "x=/none.safetensors"}, "no encoder file /none.safetensors"),
+        ({"arms": "x=/none.json"}, "No config file /none.json"),
+        ({"arms": {"x": {"pretrian": []}}}, "unknown key 'pretrian'"),
+        ({"arms": ""}, "--arms is empty"),
+        ({"fractions": "0.5,2"}, "--fractions: 2 has to be above 0 and at most 1"),
+        ({"fractions": "0.5", "labels": "3"}, "give one of them"),
+        ({"labels": "0"}, "--labels: 0 is below 1"),
+        ({"seeds": "0.5"}, "--seeds: '0.5' is no whole number"),
+        ({"equal": "luck"}, "one of steps, epochs, time"),
+        ({"equal": "epochs", "steps": 3}, "--steps goes with"),
+        ({"epochs": 3}, "--epochs goes with --equal epochs"),
+        ({"override": "learning_rate"}, "has no value; write id=value"),
+        ({"override": "seed=3"}, "'seed' cannot be an override, the comparison sets it: use --seeds"),
+        ({"output": None}, "Give --output."),
+        ({"settings": "/none.json"}, "No settings file /none.json"),
+    ],
+)
+def test_errors_say_what_to_change(tmp_path, given, sentence):
+    with pytest.raises(CompareError) as error:
+        read(given.pop("output", tmp_path), **given) if "output" not in given else read_settings(
+            bundle=str(BUNDLE), arms="scratch", **given
+        )
+    assert sentence in str(error.value)
+
+
+def test_unknown_keys_of_the_file_are_refused(tmp_path):
+    (tmp_path / "s.json").write_text(json.dumps({"bundle": str(BUNDLE), "arm": "scratch"}))
+    with pytest.raises(CompareError, match="unknown key 'arm'; did you mean 'arms'"):
+        read_settings(str(tmp_path / "s.json"), output=str(tmp_path))
