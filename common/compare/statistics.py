@@ -91,8 +91,8 @@ def interval_with_seeds(table: np.ndarray) -> tuple[float, float] | None:
     With v_s the variance of the seeds' means over the number of seeds and v_i that of the subjects' means over the
     number of subjects, the half width is Student's quantile times sqrt(v_s + v_i), with the degrees of freedom of Welch
     (1947) and Satterthwaite (1946). In simulations without a difference it contains zero in 93 to 99 % of the cases
-    with three seeds and in 88 to 99 % with two, least where seeds outweigh subjects. A bootstrap over seeds would be far
-    too narrow: of three seeds that share a sign, by chance a quarter of all cases, every resample has that sign.
+    with three seeds and in 88 to 99 % with two, least where seeds outweigh subjects. A bootstrap over seeds would be
+    far too narrow: of three seeds that share a sign, by chance a quarter of all cases, every resample has that sign.
 
     Args:
         table: differences (seeds, subjects), NaN where one is missing.
