@@ -35,7 +35,8 @@ def _row(net: str, features: int, hidden: int, size: int, batch: int, quick: boo
     name = f"fine-tuning step, {net} {width}, {batch} x {size}^3 (baseline: MONAI's net as it comes)"
     sides = [_Side(ours, net, features, hidden, size, batch, device) for ours in (False, True)]
     try:
-        assert_close(*(torch.from_numpy(side.ask("output")) for side in sides), 1e-3)
+        # float32 through a dozen norms in another order: single voxels of millions differ in the third decimal
+        assert_close(*(torch.from_numpy(side.ask("output")) for side in sides), 5e-3)
         return compare(name, *(lambda side=side: side.ask("step") for side in sides), 1 if quick else 5)
     finally:
         for side in sides:
