@@ -1,9 +1,9 @@
 """What a UNETR's transformer adds on IXI, and what pre-training made of its tokens.
 
-    python experiments/ixi_token_diagnosis.py --run runs/ixi --model runs/ixi/masks05/seed0/scratch/model.pt \\
-        --encoder runs/ixi/pretrain/encoder.safetensors
+    python experiments/ixi_token_diagnosis.py --datalist /data/ixi/ixi.json \\
+        --model runs/ixi/runs/scratch/labels-0005/seed-0/model.pt --encoder runs/ixi/pretrain/mae_85/encoder.safetensors
 
-`--run` is the output folder of `ixi_label_efficiency.py`. Prints, for an untrained encoder and for each encoder file,
+The model and the encoders are those of `common.compare` with the bundle's `compare_ixi.json`. Prints, for an untrained encoder and for each encoder file,
 the length and the effective rank of the tokens, and the share of their variance that lies between brains at one
 position; then, for ten test volumes, the Dice of the model with its own tokens, with those of another brain, with the
 mean tokens of the ten, and without tokens.
@@ -55,7 +55,7 @@ def describe(name: str, encoder: torch.nn.Module, image: torch.Tensor) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--datalist", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--encoder", type=Path, nargs="*", default=[])
     parser.add_argument("--volumes", type=int, default=10)
@@ -65,7 +65,7 @@ def main() -> None:
 
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / name) for name in FILES])
-    parser["dataset_dir"], parser["datalist"] = str(arguments.run), str(arguments.run / "ixi.json")
+    parser["dataset_dir"], parser["datalist"] = str(arguments.datalist.parent), str(arguments.datalist)
     preprocess = parser.get_parsed_content("validate#preprocessing")
     items = [preprocess(item) for item in parser.get_parsed_content("data")["test"][: arguments.volumes]]
     image, label = (torch.stack([item[key].as_tensor() for item in items]) for key in ("image", "label"))
