@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -92,16 +93,19 @@ def structure_names(plan: Plan) -> dict[int, str]:
 
 
 def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[str, Any]]:
-    """Scores a subject and structure, from the tables that MONAI's ``MetricsSaver`` wrote."""
+    """Scores a subject and structure, from the tables that MONAI's ``MetricsSaver`` wrote.
+
+    A metric that has no value a subject, such as an area under a curve, is taken from ``metrics.csv`` as that of one
+    subject named ``all``.
+    """
     classes = plan.evaluate.get("num_classes")
     folder = Path(run.override["output_dir"]) / "eval"
     for metric in plan.evaluate.metrics:
         path = folder / f"{metric}_raw.csv"
         if not path.is_file():
-            raise CompareError(
-                f"{path} is missing: the evaluation has to write a row a subject for each of its `metrics` "
-                "(metric_details of MetricsSaver)."
-            )
+            value = _overall(folder / "metrics.csv", metric)
+            yield {**_key(run), "metric": metric, "structure": "mean", "subject": "all", "value": value}
+            continue
         with path.open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
         subjects = subject_names([row["filename"] for row in rows])
@@ -111,6 +115,14 @@ def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[s
             values = {names.get(n, f"class {n}"): row[column] for n, column in enumerate(columns, start=first)}
             for structure, value in [("mean", row["mean"]), *(values.items() if len(values) > 1 else ())]:
                 yield {**_key(run), "metric": metric, "structure": structure, "subject": subject, "value": float(value)}
+
+
+def _overall(path: Path, metric: str) -> float:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    values = dict(re.split(r"\s*[\t,]\s*", line.strip(), maxsplit=1) for line in lines if line.strip())
+    if metric not in values:
+        raise CompareError(f"{path} has no {metric}: the evaluation has to save each of its `metrics` (MetricsSaver).")
+    return float(values[metric])
 
 
 def subject_names(files: Sequence[str]) -> list[str]:
@@ -134,7 +146,7 @@ def mean_rows(subjects: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def curve_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
-    """Every scalar of the run's TensorBoard events, against optimiser steps and seconds since the first."""
+    """Every scalar of the run's TensorBoard events, against optimiser steps and seconds of work, pauses left out."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     points: dict[str, dict[int, tuple[float, float]]] = {}
@@ -143,18 +155,19 @@ def curve_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
         events.Reload()
         for tag in events.Tags()["scalars"]:
             points.setdefault(tag, {}).update((e.step, (e.wall_time, e.value)) for e in events.Scalars(tag))
-    start = min((time for values in points.values() for time, _ in values.values()), default=0.0)
+    attempts = read_outcome(run).get("attempts", [{"started": 0.0, "seconds_before": 0.0}])
     per_epoch = run.steps // run.epochs
     for tag, values in sorted(points.items()):
         # Loss is written every step; what an epoch ends with, validation above all, once an epoch.
         scale = 1 if tag == "train_loss" else per_epoch
         for step, (time, value) in sorted(values.items()):
+            attempt = next((one for one in reversed(attempts) if one["started"] <= time), attempts[0])
             yield {
                 **{name: _key(run)[name] for name in ("arm", "fraction", "seed")},
                 "stage": run.stage,
                 "tag": tag,
                 "step": step * scale,
-                "seconds": round(time - start, 3),
+                "seconds": round(attempt["seconds_before"] + time - attempt["started"], 3),
                 "value": value,
             }
 

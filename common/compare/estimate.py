@@ -108,7 +108,7 @@ def probe(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
             override |= {"max_epochs": 1, "train#trainer#epoch_length": STEPS, "resume": False}
             override["train#dataset#data"] = "$@data['training'][:2]"
             override["validate#dataset#data"] = "$@data['validation'][:1]"
-        short = replace(run, override=override, folder=place, steps=STEPS, epochs=1, inputs=())
+        short = replace(run, override=override, folder=place, steps=STEPS, epochs=1, inputs=(), needs=())
         began = time.time()
         outcome = run_child(short, plan.settings, plan.settings.devices[0])
         if outcome["status"] != "done":

@@ -124,15 +124,17 @@ def _blocked(run: Run, runs: tuple[Run, ...], waiting: list[Run], unfinished: se
             return False
         if any(other is one for one in waiting) or id(other) in unfinished:
             written = other.folder
-            if written == run.folder or any(written in path.parents for path in run.inputs):
+            if written == run.folder or any(written in path.parents for path in (*run.inputs, *run.needs)):
                 return True
     return False
 
 
 def _do(run: Run, title: str, device: str, settings: Settings, say: Callable[[str], None]) -> None:
+    unfinished = [path.parent for path in run.needs if read_json(path).get("status") != "done"]
     missing = [path for path in run.inputs if not path.is_file()]
-    if missing:
-        reason = f"a run that it needs failed: there is no {missing[0]}"
+    if unfinished or missing:
+        reason = "a run that it needs is not done: " if unfinished else "there is no "
+        reason += str(unfinished[0].relative_to(settings.output) if unfinished else missing[0])
         _write_outcome(run, {"status": "skipped", "reason": reason})
         say(f"{title}: skipped, {reason}")
         return
@@ -146,16 +148,33 @@ def _do(run: Run, title: str, device: str, settings: Settings, say: Callable[[st
         run.folder.rename(aside)
         say(f"{title}: its config or data changed; what was there is now in {aside.name}")
     run.folder.mkdir(parents=True, exist_ok=True)
-    outcome = {"digest": digest, "status": "started"}
+    outcome: dict[str, Any] = {"digest": digest, "status": "started", "attempts": _attempts(run, before, digest)}
     _write_outcome(run, outcome)
     say(f"{title} ...")
     outcome |= run_child(run, settings, device)
+    outcome["seconds"] += outcome["attempts"][-1]["seconds_before"]
     if outcome["status"] == "done":
         for name in [] if settings.keep_checkpoints else CHECKPOINTS:
             (run.folder / name).unlink(missing_ok=True)
     _write_outcome(run, outcome)
     ending = f"{outcome['seconds']:.0f} s" if outcome["status"] == "done" else f"FAILED, {outcome['reason']}"
     say(f"{title}: {ending}")
+
+
+def _attempts(run: Run, before: Mapping[str, Any], digest: str) -> list[dict[str, float]]:
+    """When this run was started, each time, and how long it had worked before.
+
+    An interrupted training goes on where it was, so its time is the sum; the end of an attempt that was killed is when
+    its log was last written.
+    """
+    attempts: list[dict[str, float]] = []
+    log = run.folder / f"{run.key}.log"
+    if before.get("digest") == digest and before.get("status") in ("started", "failed") and log.is_file():
+        attempts = list(before.get("attempts", []))
+    worked = 0.0
+    if attempts:
+        worked = attempts[-1]["seconds_before"] + max(0.0, log.stat().st_mtime - attempts[-1]["started"])
+    return [*attempts, {"started": time.time(), "seconds_before": worked}]
 
 
 def _aside(folder: Path) -> Path:
@@ -253,8 +272,13 @@ def failure_reason(log: Path, begin: int, code: int) -> str:
 
 def read_outcome(run: Run) -> dict[str, Any]:
     """What became of a run; empty where it was never started."""
+    return read_json(run.outcome)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; empty where there is none."""
     try:
-        return json.loads(run.outcome.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
 

@@ -32,6 +32,7 @@ class Run:
         labels: number of training items, for all stages but pre-training.
         steps, epochs: of training, 0 for other stages.
         inputs: files that other runs write and this one reads.
+        needs: outcomes of the runs that have to be done before.
         data: SHA-256 of the datalists.
         target: of a representation probe.
     """
@@ -47,6 +48,7 @@ class Run:
     steps: int = 0
     epochs: int = 0
     inputs: tuple[Path, ...] = ()
+    needs: tuple[Path, ...] = ()
     data: str = ""
     target: str | None = None
 
@@ -273,6 +275,7 @@ class _Builder:
         if not arm.is_scratch:
             path = Path(arm.encoder or self.pretrain_folder(arm, seed) / "encoder.safetensors")
             encoder, inputs = {"pretrained_encoder": str(path)}, (path,)
+        pretrained = (inputs[0].with_name("pretrain.json"),) if arm.pretrain else ()
         per_epoch = config.steps_per_epoch(labels, settings.processes)
         epochs = self.epochs(arm, config, per_epoch)
         train = {**override, **encoder, **_checkpoint_interval(config, override, epochs), "max_epochs": epochs}
@@ -280,21 +283,25 @@ class _Builder:
         place = {"output_dir": str(folder)}
         model = (folder / "model.pt",)
 
-        def run(stage: str, own: dict[str, Any], reads: tuple[Path, ...], **more: Any) -> Run:
-            given = {"inputs": reads, "data": self.data, **more}
+        def run(stage: str, own: dict[str, Any], **more: Any) -> Run:
+            # a net of a training that failed half-way is none to evaluate, although its file is there
+            reads: dict[str, tuple[Path, ...]] = {"inputs": model, "needs": (folder / "train.json",)}
+            if stage in ("train", "probe"):
+                reads = {"inputs": inputs, "needs": pretrained}
+            given = {**reads, "data": self.data, **more}
             return Run(stage, arm.name, self.files(stage), own, folder, seed, fraction, labels, **given)
 
-        yield run("train", {**train, "resume": True, **place}, inputs, steps=epochs * per_epoch, epochs=epochs)
-        yield run("evaluate", {**override, **place}, model)
+        yield run("train", {**train, "resume": True, **place}, steps=epochs * per_epoch, epochs=epochs)
+        yield run("evaluate", {**override, **place})
         shown = seed == settings.seeds[0] and labels == min(self.fractions.values())
         if settings.examples and shown and isinstance(self.test[0].get("label"), str):
             ids = self.read("infer", {}).ids
             own = {key: value for key, value in override.items() if re.split("#|::", key)[0] in ids}
             own |= {"dataset_dir": str(settings.output), "datalist": str(settings.output / "examples.datalist.json")}
             own |= {"model_path": str(model[0]), "output_dir": str(folder / "predictions")}
-            yield run("infer", own, model)
+            yield run("infer", own)
         for target in settings.probe:
-            yield run("probe", {**override, **encoder, **place}, inputs, target=target)
+            yield run("probe", {**override, **encoder, **place}, target=target)
 
     def epochs(self, arm: Arm, config: BundleConfig, per_epoch: int) -> int:
         """Passes over the labels; whole ones, so that steps are equal up to one pass (and the same in every arm)."""

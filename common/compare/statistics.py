@@ -98,13 +98,13 @@ def interval_with_seeds(table: np.ndarray) -> tuple[float, float] | None:
         table: differences (seeds, subjects), NaN where one is missing.
 
     Returns:
-        The interval, None for fewer than two seeds or subjects.
+        The interval, None for fewer than two seeds. With one subject (a metric of the whole test part, such as an area
+        under a curve) it counts the seeds alone.
     """
-    seeds, subjects = table.shape
-    if min(seeds, subjects) < 2:
+    if len(table) < 2:
         return None
     of_seeds, of_subjects = np.nanmean(table, axis=1), np.nanmean(table, axis=0)
-    parts = [(of_seeds.var(ddof=1) / seeds, seeds - 1), (of_subjects.var(ddof=1) / subjects, subjects - 1)]
+    parts = [(means.var(ddof=1) / len(means), len(means) - 1) for means in (of_seeds, of_subjects) if len(means) > 1]
     mean, variance = of_subjects.mean(), sum(part for part, _ in parts)
     if variance == 0:
         return float(mean), float(mean)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -73,17 +74,47 @@ def test_finished_runs_are_kept_and_changed_ones_set_aside(settings):
 
 def test_a_failure_has_its_reason_and_stops_only_what_needs_it(settings):
     broken = program(settings, "a", "raise ValueError('the mask of x.nii.gz has a label 9')")
-    needs = program(settings, "b", "print(1)", inputs=(settings.output / "a" / "encoder.safetensors",))
+    needs = program(settings, "b", "print(1)", needs=(settings.output / "a" / "train.json",))
     other = program(settings, "c", "print(2)")
     said = run_all(settings, broken, needs, other)
     assert read_outcome(broken)["status"] == "failed"
     assert read_outcome(broken)["reason"] == "ValueError: the mask of x.nii.gz has a label 9 (see train.log)"
-    assert read_outcome(needs)["status"] == "skipped" and "encoder.safetensors" in read_outcome(needs)["reason"]
+    assert read_outcome(needs)["status"] == "skipped"
+    assert read_outcome(needs)["reason"] == "a run that it needs is not done: a"
     assert read_outcome(other)["status"] == "done"
     assert any("FAILED" in line for line in said)
     # and is tried again by the next call
     mended = program(settings, "a", "print('mended')")
     assert not any("done before" in line for line in run_all(settings, mended))
+
+
+def test_a_net_of_a_training_that_failed_half_way_is_not_evaluated(settings):
+    model = settings.output / "a" / "model.pt"
+    training = program(settings, "a", f"open({str(model)!r}, 'w'); raise ValueError('NaN in epoch 7')")
+    evaluation = program(settings, "a", "print(1)", stage="evaluate", inputs=(model,), needs=(training.outcome,))
+    run_all(settings, training, evaluation)
+    assert model.is_file() and read_outcome(evaluation)["status"] == "skipped"
+
+
+def test_a_missing_input_is_named(settings):
+    run = program(settings, "a", "print(1)", inputs=(settings.output / "gone.safetensors",))
+    run_all(settings, run)
+    assert read_outcome(run)["reason"].endswith("gone.safetensors")
+
+
+def test_time_of_an_interrupted_run_is_that_of_its_attempts_without_the_pause(settings):
+    run = program(settings, "a", "import time; time.sleep(0.3)")
+    run.folder.mkdir(parents=True)
+    log = run.folder / "train.log"
+    log.write_text("killed here")
+    started = time.time() - 1000
+    os.utime(log, (started + 40, started + 40))
+    attempt = {"started": started, "seconds_before": 5.0}
+    outcome = {"digest": run.digest(), "status": "started", "attempts": [attempt]}
+    run.outcome.write_text(json.dumps(outcome))
+    run_all(settings, run)
+    assert read_outcome(run)["attempts"][0] == attempt
+    assert read_outcome(run)["seconds"] == pytest.approx(45.3, abs=5) and read_outcome(run)["seconds"] > 45.3
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ def test_one_pretraining_an_arm_and_one_fine_tuning_an_arm_labels_and_seed(plan)
     assert {(run.labels, run.seed) for run in runs(found, "infer")} == {(1, 0)}  # fewest labels, first seed
     train = runs(found, "train", arm="mae", labels=1, seed=1)[0]
     encoder = runs(found, "pretrain")[0].folder / "encoder.safetensors"
+    assert train.needs == (encoder.with_name("pretrain.json"),)
+    assert all(run.needs == (run.folder / "train.json",) for run in runs(found, "evaluate") + runs(found, "infer"))
     assert train.inputs == (encoder,) and train.override["pretrained_encoder"] == str(encoder)
     assert train.override["seed"] == 1 and train.override["resume"] is True
     scratch = runs(found, "train", arm="scratch", labels=1, seed=1)[0]

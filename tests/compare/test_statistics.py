@@ -104,6 +104,15 @@ def test_identical_few_and_one_seed():
     assert one.verdict == "better between these two models" and one.with_seeds is None
 
 
+def test_a_metric_of_the_whole_test_part_is_judged_by_its_seeds():
+    values = np.array([[0.03], [0.05], [0.04]])
+    low, high = interval_with_seeds(values)
+    assert (low + high) / 2 == pytest.approx(0.04)
+    assert (high - low) / 2 == pytest.approx(4.3027 * 0.01 / math.sqrt(3), rel=1e-3)
+    found = compare_arms(scores(values), scores(0 * values), True)
+    assert found.verdict == "better" and found.over_subjects is None
+
+
 def test_mean_and_spread():
     mean, spread, seeds = mean_and_spread({(0, "a"): 1.0, (0, "b"): 3.0, (1, "a"): 4.0, (1, "b"): math.nan})
     assert mean == 3.0 and seeds == {0: 2.0, 1: 4.0} and spread == pytest.approx(math.sqrt(2))

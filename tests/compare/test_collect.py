@@ -1,0 +1,84 @@
+"""Tables from made-up run folders."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from common.compare.collect import curve_rows, mean_rows, subject_names, subject_rows
+from common.compare.plan import Plan, Run
+from common.compare.settings import CompareError
+
+KEY = {"arm": "scratch", "fraction": 0.5, "labels": 2, "seed": 0}
+
+
+class Config:
+    metrics = {"val_dice": "higher", "val_auc": "higher"}  # noqa: RUF012
+
+    def get(self, name, default=None):
+        return {"num_classes": 3}.get(name, default)
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "eval").mkdir()
+    return Run("evaluate", "scratch", (), {"output_dir": str(tmp_path)}, tmp_path, 0, 0.5, 2)
+
+
+def collected(run):
+    plan = Plan(None, (run,), None, Config(), [])
+    return list(subject_rows(run, plan, {1: "white matter"}))
+
+
+def test_scores_a_subject_and_a_metric_of_the_whole(run):
+    table = "filename, class0, class1, mean\n/data/a/t1.nii.gz, 0.5, nan, 0.5\n/data/b/t1.nii.gz, 0.25, 0.75, 0.5\n"
+    (run.folder / "eval/val_dice_raw.csv").write_text(table)
+    (run.folder / "eval/metrics.csv").write_text("val_dice\t0.5\nval_auc\t0.875\n")
+    rows = collected(run)
+    found = {(row["metric"], row["structure"], row["subject"]): row["value"] for row in rows}
+    assert found["val_dice", "mean", "a/t1"] == 0.5 and found["val_dice", "class 2", "b/t1"] == 0.75
+    assert found["val_dice", "white matter", "b/t1"] == 0.25 and math.isnan(found["val_dice", "class 2", "a/t1"])
+    assert found["val_auc", "mean", "all"] == 0.875
+    means = {(row["metric"], row["structure"]): (row["value"], row["subjects"]) for row in mean_rows(rows)}
+    assert means["val_dice", "class 2"] == (0.75, 1) and means["val_dice", "white matter"] == (0.375, 2)
+    assert all(row[name] == value for row in rows for name, value in KEY.items())
+
+
+def test_a_column_for_the_background_is_class_0(run):
+    table = "filename,class0,class1,class2,mean\nx.nii,1,0.5,0.25,0.6\n"
+    (run.folder / "eval/val_dice_raw.csv").write_text(table)
+    (run.folder / "eval/metrics.csv").write_text("val_auc\t0.5\n")
+    found = {row["structure"]: row["value"] for row in collected(run) if row["metric"] == "val_dice"}
+    assert found == {"mean": 0.6, "class 0": 1.0, "white matter": 0.5, "class 2": 0.25}
+
+
+def test_a_metric_that_was_not_saved_is_an_error(run):
+    (run.folder / "eval/metrics.csv").write_text("val_dice\t0.5\n")
+    with pytest.raises(CompareError, match="has no val_auc"):
+        collected(run)
+
+
+def test_subject_names_tell_files_apart():
+    assert subject_names(["/d/s1/t1.nii.gz", "/d/s2/t1.nii.gz"]) == ["s1/t1", "s2/t1"]
+    assert subject_names(["/d/a.nii", "/d/b.mha"]) == ["a", "b.mha"]
+    assert subject_names([]) == []
+
+
+def test_curves_against_steps_and_time_without_the_pause(tmp_path):
+    """Ten steps an epoch; killed in epoch 2, and resumed an hour later."""
+    attempts = [{"started": 1000.0, "seconds_before": 0.0}, {"started": 5000.0, "seconds_before": 30.0}]
+    (tmp_path / "train.json").write_text(json.dumps({"attempts": attempts}))
+    for first, times in ((1, {1: 1010.0, 2: 1025.0}), (2, {2: 5005.0, 3: 5020.0})):
+        writer = SummaryWriter(tmp_path / "tensorboard", filename_suffix=str(first))
+        for epoch, at in times.items():
+            writer.add_scalar("val_dice", epoch / 10, epoch, walltime=at)
+            writer.add_scalar("train_loss", 1.0, epoch * 10, walltime=at)
+        writer.close()
+    run = Run("train", "scratch", (), {}, tmp_path, 0, 0.5, 2, steps=30, epochs=3)
+    rows = list(curve_rows(run, None))
+    validation = [(row["step"], row["seconds"]) for row in rows if row["tag"] == "val_dice"]
+    assert validation == [(10, 10.0), (20, 35.0), (30, 50.0)]
+    assert [row["step"] for row in rows if row["tag"] == "train_loss"] == [10, 20, 30]
