@@ -155,7 +155,8 @@ def curve_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
         events.Reload()
         for tag in events.Tags()["scalars"]:
             points.setdefault(tag, {}).update((e.step, (e.wall_time, e.value)) for e in events.Scalars(tag))
-    attempts = read_outcome(run).get("attempts", [{"started": 0.0, "seconds_before": 0.0}])
+    first = min((time for values in points.values() for time, _ in values.values()), default=0.0)
+    attempts = read_outcome(run).get("attempts") or [{"started": first, "seconds_before": 0.0}]
     per_epoch = run.steps // run.epochs
     for tag, values in sorted(points.items()):
         # Loss is written every step; what an epoch ends with, validation above all, once an epoch.
