@@ -1,0 +1,78 @@
+"""Equal time and the arithmetic of the estimate; test_compare.py has the probe itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.compare import estimate as module
+from common.compare.estimate import Cost, equal_time, estimate
+from common.compare.plan import Plan, Run
+from common.compare.settings import Arm, Settings
+
+
+class Config:
+    def get(self, name, default=None):
+        return {"data": {"training": [1, 2, 3], "validation": [1, 2]}}.get(name, default)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    arms = (Arm("scratch"), Arm("mae", pretrain=("pretrain.json",)))
+    settings = Settings(tmp_path / "bundle", tmp_path, arms, validations=4)
+    runs = [Run("pretrain", "mae", (), {}, tmp_path / "pretrain/mae", steps=50, epochs=5)]
+    for arm in ("scratch", "mae"):
+        folder = tmp_path / arm
+        runs.append(Run("train", arm, (), {}, folder, 0, 1.0, 3, steps=20, epochs=20))
+        runs.append(Run("evaluate", arm, (), {}, folder, 0, 1.0, 3))
+    return Plan(settings, tuple(runs), Config(), Config(), [1] * 10)
+
+
+COSTS = {
+    "pretrain": Cost(start=10.0, step=1.0, peak_mb=1024.0, disk=2**30),
+    "train": Cost(start=10.0, step=2.0, peak_mb=2048.0, disk=2**30),
+    "evaluate": Cost(start=10.0, step=3.0, peak_mb=512.0, disk=0),
+}
+
+
+@pytest.fixture
+def probes(monkeypatch):
+    asked = []
+
+    def probe(run, plan, training=None):
+        asked.append(run.stage)
+        return COSTS[run.stage]
+
+    monkeypatch.setattr(module, "probe", probe)
+    monkeypatch.setattr(module, "_item", lambda plan: (0.5, 2**20))
+    return asked
+
+
+def test_the_sum_is_that_of_the_runs(plan, probes):
+    text = estimate(plan)
+    pretrain = 10 + 50 * 1 + (3 + 2) * 0.5
+    train = 10 + 20 * 2 + (3 + 2) * 0.5 + 4 * 2 * 3
+    evaluate = 10 + 10 * (3 + 0.5)
+    assert f"About {(pretrain + 2 * train + 2 * evaluate) / 60:.0f} min in all" in text
+    assert f"train, mae, 3 labels, seed 0: 20 steps, {train:.0f} s" in text
+    assert "2.0 GiB of memory at most a run, 3.00 GiB on disk" in text
+    assert sorted(probes) == ["evaluate", "pretrain", "train"]  # each kind once
+
+
+def test_what_is_done_is_not_counted(plan, probes):
+    for run in plan.runs:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run.outcome.write_text(json.dumps({"status": "done"}))
+    assert "About 0 s in all" in estimate(plan) and probes == []
+
+
+def test_equal_time_gives_scratch_the_seconds_of_pretraining(plan, probes, tmp_path):
+    outcome = Path(tmp_path / "pretrain/mae/pretrain.json")
+    outcome.parent.mkdir(parents=True)
+    outcome.write_text(json.dumps({"status": "done", "seconds": 100.0}))
+    assert equal_time(plan) == {"scratch": 50, "mae": 0}
+    assert equal_time(plan) == {"scratch": 50, "mae": 0} and probes == ["train"]  # kept for the next call
+    outcome.write_text(json.dumps({"status": "done", "seconds": 60.0}))
+    assert equal_time(plan) == {"scratch": 30, "mae": 0}
