@@ -24,6 +24,7 @@ from .settings import CompareError
 __all__ = ["collect", "write_example_list"]
 
 PACKAGES = ("monai-transfer-bundles", "monai", "torch", "numpy", "pytorch-ignite")
+NIFTI = (".nii", ".nii.gz")
 SUBJECTS = ("arm", "fraction", "labels", "seed", "metric", "structure", "subject", "value")
 RESULTS = ("arm", "fraction", "labels", "seed", "metric", "structure", "value", "subjects", "steps", "seconds")
 CURVES = ("arm", "fraction", "seed", "stage", "tag", "step", "seconds", "value")
@@ -209,6 +210,8 @@ def example_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
     written = sorted((run.folder / "predictions").rglob("*.nii.gz"))
     for item in plan.test[: plan.settings.examples]:
         image = item["image"] if isinstance(item["image"], str) else item["image"][0]
+        if not image.endswith(NIFTI):
+            continue  # the report draws with nibabel
         stem = subject_names([image])[0]
         prediction = next((path for path in written if path.name.startswith(stem)), None)
         if prediction is not None:
@@ -224,6 +227,8 @@ def example_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
 def mapped_label(item: dict[str, Any], stem: str, plan: Plan) -> str | None:
     """The truth in the classes of the task, through the config's ``label_map`` where it has one."""
     groups = plan.train.get("label_map")
+    if not str(item.get("label")).endswith(NIFTI):
+        return None
     if not groups:
         return item["label"]
     if any(not isinstance(group, (list, tuple)) for group in groups.values()):

@@ -111,9 +111,9 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         settings: JSON file.
         bundle: folder of the bundle.
         output: folder of runs and report.
-        arms: names separated by commas, or a mapping. ``scratch`` is training from scratch. A name alone is the file
-            ``configs/pretexts/NAME.json`` over ``configs/pretrain.json``, or ``configs/pretrain.json`` alone for the
-            bundle's own name and ``pretrain``. ``NAME=FILE.safetensors`` is an encoder file,
+        arms: names separated by commas, or a mapping. ``scratch`` is training from scratch. A name alone is that arm of
+            the JSON file, or the file ``configs/pretexts/NAME.json`` over ``configs/pretrain.json``, or
+            ``configs/pretrain.json`` alone for the bundle's own name and ``pretrain``. ``NAME=FILE.safetensors`` is an encoder file,
             ``NAME=a.json+b.json`` pre-training with these files over ``pretrain.json``, ``NAME=scratch`` another arm
             from scratch. In a mapping the value may also be null (scratch) or a mapping of ``Arm``'s fields, in which
             ``pretrain`` lists files over ``pretrain.json``.
@@ -158,6 +158,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         base = path.parent
         if given.get("bundle") is None:
             given["bundle"] = base / merged.get("bundle", ".")
+    defined = merged.get("arms")
     merged |= {name: value for name, value in given.items() if value is not None}
     for name in ("bundle", "output", "arms"):
         if merged.get(name) is None:
@@ -180,7 +181,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
     result = Settings(
         bundle=bundle,
         output=Path(merged["output"]).absolute(),
-        arms=_arms(merged["arms"], bundle, base),
+        arms=_arms(merged["arms"], defined if isinstance(defined, Mapping) else {}, bundle, base),
         fractions=fractions,
         labels=tuple(sorted({_whole(value, "labels", 1) for value in _list(labels)})) if labels is not None else None,
         seeds=tuple(dict.fromkeys(_whole(value, "seeds", 0) for value in _list(merged.get("seeds", (0, 1, 2))))),
@@ -203,8 +204,10 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
     return result
 
 
-def _arms(value: Any, bundle: Path, base: Path) -> tuple[Arm, ...]:
+def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, base: Path) -> tuple[Arm, ...]:
+    """The arms asked for; a name alone that the settings file defines is meant so."""
     entries = list(value.items()) if isinstance(value, Mapping) else [_split_arm(text) for text in _list(value)]
+    entries = [(name, defined[name] if content == name in defined else content) for name, content in entries]
     arms = tuple(_arm(name, content, bundle, base) for name, content in entries)
     names = [arm.name for arm in arms]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -104,6 +104,14 @@ def test_errors_say_what_to_change(tmp_path, given, sentence):
     assert sentence in str(error.value)
 
 
+def test_a_name_alone_takes_the_arm_of_the_file(tmp_path):
+    arms = {"scratch": None, "long": {"pretrain": [], "pretrain_override": {"max_epochs": 9}}, "other": None}
+    (tmp_path / "s.json").write_text(json.dumps({"bundle": str(BUNDLE), "arms": arms}))
+    found = read_settings(str(tmp_path / "s.json"), output=str(tmp_path), arms="scratch,long").arms
+    assert [arm.name for arm in found] == ["scratch", "long"]
+    assert found[1].pretrain_override == {"max_epochs": 9}
+
+
 def test_unknown_keys_of_the_file_are_refused(tmp_path):
     (tmp_path / "s.json").write_text(json.dumps({"bundle": str(BUNDLE), "arm": "scratch"}))
     with pytest.raises(CompareError, match="unknown key 'arm'; did you mean 'arms'"):
