@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import sys
 from dataclasses import replace
 from typing import Any
 
 import fire
+from fire.decorators import SetParseFns
 
 from .collect import collect, write_example_list
 from .estimate import equal_time, estimate
@@ -17,6 +20,8 @@ from .report import write_report
 from .settings import CompareError, read_settings
 
 
+# as typed: fire would cut an override at a '#', and take a folder named 2024 for a number
+@SetParseFns(**dict.fromkeys(("override", "pretrain_override", "output", "dataset_dir", "datalist", "bundle"), str))
 def compare(
     bundle: str | None = None,
     arms: Any = None,
@@ -88,10 +93,10 @@ def compare(
         if asked.equal == "time" and not report:
             execute(replace(planned, runs=tuple(run for run in planned.runs if run.stage == "pretrain")), say)
         if asked.equal == "time":
-            planned = make_plan(asked, equal_time(planned))
+            planned = make_plan(asked, equal_time(planned, may_probe=not report))
         if not report:
             execute(planned, say)
-        collect(planned, "python -m common.compare " + shlex.join(sys.argv[1:]))
+        collect(planned, None if report else "python -m common.compare " + shlex.join(sys.argv[1:]))
         path = write_report(asked.output)
     print(f"\n{path.read_text(encoding='utf-8').split('## ')[1].strip()}\n\n{path}\n{path.with_suffix('.html')}")
 
@@ -101,6 +106,8 @@ def say(text: str) -> None:
 
 
 def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else ():
+        signal.signal(number, signal.default_int_handler)  # ends the children too, as Ctrl-C does
     try:
         fire.Fire(compare, name="python -m common.compare")
     except (CompareError, OSError) as error:

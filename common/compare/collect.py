@@ -6,10 +6,8 @@ import csv
 import json
 import math
 import os
-import platform
 import re
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,12 @@ import nibabel as nib
 import numpy as np
 
 from ..files import atomic_write
-from .execute import read_outcome, write_json
-from .plan import Plan, Run
+from .execute import machine, read_json, read_outcome, versions, write_json
+from .plan import Plan, Run, example_root
 from .settings import CompareError
 
 __all__ = ["collect", "write_example_list"]
 
-PACKAGES = ("monai-transfer-bundles", "monai", "torch", "numpy", "pytorch-ignite")
 NIFTI = (".nii", ".nii.gz")
 SUBJECTS = ("arm", "fraction", "labels", "seed", "metric", "structure", "subject", "value")
 RESULTS = ("arm", "fraction", "labels", "seed", "metric", "structure", "value", "subjects", "steps", "seconds")
@@ -43,9 +40,12 @@ COSTS = (
 PROBES = ("arm", "fraction", "labels", "seed", "probe", "target", "metric", "structure", "value")
 
 
-def collect(plan: Plan, command: str) -> None:
+def collect(plan: Plan, command: str | None) -> None:
     """Write ``comparison.json``, ``subjects.csv``, ``results.csv``, ``curves.csv``, ``costs.csv`` and, where there are
-    any, ``examples.json`` and ``probes.csv`` into the output folder."""
+    any, ``examples.json`` and ``probes.csv`` into the output folder.
+
+    ``command`` is what ran the comparison, None to keep the one on record.
+    """
     settings = plan.settings
     outcomes = {id(run): read_outcome(run) for run in plan.runs}
     done = [run for run in plan.runs if outcomes[id(run)].get("status") == "done"]
@@ -73,18 +73,29 @@ def collect(plan: Plan, command: str) -> None:
         {
             "bundle": settings.bundle.name,
             "task": plan.train.get("task"),
-            "arms": {arm.name: {"description": arm.describe()} for arm in settings.arms},
+            "arms": {
+                arm.name: {
+                    "description": arm.describe(),
+                    "one_pretraining": not (arm.is_scratch or arm.pretrain_per_seed),
+                }
+                for arm in settings.arms
+            },
             "baseline": settings.baseline,
             "fractions": list(plan.fractions()),
             "seeds": list(settings.seeds),
             "equal": settings.equal,
             "steps": max((run.steps for run in plan.runs if run.stage == "train"), default=None),
             "metrics": plan.evaluate.metrics,
-            "command": command,
-            "packages": _versions(),
-            "machine": _machine(),
+            "command": command or read_json(settings.output / "comparison.json").get("command", ""),
+            "packages": _distinct([outcomes[id(run)].get("packages", versions()) for run in done]),
+            "machine": _distinct([outcomes[id(run)].get("machine", machine()) for run in done]),
         },
     )
+
+
+def _distinct(values: Sequence[Any]) -> list[Any]:
+    """Each value once; runs of one folder may have been made on several machines."""
+    return [value for number, value in enumerate(values) if value not in values[:number]]
 
 
 def structure_names(plan: Plan) -> dict[int, str]:
@@ -96,8 +107,9 @@ def structure_names(plan: Plan) -> dict[int, str]:
 def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[str, Any]]:
     """Scores a subject and structure, from the tables that MONAI's ``MetricsSaver`` wrote.
 
-    A metric that has no value a subject, such as an area under a curve, is taken from ``metrics.csv`` as that of one
-    subject named ``all``.
+    Scans that the datalist gives to one ``subject`` are one subject, with the mean of their scores: they are not
+    independent of each other. A metric that has no value a subject, such as an area under a curve, is taken from
+    ``metrics.csv`` as that of one subject named ``all``.
     """
     classes = plan.evaluate.get("num_classes")
     folder = Path(run.override["output_dir"]) / "eval"
@@ -109,13 +121,20 @@ def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[s
             continue
         with path.open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
-        subjects = subject_names([row["filename"] for row in rows])
-        for row, subject in zip(rows, subjects, strict=True):
+        owners = {_first(item["image"]): str(item["subject"]) for item in plan.test if "subject" in item}
+        names_of_files = subject_names([row["filename"] for row in rows])
+        scores: dict[tuple[str, str], list[float]] = {}
+        for row, name in zip(rows, names_of_files, strict=True):
+            subject = owners.get(row["filename"], name)
             columns = [name for name in row if name.startswith("class")]
             first = 0 if len(columns) == classes else 1  # without the background's column the first is class 1
             values = {names.get(n, f"class {n}"): row[column] for n, column in enumerate(columns, start=first)}
             for structure, value in [("mean", row["mean"]), *(values.items() if len(values) > 1 else ())]:
-                yield {**_key(run), "metric": metric, "structure": structure, "subject": subject, "value": float(value)}
+                scores.setdefault((structure, subject), []).append(float(value))
+        for (structure, subject), found in scores.items():
+            there = [value for value in found if not math.isnan(value)]
+            value = sum(there) / len(there) if there else math.nan
+            yield {**_key(run), "metric": metric, "structure": structure, "subject": subject, "value": value}
 
 
 def _overall(path: Path, metric: str) -> float:
@@ -207,21 +226,30 @@ def write_example_list(plan: Plan) -> None:
 
 
 def example_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
-    written = sorted((run.folder / "predictions").rglob("*.nii.gz"))
-    for item in plan.test[: plan.settings.examples]:
-        image = item["image"] if isinstance(item["image"], str) else item["image"][0]
+    items = plan.test[: plan.settings.examples]
+    root = example_root(items)
+    for item in items:
+        image = _first(item["image"])
         if not image.endswith(NIFTI):
             continue  # the report draws with nibabel
-        stem = subject_names([image])[0]
-        prediction = next((path for path in written if path.name.startswith(stem)), None)
+        place = Path(os.path.relpath(image, root))
+        stem = place.name.removesuffix(".gz").removesuffix(".nii")
+        written = sorted((run.folder / "predictions" / place.parent).glob("*.nii.gz"))
+        prediction = next((path for path in written if path.name.startswith(f"{stem}_")), None)
         if prediction is not None:
+            name = str(place.parent / stem)
             yield {
-                **{name: _key(run)[name] for name in ("arm", "fraction", "seed")},
-                "subject": stem,
+                **{key: _key(run)[key] for key in ("arm", "fraction", "seed")},
+                "subject": name,
                 "image": image,
-                "label": mapped_label(item, stem, plan),
+                "label": mapped_label(item, name.replace(os.sep, "_"), plan),
                 "prediction": str(prediction),
             }
+
+
+def _first(image: Any) -> str:
+    """The file of an image, or of its first modality."""
+    return image if isinstance(image, str) else image[0]
 
 
 def mapped_label(item: dict[str, Any], stem: str, plan: Plan) -> str | None:
@@ -234,14 +262,13 @@ def mapped_label(item: dict[str, Any], stem: str, plan: Plan) -> str | None:
     if any(not isinstance(group, (list, tuple)) for group in groups.values()):
         return None  # several numberings in one run: which is this item's is the transform's business
     path = plan.settings.output / "examples" / f"{stem}.nii.gz"
-    if not path.is_file():
-        source = nib.load(item["label"])
-        values = np.asarray(source.dataobj)  # type: ignore[attr-defined]
-        classes = np.zeros(values.shape, np.uint8)
-        for number, labels in groups.items():
-            classes[np.isin(values, labels)] = number
-        path.parent.mkdir(exist_ok=True)
-        nib.save(nib.Nifti1Image(classes, source.affine), path)  # type: ignore[attr-defined]
+    source: Any = nib.load(item["label"])  # type: ignore[attr-defined]
+    values = np.asarray(source.dataobj)
+    classes = np.zeros(values.shape, np.uint8)
+    for number, labels in groups.items():
+        classes[np.isin(values, labels)] = number
+    path.parent.mkdir(exist_ok=True)
+    nib.save(nib.Nifti1Image(classes, source.affine), path)  # type: ignore[attr-defined]
     return str(path)
 
 
@@ -254,21 +281,3 @@ def _write_table(path: Path, columns: Sequence[str], rows: Sequence[dict[str, An
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _machine() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name(0)}, {platform.system()}"
-    return f"CPU, {os.cpu_count()} cores, {platform.machine()}, {platform.system()}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from .collect import curve_rows
-from .execute import read_outcome, run_child, write_json
+from .execute import read_json, read_outcome, run_child, write_json
 from .plan import Plan, Run
 from .settings import CompareError
 
@@ -49,31 +48,33 @@ def estimate(plan: Plan) -> str:
     """
     item_seconds, item_bytes = _item(plan)
     validation = len(plan.train.get("data")["validation"])
-    items = {"pretrain": 0, "evaluate": len(plan.test)}
-    costs: dict[tuple[str, str], Cost] = {}
+    costs: dict[tuple, Cost] = {}
+
+    def cost_of(run: Run, training: Cost | None = None) -> Cost:
+        kind = _kind(run, plan)
+        if kind not in costs:
+            costs[kind] = probe(run, plan, training)
+        return costs[kind]
+
     lines, total, peak, disk = [], 0.0, 0.0, 0
     for run in plan.runs:
-        if read_outcome(run).get("status") == "done":
+        if _is_done(run):
             lines.append(f"  {run}: done")
             continue
         if run.stage in ("infer", "probe"):
             lines.append(f"  {run}: a small one, not estimated")
             continue
-        kind = (run.stage, run.arm if run.stage == "pretrain" else "")
-        if kind not in costs:
-            costs[kind] = probe(run, plan)
-        cost = costs[kind]
-        if ("evaluate", "") not in costs:
-            costs["evaluate", ""] = probe(_evaluation(plan), plan, costs.get(("train", "")))
-        evaluation = costs["evaluate", ""]
-        loaded = run.labels or items.get(run.stage) or len(plan.train.get("data")["training"])
+        training = cost_of(run if run.stage != "evaluate" else _of_stage(plan, "train"))
+        evaluation = cost_of(_of_stage(plan, "evaluate"), training)
         if run.stage == "evaluate":
+            cost, loaded = evaluation, len(plan.test)
             seconds = cost.start + len(plan.test) * (cost.step + item_seconds)
         else:
+            cost, loaded = training, run.items + validation
             rounds = plan.settings.validations if run.stage == "train" else 0
-            seconds = cost.start + run.steps * cost.step + (loaded + validation) * item_seconds
+            seconds = cost.start + run.steps * cost.step + loaded * item_seconds
             seconds += rounds * validation * evaluation.step
-        memory = cost.peak_mb + (loaded + validation) * item_bytes / 2**20
+        memory = cost.peak_mb + loaded * item_bytes / 2**20
         total, peak, disk = total + seconds, max(peak, memory), disk + cost.disk
         lines.append(f"  {run}: {run.steps or len(plan.test)} {'steps' if run.steps else 'volumes'}, {_time(seconds)}")
     if plan.settings.equal == "time":
@@ -126,29 +127,55 @@ def probe(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def equal_time(plan: Plan) -> dict[str, int]:
-    """Steps that each arm fine-tunes longer, so that all take the seconds of the arm that pre-trained longest.
+def equal_time(plan: Plan, may_probe: bool = True) -> dict[tuple[str, int], int]:
+    """Steps that each arm fine-tunes longer, by number of labels, so that all take as long as the costliest.
 
-    Pre-training has to be done. What was found is kept in ``equal_time.json``, so that a second call lays out the same
-    runs; an encoder file that somebody else pre-trained counts as nothing.
+    Pre-training has to be done; one that failed counts as nothing, and so does an encoder file of somebody else's. What
+    was found is kept in ``equal_time.json``, so that a second call lays out the same runs.
+
+    Args:
+        may_probe: measure a step where there is no such file; otherwise there are no steps more.
     """
-    spent: dict[str, float] = {arm.name: 0.0 for arm in plan.settings.arms}
+    spent = {arm.name: 0.0 for arm in plan.settings.arms}
     for run in plan.runs:
-        if run.stage == "pretrain":
-            spent[run.arm] = max(spent[run.arm], read_outcome(run).get("seconds", 0.0))
+        outcome = read_outcome(run)
+        if run.stage == "pretrain" and outcome.get("status") == "done":
+            spent[run.arm] = max(spent[run.arm], outcome["seconds"])
     record = plan.settings.output / "equal_time.json"
-    if record.is_file():
-        before = json.loads(record.read_text(encoding="utf-8"))
-        if before["pretraining_seconds"] == spent:
-            return before["extra_steps"]
-    step = probe(next(run for run in plan.runs if run.stage == "train"), plan).step
-    extra = {arm: round((max(spent.values()) - seconds) / step) for arm, seconds in spent.items()}
-    write_json(record, {"pretraining_seconds": spent, "step_seconds": step, "extra_steps": extra})
-    return extra
+    before = read_json(record)
+    if before.get("pretraining_seconds") != spent:
+        if not may_probe:
+            return {}
+        steps: dict[tuple, float] = {}
+        extra: dict[str, dict[int, int]] = {}
+        for run in plan.runs:
+            if run.stage == "train" and run.labels is not None:
+                kind = _kind(run, plan)
+                if kind not in steps:
+                    steps[kind] = probe(run, plan).step
+                more = round((max(spent.values()) - spent[run.arm]) / steps[kind])
+                extra.setdefault(run.arm, {})[run.labels] = more
+        before = {"pretraining_seconds": spent, "extra_steps": extra}
+        write_json(record, before)
+    found = before["extra_steps"]
+    return {(arm, int(labels)): steps for arm, table in found.items() for labels, steps in table.items()}
 
 
-def _evaluation(plan: Plan) -> Run:
-    return next(run for run in plan.runs if run.stage == "evaluate")
+def _kind(run: Run, plan: Plan) -> tuple:
+    """Runs of a kind cost the same a step: one net, and batches of one size."""
+    arm = next(arm for arm in plan.settings.arms if arm.name == run.arm)
+    own = run.arm if run.stage == "pretrain" or arm.override else ""
+    return run.stage, own, min(run.items, run.batch)
+
+
+def _is_done(run: Run) -> bool:
+    outcome = read_outcome(run)
+    readable = all(path.is_file() for path in run.inputs)
+    return outcome.get("status") == "done" and readable and outcome.get("digest") == run.digest()
+
+
+def _of_stage(plan: Plan, stage: str) -> Run:
+    return next(run for run in plan.runs if run.stage == stage)
 
 
 def _first_event(folder: Path) -> float:

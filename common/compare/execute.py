@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import platform
 import queue
 import re
 import shlex
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from .settings import CompareError, Settings
 
 __all__ = ["execute", "hold_folder", "read_outcome", "run_child"]
 
+PACKAGES = ("monai-transfer-bundles", "monai", "torch", "numpy", "pytorch-ignite")
 CHECKPOINTS = ("pretrain.ckpt", "train.ckpt")
 PR_SET_PDEATHSIG = 1  # prctl(2)
 # Looked up here: between fork and exec nothing may be imported or allocated.
@@ -34,7 +37,7 @@ _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 @contextmanager
 def hold_folder(settings: Settings) -> Iterator[None]:
-    """Keep other comparisons out of the output folder, now and for good.
+    """Keep other comparisons out of the output folder.
 
     Raises:
         CompareError: another process works in it, or it holds the runs of a comparison with other settings.
@@ -59,15 +62,17 @@ def hold_folder(settings: Settings) -> Iterator[None]:
                     f"{settings.output} holds another comparison, with {was}: give another --output. Arms, numbers of "
                     "labels and seeds may be added to a folder, all else is the same for its runs."
                 )
-        else:
-            write_json(record, settings.fixed())
         yield
     finally:
         lock.release()
 
 
 def execute(plan: Plan, say: Callable[[str], None] = print) -> None:
-    """Run what is not done yet. A failure is recorded and does not stop the others, except those that need it."""
+    """Run what is not done yet. A failure is recorded and does not stop the others, except those that need it.
+
+    From here on the output folder is this comparison's.
+    """
+    write_json(plan.settings.output / "settings.json", plan.settings.fixed())
     devices: queue.Queue[str] = queue.Queue()
     for device in plan.settings.devices:
         devices.put(device)
@@ -130,16 +135,17 @@ def _blocked(run: Run, runs: tuple[Run, ...], waiting: list[Run], unfinished: se
 
 
 def _do(run: Run, title: str, device: str, settings: Settings, say: Callable[[str], None]) -> None:
+    before = read_outcome(run)
     unfinished = [path.parent for path in run.needs if read_json(path).get("status") != "done"]
     missing = [path for path in run.inputs if not path.is_file()]
     if unfinished or missing:
         reason = "a run that it needs is not done: " if unfinished else "there is no "
         reason += str(unfinished[0].relative_to(settings.output) if unfinished else missing[0])
-        _write_outcome(run, {"status": "skipped", "reason": reason})
+        # with the digest of what is in the folder, which tells the next call whether it may go on with it
+        _write_outcome(run, {**before, "status": "skipped", "reason": reason})
         say(f"{title}: skipped, {reason}")
         return
     digest = run.digest()
-    before = read_outcome(run)
     if before.get("digest") == digest and before.get("status") == "done":
         say(f"{title}: done before ({before['seconds']:.0f} s)")
         return
@@ -149,6 +155,7 @@ def _do(run: Run, title: str, device: str, settings: Settings, say: Callable[[st
         say(f"{title}: its config or data changed; what was there is now in {aside.name}")
     run.folder.mkdir(parents=True, exist_ok=True)
     outcome: dict[str, Any] = {"digest": digest, "status": "started", "attempts": _attempts(run, before, digest)}
+    outcome |= {"machine": machine(), "packages": versions()}
     _write_outcome(run, outcome)
     say(f"{title} ...")
     outcome |= run_child(run, settings, device)
@@ -169,7 +176,7 @@ def _attempts(run: Run, before: Mapping[str, Any], digest: str) -> list[dict[str
     """
     attempts: list[dict[str, float]] = []
     log = run.folder / f"{run.key}.log"
-    if before.get("digest") == digest and before.get("status") in ("started", "failed") and log.is_file():
+    if before.get("digest") == digest and before.get("status") != "done" and log.is_file():
         attempts = list(before.get("attempts", []))
     worked = 0.0
     if attempts:
@@ -219,6 +226,9 @@ def run_child(run: Run, settings: Settings, device: str = "") -> dict[str, Any]:
         _children.add(child.pid)
         try:
             _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            _stop(child.pid)
+            raise
         finally:
             _children.discard(child.pid)
         child.returncode = os.waitstatus_to_exitcode(status)
@@ -239,9 +249,27 @@ _children: set[int] = set()
 
 
 def _stop_children() -> None:
-    for pid in list(_children):
+    """End the children of the other threads, which wait for them and take note; what does not end is killed."""
+    for number, patience in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0)):
+        for pid in list(_children):
+            with suppress(ProcessLookupError):
+                os.killpg(pid, number)
+        end = time.time() + patience
+        while _children and time.time() < end:
+            time.sleep(0.1)
+
+
+def _stop(pid: int) -> None:
+    """End a child of this thread."""
+    for number, patience in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0)):
         with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGTERM)
+            os.killpg(pid, number)
+        end = time.time() + patience
+        with suppress(ChildProcessError):
+            while time.time() < end:
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    return
+                time.sleep(0.1)
 
 
 def _die_with_parent() -> None:
@@ -286,6 +314,23 @@ def read_json(path: Path) -> dict[str, Any]:
 def _write_outcome(run: Run, outcome: Mapping[str, Any]) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     write_json(run.outcome, outcome)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def machine() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name(0)}, {platform.system()}"
+    return f"CPU, {os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -181,4 +181,5 @@ def _volume(path: str) -> np.ndarray:
     """The first channel in the nearest orientation to RAS."""
     volume: Any = nib.as_closest_canonical(nib.load(path))  # type: ignore[attr-defined]
     data = np.asarray(volume.dataobj)
+    data = data[..., None] if data.ndim == 2 else data
     return data.reshape(*data.shape[:3], -1)[..., 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from ..checks import PLACES
 from .settings import Arm, CompareError, Settings
 
-__all__ = ["BundleConfig", "Plan", "Run", "make_plan"]
+__all__ = ["BundleConfig", "Plan", "Run", "example_root", "make_plan"]
 
 STAGES = ("pretrain", "train", "evaluate", "infer", "probe")
 
@@ -30,7 +31,7 @@ class Run:
         override: ids and values, the output folder included.
         folder: where it writes; the stages of one fine-tuning share it.
         labels: number of training items, for all stages but pre-training.
-        steps, epochs: of training, 0 for other stages.
+        steps, epochs, items, batch: of training: its length, the items that it loads, and those of a step; else 0.
         inputs: files that other runs write and this one reads.
         needs: outcomes of the runs that have to be done before.
         data: SHA-256 of the datalists.
@@ -47,6 +48,8 @@ class Run:
     labels: int | None = None
     steps: int = 0
     epochs: int = 0
+    items: int = 0
+    batch: int = 0
     inputs: tuple[Path, ...] = ()
     needs: tuple[Path, ...] = ()
     data: str = ""
@@ -146,8 +149,12 @@ class BundleConfig:
             )
         return dict(metrics)
 
+    def batch(self, processes: int) -> int:
+        """Items of a training step, of all processes."""
+        return self.get("train#dataloader#batch_size", 1) * processes
+
     def steps_per_epoch(self, items: int, processes: int) -> int:
-        return math.ceil(items / (self.get("train#dataloader#batch_size", 1) * processes))
+        return math.ceil(items / self.batch(processes))
 
 
 @dataclass(frozen=True)
@@ -170,11 +177,12 @@ class Plan:
         return _fractions(self.settings, len(self.train.get("data")["training"]))
 
 
-def make_plan(settings: Settings, extra_steps: Mapping[str, int] | None = None) -> Plan:
+def make_plan(settings: Settings, extra_steps: Mapping[tuple[str, int], int] | None = None) -> Plan:
     """Lay out the runs of a comparison.
 
     Args:
-        extra_steps: per arm, steps of fine-tuning beyond those of the settings (for ``equal`` time).
+        extra_steps: per arm and number of labels, steps of fine-tuning beyond those of the settings (for ``equal``
+            time).
 
     Raises:
         CompareError: the bundle lacks a file, the data cannot be read, a list is empty, or a number of labels is more
@@ -187,7 +195,7 @@ def make_plan(settings: Settings, extra_steps: Mapping[str, int] | None = None) 
 class _Builder:
     """Makes the runs; a class for what they share."""
 
-    def __init__(self, settings: Settings, extra_steps: Mapping[str, int]) -> None:
+    def __init__(self, settings: Settings, extra_steps: Mapping[tuple[str, int], int]) -> None:
         self.settings = settings
         self.extra_steps = extra_steps
         self.places = {
@@ -254,6 +262,8 @@ class _Builder:
                 seed=seed,
                 steps=epochs * config.steps_per_epoch(items, settings.processes),
                 epochs=epochs,
+                items=items,
+                batch=config.batch(settings.processes),
                 data=data,
             )
 
@@ -277,7 +287,7 @@ class _Builder:
             encoder, inputs = {"pretrained_encoder": str(path)}, (path,)
         pretrained = (inputs[0].with_name("pretrain.json"),) if arm.pretrain else ()
         per_epoch = config.steps_per_epoch(labels, settings.processes)
-        epochs = self.epochs(arm, config, per_epoch)
+        epochs = self.epochs(arm, labels, config, per_epoch)
         train = {**override, **encoder, **_checkpoint_interval(config, override, epochs), "max_epochs": epochs}
         train["val_interval"] = max(1, epochs // settings.validations)
         place = {"output_dir": str(folder)}
@@ -291,30 +301,45 @@ class _Builder:
             given = {**reads, "data": self.data, **more}
             return Run(stage, arm.name, self.files(stage), own, folder, seed, fraction, labels, **given)
 
-        yield run("train", {**train, "resume": True, **place}, steps=epochs * per_epoch, epochs=epochs)
+        length = {"steps": epochs * per_epoch, "epochs": epochs, "items": labels}
+        length["batch"] = config.batch(settings.processes)
+        yield run("train", {**train, "resume": True, **place}, **length)
         yield run("evaluate", {**override, **place})
         shown = seed == settings.seeds[0] and labels == min(self.fractions.values())
-        if settings.examples and shown and isinstance(self.test[0].get("label"), str):
+        inference = (settings.bundle / "configs" / "inference.json").is_file()
+        if settings.examples and shown and inference and isinstance(self.test[0].get("label"), str):
             ids = self.read("infer", {}).ids
             own = {key: value for key, value in override.items() if re.split("#|::", key)[0] in ids}
-            own |= {"dataset_dir": str(settings.output), "datalist": str(settings.output / "examples.datalist.json")}
+            images = [str(item["image"]) for item in self.test[: settings.examples]]
+            own |= {"dataset_dir": example_root(self.test[: settings.examples])}
+            own |= {"datalist": str(settings.output / "examples.datalist.json")}
             own |= {"model_path": str(model[0]), "output_dir": str(folder / "predictions")}
-            yield run("infer", own)
+            yield run("infer", own, data=hashlib.sha256("\n".join(images).encode()).hexdigest())
         for target in settings.probe:
             yield run("probe", {**override, **encoder, **place}, target=target)
 
-    def epochs(self, arm: Arm, config: BundleConfig, per_epoch: int) -> int:
+    def epochs(self, arm: Arm, labels: int, config: BundleConfig, per_epoch: int) -> int:
         """Passes over the labels; whole ones, so that steps are equal up to one pass (and the same in every arm)."""
         settings = self.settings
         if settings.equal == "epochs":
             return settings.epochs or config.get("max_epochs")
-        steps = (settings.steps or self.full_steps) + self.extra_steps.get(arm.name, 0)
+        steps = (settings.steps or self.full_steps) + self.extra_steps.get((arm.name, labels), 0)
         return max(1, round(steps / per_epoch))
+
+
+def example_root(items: Sequence[Mapping[str, Any]]) -> str:
+    """The folder that holds the images of all items; predictions lie below the output folder as they lie below it."""
+    images = [item["image"] if isinstance(item["image"], str) else item["image"][0] for item in items]
+    return os.path.commonpath([os.path.dirname(image) for image in images])
 
 
 def _fractions(settings: Settings, training: int) -> dict[float, int]:
     if settings.labels is None:
-        return {fraction: max(1, round(fraction * training)) for fraction in settings.fractions}
+        found = {fraction: max(1, round(fraction * training)) for fraction in settings.fractions}
+        if len(set(found.values())) < len(found):
+            counts = ", ".join(f"{fraction}: {count}" for fraction, count in found.items())
+            raise CompareError(f"--fractions: of {training} training items two keep the same number ({counts}).")
+        return found
     if max(settings.labels) > training:
         raise CompareError(f"--labels {max(settings.labels)}: the training list has {training} items.")
     return {label / training: label for label in settings.labels}

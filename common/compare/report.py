@@ -138,6 +138,13 @@ def _reading(tables: Tables) -> str:
         'The interval counts the spread of trainings (seeds) and of subjects. "No difference found" means that it '
         "contains zero, not that there is none."
     )
+    shared = [name for name in tables.others if tables.about["arms"][name].get("one_pretraining")]
+    if shared:
+        text += (
+            f" All seeds of {', '.join(shared)} start from one pre-training, whose own spread it therefore does not "
+            "count."
+        )
+    text += " Structures and metrics are judged one by one, without a correction for their number."
     if len(tables.about["seeds"]) < 2:
         text += (
             " With one seed the spread of trainings is unknown: a verdict is about these very models, and another "
@@ -234,9 +241,7 @@ def _cost_table(tables: Tables) -> Block:
             [
                 arm,
                 _time(sum(seconds["pretrain"])),
-                f"{_time(sum(train) / len(train))} ({' to '.join(map(str, {steps[0], steps[-1]}))} steps)"
-                if train
-                else "-",
+                f"{_time(sum(train) / len(train))} ({_range(steps)} steps)" if train else "-",
                 str(len(train)),
                 _time(sum(seconds["evaluate"])),
                 _time(sum(row["seconds"] for row in costs)),
@@ -253,8 +258,8 @@ def _making(tables: Tables) -> list[str]:
         *(f"{name}: {arm['description']}" for name, arm in about["arms"].items()),
         f"equal {about['equal']}; {about['steps']} steps of fine-tuning (up to one pass over the labels); seeds "
         f"{', '.join(map(str, about['seeds']))}",
-        ", ".join(f"{name} {version}" for name, version in about["packages"].items()),
-        about["machine"],
+        *(", ".join(f"{name} {version}" for name, version in packages.items()) for packages in about["packages"]),
+        *about["machine"],
         "numbers: results.csv, subjects.csv, curves.csv and costs.csv beside this report; commands and logs: folders "
         "of the runs",
     ]

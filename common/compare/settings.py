@@ -74,7 +74,7 @@ class Settings:
     validations: int = 4
     config_file: tuple[str, ...] = ()
     dataset_dir: str | None = None
-    datalist: str | None = None
+    datalist: str | tuple[str, ...] | None = None
     override: Mapping[str, Any] = field(default_factory=dict)
     pretrain_override: Mapping[str, Any] = field(default_factory=dict)
     probe: tuple[str, ...] = ()
@@ -113,7 +113,8 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         output: folder of runs and report.
         arms: names separated by commas, or a mapping. ``scratch`` is training from scratch. A name alone is that arm of
             the JSON file, or the file ``configs/pretexts/NAME.json`` over ``configs/pretrain.json``, or
-            ``configs/pretrain.json`` alone for the bundle's own name and ``pretrain``. ``NAME=FILE.safetensors`` is an encoder file,
+            ``configs/pretrain.json`` alone for the bundle's own name and ``pretrain``. ``NAME=FILE.safetensors`` is an
+            encoder file,
             ``NAME=a.json+b.json`` pre-training with these files over ``pretrain.json``, ``NAME=scratch`` another arm
             from scratch. In a mapping the value may also be null (scratch) or a mapping of ``Arm``'s fields, in which
             ``pretrain`` lists files over ``pretrain.json``.
@@ -164,6 +165,10 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         if merged.get(name) is None:
             raise CompareError(f"Give --{name}" + (", or a settings file that has it." if name != "output" else "."))
 
+    def place(name: str) -> Path:
+        """What relative paths of an option are relative to."""
+        return Path.cwd() if given.get(name) is not None else base
+
     bundle = Path(merged["bundle"]).absolute().resolve()
     if not (bundle / "configs" / "train.json").is_file():
         raise CompareError(f"{bundle} is no bundle: it has no configs/train.json (--bundle).")
@@ -181,7 +186,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
     result = Settings(
         bundle=bundle,
         output=Path(merged["output"]).absolute(),
-        arms=_arms(merged["arms"], defined if isinstance(defined, Mapping) else {}, bundle, base),
+        arms=_arms(merged["arms"], defined if isinstance(defined, Mapping) else {}, bundle, (place("arms"), base)),
         fractions=fractions,
         labels=tuple(sorted({_whole(value, "labels", 1) for value in _list(labels)})) if labels is not None else None,
         seeds=tuple(dict.fromkeys(_whole(value, "seeds", 0) for value in _list(merged.get("seeds", (0, 1, 2))))),
@@ -189,26 +194,34 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         steps=_whole(merged["steps"], "steps", 1) if merged.get("steps") is not None else None,
         epochs=_whole(merged["epochs"], "epochs", 1) if merged.get("epochs") is not None else None,
         validations=_whole(merged.get("validations", 4), "validations", 1),
-        config_file=tuple(_config(name, bundle, base) for name in _list(merged.get("config_file", ()))),
-        dataset_dir=_place(merged.get("dataset_dir"), base if given.get("dataset_dir") is None else Path.cwd()),
-        datalist=_place(merged.get("datalist"), base if given.get("datalist") is None else Path.cwd()),
+        config_file=tuple(_config(name, bundle, place("config_file")) for name in _list(merged.get("config_file", ()))),
+        dataset_dir=_place(merged.get("dataset_dir"), place("dataset_dir")),
+        datalist=_places(merged.get("datalist"), place("datalist")),
         override=_overrides(merged.get("override")),
         pretrain_override=_overrides(merged.get("pretrain_override")),
         probe=_probe(merged.get("probe", ())),
         examples=_whole(merged.get("examples", 1), "examples", 0),
-        devices=tuple(str(device) for device in _list(merged.get("devices", ""))) or ("",),
+        devices=_devices(merged.get("devices")),
         processes=_whole(merged.get("processes", 1), "processes", 1),
         keep_checkpoints=bool(merged.get("keep_checkpoints", False)),
     )
+    if result.processes > 1 and len(result.devices) > 1:
+        raise CompareError(
+            "--devices runs several runs of one process each, --processes one run of several: choose one."
+        )
     _check_overrides_are_not_ours(result)
     return result
 
 
-def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, base: Path) -> tuple[Arm, ...]:
-    """The arms asked for; a name alone that the settings file defines is meant so."""
+def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, bases: tuple[Path, Path]) -> tuple[Arm, ...]:
+    """The arms asked for; a name alone that the settings file defines is meant so, with paths relative to that file."""
     entries = list(value.items()) if isinstance(value, Mapping) else [_split_arm(text) for text in _list(value)]
-    entries = [(name, defined[name] if content == name in defined else content) for name, content in entries]
-    arms = tuple(_arm(name, content, bundle, base) for name, content in entries)
+    arms = tuple(
+        _arm(name, defined[name], bundle, bases[1])
+        if isinstance(content, str) and content == name in defined
+        else _arm(name, content, bundle, bases[0])
+        for name, content in entries
+    )
     names = [arm.name for arm in arms]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -282,8 +295,22 @@ def _config(name: str, bundle: Path, base: Path) -> str:
     raise CompareError(f"No config file {name}: neither in {base} nor in {bundle} or its configs.")
 
 
-def _place(path: str | None, base: Path) -> str | None:
-    return None if path is None else str((base / path).absolute())
+def _place(path: Any, base: Path) -> str | None:
+    return None if path is None else str((base / str(path)).absolute())
+
+
+def _places(paths: Any, base: Path) -> str | tuple[str, ...] | None:
+    if isinstance(paths, (list, tuple)):
+        return tuple(str((base / str(path)).absolute()) for path in paths)
+    return _place(paths, base)
+
+
+def _devices(value: Any) -> tuple[str, ...]:
+    devices = tuple(str(device) for device in _list("" if value is None else value)) or ("",)
+    for device in devices:
+        if device and not re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", device):
+            raise CompareError(f"--devices {device!r}: give numbers of GPUs, as in --devices 0,1.")
+    return devices
 
 
 def _overrides(value: Any) -> dict[str, Any]:
@@ -292,7 +319,10 @@ def _overrides(value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
         return dict(value)
     result = {}
-    for text in value.split() if isinstance(value, str) else value:
+    if not isinstance(value, (str, list, tuple)):
+        raise CompareError(f"--override {value!r}: write id=value.")
+    # a space may also stand inside a value, such as a list
+    for text in re.split(r"\s+(?=[\w#:]+=)", value.strip()) if isinstance(value, str) else value:
         key, equals, part = str(text).partition("=")
         if not equals:
             raise CompareError(f"--override {text!r} has no value; write id=value.")
@@ -310,9 +340,13 @@ def _overrides(value: Any) -> dict[str, Any]:
 OWN = {
     "fraction": "--fractions or --labels",
     "max_epochs": "--steps, --epochs or an arm's `pretrain_override`",
+    "eval_dir": "--output",
+    "model_path": "--arms",
     "output_dir": "--output",
     "pretrained_encoder": "--arms",
+    "resume": "nothing, an interrupted comparison goes on by itself",
     "seed": "--seeds",
+    "val_interval": "--validations",
 }
 
 
@@ -321,9 +355,11 @@ def _check_overrides_are_not_ours(settings: Settings) -> None:
         for key in mapping:
             if key in OWN:
                 raise CompareError(f"{key!r} cannot be an override, the comparison sets it: use {OWN[key]}.")
+    per_seed = any(arm.pretrain_per_seed for arm in settings.arms)
     for mapping in (settings.pretrain_override, *(arm.pretrain_override for arm in settings.arms)):
-        if "output_dir" in mapping:
-            raise CompareError("'output_dir' cannot be an override, the comparison sets it: use --output.")
+        for key in ("output_dir", "resume", *(["seed"] if per_seed else [])):
+            if key in mapping:
+                raise CompareError(f"{key!r} cannot be an override, the comparison sets it: use {OWN[key]}.")
 
 
 def _probe(value: Any) -> tuple[str, ...]:

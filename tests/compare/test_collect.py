@@ -28,8 +28,8 @@ def run(tmp_path):
     return Run("evaluate", "scratch", (), {"output_dir": str(tmp_path)}, tmp_path, 0, 0.5, 2)
 
 
-def collected(run):
-    plan = Plan(None, (run,), None, Config(), [])
+def collected(run, test=()):
+    plan = Plan(None, (run,), None, Config(), list(test))
     return list(subject_rows(run, plan, {1: "white matter"}))
 
 
@@ -45,6 +45,17 @@ def test_scores_a_subject_and_a_metric_of_the_whole(run):
     means = {(row["metric"], row["structure"]): (row["value"], row["subjects"]) for row in mean_rows(rows)}
     assert means["val_dice", "class 2"] == (0.75, 1) and means["val_dice", "white matter"] == (0.375, 2)
     assert all(row[name] == value for row in rows for name, value in KEY.items())
+
+
+def test_scans_of_one_subject_are_one_subject(run):
+    table = "filename,class0,class1,mean\n/d/a1.nii,0.2,nan,0.2\n/d/a2.nii,0.4,0.8,0.6\n/d/b.nii,0.5,0.5,0.5\n"
+    (run.folder / "eval/val_dice_raw.csv").write_text(table)
+    (run.folder / "eval/metrics.csv").write_text("val_auc\t0.5\n")
+    test = [{"image": f"/d/{name}.nii", "subject": name[0]} for name in ("a1", "a2", "b")]
+    rows = [row for row in collected(run, test) if row["metric"] == "val_dice"]
+    found = {(row["structure"], row["subject"]): row["value"] for row in rows}
+    assert found["mean", "a"] == pytest.approx(0.4) and found["white matter", "a"] == pytest.approx(0.3)
+    assert found["class 2", "a"] == 0.8 and found["mean", "b"] == 0.5 and len(found) == 6
 
 
 def test_a_column_for_the_background_is_class_0(run):

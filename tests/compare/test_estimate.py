@@ -22,10 +22,10 @@ class Config:
 def plan(tmp_path):
     arms = (Arm("scratch"), Arm("mae", pretrain=("pretrain.json",)))
     settings = Settings(tmp_path / "bundle", tmp_path, arms, validations=4)
-    runs = [Run("pretrain", "mae", (), {}, tmp_path / "pretrain/mae", steps=50, epochs=5)]
+    runs = [Run("pretrain", "mae", (), {}, tmp_path / "pretrain/mae", steps=50, epochs=5, items=30, batch=3)]
     for arm in ("scratch", "mae"):
         folder = tmp_path / arm
-        runs.append(Run("train", arm, (), {}, folder, 0, 1.0, 3, steps=20, epochs=20))
+        runs.append(Run("train", arm, (), {}, folder, 0, 1.0, 3, steps=20, epochs=20, items=3, batch=2))
         runs.append(Run("evaluate", arm, (), {}, folder, 0, 1.0, 3))
     return Plan(settings, tuple(runs), Config(), Config(), [1] * 10)
 
@@ -52,7 +52,7 @@ def probes(monkeypatch):
 
 def test_the_sum_is_that_of_the_runs(plan, probes):
     text = estimate(plan)
-    pretrain = 10 + 50 * 1 + (3 + 2) * 0.5
+    pretrain = 10 + 50 * 1 + (30 + 2) * 0.5
     train = 10 + 20 * 2 + (3 + 2) * 0.5 + 4 * 2 * 3
     evaluate = 10 + 10 * (3 + 0.5)
     assert f"About {(pretrain + 2 * train + 2 * evaluate) / 60:.0f} min in all" in text
@@ -64,15 +64,18 @@ def test_the_sum_is_that_of_the_runs(plan, probes):
 def test_what_is_done_is_not_counted(plan, probes):
     for run in plan.runs:
         run.folder.mkdir(parents=True, exist_ok=True)
-        run.outcome.write_text(json.dumps({"status": "done"}))
+        run.outcome.write_text(json.dumps({"status": "done", "digest": run.digest()}))
     assert "About 0 s in all" in estimate(plan) and probes == []
+    plan.runs[1].outcome.write_text(json.dumps({"status": "done", "digest": "of another config"}))
+    assert "About 76 s in all" in estimate(plan)
 
 
 def test_equal_time_gives_scratch_the_seconds_of_pretraining(plan, probes, tmp_path):
     outcome = Path(tmp_path / "pretrain/mae/pretrain.json")
     outcome.parent.mkdir(parents=True)
     outcome.write_text(json.dumps({"status": "done", "seconds": 100.0}))
-    assert equal_time(plan) == {"scratch": 50, "mae": 0}
-    assert equal_time(plan) == {"scratch": 50, "mae": 0} and probes == ["train"]  # kept for the next call
-    outcome.write_text(json.dumps({"status": "done", "seconds": 60.0}))
-    assert equal_time(plan) == {"scratch": 30, "mae": 0}
+    assert equal_time(plan, may_probe=False) == {} and probes == []
+    assert equal_time(plan) == {("scratch", 3): 50, ("mae", 3): 0}
+    assert equal_time(plan) == {("scratch", 3): 50, ("mae", 3): 0} and probes == ["train"]  # kept for the next call
+    outcome.write_text(json.dumps({"status": "failed", "seconds": 60.0}))
+    assert equal_time(plan) == {("scratch", 3): 0, ("mae", 3): 0}

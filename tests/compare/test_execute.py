@@ -96,6 +96,23 @@ def test_a_net_of_a_training_that_failed_half_way_is_not_evaluated(settings):
     assert model.is_file() and read_outcome(evaluation)["status"] == "skipped"
 
 
+def test_a_skipped_run_keeps_the_digest_of_what_is_in_its_folder(settings):
+    """Its checkpoint is of another encoder: the call after the one that skipped it must not go on with it."""
+    gate = settings.output / "pre" / "pretrain.json"
+    gate.parent.mkdir(parents=True)
+    gate.write_text(json.dumps({"status": "done"}))
+    first = program(settings, "a", "open('/dev/null'); raise SystemExit(1)", needs=(gate,))
+    run_all(settings, first)
+    digest = read_outcome(first)["digest"]
+    changed = program(settings, "a", "print('other')", needs=(gate,))
+    gate.write_text(json.dumps({"status": "failed"}))
+    run_all(settings, changed)
+    assert read_outcome(changed)["status"] == "skipped" and read_outcome(changed)["digest"] == digest
+    gate.write_text(json.dumps({"status": "done"}))
+    run_all(settings, changed)
+    assert read_outcome(changed)["status"] == "done" and (settings.output / "a.old-1").is_dir()
+
+
 def test_a_missing_input_is_named(settings):
     run = program(settings, "a", "print(1)", inputs=(settings.output / "gone.safetensors",))
     run_all(settings, run)
@@ -149,11 +166,14 @@ def test_two_comparisons_in_one_folder_are_refused(settings):
 
 
 def test_a_folder_holds_one_comparison(settings):
+    other = replace(settings, override={"learning_rate": 1.0})
+    for nothing_ran_yet in (other, settings):
+        with hold_folder(nothing_ran_yet):
+            pass
     with hold_folder(settings):
-        pass
+        run_all(settings)
     with hold_folder(replace(settings, seeds=(0, 1, 2, 3), arms=(*settings.arms, Arm("b")))):
         pass  # more of the same
-    other = replace(settings, override={"learning_rate": 1.0})
     with pytest.raises(CompareError, match=r"holds another comparison, with override \{\} \(now"), hold_folder(other):
         pass
 

@@ -66,7 +66,7 @@ def test_equal_epochs_and_extra_steps(plan):
     found = plan(labels="1,3", equal="epochs", epochs=5)
     assert {run.labels: run.steps for run in runs(found, "train")} == {1: 5, 3: 10}
     settings = plan(labels="3", equal="time", steps=4).settings
-    longer = make_plan(settings, {"scratch": 6, "mae": 0})
+    longer = make_plan(settings, {("scratch", 3): 6, ("mae", 3): 0})
     assert {run.arm: run.steps for run in runs(longer, "train")} == {"scratch": 10, "mae": 4}
 
 
@@ -129,6 +129,7 @@ def test_only_ids_that_inference_has_reach_it(plan):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
+        ({"fractions": "0.3,0.34,1"}, "of 3 training items two keep the same number (0.3: 1, 0.34: 1, 1.0: 3)"),
         ({"labels": "4"}, "--labels 4: the training list has 3 items"),
         ({"dataset_dir": "/nowhere"}, "No dataset folder at /nowhere"),
         ({"override": "metrics=$None"}, "state no `metrics`"),

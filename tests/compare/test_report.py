@@ -78,7 +78,7 @@ def folder(tmp_path):
     about = {
         "bundle": "pretrain_once",
         "task": "structures4",
-        "arms": {name: {"description": text} for name, text in ARMS.items()},
+        "arms": {name: {"description": text, "one_pretraining": name == "mae"} for name, text in ARMS.items()},
         "baseline": "scratch",
         "fractions": [0.1, 0.5],
         "seeds": [0, 1, 2],
@@ -86,8 +86,8 @@ def folder(tmp_path):
         "steps": 16,
         "metrics": {"val_mean_dice": "higher"},
         "command": "python -m common.compare --arms 'a<b'",
-        "packages": {"torch": "2.13.0"},
-        "machine": "a machine",
+        "packages": [{"torch": "2.13.0"}],
+        "machine": ["a machine"],
     }
     (tmp_path / "comparison.json").write_text(json.dumps(about))
     return tmp_path
@@ -117,6 +117,7 @@ def test_outcome_says_what_was_found_and_what_not(folder):
     assert lines[0].startswith("- With 1 label, mae against scratch: **better** (mean Dice 0.")
     assert lines[1].startswith("- With 5 labels, mae against scratch: **no difference found**")
     assert "3 seeds, 10 subjects" in lines[0]
+    assert "All seeds of mae start from one pre-training" in text
     assert "10.0 min" in text and "| 50 s (16 steps) | 3 |" in text and "2.0 GiB" in text
 
 

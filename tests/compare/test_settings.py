@@ -16,12 +16,18 @@ def read(output, **given):
 
 
 def test_defaults_and_comma_separated_lists(tmp_path):
-    settings = read(tmp_path, fractions="0.3,0.1,1", seeds="4,2", override="learning_rate=0.01 orientation=LPS")
+    override = "learning_rate=0.01 roi_size=[96, 96, 96] optimizer#eps=1e-7 orientation=LPS"
+    settings = read(tmp_path, fractions="0.3,0.1,1", seeds="4,2", override=override)
     assert [arm.name for arm in settings.arms] == ["scratch", "pretrain_once"]
     assert settings.baseline == "scratch" and settings.arms[0].is_scratch
     assert settings.arms[1].pretrain == (str(BUNDLE / "configs/pretrain.json"),)
     assert settings.fractions == (0.1, 0.3, 1.0) and settings.seeds == (4, 2)
-    assert settings.override == {"learning_rate": 0.01, "orientation": "LPS"}
+    assert settings.override == {
+        "learning_rate": 0.01,
+        "roi_size": [96, 96, 96],
+        "optimizer#eps": 1e-7,
+        "orientation": "LPS",
+    }
     assert settings.equal == "steps" and settings.examples == 1
 
 
@@ -91,6 +97,10 @@ def test_settings_that_the_bundles_ship(path, tmp_path):
         ({"equal": "epochs", "steps": 3}, "--steps goes with"),
         ({"epochs": 3}, "--epochs goes with --equal epochs"),
         ({"override": "learning_rate"}, "has no value; write id=value"),
+        ({"override": 3}, "--override 3: write id=value"),
+        ({"override": "val_interval=3"}, "use --validations"),
+        ({"devices": "cuda:0"}, "--devices 'cuda:0': give numbers of GPUs"),
+        ({"devices": "0,1", "processes": 2}, "choose one"),
         ({"override": "seed=3"}, "'seed' cannot be an override, the comparison sets it: use --seeds"),
         ({"output": None}, "Give --output."),
         ({"settings": "/none.json"}, "No settings file /none.json"),
@@ -102,6 +112,21 @@ def test_errors_say_what_to_change(tmp_path, given, sentence):
             bundle=str(BUNDLE), arms="scratch", **given
         )
     assert sentence in str(error.value)
+
+
+def test_paths_are_relative_to_where_they_are_written(tmp_path, monkeypatch):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "mine.safetensors").write_bytes(b"")
+    content = {"bundle": str(BUNDLE), "arms": {"scratch": None}, "datalist": ["a.json", "b.json"]}
+    (tmp_path / "s.json").write_text(json.dumps(content))
+    monkeypatch.chdir(folder)
+    settings = read_settings(
+        str(tmp_path / "s.json"), output="out", arms="scratch,mine=mine.safetensors", dataset_dir="."
+    )
+    assert settings.arms[1].encoder == str(folder / "mine.safetensors") and settings.output == folder / "out"
+    assert settings.datalist == (str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+    assert settings.dataset_dir == str(folder)
 
 
 def test_a_name_alone_takes_the_arm_of_the_file(tmp_path):
