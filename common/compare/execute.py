@@ -289,6 +289,10 @@ def failure_reason(log: Path, begin: int, code: int) -> str:
         text = file.read().decode("utf-8", "replace")
     if re.search(r"OutOfMemoryError|CUDA out of memory|can't allocate memory|std::bad_alloc", text):
         return f"out of memory (see {log.name}); lower batch_size, or the size of the network"
+    if "ChildFailedError" in text:  # torchrun's own summary comes last and says nothing of the cause
+        found = re.search(r"^\[rank\d+\]: (\w*(?:Error|Exception|Exit): .*)$", text, re.MULTILINE)
+        if found:
+            return f"{found[1]} (see {log.name})"
     # The bundles' first step sees to it that the output ends with what went wrong, after an empty line.
     paragraphs = [part.strip() for part in text.strip().split("\n\n") if part.strip()]
     last = paragraphs[-1].splitlines() if paragraphs else []

@@ -207,6 +207,11 @@ class _Builder:
         self.evaluate = self.read("evaluate", settings.override)
         _ = self.evaluate.metrics  # refused now rather than after hours
         self.test = self.evaluate.get("data")[self.evaluate.get("evaluated_list", "test")]
+        for name, items in (("validation", self.train.get("data")["validation"]), ("test", self.test)):
+            if len(items) < settings.processes:
+                raise CompareError(
+                    f"--processes {settings.processes}: every process needs a {name} item, and there are {len(items)}."
+                )
         training = len(self.train.get("data")["training"])
         self.fractions = _fractions(settings, training)
         self.data = _data_digest(self.train)

@@ -142,6 +142,12 @@ def test_time_of_an_interrupted_run_is_that_of_its_attempts_without_the_pause(se
         ("torch.OutOfMemoryError: CUDA out of memory. Tried", 1, "out of memory (see log); lower batch_size"),
         ("", 3, "exit status 3"),
         ("Traceback\n  File x\nRuntimeError: step\n\nNo datalist at /x: set it.\n", 1, "No datalist at /x: set it."),
+        (
+            "[rank1]: Traceback\n[rank1]: ValueError: too short.\n\n[rank1]: RuntimeError: step\nE1125 elastic failed\n"
+            "Traceback\n  File x\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n=====\n",
+            1,
+            "ValueError: too short. (see log)",
+        ),
         ("epoch 1\nTraceback (most recent call last):\n  File x\nKeyError: 'y'\n", 1, "KeyError: 'y'"),
     ],
 )

@@ -110,8 +110,11 @@ def test_digests_tell_what_is_computed_not_where(plan, tmp_path, cohort):
     assert runs(plan(labels="1", datalist=str(changed)), "train")[0].digest() != first.digest()
 
 
-def test_several_processes_go_through_torchrun_and_the_multi_gpu_files(plan):
-    found = plan(labels="3", processes=2, steps=4)
+def test_several_processes_go_through_torchrun_and_the_multi_gpu_files(plan, cohort, tmp_path):
+    content = json.loads((cohort / "structures4.json").read_text())
+    content["validation"] *= 2  # an item for each process
+    (tmp_path / "two.json").write_text(json.dumps(content))
+    found = plan(labels="3", processes=2, steps=4, datalist=str(tmp_path / "two.json"))
     train = runs(found, "train")[0]
     assert train.files[-1].endswith("multi_gpu_train.json")
     assert train.override["max_epochs"] == 4  # a step an epoch: 3 items, 2 processes with 2 each
@@ -130,6 +133,7 @@ def test_only_ids_that_inference_has_reach_it(plan):
     ("given", "sentence"),
     [
         ({"fractions": "0.3,0.34,1"}, "of 3 training items two keep the same number (0.3: 1, 0.34: 1, 1.0: 3)"),
+        ({"processes": 2}, "--processes 2: every process needs a validation item, and there are 1"),
         ({"labels": "4"}, "--labels 4: the training list has 3 items"),
         ({"dataset_dir": "/nowhere"}, "No dataset folder at /nowhere"),
         ({"override": "metrics=$None"}, "state no `metrics`"),
