@@ -116,6 +116,11 @@ def config_digest() -> str | None:
 def _end_with_sentence(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     sys.__excepthook__(kind, error, trace)
     sentence = own_sentence(error)
+    if sentence is None and error.__cause__ is not None:
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        sentence = f"{type(cause).__name__}: {cause}"
     if sentence:
         print(f"\n{sentence}", file=sys.stderr)
 

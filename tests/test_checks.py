@@ -200,3 +200,13 @@ def test_the_command_ends_with_the_sentence(command, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("No dataset folder at /nowhere")
     assert any("Failed to instantiate" in line for line in lines[:-1])
+
+
+def test_the_command_ends_with_the_cause_of_an_error_raised_elsewhere(command, capsys):
+    command("--config_file", "train.json")
+    checks.check_overrides()
+    with pytest.raises(RuntimeError) as raised:
+        monai.bundle.ConfigParser({"data": {"_target_": "common.data.list_images", "seed": 3}}).get_parsed_content("data")
+    sys.excepthook(raised.type, raised.value, raised.value.__traceback__)
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("TypeError: list_images() got an unexpected keyword argument 'seed'")

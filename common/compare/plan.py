@@ -314,6 +314,7 @@ class _Builder:
         inference = (settings.bundle / "configs" / "inference.json").is_file()
         if settings.examples and shown and inference and isinstance(self.test[0].get("label"), str):
             ids = self.read("infer", {}).ids
+            ids.discard("data")  # the images to label: nothing that training's lists and their draw have
             own = {key: value for key, value in override.items() if re.split("#|::", key)[0] in ids}
             images = [str(item["image"]) for item in self.test[: settings.examples]]
             own |= {"dataset_dir": example_root(self.test[: settings.examples])}

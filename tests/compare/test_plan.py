@@ -75,6 +75,7 @@ def test_a_repetition_keeps_the_labels_and_changes_the_seed(plan, cohort):
     found = plan(arms=arms, labels="1")
     again = runs(found, "train", arm="again")[0]
     assert again.override["seed"] == 50 and again.override["data#seed"] == 0
+    assert "data#seed" not in runs(found, "infer", arm="again")[0].override  # inference has a list of its own
     lists = []
     for run in runs(found, "train"):
         from common.compare.plan import BundleConfig
