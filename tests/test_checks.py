@@ -206,7 +206,8 @@ def test_the_command_ends_with_the_cause_of_an_error_raised_elsewhere(command, c
     command("--config_file", "train.json")
     checks.check_overrides()
     with pytest.raises(RuntimeError) as raised:
-        monai.bundle.ConfigParser({"data": {"_target_": "common.data.list_images", "seed": 3}}).get_parsed_content("data")
+        config = monai.bundle.ConfigParser({"data": {"_target_": "common.data.list_images", "seed": 3}})
+        config.get_parsed_content("data")
     sys.excepthook(raised.type, raised.value, raised.value.__traceback__)
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("TypeError: list_images() got an unexpected keyword argument 'seed'")
