@@ -4,6 +4,7 @@ from .best_model_saver import BestModelSaver
 from .checkpoint import Checkpoint
 from .encoder_saver import EncoderSaver
 from .epoch_seed import EpochSeed
+from .gradient_clipping import GradientClipping
 from .model_loader import ModelLoader
 from .momentum_teacher import MomentumTeacher
 from .non_finite_guard import NonFiniteGuard
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoint",
     "EncoderSaver",
     "EpochSeed",
+    "GradientClipping",
     "ModelLoader",
     "MomentumTeacher",
     "NonFiniteGuard",

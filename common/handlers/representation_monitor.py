@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from torch import nn
 
-from ..metrics import effective_rank, feature_std
+from ..metrics import effective_rank, feature_std, position_cosines
 
 __all__ = ["RepresentationMonitor"]
 
@@ -30,7 +30,9 @@ class RepresentationMonitor:
     - ``feature_std``: spread of the L2-normalised tokens; about 1 / sqrt(channels) is healthy, 0 is collapse;
     - ``effective_rank``: number of directions in which tokens vary;
     - ``pooled_feature_std``, ``pooled_effective_rank``: the same of the pooled features, where there are two images or
-      more. Images of one organ are alike, so these are small by nature; a fall over the epochs is what tells.
+      more. Images of one organ are alike, so these are small by nature; a fall over the epochs is what tells;
+    - ``same_position_cosine``, ``other_position_cosine``: mean cosine of tokens of different images of a batch, at the
+      same and at different positions, where a batch has two images or more (``common.metrics.position_cosines``).
 
     A warning is logged when ``feature_std`` is below ``threshold / sqrt(channels)`` or ``effective_rank`` below 2, or
     when the pooled features are equal to a millionth. Every rank measures its own images; rank 0 logs. The measures
@@ -70,6 +72,7 @@ class RepresentationMonitor:
         self.image_key = image_key
         self._tokens: list[torch.Tensor] = []
         self._pooled: list[torch.Tensor] = []
+        self._cosines: list[torch.Tensor] = []
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer.
@@ -84,7 +87,7 @@ class RepresentationMonitor:
     def __call__(self, engine: Engine) -> None:
         if not self._tokens:
             return
-        tokens, pooled = torch.cat(self._tokens), torch.cat(self._pooled)
+        tokens, pooled, cosines = torch.cat(self._tokens), torch.cat(self._pooled), self._cosines
         self._forget()
         if not bool(torch.isfinite(tokens).all()):
             logger.warning("Epoch %d: the encoder's features are not finite.", engine.state.epoch)
@@ -94,6 +97,10 @@ class RepresentationMonitor:
             if len(features) > 1:
                 measured[f"{prefix}feature_std"] = float(feature_std(features))
                 measured[f"{prefix}effective_rank"] = float(effective_rank(features))
+        if cosines:
+            same, other = torch.stack(cosines).mean(0).tolist()
+            measured |= {"same_position_cosine": same}
+            measured |= {} if math.isnan(other) else {"other_position_cosine": other}
         engine.state.metrics.update(measured)
         if idist.get_rank() > 0:
             return
@@ -114,7 +121,7 @@ class RepresentationMonitor:
             )
 
     def _forget(self) -> None:
-        self._tokens, self._pooled = [], []
+        self._tokens, self._pooled, self._cosines = [], [], []
 
     def _collect(self, engine: Engine) -> None:
         state: Any = engine.state
@@ -131,6 +138,8 @@ class RepresentationMonitor:
         tokens = features.transpose(1, 2).flatten(0, 1)
         self._tokens.append(tokens[:: math.ceil(len(tokens) / self.max_tokens)].float().cpu())
         self._pooled.append(features.float().mean(dim=2).cpu())
+        if len(features) > 1:
+            self._cosines.append(torch.stack(position_cosines(features.transpose(1, 2))).cpu())
 
 
 @contextmanager

@@ -1,7 +1,17 @@
 """Losses. Those of pretexts take ``(prediction: dict, image)``."""
 
+from .byol import BYOLLoss
 from .contrastive import NTXentLoss
+from .masked_l1 import MaskedL1Loss
 from .masked_reconstruction import MaskedReconstructionLoss
 from .rcr import RCRLoss
+from .token_contrast import TokenContrastiveLoss
 
-__all__ = ["MaskedReconstructionLoss", "NTXentLoss", "RCRLoss"]
+__all__ = [
+    "BYOLLoss",
+    "MaskedL1Loss",
+    "MaskedReconstructionLoss",
+    "NTXentLoss",
+    "RCRLoss",
+    "TokenContrastiveLoss",
+]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-__all__ = ["effective_rank", "feature_std"]
+__all__ = ["effective_rank", "feature_std", "position_cosines"]
 
 
 def feature_std(features: torch.Tensor) -> torch.Tensor:
@@ -50,6 +50,33 @@ def effective_rank(features: torch.Tensor) -> torch.Tensor:
         return values.new_zeros((), dtype=torch.float32)
     shares = values / values.sum()
     return torch.exp(torch.special.entr(shares).sum()).float()
+
+
+def position_cosines(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cosine of tokens of different volumes, at the same position and at different ones.
+
+    A high first and a low second tell the collapse that contrasts of tokens invite: the encoder says where a token
+    lies and nothing about what is there. Source: Hu et al., SimTROT, section 3.3 and figure 3.
+
+    Args:
+        tokens: (B, T, C), B volumes of T tokens in one order; B at least 2.
+
+    Returns:
+        two scalars; the second is NaN for a single token.
+
+    Raises:
+        ValueError: when ``tokens`` is not (B, T, C) with at least two volumes.
+    """
+    if tokens.ndim != 3 or len(tokens) < 2:
+        raise ValueError(f"Needs the tokens of at least two volumes as (B, T, C), got shape {tuple(tokens.shape)}.")
+    volumes, count = tokens.shape[:2]
+    unit = F.normalize(tokens.float(), dim=2)
+    # Sums over all pairs from sums of vectors: no table of pairs.
+    pairs = volumes * (volumes - 1)
+    same = unit.sum(0).square().sum() - unit.square().sum()
+    all_pairs = unit.sum((0, 1)).square().sum() - unit.sum(1).square().sum()
+    other = (all_pairs - same) / (pairs * count * max(count - 1, 1))
+    return same / (pairs * count), other if count > 1 else torch.full_like(other, float("nan"))
 
 
 def _check(features: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 from .heads import EncoderClassifier, EncoderRegressor
 from .legacy_patch_merging import LegacyPatchMerging
 from .memory_format import ChannelsLastInstanceNorm3d, to_channels_last
+from .nnformer import NNFormer, NNFormerEncoder
 from .swin_encoder import SwinEncoder
 from .unetr import UNETR, SeparablePositions
 from .vit_encoder import ViTEncoder
@@ -13,6 +14,8 @@ __all__ = [
     "EncoderClassifier",
     "EncoderRegressor",
     "LegacyPatchMerging",
+    "NNFormer",
+    "NNFormerEncoder",
     "SeparablePositions",
     "SwinEncoder",
     "ViTEncoder",

@@ -2,5 +2,8 @@
 
 from .mae import MAE
 from .rcr import RCR
+from .simmim import SimMIM
+from .token_byol import TokenBYOL
+from .token_contrast import TokenContrast
 
-__all__ = ["MAE", "RCR"]
+__all__ = ["MAE", "RCR", "SimMIM", "TokenBYOL", "TokenContrast"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,49 +15,55 @@ __all__ = ["RCR"]
 class RCR(nn.Module):
     """Rotation, contrast and reconstruction [1], the pretext that [2] uses for Swin UNETR.
 
-    Two views of each image are quarter-turned in the last two axes, each by its own angle, and damaged by cut-out
+    Two views of each image are quarter-turned in a plane, each by its own angle, and damaged by cut-out
     (noise boxes, boxes swapped between samples). Both views pass the encoder in one batch. From its deepest map, token
     0 tells the rotation, token 1 is the contrastive vector, and a convolutional decoder restores the undamaged view.
 
     Args:
-        encoder: any encoder; the deepest map needs two tokens at least and a stride that is the same power of two on
-            each axis.
+        encoder: any encoder; the deepest map needs two tokens at least and a stride that is a power of two on each
+            axis.
         contrast_size: length of the contrastive vector.
         max_cutout: upper bound of the share of voxels that each cut-out pass replaces.
+        axes: the two axes that are turned into each other, as negative numbers.
 
-    ``forward(image (B, C, D, H, W))``, H = W, returns for the 2B views ``rotation_logits`` (2B, 4), ``rotation`` (2B,),
-    ``contrast1`` and ``contrast2`` (B, contrast_size), ``reconstruction`` and ``target`` (2B, C, D, H, W).
+    ``forward(image (B, C, D, H, W))``, of equal size along ``axes``, returns for the 2B views ``rotation_logits``
+    (2B, 4), ``rotation`` (2B,), ``contrast1`` and ``contrast2`` (B, contrast_size), ``reconstruction`` and ``target``
+    (2B, C, D, H, W).
 
     Raises:
-        ValueError: the deepest stride is no such power of two; in ``forward``, H and W differ or the deepest map has a
-            single token.
+        ValueError: a stride is no power of two; in ``forward``, the sizes along ``axes`` differ or the deepest map has
+            a single token.
 
     References:
         - [1] Tang et al., Self-Supervised Pre-Training of Swin Transformers for 3D Medical Image Analysis, CVPR 2022.
         - [2] Zhang et al., Pretrain Once and Finetune Many Times, BIBM 2023, section III-A.
     """
 
-    def __init__(self, encoder: Any, contrast_size: int = 512, max_cutout: float = 0.3) -> None:
+    def __init__(
+        self, encoder: Any, contrast_size: int = 512, max_cutout: float = 0.3, axes: Sequence[int] = (-2, -1)
+    ) -> None:
         super().__init__()
         channels, stride = encoder.channels[-1], encoder.strides[-1]
-        doublings = round(math.log2(stride[0]))
-        if set(stride) != {2**doublings}:
+        doublings = [round(math.log2(size)) for size in stride]
+        if any(size != 2**number for size, number in zip(stride, doublings, strict=True)):
             raise ValueError(
-                f"RCR needs a deepest stride that is one power of two on all axes, the encoder has {stride}."
+                f"RCR needs a deepest stride that is a power of two on each axis, the encoder has {stride}."
             )
         self.encoder = encoder
+        self.axes = (axes[0], axes[1])
         self.cutout = CutoutSwap(max_share=max_cutout)
         self.rotation_head = nn.Linear(channels, 4)
         self.contrast_head = nn.Linear(channels, contrast_size)
         layers: list[nn.Module] = []
-        for step in range(doublings):
+        for step in range(max(doublings)):
+            factor = tuple(2.0 if step < number else 1.0 for number in doublings)
             # Halve the channels down to a sixteenth, then keep them: 768, 384, 192, 96, 48, 48 for Swin UNETR.
             wide, narrow = channels // 2 ** min(step, 4), channels // 2 ** min(step + 1, 4)
             layers += [
                 nn.Conv3d(wide, narrow, 3, padding=1),
                 nn.InstanceNorm3d(narrow),
                 nn.LeakyReLU(),
-                nn.Upsample(scale_factor=2, mode="trilinear"),
+                nn.Upsample(scale_factor=factor, mode="trilinear"),
             ]
         self.decoder = nn.Sequential(*layers, nn.Conv3d(narrow, encoder.in_channels, 1))
 
@@ -72,11 +79,14 @@ class RCR(nn.Module):
         return self.rotation_head(tokens[:, 0]), self.contrast_head(tokens[:, 1]), self.decoder(deepest)
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        if image.shape[-1] != image.shape[-2]:
-            raise ValueError(f"RCR turns the last two axes into each other; they differ: {tuple(image.shape[2:])}.")
+        if image.shape[self.axes[0]] != image.shape[self.axes[1]]:
+            raise ValueError(
+                f"RCR turns axes {self.axes} into each other; crops of {tuple(image.shape[2:])} voxels differ along "
+                "them: set roi_size to equal sizes there."
+            )
         image = torch.cat((image, image))
         rotation = torch.randint(4, (len(image),), device=image.device)
-        target = rot90_batch(image, rotation)
+        target = rot90_batch(image, rotation, self.axes)
         # Swap partners come from the same view, so that no view sees its own other half.
         damaged = torch.cat([self.cutout(view) for view in target.chunk(2)])
         logits, contrast, reconstruction = self.heads(damaged)

@@ -7,6 +7,8 @@ from .map_labels import MapLabelsd
 from .mirrored_layout import MirroredLayout
 from .patchify import patchify, unpatchify
 from .spacing import Spacingd
+from .texture import RandomTexture, gibbs_noise
+from .token_views import TokenViews, noise_mask
 
 __all__ = [
     "CheckVolumed",
@@ -15,7 +17,11 @@ __all__ = [
     "LoadVolumed",
     "MapLabelsd",
     "MirroredLayout",
+    "RandomTexture",
     "Spacingd",
+    "TokenViews",
+    "gibbs_noise",
+    "noise_mask",
     "patchify",
     "random_grid_mask",
     "random_keep_indices",

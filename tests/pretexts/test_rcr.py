@@ -126,16 +126,30 @@ def test_channel_plan_at_paper_size():
 
 @pytest.mark.parametrize(
     ("size", "message"),
-    [((32, 32, 32), "a single token; RCR reads two"), ((32, 64, 32), r"they differ: \(32, 64, 32\)")],
+    [((32, 32, 32), "a single token; RCR reads two"), ((32, 64, 32), r"crops of \(32, 64, 32\) voxels differ along")],
 )
 def test_images_it_cannot_take(swin, size, message):
     with pytest.raises(ValueError, match=message):
         swin(torch.zeros(1, 1, *size))
 
 
-@pytest.mark.parametrize("stride", [(4, 4, 2), (6, 6, 6)])
+@pytest.mark.parametrize("stride", [(4, 4, 3), (6, 6, 6)])
 def test_encoders_it_cannot_take(stride):
     encoder = Pyramid()
     encoder.strides = ((2, 2, 2), stride)
-    with pytest.raises(ValueError, match="one power of two on all axes"):
+    with pytest.raises(ValueError, match="a power of two on each axis"):
         RCR(encoder)
+
+
+@pytest.mark.parametrize("stride", [(2, 4, 4), (1, 4, 4), (4, 2, 2)])
+def test_unequal_strides_and_other_planes(stride):
+    """Each axis is enlarged by its own stride; crops may be turned in another plane than the last two axes."""
+    encoder = Pyramid()
+    encoder.second = nn.Conv3d(8, 16, 1)
+    encoder.first = nn.Conv3d(1, 8, stride, stride)
+    encoder.strides = (stride, stride)
+    image = torch.randn(2, 1, 8, 12, 8)
+    prediction = RCR(encoder, 6, axes=(-3, -1))(image)
+    assert prediction["reconstruction"].shape == prediction["target"].shape == (4, 1, 8, 12, 8)
+    turned = torch.rot90(image[0], int(prediction["rotation"][0]), (-3, -1))
+    assert torch.equal(prediction["target"][0], turned)

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch.utils.data import DistributedSampler
+
+__all__ = ["VolumeSampler"]
+
+
+class VolumeSampler(DistributedSampler):
+    """Random order of a data set in batches of different volumes, with epochs of any length.
+
+    For contrasts between volumes: crops of one scan are not "other volumes". It also makes an epoch a fixed number of
+    batches, as nnU-Net does (250), whatever the number of volumes. Passes over the data follow each other; an item
+    that would meet its own volume in a batch waits for the next. Give the loader the same ``batch_size``, and take one
+    crop a volume. The order is a function of seed and epoch, which MONAI's trainer sets. Under torchrun the batches are
+    dealt to the processes; the same batches are made in each.
+
+    Args:
+        data: the items, as the data set has them.
+        batch_size: items a batch.
+        batches: batches an epoch, of all processes together; None for one pass over the data (rounded down).
+        key: items with an equal value of this are taken for one volume, such as ``"subject"``; items without it, and
+            None, count as volumes of their own.
+        distinct: False lets volumes meet themselves in a batch, as fine-tuning with a single label must.
+        seed: of the order.
+        num_replicas, rank: processes and the number of this one; by default those that ignite knows.
+
+    Raises:
+        ValueError: there are fewer volumes than ``batch_size``, or no batch for each process.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        batch_size: int,
+        batches: int | None = None,
+        key: str | None = "subject",
+        distinct: bool = True,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        import ignite.distributed as idist
+
+        num_replicas = idist.get_world_size() if num_replicas is None else num_replicas
+        super().__init__(data, num_replicas, idist.get_rank() if rank is None else rank, seed=seed)  # type: ignore[arg-type]
+        named = [item.get(key) if key else None for item in data]
+        self.volumes = [(number,) if name is None else name for number, name in enumerate(named)]
+        self.distinct = distinct
+        count = len(set(map(str, self.volumes)))
+        if batch_size < 1 or count < (batch_size if distinct else 1):
+            raise ValueError(
+                f"{count} volumes cannot fill a batch of {batch_size} different ones: lower batch_size, or add data."
+            )
+        self.batch_size = batch_size
+        self.batches = (len(data) // batch_size if batches is None else batches) // num_replicas
+        if self.batches < 1:
+            raise ValueError(
+                f"{len(data)} items make no batch of {batch_size} for each of {num_replicas} processes: lower "
+                "batch_size."
+            )
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        mine = itertools.islice(self._batches(), self.rank, self.batches * self.num_replicas, self.num_replicas)
+        return itertools.chain.from_iterable(mine)
+
+    def _batches(self) -> Iterator[list[int]]:
+        """Batches without end; an item waits at most until the next pass."""
+        draw = random.Random(f"{self.seed} {self.epoch}")
+        waiting: list[int] = []
+        while True:
+            waiting += draw.sample(range(len(self.volumes)), len(self.volumes))
+            while True:
+                batch: list[int] = []
+                for item in waiting:
+                    if not self.distinct or self.volumes[item] not in [self.volumes[taken] for taken in batch]:
+                        batch.append(item)
+                    if len(batch) == self.batch_size:
+                        break
+                if len(batch) < self.batch_size:
+                    break
+                for item in batch:
+                    waiting.remove(item)  # the first of its kind, which is the one that was taken
+                yield batch

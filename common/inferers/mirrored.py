@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.inferers import SlidingWindowInferer
+from torch.nn import functional as F
+
+__all__ = ["MirroredSlidingWindowInferer"]
+
+
+class MirroredSlidingWindowInferer(SlidingWindowInferer):
+    """MONAI's sliding windows, averaged over mirror images of each window, as nnU-Net predicts.
+
+    Args:
+        mirror_axes: spatial axes that are mirrored, 0 for the first: 2 ** n passes instead of one. Empty for none.
+        *args, **kwargs: as in ``monai.inferers.SlidingWindowInferer``.
+
+    What is averaged are class probabilities (softmax over axis 1), whose logarithm is returned, so that what follows
+    may take a softmax or an argmax. Without mirrored axes the network's output is returned as it is.
+
+    Raises:
+        ValueError: when called, if an axis is not one of the image's.
+    """
+
+    def __init__(self, *args: Any, mirror_axes: Sequence[int] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.mirror_axes = tuple(mirror_axes)
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self.mirror_axes:
+            return super().__call__(inputs, network, *args, **kwargs)
+        if not all(0 <= axis < inputs.ndim - 2 for axis in self.mirror_axes):
+            raise ValueError(f"mirror_axes {self.mirror_axes} are not all axes of an image {tuple(inputs.shape[2:])}.")
+        flips = [
+            [axis + 2 for axis in axes]
+            for count in range(len(self.mirror_axes) + 1)
+            for axes in itertools.combinations(self.mirror_axes, count)
+        ]
+
+        def mirrored(window: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            total = torch.zeros((), device=window.device)
+            for axes in flips:
+                logits = network(window.flip(axes), *args, **kwargs)
+                total = total + F.softmax(logits.float(), dim=1).flip(axes)
+            return total / len(flips)
+
+        probability: Any = super().__call__(inputs, mirrored, *args, **kwargs)
+        return probability.clamp(min=torch.finfo(torch.float32).tiny).log()

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = ["TokenContrastiveLoss"]
+
+
+class TokenContrastiveLoss(nn.Module):
+    """Contrast of tokens, with a weight on tokens at the same position of other volumes.
+
+    With N = B * T tokens a view and the 2N unit vectors ``u`` of both views, ``p(a)`` the token of the same volume and
+    position in the other view, the loss is the mean over all ``a`` of
+    ``-s(a, p(a)) + log(sum over b != a of w(a, b) exp(s(a, b)))`` with ``s = u.u / temperature``; ``w(a, b)`` is
+    ``weight`` where ``b`` is at the same position of another volume (in either view), else 1. With a weight of 1 it is
+    NT-Xent over all tokens; with one volume the weight has nothing to act on; with one token a volume (pooled features)
+    and a weight of 1 it is SimCLR's loss.
+
+    Source: Hu et al., "Enhancing 3D Transformer Segmentation Model for Medical Image with Token-level Representation
+    Learning", equations (1) and (3). The index sets of (3) are garbled in print; this is the reading in which the
+    weight multiplies the terms ``z_m^i . z_m^j``, as the text says. The published code multiplies the similarities
+    themselves, ``exp((1 + w) s)``, and finds only some of the pairs.
+
+    The similarities are made a block of rows at a time and never kept: the gradient is accumulated along with the
+    value, so memory grows with ``rows * 2N`` instead of ``(2N)^2``. The arithmetic is in float32 (float64 for float64
+    input), also under autocast. The negatives are those of this process's batch.
+
+    Args:
+        temperature: divisor of the cosine similarities, larger than 0.
+        weight: larger than 0, or ``"auto"``. How much 5, the paper's, changes depends on the number of tokens: pairs of
+            the same position have 3.8 % of the denominator at 2 volumes of 64 tokens, but 0.5 % at 512 tokens (taken at
+            equal similarities). ``"auto"`` sets the weight that gives them ``target_share``.
+        target_share: see ``weight``.
+        rows: vectors a block.
+
+    ``forward(prediction, image)`` reads ``view1`` and ``view2`` (B, T, C) of the prediction, which need not be
+    normalised, and returns a scalar; ``image`` is there because MONAI's trainer passes it.
+
+    Raises:
+        ValueError: an argument out of its range; in ``forward``, views that are not both (B, T, C) with B, T >= 1.
+    """
+
+    def __init__(
+        self, temperature: float = 0.5, weight: float | str = 5.0, target_share: float = 0.038, rows: int = 2048
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"The temperature must be larger than 0, got {temperature}.")
+        if weight != "auto" and not (isinstance(weight, (int, float)) and weight > 0):
+            raise ValueError(f'weight is a number larger than 0 or "auto", got {weight!r}.')
+        if not 0 < target_share < 1 or rows < 1:
+            raise ValueError(f"target_share lies between 0 and 1 and rows is 1 or more, got {target_share} and {rows}.")
+        self.temperature, self.weight, self.target_share, self.rows = temperature, weight, target_share, rows
+
+    def weight_for(self, volumes: int, tokens: int) -> float:
+        """The weight for a batch of that many volumes with that many tokens each."""
+        if self.weight != "auto":
+            return float(self.weight)
+        weighted = 2 * (volumes - 1)
+        others = 2 * volumes * tokens - 1 - weighted
+        return self.target_share / (1 - self.target_share) * others / weighted if weighted else 1.0
+
+    def forward(self, prediction: dict[str, torch.Tensor], image: torch.Tensor | None = None) -> torch.Tensor:
+        view1, view2 = prediction["view1"], prediction["view2"]
+        if view1.ndim != 3 or view1.shape != view2.shape or 0 in view1.shape:
+            raise ValueError(
+                "The token contrast takes two views of one shape (B, T, C) with at least one token, got "
+                f"{tuple(view1.shape)} and {tuple(view2.shape)}."
+            )
+        volumes, tokens = view1.shape[:2]
+        with torch.autocast(view1.device.type, enabled=False):
+            vectors = torch.cat((view1, view2)).flatten(0, 1)
+            vectors = F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
+            log_weight = math.log(self.weight_for(volumes, tokens))
+            return _RowwiseContrast.apply(vectors, tokens, log_weight, self.temperature, self.rows)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, weight={self.weight}, target_share={self.target_share}"
+
+
+class _RowwiseContrast(torch.autograd.Function):
+    """The loss of 2N unit vectors, ordered by view, volume and position, with its gradient made in the same pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, vectors: torch.Tensor, tokens: int, log_weight: float, temperature: float, rows: int
+    ) -> torch.Tensor:
+        count = len(vectors)
+        index = torch.arange(count, device=vectors.device)
+        position, volume = index % tokens, index // tokens % (count // 2 // tokens)
+        positive = index.roll(count // 2)
+        total = vectors.new_zeros(())
+        gradient = torch.zeros_like(vectors)
+        for start in range(0, count, rows):
+            block = slice(start, start + rows)
+            similarity = (vectors[block] / temperature) @ vectors.T
+            here = index[: len(similarity)]
+            total -= similarity[here, positive[block]].sum()
+            if log_weight:
+                same = (position[block, None] == position) & (volume[block, None] != volume)
+                similarity += same * log_weight
+            similarity[here, index[block]] = float("-inf")
+            normaliser = similarity.logsumexp(dim=1, keepdim=True)
+            total += normaliser.sum()
+            if ctx.needs_input_grad[0]:
+                share = similarity.sub_(normaliser).exp_()  # of each term in the denominator
+                share[here, positive[block]] -= 1
+                gradient[block] += share @ vectors
+                gradient += share.T @ vectors[block]
+        ctx.save_for_backward(gradient.div_(count * temperature))
+        return total / count
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return grad * gradient, None, None, None, None

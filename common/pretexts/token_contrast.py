@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..transforms import TokenViews
+
+__all__ = ["TokenContrast"]
+
+
+class TokenContrast(nn.Module):
+    """SimTROT [1]: tokens of two views of a volume, matched by position, for a contrastive loss.
+
+    One view is turned and flipped, the other masked (``views``); both pass the encoder in one batch, the map of the
+    first is brought back to the frame of the second, and every token passes the projector. With ``pooled`` the maps
+    are averaged first, which is SimCLR.
+
+    Args:
+        encoder: any encoder; strides are equal along the axes that the views turn.
+        views: how the two views are made.
+        pooled: whether one vector a volume is compared instead of one a token.
+        projector_relu: end the projector with a ReLU, as the published code does; its features are then never negative.
+
+    ``forward(image (B, C, D, H, W))`` returns ``view1`` and ``view2`` (B, T, C'), with T the tokens of the deepest map
+    in row-major order (1 if pooled) and C' its channels.
+
+    Raises:
+        ValueError: the encoder's strides differ along the turned axes.
+
+    References:
+        - [1] Hu et al., Enhancing 3D Transformer Segmentation Model for Medical Image with Token-level Representation
+          Learning, section 3.2.
+    """
+
+    def __init__(self, encoder: Any, views: TokenViews, pooled: bool = False, projector_relu: bool = False) -> None:
+        super().__init__()
+        check_strides(encoder, views)
+        channels = encoder.channels[-1]
+        self.encoder = encoder
+        self.views = views
+        self.pooled = pooled
+        self.projector = nn.Sequential(nn.Linear(channels, 2 * channels), nn.ReLU(), nn.Linear(2 * channels, channels))
+        if projector_relu:
+            self.projector.append(nn.ReLU())
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        first, second, element = self.views(image)
+        first, second = self.encoder(torch.cat((first, second)))[-1].chunk(2)
+        first = self.views.restore(first, element)
+        return {f"view{n}": self.projector(to_tokens(map, self.pooled)) for n, map in ((1, first), (2, second))}
+
+
+def to_tokens(map: torch.Tensor, pooled: bool = False) -> torch.Tensor:
+    """A map (B, C, *grid) as tokens (B, T, C) in row-major order, or its mean (B, 1, C)."""
+    tokens = map.flatten(2).transpose(1, 2)
+    return tokens.mean(dim=1, keepdim=True) if pooled else tokens
+
+
+def check_strides(encoder: Any, views: TokenViews) -> None:
+    """Refuse views that turn axes along which the encoder's deepest grid is of unequal fineness."""
+    stride = encoder.strides[-1]
+    if views.group and len({stride[axis] for axis in views.group.axes}) > 1:
+        raise ValueError(
+            f"the views turn axes {list(views.group.axes)} into each other, but the encoder's strides {list(stride)} "
+            "differ along them: set turned_axes to axes of equal strides."
+        )

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .cube_group import CubeGroup
+from .grid_mask import random_grid_mask, upsample_mask
+
+__all__ = ["TokenViews", "noise_mask"]
+
+
+class TokenViews:
+    """Two views of each volume whose tokens can be matched: one is turned and flipped, the other masked.
+
+    Both get a texture of their own. :meth:`restore` brings a map of the first view back to the frame of the second
+    ("rotate-and-restore"). Source: Hu et al., SimTROT, sections 3.2 and 3.3.
+
+    Args:
+        texture: augmentation of a batch that moves no voxel, for example :class:`RandomTexture`; None for none.
+        axes: axes that take part in turning and flipping, as negative numbers; crops have equal sizes along them. For
+            two axes the draw is the published one, quarter turns and then at most one flip; for more it is uniform over
+            the group. None turns nothing.
+        mask_ratio: share of the second view's cells that are replaced by noise; 0 masks nothing.
+        mask_size: voxels per axis of a cell.
+        mask_noise: standard deviation of the noise.
+
+    ``views(image (B, C, *spatial))`` returns both views and the elements (B,) by which the first was moved.
+
+    Raises:
+        ValueError: ``mask_ratio`` not in 0..1; when called, crops that the axes or the cells do not fit.
+    """
+
+    def __init__(
+        self,
+        texture: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        axes: Sequence[int] | None = (-2, -1),
+        mask_ratio: float = 0.75,
+        mask_size: Sequence[int] = (4, 8, 8),
+        mask_noise: float = 0.1,
+    ) -> None:
+        if not 0 <= mask_ratio <= 1:
+            raise ValueError(f"mask_ratio lies between 0 and 1, not {mask_ratio}.")
+        self.texture = texture
+        self.group = CubeGroup(axes) if axes else None
+        self.mask_ratio, self.mask_size, self.mask_noise = mask_ratio, tuple(mask_size), mask_noise
+
+    def __call__(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        first, second = (self.texture(image), self.texture(image)) if self.texture else (image, image)
+        element = self.draw(len(image), image.device)
+        if self.group:
+            first = self.group.apply(first, element)
+        if self.mask_ratio:
+            second, _ = noise_mask(second, self.mask_ratio, self.mask_size, self.mask_noise)
+        return first, second, element
+
+    def draw(self, batch: int, device: torch.device) -> torch.Tensor:
+        """Elements of the group for a batch; the identity where nothing is turned."""
+        if self.group is None:
+            return torch.zeros(batch, dtype=torch.long, device=device)
+        if len(self.group.axes) == 2:
+            turns = torch.randint(4, (batch,), device=device)
+            return self.group.from_turns(turns, torch.randint(3, (batch,), device=device))
+        return self.group.draw(batch, device)
+
+    def restore(self, map: torch.Tensor, element: torch.Tensor) -> torch.Tensor:
+        """A map (B, C, *grid) of the first view in the frame of the second."""
+        return self.group.restore(map, element) if self.group else map
+
+
+def noise_mask(
+    image: torch.Tensor, ratio: float, cell: Sequence[int], noise: float = 0.1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Replace random cells of an image by Gaussian noise.
+
+    Args:
+        image: batch (B, C, *spatial).
+        ratio: share of the cells, of each sample.
+        cell: voxels per axis of a cell.
+        noise: standard deviation.
+
+    Returns:
+        the image, and the mask (B, *spatial), true where voxels were replaced.
+
+    Raises:
+        ValueError: the image size is no multiple of ``cell``.
+    """
+    size = image.shape[2:]
+    if len(cell) != len(size) or any(voxels % side for voxels, side in zip(size, cell, strict=True)):
+        raise ValueError(
+            f"crops of {list(size)} voxels cannot be masked in cells of {list(cell)}: set mask_size to a divisor of "
+            "roi_size on each axis."
+        )
+    grid = [voxels // side for voxels, side in zip(size, cell, strict=True)]
+    mask = upsample_mask(random_grid_mask(len(image), grid, ratio, device=image.device), size)
+    return torch.where(mask[:, None], torch.randn_like(image) * noise, image), mask

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from monai.losses import ContrastiveLoss
+
+from common.losses import NTXentLoss, TokenContrastiveLoss
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def slow_loss(view1, view2, weight, temperature=0.5):
+    """Equations (1) and (3) of the paper, one token and one pair at a time, in double precision."""
+    volumes, tokens = view1.shape[:2]
+    vectors = {
+        (view, i, m): (x[i, m] / x[i, m].norm()).double()
+        for view, x in enumerate((view1, view2))
+        for i in range(volumes)
+        for m in range(tokens)
+    }
+    total = 0.0
+    for a, u in vectors.items():
+        denominator = 0.0
+        for b, v in vectors.items():
+            if a != b:
+                same_place_elsewhere = a[2] == b[2] and a[1] != b[1]
+                denominator = denominator + (weight if same_place_elsewhere else 1) * torch.exp(u @ v / temperature)
+        positive = vectors[1 - a[0], a[1], a[2]]
+        total = total - u @ positive / temperature + torch.log(denominator)
+    return total / len(vectors)
+
+
+def loss_of(view1, view2, **settings):
+    return TokenContrastiveLoss(**settings)({"view1": view1, "view2": view2})
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 4), (2, 3, 6), (3, 4, 8)])
+@pytest.mark.parametrize("weight", [0.3, 1.0, 5.0])
+def test_equals_the_slow_reference(shape, weight):
+    view1, view2 = torch.randn(2, *shape)
+    for temperature in (0.1, 0.5):
+        expected = float(slow_loss(view1, view2, weight, temperature))
+        ours = loss_of(view1, view2, weight=weight, temperature=temperature)
+        assert ours.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_gradient_equals_the_slow_reference_and_autograd_checks():
+    views = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    ours, slow = views.clone().requires_grad_(), views.clone().requires_grad_()
+    loss_of(*ours, weight=5.0).backward()
+    slow_loss(*slow, 5.0).backward()
+    torch.testing.assert_close(ours.grad, slow.grad)
+    small = torch.randn(2, 2, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: loss_of(*v, weight=5.0), small)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 24, 100])
+def test_in_blocks_or_whole(rows):
+    views = torch.randn(2, 3, 4, 5)
+    whole, blocks = views.clone().requires_grad_(), views.clone().requires_grad_()
+    expected, got = loss_of(*whole), loss_of(*blocks, rows=rows)
+    expected.backward()
+    got.backward()
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(blocks.grad, whole.grad)
+
+
+def test_weight_1_is_ntxent_over_all_tokens():
+    view1, view2 = torch.randn(2, 3, 4, 5)
+    flat = view1.flatten(0, 1), view2.flatten(0, 1)
+    assert loss_of(view1, view2, weight=1).item() == pytest.approx(NTXentLoss()(*flat).item(), abs=1e-6)
+    assert loss_of(view1, view2, weight=1).item() == pytest.approx(ContrastiveLoss(0.5)(*flat).item(), abs=1e-6)
+
+
+def test_one_token_a_volume_and_weight_1_is_simclr():
+    view1, view2 = torch.randn(2, 6, 1, 5)
+    assert loss_of(view1, view2, weight=1).item() == pytest.approx(
+        NTXentLoss()(view1[:, 0], view2[:, 0]).item(), abs=1e-6
+    )
+
+
+def test_one_volume_does_not_depend_on_the_weight():
+    view1, view2 = torch.randn(2, 1, 6, 5)
+    assert loss_of(view1, view2, weight=100).item() == loss_of(view1, view2, weight=1).item()
+
+
+def test_symmetric_in_views_and_in_the_order_of_volumes():
+    view1, view2 = torch.randn(2, 3, 4, 5)
+    expected = loss_of(view1, view2).item()
+    assert loss_of(view2, view1).item() == pytest.approx(expected, abs=1e-6)
+    order = torch.tensor([2, 0, 1])
+    assert loss_of(view1[order], view2[order]).item() == pytest.approx(expected, abs=1e-6)
+    assert loss_of(view1[order], view2).item() > expected - 10  # finite, though the pairs are wrong
+    assert loss_of(view1[order], view2).item() != pytest.approx(expected, abs=1e-3)
+
+
+def test_punishes_collapse_by_position():
+    """With orthogonal places: the loss of volumes that say only where a token lies, against those that differ."""
+    places = torch.eye(4, 8)
+    collapsed = places.expand(2, 4, 8)
+    apart = torch.stack((places, places.roll(4, dims=1)))
+    for weight in (1.0, 5.0):
+        e = math.exp(2)
+        # positive and, for the collapsed, two same-position terms of similarity 1 beside 12 of similarity 0
+        expected = math.log(e + 2 * weight * e + 12) - 2
+        assert loss_of(collapsed, collapsed, weight=weight).item() == pytest.approx(expected, abs=1e-5)
+        assert loss_of(apart, apart, weight=weight).item() == pytest.approx(math.log(e + 2 * weight + 12) - 2, abs=1e-5)
+
+
+def test_derivative_for_a_weighted_pair_is_the_weight_times_that_of_another():
+    """Of the denominator at equal similarities: d/ds of log sum w exp(s) is w / sum w for each term."""
+    vectors = torch.eye(8, dtype=torch.float64).reshape(2, 2, 2, 8).requires_grad_()
+    loss_of(*vectors, weight=5.0).backward()
+    gradient = vectors.grad[0, 0, 0]  # view 1, volume 0, position 0; its own coordinate is 0
+    same_place, another_place = gradient[2], gradient[3]  # volume 1 of view 1, positions 0 and 1
+    assert same_place / another_place == pytest.approx(5.0)
+
+
+def test_auto_weight_gives_the_share():
+    assert TokenContrastiveLoss(weight="auto", target_share=10 / 263).weight_for(2, 64) == pytest.approx(5.0)
+    for volumes, tokens in ((2, 512), (8, 64)):
+        weight = TokenContrastiveLoss(weight="auto", target_share=0.1).weight_for(volumes, tokens)
+        weighted = weight * 2 * (volumes - 1)
+        assert weighted / (weighted + 2 * volumes * tokens - 1 - 2 * (volumes - 1)) == pytest.approx(0.1)
+    assert TokenContrastiveLoss(weight="auto").weight_for(1, 64) == 1.0
+
+
+def test_finite_at_small_temperatures_and_under_autocast():
+    view1, view2 = torch.randn(2, 2, 8, 16)
+    assert math.isfinite(loss_of(view1, view2, temperature=0.005).item())
+    expected = loss_of(view1.bfloat16().float(), view2.bfloat16().float()).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss_of(view1.bfloat16(), view2.bfloat16()).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_two_views_of_two_volumes_of_4096_tokens_fit():
+    """The whole table of similarities would have 16384^2 entries, 1 GB, and as much again for its gradient."""
+    code = """
+        import resource, torch
+        from common.losses import TokenContrastiveLoss
+        views = torch.randn(2, 2, 4096, 8, requires_grad=True)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        TokenContrastiveLoss(rows=512)({"view1": views[0], "view2": views[1]}).backward()
+        assert torch.isfinite(views.grad).all()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 400 * 1024  # kilobytes
+
+
+@pytest.mark.parametrize(
+    "settings, text",
+    [
+        ({"temperature": 0}, "temperature must be larger than 0"),
+        ({"weight": 0}, 'larger than 0 or "auto"'),
+        ({"weight": "automatic"}, "auto"),
+        ({"target_share": 1.0}, "target_share lies between 0 and 1"),
+    ],
+)
+def test_settings_out_of_range(settings, text):
+    with pytest.raises(ValueError, match=text):
+        TokenContrastiveLoss(**settings)
+
+
+@pytest.mark.parametrize("shapes", [((2, 3), (2, 3)), ((2, 3, 4), (2, 2, 4)), ((0, 3, 4), (0, 3, 4))])
+def test_wrong_shapes(shapes):
+    with pytest.raises(ValueError, match=r"one shape \(B, T, C\)"):
+        loss_of(torch.ones(shapes[0]), torch.ones(shapes[1]))

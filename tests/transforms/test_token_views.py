@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from common.transforms import TokenViews, noise_mask
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("axes", [(-2, -1), (-3, -1), (-3, -2, -1)])
+def test_the_turned_view_comes_back(axes):
+    image = torch.rand(64, 1, 4, 4, 4)
+    views = TokenViews(axes=axes, mask_ratio=0)
+    first, second, element = views(image)
+    assert torch.equal(second, image)
+    assert torch.equal(views.restore(first, element), image)
+    assert 0.6 < (first != image).flatten(1).any(1).float().mean() < 1
+    assert len(element.unique()) > 6
+
+
+def test_two_axes_are_drawn_as_published():
+    """Quarter turns and at most one flip: each reflection twice as often as each rotation."""
+    views = TokenViews()
+    counts = views.draw(24000, torch.device("cpu")).bincount(minlength=8)
+    assert sorted((counts / 1000).round().tolist()) == [2, 2, 2, 2, 4, 4, 4, 4]
+
+
+def test_without_axes_nothing_turns():
+    image = torch.rand(3, 1, 2, 4, 6)
+    first, _, element = TokenViews(axes=None, mask_ratio=0)(image)
+    assert torch.equal(first, image) and torch.equal(TokenViews(axes=None).restore(image, element), image)
+
+
+def test_views_have_textures_of_their_own_and_only_the_second_a_mask():
+    image = torch.zeros(2, 1, 8, 8, 8)
+    views = TokenViews(lambda x: x + torch.rand(len(x), 1, 1, 1, 1) + 5, axes=None, mask_size=(2, 4, 4))
+    first, second, _ = views(image)
+    assert len(first.unique()) == 2 and first.min() > 4
+    assert ((second < 4).flatten(1).float().mean(1) == 0.75).all()
+    assert not torch.equal(first.flatten(1)[:, 0], second.flatten(1).max(1).values)
+
+
+def test_mask_replaces_whole_cells_of_each_sample():
+    image = torch.ones(3, 2, 4, 8, 8) * 9
+    masked, mask = noise_mask(image, 0.5, (2, 4, 2), noise=0.1)
+    assert mask.shape == (3, 4, 8, 8)
+    cells = mask.view(3, 2, 2, 2, 4, 4, 2).permute(0, 1, 3, 5, 2, 4, 6).flatten(4)
+    assert (cells.all(-1) | ~cells.any(-1)).all() and (cells.all(-1).flatten(1).sum(1) == 8).all()
+    assert not torch.equal(mask[0], mask[1])
+    where = mask[:, None].expand_as(image)
+    assert (masked[~where] == 9).all() and masked[where].std() == pytest.approx(0.1, abs=0.01)
+    assert masked[where].mean().abs() < 0.02
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r"\[4, 8, 6\] voxels cannot be masked in cells of \[2, 4, 4\]: set mask_size"):
+        noise_mask(torch.ones(1, 1, 4, 8, 6), 0.5, (2, 4, 4))
+    with pytest.raises(ValueError, match="mask_ratio lies between 0 and 1"):
+        TokenViews(mask_ratio=1.5)
+    with pytest.raises(ValueError, match="equal sizes"):
+        TokenViews()(torch.ones(1, 1, 4, 8, 6))
