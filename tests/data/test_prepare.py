@@ -146,6 +146,13 @@ def test_decathlon_modalities_in_files_of_their_own(tmp_path):
     assert items[0]["image"] == ["imagesTr/case_1_0000.nii.gz", "imagesTr/case_1_0001.nii.gz"]
 
 
+def test_hidden_companions_are_no_scans(tmp_path):
+    touch(tmp_path, *(f"{d}/case_1.nii.gz" for d in ("imagesTr", "labelsTr")))
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder / "._case_1.nii.gz").write_bytes(b"Mac OS X")
+    assert [x["subject"] for x in collect("decathlon", tmp_path)] == ["case_1"]
+
+
 def test_bids(tmp_path):
     touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_T2w.nii.gz")
     touch(tmp_path, *(f"sub-02/ses-{s}/anat/sub-02_ses-{s}_T1w.nii.gz" for s in (1, 2)))
