@@ -153,6 +153,119 @@ def test_hidden_companions_are_no_scans(tmp_path):
     assert [x["subject"] for x in collect("decathlon", tmp_path)] == ["case_1"]
 
 
+BTCV = [f"{i:04d}" for i in (*range(1, 11), *range(21, 41))]
+BTCV_TEST = ["0001", "0002", "0003", "0004", "0008", "0022", "0025", "0029", "0032", "0035", "0036", "0038"]
+
+
+def btcv(root, images="img", labels="label", image="img{}", label="label{}", numbers=BTCV):
+    for n in numbers:
+        touch(root, f"{images}/{image.format(n)}.nii.gz", f"{labels}/{label.format(n)}.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "image", "label"),
+    [
+        ("RawData/Training/img", "RawData/Training/label", "img{}", "label{}"),
+        ("img", "label", "img{}", "label{}"),
+        ("imagesTr", "labelsTr", "img{}", "label{}"),
+        ("imagesTr", "labelsTr", "img{}_0000", "img{}"),
+        ("Abdomen/images", "Abdomen/Labels", "img{}", "img{}"),
+    ],
+)
+def test_synapse_layouts(tmp_path, images, labels, image, label):
+    btcv(tmp_path, images, labels, image, label, numbers=["0001", "0021"])
+    # Not of the set as it is split: registered pairs, averaged scans, companions of macOS.
+    touch(tmp_path, "Reg/img/img0001-0021.nii.gz", "Reg/label/label0001-0021.nii.gz", f"{images}/DET0000101_avg.nii.gz")
+    (tmp_path / images / "._img0001.nii.gz").write_bytes(b"Mac OS X")
+    assert collect("synapse", tmp_path) == [
+        {
+            "image": f"{images}/{image.format(n)}.nii.gz",
+            "label": f"{labels}/{label.format(n)}.nii.gz",
+            "subject": n,
+        }
+        for n in ("0001", "0021")
+    ]
+
+
+def test_synapse_scans_without_labels(tmp_path):
+    btcv(tmp_path, "RawData/Training/img", "RawData/Training/label", numbers=["0001"])
+    touch(tmp_path, "RawData/Testing/img/img0061.nii.gz")
+    assert collect("synapse", tmp_path)[1] == {"image": "RawData/Testing/img/img0061.nii.gz", "subject": "0061"}
+
+
+@pytest.mark.parametrize(("images", "labels"), [("imagesTr", "labelsTr"), ("img", "label")])
+def test_synapse_test_scans_may_lie_twice_as_nnformer_wants_them(tmp_path, images, labels):
+    btcv(tmp_path, images, labels, numbers=["0001", "0005"])
+    btcv(tmp_path, "imagesTs", "labelsTs", numbers=["0001", "0002"])
+    items = collect("synapse", tmp_path)
+    folders = [(images, labels, "0001"), ("imagesTs", "labelsTs", "0002"), (images, labels, "0005")]
+    assert [x["image"] for x in items] == [f"{folder}/img{n}.nii.gz" for folder, _, n in folders]
+    assert [x["label"] for x in items] == [f"{folder}/label{n}.nii.gz" for _, folder, n in folders]
+
+
+@pytest.mark.parametrize(("file", "what"), [("copy/img0001.nii.gz", "images"), ("copy/label0001.nii", "labels")])
+def test_synapse_two_files_of_one_number(tmp_path, file, what):
+    btcv(tmp_path, numbers=["0001"])
+    touch(tmp_path, file)
+    with pytest.raises(DatalistError, match=f"Two {what} have the number 0001: .* and .*; keep one of them"):
+        collect("synapse", tmp_path)
+
+
+def test_synapse_has_the_published_split(tmp_path):
+    btcv(tmp_path / "btcv")
+    touch(tmp_path / "btcv", "Testing/img/img0061.nii.gz")
+    content = prepare("synapse", tmp_path / "btcv", tmp_path / "a.json", seed=3)
+    lists = load_datalist(tmp_path / "a.json", numbering="btcv")
+    assert {k: len(v) for k, v in lists.items()} == {"training": 18, "validation": 0, "test": 12}
+    assert [x["subject"] for x in lists["test"]] == BTCV_TEST
+    assert [x["subject"] for x in lists["training"]] == [n for n in BTCV if n not in BTCV_TEST]
+    assert [x["subject"] for x in content["unlabelled"]] == ["0061"] and content["numbering"] == "btcv"
+    assert {x["domain"] for x in lists["training"]} == {"synapse"}
+
+
+def split_of(content):
+    return {name: {x["subject"] for x in content[name]} for name in SECTIONS}
+
+
+@pytest.mark.parametrize(("validation", "count"), [(3, 3), (0.1, 3), (17, 17)])
+def test_synapse_validation_comes_from_the_training_scans(tmp_path, validation, count):
+    btcv(tmp_path / "btcv")
+    found = split_of(prepare("synapse", tmp_path / "btcv", tmp_path / "a.json", validation=validation))
+    assert found["test"] == set(BTCV_TEST) and len(found["validation"]) == count
+    assert found["training"] | found["validation"] == set(BTCV) - set(BTCV_TEST)
+
+
+def test_synapse_other_test_scans_are_drawn(tmp_path):
+    btcv(tmp_path / "btcv")
+    content = prepare("synapse", tmp_path / "btcv", tmp_path / "a.json", validation=2, test=6)
+    assert [len(content[s]) for s in SECTIONS] == [22, 2, 6]
+    assert not split_of(content)["test"] <= set(BTCV_TEST)
+
+
+def test_synapse_validation_is_drawn_by_seed(tmp_path):
+    btcv(tmp_path / "btcv")
+    drawn = []
+    for seed in (0, 0, 1):
+        content = prepare("synapse", tmp_path / "btcv", tmp_path / "a.json", validation=3, seed=seed, force=True)
+        drawn.append(split_of(content)["validation"])
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_synapse_without_some_of_its_test_scans(tmp_path):
+    btcv(tmp_path / "btcv", numbers=[n for n in BTCV if n not in ("0003", "0025")])
+    touch(tmp_path / "btcv", "img/img0003.nii.gz")
+    with pytest.raises(DatalistError, match=r"2 of the 12 published test subjects .*\(0003, 0025\): complete") as error:
+        prepare("synapse", tmp_path / "btcv", tmp_path / "a.json")
+    assert "\n" not in str(error.value) and not (tmp_path / "a.json").exists()
+    prepare("synapse", tmp_path / "btcv", tmp_path / "a.json", test=4)
+
+
+def test_synapse_validation_cannot_take_all(tmp_path):
+    btcv(tmp_path / "btcv")
+    with pytest.raises(DatalistError, match="18 validation and 12 test subjects leave none of 30"):
+        prepare("synapse", tmp_path / "btcv", tmp_path / "a.json", validation=18)
+
+
 def test_bids(tmp_path):
     touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_T2w.nii.gz")
     touch(tmp_path, *(f"sub-02/ses-{s}/anat/sub-02_ses-{s}_T1w.nii.gz" for s in (1, 2)))
@@ -278,11 +391,16 @@ def test_the_numbering_is_that_of_the_masks(tmp_path, options, numbering):
 
 
 def test_the_documented_overlays_take_the_numberings_that_are_written(tmp_path):
-    configs = Path(__file__).parents[2] / "bundles/pretrain_once/configs"
+    bundles = Path(__file__).parents[2] / "bundles"
+    documented = set()
     for name, published in _NUMBERING_OF.items():
         written = published.format(label=inspect.signature(COLLECTORS["oasis1"]).parameters["label"].default)
-        assert json.loads((configs / f"datasets/{name}.json").read_text())["numbering"] == written
         assert written in NUMBERINGS
+        for overlay in bundles.glob(f"*/configs/datasets/{name}.json"):
+            base = json.loads((overlay.parents[1] / "train.json").read_text())
+            assert (base | json.loads(overlay.read_text()))["numbering"] == written
+            documented.add(name)
+    assert documented >= {"adni", "cc359", "oasis1"}
 
 
 def test_a_numbering_that_is_not_known_is_not_written(ixi, tmp_path):
