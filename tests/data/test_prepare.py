@@ -153,6 +153,59 @@ def test_hidden_companions_are_no_scans(tmp_path):
     assert [x["subject"] for x in collect("decathlon", tmp_path)] == ["case_1"]
 
 
+@pytest.fixture
+def brats(tmp_path):
+    """A made-up Task01: `dataset.json` in the Decathlon's form, four contrasts in one file of four dimensions."""
+    root = tmp_path / "Task01_BrainTumour"
+    names = [f"BRATS_{i:03d}" for i in range(1, 41)]
+    for name in names:
+        touch(root, f"labelsTr/{name}.nii.gz")
+    for folder, files in (("imagesTr", names), ("imagesTs", ["BRATS_485", "BRATS_486"])):
+        (root / folder).mkdir()
+        for name in files:
+            nib.save(nib.Nifti1Image(np.ones((3, 4, 5, 4), np.float32), np.eye(4)), root / folder / f"{name}.nii.gz")
+    content = {
+        "name": "BRATS",
+        "tensorImageSize": "4D",
+        "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
+        "labels": {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"},
+        "numTraining": 40,
+        "numTest": 2,
+        "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names],
+        "test": ["./imagesTs/BRATS_485.nii.gz", "./imagesTs/BRATS_486.nii.gz"],
+    }
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+def test_decathlon_with_all_contrasts_in_a_file(brats, tmp_path):
+    """The 80/15/5 split that SimTROT makes of Task01: shares of the scans with labels."""
+    output = tmp_path / "brats.json"
+    options = {"validation": 0.15, "test": 0.05, "domain": "brats", "numbering": "msd_brats"}
+    prepare("decathlon", brats, output, **options)
+    lists = load_datalist(output, check="full", num_classes=2, numbering="msd_brats")
+    assert {k: len(v) for k, v in lists.items()} == {"training": 32, "validation": 6, "test": 2}
+    items = [x for section in SECTIONS for x in lists[section]]
+    assert sorted(x["subject"] for x in items) == [f"BRATS_{i:03d}" for i in range(1, 41)]
+    assert all(nib.load(x["image"]).shape == (3, 4, 5, 4) and x["domain"] == "brats" for x in items)
+    assert all(Path(x["image"]).name == Path(x["label"]).name for x in items)
+    unlabelled = json.loads(output.read_text())["unlabelled"]
+    assert [x["subject"] for x in unlabelled] == ["BRATS_485", "BRATS_486"]
+    with pytest.raises(DatalistError, match=r"numbered as 'msd_brats', but the config id `numbering` is 'freesurfer'"):
+        load_datalist(output, numbering="freesurfer")
+
+
+def test_decathlon_finds_a_label_on_another_grid(brats, tmp_path):
+    nib.save(nib.Nifti1Image(np.ones((3, 4, 6), np.uint8), np.eye(4)), brats / "labelsTr/BRATS_007.nii.gz")
+    with pytest.raises(DatalistError, match=r"labelsTr/BRATS_007.nii.gz: has the shape 3x4x6, but .* has 3x4x5"):
+        prepare("decathlon", brats, tmp_path / "a.json")
+
+
+def test_decathlon_shares_of_the_real_task01():
+    lists = split_by_subject([{"image": str(i), "label": "l", "subject": str(i)} for i in range(484)], 0.15, 0.05)
+    assert [len(lists[s]) for s in SECTIONS] == [387, 73, 24]  # 79.96, 15.08 and 4.96 %
+
+
 BTCV = [f"{i:04d}" for i in (*range(1, 11), *range(21, 41))]
 BTCV_TEST = ["0001", "0002", "0003", "0004", "0008", "0022", "0025", "0029", "0032", "0035", "0036", "0038"]
 
