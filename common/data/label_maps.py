@@ -1,8 +1,9 @@
-"""Translation of the label numberings of brain MRI sets into the classes of the segmentation tasks.
+"""Translation of the label numberings of public sets into the classes of the segmentation tasks.
 
 The tables stand beside this file in `label_maps/`. Each numbering says which of its labels make up which structure;
-`structures.json` says once, for all numberings, to which tissue class a structure belongs (its `rule` in words). So
-the same region gets the same class wherever a mask comes from.
+`structures.json` says once, for all numberings of brain MRI, to which tissue class a structure belongs (its `rule` in
+words). So the same region gets the same class wherever a mask comes from. `classes.json` names the classes of the other
+tasks.
 """
 
 from __future__ import annotations
@@ -15,8 +16,21 @@ from typing import Any
 _TABLES = Path(__file__).with_name("label_maps")
 _TISSUES = {1: "cortex", 2: "subcortical grey matter", 3: "white matter", 4: "CSF"}
 
-NUMBERINGS = ("binary", "dlmuse", "freesurfer", "malpem", "oasis_seg35", "oasis_seg4", "task")
-TASKS = ("skull", "structures4", "structures33")
+_PARTS = ("structures", "tissues", "skull", "classes")  # of a table: name -> labels
+
+NUMBERINGS = (
+    "binary",
+    "btcv",
+    "dlmuse",
+    "freesurfer",
+    "malpem",
+    "msd_brats",
+    "msd_hippocampus",
+    "oasis_seg35",
+    "oasis_seg4",
+    "task",
+)
+TASKS = ("skull", "structures4", "structures33", "organs8", "organs13", "hippocampus", "brats")
 
 
 def label_map(numbering: str, task: str) -> dict[int, list[int]]:
@@ -25,11 +39,15 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
     Args:
         numbering: how the masks at hand are numbered. `freesurfer`: aseg or aparc+aseg. `oasis_seg35`, `oasis_seg4`:
             the 35 structures and four tissues of the neurite version of OASIS-1. `malpem`: the 138 regions of MALP-EM
-            (ADNI). `dlmuse`: MUSE region numbers. `binary`: a brain mask, 1 to 255 is brain.
+            (ADNI). `dlmuse`: MUSE region numbers. `binary`: a brain mask, 1 to 255 is brain. `btcv`: the 13 organs of
+            BTCV (Synapse). `msd_hippocampus`, `msd_brats`: the Decathlon's Task04 and Task01.
             `task`: the task's own classes, as in predictions of its network and in masks drawn or corrected on them.
         task: `skull` has one class, brain tissue and CSF. `structures4` has 1 cortex, 2 subcortical grey matter,
             3 white matter, 4 CSF. `structures33` has the structures of `oasis_seg35` without the choroid plexuses,
-            1 to 33 in their order (Zhang et al., BIBM 2023, section IV-A).
+            1 to 33 in their order (Zhang et al., BIBM 2023, section IV-A). `organs13` has the organs of `btcv`,
+            `organs8` the eight of them that TransUNet (arXiv 2102.04306, section 4.1) evaluates: 1 spleen, 2 right
+            kidney, 3 left kidney, 4 gallbladder, 5 liver, 6 stomach, 7 aorta, 8 pancreas. `hippocampus` has
+            1 anterior, 2 posterior; `brats` 1 edema, 2 non-enhancing tumour core, 3 enhancing tumour.
 
     Returns:
         Class -> its source labels, for every class. A class that the numbering lacks has an empty list; 0 has the
@@ -56,14 +74,13 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
         for tissue, labels in table.get("tissues", {}).items():
             groups[int(tissue)] += labels
     else:
+        part = table.get("structures" if task == "structures33" else "classes", {})
         for index in groups:
-            groups[index] += table.get("structures", {}).get(classes[index], [])
+            groups[index] += part.get(classes[index], [])
     if not any(groups.values()):
         raise ValueError(f"Masks numbered as {numbering!r} hold no class of the task {task!r}: choose another task.")
     named = {label for labels in groups.values() for label in labels}
-    known = {
-        label for key in ("structures", "tissues", "skull") for part in table.get(key, {}).values() for label in part
-    }
+    known = {label for key in _PARTS for labels in table.get(key, {}).values() for label in labels}
     groups[0] = [label for label in known - named if label != 0]
     return {index: sorted(groups[index]) for index in sorted(groups)}
 
@@ -75,11 +92,12 @@ def label_names(task: str) -> dict[int, str]:
         ValueError: the task is unknown.
     """
     _check("task", task, TASKS)
-    names = {
-        "skull": ["brain"],
-        "structures4": list(_TISSUES.values()),
-        "structures33": _read("structures")["structures33"],
-    }[task]
+    if task == "skull":
+        names = ["brain"]
+    elif task == "structures4":
+        names = list(_TISSUES.values())
+    else:
+        names = _read("structures" if task == "structures33" else "classes")[task]
     return dict(enumerate(["background", *names]))
 
 

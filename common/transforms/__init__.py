@@ -2,6 +2,7 @@ from .check_volume import CheckVolumed
 from .cube_group import CubeGroup, rot90_batch
 from .cutout_swap import CutoutSwap
 from .grid_mask import random_grid_mask, random_keep_indices, upsample_mask
+from .label_regions import LabelRegionsd
 from .load_volume import LoadVolumed
 from .map_labels import MapLabelsd
 from .mirrored_layout import MirroredLayout
@@ -14,6 +15,7 @@ __all__ = [
     "CheckVolumed",
     "CubeGroup",
     "CutoutSwap",
+    "LabelRegionsd",
     "LoadVolumed",
     "MapLabelsd",
     "MirroredLayout",

@@ -10,7 +10,8 @@ import common.data.label_maps as module
 from common.data import label_map, label_names
 from common.transforms import MapLabelsd
 
-NUMBERINGS = tuple(name for name in module.NUMBERINGS if name != "task")  # those with a table
+OTHERS = ("btcv", "msd_brats", "msd_hippocampus")  # of other sets than brain MRI with its structures
+NUMBERINGS = tuple(name for name in module.NUMBERINGS if name not in ("task", *OTHERS))
 TASKS = module.TASKS
 SEG35 = [0, *range(1, 19), 0, *range(19, 34), 0]  # class of structures33 for the labels 1..35, plexuses without one
 
@@ -21,7 +22,7 @@ def inverse(groups: dict[int, list[int]]) -> dict[int, int]:
 
 def test_the_tables_of_the_package_are_the_known_numberings():
     files = {p.stem for p in Path(module.__file__).with_name("label_maps").glob("*.json")}
-    assert files == {*NUMBERINGS, "structures"}
+    assert files == {*NUMBERINGS, *OTHERS, "structures", "classes"}
 
 
 @pytest.mark.parametrize(("task", "count"), [("skull", 1), ("structures4", 4), ("structures33", 33)])
@@ -142,6 +143,49 @@ def test_structures_that_a_numbering_lacks_are_empty():
         "Right-Vessel",
     ]
     assert all(label_map("malpem", "structures33").values())
+
+
+ORGANS13 = [
+    "spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
+    "inferior vena cava", "portal and splenic veins", "pancreas", "right adrenal gland", "left adrenal gland",
+]  # fmt: skip
+
+
+def test_the_organs_of_btcv():
+    assert list(label_names("organs13").values()) == ["background", *ORGANS13]
+    assert label_map("btcv", "organs13") == {0: []} | {i: [i] for i in range(1, 14)}
+    # Numbers of nnFormer's evaluation (nnformer/inference_synapse.py); the five other organs are known background.
+    assert label_map("btcv", "organs8") == {
+        0: [5, 9, 10, 12, 13], 1: [1], 2: [2], 3: [3], 4: [4], 5: [6], 6: [7], 7: [8], 8: [11],
+    }  # fmt: skip
+    names = ["spleen", "right kidney", "left kidney", "gallbladder", "liver", "stomach", "aorta", "pancreas"]
+    assert list(label_names("organs8").values()) == ["background", *names]
+    assert [ORGANS13[label[0] - 1] for c, label in label_map("btcv", "organs8").items() if c] == names
+
+
+def test_the_decathlon_numberings_are_their_tasks_classes():
+    assert label_map("msd_hippocampus", "hippocampus") == {0: [], 1: [1], 2: [2]}
+    assert label_names("hippocampus") == {0: "background", 1: "anterior", 2: "posterior"}
+    assert label_map("msd_brats", "brats") == {0: [], 1: [1], 2: [2], 3: [3]}
+    assert list(label_names("brats").values())[1:] == ["edema", "non-enhancing tumour core", "enhancing tumour"]
+
+
+@pytest.mark.parametrize("numbering", OTHERS)
+@pytest.mark.parametrize("task", TASKS)
+def test_other_sets_have_their_own_tasks_only(numbering, task):
+    own = {"btcv": ("organs8", "organs13"), "msd_brats": ("brats",), "msd_hippocampus": ("hippocampus",)}
+    if task in own[numbering]:
+        assert list(label_map(numbering, task)) == list(label_names(task))
+        return
+    with pytest.raises(ValueError, match=f"{numbering!r} hold no class of the task {task!r}"):
+        label_map(numbering, task)
+
+
+@pytest.mark.parametrize("task", ["organs8", "organs13", "hippocampus", "brats"])
+def test_brain_structures_are_no_classes_of_the_other_tasks(task):
+    for numbering in NUMBERINGS:
+        with pytest.raises(ValueError, match=f"{numbering!r} hold no class of the task {task!r}"):
+            label_map(numbering, task)
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,179 @@ def test_decathlon_modalities_in_files_of_their_own(tmp_path):
     assert items[0]["image"] == ["imagesTr/case_1_0000.nii.gz", "imagesTr/case_1_0001.nii.gz"]
 
 
+def test_hidden_companions_are_no_scans(tmp_path):
+    touch(tmp_path, *(f"{d}/case_1.nii.gz" for d in ("imagesTr", "labelsTr")))
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder / "._case_1.nii.gz").write_bytes(b"Mac OS X")
+    assert [x["subject"] for x in collect("decathlon", tmp_path)] == ["case_1"]
+
+
+@pytest.fixture
+def brats(tmp_path):
+    """A made-up Task01: `dataset.json` in the Decathlon's form, four contrasts in one file of four dimensions."""
+    root = tmp_path / "Task01_BrainTumour"
+    names = [f"BRATS_{i:03d}" for i in range(1, 41)]
+    for name in names:
+        touch(root, f"labelsTr/{name}.nii.gz")
+    for folder, files in (("imagesTr", names), ("imagesTs", ["BRATS_485", "BRATS_486"])):
+        (root / folder).mkdir()
+        for name in files:
+            nib.save(nib.Nifti1Image(np.ones((3, 4, 5, 4), np.float32), np.eye(4)), root / folder / f"{name}.nii.gz")
+    content = {
+        "name": "BRATS",
+        "tensorImageSize": "4D",
+        "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
+        "labels": {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"},
+        "numTraining": 40,
+        "numTest": 2,
+        "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names],
+        "test": ["./imagesTs/BRATS_485.nii.gz", "./imagesTs/BRATS_486.nii.gz"],
+    }
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+def test_decathlon_with_all_contrasts_in_a_file(brats, tmp_path):
+    """The 80/15/5 split that SimTROT makes of Task01: shares of the scans with labels."""
+    output = tmp_path / "brats.json"
+    options = {"validation": 0.15, "test": 0.05, "domain": "brats", "numbering": "msd_brats"}
+    prepare("decathlon", brats, output, **options)
+    lists = load_datalist(output, check="full", num_classes=2, numbering="msd_brats")
+    assert {k: len(v) for k, v in lists.items()} == {"training": 32, "validation": 6, "test": 2}
+    items = [x for section in SECTIONS for x in lists[section]]
+    assert sorted(x["subject"] for x in items) == [f"BRATS_{i:03d}" for i in range(1, 41)]
+    assert all(nib.load(x["image"]).shape == (3, 4, 5, 4) and x["domain"] == "brats" for x in items)
+    assert all(Path(x["image"]).name == Path(x["label"]).name for x in items)
+    unlabelled = json.loads(output.read_text())["unlabelled"]
+    assert [x["subject"] for x in unlabelled] == ["BRATS_485", "BRATS_486"]
+    with pytest.raises(DatalistError, match=r"numbered as 'msd_brats', but the config id `numbering` is 'freesurfer'"):
+        load_datalist(output, numbering="freesurfer")
+
+
+def test_decathlon_finds_a_label_on_another_grid(brats, tmp_path):
+    nib.save(nib.Nifti1Image(np.ones((3, 4, 6), np.uint8), np.eye(4)), brats / "labelsTr/BRATS_007.nii.gz")
+    with pytest.raises(DatalistError, match=r"labelsTr/BRATS_007.nii.gz: has the shape 3x4x6, but .* has 3x4x5"):
+        prepare("decathlon", brats, tmp_path / "a.json")
+
+
+def test_decathlon_shares_of_the_real_task01():
+    lists = split_by_subject([{"image": str(i), "label": "l", "subject": str(i)} for i in range(484)], 0.15, 0.05)
+    assert [len(lists[s]) for s in SECTIONS] == [387, 73, 24]  # 79.96, 15.08 and 4.96 %
+
+
+BTCV = [f"{i:04d}" for i in (*range(1, 11), *range(21, 41))]
+BTCV_TEST = ["0001", "0002", "0003", "0004", "0008", "0022", "0025", "0029", "0032", "0035", "0036", "0038"]
+
+
+def btcv(root, images="img", labels="label", image="img{}", label="label{}", numbers=BTCV):
+    for n in numbers:
+        touch(root, f"{images}/{image.format(n)}.nii.gz", f"{labels}/{label.format(n)}.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "image", "label"),
+    [
+        ("RawData/Training/img", "RawData/Training/label", "img{}", "label{}"),
+        ("img", "label", "img{}", "label{}"),
+        ("imagesTr", "labelsTr", "img{}", "label{}"),
+        ("imagesTr", "labelsTr", "img{}_0000", "img{}"),
+        ("Abdomen/images", "Abdomen/Labels", "img{}", "img{}"),
+    ],
+)
+def test_synapse_layouts(tmp_path, images, labels, image, label):
+    btcv(tmp_path, images, labels, image, label, numbers=["0001", "0021"])
+    # Not of the set as it is split: registered pairs, averaged scans, companions of macOS.
+    touch(tmp_path, "Reg/img/img0001-0021.nii.gz", "Reg/label/label0001-0021.nii.gz", f"{images}/DET0000101_avg.nii.gz")
+    (tmp_path / images / "._img0001.nii.gz").write_bytes(b"Mac OS X")
+    assert collect("synapse", tmp_path) == [
+        {
+            "image": f"{images}/{image.format(n)}.nii.gz",
+            "label": f"{labels}/{label.format(n)}.nii.gz",
+            "subject": n,
+        }
+        for n in ("0001", "0021")
+    ]
+
+
+def test_synapse_scans_without_labels(tmp_path):
+    btcv(tmp_path, "RawData/Training/img", "RawData/Training/label", numbers=["0001"])
+    touch(tmp_path, "RawData/Testing/img/img0061.nii.gz")
+    assert collect("synapse", tmp_path)[1] == {"image": "RawData/Testing/img/img0061.nii.gz", "subject": "0061"}
+
+
+@pytest.mark.parametrize(("images", "labels"), [("imagesTr", "labelsTr"), ("img", "label")])
+def test_synapse_test_scans_may_lie_twice_as_nnformer_wants_them(tmp_path, images, labels):
+    btcv(tmp_path, images, labels, numbers=["0001", "0005"])
+    btcv(tmp_path, "imagesTs", "labelsTs", numbers=["0001", "0002"])
+    items = collect("synapse", tmp_path)
+    folders = [(images, labels, "0001"), ("imagesTs", "labelsTs", "0002"), (images, labels, "0005")]
+    assert [x["image"] for x in items] == [f"{folder}/img{n}.nii.gz" for folder, _, n in folders]
+    assert [x["label"] for x in items] == [f"{folder}/label{n}.nii.gz" for _, folder, n in folders]
+
+
+@pytest.mark.parametrize(("file", "what"), [("copy/img0001.nii.gz", "images"), ("copy/label0001.nii", "labels")])
+def test_synapse_two_files_of_one_number(tmp_path, file, what):
+    btcv(tmp_path, numbers=["0001"])
+    touch(tmp_path, file)
+    with pytest.raises(DatalistError, match=f"Two {what} have the number 0001: .* and .*; keep one of them"):
+        collect("synapse", tmp_path)
+
+
+def test_synapse_has_the_published_split(tmp_path):
+    btcv(tmp_path / "btcv")
+    touch(tmp_path / "btcv", "Testing/img/img0061.nii.gz")
+    content = prepare("synapse", tmp_path / "btcv", tmp_path / "a.json", seed=3)
+    lists = load_datalist(tmp_path / "a.json", numbering="btcv")
+    assert {k: len(v) for k, v in lists.items()} == {"training": 18, "validation": 0, "test": 12}
+    assert [x["subject"] for x in lists["test"]] == BTCV_TEST
+    assert [x["subject"] for x in lists["training"]] == [n for n in BTCV if n not in BTCV_TEST]
+    assert [x["subject"] for x in content["unlabelled"]] == ["0061"] and content["numbering"] == "btcv"
+    assert {x["domain"] for x in lists["training"]} == {"synapse"}
+
+
+def split_of(content):
+    return {name: {x["subject"] for x in content[name]} for name in SECTIONS}
+
+
+@pytest.mark.parametrize(("validation", "count"), [(3, 3), (0.1, 3), (17, 17)])
+def test_synapse_validation_comes_from_the_training_scans(tmp_path, validation, count):
+    btcv(tmp_path / "btcv")
+    found = split_of(prepare("synapse", tmp_path / "btcv", tmp_path / "a.json", validation=validation))
+    assert found["test"] == set(BTCV_TEST) and len(found["validation"]) == count
+    assert found["training"] | found["validation"] == set(BTCV) - set(BTCV_TEST)
+
+
+def test_synapse_other_test_scans_are_drawn(tmp_path):
+    btcv(tmp_path / "btcv")
+    content = prepare("synapse", tmp_path / "btcv", tmp_path / "a.json", validation=2, test=6)
+    assert [len(content[s]) for s in SECTIONS] == [22, 2, 6]
+    assert not split_of(content)["test"] <= set(BTCV_TEST)
+
+
+def test_synapse_validation_is_drawn_by_seed(tmp_path):
+    btcv(tmp_path / "btcv")
+    drawn = []
+    for seed in (0, 0, 1):
+        content = prepare("synapse", tmp_path / "btcv", tmp_path / "a.json", validation=3, seed=seed, force=True)
+        drawn.append(split_of(content)["validation"])
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_synapse_without_some_of_its_test_scans(tmp_path):
+    btcv(tmp_path / "btcv", numbers=[n for n in BTCV if n not in ("0003", "0025")])
+    touch(tmp_path / "btcv", "img/img0003.nii.gz")
+    with pytest.raises(DatalistError, match=r"2 of the 12 published test subjects .*\(0003, 0025\): complete") as error:
+        prepare("synapse", tmp_path / "btcv", tmp_path / "a.json")
+    assert "\n" not in str(error.value) and not (tmp_path / "a.json").exists()
+    prepare("synapse", tmp_path / "btcv", tmp_path / "a.json", test=4)
+
+
+def test_synapse_validation_cannot_take_all(tmp_path):
+    btcv(tmp_path / "btcv")
+    with pytest.raises(DatalistError, match="18 validation and 12 test subjects leave none of 30"):
+        prepare("synapse", tmp_path / "btcv", tmp_path / "a.json", validation=18)
+
+
 def test_bids(tmp_path):
     touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_T2w.nii.gz")
     touch(tmp_path, *(f"sub-02/ses-{s}/anat/sub-02_ses-{s}_T1w.nii.gz" for s in (1, 2)))
@@ -271,11 +444,16 @@ def test_the_numbering_is_that_of_the_masks(tmp_path, options, numbering):
 
 
 def test_the_documented_overlays_take_the_numberings_that_are_written(tmp_path):
-    configs = Path(__file__).parents[2] / "bundles/pretrain_once/configs"
+    bundles = Path(__file__).parents[2] / "bundles"
+    documented = set()
     for name, published in _NUMBERING_OF.items():
         written = published.format(label=inspect.signature(COLLECTORS["oasis1"]).parameters["label"].default)
-        assert json.loads((configs / f"datasets/{name}.json").read_text())["numbering"] == written
         assert written in NUMBERINGS
+        for overlay in bundles.glob(f"*/configs/datasets/{name}.json"):
+            base = json.loads((overlay.parents[1] / "train.json").read_text())
+            assert (base | json.loads(overlay.read_text()))["numbering"] == written
+            documented.add(name)
+    assert documented >= {"adni", "cc359", "oasis1"}
 
 
 def test_a_numbering_that_is_not_known_is_not_written(ixi, tmp_path):

@@ -16,6 +16,7 @@ from .decathlon import collect_decathlon
 from .ixi import collect_ixi
 from .oasis1 import collect_oasis1
 from .split import split_by_subject
+from .synapse import SYNAPSE_TEST, collect_synapse
 from .write import write_datalist
 
 # Each takes the folder of its set, and options of its own, and gives items with absolute paths.
@@ -26,10 +27,14 @@ COLLECTORS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "decathlon": collect_decathlon,
     "ixi": collect_ixi,
     "oasis1": collect_oasis1,
+    "synapse": collect_synapse,
 }
 # How the masks are numbered that a set is published with, by the options of its collector. For the other sets it
 # depends on who made the masks.
-_NUMBERING_OF = {"adni": "malpem", "cc359": "binary", "oasis1": "oasis_{label}"}
+_NUMBERING_OF = {"adni": "malpem", "cc359": "binary", "oasis1": "oasis_{label}", "synapse": "btcv"}
+# The split where none is asked for, validation and test: that of Zhang et al., or the one that a set is known by.
+_SPLIT = (0.1, 0.2)
+_SPLIT_OF: dict[str, tuple[float, float | tuple[str, ...]]] = {"synapse": (0, SYNAPSE_TEST)}
 
 
 def prepare(
@@ -37,8 +42,8 @@ def prepare(
     source: str | os.PathLike,
     output: str | os.PathLike,
     *,
-    validation: float = 0.1,
-    test: float = 0.2,
+    validation: float | None = None,
+    test: float | None = None,
     seed: int = 0,
     domain: str | None = None,
     numbering: str | None = None,
@@ -50,19 +55,23 @@ def prepare(
     """Write the datalist of a data set, split by subject.
 
     The default split is that of Zhang et al., BIBM 2023, section IV-A: 70 % of a set for training, a third of the
-    rest for validation and two thirds for test.
+    rest for validation and two thirds for test. That of `synapse` is TransUNet's (Chen et al., arXiv 2102.04306,
+    section 4.1; its published lists), which nnFormer and SimTROT follow: 18 scans for training and the 12 named ones
+    for test. It has no validation list: the published code of nnFormer and SimTROT validates on the test scans;
+    here `validation` draws scans from the 18 instead.
 
     Args:
         name: data set, one of `COLLECTORS`.
         source: folder of the data set.
         output: datalist to write; its paths are relative to its folder.
-        validation: number of validation subjects, or below 1 their share.
-        test: number of test subjects, or below 1 their share.
+        validation: number of validation subjects, or below 1 their share; by default 0.1, and 0 for `synapse`.
+        test: number of test subjects, or below 1 their share, by default 0.2; for `synapse` by default the published
+            ones, and others are drawn when it is given.
         seed: seed of the split.
         domain: `domain` of the items; by default the name of the set (none for `bids` and `decathlon`).
         numbering: how the masks are numbered (see `label_map`); written into the datalist, so that a run which takes
-            them for something else is refused. By default that of the published masks of `adni`, `cc359` and `oasis1`,
-            and for the other sets none.
+            them for something else is refused. By default that of the published masks of `adni`, `cc359`, `oasis1` and
+            `synapse`, and for the other sets none.
         require: keys, separated by commas, that items must have (`label`, `age`, `diagnosis`); others are left out.
         check: how the files are checked before anything is written, as in `load_datalist`.
         force: replace an existing file.
@@ -112,7 +121,10 @@ def prepare(
     numbering = numbering or _NUMBERING_OF.get(name, "").format(**chosen.arguments)
     if numbering and any("label" in x for x in items):
         content["numbering"] = numbering
-    content |= split_by_subject(items, validation, test, seed)
+    split = _SPLIT_OF.get(name, _SPLIT)
+    content |= split_by_subject(
+        items, split[0] if validation is None else validation, split[1] if test is None else test, seed
+    )
     content["left_out"] = found - sum(len(v) for v in content.values() if isinstance(v, list))
     write_datalist(output, content, force)
     return content

@@ -21,8 +21,14 @@ def stem(path: Path) -> str:
 
 
 def scans(folder: Path, pattern: str = "*") -> list[Path]:
-    """NIfTI files that match a glob pattern (without suffix) below a folder, sorted; none where it is missing."""
-    return sorted(p for p in folder.glob(pattern + ".nii*") if p.name.endswith(NIFTI)) if folder.is_dir() else []
+    """NIfTI files that match a glob pattern (without suffix) below a folder, sorted; none where it is missing.
+
+    Names that begin with a dot are left out: the Decathlon's archives hold such companions of macOS beside the scans.
+    """
+    if not folder.is_dir():
+        return []
+    files = folder.glob(pattern + ".nii*")
+    return sorted(p for p in files if p.name.endswith(NIFTI) and not p.name.startswith("."))
 
 
 def first_folder(source: Path, names: Iterable[str]) -> Path | None:

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ..datalist import DatalistError
 
 
 def split_by_subject(
-    items: Sequence[dict[str, Any]], validation: float, test: float, seed: int = 0
+    items: Sequence[dict[str, Any]], validation: float, test: float | Collection[str], seed: int = 0
 ) -> dict[str, list[dict[str, Any]]]:
     """Split items into lists so that no subject is in two of them.
 
@@ -18,16 +18,25 @@ def split_by_subject(
     Args:
         items: items with `subject`.
         validation: number of subjects, or below 1 their share.
-        test: number of subjects, or below 1 their share.
+        test: number of subjects, or below 1 their share; or the subjects themselves, where a set is published with
+            its test subjects. Shares are of all subjects with labels (of all, where there are no labels).
         seed: seed of the draw.
 
     Raises:
-        DatalistError: a number is negative, or no subject is left for training.
+        DatalistError: a number is negative, a test subject is missing, or no subject is left for training.
     """
     some_labelled = any("label" in x for x in items)
     subjects = sorted({x["subject"] for x in items if "label" in x or not some_labelled})
+    published = () if isinstance(test, int | float) else sorted(set(test))
+    missing = [s for s in published if s not in subjects]
+    if missing:
+        raise DatalistError(
+            f"{len(missing)} of the {len(published)} published test subjects have no scan with a label "
+            f"({', '.join(missing)}): complete the folder, or draw others with `test`."
+        )
     counts = []
-    for name, value in (("validation", validation), ("test", test)):
+    number = test if isinstance(test, int | float) else len(published)
+    for name, value in (("validation", validation), ("test", number)):
         if value < 0:
             raise DatalistError(f"`{name}` is {value}; it has to be a number of subjects, or a share below 1.")
         counts.append(round(value * len(subjects)) if value < 1 else int(value))
@@ -36,9 +45,10 @@ def split_by_subject(
             f"{counts[0]} validation and {counts[1]} test subjects leave none of {len(subjects)} for training: "
             "lower `validation` or `test`."
         )
-    random.Random(seed).shuffle(subjects)
-    held_out = dict.fromkeys(subjects[: counts[0]], "validation")
-    held_out |= dict.fromkeys(subjects[counts[0] : sum(counts)], "test")
+    drawn = [s for s in subjects if s not in published]
+    random.Random(seed).shuffle(drawn)
+    held_out = dict.fromkeys(drawn[: counts[0]], "validation")
+    held_out |= dict.fromkeys(published or drawn[counts[0] : sum(counts)], "test")
     lists: dict[str, list[dict[str, Any]]] = {"training": [], "validation": [], "test": []}
     for x in items:
         section = held_out.get(x["subject"], "training")

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type
+
+from ..volumes import by, label_problem, volume_name
+
+
+class LabelRegionsd(MapTransform):
+    """Turn label images into one channel a region, each the union of some classes; regions may overlap.
+
+    For the evaluation, or a sigmoid's targets, of nested regions: those of BraTS in the numbering of the task `brats`
+    are `[[3], [2, 3], [1, 2, 3]]`, enhancing tumour, tumour core and whole tumour (nnFormer and SimTROT evaluate them).
+    Data type and metadata stay; one look-up a voxel, whatever the number of regions.
+
+    Args:
+        keys: label images (1, *spatial) of class numbers; they become (R, *spatial) of 0 and 1 for R regions.
+        regions: classes of each region. 0, the background, may be one of them.
+        num_classes: classes lie in `[0, num_classes)`.
+        allow_missing_keys: whether items may lack keys.
+
+    Raises:
+        ValueError: there is no region, a region is empty or names a class outside of the range; a label image has not
+            one channel, or values that are no classes, with its file.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        regions: Sequence[Sequence[int]],
+        num_classes: int,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.num_classes = num_classes
+        if not regions or not all(regions):
+            raise ValueError(f"`regions` is {regions!r}; it has to name a region or more, each with a class or more.")
+        outside = sorted({c for region in regions for c in region if c not in range(num_classes)})
+        if outside:
+            raise ValueError(
+                f"`regions` names the classes {', '.join(map(str, outside))}, but with `num_classes` {num_classes} "
+                f"classes are whole numbers from 0 to {num_classes - 1}."
+            )
+        self._table = torch.zeros(len(regions), num_classes, dtype=torch.bool)
+        for row, region in zip(self._table, regions, strict=True):
+            row[[int(c) for c in region]] = True
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self._regions(d[key], key)
+        return d
+
+    def _regions(self, label: Any, key: Hashable) -> Any:
+        # A plain tensor: indexing a MetaTensor would cost several times as much.
+        values = label.as_tensor() if hasattr(label, "as_tensor") else torch.as_tensor(label)
+        if values.ndim < 2 or values.shape[0] != 1:
+            raise ValueError(
+                f"{volume_name(label, key)} has the shape {by(values.shape) or 'of a number'}; a label image has to be "
+                "channel first with one channel."
+            )
+        index = values[0].long()
+        whole = not values.is_floating_point() or torch.equal(index.to(values.dtype), values[0])
+        if not whole or (index < 0).any() or (index >= self.num_classes).any():
+            problem = label_problem(values.numpy(force=True), self.num_classes)
+            raise ValueError(f"{volume_name(label, key)} {problem}; correct the label, its map or `num_classes`.")
+        table = self._table.to(device=index.device, dtype=values.dtype)
+        return convert_to_dst_type(table[:, index], label, dtype=label.dtype)[0]
