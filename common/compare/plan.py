@@ -154,7 +154,15 @@ class BundleConfig:
         return self.get("train#dataloader#batch_size", 1) * processes
 
     def steps_per_epoch(self, items: int, processes: int) -> int:
-        return math.ceil(items / self.batch(processes))
+        """Steps of an epoch: ``batches_per_epoch`` where the config states it, else one pass over the items.
+
+        A config that has the id, but null, takes whole batches only (``common.data.volume_sampler``).
+        """
+        batches = self.get("batches_per_epoch", 0)
+        if batches:
+            return max(1, batches // processes)
+        whole = math.floor if batches is None else math.ceil
+        return max(1, whole(items / self.batch(processes)))
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,7 @@ class NNFormerEncoder(nn.Module):
         self._check(image.shape[2:])
         tokens = self.patch_embed(image)
         maps = []
+        layer: Any
         for stage, layer in enumerate(self.layers):
             for block in layer.blocks:
                 tokens = block(tokens)
@@ -278,7 +279,7 @@ class _Convolutions(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int], last: bool) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, stride=tuple(stride), padding=1)
+        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, stride=(stride[0], stride[1], stride[2]), padding=1)
         self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1)
         self.norm1 = nn.LayerNorm(out_channels)
         self.norm2 = None if last else nn.LayerNorm(out_channels)

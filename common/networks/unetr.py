@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from monai.networks.blocks import SABlock, UnetrPrUpBlock, UnetrUpBlock
+from monai.networks.blocks.dynunet_block import get_conv_layer
 from monai.networks.nets import UNETR as MonaiUNETR
 from monai.networks.nets import ViT
 from monai.utils import ensure_tuple_rep
@@ -33,7 +34,8 @@ class UNETR(MonaiUNETR):
         patch_size: voxels of a patch per axis, 16 as in [1], or 8 for images of 2 mm and coarser, where 16 voxels are
             so large a part of the head that tokens tell little but their place. A net with patches of 8 has one step
             of upsampling less: z8 and the last tokens meet at a quarter, z4 at half of the resolution (of 12 blocks),
-            and MONAI's ``encoder4`` and ``decoder5`` are left out.
+            and MONAI's ``encoder4`` and ``decoder5`` are left out. Where only some axes have 8 (8 x 16 x 16 in [3], for
+            thick slices), the first step of each path upsamples the other axes only.
         skip_blocks: the blocks (counted from 1) after which the skips are taken: three, default a quarter, a half and
             three quarters of ``num_layers``; with patches of 8 two, default a third and two thirds.
         class_token: whether a class token runs along, as in the published encoder of [2]. Dropped before the decoder.
@@ -47,12 +49,14 @@ class UNETR(MonaiUNETR):
     Input (B, in_channels, *img_size), output (B, out_channels, *img_size).
 
     Raises:
-        ValueError: a ``patch_size`` other than 16 and 8, ``img_size`` not a multiple of it, or ``skip_blocks`` not that
+        ValueError: a ``patch_size`` of other than 16 and 8, ``img_size`` not a multiple of it, or ``skip_blocks`` not that
             many increasing block numbers.
 
     References:
         - [1] Hatamizadeh et al., UNETR: Transformers for 3D Medical Image Segmentation, WACV 2022.
         - [2] Zhang et al., Pretrain Once and Finetune Many Times, BIBM 2023, section III.
+        - [3] Hu et al., Enhancing 3D Transformer Segmentation Model for Medical Image with Token-level Representation
+          Learning, section 4.2.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class UNETR(MonaiUNETR):
         out_channels: int,
         img_size: Sequence[int] | int,
         num_layers: int = 12,
-        patch_size: int = 16,
+        patch_size: Sequence[int] | int = 16,
         skip_blocks: Sequence[int] | None = None,
         class_token: bool = False,
         position: str = "learnable",
@@ -70,23 +74,26 @@ class UNETR(MonaiUNETR):
         **kwargs,
     ) -> None:
         img_size = ensure_tuple_rep(img_size, 3)
-        if patch_size not in (8, 16):
-            raise ValueError(f"patch_size of UNETR is 16 or 8, not {patch_size}.")
-        if any(size % patch_size for size in img_size):
+        patch = ensure_tuple_rep(patch_size, 3)
+        if not set(patch) <= {8, 16}:
+            raise ValueError(f"patch_size of UNETR is 16 or 8, or that on each axis, not {patch_size}.")
+        if any(size % side for size, side in zip(img_size, patch, strict=True)):
             raise ValueError(
                 f"UNETR needs an img_size that is a multiple of its patch size {patch_size} on each axis: {img_size}."
             )
         if position not in ("learnable", "separable"):
             raise ValueError(f"position is 'learnable' or 'separable', not {position!r}.")
         super().__init__(in_channels, out_channels, img_size, **kwargs)
-        if patch_size == 8:
+        if patch == (8, 8, 8):
             self._make_finer(in_channels, img_size, **kwargs)
+        elif patch != (16, 16, 16):
+            self._make_uneven(in_channels, img_size, patch, **kwargs)
         if num_layers > self.num_layers:
             raise ValueError(f"UNETR has at most {self.num_layers} blocks, num_layers is {num_layers}.")
         self.num_layers = num_layers
         self.img_size = list(img_size)
         self.vit.blocks = self.vit.blocks[:num_layers]
-        parts = 4 if patch_size == 16 else 3
+        parts = 3 if patch == (8, 8, 8) else 4
         skips = skip_blocks or [round(num_layers * part / parts) for part in range(1, parts)]
         if len(skips) != parts - 1 or sorted(set(skips)) != list(skips) or not 1 <= skips[0] <= skips[-1] <= num_layers:
             raise ValueError(
@@ -124,11 +131,7 @@ class UNETR(MonaiUNETR):
         **kwargs,
     ) -> None:
         """Replace what depends on the patch size by its form for patches of 8."""
-        self.patch_size = (8, 8, 8)
-        self.feat_size = tuple(size // 8 for size in img_size)
-        self.proj_view_shape = [*self.feat_size, self.hidden_size]
-        kwargs |= {"hidden_size": self.hidden_size, "mlp_dim": kwargs.get("mlp_dim", 3072)}
-        self.vit = ViT(in_channels, img_size, self.patch_size, num_layers=self.num_layers, **kwargs)
+        self._make_vit(in_channels, img_size, (8, 8, 8), **kwargs)
 
         def up(features: int, layers: int) -> UnetrPrUpBlock:
             return UnetrPrUpBlock(
@@ -138,6 +141,36 @@ class UNETR(MonaiUNETR):
         self.encoder2, self.encoder3 = up(2 * feature_size, 1), up(4 * feature_size, 0)
         self.decoder4 = UnetrUpBlock(3, self.hidden_size, 4 * feature_size, 3, 2, norm_name, res_block)
         del self.encoder4, self.decoder5
+
+    def _make_uneven(
+        self,
+        in_channels: int,
+        img_size: Sequence[int],
+        patch_size: Sequence[int],
+        feature_size: int = 16,
+        norm_name: tuple | str = "instance",
+        conv_block: bool = True,
+        res_block: bool = True,
+        **kwargs,
+    ) -> None:
+        """Replace what depends on the patch size by its form for patches of 8 on some axes."""
+        self._make_vit(in_channels, img_size, patch_size, **kwargs)
+        step = tuple(side // 8 for side in patch_size)
+        blocks: list[Any] = [self.encoder2, self.encoder3, self.encoder4, self.decoder5]
+        for block in blocks:
+            name = "transp_conv" if block is self.decoder5 else "transp_conv_init"
+            old = getattr(block, name).conv
+            new = get_conv_layer(
+                3, old.in_channels, old.out_channels, kernel_size=step, stride=step, conv_only=True, is_transposed=True
+            )
+            setattr(block, name, new)
+
+    def _make_vit(self, in_channels: int, img_size: Sequence[int], patch_size: Sequence[int], **kwargs) -> None:
+        self.patch_size = tuple(patch_size)
+        self.feat_size = tuple(size // side for size, side in zip(img_size, patch_size, strict=True))
+        self.proj_view_shape = [*self.feat_size, self.hidden_size]
+        kwargs |= {"hidden_size": self.hidden_size, "mlp_dim": kwargs.get("mlp_dim", 3072)}
+        self.vit = ViT(in_channels, img_size, self.patch_size, num_layers=self.num_layers, **kwargs)
 
     def proj_feat(self, x: torch.Tensor) -> torch.Tensor:
         if self.has_class_token:

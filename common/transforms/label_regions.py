@@ -20,7 +20,8 @@ class LabelRegionsd(MapTransform):
 
     Args:
         keys: label images (1, *spatial) of class numbers; they become (R, *spatial) of 0 and 1 for R regions.
-        regions: classes of each region. 0, the background, may be one of them.
+        regions: classes of each region. 0, the background, may be one of them. None makes a region of each class, the
+            background first, which is one-hot.
         num_classes: classes lie in `[0, num_classes)`.
         allow_missing_keys: whether items may lack keys.
 
@@ -32,12 +33,14 @@ class LabelRegionsd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        regions: Sequence[Sequence[int]],
+        regions: Sequence[Sequence[int]] | None,
         num_classes: int,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.num_classes = num_classes
+        if regions is None:
+            regions = [[number] for number in range(num_classes)]
         if not regions or not all(regions):
             raise ValueError(f"`regions` is {regions!r}; it has to name a region or more, each with a class or more.")
         outside = sorted({c for region in regions for c in region if c not in range(num_classes)})

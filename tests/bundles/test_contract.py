@@ -54,6 +54,9 @@ SHARED = [
     "spacing",
     "orientation",
     "percentiles",
+    "intensity",
+    "intensity_rule",
+    "in_channels",
     "image_size",
     "roi_size",
     "num_classes",
@@ -154,7 +157,8 @@ def test_metadata(bundle):
     formats = metadata["network_data_format"]
     inference = merged(bundle, "inference.json")
     image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
-    assert len(image["channel_def"]) == image["num_channels"] == inference["segmentation_net"]["in_channels"]
+    channels = inference.get_parsed_content("segmentation_net#in_channels")
+    assert len(image["channel_def"]) == image["num_channels"] == channels
     assert len(pred["channel_def"]) == pred["num_channels"] == inference["num_classes"]
     assert pred["channel_def"]["0"] == "background"
     assert image["spatial_shape"] == pred["spatial_shape"] == inference["roi_size"]
@@ -261,9 +265,10 @@ def test_no_id_is_idle(bundle, name):
         pytest.skip(f"no {name}")
     config = read(bundle / "configs" / name)
     if name == "evaluate.json":
-        config = {key: value for key, value in config.items() if "#" not in key}
+        train = read(bundle / "configs/train.json")
+        config = {key: value for key, value in config.items() if "#" not in key and key not in train}
     public = {*EVERYWHERE.split(), "imports", "task", "num_classes", "encoder", "rank", "train", "validate"}
-    public |= {"metrics", "structure_names"}  # common.compare reads them
+    public |= {"metrics", "structure_names", "batches_per_epoch"}  # common.compare reads them
     used = references(read(bundle / "configs" / name)) | public
     assert [key for key in config if key not in used] == []
 
@@ -275,6 +280,9 @@ def image_part(transforms: list[dict]) -> list[dict]:
     """A list of transforms as far as it concerns the image."""
     result = []
     for transform in transforms:
+        if isinstance(transform, str):  # a reference to an id that all base files share
+            result.append({"reference": transform})
+            continue
         keys = transform.get("keys", [])
         keys = [keys] if isinstance(keys, str) else keys
         if "image" not in keys:
@@ -304,17 +312,17 @@ def test_base_files_agree(bundle):
 
 @each_bundle
 def test_overlays_repeat_networks_that_exist(bundle):
-    """A network that an overlay spells out is that of one of `networks/`, and the base files' is one of them too."""
-    networks = [read(path) for path in sorted((bundle / "configs/networks").glob("*.json"))]
-    files = [path for path in bundle.rglob("configs/**/*.json") if path.parent.name != "networks"]
-    for path in files:
-        spelt_out = {
-            key: value
-            for key, value in read(path).items()
-            if key in ("segmentation_net", "encoder", "pretext", "pretext_loss")
-        }
-        if "segmentation_net" in spelt_out:
-            assert any(spelt_out.items() <= network.items() for network in networks), ident(path)
+    """A network that an overlay spells out is that of one of `networks/`, and the base files' is one of them too.
+
+    So is a pretext, of `networks/` or of `pretexts/`.
+    """
+    kinds = {("segmentation_net", "encoder"): ["networks"], ("pretext", "pretext_loss"): ["networks", "pretexts"]}
+    for keys, folders in kinds.items():
+        known = [read(path) for folder in folders for path in sorted((bundle / "configs" / folder).glob("*.json"))]
+        for path in bundle.rglob("configs/**/*.json"):
+            spelt_out = {key: value for key, value in read(path).items() if key in keys}
+            if keys[0] in spelt_out and path.parent.name not in folders:
+                assert any(spelt_out.items() <= one.items() for one in known), ident(path)
 
 
 def overlays(folder: str) -> list:
@@ -341,7 +349,7 @@ def test_network_overlays_fit_every_base_file(path, name):
 
 
 @pytest.mark.parametrize(
-    "path", [p for f in ("tasks", "datasets", "presets", "networks") for p in overlays(f)], ids=ident
+    "path", [p for f in ("tasks", "datasets", "presets", "networks", "pretexts") for p in overlays(f)], ids=ident
 )
 def test_overlays_change_ids_that_exist(path):
     bundle = path.parents[2]

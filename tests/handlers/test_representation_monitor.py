@@ -8,7 +8,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from common.handlers import RepresentationMonitor
-from common.metrics import effective_rank, feature_std
+from common.metrics import effective_rank, feature_std, position_cosines
 
 
 class Encoder(nn.Module):
@@ -57,6 +57,9 @@ def test_measures_the_last_batches(data):
     assert metrics["effective_rank"] == pytest.approx(effective_rank(tokens).item(), rel=1e-4)
     assert metrics["pooled_feature_std"] == pytest.approx(feature_std(pooled).item(), rel=1e-4)
     assert metrics["pooled_effective_rank"] == pytest.approx(effective_rank(pooled).item(), rel=1e-4)
+    each = [position_cosines(encoder(batch["image"])[-1].flatten(2).transpose(1, 2)) for batch in data[2:]]
+    for name, values in zip(("same_position_cosine", "other_position_cosine"), zip(*each, strict=True), strict=True):
+        assert metrics[name] == pytest.approx(sum(values).item() / 3, rel=1e-4)
 
 
 def test_leaves_modes_statistics_and_random_state_alone(data):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.metrics import compute_embedding_collapse
 
-from common.metrics import effective_rank, feature_std
+from common.metrics import effective_rank, feature_std, position_cosines
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +74,30 @@ def test_half_precision_input():
 def test_rejects_shapes(measure, shape):
     with pytest.raises(ValueError, match="at least two"):
         measure(torch.zeros(shape))
+
+
+def test_position_cosines_are_means_over_pairs():
+    torch.manual_seed(0)
+    tokens = torch.randn(3, 4, 6)
+    unit = torch.nn.functional.normalize(tokens, dim=2)
+    same, other = [], []
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        for m in range(4):
+            for n in range(4):
+                (same if m == n else other).append(float(unit[i, m] @ unit[j, n]))
+    found = position_cosines(tokens)
+    assert float(found[0]) == pytest.approx(sum(same) / len(same), abs=1e-6)
+    assert float(found[1]) == pytest.approx(sum(other) / len(other), abs=1e-6)
+
+
+def test_position_cosines_tell_the_collapse_by_position():
+    places = torch.eye(5, 8).expand(3, 5, 8)
+    same, other = position_cosines(places * torch.tensor([1.0, 2.0, 3.0])[:, None, None])
+    assert same.item() == pytest.approx(1) and other.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_position_cosines_of_one_token_or_one_volume():
+    same, other = position_cosines(torch.ones(2, 1, 3))
+    assert same.item() == pytest.approx(1) and other.isnan()
+    with pytest.raises(ValueError, match="at least two volumes"):
+        position_cosines(torch.ones(1, 4, 3))

@@ -209,10 +209,30 @@ def test_patches_of_8_train_every_parameter(image):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"patch_size": 4}, "patch_size of UNETR is 16 or 8, not 4"),
+        ({"patch_size": 4}, "16 or 8, or that on each axis, not 4"),
         ({"patch_size": 8, "skip_blocks": (3, 6, 9)}, "2 increasing block numbers"),
     ],
 )
 def test_patch_size_errors(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         make(**arguments)
+
+
+@pytest.mark.parametrize("patch", [(8, 16, 16), (16, 8, 16), (8, 8, 16)])
+def test_patches_of_8_on_some_axes(patch):
+    torch.manual_seed(0)
+    size = tuple(2 * side for side in patch)
+    net = UNETR(1, 3, size, num_layers=4, feature_size=4, hidden_size=24, mlp_dim=48, num_heads=2, patch_size=patch)
+    encoder = ViTEncoder(net.vit)
+    image = torch.rand(2, 1, *size)
+    assert encoder.strides[-1] == patch and encoder(image)[-1].shape == (2, 24, 2, 2, 2)
+    out = net(image)
+    assert out.shape == (2, 3, *size)
+    out.square().mean().backward()
+    unused = [name for name, p in net.named_parameters() if p.grad is None]
+    assert all("cross_attn" in name or "norm_cross" in name for name in unused)
+
+
+def test_patches_it_cannot_take():
+    with pytest.raises(ValueError, match="16 or 8, or that on each axis"):
+        UNETR(1, 2, (32, 32, 32), patch_size=(4, 16, 16))

@@ -105,3 +105,9 @@ def test_values_that_are_no_classes(value, message):
     label[0, 0, 0, 0] = value
     with pytest.raises(ValueError, match=f"key 'label' {message}.*; correct the label"):
         LabelRegionsd("label", BRATS, 4)({"label": label})
+
+
+def test_without_regions_it_is_one_hot():
+    label = torch.tensor([[[0, 2], [1, 2]]])
+    made = LabelRegionsd("label", None, 3)({"label": label})["label"]
+    assert torch.equal(made, torch.nn.functional.one_hot(label[0], 3).movedim(-1, 0))
