@@ -141,9 +141,9 @@ def _end_with_sentence(kind: type[BaseException], error: BaseException, trace: A
 def _join_pools() -> None:
     """Wait for the threads of ``multiprocessing.pool.ThreadPool``, with which ``CacheDataset`` fills its cache.
 
-    The pool does not: when one item fails, it lets go of its threads, daemons that are still at work on theirs. One that
-    comes back to the interpreter while that is shutting down is ended by ``pthread_exit`` (Python before 3.14), which
-    unwinds the C++ frames of torch, and these call ``std::terminate``: the process aborts after its last sentence.
+    The pool does not: when one item fails, it lets go of its threads, daemons that are still at work on theirs. One
+    that comes back to the interpreter while that is shutting down is ended by ``pthread_exit`` (Python before 3.14),
+    which unwinds the C++ frames of torch, and these call ``std::terminate``: the process aborts after its sentence.
     """
     end = time.monotonic() + PATIENCE
     for thread in threading.enumerate():

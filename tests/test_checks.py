@@ -111,8 +111,8 @@ def test_accepts_names_of_the_config_and_of_the_runner(command, arguments):
         ),
         (
             ("--train#handlers#0#xyz", "1"),
-            "--train#handlers#0#xyz names no argument of `train#handlers#0` (StatsHandler) in train.json; its arguments "
-            "are iteration_log, ",
+            "--train#handlers#0#xyz names no argument of `train#handlers#0` (StatsHandler) in train.json; its "
+            "arguments are iteration_log, ",
         ),
         (("--max_epochs#a", "1"), "--max_epochs#a names no id of train.json; `max_epochs` has no parts."),
     ],
