@@ -6,16 +6,20 @@ import difflib
 import hashlib
 import inspect
 import json
+import pydoc
 import re
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
+from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import doctor
 
-__all__ = ["check_overrides", "config_digest", "own_sentence"]
+__all__ = ["check_overrides", "config_digest", "final_sentence", "override_problem", "own_sentence", "parse_flags"]
 
 # What people type for our ids; tried before the nearest spelling.
 ALIASES = {
@@ -41,6 +45,8 @@ ALIASES = {
 }
 # Ids that say where files lie, not what is computed: two runs that differ in nothing else have the same digest.
 PLACES = ("bundle_root", "dataset_dir", "output_dir", "resume")
+PATIENCE = 60.0
+"""Seconds that a failed run waits for the threads of a pool, each of which is at most one volume from its end."""
 
 
 class _Command(NamedTuple):
@@ -75,7 +81,7 @@ def check_overrides() -> None:
     names = " + ".join(Path(file).name for file in command.files)
     for key in command.overrides:
         if _normalise(key)[0] not in accepted:
-            problem = _override_problem(key, command, config, names)
+            problem = override_problem(key, command.typed[key], config, names)
             if problem:
                 problems.append(problem)
     if problems:
@@ -91,6 +97,17 @@ def own_sentence(error: BaseException | None) -> str | None:
             return str(error)
         error = error.__cause__ or error.__context__
     return None
+
+
+def final_sentence(error: BaseException) -> str | None:
+    """What the output ends with after an error: our own sentence, else the first cause; None if it says so itself."""
+    sentence = own_sentence(error)
+    if sentence is None and error.__cause__ is not None:
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        sentence = f"{type(cause).__name__}: {cause}"
+    return sentence
 
 
 def config_digest() -> str | None:
@@ -115,14 +132,23 @@ def config_digest() -> str | None:
 
 def _end_with_sentence(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     sys.__excepthook__(kind, error, trace)
-    sentence = own_sentence(error)
-    if sentence is None and error.__cause__ is not None:
-        cause = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        sentence = f"{type(cause).__name__}: {cause}"
+    _join_pools()
+    sentence = final_sentence(error)
     if sentence:
         print(f"\n{sentence}", file=sys.stderr)
+
+
+def _join_pools() -> None:
+    """Wait for the threads of ``multiprocessing.pool.ThreadPool``, with which ``CacheDataset`` fills its cache.
+
+    The pool does not: when one item fails, it lets go of its threads, daemons that are still at work on theirs. One
+    that comes back to the interpreter while that is shutting down is ended by ``pthread_exit`` (Python before 3.14),
+    which unwinds the C++ frames of torch, and these call ``std::terminate``: the process aborts after its sentence.
+    """
+    end = time.monotonic() + PATIENCE
+    for thread in threading.enumerate():
+        if isinstance(thread, DummyProcess):
+            thread.join(max(0.0, end - time.monotonic()))
 
 
 def _running_command() -> _Command | None:
@@ -131,7 +157,7 @@ def _running_command() -> _Command | None:
         return None
     from fire.parser import DefaultParseValue
 
-    given = {key: (DefaultParseValue(value), typed) for key, value, typed in _parse(sys.argv[2:])}
+    given = {key: (DefaultParseValue(value), typed) for key, value, typed in parse_flags(sys.argv[2:])}
     arguments: dict[str, Any] = {}
     typed: dict[str, str] = {}
     if "args_file" in given:
@@ -144,7 +170,7 @@ def _running_command() -> _Command | None:
     return _Command(files, arguments, typed, arguments.get("tracking"))
 
 
-def _parse(tokens: Sequence[str]) -> list[tuple[str, str, str]]:
+def parse_flags(tokens: Sequence[str]) -> list[tuple[str, str, str]]:
     """Split the command line as fire does into (name, value, as typed); positional arguments are left out."""
     if "--" in tokens:  # fire's own flags follow the last one
         tokens = tokens[: len(tokens) - 1 - list(reversed(tokens)).index("--")]
@@ -200,9 +226,16 @@ def _normalise(key: str) -> list[str]:
     return key.replace("#", "::").split("::")
 
 
-def _override_problem(key: str, command: _Command, config: Mapping[str, Any], names: str) -> str | None:
-    """A sentence if ``key`` sets nothing that the config reads."""
-    typed = command.typed[key]
+def override_problem(key: str, typed: str, config: Mapping[str, Any], names: str, prefix: str = "--") -> str | None:
+    """A sentence if an override sets nothing that the config reads, None if it is sound.
+
+    Args:
+        key: an id, nested with ``#`` or ``::``.
+        typed: how the user wrote it; the sentence begins with it.
+        config: the merged config files, as ``ConfigParser.load_config_files`` gives them.
+        names: how to call the files.
+        prefix: what the user writes before an id.
+    """
     at: Any = config
     path = _normalise(key)
     for depth, part in enumerate(path):
@@ -211,9 +244,10 @@ def _override_problem(key: str, command: _Command, config: Mapping[str, Any], na
                 return f"{typed} names no id of {names}; `{'#'.join(path[:depth])}` is a list of {len(at)}."
             at = at[int(part)]
         elif isinstance(at, Mapping):
-            # a component takes arguments that the file does not state
-            if part not in at and not (depth == len(path) - 1 and "_target_" in at):
-                return _unknown_sentence(typed, path[:depth], part, list(at), config, names)
+            if part not in at:
+                if depth == len(path) - 1 and "_target_" in at:
+                    return _argument_problem(typed, path[:depth], part, at, names, prefix)
+                return _unknown_sentence(typed, path[:depth], part, list(at), config, names, prefix)
             at = at.get(part)
         else:
             return f"{typed} names no id of {names}; `{'#'.join(path[:depth])}` has no parts."
@@ -221,7 +255,13 @@ def _override_problem(key: str, command: _Command, config: Mapping[str, Any], na
 
 
 def _unknown_sentence(
-    typed: str, parents: Sequence[str], name: str, ids: Collection[str], config: Mapping[str, Any], names: str
+    typed: str,
+    parents: Sequence[str],
+    name: str,
+    ids: Collection[str],
+    config: Mapping[str, Any],
+    names: str,
+    prefix: str,
 ) -> str:
     if not parents and typed == f"--no{name}" and f"no{name}" in config:
         return f"{typed} without a value is read as `--{name} False`; write `{typed} True`."
@@ -229,6 +269,51 @@ def _unknown_sentence(
     near = aliases or difflib.get_close_matches(name, ids, n=1, cutoff=0.6)
     start = f"{typed} names no id of {names}"
     if near:
-        return f"{start}; did you mean --{'#'.join([*parents, near[0]])}?"
+        return f"{start}; did you mean {prefix}{'#'.join([*parents, near[0]])}?"
     where = f"the ids of `{'#'.join(parents)}`" if parents else "its top-level ids"
     return f"{start}; {where} are {', '.join(ids)}."
+
+
+def _argument_problem(
+    typed: str, parents: Sequence[str], name: str, component: Mapping[str, Any], names: str, prefix: str
+) -> str | None:
+    """A sentence if the component does not take this argument; the file need not state those that it takes."""
+    arguments, takes_any = _arguments(component["_target_"])
+    if name.startswith("_") or name in arguments or (takes_any and not arguments):
+        return None
+    near = difflib.get_close_matches(name, arguments, n=1, cutoff=0.6)
+    if takes_any and not near:
+        return None
+    at = "#".join(parents)
+    start = f"{typed} names no argument of `{at}` ({component['_target_']}) in {names}"
+    if near:
+        return f"{start}; did you mean {prefix}{at}#{near[0]}?"
+    return f"{start}; its arguments are {', '.join(arguments) or 'none'}."
+
+
+def _arguments(target: Any) -> tuple[list[str], bool]:
+    """Names of the arguments of a component's ``_target_``, and whether it takes others, of unknown names, as well.
+
+    A class that takes ``**kwargs`` most likely hands them to its base class, whose names are therefore among them.
+    """
+    from monai.bundle import ComponentLocator
+
+    try:
+        module = ComponentLocator().get_component_module_name(target)
+        module = module[0] if isinstance(module, list) else module
+        found: Any = pydoc.locate(target if module is None else f"{module}.{target}")
+        functions = [found]
+        if inspect.isclass(found):
+            functions = [vars(base)["__init__"] for base in found.__mro__[:-1] if "__init__" in vars(base)]
+        names: list[str] = []
+        takes_any = True
+        for number, function in enumerate(functions):
+            parameters = inspect.signature(function).parameters.values()
+            names += [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+            passes_on = any(one.kind is one.VAR_KEYWORD for one in parameters)
+            takes_any = passes_on if number == 0 else takes_any
+            if not passes_on:
+                break
+    except Exception:  # an expression, or a module or signature that cannot be read: the run itself will say
+        return [], True
+    return [name for name in dict.fromkeys(names) if name != "self"], takes_any

@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import threading
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import fire.core
@@ -22,6 +24,7 @@ TRAIN = {
     "normalise": True,
     "network_def": {"_target_": "UNet", "channels": [4, 8]},
     "train": {"dataloader": {"_target_": "DataLoader", "batch_size": 2}, "handlers": [{"_target_": "StatsHandler"}]},
+    "elsewhere": {"_target_": "$not.to.be.found"},
     "run": ["$None"],
 }
 
@@ -53,7 +56,12 @@ FILES = ("--config_file", "['train.json','sample.json']")
         (*FILES, "--sample_size", "8"),
         (*FILES, "--train#dataloader#batch_size", "4"),
         (*FILES, "--train::dataloader::num_workers", "0"),
-        (*FILES, "--train#handlers#0#tag", "x"),
+        (*FILES, "--train#handlers#0#tag_name", "x"),
+        (*FILES, "--train#handlers#0#_disabled_", "True"),
+        (*FILES, "--train#dataloader#pin_memory", "True"),  # of torch's class, which MONAI's passes it on to
+        (*FILES, "--train#dataloader#xyz", "True"),  # cannot be known: the class takes any
+        (*FILES, "--network_def#strides", "[2]"),
+        (*FILES, "--elsewhere#anything", "1"),
         (*FILES, "--network_def#channels#1", "16"),
         (*FILES, "--nonormalise"),
         (*FILES, "--amp"),
@@ -91,6 +99,21 @@ def test_accepts_names_of_the_config_and_of_the_runner(command, arguments):
             "--train#dataloadr#batch_size names no id of train.json; did you mean --train#dataloader?",
         ),
         (("--train#handlers#3#tag", "x"), "--train#handlers#3#tag names no id of train.json; `train#handlers` is a"),
+        (
+            ("--train#dataloader#batchsize", "1"),
+            "--train#dataloader#batchsize names no argument of `train#dataloader` (DataLoader) in train.json; "
+            "did you mean --train#dataloader#batch_size?",
+        ),
+        (
+            ("--train#dataloader#prefetch_facto", "1"),
+            "--train#dataloader#prefetch_facto names no argument of `train#dataloader` (DataLoader) in train.json; "
+            "did you mean --train#dataloader#prefetch_factor?",
+        ),
+        (
+            ("--train#handlers#0#xyz", "1"),
+            "--train#handlers#0#xyz names no argument of `train#handlers#0` (StatsHandler) in train.json; its "
+            "arguments are iteration_log, ",
+        ),
         (("--max_epochs#a", "1"), "--max_epochs#a names no id of train.json; `max_epochs` has no parts."),
     ],
 )
@@ -143,7 +166,7 @@ def test_refuses_old_packages(command, monkeypatch):
 )
 def test_splits_the_command_line_as_fire_does(tokens):
     expected, _, _ = fire.core._ParseKeywordArgs(tokens, FullArgSpec(varkw="override"))
-    assert {name: value for name, value, _ in checks._parse(tokens)} == expected
+    assert {name: value for name, value, _ in checks.parse_flags(tokens)} == expected
 
 
 def digest(command, *arguments: str) -> str:
@@ -211,3 +234,25 @@ def test_the_command_ends_with_the_cause_of_an_error_raised_elsewhere(command, c
     sys.excepthook(raised.type, raised.value, raised.value.__traceback__)
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("TypeError: list_images() got an unexpected keyword argument 'seed'")
+
+
+def test_the_command_waits_for_the_threads_that_fill_a_cache(command, capsys):
+    """Alive while the interpreter ends, they abort the process (exit status 134) after the sentence."""
+    command("--config_file", "train.json")
+    checks.check_overrides()
+    at_work, go_on, ended = threading.Event(), threading.Event(), []
+
+    def load(number):
+        if number == 0:
+            at_work.wait(10)
+            raise ValueError("the mask of x.nii.gz has a label 9")
+        at_work.set()
+        go_on.wait(10)
+        ended.append(number)
+
+    with pytest.raises(ValueError) as raised, ThreadPool(2) as pool:
+        list(pool.imap(load, [0, 1]))  # as CacheDataset does
+    assert not ended  # the pool is left, and its second thread still loads
+    threading.Timer(0.3, go_on.set).start()
+    sys.excepthook(raised.type, raised.value, raised.value.__traceback__)
+    assert ended == [1]

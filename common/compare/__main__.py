@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import json
 import os
+import re
 import shlex
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import fire
 from fire.decorators import SetParseFns
 
+from ..checks import parse_flags
 from .collect import collect, write_example_list
 from .estimate import equal_time, estimate
 from .execute import execute, hold_folder
 from .plan import make_plan
 from .report import write_report
-from .settings import CompareError, read_settings
+from .settings import OWN, CompareError, read_settings
 
 
 # as typed: fire would cut an override at a '#', and take a folder named 2024 for a number
@@ -85,7 +91,7 @@ def compare(
     given = {name: value for name, value in locals().items() if name not in ("plan", "report", "settings")}
     asked = read_settings(settings, **given)
     with hold_folder(asked):
-        planned = make_plan(asked)
+        planned = make_plan(asked, try_items=not report)
         write_example_list(planned)
         if plan:
             print(estimate(planned))
@@ -105,10 +111,62 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def check_options(words: Sequence[str]) -> None:
+    """Refuse an option that ``compare`` does not have: fire calls first, and says so afterwards.
+
+    Raises:
+        CompareError: with the option that was probably meant, or how to set an id of the bundle's config.
+    """
+    options = list(inspect.signature(compare).parameters)
+    flags = parse_flags(words)
+    given = {name: value for name, value, _ in flags}
+    if given.keys() & {"help", "h"}:
+        return
+    for name, value, typed in flags:
+        if name in options or (len(name) == 1 and any(option.startswith(name) for option in options)):
+            continue
+        ids = _config_ids(given)
+        head, *rest = re.split("(?=#|::)", name, maxsplit=1)
+        near = difflib.get_close_matches(name, options, n=1)
+        if head in ids:
+            if name in OWN:
+                raise CompareError(f"{typed} is no option; the comparison sets this id by itself: use {OWN[name]}.")
+            text = f"--{ids[head]} {shlex.quote(f'{name}={value}')}"
+            raise CompareError(f"{typed} is no option but an id of the bundle's config: use `{text}`.")
+        if near:
+            raise CompareError(f"There is no option {typed}; did you mean --{near[0]}?")
+        near = difflib.get_close_matches(head, ids, n=1)
+        if near:
+            text = f"--{ids[near[0]]} {shlex.quote(''.join([near[0], *rest, '=', value]))}"
+            raise CompareError(f"There is no option {typed}; did you mean `{text}`?")
+        raise CompareError(f"There is no option {typed}; `python -m common.compare --help` lists them.")
+
+
+def _config_ids(given: Mapping[str, str]) -> dict[str, str]:
+    """Top-level ids of the bundle that was named, each with the option that sets it; none where it cannot be told."""
+    try:
+        bundle = read_settings(
+            given.get("settings"), **{name: given.get(name) for name in ("bundle", "arms", "output")}
+        ).bundle
+        files = {option: bundle / "configs" / f"{stage}.json" for option, stage in _STAGE_OF.items()}
+        return {
+            name: option
+            for option, file in files.items()
+            if file.is_file()
+            for name in json.loads(file.read_text(encoding="utf-8"))
+        }
+    except (CompareError, OSError, ValueError):
+        return {}
+
+
+_STAGE_OF = {"pretrain_override": "pretrain", "override": "train"}  # where both have an id, the last is meant
+
+
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else ():
         signal.signal(number, signal.default_int_handler)  # ends the children too, as Ctrl-C does
     try:
+        check_options(sys.argv[1:])
         fire.Fire(compare, name="python -m common.compare")
     except (CompareError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -80,11 +80,12 @@ def execute(plan: Plan, say: Callable[[str], None] = print) -> None:
     total, started = len(waiting), 0
     condition = threading.Condition()
     unfinished: set[int] = set()  # of the runs handed out
+    stopping = threading.Event()
     crash: list[BaseException] = []
 
     def work(run: Run, number: int, device: str) -> None:
         try:
-            _do(run, f"[{number}/{total}] {run}", device, plan.settings, say)
+            _do(run, f"[{number}/{total}] {run}", device, plan.settings, say, stopping)
         except BaseException as error:  # of this program, not of the child
             crash.append(error)
         finally:
@@ -117,7 +118,10 @@ def execute(plan: Plan, say: Callable[[str], None] = print) -> None:
             while thread.is_alive():
                 thread.join(timeout=0.2)
     except BaseException:
+        stopping.set()
         _stop_children()
+        for thread in threads:  # which say so
+            thread.join(timeout=5.0)
         raise
     if crash:
         raise crash[0]
@@ -134,7 +138,9 @@ def _blocked(run: Run, runs: tuple[Run, ...], waiting: list[Run], unfinished: se
     return False
 
 
-def _do(run: Run, title: str, device: str, settings: Settings, say: Callable[[str], None]) -> None:
+def _do(
+    run: Run, title: str, device: str, settings: Settings, say: Callable[[str], None], stopping: threading.Event
+) -> None:
     before = read_outcome(run)
     unfinished = [path.parent for path in run.needs if read_json(path).get("status") != "done"]
     missing = [path for path in run.inputs if not path.is_file()]
@@ -158,7 +164,11 @@ def _do(run: Run, title: str, device: str, settings: Settings, say: Callable[[st
     outcome |= {"machine": machine(), "packages": versions()}
     _write_outcome(run, outcome)
     say(f"{title} ...")
-    outcome |= run_child(run, settings, device)
+    ended = run_child(run, settings, device)
+    if ended["status"] != "done" and stopping.is_set():  # its outcome stays "started", as that of a killed one
+        say(f"{title}: interrupted")
+        return
+    outcome |= ended
     outcome["seconds"] += outcome["attempts"][-1]["seconds_before"]
     if outcome["status"] == "done":
         for name in [] if settings.keep_checkpoints else CHECKPOINTS:

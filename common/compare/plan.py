@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checks import PLACES
+from ..checks import PLACES, final_sentence, override_problem
 from .settings import Arm, CompareError, Settings
 
 __all__ = ["BundleConfig", "Plan", "Run", "example_root", "make_plan"]
@@ -185,19 +185,26 @@ class Plan:
         return _fractions(self.settings, len(self.train.get("data")["training"]))
 
 
-def make_plan(settings: Settings, extra_steps: Mapping[tuple[str, int], int] | None = None) -> Plan:
+def make_plan(
+    settings: Settings, extra_steps: Mapping[tuple[str, int], int] | None = None, try_items: bool = False
+) -> Plan:
     """Lay out the runs of a comparison.
 
     Args:
         extra_steps: per arm and number of labels, steps of fine-tuning beyond those of the settings (for ``equal``
             time).
+        try_items: load one training and one test item as the runs will, so that what is wrong with all labels, such as
+            their numbering, is said before hours of pre-training.
 
     Raises:
-        CompareError: the bundle lacks a file, the data cannot be read, a list is empty, or a number of labels is more
-            than there are.
+        CompareError: the bundle lacks a file, an override names no id of the config, the data cannot be read, a list is
+            empty, a number of labels is more than there are, or an item that is tried cannot be loaded.
     """
     builder = _Builder(settings, extra_steps or {})
-    return Plan(settings, tuple(builder.runs()), builder.train, builder.evaluate, builder.test)
+    plan = Plan(settings, tuple(builder.runs()), builder.train, builder.evaluate, builder.test)
+    if try_items:
+        builder.try_items()
+    return plan
 
 
 class _Builder:
@@ -243,7 +250,39 @@ class _Builder:
     def read(self, stage: str, override: Mapping[str, Any], overlays: Sequence[str] = ()) -> BundleConfig:
         # The config itself is the same for one process and for several, whose file needs torchrun's environment.
         files = [file for file in self.files(stage, overlays) if not Path(file).name.startswith("multi_gpu_")]
-        return BundleConfig(files, {**self.places, **override}, self.settings.bundle)
+        override = {**self.places, **override}
+        self.check_ids(stage, override, files)
+        return BundleConfig(files, override, self.settings.bundle)
+
+    def check_ids(self, stage: str, override: Mapping[str, Any], files: Sequence[str]) -> None:
+        """Refuse an override that the run would refuse."""
+        from monai.bundle import ConfigParser
+
+        config = ConfigParser.load_config_files(files)
+        names = " + ".join(Path(file).name for file in files)
+        option = "--pretrain_override " if stage == "pretrain" else "--override "
+        for key in override:
+            typed = f"--{key}" if key in self.places else option + key
+            problem = override_problem(key, typed, config, names, prefix="")
+            if problem:
+                raise CompareError(problem)
+
+    def try_items(self) -> None:
+        """Load the first training and test item with the transforms of fine-tuning and evaluation, in each arm."""
+        tried: list[Mapping[str, Any]] = []
+        for arm in self.settings.arms:
+            override = {**self.settings.override, **arm.override}
+            if override in tried:
+                continue
+            tried.append(override)
+            for stage, shared in (("train", self.train), ("evaluate", self.evaluate)):
+                config = self.read(stage, override) if arm.override else shared
+                section = "training" if stage == "train" else config.get("evaluated_list", "test")
+                transforms = config.get("validate#preprocessing") or dict
+                try:
+                    transforms(dict(config.get("data")[section][0]))
+                except Exception as error:  # MONAI wraps whatever a transform raises
+                    raise CompareError(final_sentence(error) or f"{type(error).__name__}: {error}") from error
 
     def runs(self) -> Iterator[Run]:
         for arm in self.settings.arms:

@@ -33,7 +33,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 
-from ..checks import _Command, _override_problem, own_sentence
+from ..checks import override_problem, own_sentence
 from ..data.datalist import read_datalist
 from ..files import atomic_write
 from ..weights import load_encoder
@@ -361,10 +361,8 @@ def _classes(model: Any, test: np.ndarray) -> Prediction:
 def _read(config_files: str | Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
     """The parser of a config with its overrides, as ``python -m monai.bundle run`` makes it."""
     config = ConfigParser.load_config_files(config_files)
-    files = list(ensure_tuple(config_files))
-    command = _Command(files, dict(overrides), {key: f"--{key}" for key in overrides}, None)
-    names = " + ".join(Path(file).name for file in files)
-    problems = [_override_problem(key, command, config, names) for key in overrides]
+    names = " + ".join(Path(file).name for file in ensure_tuple(config_files))
+    problems = [override_problem(key, f"--{key}", config, names) for key in overrides]
     if any(problems):
         raise ValueError("\n".join(filter(None, problems)))
     parser = ConfigParser()

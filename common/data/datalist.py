@@ -135,7 +135,10 @@ def split_fold(items: Sequence[Item], fold: int, num_folds: int, seed: int = 0) 
         raise ValueError(f"`fold` is {fold}; with `num_folds` {num_folds} it has to be from 0 to {num_folds - 1}.")
     groups = sorted({_group(x) for x in items})
     if len(groups) < num_folds:
-        raise ValueError(f"{len(groups)} subjects cannot be split into {num_folds} folds; lower `num_folds`.")
+        raise ValueError(
+            f"{len(groups)} subjects cannot be split into {num_folds} folds; lower `num_folds` (config id "
+            "`data#num_folds`)."
+        )
     random.Random(seed).shuffle(groups)
     held_out = set(groups[fold::num_folds])
     return [x for x in items if _group(x) not in held_out], [x for x in items if _group(x) in held_out]

@@ -75,8 +75,9 @@ class MapLabelsd(MapTransform):
         if self._unknown < 0 and (mapped < 0).any():
             unknown = some(values[mapped < 0].numpy(force=True), 10)
             raise ValueError(
-                f"{volume_name(label, key)} has labels that no class names ({unknown}): choose the numbering of the "
-                "masks, name these labels in `groups`, or set `other` to a class."
+                f"{volume_name(label, key)} has labels that no class names ({unknown}): set the numbering of the masks "
+                "(config id `numbering`), name these labels in `groups` (config id `label_map`), or give `other` "
+                "(config id `unknown_labels`) a class."
             )
         return convert_to_dst_type(mapped, label, dtype=label.dtype)[0]
 

@@ -68,6 +68,13 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
             header = (file.metadata() or {}).get("record")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
+        with path.open("rb") as start:
+            if start.read(2) == b"PK":  # a zip file, as torch.save writes
+                raise ValueError(
+                    f"{path} is a PyTorch checkpoint, most likely of a whole network, and no encoder file: give the "
+                    "encoder.safetensors that pre-training wrote, or convert foreign weights with "
+                    "`python -m common.weights convert`."
+                ) from error
         raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be cut short.") from error
     try:
         record = json.loads(header or "")

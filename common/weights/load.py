@@ -80,10 +80,12 @@ def load_encoder(
             report.adapted[name] = how
     report.unused.update({name: "no tensor of this name in the encoder" for name in state if name not in target})
 
+    logger.debug("all names of the %s", report.text())
     if report.covered < min_share:
+        logger.warning("%s", report)
         raise ValueError(
             f"{path} ({_describe(record)}) fits {report.covered:.1%} of this encoder ({_describe_encoder(encoder)}), "
-            f"less than the {min_share:.0%} asked for; use the network it was made with.\n{report}"
+            f"less than the {min_share:.0%} asked for; use the network it was made with."
         )
     encoder.load_state_dict(new_state, strict=False)
     logger.info("%s", report)

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 __all__ = ["TransferReport"]
 
+MAX_NAMES = 10
+"""Names of a kind that a report prints."""
+
 
 @dataclass
 class TransferReport:
@@ -31,12 +34,22 @@ class TransferReport:
         return self.share(self.loaded) + self.share(self.adapted)
 
     def __str__(self) -> str:
+        return self.text(MAX_NAMES)
+
+    def text(self, limit: int | None = None) -> str:
+        """The report with at most ``limit`` names of a kind and the number of the rest; None is all of them."""
         lines = [f"transfer report for {self.source}"]
         rows = (("loaded", self.loaded), ("adapted", self.adapted), ("newly initialised", self.new))
         lines += [f"  {title:<18}{len(names):5d} tensors  {self.share(names):7.1%}" for title, names in rows]
         lines += [f"  {'unused':<18}{len(self.unused):5d} tensors of the file"]
-        lines += [f"    adapted  {name}: {how}" for name, how in self.adapted.items()]
-        lines += [f"    new      {name}" for name in self.new]
-        lines += [f"    unused   {name}: {why}" for name, why in self.unused.items()]
+        lists = {
+            "adapted": [f"{name}: {how}" for name, how in self.adapted.items()],
+            "new": self.new,
+            "unused": [f"{name}: {why}" for name, why in self.unused.items()],
+        }
+        for kind, names in lists.items():
+            lines += [f"    {kind:<8} {name}" for name in names[:limit]]
+            if names[limit:] and limit is not None:
+                lines.append(f"    {kind:<8} and {len(names) - limit} more")
         lines += [f"  warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)

@@ -127,7 +127,7 @@ def test_arms_with_the_same_seeds_are_identical(finished, cohort, tiny):
 
 
 def test_a_failing_run_is_reported_with_its_reason(cohort, tiny, tmp_path):
-    """Not a number in a training image: training stops with one sentence, and the report has it."""
+    """Not a number in a training image, not the first: training stops with one sentence, and the report has it."""
     import nibabel as nib
     import numpy as np
 
@@ -136,16 +136,15 @@ def test_a_failing_run_is_reported_with_its_reason(cohort, tiny, tmp_path):
         if isinstance(content[section], list):
             for item in content[section]:
                 item.update({key: str(cohort / item[key]) for key in ("image", "label")})
-    bad = nib.load(content["training"][0]["image"])
+    bad = nib.load(content["training"][1]["image"])
     data = np.asarray(bad.dataobj, dtype=np.float32)
     data[3, 3, 3] = np.nan
     nib.save(nib.Nifti1Image(data, bad.affine), tmp_path / "broken.nii.gz")
-    for item in content["training"]:
-        item["image"] = str(tmp_path / "broken.nii.gz")
-    content["training"] = content["training"][:1]
+    content["training"][1]["image"] = str(tmp_path / "broken.nii.gz")
+    content["training"] = content["training"][:2]
     (tmp_path / "list.json").write_text(json.dumps(content))
     words = command(cohort, tiny, tmp_path / "out", "--datalist", str(tmp_path / "list.json"), "--arms", "scratch")
-    result = call([*words, "--labels", "1"], tmp_path)
+    result = call([*words, "--labels", "2"], tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     row = next(row for row in table(tmp_path / "out/costs.csv") if row["stage"] == "train")
     assert row["status"] == "failed" and "broken.nii.gz" in row["reason"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,6 +113,21 @@ def test_a_skipped_run_keeps_the_digest_of_what_is_in_its_folder(settings):
     gate.write_text(json.dumps({"status": "done"}))
     run_all(settings, changed)
     assert read_outcome(changed)["status"] == "done" and (settings.output / "a.old-1").is_dir()
+
+
+def test_ctrl_c_is_no_failure(settings):
+    run, never = program(settings, "a", "import time; time.sleep(60)"), program(settings, "b", "print(1)")
+    said = []
+
+    def say(text):
+        said.append(text)
+        if text.endswith(" ..."):
+            threading.Timer(0.5, _thread.interrupt_main).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(Plan(settings, (run, never), None, None, []), say)
+    assert said[-1] == "[1/2] train, a: interrupted" and len(said) == 2
+    assert read_outcome(run)["status"] == "started"  # so the next call goes on with it
 
 
 def test_a_missing_input_is_named(settings):

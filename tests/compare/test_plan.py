@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from common.compare.plan import make_plan
@@ -15,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def plan(cohort, tiny, tmp_path):
-    def make(**given):
+    def make(try_items=False, **given):
         arguments = {
             "bundle": str(ROOT / "bundles/pretrain_once"),
             "arms": "scratch,mae=pretrain.json",
@@ -24,7 +26,7 @@ def plan(cohort, tiny, tmp_path):
             "dataset_dir": str(cohort),
             "seeds": "0",
         }
-        return make_plan(read_settings(**{**arguments, **given}))
+        return make_plan(read_settings(**{**arguments, **given}), try_items=try_items)
 
     return make
 
@@ -137,11 +139,66 @@ def test_only_ids_that_inference_has_reach_it(plan):
         ({"processes": 2}, "--processes 2: every process needs a validation item, and there are 1"),
         ({"labels": "4"}, "--labels 4: the training list has 3 items"),
         ({"dataset_dir": "/nowhere"}, "No dataset folder at /nowhere"),
-        ({"override": "metrics=$None"}, "state no `metrics`"),
-        ({"override": "evaluated_list=exam"}, "exam"),
+        ({"overlay": {"metrics": None}}, "state no `metrics`"),
+        ({"overlay": {"evaluated_list": "exam"}}, "exam"),
     ],
 )
-def test_what_cannot_be_run_is_said_before_anything_runs(plan, given, sentence):
+def test_what_cannot_be_run_is_said_before_anything_runs(plan, tiny, tmp_path, given, sentence):
+    if "overlay" in given:
+        (tmp_path / "overlay.json").write_text(json.dumps(given["overlay"]))
+        given = {"config_file": [tiny["unetr"], str(tmp_path / "overlay.json")]}
     with pytest.raises(CompareError) as error:
         plan(**given)
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            {"override": "numberin=dlmuse"},
+            r"--override numberin names no id of train.json \+ \S+; did you mean numbering?",
+        ),
+        ({"override": "train#dataloader#batchsize=1"}, "did you mean train#dataloader#batch_size?"),
+        ({"override": "model_pth=x"}, "--override model_pth names no id of train.json"),  # of evaluation alone, then
+        (
+            {"pretrain_override": "max_epoch=1"},
+            "--pretrain_override max_epoch names no id of pretrain.json .* max_epochs?",
+        ),
+        (
+            {"arms": {"scratch": None, "a": {"override": {"lr": 1}}}},
+            "--override lr names .* did you mean learning_rate?",
+        ),
+    ],
+)
+def test_overrides_that_a_run_would_refuse(plan, given, sentence):
+    with pytest.raises(CompareError, match=sentence):
+        plan(**given)
+
+
+@pytest.mark.parametrize("section", ["training", "test"])
+def test_masks_of_another_numbering_are_refused_before_any_run(plan, cohort, tmp_path, section):
+    content = json.loads((cohort / "structures4.json").read_text())
+    content.pop("numbering", None)
+    first = cohort / content[section][0]["label"]
+    mask = nib.load(first)
+    label = np.asarray(mask.dataobj).copy()
+    label[0, 0, 0] = 77
+    nib.save(nib.Nifti1Image(label, mask.affine), tmp_path / "mask.nii.gz")
+    content[section][0]["label"] = str(tmp_path / "mask.nii.gz")
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    given = {"datalist": str(tmp_path / "list.json"), "labels": "1"}
+    assert plan(**given).runs
+    with pytest.raises(
+        CompareError, match=f"^{tmp_path}/mask.nii.gz has labels that no class names .77.: set the"
+    ) as e:
+        plan(**given, try_items=True)
+    assert len(str(e.value).splitlines()) == 1
+    plan(**given, try_items=True, override="unknown_labels=0")
+    with pytest.raises(CompareError, match="has labels that no class names"):
+        plan(
+            **given,
+            try_items=True,
+            override="unknown_labels=0",
+            arms={"scratch": None, "a": {"override": {"unknown_labels": "error"}}},
+        )

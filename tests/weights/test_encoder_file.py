@@ -120,7 +120,11 @@ def garbled(path):
         (missing, FileNotFoundError, "no encoder file {path}: give the path .* or null to train from scratch"),
         (truncated, ValueError, "{path} is not a readable safetensors file .* may be cut short"),
         (short_header, ValueError, "{path} is not a readable safetensors file"),
-        (pickled, ValueError, "{path} is not a readable safetensors file"),
+        (
+            pickled,
+            ValueError,
+            "{path} is a PyTorch checkpoint.*give the encoder.safetensors .*common.weights convert",
+        ),
         (without_record, ValueError, "{path} has no record of its pre-processing.*common.weights convert"),
         (without_metadata, ValueError, "{path} has no record"),
         (newer, ValueError, "{path} has format 2, this version reads up to 1; upgrade"),

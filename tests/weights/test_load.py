@@ -107,12 +107,22 @@ def test_refusal_leaves_the_encoder_alone(path, min_share):
     assert load_encoder(target, path, min_share=0) is not None
 
 
-def test_another_architecture_is_refused(path):
+def test_another_architecture_is_refused(path, caplog):
     torch.manual_seed(0)
     swin = SwinEncoder(SwinUNETR(1, 2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)).swinViT)
     save_encoder(swin, path, {"method": "RCR"})
-    with pytest.raises(ValueError, match=r"RCR on SwinEncoder\) fits 0.0% of this encoder.*use the network"):
-        load_encoder(make(), path)
+    target = make()
+    with pytest.raises(ValueError, match=r"RCR on SwinEncoder\) fits 0.0% of this encoder.*use the network") as raised:
+        load_encoder(target, path)
+    assert len(str(raised.value).splitlines()) == 1
+    names = list(target.state_dict())
+    assert f"new      {names[9]}\n" in caplog.text and f"new      {names[10]}\n" not in caplog.text
+    assert f"new      and {len(names) - 10} more" in caplog.text
+    assert f"unused   and {len(swin.state_dict()) - 10} more" in caplog.text
+    caplog.set_level("DEBUG")
+    with pytest.raises(ValueError):
+        load_encoder(target, path)
+    assert f"new      {names[-1]}\n" in caplog.text
 
 
 @pytest.mark.parametrize(("old", "new"), [(1, 4), (4, 1)])

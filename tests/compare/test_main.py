@@ -1,0 +1,65 @@
+"""Options of the command, read before anything runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.compare import __main__ as module
+from common.compare.settings import CompareError
+
+BUNDLE = str(Path(__file__).resolve().parents[2] / "bundles/pretrain_once")
+WORDS = ["--bundle", BUNDLE, "--arms", "scratch", "--output", "out"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--stepz", "6"], "There is no option --stepz; did you mean --steps?"),
+        (["--stepz=6", "--plan"], "There is no option --stepz; did you mean --steps?"),
+        (["--config-files=x"], "There is no option --config_files; did you mean --config_file?"),
+        (
+            ["--numbering", "dlmuse"],
+            "--numbering is no option but an id of the bundle's config: use `--override numbering=dlmuse`.",
+        ),
+        (
+            ["--train#dataloader#batch_size=4"],
+            "--train#dataloader#batch_size is no option but an id of the bundle's config: use "
+            "`--override 'train#dataloader#batch_size=4'`.",
+        ),
+        (["--num_workers", "0"], "--num_workers is no option but an id of the bundle's config: use "),
+        (["--pretext", "x"], "--pretext is no option but an id of the bundle's config: use `--pretrain_override pre"),
+        (["--max_epochs", "3"], "--max_epochs is no option; the comparison sets this id by itself: use --steps, --ep"),
+        (["--numberin", "dlmuse"], "There is no option --numberin; did you mean `--override numbering=dlmuse`?"),
+        (["-x", "1"], "There is no option --x; `python -m common.compare --help` lists them."),
+    ],
+)
+def test_an_unknown_option_is_refused(words, sentence):
+    with pytest.raises(CompareError) as raised:
+        module.check_options([*WORDS, *words])
+    assert str(raised.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "words", [["--steps", "6"], ["--keep-checkpoints"], ["--noplan"], ["-s", "6"], ["--stepz", "--help"], ["--", "-h"]]
+)
+def test_what_fire_understands_is_let_through(words):
+    module.check_options([*WORDS, *words])
+
+
+def test_the_bundle_of_a_settings_file(tmp_path):
+    (tmp_path / "s.json").write_text(json.dumps({"bundle": BUNDLE, "arms": "scratch"}))
+    with pytest.raises(CompareError, match="use `--override numbering=dlmuse`"):
+        module.check_options(["--settings", str(tmp_path / "s.json"), "--output", "out", "--numbering", "dlmuse"])
+    with pytest.raises(CompareError, match="There is no option --numbering; `python"):
+        module.check_options(["--settings", str(tmp_path / "none.json"), "--numbering", "dlmuse"])
+
+
+def test_nothing_runs_with_an_unknown_option(monkeypatch):
+    monkeypatch.setattr(module.signal, "signal", lambda *given: None)
+    monkeypatch.setattr(module.fire, "Fire", lambda *given, **more: pytest.fail("it ran"))
+    monkeypatch.setattr(module.sys, "argv", ["compare", *WORDS, "--stepz", "6"])
+    with pytest.raises(SystemExit, match=r"^error: There is no option --stepz; did you mean --steps\?$"):
+        module.main()
