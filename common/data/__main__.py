@@ -10,7 +10,7 @@ import fire
 
 from .datalist import SECTIONS, DatalistError, find_overlaps, load_datalist, raise_problems, read_datalist
 from .label_maps import NUMBERINGS, TASKS, known_labels, label_map
-from .prepare.datasets import describe
+from .prepare.datasets import describe, numbering_hint
 from .prepare.datasets import prepare as prepare_dataset
 from .prepare.write import merge as merge_datalists
 from .prepare.write import write_datalist
@@ -44,6 +44,9 @@ def prepare(
         raise DatalistError("Give the folder of the data set with --source and the file to write with --output.")
     content = prepare_dataset(name, source, output, force=force, **options)
     print(f"{describe(content)}\nwritten to {Path(output).absolute()}")
+    hint = numbering_hint(content)
+    if hint:
+        print(hint)
 
 
 def check(

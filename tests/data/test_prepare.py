@@ -506,8 +506,14 @@ def test_broken_files_stop_it(ixi, tmp_path):
     ("name", "options", "message"),
     [
         ("brats", {}, r"Unknown data set 'brats'; known are adni, .*oasis1"),
-        ("ixi", {"masks": "staple"}, r"ixi has no option 'masks'; it has no options of its own"),
-        ("oasis1", {"images": "orig"}, r"oasis1 has no option 'images'; its options are image, label"),
+        (
+            "ixi",
+            {"masks": "staple"},
+            r"ixi has no option 'masks'; no options of its own, .* are validation, test",
+        ),
+        ("ixi", {"validaton": 1}, r"ixi has no option 'validaton'; did you mean --validation\?$"),
+        ("oasis1", {"images": "orig", "tset": 1}, r"no option 'images', 'tset'; did you mean --image, --test\?$"),
+        ("oasis1", {"masks": "x"}, r"oasis1 has no option 'masks'; its options are image, label, and those of all"),
         ("cc359", {}, r"No scan of cc359 is below .*ixi\. What is looked for: .*CC0001_philips"),
         ("cc359", {"masks": "golden"}, r"`masks` is 'golden'; CC359 has machine_learning"),
     ],
@@ -566,6 +572,20 @@ def test_command_line(ixi, tmp_path, monkeypatch, capsys):
     assert "training   8 scans" in run("merge", a, b, "--output", c)
     with pytest.raises(SystemExit, match=r"^error: .*leave none"):
         run("prepare", "cc359", "--source", tmp_path / "cc", "--output", b, "--test=2", "--force")
+
+
+def test_an_open_numbering_is_said(ixi, tmp_path, capsys):
+    from common.data.__main__ import prepare as command
+
+    command("ixi", str(ixi), str(tmp_path / "a.json"))
+    out = capsys.readouterr().out
+    assert "does not say how the masks are numbered" in out and "--numbering NAME" in out and "dlmuse" in out
+    command("ixi", str(ixi), str(tmp_path / "b.json"), numbering="dlmuse")
+    assert "numbered" not in capsys.readouterr().out
+    for mask in (ixi / "labels").iterdir():
+        mask.unlink()
+    command("ixi", str(ixi), str(tmp_path / "c.json"))
+    assert "numbered" not in capsys.readouterr().out
 
 
 def test_command_line_of_its_own_process(ixi, tmp_path):
