@@ -509,7 +509,7 @@ def test_broken_files_stop_it(ixi, tmp_path):
         (
             "ixi",
             {"masks": "staple"},
-            r"ixi has no option 'masks'; no options of its own, .* are validation, test",
+            r"ixi has no option 'masks'; it has no options of its own, .* are validation",
         ),
         ("ixi", {"validaton": 1}, r"ixi has no option 'validaton'; did you mean --validation\?$"),
         ("oasis1", {"images": "orig", "tset": 1}, r"no option 'images', 'tset'; did you mean --image, --test\?$"),
