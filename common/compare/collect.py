@@ -86,6 +86,7 @@ def collect(plan: Plan, command: str | None) -> None:
             "equal": settings.equal,
             "steps": max((run.steps for run in plan.runs if run.stage == "train"), default=None),
             "metrics": plan.evaluate.metrics,
+            "structure_names": names,
             "command": command or read_json(settings.output / "comparison.json").get("command", ""),
             "packages": _distinct([outcomes[id(run)].get("packages", versions()) for run in done]),
             "machine": _distinct([outcomes[id(run)].get("machine", machine()) for run in done]),
