@@ -71,6 +71,9 @@ def class_colours(count: int) -> list[str]:
     """Colours of the classes 1 to ``count``, all different."""
     if count <= len(CLASSES):
         return list(CLASSES[:count])
+    many = [to_hex(colormaps[name](n)) for name in ("tab20", "tab20b") for n in range(20)]
+    if count <= len(many):
+        return many[:count]
     return [to_hex(colormaps["nipy_spectral"](0.05 + 0.9 * n / (count - 1))) for n in range(count)]
 
 
@@ -199,7 +202,9 @@ def examples(tables: Tables) -> Figure | None:
     present = sorted({int(label) for mask in drawn for label in np.unique(mask) if label > 0})
     names = tables.structure_names
     shades = class_colours(max([*present, *names], default=0))
-    figure, axes = _figure(2.6 * (2 + len(arms)), 3.0 * len(subjects), len(subjects), 2 + len(arms))
+    columns = 2 + len(arms)
+    lines_of_legend = math.ceil(len(present) / columns)
+    figure, axes = _figure(2.6 * columns, 3.0 * len(subjects) + 0.2 * lines_of_legend, len(subjects), columns)
     for line, (image, slices) in zip(axes, rows, strict=True):
         for axis, (title, mask) in zip(line, slices, strict=True):
             axis.axis("off")
@@ -214,7 +219,7 @@ def examples(tables: Tables) -> Figure | None:
                 )
     patches = [Patch(color=shades[n - 1], alpha=0.65, label=names.get(n, f"class {n}")) for n in present]
     if patches:
-        figure.legend(handles=patches, loc="outside lower center", ncols=2 + len(arms), frameon=False, fontsize=9)
+        figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
 
 

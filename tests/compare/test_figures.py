@@ -80,7 +80,7 @@ def test_nothing_segmented_needs_no_legend(drawn):
     assert not drawn({1: "cortex"}, labels=()).legends
 
 
-@pytest.mark.parametrize("count", [0, 1, 7, 8, 33])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 33, 64])
 def test_every_class_has_a_colour_of_its_own(count):
     assert len(set(class_colours(count))) == count
 
