@@ -23,7 +23,8 @@ class TokenContrastiveLoss(nn.Module):
     Source: Hu et al., "Enhancing 3D Transformer Segmentation Model for Medical Image with Token-level Representation
     Learning", equations (1) and (3). The index sets of (3) are garbled in print; this is the reading in which the
     weight multiplies the terms ``z_m^i . z_m^j``, as the text says. The published code multiplies the similarities
-    themselves, ``exp((1 + w) s)``, and finds only some of the pairs.
+    themselves, ``exp((1 + w) s)``, which for w = 5 is a temperature of 0.083 for these pairs, and finds only some of
+    them.
 
     The similarities are made a block of rows at a time and never kept: the gradient is accumulated along with the
     value, so memory grows with ``rows * 2N`` instead of ``(2N)^2``. The arithmetic is in float32 (float64 for float64
@@ -36,6 +37,7 @@ class TokenContrastiveLoss(nn.Module):
             equal similarities). ``"auto"`` sets the weight that gives them ``target_share``.
         target_share: see ``weight``.
         rows: vectors a block.
+        scale_similarity: the published code's form of the weight, for all pairs of the same position.
 
     ``forward(prediction, image)`` reads ``view1`` and ``view2`` (B, T, C) of the prediction, which need not be
     normalised, and returns a scalar; ``image`` is there because MONAI's trainer passes it.
@@ -45,7 +47,12 @@ class TokenContrastiveLoss(nn.Module):
     """
 
     def __init__(
-        self, temperature: float = 0.5, weight: float | str = 5.0, target_share: float = 0.038, rows: int = 2048
+        self,
+        temperature: float = 0.5,
+        weight: float | str = 5.0,
+        target_share: float = 0.038,
+        rows: int = 2048,
+        scale_similarity: bool = False,
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -55,6 +62,7 @@ class TokenContrastiveLoss(nn.Module):
         if not 0 < target_share < 1 or rows < 1:
             raise ValueError(f"target_share lies between 0 and 1 and rows is 1 or more, got {target_share} and {rows}.")
         self.temperature, self.weight, self.target_share, self.rows = temperature, weight, target_share, rows
+        self.scale_similarity = scale_similarity
 
     def weight_for(self, volumes: int, tokens: int) -> float:
         """The weight for a batch of that many volumes with that many tokens each."""
@@ -75,8 +83,10 @@ class TokenContrastiveLoss(nn.Module):
         with torch.autocast(view1.device.type, enabled=False):
             vectors = torch.cat((view1, view2)).flatten(0, 1)
             vectors = F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
-            log_weight = math.log(self.weight_for(volumes, tokens))
-            return _RowwiseContrast.apply(vectors, tokens, log_weight, self.temperature, self.rows)
+            weight = self.weight_for(volumes, tokens)
+            # What is added to, and what multiplies, the similarity of a pair at the same position of two volumes.
+            shift, scale = (0.0, 1 + weight) if self.scale_similarity else (math.log(weight), 1.0)
+            return _RowwiseContrast.apply(vectors, tokens, shift, scale, self.temperature, self.rows)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, weight={self.weight}, target_share={self.target_share}"
@@ -87,7 +97,7 @@ class _RowwiseContrast(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, vectors: torch.Tensor, tokens: int, log_weight: float, temperature: float, rows: int
+        ctx: Any, vectors: torch.Tensor, tokens: int, shift: float, scale: float, temperature: float, rows: int
     ) -> torch.Tensor:
         count = len(vectors)
         index = torch.arange(count, device=vectors.device)
@@ -100,14 +110,18 @@ class _RowwiseContrast(torch.autograd.Function):
             similarity = (vectors[block] / temperature) @ vectors.T
             here = index[: len(similarity)]
             total -= similarity[here, positive[block]].sum()
-            if log_weight:
-                same = (position[block, None] == position) & (volume[block, None] != volume)
-                similarity += same * log_weight
+            same = (position[block, None] == position) & (volume[block, None] != volume)
+            if shift:
+                similarity += same * shift
+            if scale != 1:
+                similarity *= 1 + same * (scale - 1)
             similarity[here, index[block]] = float("-inf")
             normaliser = similarity.logsumexp(dim=1, keepdim=True)
             total += normaliser.sum()
             if ctx.needs_input_grad[0]:
                 share = similarity.sub_(normaliser).exp_()  # of each term in the denominator
+                if scale != 1:
+                    share *= 1 + same * (scale - 1)
                 share[here, positive[block]] -= 1
                 gradient[block] += share @ vectors
                 gradient += share.T @ vectors[block]
@@ -118,4 +132,4 @@ class _RowwiseContrast(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return grad * gradient, None, None, None, None
+        return grad * gradient, None, None, None, None, None

@@ -49,8 +49,8 @@ class UNETR(MonaiUNETR):
     Input (B, in_channels, *img_size), output (B, out_channels, *img_size).
 
     Raises:
-        ValueError: a ``patch_size`` of other than 16 and 8, ``img_size`` not a multiple of it, or ``skip_blocks`` not that
-            many increasing block numbers.
+        ValueError: a ``patch_size`` of other than 16 and 8, ``img_size`` not a multiple of it, or ``skip_blocks`` not
+            that many increasing block numbers.
 
     References:
         - [1] Hatamizadeh et al., UNETR: Transformers for 3D Medical Image Segmentation, WACV 2022.

@@ -178,3 +178,16 @@ def test_settings_out_of_range(settings, text):
 def test_wrong_shapes(shapes):
     with pytest.raises(ValueError, match=r"one shape \(B, T, C\)"):
         loss_of(torch.ones(shapes[0]), torch.ones(shapes[1]))
+
+
+def test_the_published_form_multiplies_similarities():
+    view1, view2 = torch.randn(2, 2, 3, 4, dtype=torch.float64)
+    unit = torch.nn.functional.normalize(torch.cat((view1, view2)).flatten(0, 1), dim=1)
+    similarity = unit @ unit.T / 0.5
+    place, volume = torch.arange(12) % 3, torch.arange(12) // 3 % 2
+    same = (place[:, None] == place) & (volume[:, None] != volume)
+    logits = torch.where(same, 6 * similarity, similarity).masked_fill(torch.eye(12, dtype=torch.bool), -torch.inf)
+    expected = (logits.logsumexp(1) - similarity[torch.arange(12), torch.arange(12).roll(6)]).mean()
+    assert loss_of(view1, view2, scale_similarity=True).item() == pytest.approx(expected.item())
+    views = torch.stack((view1, view2)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: loss_of(*v, scale_similarity=True), views)

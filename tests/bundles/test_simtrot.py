@@ -1,0 +1,190 @@
+"""The bundle `simtrot`: every network with every pretext and the fine-tuning that follows, tiny."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+import torch
+
+from common.weights import read_encoder
+
+CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "simtrot" / "configs"
+NETWORKS = ("nnformer", "swin_unetr", "unetr")
+PRETEXTS = tuple(sorted(path.stem for path in (CONFIGS / "pretexts").glob("*.json")))
+SAMPLE = {"spacing": [4.0, 4.0, 4.0], "image_size": [64, 64, 64], "batches_per_epoch": 1, "max_epochs": 1}
+
+
+@pytest.fixture
+def run(run_bundle):
+    def run(*files, **overrides):
+        return run_bundle(*files, bundle="simtrot", **(SAMPLE | overrides))
+
+    return run
+
+
+def test_there_are_seven():
+    assert PRETEXTS == ("btrot", "byol", "mae", "rcr", "simclr", "simmim", "simtrot")
+
+
+@pytest.mark.parametrize("pretext", PRETEXTS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_any_network_with_any_pretext(run, tmp_path, network, pretext, caplog):
+    """One step, and the encoder goes into the matching fine-tuning net whole."""
+    overlays = ("datasets/sample.json", f"networks/{network}_small.json")
+    # Swin UNETR cannot train on fewer than 64 voxels an axis; smaller windows save time.
+    small = {"segmentation_net#window_size": 4} if network == "swin_unetr" else {}
+    if pretext == "mae" and network != "unetr":
+        with pytest.raises(RuntimeError) as refused:
+            run("pretrain.json", *overlays, f"pretexts/{pretext}.json", output_dir=str(tmp_path), **small)
+        cause = refused.value
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        assert "which only a ViT allows" in str(cause)
+        return
+    workflow = run("pretrain.json", *overlays, f"pretexts/{pretext}.json", output_dir=str(tmp_path), **small)
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    assert trainer.state.iteration == 1
+    state, record = read_encoder(tmp_path / "encoder.safetensors")
+    kinds = {"simtrot": "TokenContrast", "simclr": "TokenContrast", "btrot": "TokenBYOL", "byol": "TokenBYOL"}
+    assert record["method"] == kinds.get(pretext, {"simmim": "SimMIM"}.get(pretext, pretext.upper()))
+    assert record["intensity"] == "percentiles 1 to 99 to 0..1, clipped"
+
+    with caplog.at_level(logging.INFO):
+        tuned = run(
+            "train.json",
+            *overlays,
+            output_dir=str(tmp_path),
+            pretrained_encoder=str(tmp_path / "encoder.safetensors"),
+            execute=False,
+            **small,
+        )
+    encoder = tuned.parser.get_parsed_content("encoder")
+    assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
+    report = caplog.text[caplog.text.index("transfer report") :]
+    assert "100.0%" in report.partition("adapted")[0] and "warning" not in report.lower()
+
+
+@pytest.mark.parametrize("pretext", ["btrot", "byol"])
+def test_the_handler_moves_the_teacher(run, tmp_path, pretext):
+    began = {}
+
+    def note(workflow):
+        network = workflow.parser.get_parsed_content("network_def")
+        began.update({name: tensor.clone() for name, tensor in network.teacher.state_dict().items()})
+
+    workflow = run(
+        "pretrain.json",
+        "datasets/sample.json",
+        f"pretexts/{pretext}.json",
+        output_dir=str(tmp_path),
+        learning_rate=0.1,
+        before=note,
+    )
+    network = workflow.parser.get_parsed_content("network_def")
+    name = "projector.3.weight"
+    expected = 0.99 * began[name] + 0.01 * network.student.state_dict()[name]
+    assert not torch.equal(began[name], network.teacher.state_dict()[name])
+    torch.testing.assert_close(network.teacher.state_dict()[name], expected)
+
+
+def test_overlays_say_what_the_paper_says():
+    def read(name):
+        return json.loads((CONFIGS / f"pretexts/{name}.json").read_text())
+
+    base = json.loads((CONFIGS / "pretrain.json").read_text())
+    assert (base["mask_ratio"], base["mask_size"], base["turned_axes"]) == (0.75, [4, 8, 8], [-2, -1])
+    assert (base["learning_rate"], base["optimizer"]["momentum"], base["optimizer"]["nesterov"]) == (1e-4, 0.99, True)
+    assert (base["max_epochs"], base["batch_size"], base["roi_size"]) == (1000, 2, [64, 128, 128])
+    loss = read("simtrot")["pretext_loss"]
+    assert (loss["temperature"], loss["weight"]) == (0.5, 5.0)
+    assert base["pretext"] == read("simtrot")["pretext"] and base["pretext_loss"] == loss
+    for name in ("simclr", "byol"):
+        pretext = read(name)["pretext"]
+        assert pretext["pooled"] and pretext["views"]["axes"] is None and pretext["views"]["mask_ratio"] == 0
+    assert read("simclr")["pretext_loss"]["weight"] == 1
+    train = json.loads((CONFIGS / "train.json").read_text())
+    assert [round(7 * weight) for weight in train["loss"]["weights"]] == [4, 2, 1]
+    assert (train["learning_rate"], train["weight_decay"], train["batches_per_epoch"]) == (0.01, 3e-5, 250)
+
+
+@pytest.fixture(scope="module")
+def tuned(run_bundle, cohort, tmp_path_factory):
+    """Fine-tuned a little, evaluated, and applied to the test scans."""
+    folder = tmp_path_factory.mktemp("simtrot")
+    settings = SAMPLE | {"bundle": "simtrot", "max_epochs": 2, "val_interval": 1, "output_dir": str(folder)}
+    run_bundle("train.json", "datasets/sample.json", **settings | {"batches_per_epoch": 4})
+    run_bundle("train.json", "evaluate.json", "datasets/sample.json", **settings)
+    del settings["max_epochs"], settings["val_interval"], settings["batches_per_epoch"]
+    settings |= {"output_dir": str(folder / "predictions"), "model_path": str(folder / "model.pt")}
+    run_bundle("inference.json", "datasets/sample.json", workflow_type="inference", **settings)
+    return folder
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file, skipinitialspace=True))
+
+
+def test_evaluation_has_a_row_a_subject(tuned, cohort):
+    test = json.loads((cohort / "structures4.json").read_text())["test"]
+    for metric in ("val_mean_dice", "val_hd95"):
+        table = rows(tuned / f"eval/{metric}_raw.csv")
+        assert len(table) == len(test) == 2
+    dice = [float(row["mean"]) for row in rows(tuned / "eval/val_mean_dice_raw.csv")]
+    assert all(0 < value <= 1 for value in dice)
+
+
+def test_predictions_lie_on_the_scans_grids(tuned, cohort):
+    for item in json.loads((cohort / "structures4.json").read_text())["test"]:
+        image = nib.load(cohort / item["image"])
+        path = next((tuned / "predictions").rglob(f"{Path(item['image']).name.removesuffix('.nii.gz')}_seg.nii.gz"))
+        prediction = nib.load(path)
+        assert prediction.shape == image.shape
+        assert abs(prediction.affine - image.affine).max() < 1e-4
+        assert set(prediction.get_fdata().astype(int).ravel()) <= set(range(5))
+
+
+def test_a_single_label_trains(run, tmp_path):
+    """Batches of two from one volume."""
+    workflow = run("train.json", "datasets/sample.json", output_dir=str(tmp_path), fraction=0.3, batches_per_epoch=2)
+    assert len(workflow.parser.get_parsed_content("data")["training"]) == 1
+    assert workflow.parser.get_parsed_content("train#trainer").state.iteration == 2
+
+
+def test_regions_of_the_tumour(run_bundle, tmp_path):
+    """Overlay brats: the evaluation is of overlapping regions, background first, and four channels go in."""
+    workflow = run_bundle(
+        "train.json",
+        "evaluate.json",
+        "datasets/brats.json",
+        "networks/nnformer_tumour.json",
+        bundle="simtrot",
+        execute=False,
+        output_dir=str(tmp_path),
+        data={"training": [{}], "validation": [], "test": []},
+        segmentation_net={
+            "_target_": "torch.nn.Conv3d",
+            "in_channels": "@in_channels",
+            "out_channels": 4,
+            "kernel_size": 1,
+        },
+        encoder=None,
+        initialize=[],
+    )
+    post = workflow.parser.get_parsed_content("validate#postprocessing")
+    label = torch.tensor([0, 1, 2, 3]).view(1, 4, 1, 1).float()
+    logits = torch.eye(4).view(4, 4, 1, 1)
+    made = post({"pred": logits, "label": label})
+    expected = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1]])
+    assert torch.equal(made["label"].view(4, 4).long(), expected)
+    assert torch.equal(made["pred"].view(4, 4).long(), expected)
+    assert workflow.parser.get_parsed_content("structure_names") == {
+        "1": "enhancing tumour",
+        "2": "tumour core",
+        "3": "whole tumour",
+    }
