@@ -196,7 +196,10 @@ def examples(tables: Tables) -> Figure | None:
         masks = [mask for mask in (truth, *predictions.values()) if mask is not None]
         z = int(np.argmax(sum((mask > 0).sum((0, 1)) for mask in masks[:1])))
         cells = [(subject, None), ("truth", truth), *((arm, predictions.get(arm)) for arm in arms)]
-        slices = [(title, mask[:, :, z].T if _fits(mask, image) else None) for title, mask in cells]
+        slices = [
+            (title, mask[:, :, z].T if mask is not None and mask.shape == image.shape else None)
+            for title, mask in cells
+        ]
         rows.append((image[:, :, z].T, slices))
     drawn = [mask for _, slices in rows for _, mask in slices if mask is not None]
     present = sorted({int(label) for mask in drawn for label in np.unique(mask) if label > 0})
@@ -221,10 +224,6 @@ def examples(tables: Tables) -> Figure | None:
     if patches:
         figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
-
-
-def _fits(mask: np.ndarray | None, image: np.ndarray) -> bool:
-    return mask is not None and mask.shape == image.shape
 
 
 def _volume(path: str) -> np.ndarray:
