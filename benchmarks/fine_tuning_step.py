@@ -8,11 +8,10 @@ turns.
 
 from __future__ import annotations
 
-import multiprocessing
 from multiprocessing.connection import Connection
 
 import torch
-from timing import Row, assert_close, compare
+from timing import Row, Side, assert_close, compare
 
 SEED = 0
 
@@ -33,7 +32,7 @@ def rows(quick: bool, device: torch.device) -> list[Row]:
 def _row(net: str, features: int, hidden: int, size: int, batch: int, quick: bool, device: torch.device) -> Row:
     width = f"{features}/{hidden}" if hidden else str(features)
     name = f"fine-tuning step, {net} {width}, {batch} x {size}^3 (baseline: MONAI's net as it comes)"
-    sides = [_Side(ours, net, features, hidden, size, batch, device) for ours in (False, True)]
+    sides = [Side(_work, ours, net, features, hidden, size, batch, device) for ours in (False, True)]
     try:
         # float32 through a dozen norms in another order: single voxels of millions differ in the third decimal
         assert_close(*(torch.from_numpy(side.ask("output")) for side in sides), 5e-3)
@@ -41,24 +40,6 @@ def _row(net: str, features: int, hidden: int, size: int, batch: int, quick: boo
     finally:
         for side in sides:
             side.stop()
-
-
-class _Side:
-    """A process that trains one of the two nets a step at a time."""
-
-    def __init__(self, *arguments) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_work, args=(other, torch.get_num_threads(), *arguments), daemon=True)
-        self.process.start()
-
-    def ask(self, what: str):
-        self.pipe.send(what)
-        return self.pipe.recv()
-
-    def stop(self) -> None:
-        self.pipe.send("stop")
-        self.process.join()
 
 
 def _work(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
@@ -42,3 +43,26 @@ def compare(name: str, baseline: Callable[[], object], ours: Callable[[], object
 def assert_close(first: torch.Tensor, second: torch.Tensor, tolerance: float) -> None:
     """A ratio counts only if both sides compute the same."""
     torch.testing.assert_close(first, second, atol=tolerance, rtol=tolerance)
+
+
+class Side:
+    """A process of its own for one side, which does what it is asked: how memory is handed out holds for a process.
+
+    Args:
+        work: called in the process as ``work(pipe, threads, *arguments)``; answers each word that comes through the
+            pipe until "stop".
+    """
+
+    def __init__(self, work: Callable[..., None], *arguments) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=work, args=(other, torch.get_num_threads(), *arguments), daemon=True)
+        self.process.start()
+
+    def ask(self, what: str):
+        self.pipe.send(what)
+        return self.pipe.recv()
+
+    def stop(self) -> None:
+        self.pipe.send("stop")
+        self.process.join()

@@ -1,0 +1,78 @@
+"""A pre-training step of SimTROT on nnFormer: as the bundle runs it against the same function written plainly.
+
+Plainly: one pass a view, attention as a softmax of explicit logits, row-major convolutions, memory given back to the
+system after each use. Both sides have the same weights and see the same views. How memory is handed out holds for a
+whole process, so each side has one of its own; they work in turns.
+"""
+
+from __future__ import annotations
+
+from multiprocessing.connection import Connection
+
+import torch
+from timing import Row, Side, assert_close, compare
+
+SEED = 0
+
+
+def rows(quick: bool, device: torch.device) -> list[Row]:
+    cases = [(12, 32, 2)] if quick else [(48, 64, 2), (96, 64, 2)]
+    return [_row(*case, quick, device) for case in cases]
+
+
+def _row(embed: int, size: int, batch: int, quick: bool, device: torch.device) -> Row:
+    name = f"SimTROT step, nnFormer {embed}, {batch} x {size}^3 (baseline: written plainly)"
+    sides = [Side(_work, ours, embed, size, batch, device) for ours in (False, True)]
+    try:
+        assert_close(*(torch.tensor(side.ask("loss")) for side in sides), 1e-4)
+        return compare(name, *(lambda side=side: side.ask("step") for side in sides), 1 if quick else 5)
+    finally:
+        for side in sides:
+            side.stop()
+
+
+def _plain_attention(q, k, v, attn_mask):
+    """What torch's fused attention computes."""
+    logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + attn_mask
+    return logits.softmax(-1) @ v
+
+
+def _work(pipe: Connection, threads: int, ours: bool, embed: int, size: int, batch: int, device: torch.device) -> None:
+    from common.allocator import keep_freed_memory
+    from common.losses import TokenContrastiveLoss
+    from common.networks import NNFormer, nnformer, to_channels_last
+    from common.pretexts import TokenContrast
+    from common.transforms import TokenViews
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(SEED)
+    net = NNFormer(1, 2, (size,) * 3, embed, 4 if size >= 64 else 2, (2, 2, 2), (3, 6, 12), drop_path_rate=0.0)
+    pretext = TokenContrast(net.model_down, TokenViews(axes=None, mask_ratio=0)).to(device)
+    loss = TokenContrastiveLoss()
+    optimizer = torch.optim.SGD(pretext.parameters(), lr=1e-4, momentum=0.99, nesterov=True)
+    torch.manual_seed(SEED)
+    views = torch.rand(2, batch, 1, size, size, size, device=device)
+    if ours:
+        keep_freed_memory(device.type == "cpu")
+        to_channels_last(pretext, device)
+    else:
+        nnformer.F.scaled_dot_product_attention = _plain_attention
+
+    def forward() -> torch.Tensor:
+        if ours:
+            maps = pretext.encoder(torch.cat((views[0], views[1])))[-1].chunk(2)
+        else:
+            maps = [pretext.encoder(view)[-1] for view in views]
+        tokens = [pretext.projector(map.flatten(2).transpose(1, 2)) for map in maps]
+        return loss({"view1": tokens[0], "view2": tokens[1]})
+
+    while (asked := pipe.recv()) != "stop":
+        if asked == "loss":
+            pipe.send(forward().item())
+            continue
+        optimizer.zero_grad()
+        forward().backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        pipe.send("done")
