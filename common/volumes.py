@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["by", "first_line", "label_problem", "non_finite_problem", "some", "volume_name"]
+__all__ = [
+    "by",
+    "first_line",
+    "image_problem",
+    "label_problem",
+    "non_finite_problem",
+    "some",
+    "unknown_label_problem",
+    "volume_name",
+]
 
 
 def non_finite_problem(values: np.ndarray) -> str | None:
     """That voxels are not finite, as the end of a sentence; `None` where all are."""
     count = values.size - int(np.count_nonzero(np.isfinite(values)))
     return f"has {count} voxels that are not finite (NaN or infinite)" if count else None
+
+
+def image_problem(image: np.ndarray) -> str | None:
+    """What is wrong with the values of an image, as the end of a sentence; `None` where nothing is."""
+    if image.size == 0:
+        return f"has no voxels (shape {by(image.shape)})"
+    problem = non_finite_problem(image)
+    if problem is None and image.min() == image.max():
+        return f"is constant (every voxel is {image.flat[0]:g})"
+    return problem
 
 
 def label_problem(labels: np.ndarray, num_classes: int | None = None) -> str | None:
@@ -35,6 +54,12 @@ def label_problem(labels: np.ndarray, num_classes: int | None = None) -> str | N
         allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
         return f"has labels outside {allowed} ({some(outside)})"
     return None
+
+
+def unknown_label_problem(labels: np.ndarray, known: Collection[int]) -> str | None:
+    """That a label image of whole numbers has other labels than `known`, as the end of a sentence; else `None`."""
+    unknown = [label for label in np.unique(labels).tolist() if label not in known]
+    return f"has labels that no class names ({some(np.array(unknown), 10)})" if unknown else None
 
 
 def volume_name(volume: Any, key: Hashable) -> str:

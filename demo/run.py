@@ -51,7 +51,7 @@ def read_dice(run: Path) -> dict[str, list[float]]:
     with (run / "eval" / "val_mean_dice_raw.csv").open() as file:
         rows = list(csv.DictReader(file, skipinitialspace=True))
     return {
-        Path(row["filename"]).name.split(".")[0]: [float(v) for k, v in row.items() if k.startswith("class")]
+        Path(row["filename"]).name.split(".")[0]: [float(v) for k, v in row.items() if k not in ("filename", "mean")]
         for row in rows
     }
 

@@ -86,6 +86,7 @@ def collect(plan: Plan, command: str | None) -> None:
             "equal": settings.equal,
             "steps": max((run.steps for run in plan.runs if run.stage == "train"), default=None),
             "metrics": plan.evaluate.metrics,
+            "structure_names": names,
             "command": command or read_json(settings.output / "comparison.json").get("command", ""),
             "packages": _distinct([outcomes[id(run)].get("packages", versions()) for run in done]),
             "machine": _distinct([outcomes[id(run)].get("machine", machine()) for run in done]),
@@ -126,7 +127,7 @@ def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[s
         scores: dict[tuple[str, str], list[float]] = {}
         for row, name in zip(rows, names_of_files, strict=True):
             subject = owners.get(row["filename"], name)
-            columns = [name for name in row if name.startswith("class")]
+            columns = [name for name in row if name not in ("filename", "mean")]
             first = 0 if len(columns) == classes else 1  # without the background's column the first is class 1
             values = {names.get(n, f"class {n}"): row[column] for n, column in enumerate(columns, start=first)}
             for structure, value in [("mean", row["mean"]), *(values.items() if len(values) > 1 else ())]:

@@ -8,9 +8,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from .statistics import mean_and_spread
 from .tables import Tables
@@ -21,6 +24,9 @@ __all__ = ["draw_all", "metric_name"]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 CLASSES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 GREY = "#666666"
+MIN_DICE_SPAN = 0.1
+MIN_SPAN = 0.2
+"""Share of the value that the axis of other metrics spans at least."""
 
 
 def draw_all(tables: Tables) -> dict[str, tuple[Figure, str]]:
@@ -61,6 +67,29 @@ def colours(tables: Tables) -> dict[str, str]:
     return {arm: GREY if arm == tables.about["baseline"] else next(others) for arm in tables.arms}
 
 
+def class_colours(count: int) -> list[str]:
+    """Colours of the classes 1 to ``count``, all different."""
+    if count <= len(CLASSES):
+        return list(CLASSES[:count])
+    many = [to_hex(colormaps[name](n)) for name in ("tab20", "tab20b") for n in range(20)]
+    if count <= len(many):
+        return many[:count]
+    return [to_hex(colormaps["nipy_spectral"](0.05 + 0.9 * n / (count - 1))) for n in range(count)]
+
+
+def widen(axis: Axes, metric: str) -> None:
+    """Give the value axis a least span, so that a difference which matters to nobody does not fill the picture.
+
+    The axis spans at least 0.1 for Dice and, for another metric, a fifth of the value in its middle; the data stay in
+    the middle. An axis that spans more already is left as it is.
+    """
+    low, high = axis.get_ylim()
+    middle = (low + high) / 2
+    span = MIN_DICE_SPAN if "dice" in metric.lower() else MIN_SPAN * abs(middle)
+    if high - low < span:
+        axis.set_ylim(middle - span / 2, middle + span / 2)
+
+
 def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
@@ -71,6 +100,7 @@ def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Figur
 
 
 def label_efficiency(tables: Tables) -> Figure | None:
+    """The main metric against the number of labels; for the least span of its axis see ``widen``."""
     if not tables.labels:
         return None
     figure, axes = _figure(6, 4, 1, 1)
@@ -86,6 +116,7 @@ def label_efficiency(tables: Tables) -> Figure | None:
     axis.set_xscale("log")
     axis.set_xticks(tables.labels, [str(n) for n in tables.labels])
     axis.minorticks_off()
+    widen(axis, tables.main_metric)
     axis.set_xlabel("labelled training items")
     axis.set_ylabel(metric_name(tables.main_metric))
     axis.legend(frameon=False)
@@ -115,6 +146,8 @@ def learning_curves(tables: Tables) -> Figure | None:
         axes[0, 2].plot([row["step"] for row in loss], _smooth([row["value"] for row in loss]), color=shade)
     for axis, label in zip(axes[0], ("steps", "minutes, pre-training included", "steps"), strict=True):
         axis.set_xlabel(label)
+    for axis in axes[0, :2]:
+        widen(axis, tables.main_metric)
     axes[0, 0].set_ylabel(f"validation {metric_name(tables.main_metric)}")
     axes[0, 2].set_ylabel("training loss")
     axes[0, 0].legend(frameon=False)
@@ -149,12 +182,13 @@ def structures(tables: Tables) -> Figure | None:
 
 
 def examples(tables: Tables) -> Figure | None:
+    """A slice a subject, with the truth and what each arm's net says; the legend names the structures in it."""
     subjects = list(tables.examples())
     if not subjects:
         return None
     arms = [arm for arm in tables.arms if any(arm in entries for _, entries in subjects)]
-    figure, axes = _figure(2.6 * (2 + len(arms)), 3.0 * len(subjects), len(subjects), 2 + len(arms))
-    for row, (subject, entries) in zip(axes, subjects, strict=True):
+    rows = []
+    for subject, entries in subjects:
         first: dict[str, Any] = next(iter(entries.values()))
         image = _volume(first["image"])
         truth = _volume(first["label"]) if first["label"] else None
@@ -162,18 +196,33 @@ def examples(tables: Tables) -> Figure | None:
         masks = [mask for mask in (truth, *predictions.values()) if mask is not None]
         z = int(np.argmax(sum((mask > 0).sum((0, 1)) for mask in masks[:1])))
         cells = [(subject, None), ("truth", truth), *((arm, predictions.get(arm)) for arm in arms)]
-        for axis, (title, mask) in zip(row, cells, strict=True):
+        slices = [
+            (title, mask[:, :, z].T if mask is not None and mask.shape == image.shape else None)
+            for title, mask in cells
+        ]
+        rows.append((image[:, :, z].T, slices))
+    drawn = [mask for _, slices in rows for _, mask in slices if mask is not None]
+    present = sorted({int(label) for mask in drawn for label in np.unique(mask) if label > 0})
+    names = tables.structure_names
+    shades = class_colours(max([*present, *names], default=0))
+    columns = 2 + len(arms)
+    lines_of_legend = math.ceil(len(present) / columns)
+    figure, axes = _figure(2.6 * columns, 3.0 * len(subjects) + 0.2 * lines_of_legend, len(subjects), columns)
+    for line, (image, slices) in zip(axes, rows, strict=True):
+        for axis, (title, mask) in zip(line, slices, strict=True):
             axis.axis("off")
             axis.set_title(title, fontsize=9)
             if title == "truth" and mask is None:
                 continue
-            axis.imshow(image[:, :, z].T, cmap="gray", origin="lower")
-            if mask is not None and mask.shape == image.shape:
-                shown = np.ma.masked_equal(np.where(mask > 0, (mask - 1) % len(CLASSES) + 1, 0)[:, :, z].T, 0)
-                cmap = ListedColormap(CLASSES)
+            axis.imshow(image, cmap="gray", origin="lower")
+            if mask is not None and present:
+                shown, cmap = np.ma.masked_less_equal(mask, 0), ListedColormap(shades)
                 axis.imshow(
-                    shown, cmap=cmap, vmin=1, vmax=len(CLASSES), origin="lower", alpha=0.65, interpolation="none"
+                    shown, cmap=cmap, vmin=1, vmax=len(shades), origin="lower", alpha=0.65, interpolation="none"
                 )
+    patches = [Patch(color=shades[n - 1], alpha=0.65, label=names.get(n, f"class {n}")) for n in present]
+    if patches:
+        figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
 
 

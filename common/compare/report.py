@@ -13,7 +13,7 @@ from typing import Any
 
 from ..files import atomic_write
 from .figures import draw_all, metric_name
-from .statistics import Difference, mean_and_spread
+from .statistics import MIN_SUBJECTS, Difference, mean_and_spread
 from .tables import Tables
 
 __all__ = ["write_report"]
@@ -133,24 +133,55 @@ def outcome(tables: Tables) -> list[str]:
     return lines
 
 
+def _verdicts(tables: Tables) -> set[str]:
+    """Every verdict of the report, without the ending that one seed gives it."""
+    structures = ["mean", *tables.structures]
+    found = [
+        tables.difference(arm, labels, metric, structure)
+        for arm in tables.others
+        for labels in tables.labels
+        for metric in tables.metrics
+        for structure in (structures if metric == tables.main_metric else structures[:1])
+    ]
+    return {one.verdict.removesuffix(" between these two models") for one in found if one is not None}
+
+
 def _reading(tables: Tables) -> str:
-    text = (
-        'The interval counts the spread of trainings (seeds) and of subjects. "No difference found" means that it '
-        "contains zero, not that there is none."
-    )
-    shared = [name for name in tables.others if tables.about["arms"][name].get("one_pretraining")]
-    if shared:
-        text += (
-            f" All seeds of {', '.join(shared)} start from one pre-training, whose own spread it therefore does not "
-            "count."
+    """What the verdicts mean that occur."""
+    verdicts, several = _verdicts(tables), len(tables.about["seeds"]) > 1
+    parts = []
+    intervals = bool(verdicts & {"better", "worse", "no difference found"})
+    if intervals:
+        parts.append(
+            "The interval counts the spread of trainings (seeds) and of subjects."
+            if several
+            else "The interval counts the spread of subjects."
         )
-    text += " Structures and metrics are judged one by one, without a correction for their number."
-    if len(tables.about["seeds"]) < 2:
-        text += (
-            " With one seed the spread of trainings is unknown: a verdict is about these very models, and another "
+    sides = [f'"{verdict.capitalize()}"' for verdict in ("better", "worse") if verdict in verdicts]
+    if sides:
+        parts.append(f"{' and '.join(sides)} {'mean' if len(sides) > 1 else 'means'} that it lies on one side of zero.")
+    if "no difference found" in verdicts:
+        parts.append('"No difference found" means that it contains zero, not that there is none.')
+    if "too few subjects" in verdicts:
+        parts.append(
+            f'"Too few subjects" means that no interval can be given: with one seed that takes scores of at least '
+            f"{MIN_SUBJECTS} subjects of the test list, with two seeds or more any number of them."
+        )
+    if "identical" in verdicts:
+        parts.append('"Identical" means that both arms have the same scores to the last digit.')
+    shared = [name for name in tables.others if tables.about["arms"][name].get("one_pretraining")]
+    if shared and intervals:
+        parts.append(
+            f"All seeds of {', '.join(shared)} start from one pre-training, whose own spread the interval therefore "
+            "does not count."
+        )
+    parts.append("Structures and metrics are judged one by one, without a correction for their number.")
+    if not several:
+        parts.append(
+            "With one seed the spread of trainings is unknown: a verdict is about these very models, and another "
             "training may turn it."
         )
-    return text
+    return " ".join(parts)
 
 
 def _scores_table(tables: Tables, metric: str) -> Block:

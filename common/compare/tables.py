@@ -71,6 +71,12 @@ class Tables:
         """Names in the order of the evaluation, without the mean."""
         return [name for name in dict.fromkeys(row["structure"] for row in self.subjects) if name != "mean"]
 
+    @cached_property
+    def structure_names(self) -> dict[int, str]:
+        """Class number -> name, without the background."""
+        names = self.about.get("structure_names") or dict(enumerate(self.structures, start=1))
+        return {int(number): str(name) for number, name in names.items() if int(number) > 0}
+
     def difference(self, arm: str, labels: int, metric: str, structure: str = "mean") -> Difference | None:
         baseline = self.scores(self.about["baseline"], labels, metric, structure)
         return compare_arms(self.scores(arm, labels, metric, structure), baseline, self.metrics.get(metric) == "higher")

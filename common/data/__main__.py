@@ -9,7 +9,8 @@ from typing import Any
 import fire
 
 from .datalist import SECTIONS, DatalistError, find_overlaps, load_datalist, raise_problems, read_datalist
-from .prepare.datasets import describe
+from .label_maps import NUMBERINGS, TASKS, known_labels, label_map
+from .prepare.datasets import describe, numbering_hint
 from .prepare.datasets import prepare as prepare_dataset
 from .prepare.write import merge as merge_datalists
 from .prepare.write import write_datalist
@@ -43,28 +44,92 @@ def prepare(
         raise DatalistError("Give the folder of the data set with --source and the file to write with --output.")
     content = prepare_dataset(name, source, output, force=force, **options)
     print(f"{describe(content)}\nwritten to {Path(output).absolute()}")
+    hint = numbering_hint(content)
+    if hint:
+        print(hint)
 
 
 def check(
-    path: str, base_dir: str | None = None, label_key: str | None = "label", num_classes: int | None = None
+    path: str,
+    base_dir: str | None = None,
+    label_key: str | None = "label",
+    num_classes: int | None = None,
+    numbering: str | None = None,
+    task: str | None = None,
 ) -> None:
-    """Read every voxel that a datalist names and list all that is wrong.
+    """Read every voxel that a datalist names and list all that is wrong, as training would find it.
 
     Args:
         path: the datalist.
         base_dir: folder that its paths are relative to, where it is not its own.
         label_key: key of the labels; where no item of training, validation and test has it, and with None, the images
             alone are checked.
-        num_classes: labels have to be below this number.
+        num_classes: number of classes of the net. Without a numbering, labels have to be below it as they are in the
+            files; with one, the classes of the task have to fit in it.
+        numbering: how the masks are numbered (freesurfer, dlmuse, ...), the config id of that name; by default as the
+            datalist says. Labels that it does not know are wrong.
+        task: what the net segments (structures4, ...), the config id of that name; the masks have to hold classes
+            of it.
     """
     content = read_datalist(path)
     entries = [x for name in SECTIONS for x in content.get(name) or []]
-    key = label_key if any(isinstance(x, dict) and label_key in x for x in entries) else None
-    load_datalist(path, base_dir, label_key=key, check="full", num_classes=num_classes)
+    labels = [x[label_key] for x in entries if isinstance(x, dict) and label_key in x]
+    key = label_key if labels else None
+    known = None
+    if any(isinstance(x, str | list) for x in labels):
+        numbering = numbering or content.get("numbering")
+        known = _known_labels(path, numbering, task, num_classes)
+    load_datalist(
+        path,
+        base_dir,
+        label_key=key,
+        check="full",
+        num_classes=num_classes if known is None else None,
+        numbering=numbering,
+        known_labels=known,
+    )
     extra = [name for name in ("unlabelled", "unlabeled") if name in content]
     if extra:
         load_datalist(path, base_dir, label_key=None, training_sections=extra, check="full")
-    print(f"{describe(content)}\n{path}: nothing is wrong")
+    print(describe(content))
+    if not content.get("validation"):
+        print("no validation list: training needs one (--fold 0 splits one off the training list)")
+    if not content.get("test"):
+        print("no test list: evaluation, and inference on the datalist, need one")
+    print(f"{path}: nothing is wrong")
+
+
+def _known_labels(path: str, numbering: str | None, task: str | None, num_classes: int | None) -> set[int] | None:
+    """The values that masks may have; `None` where they are not known, which is said."""
+    if numbering is None:
+        if task is not None:
+            raise DatalistError(
+                f"{path} does not say how its masks are numbered: give --numbering NAME with --task {task} "
+                f"({', '.join(NUMBERINGS)})."
+            )
+        taken = "are not checked" if num_classes is None else f"are taken for classes from 0 to {num_classes - 1}"
+        print(
+            f"{path} does not say how its masks are numbered, so label values {taken}: give --numbering NAME --task "
+            f"NAME to check them as training does (numberings: {', '.join(NUMBERINGS)}; tasks: {', '.join(TASKS)})"
+        )
+        return None
+    if task is None:
+        if num_classes is not None:
+            raise DatalistError(
+                f"The masks of {path} are numbered as {numbering!r}: give --task NAME in place of --num_classes "
+                f"{num_classes} ({', '.join(TASKS)})."
+            )
+        if numbering == "task":
+            print("label values are not checked: give --task NAME, whose classes they are")
+            return None
+        return known_labels(numbering)
+    groups = label_map(numbering, task)
+    if num_classes is not None and len(groups) > num_classes:
+        raise DatalistError(
+            f"The task {task!r} has {len(groups)} classes with the background, more than --num_classes {num_classes}: "
+            "give the number that the config has."
+        )
+    return {0}.union(*groups.values())
 
 
 def merge(*paths: str, output: str | None = None, force: bool = False) -> None:

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ..volumes import by, first_line, label_problem, non_finite_problem
+from ..volumes import by, first_line, image_problem, label_problem, non_finite_problem, unknown_label_problem
 
 Item = dict[str, Any]
 Problem = tuple[str, str]  # what is wrong with which file
@@ -56,6 +56,7 @@ def load_datalist(
     check: str = "header",
     num_classes: int | None = None,
     numbering: str | None = None,
+    known_labels: Collection[int] | None = None,
 ) -> dict[str, list[Item]]:
     """Read, split and check one datalist or several.
 
@@ -79,11 +80,14 @@ def load_datalist(
             al., BIBM 2023, section IV-B); a smaller number is a subset of a larger one. `None` keeps all.
         required: lists that must not be empty after all this: what the run trains on, validates or evaluates.
         seed: seed of every draw. Draws depend on the items, not on their order in the file or where it lies.
-        check: `"header"` looks at existence, headers, shapes and affines, `"full"` at every voxel as well,
-            `"none"` at nothing. Headers are read for NIfTI files; of other formats only the existence is checked.
+        check: `"header"` looks at existence, headers, shapes and affines, `"full"` at every voxel as well (not finite;
+            an image of one file that is constant; labels), `"none"` at nothing. Headers and voxels are read of NIfTI
+            files; of other formats only the existence is checked.
         num_classes: labels have to lie in `[0, num_classes)`; checked for numbers always, for images with `"full"`.
         numbering: how the run takes the label images to be numbered (see `label_map`); a file that names another
             `numbering` at its top level is refused. `None`, and a file that names none, check nothing.
+        known_labels: label images hold no other values; checked with `"full"`, and `None` checks nothing. Unlike
+            `num_classes` it speaks of the labels as they are numbered in the files.
 
     Returns:
         The lists `training`, `validation` and `test` of items with absolute paths, in the order of the file. A list
@@ -120,7 +124,7 @@ def load_datalist(
             lists[section] = [x for x in lists[section] if x.get("domain", target_domain) == target_domain]
     lists["training"] = keep_fraction(lists["training"], fraction, seed)
     problems += [(where, _empty_list(name, target_domain)) for name in required if not lists[name]]
-    problems += find_problems([x for section in SECTIONS for x in lists[section]], check, num_classes)
+    problems += find_problems([x for section in SECTIONS for x in lists[section]], check, num_classes, known_labels)
     raise_problems(problems, where)
     return {section: _with_common_keys(lists[section]) for section in SECTIONS}
 
@@ -194,7 +198,12 @@ def find_overlaps(lists: dict[str, list[Item]]) -> list[Problem]:
     return [p for p in problems if p[0] not in by_image or p[1].startswith("the same image")]
 
 
-def find_problems(items: Sequence[Item], check: str = "header", num_classes: int | None = None) -> list[Problem]:
+def find_problems(
+    items: Sequence[Item],
+    check: str = "header",
+    num_classes: int | None = None,
+    known_labels: Collection[int] | None = None,
+) -> list[Problem]:
     """What is wrong with the files of the items, with absolute paths; see `load_datalist` for `check`."""
     problems: list[Problem] = []
     for item in items:
@@ -205,7 +214,7 @@ def find_problems(items: Sequence[Item], check: str = "header", num_classes: int
         return problems
 
     def look_at(item: Item) -> list[Problem]:
-        return _item_problems(item, check == "full", num_classes)
+        return _item_problems(item, check == "full", num_classes, known_labels)
 
     # Mostly waiting for the file system and for zlib, which both release the GIL.
     with ThreadPoolExecutor(max_workers=8) as pool:
@@ -369,15 +378,23 @@ def _number_problems(file: str, label: float, num_classes: int | None) -> list[P
     return []
 
 
-def _item_problems(item: Item, full: bool, num_classes: int | None) -> list[Problem]:
+def _item_problems(
+    item: Item, full: bool, num_classes: int | None, known_labels: Collection[int] | None
+) -> list[Problem]:
+    def label_values(labels: np.ndarray) -> str | None:
+        problem = label_problem(labels, num_classes)
+        return problem if problem or known_labels is None else unknown_label_problem(labels, known_labels)
+
     problems: list[Problem] = []
     reference: tuple[str, Any] | None = None
     label = item.get("label")
     labels = [] if label is None or isinstance(label, int | float) else [label] if isinstance(label, str) else label
     images = [item["image"]] if isinstance(item["image"], str) else item["image"]
+    # Training takes the files of one item for one image, of which a part may be constant.
+    image_values = image_problem if len(images) == 1 else non_finite_problem
     checks: Iterable[tuple[str, Callable[[np.ndarray], str | None]]] = [
-        *((file, non_finite_problem) for file in images),
-        *((file, lambda data: label_problem(data, num_classes)) for file in labels),
+        *((file, image_values) for file in images),
+        *((file, label_values) for file in labels),
     ]
     for file, check_values in checks:
         volume, problem = _open(file)

@@ -80,9 +80,19 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
     if not any(groups.values()):
         raise ValueError(f"Masks numbered as {numbering!r} hold no class of the task {task!r}: choose another task.")
     named = {label for labels in groups.values() for label in labels}
-    known = {label for key in _PARTS for labels in table.get(key, {}).values() for label in labels}
-    groups[0] = [label for label in known - named if label != 0]
+    groups[0] = [label for label in known_labels(numbering) - named if label != 0]
     return {index: sorted(groups[index]) for index in sorted(groups)}
+
+
+def known_labels(numbering: str) -> set[int]:
+    """Every label of a numbering but `task`, 0 included, whatever the task makes of it.
+
+    Raises:
+        ValueError: the numbering is unknown.
+    """
+    _check("numbering", numbering, NUMBERINGS)
+    table = _read(numbering)
+    return {0} | {label for key in _PARTS for labels in table.get(key, {}).values() for label in labels}
 
 
 def label_names(task: str) -> dict[int, str]:

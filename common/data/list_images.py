@@ -22,7 +22,8 @@ def list_images(
         section: list of the datalist.
 
     Raises:
-        FileNotFoundError, ValueError: nothing there, no image in the folder, or an empty list in the datalist.
+        FileNotFoundError, ValueError: nothing there, no image in the folder itself, or an empty list in the
+            datalist.
     """
     path = Path(path)
     if path.suffix == ".json":
@@ -33,6 +34,13 @@ def list_images(
     if path.is_dir():
         images = sorted(file for file in path.iterdir() if file.name.lower().endswith(SUFFIXES))
         if not images:
+            deeper = next((file for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES)), None)
+            if deeper is not None:
+                raise ValueError(
+                    f"no image ({', '.join(SUFFIXES)}) in {path} itself, and folders in it are not searched (there is "
+                    f"{deeper.relative_to(path)}): set dataset_dir to the folder of the images, or write a datalist "
+                    f"with a list '{section}' of them and give it with --datalist FILE.json."
+                )
             raise ValueError(f"no image ({', '.join(SUFFIXES)}) in {path}; set dataset_dir to a folder of images.")
         return [{"image": str(file)} for file in images]
     if path.is_file():

@@ -7,7 +7,9 @@ from .epoch_seed import EpochSeed
 from .gradient_clipping import GradientClipping
 from .model_loader import ModelLoader
 from .momentum_teacher import MomentumTeacher
+from .named_classes import NamedClasses
 from .non_finite_guard import NonFiniteGuard
+from .output_folder import OutputFolder
 from .progress_bar import ProgressBar
 from .representation_monitor import RepresentationMonitor
 
@@ -19,7 +21,9 @@ __all__ = [
     "GradientClipping",
     "ModelLoader",
     "MomentumTeacher",
+    "NamedClasses",
     "NonFiniteGuard",
+    "OutputFolder",
     "ProgressBar",
     "RepresentationMonitor",
 ]

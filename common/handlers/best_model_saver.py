@@ -25,7 +25,7 @@ class BestModelSaver:
     """
 
     def __init__(self, path: str | os.PathLike, network: nn.Module) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self.network = network
 
     def attach(self, engine: Engine) -> None:

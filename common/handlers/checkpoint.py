@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Checkpoint:
             command both starts and resumes.
         interval: epochs between saves; the last epoch is always saved.
         evaluator: its best metric and that metric's epoch are kept.
+        outputs: what else the run writes, such as ``models/model.pt``; named in the warning when a run starts anew
+            where an earlier one wrote.
 
     Raises:
         ValueError: on resume, a file that cannot be read or belongs to another run (other objects, network,
@@ -45,8 +47,10 @@ class Checkpoint:
         resume: bool = False,
         interval: int = 1,
         evaluator: Engine | None = None,
+        outputs: Sequence[str | os.PathLike] = (),
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()
+        self.outputs = [Path(output).absolute() for output in outputs]
         self.save_dict = dict(save_dict)
         self.resume = resume
         self.interval = interval
@@ -57,13 +61,17 @@ class Checkpoint:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.after_epoch)
 
     def start(self, engine: Engine) -> None:
+        there = [path for path in (self.path, *self.outputs) if path.exists()]
         if self.resume and self.path.exists():
             self.load(engine)
         elif self.resume:
             logger.info("nothing to resume: no checkpoint %s, starting at epoch 1.", self.path)
-        elif self.path.exists():
+        elif there:
+            advice = "resume it with --resume True, or keep" if self.path in there else "keep"
             logger.warning(
-                "starting anew: %s of an earlier run will be overwritten (resume it with --resume True).", self.path
+                "starting anew: %s of an earlier run will be overwritten (%s them with another --output_dir).",
+                " and ".join(map(str, there)),
+                advice,
             )
 
     def after_epoch(self, engine: Engine) -> None:
@@ -124,3 +132,7 @@ class Checkpoint:
                 setattr(self.evaluator.state, key, value)
         engine.state.epoch, engine.state.iteration = content["epoch"], content["iteration"]
         logger.info("resumed from %s after epoch %d of %d.", self.path, content["epoch"], content["max_epochs"])
+        if content["epoch"] >= content["max_epochs"]:
+            logger.warning(
+                "nothing is left to train: the run of %s is finished; train anew in another --output_dir.", self.path
+            )

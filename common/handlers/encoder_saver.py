@@ -43,7 +43,7 @@ class EncoderSaver:
         data: str,
         evaluator: Engine | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self.best = self.path.with_name(f".{self.path.stem}.best{self.path.suffix}")
         self.encoder = encoder
         self.record = {**contract, "method": method, "data": data}

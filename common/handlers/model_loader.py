@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
 __all__ = ["ModelLoader", "load_model"]
+
+logger = logging.getLogger(__name__)
 
 
 class ModelLoader:
@@ -23,13 +27,15 @@ class ModelLoader:
     """
 
     def __init__(self, path: str | os.PathLike, network: nn.Module) -> None:
-        self.path, self.network = path, network
+        self.path, self.network = Path(path).absolute(), network
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
         load_model(self.network, self.path)
+        if idist.get_rank() == 0:
+            logger.info("network read from %s.", self.path)
 
 
 def load_model(network: nn.Module, path: str | os.PathLike) -> None:
@@ -57,7 +63,7 @@ def load_model(network: nn.Module, path: str | os.PathLike) -> None:
         example = next((name for name in [*own, *state] if name not in fits), None)
         raise ValueError(
             f"{path} is of another network: {len(fits)} of {len(own)} tensors of this {type(network).__name__} are in "
-            f"it with the right shape (not, for example, {example}); use the networks/ and tasks/ files it was trained "
-            "with."
+            f"it with the right shape (not, for example, {example}); use the networks/, tasks/, datasets/ and presets/ "
+            "files it was trained with."
         )
     network.load_state_dict(state)

@@ -3,12 +3,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_numpy
 
-from ..volumes import by, label_problem, non_finite_problem, volume_name
+from ..volumes import by, image_problem, label_problem, volume_name
 
 
 class CheckVolumed(MapTransform):
@@ -60,13 +59,3 @@ class CheckVolumed(MapTransform):
                     f"has {by(d[key].shape[1:])}; image and label have to be on one grid."
                 )
         return d
-
-
-def image_problem(image: np.ndarray) -> str | None:
-    """What is wrong with the values of an image, as the end of a sentence; `None` where nothing is."""
-    if image.size == 0:
-        return f"has no voxels (shape {by(image.shape)})"
-    problem = non_finite_problem(image)
-    if problem is None and image.min() == image.max():
-        return f"is constant (every voxel is {image.flat[0]:g})"
-    return problem

@@ -257,6 +257,15 @@ def test_every_initialize_checks_the_overrides_first(bundle):
             assert loads == (path.name in ("train.json", "multi_gpu_train.json")), path.name
 
 
+@each_bundle
+def test_a_run_says_where_its_files_are(bundle):
+    evaluate, inference = (read(bundle / "configs" / name) for name in ("evaluate.json", "inference.json"))
+    for handlers, folder in ((evaluate["validate#handlers"], "@eval_dir"), (inference["handlers"], "@output_dir")):
+        assert (handlers[-1]["_target_"], handlers[-1]["folder"]) == ("common.handlers.OutputFolder", folder)
+    names = [handler["_target_"] for handler in evaluate["validate#handlers"]]
+    assert names.index("common.handlers.NamedClasses") > names.index("MetricsSaver")
+
+
 @pytest.mark.parametrize("name", BASE)
 @each_bundle
 def test_no_id_is_idle(bundle, name):

@@ -13,10 +13,12 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import LoadImaged, SaveImaged
 
+from common.data import label_names
 from common.weights import read_encoder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "pretrain_once" / "configs"
 CLASSES = range(1, 5)
+NAMES = label_names("structures4")
 
 
 def visible(folder: Path) -> set[str]:
@@ -154,14 +156,14 @@ def test_evaluation_and_inference_agree(run_bundle, tiny, cohort, fine_tuned, ev
         prediction, labels = np.asarray(output.dataobj), np.asarray(truth.dataobj)
         assert len(np.unique(prediction)) > 1, "nothing to compare: all background"
         for label in CLASSES:
-            assert float(table[name][f"class{label - 1}"]) == pytest.approx(dice(prediction, labels, label), abs=1e-4)
+            assert float(table[name][NAMES[label]]) == pytest.approx(dice(prediction, labels, label), abs=1e-4)
 
 
 def test_evaluation_writes_every_measure(evaluated):
     with_background = rows(evaluated / "val_mean_dice_with_background_raw.csv")
-    assert len(with_background) == 2 and "class4" in with_background[0]
+    assert len(with_background) == 2 and list(with_background[0])[1:-1] == list(NAMES.values())
     hd95 = rows(evaluated / "val_hd95_raw.csv")
-    assert all(0 < float(row[f"class{label - 1}"]) < 500 for row in hd95 for label in CLASSES)
+    assert all(0 < float(row[NAMES[label]]) < 500 for row in hd95 for label in CLASSES)
     summary = rows(evaluated / "val_mean_dice_summary.csv")
     raw = rows(evaluated / "val_mean_dice_raw.csv")
     for line in summary[:4]:

@@ -33,8 +33,9 @@ def collected(run, test=()):
     return list(subject_rows(run, plan, {1: "white matter"}))
 
 
-def test_scores_a_subject_and_a_metric_of_the_whole(run):
-    table = "filename, class0, class1, mean\n/data/a/t1.nii.gz, 0.5, nan, 0.5\n/data/b/t1.nii.gz, 0.25, 0.75, 0.5\n"
+@pytest.mark.parametrize("header", ["class0, class1", "white matter, CSF"])
+def test_scores_a_subject_and_a_metric_of_the_whole(run, header):
+    table = f"filename, {header}, mean\n/data/a/t1.nii.gz, 0.5, nan, 0.5\n/data/b/t1.nii.gz, 0.25, 0.75, 0.5\n"
     (run.folder / "eval/val_dice_raw.csv").write_text(table)
     (run.folder / "eval/metrics.csv").write_text("val_dice\t0.5\nval_auc\t0.875\n")
     rows = collected(run)

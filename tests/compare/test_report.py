@@ -149,6 +149,28 @@ def test_one_seed_is_called_what_it_is(folder):
     (folder / "comparison.json").write_text(json.dumps(about))
     text = write_report(folder).read_text()
     assert "**better between these two models**" in text and "the spread of trainings is unknown" in text
+    assert "The interval counts the spread of subjects. " in text and "Too few" not in text
+
+
+def keep_subjects(folder, count, seeds):
+    rows = [row for row in csv.DictReader((folder / "subjects.csv").open()) if int(row["seed"]) < seeds]
+    write(folder, "subjects", collect.SUBJECTS, [row for row in rows if int(row["subject"][1:]) < count])
+    about = json.loads((folder / "comparison.json").read_text()) | {"seeds": list(range(seeds))}
+    (folder / "comparison.json").write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(("count", "seeds", "few"), [(5, 1, True), (6, 1, False), (2, 2, False)])
+def test_too_few_subjects_are_explained_with_the_number_that_is_enough(folder, count, seeds, few):
+    keep_subjects(folder, count, seeds)
+    text = write_report(folder).read_text()
+    assert ("**too few subjects**" in text) == few
+    assert ('"Too few subjects" means that no interval can be given' in text) == few
+    assert ("scores of at least 6 subjects of the test list, with two seeds or more any number" in text) == few
+    assert ("The interval counts" in text) == (not few) == ("does not count" in text)
+    assert ('"No difference found" means' in text) == ("no difference found" in text)
+    assert ('"Better" means that it lies on one side of zero.' in text) == (
+        re.search(r"(?<!is )(?<!subjects )better", text) is not None
+    )
 
 
 @pytest.mark.parametrize(

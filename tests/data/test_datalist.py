@@ -16,7 +16,7 @@ SHAPE = (4, 5, 6)
 
 def write_volume(path: Path, data: np.ndarray | None = None, affine: np.ndarray | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = np.ones(SHAPE, np.float32) if data is None else data
+    data = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE) if data is None else data
     nib.save(nib.Nifti1Image(data, np.eye(4) if affine is None else affine), path)
 
 
@@ -36,8 +36,8 @@ def make_study(folder: Path, training=6, validation=2, test=2, prefix="s", **key
         lists[section] = []
         for _ in range(count):
             entry = item(f"{prefix}{number:03d}", **keys)
-            for key, dtype in (("image", np.float32), ("label", np.uint8)):
-                write_volume(folder / entry[key], np.ones(SHAPE, dtype))
+            write_volume(folder / entry["image"])
+            write_volume(folder / entry["label"], np.ones(SHAPE, np.uint8))
             lists[section].append(entry)
             number += 1
     return write_list(folder / "datalist.json", **lists)
@@ -300,6 +300,7 @@ def test_affines_may_differ_by_rounding(tmp_path):
     ("kind", "values", "message"),
     [
         ("images", [np.nan, np.inf], "2 voxels that are not finite"),
+        ("images", [], r"is constant \(every voxel is 1\)"),
         ("labels", [np.nan, 1], "1 voxels that are not finite"),
         ("labels", [0.5, 1], r"no whole numbers \(0.5\)"),
         ("labels", [4, 5], r"outside 0 to 3 \(4, 5\)"),
@@ -312,8 +313,26 @@ def test_full_check_reads_the_values(tmp_path, kind, values, message):
     data.flat[: len(values)] = values
     write_volume(tmp_path / kind / "s001.nii.gz", data)
     load_datalist(path, num_classes=4)
-    with pytest.raises(DatalistError, match=rf"{kind}/s001.nii.gz: has .*{message}"):
+    with pytest.raises(DatalistError, match=rf"{kind}/s001.nii.gz: .*{message}"):
         load_datalist(path, check="full", num_classes=4)
+
+
+def test_one_modality_of_several_may_be_constant(tmp_path):
+    """As in training, which looks at the files of an item together."""
+    path = make_study(tmp_path)
+    write_volume(tmp_path / "images/other.nii.gz", np.zeros(SHAPE, np.float32))
+    edit(path, lambda c: c["training"][0].update(image=["images/s000.nii.gz", "images/other.nii.gz"]))
+    load_datalist(path, check="full")
+
+
+def test_full_check_knows_the_labels(tmp_path):
+    path = make_study(tmp_path)
+    labels = np.ones(SHAPE, np.uint8)
+    labels[0, 0, :2] = 77, 4
+    write_volume(tmp_path / "labels/s001.nii.gz", labels)
+    assert load_datalist(path, check="full", known_labels={1, 4, 77}) == load_datalist(path, known_labels={1})
+    with pytest.raises(DatalistError, match=r"1 file or item.*\n.*s001.nii.gz: has labels that no class names \(77\)"):
+        load_datalist(path, check="full", known_labels={0, 1, 4})
 
 
 def test_full_check_finds_a_truncated_file(tmp_path):

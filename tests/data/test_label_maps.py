@@ -205,3 +205,16 @@ def test_results_are_own_copies_and_survive_json():
     groups = label_map("malpem", "structures4")
     assert 999 not in groups[1]
     assert {int(k): v for k, v in json.loads(json.dumps(groups)).items()} == groups
+
+
+@pytest.mark.parametrize("numbering", [name for name in module.NUMBERINGS if name != "task"])
+def test_every_task_knows_the_same_labels(numbering):
+    fits = 0
+    for task in TASKS:
+        try:
+            groups = label_map(numbering, task)
+        except ValueError:
+            continue
+        fits += 1
+        assert {0}.union(*groups.values()) == module.known_labels(numbering)
+    assert fits

@@ -60,3 +60,14 @@ def test_nothing_there(folder, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(ValueError, match=f"no image .* in {empty}; set dataset_dir to a folder of images"):
         list_images(empty)
+
+
+def test_images_in_folders_below_are_pointed_at(folder):
+    for name in ("a.nii", "b.nii.gz", "d.MHA"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match=f"in {folder} itself, and folders in it are not searched") as error:
+        list_images(folder)
+    text = str(error.value)
+    assert "deeper/c.nii.gz" in text and "list 'test'" in text and "--datalist FILE.json" in text and "\n" not in text
+    path = write_list(folder / "list.json", test=[{"image": "deeper/c.nii.gz"}])
+    assert list_images(path, base_dir=folder) == paths(folder, "deeper/c.nii.gz")

@@ -21,10 +21,11 @@ SECTIONS = ("training", "validation", "test")
 
 
 def touch(root: Path, *names: str) -> None:
+    """Volumes that serve as images (not constant) and as labels (0 and 1)."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4)), path)
+        nib.save(nib.Nifti1Image((np.arange(60) % 2).astype(np.uint8).reshape(3, 4, 5), np.eye(4)), path)
 
 
 def collect(name: str, root: Path, **options) -> list[dict]:
@@ -163,7 +164,8 @@ def brats(tmp_path):
     for folder, files in (("imagesTr", names), ("imagesTs", ["BRATS_485", "BRATS_486"])):
         (root / folder).mkdir()
         for name in files:
-            nib.save(nib.Nifti1Image(np.ones((3, 4, 5, 4), np.float32), np.eye(4)), root / folder / f"{name}.nii.gz")
+            image = np.arange(240, dtype=np.float32).reshape(3, 4, 5, 4)
+            nib.save(nib.Nifti1Image(image, np.eye(4)), root / folder / f"{name}.nii.gz")
     content = {
         "name": "BRATS",
         "tensorImageSize": "4D",
@@ -504,8 +506,14 @@ def test_broken_files_stop_it(ixi, tmp_path):
     ("name", "options", "message"),
     [
         ("brats", {}, r"Unknown data set 'brats'; known are adni, .*oasis1"),
-        ("ixi", {"masks": "staple"}, r"ixi has no option 'masks'; it has no options of its own"),
-        ("oasis1", {"images": "orig"}, r"oasis1 has no option 'images'; its options are image, label"),
+        (
+            "ixi",
+            {"masks": "staple"},
+            r"ixi has no option 'masks'; it has no options of its own, .* are validation",
+        ),
+        ("ixi", {"validaton": 1}, r"ixi has no option 'validaton'; did you mean --validation\?$"),
+        ("oasis1", {"images": "orig", "tset": 1}, r"no option 'images', 'tset'; did you mean --image, --test\?$"),
+        ("oasis1", {"masks": "x"}, r"oasis1 has no option 'masks'; its options are image, label, and those of all"),
         ("cc359", {}, r"No scan of cc359 is below .*ixi\. What is looked for: .*CC0001_philips"),
         ("cc359", {"masks": "golden"}, r"`masks` is 'golden'; CC359 has machine_learning"),
     ],
@@ -566,6 +574,20 @@ def test_command_line(ixi, tmp_path, monkeypatch, capsys):
         run("prepare", "cc359", "--source", tmp_path / "cc", "--output", b, "--test=2", "--force")
 
 
+def test_an_open_numbering_is_said(ixi, tmp_path, capsys):
+    from common.data.__main__ import prepare as command
+
+    command("ixi", str(ixi), str(tmp_path / "a.json"))
+    out = capsys.readouterr().out
+    assert "does not say how the masks are numbered" in out and "--numbering NAME" in out and "dlmuse" in out
+    command("ixi", str(ixi), str(tmp_path / "b.json"), numbering="dlmuse")
+    assert "numbered" not in capsys.readouterr().out
+    for mask in (ixi / "labels").iterdir():
+        mask.unlink()
+    command("ixi", str(ixi), str(tmp_path / "c.json"))
+    assert "numbered" not in capsys.readouterr().out
+
+
 def test_command_line_of_its_own_process(ixi, tmp_path):
     prepare("ixi", ixi, tmp_path / "a.json")
     (ixi / "t1/IXI003-HH-1000.nii.gz").write_bytes(b"")
@@ -593,6 +615,107 @@ def test_check_says_that_nothing_is_wrong(ixi, tmp_path, capsys):
     assert "nothing is wrong" in capsys.readouterr().out
     with pytest.raises(DatalistError, match=r"labels outside 0 to 0"):
         check(str(tmp_path / "a.json"), num_classes=1)
+
+
+@pytest.fixture
+def muse(tmp_path):
+    """A study whose masks have DLMUSE's numbers; 4 and 11 are ventricles, 23 an accumbens."""
+    touch(tmp_path, *(f"t1/{i}.nii.gz" for i in range(3)))
+    for i in range(3):
+        labels = np.zeros((3, 4, 5), np.uint8)
+        labels[0, 0, :3] = 4, 11, 23
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / f"labels/{i}.nii.gz")
+    items = [{"image": f"t1/{i}.nii.gz", "label": f"labels/{i}.nii.gz"} for i in range(3)]
+    content = {"training": items[:1], "validation": items[1:2], "test": items[2:]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    return tmp_path / "a.json"
+
+
+def spoil(path: Path, value: int) -> None:
+    file = path.parent / "labels/1.nii.gz"
+    labels = np.asarray(nib.load(file).dataobj).copy()
+    labels[1] = value
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), file)
+
+
+def state_numbering(path: Path, numbering: str) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"numbering": numbering}))
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_check_knows_the_numbering(muse, capsys, stated):
+    from common.data.__main__ import check
+
+    options = {} if stated else {"numbering": "dlmuse"}
+    if stated:
+        state_numbering(muse, "dlmuse")
+    for more in ({}, {"task": "structures4"}, {"task": "structures4", "num_classes": 5}):
+        check(str(muse), **options, **more)
+        out = capsys.readouterr().out
+        assert "nothing is wrong" in out and "numbered" not in out
+    spoil(muse, 3)  # no region of MUSE
+    for more in ({}, {"task": "structures4"}):
+        with pytest.raises(DatalistError, match=r"labels/1.nii.gz: has labels that no class names \(3\)"):
+            check(str(muse), **options, **more)
+
+
+def test_check_says_what_it_could_not_check(muse, capsys):
+    from common.data.__main__ import check
+
+    spoil(muse, 77)
+    check(str(muse))
+    out = capsys.readouterr().out
+    assert "does not say how its masks are numbered" in out and "are not checked" in out and "dlmuse" in out
+    with pytest.raises(DatalistError, match=r"labels outside 0 to 4 \(11, 23\)"):
+        check(str(muse), num_classes=5)
+    assert "taken for classes from 0 to 4: give --numbering NAME --task NAME" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "structures4"}, r"does not say how its masks are numbered: give --numbering NAME with --task"),
+        ({"numbering": "dlmuse", "num_classes": 5}, r"give --task NAME in place of --num_classes 5"),
+        ({"numbering": "dlmuse", "task": "structures33", "num_classes": 5}, r"'structures33' has 34 classes"),
+        ({"numbering": "dlmuse", "task": "organs8"}, r"numbered as 'dlmuse' hold no class of the task 'organs8'"),
+        ({"numbering": "muse"}, r"Unknown numbering 'muse'; known are"),
+        ({"numbering": "task", "task": "structures4"}, r"labels that no class names \(11, 23\)"),
+    ],
+)
+def test_check_needs_options_that_fit(muse, options, message):
+    from common.data.__main__ import check
+
+    with pytest.raises(ValueError, match=message):
+        check(str(muse), **options)
+
+
+def test_check_refuses_another_numbering_than_stated(muse):
+    from common.data.__main__ import check
+
+    state_numbering(muse, "dlmuse")
+    with pytest.raises(DatalistError, match=r"numbered as 'dlmuse', but the config id `numbering` is 'freesurfer'"):
+        check(str(muse), numbering="freesurfer")
+
+
+def test_check_finds_a_constant_image(muse):
+    from common.data.__main__ import check
+
+    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), np.eye(4)), muse.parent / "t1/2.nii.gz")
+    with pytest.raises(DatalistError, match=r"t1/2.nii.gz: is constant \(every voxel is 0\)"):
+        check(str(muse), numbering="dlmuse")
+
+
+def test_check_names_lists_that_are_missing(muse, capsys):
+    from common.data.__main__ import check
+
+    check(str(muse))
+    assert "no validation list" not in capsys.readouterr().out
+    content = json.loads(muse.read_text())
+    muse.write_text(json.dumps({"training": content["training"], "test": []}))
+    check(str(muse))
+    out = capsys.readouterr().out
+    assert "no validation list: training needs one (--fold 0" in out and "no test list" in out
 
 
 @pytest.mark.parametrize("section", ["training", "unlabelled"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import operator
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +50,13 @@ def test_the_file_is_the_best_so_far(tmp_path, caplog, compare, interval, expect
     assert written == expected
     assert best_metric(evaluator) == ("val_loss", expected[-1])
     assert f"{path}: epoch 2, val_loss 1.0000." in caplog.text or compare is operator.gt
+
+
+def test_the_whole_path_is_logged_where_a_relative_one_is_given(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO"):
+        run(Path("models/model.pt"), [3])
+    assert f"{tmp_path / 'models/model.pt'}: epoch 1, val_loss 3.0000." in caplog.text
 
 
 def test_only_rank_0_writes(tmp_path, monkeypatch):

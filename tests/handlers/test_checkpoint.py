@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import logging
 import operator
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,6 +103,7 @@ def test_a_killed_run_resumes_to_the_same_bits(path, tmp_path, caplog, kill, nex
     with caplog.at_level(logging.INFO):
         resumed.run()
     assert epochs[0] == next_epoch
+    assert "nothing is left to train" not in caplog.text
     assert f"resumed from {path} after epoch {next_epoch - 1} of 4" in caplog.text or next_epoch == 1
     expected = final(whole)
     assert all(torch.equal(expected[name], tensor) for name, tensor in final(resumed).items())
@@ -111,7 +113,7 @@ def test_a_killed_run_resumes_to_the_same_bits(path, tmp_path, caplog, kill, nex
     assert torch.load(path, weights_only=True)["best"] == torch.load(tmp_path / "whole.ckpt", weights_only=True)["best"]
 
 
-def test_a_finished_run_resumed_trains_no_more(path):
+def test_a_finished_run_resumed_trains_no_more_and_says_so(path, caplog):
     trainer, _, _ = make(path)
     trainer.run()
     expected = final(trainer)
@@ -120,6 +122,7 @@ def test_a_finished_run_resumed_trains_no_more(path):
     resumed.add_event_handler(Events.ITERATION_STARTED, steps.append)
     resumed.run()
     assert not steps and all(torch.equal(expected[name], tensor) for name, tensor in final(resumed).items())
+    assert f"nothing is left to train: the run of {path} is finished" in caplog.text
 
 
 def test_nothing_to_resume_starts_at_epoch_1(path, caplog):
@@ -134,7 +137,22 @@ def test_nothing_to_resume_starts_at_epoch_1(path, caplog):
 def test_starting_anew_over_an_old_run_is_warned_of(path, caplog):
     make(path)[0].run()
     make(path)[0].run()
-    assert f"starting anew: {path} of an earlier run will be overwritten" in caplog.text
+    assert f"starting anew: {path} of an earlier run will be overwritten (resume it with --resume True" in caplog.text
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_starting_anew_names_all_that_will_be_overwritten(tmp_path, monkeypatch, caplog, checkpoint):
+    monkeypatch.chdir(tmp_path)
+    model, missing = tmp_path / "model.pt", tmp_path / "other.pt"
+    model.write_bytes(b"")
+    if checkpoint:
+        Path("train.ckpt").write_bytes(b"")
+    engine = Engine(lambda engine, batch: None)
+    Checkpoint("train.ckpt", {"network": nn.Linear(1, 1)}, outputs=["model.pt", "other.pt"]).attach(engine)
+    engine.run([0], max_epochs=1)
+    both = f"{tmp_path / 'train.ckpt'} and {model}" if checkpoint else f"{model}"
+    assert f"starting anew: {both} of an earlier run" in caplog.text and "another --output_dir" in caplog.text
+    assert str(missing) not in caplog.text and ("--resume" in caplog.text) == checkpoint
 
 
 @pytest.mark.parametrize(("interval", "epochs"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import operator
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +64,13 @@ def weight(path):
 
 def files(path):
     return sorted(file.name for file in path.parent.iterdir() if file.suffix == ".safetensors")
+
+
+def test_the_whole_path_is_logged_where_a_relative_one_is_given(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO"):
+        run(Path("models/encoder.safetensors"), [1], validate=False)
+    assert f"encoder of epoch 1 written to {tmp_path / 'models/encoder.safetensors'}." in caplog.text
 
 
 def test_the_encoder_of_the_best_validation(path, monkeypatch):

@@ -34,6 +34,16 @@ def test_loads_when_the_engine_starts(path, wrap):
     )
 
 
+def test_the_whole_path_is_logged_where_a_relative_one_is_given(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    torch.save(make().state_dict(), "model.pt")
+    engine = Engine(lambda engine, batch: None)
+    ModelLoader("model.pt", make()).attach(engine)
+    with caplog.at_level("INFO"):
+        engine.run([0], max_epochs=1)
+    assert f"network read from {tmp_path / 'model.pt'}." in caplog.text
+
+
 def missing(path):
     pass
 
@@ -82,7 +92,7 @@ def numbers(path):
         (truncated, ValueError, "{path} is not a readable checkpoint"),
         (pickled, ValueError, "{path} is not a readable checkpoint"),
         (other_shape, ValueError, r"{path} is of another network: 1 of 7 .* this Sequential .*for example, 0.weight\)"),
-        (fewer, ValueError, r"6 of 7 .*for example, 0.bias\); use the networks/ and tasks/ files"),
+        (fewer, ValueError, r"6 of 7 .*for example, 0.bias\); use the networks/, tasks/, datasets/ and presets/"),
         (more, ValueError, r"7 of 7 .*for example, 2.bias\)"),
         (a_training_checkpoint, ValueError, "0 of 7"),
         (a_list, ValueError, "{path} holds no state dict"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import difflib
 import inspect
 import os
 from collections import Counter
@@ -17,7 +18,7 @@ from .ixi import collect_ixi
 from .oasis1 import collect_oasis1
 from .split import split_by_subject
 from .synapse import SYNAPSE_TEST, collect_synapse
-from .write import write_datalist
+from .write import LISTS, write_datalist
 
 # Each takes the folder of its set, and options of its own, and gives items with absolute paths.
 COLLECTORS: dict[str, Callable[..., list[dict[str, Any]]]] = {
@@ -95,8 +96,14 @@ def prepare(
     known = [p for p in inspect.signature(collect).parameters if p != "source"]
     unknown = [option for option in options if option not in known]
     if unknown:
-        listed = f"its options are {', '.join(known)}" if known else "it has no options of its own"
-        raise DatalistError(f"{name} has no option {', '.join(map(repr, unknown))}; {listed}.")
+        general = [p.name for p in inspect.signature(prepare).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        close = [difflib.get_close_matches(option, [*known, *general], n=1) for option in unknown]
+        if all(close):
+            listed = f"did you mean {', '.join(f'--{match}' for (match,) in close)}?"
+        else:
+            own = f"its options are {', '.join(known)}" if known else "it has no options of its own"
+            listed = f"{own}, and those of all sets are {', '.join(general)}."
+        raise DatalistError(f"{name} has no option {', '.join(map(repr, unknown))}; {listed}")
 
     if numbering is not None and numbering not in NUMBERINGS:
         raise DatalistError(f"Unknown numbering {numbering!r}; known are {', '.join(NUMBERINGS)}.")
@@ -128,6 +135,18 @@ def prepare(
     content["left_out"] = found - sum(len(v) for v in content.values() if isinstance(v, list))
     write_datalist(output, content, force)
     return content
+
+
+def numbering_hint(content: dict[str, Any]) -> str | None:
+    """What to do where a datalist with masks does not say how they are numbered."""
+    labels = [x.get("label") for name in LISTS for x in content.get(name, []) if isinstance(x, dict)]
+    if "numbering" in content or not any(isinstance(x, str | os.PathLike | list) for x in labels):
+        return None
+    return (
+        "The datalist does not say how the masks are numbered, which depends on who made them: write it with "
+        "--numbering NAME --force, so that a run that takes them for something else is refused "
+        f"({', '.join(NUMBERINGS)})."
+    )
 
 
 def describe(content: dict[str, Any]) -> str:

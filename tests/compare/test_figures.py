@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+
+from common.compare.figures import CLASSES, class_colours, examples, label_efficiency
+
+
+def scores(metric, values):
+    """Two arms with one label number, two seeds and one subject; `values` are of the arms' seeds in turn."""
+    table = {"scratch": values[:2], "mae": values[2:]}
+    return SimpleNamespace(
+        labels=[1, 5],
+        arms=list(table),
+        about={"baseline": "scratch"},
+        main_metric=metric,
+        scores=lambda arm, labels, metric: {(seed, "a"): value for seed, value in enumerate(table[arm])},
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "span"),
+    [
+        ("val_mean_dice", [0.315, 0.316, 0.318, 0.319], 0.1),
+        ("val_hd95", [40.0, 40.1, 40.2, 40.2], 0.2 * 40.1),
+        ("val_dice", [0.5, 0.5, 0.5, 0.5], 0.1),
+    ],
+)
+def test_a_small_difference_does_not_fill_the_axis(metric, values, span):
+    low, high = label_efficiency(scores(metric, values)).axes[0].get_ylim()
+    assert high - low == pytest.approx(span, rel=0.01)
+    assert (low + high) / 2 == pytest.approx((min(values) + max(values)) / 2, rel=0.01)
+
+
+def test_a_large_difference_keeps_its_axis():
+    low, high = label_efficiency(scores("val_mean_dice", [0.2, 0.3, 0.5, 0.6])).axes[0].get_ylim()
+    assert low <= 0.2 and high >= 0.6 and high - low < 0.45
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """The picture of one subject with the classes 1 and 3, given their names."""
+
+    def draw(names, labels=(1, 3)):
+        image = np.arange(6 * 6 * 4, dtype=np.float32).reshape(6, 6, 4)
+        mask = np.zeros((6, 6, 4), np.uint8)
+        for row, label in enumerate(labels):
+            mask[row + 1, 1:4] = label
+        for name, data in (("image", image), ("mask", mask)):
+            nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / f"{name}.nii")
+        entry = {"image": str(tmp_path / "image.nii"), "label": str(tmp_path / "mask.nii")}
+        entry["prediction"] = entry["label"]
+        tables = SimpleNamespace(
+            arms=["scratch"], structure_names=names, examples=lambda: iter([("s0", {"scratch": entry})])
+        )
+        return examples(tables)
+
+    return draw
+
+
+@pytest.mark.parametrize(
+    ("names", "texts"),
+    [({1: "cortex", 2: "white matter", 3: "CSF"}, ["cortex", "CSF"]), ({}, ["class 1", "class 3"])],
+)
+def test_a_legend_names_the_structures_in_the_picture(drawn, names, texts):
+    figure = drawn(names)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == texts
+    overlay = figure.axes[1].images[1]
+    for patch, label in zip(legend.get_patches(), (1, 3), strict=True):
+        assert patch.get_facecolor()[:3] == pytest.approx(overlay.cmap(overlay.norm(label))[:3], abs=1e-6)
+    assert legend.get_patches()[0].get_facecolor()[:3] == to_rgba(CLASSES[0])[:3]
+
+
+def test_nothing_segmented_needs_no_legend(drawn):
+    assert not drawn({1: "cortex"}, labels=()).legends
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 33, 64])
+def test_every_class_has_a_colour_of_its_own(count):
+    assert len(set(class_colours(count))) == count
+
+
+def test_many_classes_are_drawn_in_the_colours_of_the_legend(drawn):
+    figure = drawn({n: f"region {n}" for n in range(1, 34)}, labels=(8, 33))
+    overlay = figure.axes[1].images[1]
+    for patch, label in zip(figure.legends[0].get_patches(), (8, 33), strict=True):
+        assert patch.get_facecolor()[:3] == pytest.approx(overlay.cmap(overlay.norm(label))[:3], abs=1e-6)
