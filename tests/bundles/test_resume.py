@@ -247,3 +247,27 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         files.atomic_torch_save({"value": 2}, tmp_path / "x.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
     assert torch.load(tmp_path / "x.ckpt", weights_only=True) == {"value": 1}
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "train"])
+def test_simtrot_resumes_with_the_same_bits(run_bundle, tmp_path, kind):
+    """B-TROT's teacher and batch norms, and the sampler's order, come back; so does fine-tuning."""
+    files = [f"{kind}.json", "datasets/sample.json"] + ["pretexts/btrot.json"] * (kind == "pretrain")
+    small = {
+        "bundle": "simtrot",
+        "batches_per_epoch": 2,
+        "max_epochs": 4,
+        "val_interval": 1,
+        "spacing": [6.0] * 3,
+        "image_size": [32] * 3,
+        "roi_size": [32] * 3,
+        "segmentation_net#depths": [1, 1, 1],
+        "segmentation_net#embed_dim": 12,
+        "segmentation_net#patch_size": 2,
+    }
+    run_bundle(*files, output_dir=str(tmp_path / "whole"), **small)
+    with pytest.raises(Killed):
+        run_bundle(*files, output_dir=str(tmp_path / "killed"), before=kill_inside_third, **small)
+    run_bundle(*files, output_dir=str(tmp_path / "killed"), resume=True, **small)
+    whole = result(tmp_path / "whole")
+    assert len(whole) == 2 and differences(whole, result(tmp_path / "killed")) == []
