@@ -155,7 +155,8 @@ class NNFormerEncoder(nn.Module):
         rates = _rates(drop_path_rate, sum(depths))
         layers = []
         for stage, depth in enumerate(depths):
-            window, shift = _window(grid_of(img_size, self.strides[stage]), window_size[stage])
+            grid = grid_of(img_size, self.strides[stage])
+            window, shift = _window(grid, window_size[stage])
             first = sum(depths[:stage])
             layers.append(
                 _Stage(
@@ -168,6 +169,7 @@ class NNFormerEncoder(nn.Module):
                             mlp_ratio,
                             rates[first + number],
                             legacy_rel_index,
+                            grid,
                         )
                         for number in range(depth)
                     ],
@@ -237,6 +239,7 @@ class _Decoder(nn.Module):
                             mlp_ratio,
                             rates[first + number],
                             legacy_rel_index,
+                            grids[stage],
                         )
                         for number in range(depth)
                     ],
@@ -393,9 +396,13 @@ class _WindowAttention(nn.Module):
 
 
 class _Block(nn.Module):
-    """Swin block on tokens (B, d, h, w, C), with windows shifted by ``shift`` tokens."""
+    """Swin block on tokens (B, d, h, w, C), with windows shifted by ``shift`` tokens.
+
+    The mask of the shifted windows is kept for ``grid``, and made anew for grids of another size.
+    """
 
     cross = False
+    mask: torch.Tensor | None
 
     def __init__(
         self,
@@ -406,15 +413,19 @@ class _Block(nn.Module):
         mlp_ratio: float,
         drop_path: float,
         legacy_rel_index: bool,
+        grid: Sequence[int],
     ) -> None:
         super().__init__()
         self.window, self.shift = window, shift
+        self.padded = self._padded(grid)
+        # Not in the state dict: it follows from the arguments.
+        mask = shift_mask(self.padded, window, shift) if shift else None
+        self.register_buffer("mask", mask, persistent=False)
         self.norm1 = nn.LayerNorm(channels)
         self.attn = _WindowAttention(channels, num_heads, window, self.cross, legacy_rel_index)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = _MLP(channels, int(channels * mlp_ratio))
         self.drop_path = DropPath(drop_path)
-        self._masks: dict[tuple, torch.Tensor] = {}
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return self._residual(tokens, self._attend(self.norm1(tokens)))
@@ -425,11 +436,17 @@ class _Block(nn.Module):
 
     def _attend(self, tokens: torch.Tensor, query: torch.Tensor | None = None) -> torch.Tensor:
         grid = tokens.shape[1:4]
-        padded = [math.ceil(size / self.window) * self.window for size in grid]
+        padded = self._padded(grid)
         windows = self._windows(tokens, padded)
         queries = None if query is None else self._windows(query, padded)
-        attended = self.attn(windows, self._mask(padded, tokens), queries)
+        mask = self.mask
+        if self.shift and padded != self.padded:
+            mask = shift_mask(padded, self.window, self.shift, tokens.device)
+        attended = self.attn(windows, mask, queries)
         return self._grid(attended, padded)[:, : grid[0], : grid[1], : grid[2]]
+
+    def _padded(self, grid: Sequence[int]) -> list[int]:
+        return [math.ceil(size / self.window) * self.window for size in grid]
 
     def _windows(self, tokens: torch.Tensor, padded: Sequence[int]) -> torch.Tensor:
         grid = tokens.shape[1:4]
@@ -445,14 +462,6 @@ class _Block(nn.Module):
         tokens = windows.unflatten(2, (self.window,) * 3).unflatten(1, (d, h, w))
         tokens = tokens.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2)
         return tokens.roll((self.shift,) * 3, dims=(1, 2, 3)) if self.shift else tokens
-
-    def _mask(self, padded: Sequence[int], tokens: torch.Tensor) -> torch.Tensor | None:
-        if not self.shift:
-            return None
-        key = (*padded, tokens.device)
-        if key not in self._masks:
-            self._masks = {key: shift_mask(padded, self.window, self.shift).to(tokens.device)}
-        return self._masks[key]
 
 
 class _CrossBlock(_Block):
@@ -485,11 +494,11 @@ def partition(tokens: torch.Tensor, window: int) -> torch.Tensor:
     return tokens.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4, 6).flatten(1, 3)
 
 
-def shift_mask(grid: Sequence[int], window: int, shift: int) -> torch.Tensor:
+def shift_mask(grid: Sequence[int], window: int, shift: int, device: torch.device | str | None = None) -> torch.Tensor:
     """0 between tokens of a shifted window that are neighbours in the grid, -100 between the others: (W, N, N)."""
-    region = torch.zeros(1, *grid, 1)
+    region = torch.zeros(1, *grid, 1, device=device)
     for axis, size in enumerate(grid, start=1):
-        steps = torch.zeros(size)
+        steps = torch.zeros(size, device=device)
         steps[-window:] = 1
         steps[-shift:] = 2
         region = region * 3 + steps.view([-1 if a == axis else 1 for a in range(5)])

@@ -144,7 +144,7 @@ def slow_attention(block, tokens, query=None):
 @pytest.mark.parametrize("shift", [0, 1])
 def test_attention_equals_the_slow_reference(shift):
     torch.manual_seed(0)
-    block = _Block(8, 2, window=2, shift=shift, mlp_ratio=2.0, drop_path=0.0, legacy_rel_index=False)
+    block = _Block(8, 2, window=2, shift=shift, mlp_ratio=2.0, drop_path=0.0, legacy_rel_index=False, grid=(4, 6, 4))
     nn.init.normal_(block.attn.relative_position_bias_table)
     tokens = torch.randn(1, 4, 6, 4, 8)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_attention_equals_the_slow_reference(shift):
 
 def test_cross_attention_asks_the_upsampled_and_reads_the_skip():
     torch.manual_seed(0)
-    block = _CrossBlock(8, 2, window=2, shift=0, mlp_ratio=2.0, drop_path=0.0, legacy_rel_index=False)
+    block = _CrossBlock(8, 2, window=2, shift=0, mlp_ratio=2.0, drop_path=0.0, legacy_rel_index=False, grid=(4, 2, 4))
     nn.init.normal_(block.attn.relative_position_bias_table)
     up, skip = torch.randn(2, 1, 4, 2, 4, 8)
     with torch.no_grad():
@@ -204,3 +204,19 @@ def test_windows_shrink_with_the_grid():
         (2, 0),
         (2, 0),
     ]
+
+
+def test_traces_to_the_same_function():
+    net, image = small().eval(), torch.rand(1, 1, 16, 32, 24)
+    with torch.no_grad():
+        traced = torch.jit.trace(net, image)
+        torch.testing.assert_close(traced(image), net(image), atol=1e-6, rtol=1e-5)
+
+
+def test_a_grid_of_another_size_has_a_mask_of_its_own():
+    sizes = {"depths": (2, 1), "num_heads": (1, 2)}
+    made, other = small(img_size=(16, 16, 32), **sizes).eval(), small(img_size=(32, 32, 16), **sizes).eval()
+    other.load_state_dict(made.state_dict())
+    image = torch.rand(1, 1, 16, 16, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(other(image), made(image))
