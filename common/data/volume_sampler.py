@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import ignite.distributed as idist
 from torch.utils.data import DistributedSampler
 
 __all__ = ["VolumeSampler"]
@@ -23,8 +24,8 @@ class VolumeSampler(DistributedSampler):
         data: the items, as the data set has them.
         batch_size: items a batch.
         batches: batches an epoch, of all processes together; None for one pass over the data (rounded down).
-        key: items with an equal value of this are taken for one volume, such as ``"subject"``; items without it, and
-            None, count as volumes of their own.
+        key: items with an equal value of this, and of ``domain`` where they have one, are taken for one volume; items
+            without it, and None, count as volumes of their own.
         distinct: False lets volumes meet themselves in a batch, as fine-tuning with a single label must.
         seed: of the order.
         num_replicas, rank: processes and the number of this one; by default those that ignite knows.
@@ -44,12 +45,13 @@ class VolumeSampler(DistributedSampler):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        import ignite.distributed as idist
-
         num_replicas = idist.get_world_size() if num_replicas is None else num_replicas
         super().__init__(data, num_replicas, idist.get_rank() if rank is None else rank, seed=seed)  # type: ignore[arg-type]
         named = [item.get(key) if key else None for item in data]
-        self.volumes = [(number,) if name is None else name for number, name in enumerate(named)]
+        self.volumes = [
+            (number,) if name is None else (name, item.get("domain"))
+            for number, (name, item) in enumerate(zip(named, data, strict=True))
+        ]
         self.distinct = distinct
         count = len(set(map(str, self.volumes)))
         if batch_size < 1 or count < (batch_size if distinct else 1):
@@ -72,11 +74,11 @@ class VolumeSampler(DistributedSampler):
         return itertools.chain.from_iterable(mine)
 
     def _batches(self) -> Iterator[list[int]]:
-        """Batches without end; an item waits at most until the next pass."""
+        """Batches without end. Of a volume with more items than can be placed, the surplus of four passes waits."""
         draw = random.Random(f"{self.seed} {self.epoch}")
         waiting: list[int] = []
         while True:
-            waiting += draw.sample(range(len(self.volumes)), len(self.volumes))
+            waiting = waiting[-4 * len(self.volumes) :] + draw.sample(range(len(self.volumes)), len(self.volumes))
             while True:
                 batch: list[int] = []
                 for item in waiting:

@@ -31,8 +31,9 @@ class MomentumTeacher:
 
 @torch.no_grad()
 def move_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
-    """``teacher = momentum * teacher + (1 - momentum) * student`` for parameters; buffers are copied."""
+    """``teacher = momentum * teacher + (1 - momentum) * student`` for parameters.
+
+    Buffers are left alone: the statistics that a batch norm of the teacher gathers are those of its own weights.
+    """
     for parameter, source in zip(teacher.parameters(), student.parameters(), strict=True):
         parameter.lerp_(source, 1 - momentum)
-    for buffer, current in zip(teacher.buffers(), student.buffers(), strict=True):
-        buffer.copy_(current)

@@ -35,8 +35,9 @@ class RepresentationMonitor:
       same and at different positions, where a batch has two images or more (``common.metrics.position_cosines``).
 
     A warning is logged when ``feature_std`` is below ``threshold / sqrt(channels)`` or ``effective_rank`` below 2, or
-    when the pooled features are equal to a millionth. Every rank measures its own images; rank 0 logs. The measures
-    are ``feature_std`` and ``effective_rank`` of ``common.metrics``.
+    when the pooled features are equal to a millionth; another when tokens tell little but their position
+    (``same_position_cosine`` above 0.999, ``other_position_cosine`` below 0.99). Every rank measures its own images;
+    rank 0 logs. The measures are ``feature_std`` and ``effective_rank`` of ``common.metrics``.
 
     Args:
         encoder: module that returns a list of maps (B, C, *grid), finest first; not wrapped by DDP.
@@ -118,6 +119,15 @@ class RepresentationMonitor:
                 "lower the learning rate, or look at the loss and its negatives.",
                 engine.state.epoch,
                 values,
+            )
+        elif measured.get("same_position_cosine", 0.0) > 0.999 and measured.get("other_position_cosine", 1.0) < 0.99:
+            logger.warning(
+                "Epoch %d: tokens of different images at one position are alike (cosine %.5f), those at others are not "
+                "(%.3f): the encoder says where a token lies and not what is there; make the views easier to match "
+                "(a lower mask_ratio), or punish it more (a larger weight of the loss).",
+                engine.state.epoch,
+                measured["same_position_cosine"],
+                measured["other_position_cosine"],
             )
 
     def _forget(self) -> None:

@@ -31,8 +31,8 @@ class RCR(nn.Module):
     (2B, C, D, H, W).
 
     Raises:
-        ValueError: a stride is no power of two; in ``forward``, the sizes along ``axes`` differ or the deepest map has
-            a single token.
+        ValueError: a stride is no power of two, or other than two axes; in ``forward``, the sizes along ``axes`` differ
+            or the deepest map has a single token.
 
     References:
         - [1] Tang et al., Self-Supervised Pre-Training of Swin Transformers for 3D Medical Image Analysis, CVPR 2022.
@@ -49,6 +49,8 @@ class RCR(nn.Module):
             raise ValueError(
                 f"RCR needs a deepest stride that is a power of two on each axis, the encoder has {stride}."
             )
+        if len(axes) != 2:
+            raise ValueError(f"RCR turns one plane, so it needs two axes, not {list(axes)}.")
         self.encoder = encoder
         self.axes = (axes[0], axes[1])
         self.cutout = CutoutSwap(max_share=max_cutout)

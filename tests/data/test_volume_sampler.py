@@ -54,6 +54,17 @@ def test_processes_share_the_batches():
     assert shares == [alone[0::2], alone[1::2]]
 
 
+def test_a_volume_with_most_items_does_not_grow_the_queue():
+    items = [{"subject": "a"}] * 60 + [{"subject": "b"}]
+    counts = Counter(VolumeSampler(items, 2, batches=600))
+    assert counts[60] == 600 and max(counts[item] for item in range(60)) < 30
+
+
+def test_one_name_in_two_domains_is_two_volumes():
+    items = [{"subject": "001", "domain": "a"}, {"subject": "001", "domain": "b"}]
+    assert sorted(VolumeSampler(items, 2)) == [0, 1]
+
+
 def test_without_a_key_or_a_value_each_item_is_a_volume():
     items = [{"subject": None}, {"subject": None}, {}]
     assert sorted(VolumeSampler(items, 3)) == [0, 1, 2]

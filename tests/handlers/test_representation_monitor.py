@@ -168,3 +168,15 @@ def test_features_that_are_not_finite_are_said_and_not_measured(data, caplog):
     nn.init.constant_(encoder.conv.bias, float("nan"))
     assert run(encoder, data) == {}
     assert "features are not finite" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5])
+def test_warns_when_tokens_tell_little_but_their_position(data, caplog, share):
+    class Positions(Encoder):
+        def forward(self, image):
+            place = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+            return [place.expand(len(image), -1, -1, -1, -1) + share * image]
+
+    metrics = run(Positions(), data)
+    warned = "where a token lies and not what is there" in caplog.text or "collapsed" in caplog.text
+    assert warned == (share < 0.1) == (metrics["same_position_cosine"] > 0.999)

@@ -101,8 +101,7 @@ def test_symmetric_in_views_and_in_the_order_of_volumes():
     assert loss_of(view2, view1).item() == pytest.approx(expected, abs=1e-6)
     order = torch.tensor([2, 0, 1])
     assert loss_of(view1[order], view2[order]).item() == pytest.approx(expected, abs=1e-6)
-    assert loss_of(view1[order], view2).item() > expected - 10  # finite, though the pairs are wrong
-    assert loss_of(view1[order], view2).item() != pytest.approx(expected, abs=1e-3)
+    assert loss_of(view1[order], view2).item() != pytest.approx(expected, abs=1e-3)  # the pairs are others
 
 
 def test_punishes_collapse_by_position():

@@ -141,6 +141,11 @@ def test_encoders_it_cannot_take(stride):
         RCR(encoder)
 
 
+def test_it_turns_one_plane():
+    with pytest.raises(ValueError, match="needs two axes"):
+        RCR(Pyramid(), axes=(-3, -2, -1))
+
+
 @pytest.mark.parametrize("stride", [(2, 4, 4), (1, 4, 4), (4, 2, 2)])
 def test_unequal_strides_and_other_planes(stride):
     """Each axis is enlarged by its own stride; crops may be turned in another plane than the last two axes."""
