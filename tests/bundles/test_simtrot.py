@@ -93,26 +93,6 @@ def test_the_handler_moves_the_teacher(run, tmp_path, pretext):
     torch.testing.assert_close(network.teacher.state_dict()[name], expected)
 
 
-def test_overlays_say_what_the_paper_says():
-    def read(name):
-        return json.loads((CONFIGS / f"pretexts/{name}.json").read_text())
-
-    base = json.loads((CONFIGS / "pretrain.json").read_text())
-    assert (base["mask_ratio"], base["mask_size"], base["turned_axes"]) == (0.75, [4, 8, 8], [-2, -1])
-    assert (base["learning_rate"], base["optimizer"]["momentum"], base["optimizer"]["nesterov"]) == (1e-4, 0.99, True)
-    assert (base["max_epochs"], base["batch_size"], base["roi_size"]) == (1000, 2, [64, 128, 128])
-    loss = read("simtrot")["pretext_loss"]
-    assert (loss["temperature"], loss["weight"]) == (0.5, 5.0)
-    assert base["pretext"] == read("simtrot")["pretext"] and base["pretext_loss"] == loss
-    for name in ("simclr", "byol"):
-        pretext = read(name)["pretext"]
-        assert pretext["pooled"] and pretext["views"]["axes"] is None and pretext["views"]["mask_ratio"] == 0
-    assert read("simclr")["pretext_loss"]["weight"] == 1
-    train = json.loads((CONFIGS / "train.json").read_text())
-    assert [round(7 * weight) for weight in train["loss"]["weights"]] == [4, 2, 1]
-    assert (train["learning_rate"], train["weight_decay"], train["batches_per_epoch"]) == (0.01, 3e-5, 250)
-
-
 @pytest.fixture(scope="module")
 def tuned(run_bundle, cohort, tmp_path_factory):
     """Fine-tuned a little, evaluated, and applied to the test scans."""

@@ -1,0 +1,88 @@
+"""What the paper of `simtrot` pins down, read from the bundle's configs (Hu et al., sections 3 and 4)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from common.losses import TokenContrastiveLoss
+
+CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "simtrot" / "configs"
+
+
+def parsed(*names: str) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in names])
+    return parser
+
+
+def millions(module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+@pytest.mark.parametrize(
+    ("files", "encoder", "whole"),
+    [
+        ([], 119.05, 150.05),
+        (["datasets/brats.json", "networks/nnformer_tumour.json"], 29.84, None),
+    ],
+)
+def test_parameters_of_nnformer(files, encoder, whole):
+    """Whole nets as counted in the published code; heads for 14 classes (Synapse) there, 9 here."""
+    parser = parsed("train.json", *files)
+    if whole:
+        parser["num_classes"] = 14
+    with torch.device("meta"):
+        net = parser.get_parsed_content("segmentation_net")
+    assert millions(parser.get_parsed_content("encoder")) == pytest.approx(encoder, abs=0.005)
+    if whole:
+        assert millions(net) == pytest.approx(whole, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("files", "grid"),
+    [
+        ([], (4, 4, 4)),
+        (["networks/unetr.json"], (8, 8, 8)),
+        (["datasets/brats.json", "networks/nnformer_tumour.json"], (4, 4, 4)),
+    ],
+)
+def test_tokens_of_a_crop(files, grid):
+    parser = parsed("pretrain.json", *files)
+    with torch.device("meta"):
+        stride = parser.get_parsed_content("encoder").strides[-1]
+    assert tuple(n // s for n, s in zip(parser.get_parsed_content("roi_size"), stride, strict=True)) == grid
+    mask = parser.get_parsed_content("mask_size")
+    assert all(n % side == 0 for n, side in zip(parser.get_parsed_content("roi_size"), mask, strict=True))
+
+
+def test_share_of_the_weighted_pairs_at_the_paper_s_size():
+    """Two volumes of 64 tokens and w = 5: two weighted terms of 255, 3.8 % of the denominator at equal similarities."""
+    loss = parsed("pretrain.json").get_parsed_content("pretext_loss")
+    assert isinstance(loss, TokenContrastiveLoss)
+    weighted = loss.weight_for(2, 64) * 2
+    assert weighted / (weighted + 253) == pytest.approx(0.038, abs=0.0005)
+
+
+def test_settings():
+    def read(name):
+        return json.loads((CONFIGS / f"pretexts/{name}.json").read_text())
+
+    base = json.loads((CONFIGS / "pretrain.json").read_text())
+    assert (base["mask_ratio"], base["mask_size"], base["turned_axes"]) == (0.75, [4, 8, 8], [-2, -1])
+    assert (base["learning_rate"], base["optimizer"]["momentum"], base["optimizer"]["nesterov"]) == (1e-4, 0.99, True)
+    assert (base["max_epochs"], base["batch_size"], base["roi_size"]) == (1000, 2, [64, 128, 128])
+    loss = read("simtrot")["pretext_loss"]
+    assert (loss["temperature"], loss["weight"]) == (0.5, 5.0)
+    assert base["pretext"] == read("simtrot")["pretext"] and base["pretext_loss"] == loss
+    for name in ("simclr", "byol"):
+        pretext = read(name)["pretext"]
+        assert pretext["pooled"] and pretext["views"]["axes"] is None and pretext["views"]["mask_ratio"] == 0
+    assert read("simclr")["pretext_loss"]["weight"] == 1
+    train = json.loads((CONFIGS / "train.json").read_text())
+    assert [round(7 * weight) for weight in train["loss"]["weights"]] == [4, 2, 1]
+    assert (train["learning_rate"], train["weight_decay"], train["batches_per_epoch"]) == (0.01, 3e-5, 250)
