@@ -107,7 +107,7 @@ def probe(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
         else:
             # an epoch of a few steps over few items: what is loaded is counted separately
             override |= {"max_epochs": 1, "train#trainer#epoch_length": STEPS, "resume": False}
-            override["train#dataset#data"] = "$@data['training'][:2]"
+            override["train#dataset#data"] = f"$@data['training'][:{max(2, run.batch)}]"
             override["validate#dataset#data"] = "$@data['validation'][:1]"
         short = replace(run, override=override, folder=place, steps=STEPS, epochs=1, inputs=(), needs=())
         began = time.time()

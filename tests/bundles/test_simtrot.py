@@ -201,3 +201,10 @@ def test_monai_verifies_and_exports_the_net(tmp_path):
     image = torch.rand(1, 1, 64, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), net(image), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["pretrain.json", "train.json"])
+def test_the_sampler_goes_with_the_data_set(name):
+    """Whoever shortens the data set, as the estimate of a comparison does, shortens what is drawn from it."""
+    sampler = json.loads((CONFIGS / name).read_text())["train"]["sampler"]
+    assert sampler["data"] == "@train#dataset#data"

@@ -202,3 +202,17 @@ def test_masks_of_another_numbering_are_refused_before_any_run(plan, cohort, tmp
             override="unknown_labels=0",
             arms={"scratch": None, "a": {"override": {"unknown_labels": "error"}}},
         )
+
+
+def test_epochs_of_a_stated_length():
+    """`batches_per_epoch` decides where a config has it; null is one pass in whole batches."""
+    from common.compare.plan import BundleConfig
+
+    bundle = ROOT / "bundles" / "simtrot"
+    files = [str(bundle / "configs" / name) for name in ("train.json", "datasets/sample.json")]
+
+    def steps(items, processes=1, **override):
+        return BundleConfig(files, override, bundle).steps_per_epoch(items, processes)
+
+    assert (steps(1), steps(12), steps(12, processes=2)) == (6, 6, 3)
+    assert [steps(items, batches_per_epoch=None) for items in (1, 2, 5)] == [1, 1, 2]
