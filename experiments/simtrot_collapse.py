@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--mask_ratio", type=float, nargs="*", default=[0.75, 0.0])
     arguments = parser.parse_args()
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)  # MONAI says three times a run where it looks for metadata
     print("| mask | turned | w | epoch | same position | other position | effective rank | validation loss |")
     print("|---|---|---|---|---|---|---|---|")
     for ratio, axes, weight in itertools.product(arguments.mask_ratio, (None, [-3, -1]), (1.0, 5.0)):
