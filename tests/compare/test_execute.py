@@ -124,8 +124,13 @@ def test_ctrl_c_is_no_failure(settings):
         if text.endswith(" ..."):
             threading.Timer(0.5, _thread.interrupt_main).start()
 
-    with pytest.raises(KeyboardInterrupt):
-        execute(Plan(settings, (run, never), None, None, []), say)
+    # Shells start what runs in the background with SIGINT ignored, and children inherit that.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            execute(Plan(settings, (run, never), None, None, []), say)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert said[-1] == "[1/2] train, a: interrupted" and len(said) == 2
     assert read_outcome(run)["status"] == "started"  # so the next call goes on with it
 
