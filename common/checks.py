@@ -19,7 +19,15 @@ from typing import Any, NamedTuple
 
 from . import doctor
 
-__all__ = ["check_overrides", "config_digest", "final_sentence", "override_problem", "own_sentence", "parse_flags"]
+__all__ = [
+    "check_overrides",
+    "config_digest",
+    "final_sentence",
+    "first_cause",
+    "override_problem",
+    "own_sentence",
+    "parse_flags",
+]
 
 # What people type for our ids; tried before the nearest spelling.
 ALIASES = {
@@ -103,11 +111,16 @@ def final_sentence(error: BaseException) -> str | None:
     """What the output ends with after an error: our own sentence, else the first cause; None if it says so itself."""
     sentence = own_sentence(error)
     if sentence is None and error.__cause__ is not None:
-        cause = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        cause = first_cause(error)
         sentence = f"{type(cause).__name__}: {cause}"
     return sentence
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The error that others were raised from; itself where there is none."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def config_digest() -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checks import PLACES, final_sentence, override_problem
+from ..checks import PLACES, final_sentence, first_cause, override_problem
 from .settings import Arm, CompareError, Settings
 
 __all__ = ["BundleConfig", "Plan", "Run", "example_root", "make_plan"]
@@ -129,10 +129,7 @@ class BundleConfig:
         try:
             return self.parser.get_parsed_content(name)
         except Exception as error:  # MONAI wraps whatever the config's own code raises
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            raise CompareError(f"`{name}` of {' + '.join(self.files)}: {cause}") from error
+            raise CompareError(f"`{name}` of {' + '.join(self.files)}: {first_cause(error)}") from error
 
     @property
     def metrics(self) -> dict[str, str]:

@@ -49,8 +49,8 @@ class UNETR(MonaiUNETR):
     Input (B, in_channels, *img_size), output (B, out_channels, *img_size).
 
     Raises:
-        ValueError: a ``patch_size`` of other than 16 and 8, ``img_size`` not a multiple of it, or ``skip_blocks`` not
-            that many increasing block numbers.
+        ValueError: a ``patch_size`` other than 16 and 8 on an axis, ``img_size`` not a multiple of it, or
+            ``skip_blocks`` not that many increasing block numbers.
 
     References:
         - [1] Hatamizadeh et al., UNETR: Transformers for 3D Medical Image Segmentation, WACV 2022.
@@ -142,17 +142,7 @@ class UNETR(MonaiUNETR):
         self.decoder4 = UnetrUpBlock(3, self.hidden_size, 4 * feature_size, 3, 2, norm_name, res_block)
         del self.encoder4, self.decoder5
 
-    def _make_uneven(
-        self,
-        in_channels: int,
-        img_size: Sequence[int],
-        patch_size: Sequence[int],
-        feature_size: int = 16,
-        norm_name: tuple | str = "instance",
-        conv_block: bool = True,
-        res_block: bool = True,
-        **kwargs,
-    ) -> None:
+    def _make_uneven(self, in_channels: int, img_size: Sequence[int], patch_size: Sequence[int], **kwargs) -> None:
         """Replace what depends on the patch size by its form for patches of 8 on some axes."""
         self._make_vit(in_channels, img_size, patch_size, **kwargs)
         step = tuple(side // 8 for side in patch_size)
@@ -166,6 +156,8 @@ class UNETR(MonaiUNETR):
             setattr(block, name, new)
 
     def _make_vit(self, in_channels: int, img_size: Sequence[int], patch_size: Sequence[int], **kwargs) -> None:
+        for name in ("feature_size", "norm_name", "conv_block", "res_block"):  # of the convolutions
+            kwargs.pop(name, None)
         self.patch_size = tuple(patch_size)
         self.feat_size = tuple(size // side for size, side in zip(img_size, patch_size, strict=True))
         self.proj_view_shape = [*self.feat_size, self.hidden_size]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from common.handlers.momentum_teacher import move_teacher
 from common.losses import BYOLLoss
@@ -10,33 +9,22 @@ from common.pretexts import TokenBYOL
 from common.transforms import RandomTexture, TokenViews
 
 
-class Cells(nn.Module):
-    in_channels, channels, strides = 1, (6,), ((2, 2, 2),)
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv3d(1, 6, 1)
-
-    def forward(self, image):
-        return [self.conv(nn.functional.avg_pool3d(image, 2))]
-
-
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
 
 
-def test_shapes_pooled_or_not():
+def test_shapes_pooled_or_not(cells):
     image = torch.rand(3, 1, 4, 8, 8)
     for pooled, tokens in ((False, 2 * 4 * 4), (True, 1)):
-        prediction = TokenBYOL(Cells(), TokenViews(), pooled=pooled, out_size=5)(image)
+        prediction = TokenBYOL(cells(), TokenViews(), pooled=pooled, out_size=5)(image)
         assert {name: tuple(value.shape) for name, value in prediction.items()} == {
             name: (3, tokens, 5) for name in ("prediction1", "prediction2", "target1", "target2")
         }
 
 
-def test_the_teacher_starts_equal_and_has_no_gradient():
-    pretext = TokenBYOL(Cells(), TokenViews(RandomTexture()))
+def test_the_teacher_starts_equal_and_has_no_gradient(cells):
+    pretext = TokenBYOL(cells(), TokenViews(RandomTexture()))
     for student, teacher in zip(pretext.student.parameters(), pretext.teacher.parameters(), strict=True):
         assert torch.equal(student, teacher) and student is not teacher and not teacher.requires_grad
     prediction = pretext(torch.rand(2, 1, 8, 8, 8))
@@ -50,8 +38,8 @@ def test_the_teacher_starts_equal_and_has_no_gradient():
 
 
 @pytest.mark.parametrize("momentum, expected", [(1.0, "kept"), (0.0, "copied")])
-def test_momentum_1_keeps_0_copies(momentum, expected):
-    pretext = TokenBYOL(Cells(), TokenViews())
+def test_momentum_1_keeps_0_copies(momentum, expected, cells):
+    pretext = TokenBYOL(cells(), TokenViews())
     before = [p.clone() for p in pretext.teacher.parameters()]
     with torch.no_grad():
         for parameter in pretext.student.parameters():
@@ -61,20 +49,20 @@ def test_momentum_1_keeps_0_copies(momentum, expected):
     assert all(torch.equal(a, b) for a, b in zip(pretext.teacher.parameters(), reference, strict=True))
 
 
-def test_both_networks_restore_before_they_project():
+def test_both_networks_restore_before_they_project(cells):
     """With an encoder that commutes with turns, views without texture and mask project to equal tokens in both."""
-    pretext = TokenBYOL(Cells(), TokenViews(mask_ratio=0)).eval()
+    pretext = TokenBYOL(cells(), TokenViews(mask_ratio=0)).eval()
     prediction = pretext(torch.rand(30, 1, 8, 8, 8))
     torch.testing.assert_close(prediction["target1"], prediction["target2"], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(prediction["prediction1"], prediction["prediction2"], atol=1e-5, rtol=1e-4)
 
 
-def test_only_the_student_s_encoder_is_the_encoder():
-    encoder = Cells()
+def test_only_the_student_s_encoder_is_the_encoder(cells):
+    encoder = cells()
     pretext = TokenBYOL(encoder, TokenViews())
     assert pretext.student.encoder is encoder and pretext.teacher.encoder is not encoder
 
 
-def test_a_single_vector_has_no_batch_statistics():
+def test_a_single_vector_has_no_batch_statistics(cells):
     with pytest.raises(ValueError, match="set batch_size to 2"):
-        TokenBYOL(Cells(), TokenViews(), pooled=True)(torch.rand(1, 1, 8, 8, 8))
+        TokenBYOL(cells(), TokenViews(), pooled=True)(torch.rand(1, 1, 8, 8, 8))

@@ -11,41 +11,28 @@ from common.pretexts import TokenContrast
 from common.transforms import RandomTexture, TokenViews
 
 
-class Pointwise(nn.Module):
-    """An encoder that commutes with turns: cells of 2 x 2 x 2 are averaged, then a 1 x 1 x 1 convolution."""
-
-    in_channels, channels, strides = 1, (6,), ((2, 2, 2),)
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv3d(1, 6, 1)
-
-    def forward(self, image):
-        return [self.conv(nn.functional.avg_pool3d(image, 2))]
-
-
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("axes", [(-2, -1), (-3, -2, -1)])
-def test_an_encoder_that_commutes_with_turns_gives_equal_tokens(axes):
+def test_an_encoder_that_commutes_with_turns_gives_equal_tokens(axes, cells):
     """Without texture and mask: zero distance of positives, for every element of the group."""
-    pretext = TokenContrast(Pointwise(), TokenViews(axes=axes, mask_ratio=0))
+    pretext = TokenContrast(cells(), TokenViews(axes=axes, mask_ratio=0))
     prediction = pretext(torch.rand(60, 1, 8, 8, 8))
     torch.testing.assert_close(prediction["view1"], prediction["view2"], atol=1e-6, rtol=1e-5)
 
 
-def test_without_restoring_they_differ():
+def test_without_restoring_they_differ(cells):
     views = TokenViews(mask_ratio=0)
     views.restore = lambda map, element: map
-    prediction = TokenContrast(Pointwise(), views)(torch.rand(8, 1, 8, 8, 8))
+    prediction = TokenContrast(cells(), views)(torch.rand(8, 1, 8, 8, 8))
     assert (prediction["view1"] - prediction["view2"]).abs().max() > 1e-2
 
 
-def test_row_m_is_the_feature_at_grid_position_m():
-    encoder = Pointwise()
+def test_row_m_is_the_feature_at_grid_position_m(cells):
+    encoder = cells()
     pretext = TokenContrast(encoder, TokenViews(axes=None, mask_ratio=0))
     pretext.projector = nn.Identity()
     image = torch.rand(2, 1, 4, 6, 8)
@@ -55,8 +42,8 @@ def test_row_m_is_the_feature_at_grid_position_m():
         torch.testing.assert_close(tokens[:, m], map[:, :, d, h, w])
 
 
-def test_pooled_is_simclr():
-    encoder = Pointwise()
+def test_pooled_is_simclr(cells):
+    encoder = cells()
     pretext = TokenContrast(encoder, TokenViews(RandomTexture(), axes=None, mask_ratio=0), pooled=True)
     prediction = pretext(torch.rand(5, 1, 4, 4, 4))
     assert prediction["view1"].shape == (5, 1, 6)
@@ -95,15 +82,15 @@ def test_one_pass_equals_two():
         torch.testing.assert_close(both, torch.cat((encoder(first)[-1], encoder(second)[-1])), atol=1e-5, rtol=1e-4)
 
 
-def test_views_that_do_not_fit_the_grid_are_refused():
-    encoder = Pointwise()
+def test_views_that_do_not_fit_the_grid_are_refused(cells):
+    encoder = cells()
     encoder.strides = ((2, 4, 4),)
     TokenContrast(encoder, TokenViews())
     with pytest.raises(ValueError, match=r"strides \[2, 4, 4\] differ along them: set turned_axes"):
         TokenContrast(encoder, TokenViews(axes=(-3, -2, -1)))
 
 
-def test_the_published_projector_is_never_negative():
-    prediction = TokenContrast(Pointwise(), TokenViews(), projector_relu=True)(torch.rand(2, 1, 8, 8, 8))
+def test_the_published_projector_is_never_negative(cells):
+    prediction = TokenContrast(cells(), TokenViews(), projector_relu=True)(torch.rand(2, 1, 8, 8, 8))
     assert prediction["view1"].min() == 0
-    assert TokenContrast(Pointwise(), TokenViews())(torch.rand(2, 1, 8, 8, 8))["view1"].min() < 0
+    assert TokenContrast(cells(), TokenViews())(torch.rand(2, 1, 8, 8, 8))["view1"].min() < 0
