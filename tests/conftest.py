@@ -80,8 +80,15 @@ def cohort(tmp_path_factory) -> Path:
     """Six labelled subjects (3 for training, 1 for validation, 2 for test) and one unlabelled, at 4 mm."""
     from common.data import make_sample
 
-    folder = tmp_path_factory.mktemp("data") / "cohort"
-    return Path(make_sample(folder, subjects=6, unlabelled=1, spacing=4.0, progress=False))
+    folder = Path(
+        make_sample(tmp_path_factory.mktemp("data") / "cohort", subjects=6, unlabelled=1, spacing=4.0, progress=False)
+    )
+    # A contrast between volumes takes two of them for its validation.
+    path = folder / "unlabelled.json"
+    content = json.loads(path.read_text())
+    content["validation"].append(content["training"].pop())
+    path.write_text(json.dumps(content))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -6,4 +6,12 @@ from .list_images import list_images
 from .prepare_image import prepare_image
 from .sample import make_sample
 
-__all__ = ["DatalistError", "label_map", "label_names", "list_images", "load_datalist", "make_sample", "prepare_image"]
+__all__ = [
+    "DatalistError",
+    "label_map",
+    "label_names",
+    "list_images",
+    "load_datalist",
+    "make_sample",
+    "prepare_image",
+]

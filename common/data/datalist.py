@@ -48,6 +48,7 @@ def load_datalist(
     training_sections: Sequence[str] = ("training",),
     fold: int | None = None,
     num_folds: int = 5,
+    pool_test: bool = False,
     fraction: float = 1.0,
     target_domain: str | None = None,
     target_masks: int | None = None,
@@ -72,6 +73,9 @@ def load_datalist(
         fold: when given, training and validation (never test) are pooled and split anew into `num_folds` parts by
             subject, or by image where an item has no `subject`; part `fold` becomes the validation list.
         num_folds: number of parts.
+        pool_test: with `fold`, the test list joins the pool; part `fold` becomes the test list, the part after it the
+            validation list and the other parts the training list, so that each item is tested once in all folds (the
+            cross-validation of Jun et al., Medical Transformer, section 4.1.1).
         fraction: share of the training list to keep, at least one item. The subset of a smaller fraction lies in that
             of a larger one with the same seed.
         target_domain: value of `domain` that marks the target set. Validation and test then keep its items only,
@@ -108,6 +112,9 @@ def load_datalist(
     if target_masks is not None and target_domain is None:
         raise ValueError("`target_masks` counts items of the target domain: set `target_domain` as well.")
 
+    if pool_test and fold is None:
+        raise ValueError("`pool_test` makes the test list one of the folds: set `fold` as well.")
+
     paths = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(p) for p in path]
     where = ", ".join(str(p) for p in paths)
     problems: list[Problem] = []
@@ -115,8 +122,15 @@ def load_datalist(
     raise_problems(problems, where)
 
     if fold is not None:
-        pool = lists["training"] + lists["validation"]
-        lists["training"], lists["validation"] = split_fold(pool, fold, num_folds, seed)
+        pool = lists["training"] + lists["validation"] + (lists["test"] if pool_test else [])
+        rest, held_out = split_fold(pool, fold, num_folds, seed)
+        if pool_test:
+            lists["test"] = held_out
+            chosen = {id(x) for x in split_fold(pool, (fold + 1) % num_folds, num_folds, seed)[1]}
+            lists["validation"] = [x for x in rest if id(x) in chosen]
+            lists["training"] = [x for x in rest if id(x) not in chosen]
+        else:
+            lists["training"], lists["validation"] = rest, held_out
     problems += find_overlaps(lists)
     if target_domain is not None:
         lists["training"] = keep_target_masks(lists["training"], target_domain, target_masks, seed)

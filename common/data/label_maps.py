@@ -20,6 +20,7 @@ _PARTS = ("structures", "tissues", "skull", "classes")  # of a table: name -> la
 
 NUMBERINGS = (
     "binary",
+    "brats2020",
     "btcv",
     "dlmuse",
     "freesurfer",
@@ -40,7 +41,8 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
         numbering: how the masks at hand are numbered. `freesurfer`: aseg or aparc+aseg. `oasis_seg35`, `oasis_seg4`:
             the 35 structures and four tissues of the neurite version of OASIS-1. `malpem`: the 138 regions of MALP-EM
             (ADNI). `dlmuse`: MUSE region numbers. `binary`: a brain mask, 1 to 255 is brain. `btcv`: the 13 organs of
-            BTCV (Synapse). `msd_hippocampus`, `msd_brats`: the Decathlon's Task04 and Task01.
+            BTCV (Synapse). `msd_hippocampus`, `msd_brats`: the Decathlon's Task04 and Task01. `brats2020`:
+            BraTS of 2017 to 2022.
             `task`: the task's own classes, as in predictions of its network and in masks drawn or corrected on them.
         task: `skull` has one class, brain tissue and CSF. `structures4` has 1 cortex, 2 subcortical grey matter,
             3 white matter, 4 CSF. `structures33` has the structures of `oasis_seg35` without the choroid plexuses,

@@ -28,6 +28,7 @@ class VolumeSampler(DistributedSampler):
             without it, and None, count as volumes of their own.
         distinct: False lets volumes meet themselves in a batch, as fine-tuning with a single label must.
         seed: of the order.
+        fixed: the order of the first epoch in every epoch, for validation.
         num_replicas, rank: processes and the number of this one; by default those that ignite knows.
 
     Raises:
@@ -42,6 +43,7 @@ class VolumeSampler(DistributedSampler):
         key: str | None = "subject",
         distinct: bool = True,
         seed: int = 0,
+        fixed: bool = False,
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
@@ -53,6 +55,7 @@ class VolumeSampler(DistributedSampler):
             for number, (name, item) in enumerate(zip(named, data, strict=True))
         ]
         self.distinct = distinct
+        self.fixed = fixed
         count = len(set(map(str, self.volumes)))
         if batch_size < 1 or count < (batch_size if distinct else 1):
             raise ValueError(
@@ -75,7 +78,7 @@ class VolumeSampler(DistributedSampler):
 
     def _batches(self) -> Iterator[list[int]]:
         """Batches without end. Of a volume with more items than can be placed, the surplus of four passes waits."""
-        draw = random.Random(f"{self.seed} {self.epoch}")
+        draw = random.Random(f"{self.seed} {0 if self.fixed else self.epoch}")
         waiting: list[int] = []
         while True:
             waiting = waiting[-4 * len(self.volumes) :] + draw.sample(range(len(self.volumes)), len(self.volumes))

@@ -27,12 +27,12 @@ class NamedClasses:
 
     Args:
         folder: ``save_dir`` of the ``MetricsSaver``.
-        names: class number -> name, 0 being the background.
+        names: class number -> name, 0 being the background; None where the task has no classes, which changes nothing.
     """
 
-    def __init__(self, folder: str | os.PathLike, names: Mapping[int | str, str]) -> None:
+    def __init__(self, folder: str | os.PathLike, names: Mapping[int | str, str] | None) -> None:
         self.folder = Path(folder)
-        self.names = [str(name) for _, name in sorted((int(number), name) for number, name in names.items())]
+        self.names = [str(name) for _, name in sorted((int(number), name) for number, name in (names or {}).items())]
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.COMPLETED, self)

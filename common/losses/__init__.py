@@ -4,6 +4,8 @@ from .byol import BYOLLoss
 from .contrastive import NTXentLoss
 from .masked_l1 import MaskedL1Loss
 from .masked_reconstruction import MaskedReconstructionLoss
+from .masked_vectors import MaskedVectorsLoss
+from .plane_triplet import PlaneTripletLoss
 from .rcr import RCRLoss
 from .token_contrast import TokenContrastiveLoss
 
@@ -11,7 +13,9 @@ __all__ = [
     "BYOLLoss",
     "MaskedL1Loss",
     "MaskedReconstructionLoss",
+    "MaskedVectorsLoss",
     "NTXentLoss",
+    "PlaneTripletLoss",
     "RCRLoss",
     "TokenContrastiveLoss",
 ]

@@ -1,9 +1,11 @@
 """Pretext tasks: modules that wrap an encoder and return what their loss needs."""
 
 from .mae import MAE
+from .masked_encoding_vectors import MaskedEncodingVectors
+from .plane_exemplar import PlaneExemplar
 from .rcr import RCR
 from .simmim import SimMIM
 from .token_byol import TokenBYOL
 from .token_contrast import TokenContrast
 
-__all__ = ["MAE", "RCR", "SimMIM", "TokenBYOL", "TokenContrast"]
+__all__ = ["MAE", "RCR", "MaskedEncodingVectors", "PlaneExemplar", "SimMIM", "TokenBYOL", "TokenContrast"]

@@ -1,3 +1,6 @@
+from .average_pool import AveragePoold
+from .bezier import RandomBezier
+from .canvas import Canvasd
 from .check_volume import CheckVolumed
 from .cube_group import CubeGroup, rot90_batch
 from .cutout_swap import CutoutSwap
@@ -8,10 +11,13 @@ from .map_labels import MapLabelsd
 from .mirrored_layout import MirroredLayout
 from .patchify import patchify, unpatchify
 from .spacing import Spacingd
+from .target import Targetd
 from .texture import RandomTexture, gibbs_noise
 from .token_views import TokenViews, noise_mask
 
 __all__ = [
+    "AveragePoold",
+    "Canvasd",
     "CheckVolumed",
     "CubeGroup",
     "CutoutSwap",
@@ -19,8 +25,10 @@ __all__ = [
     "LoadVolumed",
     "MapLabelsd",
     "MirroredLayout",
+    "RandomBezier",
     "RandomTexture",
     "Spacingd",
+    "Targetd",
     "TokenViews",
     "gibbs_noise",
     "noise_mask",

@@ -10,8 +10,10 @@ from typing import Any
 
 from ..datalist import DatalistError, find_problems, raise_problems
 from ..label_maps import NUMBERINGS
+from .abide import collect_abide
 from .adni import collect_adni
 from .bids import collect_bids
+from .brats import collect_brats
 from .cc359 import collect_cc359
 from .decathlon import collect_decathlon
 from .ixi import collect_ixi
@@ -22,8 +24,10 @@ from .write import LISTS, write_datalist
 
 # Each takes the folder of its set, and options of its own, and gives items with absolute paths.
 COLLECTORS: dict[str, Callable[..., list[dict[str, Any]]]] = {
+    "abide": collect_abide,
     "adni": collect_adni,
     "bids": collect_bids,
+    "brats": collect_brats,
     "cc359": collect_cc359,
     "decathlon": collect_decathlon,
     "ixi": collect_ixi,
@@ -32,7 +36,13 @@ COLLECTORS: dict[str, Callable[..., list[dict[str, Any]]]] = {
 }
 # How the masks are numbered that a set is published with, by the options of its collector. For the other sets it
 # depends on who made the masks.
-_NUMBERING_OF = {"adni": "malpem", "cc359": "binary", "oasis1": "oasis_{label}", "synapse": "btcv"}
+_NUMBERING_OF = {
+    "adni": "malpem",
+    "brats": "brats2020",
+    "cc359": "binary",
+    "oasis1": "oasis_{label}",
+    "synapse": "btcv",
+}
 # The split where none is asked for, validation and test: that of Zhang et al., or the one that a set is known by.
 _SPLIT = (0.1, 0.2)
 _SPLIT_OF: dict[str, tuple[float, float | tuple[str, ...]]] = {"synapse": (0, SYNAPSE_TEST)}

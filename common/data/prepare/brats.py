@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..datalist import DatalistError
+from .files import item, scans, stem
+
+_MODALITIES = ("flair", "t1", "t1ce", "t2")
+
+
+def collect_brats(source: Path) -> list[dict[str, Any]]:
+    """BraTS 2017 to 2020: `**/NAME/NAME_flair.nii.gz`, `_t1`, `_t1ce`, `_t2` and `_seg`, a folder a subject.
+
+    An image has four channels in the order FLAIR, T1, T1 with contrast agent, T2, which is the Decathlon's. Without
+    `_seg`, as in the validation part, a scan has no label.
+
+    Raises:
+        DatalistError: a subject lacks a modality.
+    """
+    items = []
+    for first in scans(source, "**/*_flair"):
+        subject = stem(first).removesuffix("_flair")
+        found = {name: scans(first.parent, f"{subject}_{name}") for name in (*_MODALITIES, "seg")}
+        missing = [name for name in _MODALITIES if not found[name]]
+        if missing:
+            raise DatalistError(f"{first.parent} lacks {', '.join(missing)}: complete or remove this subject.")
+        image = [found[name][0] for name in _MODALITIES]
+        items.append(item(image, label=found["seg"][0] if found["seg"] else None, subject=subject))
+    return items

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import evenly_divisible_all_gather, string_list_all_gather
+
+from ..files import atomic_write
+
+__all__ = ["PredictionTable"]
+
+
+class PredictionTable:
+    """Write what a net predicts for each scan, a row each: ``file``, ``label``, ``prediction``, and probabilities.
+
+    A prediction of one number is taken as it is; several are taken for probabilities of classes, the prediction being
+    the most probable, with a column ``probability_K`` a class. An empty label means that the scan has none. The table
+    is written when the evaluation ends, by rank 0 for all.
+
+    Args:
+        path: CSV file.
+        label: key of the truth in the engine's output; None where there is none, as in inference.
+        prediction: key of the prediction.
+    """
+
+    def __init__(self, path: str | os.PathLike, label: str | None = "label", prediction: str = "pred") -> None:
+        self.path = Path(path).absolute()
+        self.label, self.prediction = label, prediction
+        self._files: list[str] = []
+        self._values: list[torch.Tensor] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._forget)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def _forget(self) -> None:
+        self._files, self._values = [], []
+
+    def _collect(self, engine: Engine) -> None:
+        output: Any = engine.state.output
+        batch: Any = engine.state.batch
+        for item, result in zip(batch, output, strict=True):
+            predicted = torch.as_tensor(result[self.prediction]).detach().float().reshape(-1).cpu()
+            truth = torch.full((1,), torch.nan)
+            if self.label is not None and self.label in result:
+                truth = torch.as_tensor(result[self.label]).float().reshape(-1)[:1].cpu()
+            self._files.append(str(item["image"].meta["filename_or_obj"]))
+            self._values.append(torch.cat((truth, predicted)))
+
+    def write(self, engine: Engine) -> None:
+        files, values = self._files, torch.stack(self._values)
+        if idist.get_world_size() > 1:
+            files = string_list_all_gather(files)
+            values = evenly_divisible_all_gather(values.to(idist.device()), concat=True).cpu()
+        if idist.get_rank() != 0:
+            return
+        classes = values.shape[1] - 1
+        probabilities = [f"probability_{number}" for number in range(classes)] if classes > 1 else []
+        with atomic_write(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["file", "label", "prediction", *probabilities])
+            for name, (truth, *predicted) in zip(files, values.tolist(), strict=True):
+                best = predicted.index(max(predicted)) if probabilities else predicted[0]
+                shown = [f"{value:.6g}" for value in predicted] if probabilities else []
+                known = "" if truth != truth else f"{truth:.6g}"
+                writer.writerow([name, known, f"{best:.6g}", *shown])

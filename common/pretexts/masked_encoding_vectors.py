@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..networks import MultiViewEncoder
+from ..networks.planes import PLANES
+
+__all__ = ["MaskedEncodingVectors"]
+
+
+class MaskedEncodingVectors(nn.Module):
+    """Masked encoding vector prediction, stage 2 of Medical Transformer [1, section 3.3.1].
+
+    The plane encoders are frozen. Of each plane a tenth of the slices is masked, each sample by its own draw: their
+    vectors are replaced by that of an image of -1, and the transformer, which is trained, is to predict what they were
+    from those of the other slices. Targets are the encoders' vectors, before scaling, positions and planes are added.
+
+    Args:
+        encoder: a ``MultiViewEncoder`` with a transformer; its plane encoders are frozen here.
+        img_size: of the images (X, Y, Z), which are the numbers of slices of the three planes.
+        mask_ratio: share of masked slices, rounded down, at least one a plane.
+
+    ``forward(image)`` takes images (B, C, X, Y, Z), or their vectors (B, X + Y + Z, d) as
+    ``common.data.EncodedVolumes`` keeps them, which gives the same at a fraction of the cost. It returns ``prediction``
+    and ``target`` (B, M, d) of the M masked slices of all planes, and ``weight`` (M,), one over the number of those of
+    a slice's plane.
+
+    Raises:
+        ValueError: the encoder has no transformer, or ``mask_ratio`` is not between 0 and 1; in ``forward``, images of
+            another size.
+
+    References:
+        - [1] Jun et al., Medical Transformer: Universal Brain Encoder for 3D MRI Analysis.
+    """
+
+    def __init__(self, encoder: MultiViewEncoder, img_size: Sequence[int], mask_ratio: float = 0.1) -> None:
+        super().__init__()
+        if encoder.transformer is None:
+            raise ValueError(
+                "masked encoding vectors are predicted by the transformer, and this encoder has none (0 layers): leave "
+                "stage 2 out."
+            )
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f"mask_ratio is {mask_ratio}; it has to be above 0 and below 1.")
+        self.encoder = encoder
+        self.encoder.planes.requires_grad_(False)
+        self.img_size = tuple(img_size)
+        self.masked = [max(1, int(mask_ratio * count)) for count in self.img_size]
+        self._mask_vectors: list[torch.Tensor] | None = None
+        self.register_load_state_dict_post_hook(lambda module, _: module._forget())
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        vectors = self._vectors(image)
+        predictions, targets = [], []
+        for plane, target, blank, masked in zip(PLANES, vectors, self.mask_vectors(), self.masked, strict=True):
+            chosen = torch.rand(target.shape[:2], device=target.device).topk(masked).indices[..., None]
+            chosen = chosen.expand(-1, -1, target.shape[2])
+            hidden = target.scatter(1, chosen, blank.to(target).expand_as(chosen))
+            predictions.append(self.encoder.mix(hidden, plane).gather(1, chosen))
+            targets.append(target.gather(1, chosen))
+        counts = torch.tensor(self.masked, device=image.device)
+        return {
+            "prediction": torch.cat(predictions, dim=1),
+            "target": torch.cat(targets, dim=1),
+            "weight": (1 / counts).repeat_interleave(counts),
+        }
+
+    @torch.no_grad()
+    def mask_vectors(self) -> list[torch.Tensor]:
+        """What each plane encoder makes of a slice that is -1 everywhere, (d,); computed once for the frozen weights.
+
+        It does not depend on the number of such slices, whose statistics are alike.
+        """
+        if self._mask_vectors is None:
+            weight = next(self.encoder.planes.parameters())
+            blank = weight.new_full((1, self.encoder.in_channels, *self.img_size), -1.0)
+            self._mask_vectors = [vectors[0, 0] for vectors in self.encoder.encode_planes(blank)]
+        return self._mask_vectors
+
+    def _vectors(self, image: torch.Tensor) -> list[torch.Tensor]:
+        if image.ndim == 5 and tuple(image.shape[2:]) == self.img_size:
+            with torch.no_grad():
+                return self.encoder.encode_planes(image)
+        if image.ndim == 3 and tuple(image.shape[1:]) == (sum(self.img_size), self.encoder.embed_dim):
+            return list(image.split(self.img_size, dim=1))
+        raise ValueError(
+            f"stage 2 was set up for images of {' x '.join(map(str, self.img_size))} voxels (image_size), or for their "
+            f"vectors (batch, {sum(self.img_size)}, {self.encoder.embed_dim}), not for the shape {tuple(image.shape)}."
+        )
+
+    def _forget(self) -> None:
+        self._mask_vectors = None

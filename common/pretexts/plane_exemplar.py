@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..networks import MultiViewEncoder
+from ..networks.planes import to_slices
+from ..transforms import RandomBezier
+
+__all__ = ["PlaneExemplar"]
+
+
+class PlaneExemplar(nn.Module):
+    """Exemplar pre-training of the plane encoders, stage 1 of Medical Transformer [1, section 3.3.1].
+
+    Each plane encoder sees a volume and a version of it with other intensities (a Bezier map, drawn anew for each
+    sample and plane); a volume's vector is the mean of those of its slices. The transformer has no part in it.
+
+    Args:
+        encoder: a ``MultiViewEncoder``.
+        intensity: changes the intensities of a batch.
+
+    ``forward(image (B, C, X, Y, Z))`` returns ``anchor`` and ``positive`` (B, 3, d), planes in the order sagittal,
+    coronal, axial. Negatives are other rows of ``anchor`` (``common.losses.PlaneTripletLoss``), so that a step takes
+    two passes of each encoder and not three.
+
+    References:
+        - [1] Jun et al., Medical Transformer: Universal Brain Encoder for 3D MRI Analysis.
+    """
+
+    def __init__(self, encoder: MultiViewEncoder, intensity: RandomBezier | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.intensity = intensity or RandomBezier()
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        anchors, positives = [], []
+        for plane, encoder in self.encoder.planes.items():
+            both = torch.cat((image, self.intensity(image)))
+            anchor, positive = encoder(to_slices(both, plane))[0].mean(dim=1).chunk(2)
+            anchors.append(anchor)
+            positives.append(positive)
+        return {"anchor": torch.stack(anchors, dim=1), "positive": torch.stack(positives, dim=1)}

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import torch
+
+__all__ = ["RandomBezier", "bezier_table", "look_up"]
+
+
+class RandomBezier:
+    """Random monotone intensity maps for a batch on its device, each sample its own (Jun et al., section 3.3.1).
+
+    The graph of a map is a cubic Bezier curve from (0, 0) to (1, 1) with two control points drawn in the unit square,
+    as in Models Genesis (Zhou et al., MICCAI 2019); such a curve rises in both coordinates, so that each intensity
+    goes to one other. With probability ``falling`` a map falls instead and inverts the contrast. Random numbers come
+    from torch's global generator of the device. No call waits for the device.
+
+    Args:
+        falling: probability of a falling map; 0.5 in the published code.
+        size: entries of the look-up tables that stand for the curves; values between them are interpolated.
+
+    ``bezier(image (B, C, *spatial))`` returns a new tensor of the same shape with values in 0..1. Intensities are taken
+    to lie in 0..1; what lies outside is clipped.
+    """
+
+    def __init__(self, falling: float = 0.5, size: int = 1025) -> None:
+        self.falling, self.size = falling, size
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        control = torch.rand(len(image), 2, 2, device=image.device)
+        falls = torch.rand(len(image), device=image.device) < self.falling
+        return look_up(image, bezier_table(control, falls, self.size))
+
+
+def bezier_table(control: torch.Tensor, falls: torch.Tensor, size: int = 1025) -> torch.Tensor:
+    """Values of Bezier maps at ``size`` intensities spaced evenly over 0..1, (B, size).
+
+    Args:
+        control: the two inner control points (B, 2, 2), each (x, y) in the unit square.
+        falls: (B,), true for maps that take x(t) to y(1 - t) instead of y(t), as the published code does by sorting
+            the curve's x alone.
+    """
+    t = torch.linspace(0, 1, 4 * size, device=control.device)
+    basis = torch.stack((3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2))
+    x, y = (torch.einsum("bp,pt->bt", control[:, :, axis], basis) + t**3 for axis in (0, 1))
+    y = torch.where(falls[:, None], y.flip(1), y)
+    grid = torch.linspace(0, 1, size, device=control.device).expand(len(control), size).contiguous()
+    above = torch.searchsorted(x.contiguous(), grid).clamp(1, x.shape[1] - 1)
+    x0, x1, y0, y1 = (v.gather(1, index) for v in (x, y) for index in (above - 1, above))
+    share = ((grid - x0) / (x1 - x0).clamp_min(1e-12)).clamp(0, 1)
+    return torch.lerp(y0, y1, share)
+
+
+def look_up(image: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Each intensity (B, C, *spatial) in 0..1 through its sample's table (B, entries), interpolated linearly."""
+    last = table.shape[1] - 1
+    place = image.flatten(1).clamp(0, 1) * last
+    below = place.floor().clamp(max=last - 1)
+    index = below.long()
+    value = torch.lerp(table.gather(1, index), table.gather(1, index + 1), (place - below).to(table.dtype))
+    return value.view_as(image).to(image.dtype)
