@@ -37,12 +37,13 @@ COSTS = (
     "folder",
     "reason",
 )
+PREDICTIONS = ("arm", "fraction", "labels", "seed", "subject", "truth", "prediction")
 PROBES = ("arm", "fraction", "labels", "seed", "probe", "target", "metric", "structure", "value")
 
 
 def collect(plan: Plan, command: str | None) -> None:
     """Write ``comparison.json``, ``subjects.csv``, ``results.csv``, ``curves.csv``, ``costs.csv`` and, where there are
-    any, ``examples.json`` and ``probes.csv`` into the output folder.
+    any, ``examples.json``, ``predictions.csv`` and ``probes.csv`` into the output folder.
 
     ``command`` is what ran the comparison, None to keep the one on record.
     """
@@ -63,6 +64,9 @@ def collect(plan: Plan, command: str | None) -> None:
     curves = [row for run in done if run.stage in ("pretrain", "train") for row in curve_rows(run, plan)]
     _write_table(settings.output / "curves.csv", CURVES, curves)
     _write_table(settings.output / "costs.csv", COSTS, [cost_row(run, outcomes[id(run)], plan) for run in plan.runs])
+    predictions = [row for run in done if run.stage == "evaluate" for row in prediction_rows(run)]
+    if predictions:
+        _write_table(settings.output / "predictions.csv", PREDICTIONS, predictions)
     probes = [row for run in done if run.stage == "probe" for row in probe_rows(run, names)]
     if settings.probe:
         _write_table(settings.output / "probes.csv", PROBES, probes)
@@ -77,6 +81,7 @@ def collect(plan: Plan, command: str | None) -> None:
                 arm.name: {
                     "description": arm.describe(),
                     "one_pretraining": not (arm.is_scratch or arm.pretrain_per_seed),
+                    "pretrain_from": arm.pretrain_from,
                 }
                 for arm in settings.arms
             },
@@ -136,6 +141,20 @@ def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[s
             there = [value for value in found if not math.isnan(value)]
             value = sum(there) / len(there) if there else math.nan
             yield {**_key(run), "metric": metric, "structure": structure, "subject": subject, "value": value}
+
+
+def prediction_rows(run: Run) -> Iterator[dict[str, Any]]:
+    """Rows of the table of ``common.handlers.PredictionTable`` in an evaluation, where a number is predicted."""
+    path = Path(run.override["output_dir"]) / "eval" / "predictions.csv"
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if any(name.startswith("probability_") for row in rows for name in row):
+        return  # classes
+    for row, name in zip(rows, subject_names([row["file"] for row in rows]), strict=True):
+        truth = float(row["label"] or math.nan)
+        yield {**_key(run), "subject": name, "truth": truth, "prediction": float(row["prediction"])}
 
 
 def _overall(path: Path, metric: str) -> float:

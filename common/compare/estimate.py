@@ -99,7 +99,8 @@ def probe(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
     place = Path(tempfile.mkdtemp(prefix=".probe-", dir=plan.settings.output))
     try:
         override = {**run.override, "output_dir": str(place)}
-        override.pop("pretrained_encoder", None)
+        if "pretrained_encoder" in override:  # which is not made yet
+            override["pretrained_encoder"] = None
         if run.stage == "evaluate":
             model = place / "model.pt"
             torch.save(plan.evaluate.get("network_def").state_dict(), model)
@@ -108,7 +109,7 @@ def probe(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
             # an epoch of a few steps over few items: what is loaded is counted separately
             override |= {"max_epochs": 1, "train#trainer#epoch_length": STEPS, "resume": False}
             override["train#dataset#data"] = f"$@data['training'][:{max(2, run.batch)}]"
-            override["validate#dataset#data"] = "$@data['validation'][:1]"
+            override["validate#dataset#data"] = "$@data['validation'][:2]"
         short = replace(run, override=override, folder=place, steps=STEPS, epochs=1, inputs=(), needs=())
         began = time.time()
         outcome = run_child(short, plan.settings, plan.settings.devices[0])
@@ -141,6 +142,8 @@ def equal_time(plan: Plan, may_probe: bool = True) -> dict[tuple[str, int], int]
         outcome = read_outcome(run)
         if run.stage == "pretrain" and outcome.get("status") == "done":
             spent[run.arm] = max(spent[run.arm], outcome["seconds"])
+    for arm in plan.settings.arms:  # in the order in which they start from each other
+        spent[arm.name] += spent[arm.pretrain_from] if arm.pretrain_from else 0.0
     record = plan.settings.output / "equal_time.json"
     before = read_json(record)
     if before.get("pretraining_seconds") != spent:

@@ -47,6 +47,11 @@ def draw_all(tables: Tables) -> dict[str, tuple[Figure, str]]:
             f"{metric_name(tables.main_metric)} of each structure, mean over seeds and subjects, with the fewest and "
             "the most labels. Whiskers: standard deviation over seeds.",
         ),
+        "predictions": (
+            predictions(tables),
+            "Predicted against true value of each test scan, first seed, with the fewest and the most labels. Grey: "
+            "equality.",
+        ),
         "examples": (
             examples(tables),
             "Test volumes as the nets of the first seed and the fewest labels see them.",
@@ -131,17 +136,13 @@ def learning_curves(tables: Tables) -> Figure | None:
     fraction = max(row["fraction"] for row in train)
     seed = min(row["seed"] for row in train)
     train = [row for row in train if row["fraction"] == fraction and row["seed"] == seed]
-    spent: dict[str, float] = {}
-    for row in tables.rows("costs"):
-        if row["stage"] == "pretrain" and not math.isnan(row["seconds"]):
-            spent[row["arm"]] = max(spent.get(row["arm"], 0.0), row["seconds"])
     figure, axes = _figure(12, 3.6, 1, 3)
     for arm, shade in colours(tables).items():
         validation = [row for row in train if row["arm"] == arm and row["tag"] == tables.main_metric]
         loss = [row for row in train if row["arm"] == arm and row["tag"] == "train_loss"]
         value = [row["value"] for row in validation]
         axes[0, 0].plot([row["step"] for row in validation], value, "o-", color=shade, label=arm, markersize=3)
-        minutes = [(row["seconds"] + spent.get(arm, 0.0)) / 60 for row in validation]
+        minutes = [(row["seconds"] + tables.pretraining_seconds(arm)) / 60 for row in validation]
         axes[0, 1].plot(minutes, value, "o-", color=shade, markersize=3)
         axes[0, 2].plot([row["step"] for row in loss], _smooth([row["value"] for row in loss]), color=shade)
     for axis, label in zip(axes[0], ("steps", "minutes, pre-training included", "steps"), strict=True):
@@ -178,6 +179,31 @@ def structures(tables: Tables) -> Figure | None:
         axis.set_xlabel(metric_name(tables.main_metric))
         axis.set_title(f"{n} {'label' if n == 1 else 'labels'}", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def predictions(tables: Tables) -> Figure | None:
+    """Predicted against true numbers, an arm a colour."""
+    rows = tables.predictions
+    if not rows:
+        return None
+    labels = sorted({row["labels"] for row in rows})
+    labels = sorted({labels[0], labels[-1]})
+    seed = min(row["seed"] for row in rows)
+    figure, axes = _figure(4.6 * len(labels), 4.4, 1, len(labels))
+    values = [row[name] for row in rows for name in ("truth", "prediction")]
+    low, high = min(values), max(values)
+    for axis, n in zip(axes[0], labels, strict=True):
+        axis.plot([low, high], [low, high], color="#BBBBBB", linewidth=1)
+        for arm, shade in colours(tables).items():
+            shown = [row for row in rows if (row["arm"], row["labels"], row["seed"]) == (arm, n, seed)]
+            truth, predicted = ([row[name] for row in shown] for name in ("truth", "prediction"))
+            axis.plot(truth, predicted, "o", color=shade, label=arm, markersize=4, alpha=0.75)
+        axis.set_aspect("equal")
+        axis.set_xlabel("true")
+        axis.set_ylabel("predicted")
+        axis.set_title(f"{n} {'label' if n == 1 else 'labels'}", fontsize=10)
+    axes[0, 0].legend(frameon=False)
     return figure
 
 

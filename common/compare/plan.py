@@ -294,6 +294,8 @@ class _Builder:
         settings = self.settings
         override = {**self.places, **settings.pretrain_override, **arm.pretrain_override}
         config = self.read("pretrain", override, arm.pretrain[1:])
+        if arm.pretrain_from is not None and "pretrained_encoder" not in config.ids:
+            raise CompareError(f"Arm {arm.name!r}: the bundle's pre-training starts from no encoder file.")
         epochs = config.get("max_epochs")
         items = len(config.get("data")["training"])
         override |= _checkpoint_interval(config, override, epochs)
@@ -302,6 +304,12 @@ class _Builder:
             folder = self.pretrain_folder(arm, seed)
             own = {**override, "resume": True, "output_dir": str(folder)}
             own |= {} if seed is None else {"seed": seed + arm.seed_offset}
+            first: dict[str, Any] = {}
+            if arm.pretrain_from is not None:
+                earlier = next(one for one in settings.arms if one.name == arm.pretrain_from)
+                path = self.pretrain_folder(earlier, seed) / "encoder.safetensors"
+                own |= {"pretrained_encoder": str(path)}
+                first = {"inputs": (path,), "needs": (path.with_name("pretrain.json"),)}
             yield Run(
                 "pretrain",
                 arm.name,
@@ -314,6 +322,7 @@ class _Builder:
                 items=items,
                 batch=config.batch(settings.processes),
                 data=data,
+                **first,
             )
 
     def pretrain_folder(self, arm: Arm, seed: int | None) -> Path:

@@ -90,6 +90,9 @@ def _blocks(tables: Tables, pictures: dict[str, Block]):
         yield pictures["structures"]
         for labels in tables.labels:
             yield _structures_table(tables, labels)
+    if "predictions" in pictures:
+        yield Block("heading", "Predictions")
+        yield pictures["predictions"]
     if "examples" in pictures:
         yield Block("heading", "Examples")
         yield pictures["examples"]
@@ -265,13 +268,15 @@ def _cost_table(tables: Tables) -> Block:
             stage: [row["seconds"] for row in costs if row["stage"] == stage]
             for stage in ("pretrain", "train", "evaluate")
         }
+        first = tables.about["arms"][arm].get("pretrain_from")
+        pretraining = sum(seconds["pretrain"]) + (tables.pretraining_seconds(first) if first else 0.0)
         train = seconds["train"]
         peak = max((row["peak_memory_mb"] for row in costs), default=math.nan)
         steps = sorted({row["steps"] for row in costs if row["stage"] == "train"})
         rows.append(
             [
                 arm,
-                _time(sum(seconds["pretrain"])),
+                _time(pretraining),
                 f"{_time(sum(train) / len(train))} ({_range(steps)} steps)" if train else "-",
                 str(len(train)),
                 _time(sum(seconds["evaluate"])),

@@ -32,6 +32,8 @@ class Arm:
         override: ids and values for its fine-tuning and evaluation.
         seed_offset: added to the seed of training, not to that of the draw of the labels: a repetition of another arm.
         pretrain_per_seed: pre-train once a seed instead of once.
+        pretrain_from: name of an arm, earlier in the list, whose encoder its pre-training starts from; for methods
+            that pre-train in two stages.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Arm:
     override: Mapping[str, Any] = field(default_factory=dict)
     seed_offset: int = 0
     pretrain_per_seed: bool = False
+    pretrain_from: str | None = None
 
     @property
     def is_scratch(self) -> bool:
@@ -51,6 +54,7 @@ class Arm:
             text = f"encoder file {self.encoder}"
         elif self.pretrain:
             text = "pre-trained by " + " + ".join(Path(file).name for file in self.pretrain)
+            text += f" from the encoder of {self.pretrain_from}" if self.pretrain_from else ""
         else:
             text = "from scratch"
         changes = [f"{key} {value}" for key, value in {**self.pretrain_override, **self.override}.items()]
@@ -228,6 +232,15 @@ def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, bases: tuple[Pat
         raise CompareError(f"--arms names {twice[0]!r} twice; give the second another name, as in {twice[0]}_2=...")
     if not names:
         raise CompareError("--arms is empty.")
+    for number, arm in enumerate(arms):
+        first = next((other for other in arms[:number] if other.name == arm.pretrain_from), None)
+        if arm.pretrain_from is not None and (not arm.pretrain or first is None or not first.pretrain):
+            raise CompareError(
+                f"Arm {arm.name!r}: `pretrain_from` names an arm with pre-training that stands before it, for an arm "
+                f"with `pretrain`; {arm.pretrain_from!r} is none."
+            )
+        if first is not None and first.pretrain_per_seed != arm.pretrain_per_seed:
+            raise CompareError(f"Arms {first.name!r} and {arm.name!r}: set `pretrain_per_seed` for both or for none.")
     return arms
 
 
@@ -251,6 +264,7 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
             override=_overrides(content.get("override")),
             seed_offset=_whole(content.get("seed_offset", 0), "seed_offset", 0),
             pretrain_per_seed=bool(content.get("pretrain_per_seed", False)),
+            pretrain_from=content.get("pretrain_from"),
         )
         if "pretrain" not in content:
             return arm

@@ -81,6 +81,20 @@ class Tables:
         baseline = self.scores(self.about["baseline"], labels, metric, structure)
         return compare_arms(self.scores(arm, labels, metric, structure), baseline, self.metrics.get(metric) == "higher")
 
+    def pretraining_seconds(self, arm: str) -> float:
+        """What one pre-training of an arm took, with that of the arm it starts from; 0 where there was none."""
+        spent = 0.0
+        while arm:
+            own = [row["seconds"] for row in self.rows("costs") if row["arm"] == arm and row["stage"] == "pretrain"]
+            spent += max((seconds for seconds in own if not math.isnan(seconds)), default=0.0)
+            arm = self.about["arms"][arm].get("pretrain_from")
+        return spent
+
+    @cached_property
+    def predictions(self) -> list[dict[str, Any]]:
+        """Predicted and true numbers of scans, for tasks whose target is one."""
+        return [row for row in self.rows("predictions") if not math.isnan(row["truth"])]
+
     def examples(self) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
         """Subject, and its entry of each arm."""
         path = self.folder / "examples.json"
@@ -92,6 +106,6 @@ class Tables:
 def _number(key: str, value: str) -> Any:
     if key in ("seed", "labels", "step", "steps", "subjects"):
         return int(value) if value else None
-    if key in ("fraction", "value", "seconds", "peak_memory_mb"):
+    if key in ("fraction", "value", "seconds", "peak_memory_mb", "truth", "prediction"):
         return float(value) if value else math.nan
     return value

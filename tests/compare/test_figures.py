@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
-from common.compare.figures import CLASSES, class_colours, examples, label_efficiency
+from common.compare.figures import CLASSES, class_colours, examples, label_efficiency, predictions
 
 
 def scores(metric, values):
@@ -90,3 +90,17 @@ def test_many_classes_are_drawn_in_the_colours_of_the_legend(drawn):
     overlay = figure.axes[1].images[1]
     for patch, label in zip(figure.legends[0].get_patches(), (8, 33), strict=True):
         assert patch.get_facecolor()[:3] == pytest.approx(overlay.cmap(overlay.norm(label))[:3], abs=1e-6)
+
+
+def test_predictions_of_the_fewest_and_the_most_labels():
+    def row(arm, labels, truth, prediction, seed=0):
+        return {"arm": arm, "labels": labels, "seed": seed, "truth": truth, "prediction": prediction}
+
+    rows = [row("scratch", 1, 30, 50), row("mae", 1, 30, 40), row("mae", 5, 30, 35), row("mae", 9, 30, 31)]
+    rows.append(row("mae", 9, 30, 99, seed=1))
+    tables = SimpleNamespace(predictions=rows, arms=["scratch", "mae"], about={"baseline": "scratch"})
+    figure = predictions(tables)
+    assert [axis.get_title() for axis in figure.axes] == ["1 label", "9 labels"]
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[1].lines[1:]}
+    assert drawn == {"scratch": [], "mae": [[30, 31]]}
+    assert predictions(SimpleNamespace(predictions=[])) is None

@@ -216,3 +216,34 @@ def test_epochs_of_a_stated_length():
 
     assert (steps(1), steps(12), steps(12, processes=2)) == (6, 6, 3)
     assert [steps(items, batches_per_epoch=None) for items in (1, 2, 5)] == [1, 1, 2]
+
+
+def test_a_second_stage_starts_from_the_arm_before(cohort, tmp_path):
+    arms = {
+        "scratch": None,
+        "exemplar": {"pretrain": []},
+        "both": {"pretrain": ["pretrain_transformer.json"], "pretrain_from": "exemplar"},
+    }
+
+    def make(**given):
+        arguments = {
+            "bundle": str(ROOT / "bundles/medical_transformer"),
+            "arms": arms,
+            "output": str(tmp_path / "out"),
+            "config_file": "tasks/age.json,datasets/sample.json",
+            "dataset_dir": str(cohort),
+            "seeds": "0",
+        }
+        return make_plan(read_settings(**{**arguments, **given}))
+
+    found = make()
+    first, second = (runs(found, "pretrain", arm=arm)[0] for arm in ("exemplar", "both"))
+    encoder = first.folder / "encoder.safetensors"
+    assert second.inputs == (encoder,) and second.needs == (encoder.with_name("pretrain.json"),)
+    assert second.override["pretrained_encoder"] == str(encoder) and "pretrained_encoder" not in first.override
+    assert runs(found, "train", arm="both")[0].inputs == (second.folder / "encoder.safetensors",)
+    assert not runs(found, "infer"), "an age is no image to show"
+    with pytest.raises(CompareError, match=r"'both': `pretrain_from` names an arm .* stands before it"):
+        make(arms=dict(reversed(arms.items())))
+    with pytest.raises(CompareError, match="set `pretrain_per_seed` for both or for none"):
+        make(arms={**arms, "both": {**arms["both"], "pretrain_per_seed": True}})
