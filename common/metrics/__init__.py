@@ -1,5 +1,6 @@
 from .calibration import CalibrationSlope
 from .class_accuracy import ClassAccuracy
+from .comparison import is_higher, is_lower
 from .hand_till import HandTillAUC
 from .hd95 import HD95
 from .representation import effective_rank, feature_std, position_cosines
@@ -11,5 +12,7 @@ __all__ = [
     "HandTillAUC",
     "effective_rank",
     "feature_std",
+    "is_higher",
+    "is_lower",
     "position_cosines",
 ]

@@ -1,0 +1,276 @@
+"""The bundle `medical_transformer`: two stages of pre-training, the tasks, and what they write, tiny."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ckpt_export, verify_net_in_out
+
+from common.checks import first_cause
+from common.weights import read_encoder
+
+CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "medical_transformer" / "configs"
+SAMPLE = "datasets/sample.json"
+TINY = {
+    "max_epochs": 2,
+    "val_interval": 1,
+    # The paper's layers, thin, so that the runs take seconds.
+    "encoder": {
+        "_target_": "common.networks.MultiViewEncoder",
+        "in_channels": "@in_channels",
+        "embed_dim": 16,
+        "widths": [4, 4, 8, 8],
+        "num_heads": 2,
+        "dim_head": 8,
+        "mlp_dim": 16,
+    },
+}
+INFERENCE = {key: TINY[key] for key in ("encoder",)}
+
+
+@pytest.fixture(scope="module")
+def run(run_bundle):
+    def run(*files, **overrides):
+        settings = INFERENCE if files[0] == "inference.json" else TINY
+        return run_bundle(*files, SAMPLE, bundle="medical_transformer", **(settings | overrides))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pretrained(run, tmp_path_factory):
+    """Stage 1 and, from its file, stage 2; the folder of both."""
+    folder = tmp_path_factory.mktemp("medical_transformer")
+    run("pretrain.json", output_dir=str(folder))
+    workflow = run(
+        "pretrain.json",
+        "pretrain_transformer.json",
+        pretrained_encoder=str(folder / "encoder.safetensors"),
+        output_dir=str(folder / "transformer"),
+    )
+    return folder, workflow
+
+
+def test_stage_2_trains_the_transformer_only(pretrained):
+    folder, workflow = pretrained
+    (first, record1), (second, record2) = (
+        read_encoder(folder / name) for name in ("encoder.safetensors", "transformer/encoder.safetensors")
+    )
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    assert changed and all(name.startswith("transformer.") for name in changed)
+    assert (record1["method"], record2["method"]) == ("PlaneExemplar", "MaskedEncodingVectors")
+    assert record2["architecture"]["embed_dim"] == 16 and record2["spacing"] == [4.0, 4.0, 4.0]
+    dataset = workflow.parser.get_parsed_content("train#dataset")
+    assert dataset[0]["image"].shape == (40 + 48 + 40, 16)
+
+
+def test_stage_2_without_stage_1_says_what_is_missing(run, tmp_path):
+    with pytest.raises(RuntimeError) as refused:
+        run(
+            "pretrain.json",
+            "pretrain_transformer.json",
+            output_dir=str(tmp_path),
+            pretrained_encoder=str(tmp_path / "encoder.safetensors"),
+        )
+    assert "no encoder file" in str(first_cause(refused.value))
+
+
+def test_stage_1_logs_each_plane(pretrained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(pretrained[0] / "tensorboard"))
+    events.Reload()
+    planes = {f"val_loss_{plane}" for plane in ("sagittal", "coronal", "axial")}
+    assert planes <= set(events.Tags()["scalars"])
+    means = [sum(events.Scalars(tag)[n].value for tag in planes) / 3 for n in range(2)]
+    assert means == pytest.approx([event.value for event in events.Scalars("val_loss")], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tuned(run, pretrained, cohort, tmp_path_factory):
+    """Folder of a task's fine-tuning, evaluation and inference, each run once."""
+    folders: dict[str, Path] = {}
+
+    def tune(task):
+        if task in folders:
+            return folders[task]
+        folders[task] = folder = tmp_path_factory.mktemp(task)
+        overlays = [] if task == "tumour" else [f"tasks/{task}.json"]
+        encoder = str(pretrained[0] / "transformer/encoder.safetensors")
+        run("train.json", *overlays, pretrained_encoder=encoder, output_dir=str(folder))
+        run("train.json", "evaluate.json", *overlays, output_dir=str(folder))
+        images = cohort / ("lesion_image" if task == "tumour" else "t1_brain")
+        run(
+            "inference.json",
+            *overlays,
+            workflow_type="inference",
+            model_path=str(folder / "model.pt"),
+            dataset_dir=str(images),
+            datalist=str(images),
+            output_dir=str(folder / "inference"),
+        )
+        return folder
+
+    return tune
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file, skipinitialspace=True))
+
+
+def test_age(tuned, cohort):
+    folder = tuned("age")
+    truth = {
+        Path(item["image"]).name: item["age"] for item in json.loads((cohort / "structures4.json").read_text())["test"]
+    }
+    table = rows(folder / "eval/predictions.csv")
+    assert {Path(row["file"]).name: float(row["label"]) for row in table} == pytest.approx(truth)
+    errors = [abs(float(row["label"]) - float(row["prediction"])) for row in table]
+    measured = dict(line.split(",") for line in (folder / "eval/metrics.csv").read_text().split())
+    assert float(measured["val_mae"]) == pytest.approx(np.mean(errors), rel=1e-4)
+    assert "val_calibration_slope" in measured
+    assert [float(row["mean"]) for row in rows(folder / "eval/val_mae_raw.csv")] == pytest.approx(errors, rel=1e-3)
+    # The training ages' mean and deviation travel with the net.
+    ages = [item["age"] for item in json.loads((cohort / "structures4.json").read_text())["training"]]
+    state = torch.load(folder / "model.pt", weights_only=True)
+    assert (float(state["mean"]), float(state["std"])) == pytest.approx((np.mean(ages), np.std(ages)), rel=1e-5)
+    found = {Path(row["file"]).name: row for row in rows(folder / "inference/predictions.csv")}
+    for row in table:  # the same net on the same scan
+        again = found[Path(row["file"]).name]
+        assert again["label"] == "" and float(again["prediction"]) == pytest.approx(float(row["prediction"]), abs=0.05)
+
+
+def test_diagnosis(tuned):
+    folder = tuned("diagnosis")
+    table = rows(folder / "eval/predictions.csv")
+    assert {row["label"] for row in table} <= {"0", "1"} and len(table) == 2
+    for row in table:
+        chances = [float(row[f"probability_{number}"]) for number in range(3)]
+        assert sum(chances) == pytest.approx(1, abs=1e-4) and chances.index(max(chances)) == int(row["prediction"])
+    measured = dict(line.split(",") for line in (folder / "eval/metrics.csv").read_text().split())
+    assert set(measured) == {"val_auc", "val_accuracy"}
+    assert len(rows(folder / "inference/predictions.csv")) == 7
+
+
+def test_tumour(tuned, cohort, caplog):
+    folder = tuned("tumour")
+    table = rows(folder / "eval/val_mean_dice_raw.csv")
+    assert list(table[0]) == ["filename", "enhancing tumour", "tumour core", "whole tumour", "mean"]
+    assert not (folder / "eval/predictions.csv").exists()
+    images = sorted((cohort / "lesion_image").glob("*.nii.gz"))
+    for image in images:
+        source, mask = nib.load(image), nib.load(folder / f"inference/{image.name.removesuffix('.nii.gz')}_seg.nii.gz")
+        assert mask.shape == source.shape[:3] and np.allclose(mask.affine, source.affine)
+        assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2, 3}
+
+
+def test_four_contrasts_take_the_first_layer_of_one(run, pretrained, tmp_path, caplog):
+    encoder = pretrained[0] / "transformer/encoder.safetensors"
+    with caplog.at_level(logging.INFO):
+        workflow = run("train.json", pretrained_encoder=str(encoder), output_dir=str(tmp_path), execute=False)
+    name = "planes.axial.stem.0.weight"
+    ours, theirs = workflow.parser.get_parsed_content("encoder").state_dict()[name], read_encoder(encoder)[0][name]
+    torch.testing.assert_close(ours, theirs.expand(-1, 4, -1, -1, -1) / 4)
+    assert "1 input channels to 4" in caplog.text and "newly initialised     0" in caplog.text
+
+
+def test_pooled_masks_are_on_the_images_grid(run, tmp_path):
+    workflow = run("train.json", "tasks/structures4.json", output_dir=str(tmp_path), cache_rate=0.0, execute=False)
+    item = workflow.parser.get_parsed_content("train#dataset")[0]
+    assert item["image"].shape == item["label"].shape == (1, 40, 48, 40)
+    torch.testing.assert_close(item["image"].affine, item["label"].affine)
+    assert set(item["label"].unique().tolist()) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "text"),
+    [("age", "age", "has no 'age'"), ("diagnosis", "diagnosis", "has no 'diagnosis'")],
+)
+def test_scans_without_the_number_are_one_error(run, cohort, tmp_path, task, key, text):
+    content = json.loads((cohort / "structures4.json").read_text())
+    del content["training"][1][key], content["test"][0][key]
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(RuntimeError) as refused:
+        run("train.json", f"tasks/{task}.json", datalist=str(path), output_dir=str(tmp_path))
+    sentence = str(first_cause(refused.value))
+    assert sentence.count(text) == 2 and "training[1]" in sentence and "test[0]" in sentence
+
+
+def test_one_volume_is_too_few_for_the_triplet(run, cohort, tmp_path):
+    content = json.loads((cohort / "unlabelled.json").read_text())
+    content["validation"] = content["validation"][:1]
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(RuntimeError) as refused:
+        run("pretrain.json", pretrain_datalist=str(path), output_dir=str(tmp_path))
+    assert "1 volumes cannot fill a batch of 2 different ones" in str(first_cause(refused.value))
+
+
+def test_five_folds_test_every_scan_once(run, cohort, tmp_path):
+    tested = []
+    for fold in range(3):
+        workflow = run(
+            "train.json",
+            "tasks/age.json",
+            fold=fold,
+            pool_test=True,
+            output_dir=str(tmp_path),
+            execute=False,
+            **{"data#num_folds": 3},
+        )
+        data = workflow.parser.get_parsed_content("data")
+        assert [len(data[name]) for name in ("training", "validation", "test")] == [2, 2, 2]
+        tested += [item["image"] for item in data["test"]]
+    assert len(set(tested)) == len(tested) == 6
+
+
+def test_training_stops_early(run, tmp_path, caplog):
+    """With a learning rate of 0 the first validation stays the best."""
+    with caplog.at_level(logging.INFO):
+        workflow = run(
+            "train.json", "tasks/age.json", learning_rate=0.0, max_epochs=9, patience=2, output_dir=str(tmp_path)
+        )
+    assert workflow.parser.get_parsed_content("train#trainer").state.epoch == 3
+    assert "stopped after epoch 3: no better validation since epoch 1 (patience 2)" in caplog.text
+
+
+@pytest.mark.parametrize("task", ["tumour", "age"])
+def test_monai_verifies_and_exports_the_net(run, tuned, tmp_path, task):
+    overlays = [SAMPLE] if task == "tumour" else [f"tasks/{task}.json", SAMPLE]
+    files = [str(CONFIGS / name) for name in ("inference.json", *overlays)]
+    channels, size = (4, [40, 48, 40]) if task == "tumour" else (1, [40, 48, 40])
+    if task == "tumour":
+        formats = "_meta_#network_data_format"
+        verify_net_in_out(
+            net_id="network_def",
+            meta_file=str(CONFIGS / "metadata.json"),
+            config_file=files,
+            device="cpu",
+            **INFERENCE,
+            **{f"{formats}#{part}#spatial_shape": size for part in ("inputs#image", "outputs#pred")},
+        )
+    image = torch.rand(1, channels, *size)
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(tuned(task) / "model.pt"),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=files,
+        use_trace=True,
+        input_shape=list(image.shape),
+        **INFERENCE,
+    )
+    workflow = run("inference.json", *overlays[:-1], workflow_type="inference", execute=False)
+    network = workflow.parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(tuned(task) / "model.pt", weights_only=True))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network(image), rtol=1e-3, atol=1e-3)
