@@ -1,9 +1,9 @@
 """Datalists, label maps and the data sets that they come from."""
 
 from .datalist import DatalistError, load_datalist
+from .image_list import list_images
 from .label_maps import label_map, label_names
-from .list_images import list_images
-from .prepare_image import prepare_image
+from .pretext_batch import prepare_image
 from .sample import make_sample
 
 __all__ = [

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 __all__ = ["PlaneEncoder"]
 
@@ -47,59 +48,62 @@ class PlaneEncoder(nn.Module):
         if norm_scope not in NORM_SCOPES:
             raise ValueError(f'norm_scope is {norm_scope!r}; it has to be "volume" or "slice".')
         self.norm_scope = norm_scope
-        # Kernels of one slice in 3-D convolutions, so that 3-D norms see all slices of a volume at once.
-        self.stem = nn.Sequential(
-            _convolution(in_channels, widths[0], 7, 2),
-            nn.InstanceNorm3d(widths[0]),
-            nn.ReLU(inplace=True),
-            nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
-        )
+        self.stem = nn.Sequential(_convolution(in_channels, widths[0], 7, 2))
         inputs = (widths[0], *widths[:-1])
         self.stages = nn.ModuleList(
-            nn.Sequential(_Block(i, o, 1 if stage == 0 else 2), _Block(o, o, 1))
+            nn.ModuleList([_Block(i, o, 1 if stage == 0 else 2), _Block(o, o, 1)])
             for stage, (i, o) in enumerate(zip(inputs, widths, strict=True))
         )
         self.project = nn.Linear(widths[-1], embed_dim)
 
     def forward(self, slices: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        batch, _, count, *size = slices.shape
-        if self.norm_scope == "slice":
-            if min(size) < SMALLEST_SLICE:
-                raise ValueError(
-                    f"norm_scope 'slice' needs slices of {SMALLEST_SLICE} voxels an axis or more, not "
-                    f"{size[0]} x {size[1]}: pad the images (image_size), or use norm_scope 'volume'."
-                )
-            slices = slices.transpose(1, 2).flatten(0, 1).unsqueeze(2)
-        x = self.stem(slices)
+        volumes, _, count, *size = slices.shape
+        if self.norm_scope == "slice" and min(size) < SMALLEST_SLICE:
+            raise ValueError(
+                f"norm_scope 'slice' needs slices of {SMALLEST_SLICE} voxels an axis or more, not "
+                f"{size[0]} x {size[1]}: pad the images (roi_size), or use norm_scope 'volume'."
+            )
+        # Slices become samples of 2-D convolutions; `together` of them share the statistics of a norm.
+        together = count if self.norm_scope == "volume" else 1
+        x = slices.transpose(1, 2).flatten(0, 1)
+        x = F.relu(_norm(self.stem(x), together))
+        x = F.max_pool2d(x, 3, stride=2, padding=1)
         maps = []
         for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        if self.norm_scope == "slice":
-            maps = [m.squeeze(2).unflatten(0, (batch, count)).transpose(1, 2) for m in maps]
-        return self.project(maps[-1].mean(dim=(3, 4)).transpose(1, 2)), maps
+            for block in stage:
+                x = block(x, together)
+            maps.append(x.unflatten(0, (volumes, count)).transpose(1, 2))
+        return self.project(x.mean(dim=(2, 3))).unflatten(0, (volumes, count)), maps
 
 
 class _Block(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.conv1 = _convolution(in_channels, out_channels, 3, stride)
-        self.norm1 = nn.InstanceNorm3d(out_channels)
         self.conv2 = _convolution(out_channels, out_channels, 3, 1)
-        self.norm2 = nn.InstanceNorm3d(out_channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(
-                _convolution(in_channels, out_channels, 1, stride), nn.InstanceNorm3d(out_channels)
-            )
+        changes = stride > 1 or in_channels != out_channels
+        self.shortcut = _convolution(in_channels, out_channels, 1, stride) if changes else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.relu(self.norm1(self.conv1(x)))
-        return self.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+    def forward(self, x: torch.Tensor, together: int) -> torch.Tensor:
+        y = F.relu(_norm(self.conv1(x), together))
+        y = _norm(self.conv2(y), together)
+        return F.relu(y + (x if self.shortcut is None else _norm(self.shortcut(x), together)))
 
 
-def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Conv3d:
-    """Within slices; without bias, since a norm follows."""
-    kernel_size, padding = (1, kernel, kernel), (0, kernel // 2, kernel // 2)
-    return nn.Conv3d(in_channels, out_channels, kernel_size, (1, stride, stride), padding, bias=False)
+def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Conv2d:
+    """Without bias, since a norm follows."""
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+
+
+def _norm(x: torch.Tensor, together: int) -> torch.Tensor:
+    """Instance norm of slices (V * together, C, H, W) over H, W and the ``together`` slices of a volume.
+
+    A group norm with a channel a group, which on a CPU keeps the memory format; for channels-last slices the stack of
+    a volume is a view.
+    """
+    channels = x.shape[1]
+    if together == 1:
+        return F.group_norm(x, channels)
+    stack = x.unflatten(0, (-1, together)).transpose(1, 2)
+    normalised = F.group_norm(stack.flatten(2, 3), channels)
+    return normalised.unflatten(2, (together, -1)).transpose(1, 2).flatten(0, 1)

@@ -87,7 +87,7 @@ class MaskedEncodingVectors(nn.Module):
         if image.ndim == 3 and tuple(image.shape[1:]) == (sum(self.img_size), self.encoder.embed_dim):
             return list(image.split(self.img_size, dim=1))
         raise ValueError(
-            f"stage 2 was set up for images of {' x '.join(map(str, self.img_size))} voxels (image_size), or for their "
+            f"stage 2 was set up for images of {' x '.join(map(str, self.img_size))} voxels (roi_size), or for their "
             f"vectors (batch, {sum(self.img_size)}, {self.encoder.embed_dim}), not for the shape {tuple(image.shape)}."
         )
 

@@ -47,7 +47,7 @@ class Canvasd(ResizeWithPadOrCropd):
             if before - after > self.share * before:
                 logger.warning(
                     "%s: %.1f %% of its voxels that are not 0 lie outside of the canvas %s and are cut off; register "
-                    "the images, or set image_size to more.",
+                    "the images, or set roi_size to more.",
                     volume_name(data[self.source_key], self.source_key),
                     100 * (before - after) / before,
                     list(result[self.source_key].shape[1:]),

@@ -130,7 +130,9 @@ def _adapt(
         if grid is None or new_grid is None:
             return None, f"token grids of the position tables unknown ({shapes}); give spatial_size in the contract"
         return resample_positions(source, grid, new_grid), f"positions resampled from grid {grid} to {new_grid}"
-    same_but_channels = source.ndim == 5 and source.shape[0] == tensor.shape[0] and source.shape[2:] == tensor.shape[2:]
+    same_but_channels = (
+        source.ndim in (4, 5) and source.shape[0] == tensor.shape[0] and source.shape[2:] == tensor.shape[2:]
+    )
     if same_but_channels and source.shape[1] == record.get("architecture", {}).get("in_channels", source.shape[1]):
         return adapt_channels(source, tensor.shape[1]), f"{source.shape[1]} input channels to {tensor.shape[1]}"
     return None, f"shape differs: {shapes}"

@@ -65,6 +65,7 @@ SHARED = [
     "encoder",
     "network",
 ]
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "common").rglob("*.py")}
 PRETRAINED_LIKE = {"medical_transformer": "tasks/age.json"}
 METADATA = [
     "schema",
@@ -186,6 +187,8 @@ def test_targets_exist_and_take_their_arguments(path):
 
             target = locate(name) if isinstance(name, str) else name
             assert callable(target), f"{'#'.join(map(str, where))} names {part['_target_']}"
+            # Where a function is named like its file, `pydoc.locate` of Python 3.12 finds the file.
+            assert part["_target_"] not in MODULES, f"{part['_target_']} is a module as well"
             if part.get("_mode_") != "callable":
                 arguments = {key: value for key, value in part.items() if not re.fullmatch("_.*_", key)}
                 inspect.signature(target).bind(**arguments)
