@@ -29,7 +29,7 @@ class HandTillAUC(CumulativeIterationMetric):
         return y_pred, y.reshape(len(y))
 
     def aggregate(self) -> float:
-        scores, truth = (np.asarray(buffer.cpu()) for buffer in self.get_buffer())
+        scores, truth = (buffer.float().cpu().numpy() for buffer in self.get_buffer())  # bfloat16 is unknown to numpy
         there = np.unique(truth.astype(int))
         if len(there) < scores.shape[1]:
             logger.warning(

@@ -51,8 +51,7 @@ class PlaneEncoder(nn.Module):
         self.stem = nn.Sequential(_convolution(in_channels, widths[0], 7, 2))
         inputs = (widths[0], *widths[:-1])
         self.stages = nn.ModuleList(
-            nn.ModuleList([_Block(i, o, 1 if stage == 0 else 2), _Block(o, o, 1)])
-            for stage, (i, o) in enumerate(zip(inputs, widths, strict=True))
+            _Stage(i, o, 1 if stage == 0 else 2) for stage, (i, o) in enumerate(zip(inputs, widths, strict=True))
         )
         self.project = nn.Linear(widths[-1], embed_dim)
 
@@ -70,10 +69,19 @@ class PlaneEncoder(nn.Module):
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         maps = []
         for stage in self.stages:
-            for block in stage:
-                x = block(x, together)
+            x = stage(x, together)
             maps.append(x.unflatten(0, (volumes, count)).transpose(1, 2))
         return self.project(x.mean(dim=(2, 3))).unflatten(0, (volumes, count)), maps
+
+
+class _Stage(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.block1 = _Block(in_channels, out_channels, stride)
+        self.block2 = _Block(out_channels, out_channels, 1)
+
+    def forward(self, x: torch.Tensor, together: int) -> torch.Tensor:
+        return self.block2(self.block1(x, together), together)
 
 
 class _Block(nn.Module):

@@ -376,7 +376,7 @@ def test_pretraining_reads_unlabelled_scans_too(tmp_path):
 
 def test_unlabelled_budget_is_an_override_of_pretraining(run_bundle, tiny, tmp_path):
     overrides = {"output_dir": str(tmp_path), "cache_rate": 0.0}
-    for extra, expected in (({}, 4), ({"fraction": 0.5}, 2), ({"lists": ["training", "validation"]}, 5)):
+    for extra, expected in (({}, 3), ({"fraction": 0.5}, 2), ({"lists": ["training", "validation"]}, 5)):
         workflow = run_bundle("pretrain.json", tiny["unetr"], execute=False, **overrides, **extra)
         assert len(workflow.parser.get_parsed_content("train#dataset")) == expected
 
