@@ -400,6 +400,13 @@ def test_brats_has_the_contrasts_in_the_decathlons_order(tmp_path, folder):
     assert len(items) == 3 and "label" not in items["BraTS20_Validation_001"]
 
 
+def test_brats_finds_the_mask_of_subject_355(tmp_path):
+    name = "BraTS20_Training_355"
+    brats_subject(tmp_path, name, ("flair", "t1", "t1ce", "t2"))
+    touch(tmp_path, f"{name}/W39_1998.09.19_Segm.nii")
+    assert collect("brats", tmp_path)[0]["label"] == f"{name}/W39_1998.09.19_Segm.nii"
+
+
 def test_brats_lacks_a_contrast(tmp_path):
     brats_subject(tmp_path, "BraTS20_Training_001", ("flair", "t1", "seg"))
     with pytest.raises(DatalistError, match=r"BraTS20_Training_001 lacks t1ce, t2: complete or remove") as error:
