@@ -87,9 +87,9 @@ def test_planes_have_no_part_in_each_other(encoder):
 
 
 def test_learns_to_tell_two_volumes_apart_whatever_their_contrast(encoder):
-    base = torch.zeros(2, 1, *SIZE)
-    base[0, :, 8:20, 10:30, 6:30] = 0.7
-    base[1, :, 4:30, 16:24, 20:34] = 0.6
+    base = torch.zeros(2, 1, 18, 20, 22)
+    base[0, :, 4:10, 6:16, 3:17] = 0.7
+    base[1, :, 2:16, 8:13, 11:19] = 0.6
     image = base + 0.1 * torch.rand_like(base)
     pretext, loss = PlaneExemplar(encoder), PlaneTripletLoss()
     optimizer = torch.optim.Adam(pretext.parameters(), 0.01)
