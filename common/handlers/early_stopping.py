@@ -15,8 +15,8 @@ class EarlyStopping:
     """End training when validation has not improved for a number of epochs.
 
     It keeps no count of its own but compares the epoch with that of the evaluator's best metric, which
-    ``common.handlers.Checkpoint`` keeps as well: a resumed run stops where the uninterrupted one does. It stands after
-    the ``ValidationHandler`` and before the ``Checkpoint``.
+    ``common.handlers.Checkpoint`` keeps as well: a resumed run stops where the uninterrupted one does, and one that had
+    been stopped trains no more. It stands after the ``ValidationHandler`` and before the ``Checkpoint``.
 
     Args:
         evaluator: MONAI evaluator whose key metric is watched.
@@ -33,17 +33,24 @@ class EarlyStopping:
 
     def attach(self, engine: Engine) -> None:
         if self.patience is not None:
+            engine.add_event_handler(Events.EPOCH_STARTED, self.before_epoch)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
+        self._stop_after(engine, engine.state.epoch)
+
+    def before_epoch(self, engine: Engine) -> None:
+        """Stop a resumed run that had been stopped; not at its start, when the checkpoint is still to be loaded."""
+        if self._stop_after(engine, engine.state.epoch - 1):
+            engine.state.epoch -= 1  # counted already, but it does not take place
+
+    def _stop_after(self, engine: Engine, epoch: int) -> bool:
         best: Any = getattr(self.evaluator.state, "best_metric_epoch", -1)
-        epoch = engine.state.epoch
-        if self.patience is not None and best > 0 and epoch - best >= self.patience:
-            if idist.get_rank() == 0:
-                logger.info(
-                    "stopped after epoch %d: no better validation since epoch %d (patience %d).",
-                    epoch,
-                    best,
-                    self.patience,
-                )
-            engine.terminate()
+        if self.patience is None or best <= 0 or epoch - best < self.patience:
+            return False
+        if idist.get_rank() == 0:
+            logger.info(
+                "stopped after epoch %d: no better validation since epoch %d (patience %d).", epoch, best, self.patience
+            )
+        engine.terminate()
+        return True

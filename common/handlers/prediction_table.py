@@ -48,7 +48,7 @@ class PredictionTable:
         for item, result in zip(batch, output, strict=True):
             predicted = torch.as_tensor(result[self.prediction]).detach().float().reshape(-1).cpu()
             truth = torch.full((1,), torch.nan)
-            if self.label is not None and self.label in result:
+            if self.label is not None and result.get(self.label) is not None:  # MONAI gives None where there is none
                 truth = torch.as_tensor(result[self.label]).float().reshape(-1)[:1].cpu()
             self._files.append(str(item["image"].meta["filename_or_obj"]))
             self._values.append(torch.cat((truth, predicted)))

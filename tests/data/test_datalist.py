@@ -191,6 +191,46 @@ def test_folds_keep_subjects_together(tmp_path):
         load_datalist(path, fold=4, num_folds=4)
 
 
+def test_pooled_folds_test_each_item_once(tmp_path):
+    path = make_study(tmp_path, 7, 3, 3)
+    whole = load_datalist(path)
+    pool = sorted(names([x for items in whole.values() for x in items]))
+    tested: list[str] = []
+    lists = [load_datalist(path, fold=fold, num_folds=5, pool_test=True) for fold in range(5)]
+    for fold, found in enumerate(lists):
+        assert sorted(names(found["training"] + found["validation"] + found["test"])) == pool
+        # A fold validates on what the next one tests.
+        assert found["validation"] == lists[(fold + 1) % 5]["test"]
+        assert len(found["test"]) in (2, 3) and len(found["training"]) in (7, 8, 9)
+        tested += names(found["test"])
+    assert sorted(tested) == pool
+    assert load_datalist(path, fold=0, pool_test=True, seed=1)["test"] != lists[0]["test"]
+    assert load_datalist(path, fold=0)["test"] == whole["test"]
+
+
+def test_pooled_folds_keep_subjects_together_and_the_fraction_is_of_training(tmp_path):
+    path = make_study(tmp_path, 12, 4, 4)
+
+    def pair(content):
+        items = [x for section in ("training", "validation", "test") for x in content[section]]
+        for number, entry in enumerate(items):
+            entry["subject"] = f"p{number // 2}"
+
+    edit(path, pair)
+    for fold in range(5):
+        whole = load_datalist(path, fold=fold, pool_test=True)
+        part = load_datalist(path, fold=fold, pool_test=True, fraction=0.5)
+        subjects = [{x["subject"] for x in items} for items in whole.values()]
+        assert [len(found) for found in subjects] == [6, 2, 2] and len(set.union(*subjects)) == 10
+        assert part["test"] == whole["test"] and part["validation"] == whole["validation"]
+        assert len(part["training"]) == 6 and set(names(part["training"])) < set(names(whole["training"]))
+
+
+def test_pooled_folds_of_two_leave_nothing_to_train_on(tmp_path):
+    with pytest.raises(DatalistError, match=r"training"):
+        load_datalist(make_study(tmp_path), fold=0, num_folds=2, pool_test=True, required=["training"])
+
+
 def test_fractions_are_nested_by_seed(tmp_path):
     path = make_study(tmp_path, 20, 2, 2)
     previous: set[str] = set()
@@ -248,6 +288,7 @@ def test_more_target_masks_than_there_are(tmp_path):
         ({"fraction": 1.5}, "`fraction`"),
         ({"check": "headers"}, "`check`"),
         ({"target_masks": 3}, "`target_domain`"),
+        ({"pool_test": True}, "`pool_test` makes the test list one of the folds: set `fold` as well"),
         ({"target_domain": "a", "target_masks": 3, "fraction": 0.5}, "set one of them"),
     ],
 )

@@ -10,7 +10,7 @@ import common.data.label_maps as module
 from common.data import label_map, label_names
 from common.transforms import MapLabelsd
 
-OTHERS = ("btcv", "msd_brats", "msd_hippocampus")  # of other sets than brain MRI with its structures
+OTHERS = ("brats2020", "btcv", "msd_brats", "msd_hippocampus")  # of other sets than brain MRI with its structures
 NUMBERINGS = tuple(name for name in module.NUMBERINGS if name not in ("task", *OTHERS))
 TASKS = module.TASKS
 SEG35 = [0, *range(1, 19), 0, *range(19, 34), 0]  # class of structures33 for the labels 1..35, plexuses without one
@@ -170,10 +170,21 @@ def test_the_decathlon_numberings_are_their_tasks_classes():
     assert list(label_names("brats").values())[1:] == ["edema", "non-enhancing tumour core", "enhancing tumour"]
 
 
+def test_brats_itself_has_other_numbers_than_the_decathlons_brats():
+    # Menze et al.: 1 non-enhancing core, 2 edema, 4 enhancing tumour, and no 3.
+    assert label_map("brats2020", "brats") == {0: [], 1: [2], 2: [1], 3: [4]}
+    mask = torch.tensor([0, 1, 2, 4])
+    mapped = MapLabelsd("label", label_map("brats2020", "brats"), "error")
+    assert mapped({"label": mask})["label"].tolist() == [0, 2, 1, 3]
+    with pytest.raises(ValueError, match="no class names"):  # a mask of the Decathlon
+        mapped({"label": torch.tensor([0, 1, 2, 3])})
+
+
 @pytest.mark.parametrize("numbering", OTHERS)
 @pytest.mark.parametrize("task", TASKS)
 def test_other_sets_have_their_own_tasks_only(numbering, task):
-    own = {"btcv": ("organs8", "organs13"), "msd_brats": ("brats",), "msd_hippocampus": ("hippocampus",)}
+    own = {"btcv": ("organs8", "organs13"), "msd_hippocampus": ("hippocampus",)}
+    own |= {"brats2020": ("brats",), "msd_brats": ("brats",)}
     if task in own[numbering]:
         assert list(label_map(numbering, task)) == list(label_names(task))
         return

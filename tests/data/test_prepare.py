@@ -321,6 +321,109 @@ def test_synapse_validation_cannot_take_all(tmp_path):
         prepare("synapse", tmp_path / "btcv", tmp_path / "a.json", validation=18)
 
 
+ABIDE = ["participant_id\tAGE_AT_SCAN \tDX_GROUP"]  # the table of ABIDE II has that space
+
+
+def abide(root):
+    """Two sites; in the tables participants have neither `sub-` nor leading zeros."""
+    one, two = root / "RawDataBIDS/NYU", root / "ABIDE2/ABIDEII-NYU_1"
+    touch(one, *(f"sub-005100{n}/anat/sub-005100{n}_T1w.nii.gz" for n in range(6)))
+    touch(one, "sub-0051000/func/sub-0051000_task-rest_bold.nii.gz")
+    touch(two, *(f"sub-29177/ses-{n}/anat/sub-29177_ses-{n}_T1w.nii.gz" for n in (1, 2)))
+    rows = ["51000\t13\t2", "51001\t12.9\t2", "51002\t30.5\t1", "51003\t40\t2", "51004\tn/a\t2"]
+    (one / "participants.tsv").write_text("\n".join(ABIDE + rows))
+    (two / "participants.tsv").write_text("\n".join([*ABIDE, "sub-29177\t21\t2"]))
+
+
+def test_abide_healthy_and_13_or_older(tmp_path):
+    abide(tmp_path)
+    site = "RawDataBIDS/NYU"
+    assert sorted(collect("abide", tmp_path), key=lambda x: x["age"]) == [
+        {"image": f"{site}/sub-0051000/anat/sub-0051000_T1w.nii.gz", "subject": "NYU/sub-0051000", "age": 13.0},
+        *(
+            {
+                "image": f"ABIDE2/ABIDEII-NYU_1/sub-29177/ses-{n}/anat/sub-29177_ses-{n}_T1w.nii.gz",
+                "subject": "ABIDEII-NYU_1/sub-29177",
+                "age": 21.0,
+            }
+            for n in (1, 2)
+        ),
+        {"image": f"{site}/sub-0051003/anat/sub-0051003_T1w.nii.gz", "subject": "NYU/sub-0051003", "age": 40.0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "subjects"),
+    [
+        ({"controls": False}, ["0051000", "0051002", "0051003", "29177", "29177"]),
+        ({"min_age": 20}, ["0051003", "29177", "29177"]),
+        ({"min_age": 0}, ["0051000", "0051001", "0051003", "0051004", "29177", "29177"]),
+        # 0051005 stands in no table.
+        (
+            {"min_age": 0, "controls": False},
+            ["0051000", "0051001", "0051002", "0051003", "0051004", "0051005", "29177", "29177"],
+        ),
+    ],
+)
+def test_abide_others(tmp_path, options, subjects):
+    abide(tmp_path)
+    items = collect("abide", tmp_path, **options)
+    assert sorted(x["subject"].partition("/sub-")[2] for x in items) == subjects
+    assert all("age" not in x for x in items if x["subject"].endswith(("004", "005")))
+
+
+def test_abide_scans_of_one_subject_stay_together(tmp_path):
+    abide(tmp_path / "a")
+    content = prepare("abide", tmp_path / "a", tmp_path / "a.json", validation=1, test=1)
+    found = split_of(content)
+    assert sum(len(subjects) for subjects in found.values()) == len(set().union(*found.values())) == 3
+    assert "numbering" not in content and all(x["domain"] == "abide" for x in content["training"])
+
+
+def brats_subject(root, name, contrasts=("flair", "t1", "t1ce", "t2", "seg")):
+    touch(root, *(f"{name}/{Path(name).name}_{contrast}.nii.gz" for contrast in contrasts))
+
+
+@pytest.mark.parametrize("folder", ["MICCAI_BraTS2020_TrainingData", "HGG", "."])
+def test_brats_has_the_contrasts_in_the_decathlons_order(tmp_path, folder):
+    names = [f"{folder}/BraTS20_Training_00{n}" for n in (2, 1)]
+    for name in names:
+        brats_subject(tmp_path, name)
+    brats_subject(tmp_path, "BraTS20_Validation_001", ("flair", "t1", "t1ce", "t2"))
+    items = {x["subject"]: x for x in collect("brats", tmp_path)}
+    subject, file = "BraTS20_Training_001", (tmp_path / names[1]).relative_to(tmp_path).as_posix()
+    assert items[subject] == {
+        "image": [f"{file}/{subject}_{contrast}.nii.gz" for contrast in ("flair", "t1", "t1ce", "t2")],
+        "label": f"{file}/{subject}_seg.nii.gz",
+        "subject": subject,
+    }
+    assert len(items) == 3 and "label" not in items["BraTS20_Validation_001"]
+
+
+def test_brats_finds_the_mask_of_subject_355(tmp_path):
+    name = "BraTS20_Training_355"
+    brats_subject(tmp_path, name, ("flair", "t1", "t1ce", "t2"))
+    touch(tmp_path, f"{name}/W39_1998.09.19_Segm.nii")
+    assert collect("brats", tmp_path)[0]["label"] == f"{name}/W39_1998.09.19_Segm.nii"
+
+
+def test_brats_lacks_a_contrast(tmp_path):
+    brats_subject(tmp_path, "BraTS20_Training_001", ("flair", "t1", "seg"))
+    with pytest.raises(DatalistError, match=r"BraTS20_Training_001 lacks t1ce, t2: complete or remove") as error:
+        collect("brats", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_brats_states_its_numbering(tmp_path):
+    for number in range(4):
+        brats_subject(tmp_path / "b", f"BraTS20_Training_00{number}")
+    prepare("brats", tmp_path / "b", tmp_path / "a.json", validation=1, test=1)
+    lists = load_datalist(tmp_path / "a.json", check="full", numbering="brats2020", known_labels={0, 1, 2, 4})
+    assert [len(lists[s]) for s in SECTIONS] == [2, 1, 1] and len(lists["test"][0]["image"]) == 4
+    with pytest.raises(DatalistError, match=r"'brats2020', but the config id `numbering` is 'msd_brats'"):
+        load_datalist(tmp_path / "a.json", numbering="msd_brats")
+
+
 def test_bids(tmp_path):
     touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_T2w.nii.gz")
     touch(tmp_path, *(f"sub-02/ses-{s}/anat/sub-02_ses-{s}_T1w.nii.gz" for s in (1, 2)))
@@ -452,10 +555,16 @@ def test_the_documented_overlays_take_the_numberings_that_are_written(tmp_path):
         written = published.format(label=inspect.signature(COLLECTORS["oasis1"]).parameters["label"].default)
         assert written in NUMBERINGS
         for overlay in bundles.glob(f"*/configs/datasets/{name}.json"):
-            base = json.loads((overlay.parents[1] / "train.json").read_text())
-            assert (base | json.loads(overlay.read_text()))["numbering"] == written
-            documented.add(name)
-    assert documented >= {"adni", "cc359", "oasis1"}
+            content = json.loads(overlay.read_text())
+            # None where the labels are ages or diagnoses; SimTROT's `brats` is the Decathlon's Task01.
+            if "numbering" in content and content["numbering"] != "msd_brats":
+                assert content["numbering"] == written
+                documented.add((overlay.parents[2].name, name))
+    assert documented == {
+        *(("pretrain_once", name) for name in ("adni", "cc359", "oasis1")),
+        ("medical_transformer", "brats"),
+        ("simtrot", "synapse"),
+    }
 
 
 def test_a_numbering_that_is_not_known_is_not_written(ixi, tmp_path):
@@ -505,7 +614,7 @@ def test_broken_files_stop_it(ixi, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("brats", {}, r"Unknown data set 'brats'; known are adni, .*oasis1"),
+        ("brats21", {}, r"Unknown data set 'brats21'; known are abide, .*brats, .*oasis1"),
         (
             "ixi",
             {"masks": "staple"},

@@ -48,6 +48,14 @@ def test_a_function_of_seed_and_epoch():
     assert orders(0) == orders(0) and orders(0)[0] != orders(0)[1] and orders(0) != orders(1)
 
 
+def test_fixed_is_the_order_of_the_first_epoch_in_every_epoch():
+    sampler, other = (VolumeSampler(SUBJECTS, 2, batches=5, seed=seed, fixed=True) for seed in (0, 1))
+    first = list(VolumeSampler(SUBJECTS, 2, batches=5))
+    for epoch in (0, 1, 7):
+        sampler.set_epoch(epoch)
+        assert list(sampler) == first != list(other)
+
+
 def test_processes_share_the_batches():
     alone = batches(VolumeSampler(SUBJECTS, 2, batches=6), 2)
     shares = [batches(VolumeSampler(SUBJECTS, 2, batches=6, num_replicas=2, rank=rank), 2) for rank in (0, 1)]

@@ -51,6 +51,14 @@ def test_tables_that_have_the_names_already_stay(tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before and len(before) == 3
 
 
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_a_task_without_classes_keeps_monais_names(tmp_path, columns):
+    raw, summary = written(tmp_path, names=None, columns=columns)
+    expected = [f"class{number}" for number in range(columns)]
+    assert raw[0].split(",") == ["filename", *expected, "mean"]
+    assert [row["class"] for row in summary] == [*expected, "mean"]
+
+
 def test_only_rank_0_writes(tmp_path, monkeypatch):
     monkeypatch.setattr("common.handlers.named_classes.idist.get_rank", lambda: 1)
     assert written(tmp_path)[0][0] == "filename,class0,class1,mean"

@@ -7,13 +7,15 @@ from ..datalist import DatalistError
 from .files import item, scans, stem
 
 _MODALITIES = ("flair", "t1", "t1ce", "t2")
+_MISNAMED_MASK = "W39_1998.09.19_Segm"  # of BraTS20_Training_355, as published
 
 
 def collect_brats(source: Path) -> list[dict[str, Any]]:
     """BraTS 2017 to 2020: `**/NAME/NAME_flair.nii.gz`, `_t1`, `_t1ce`, `_t2` and `_seg`, a folder a subject.
 
     An image has four channels in the order FLAIR, T1, T1 with contrast agent, T2, which is the Decathlon's. Without
-    `_seg`, as in the validation part, a scan has no label.
+    `_seg`, as in the validation part, a scan has no label; subject 355 of BraTS 2020, whose mask has kept the name of
+    the hospital, has its own.
 
     Raises:
         DatalistError: a subject lacks a modality.
@@ -26,5 +28,6 @@ def collect_brats(source: Path) -> list[dict[str, Any]]:
         if missing:
             raise DatalistError(f"{first.parent} lacks {', '.join(missing)}: complete or remove this subject.")
         image = [found[name][0] for name in _MODALITIES]
-        items.append(item(image, label=found["seg"][0] if found["seg"] else None, subject=subject))
+        masks = found["seg"] or scans(first.parent, _MISNAMED_MASK)
+        items.append(item(image, label=masks[0] if masks else None, subject=subject))
     return items

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import ResizeWithPadOrCropd
+
+from common.transforms import Canvasd
+
+
+def brain(margin, size=(10, 12, 14)):
+    """Ones but for a margin of background."""
+    values = torch.zeros(1, *size)
+    values[(slice(None), *(slice(margin, n - margin) for n in size))] = 1
+    return MetaTensor(values, meta={"filename_or_obj": "/d/scan.nii.gz"})
+
+
+def test_is_monais_and_says_nothing_where_only_background_goes(caplog):
+    data = {"image": brain(2), "label": brain(3)}
+    found = Canvasd(["image", "label"], [8, 16, 10])(data)
+    expected = ResizeWithPadOrCropd(["image", "label"], [8, 16, 10])(data)
+    for key in data:
+        assert torch.equal(found[key], expected[key]) and torch.equal(found[key].affine, expected[key].affine)
+    assert found["image"].shape == (1, 8, 16, 10) and not caplog.records
+
+
+def test_the_warning_names_file_and_share(caplog):
+    Canvasd("image", [6, 12, 14])({"image": brain(1)})
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    # Of eight slices of the brain along x six are left.
+    assert record.getMessage().startswith("/d/scan.nii.gz: 25.0 % of its voxels that are not 0 lie outside")
+    assert "canvas [6, 12, 14]" in record.getMessage() and "image_size" in record.getMessage()
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.2, True), (0.25, False)])
+def test_a_share_may_be_lost(caplog, share, warned):
+    Canvasd("image", [6, 12, 14], share=share)({"image": brain(1)})
+    assert bool(caplog.records) == warned
+
+
+def test_the_source_is_counted_and_not_the_others(caplog):
+    data = {"image": brain(0), "mask": brain(2)}
+    Canvasd(["image", "mask"], [6, 8, 10], source_key="mask")(data)
+    assert not caplog.records
+    Canvasd(["image", "mask"], [6, 8, 10])(data)
+    assert "/d/scan.nii.gz" in caplog.text
+
+
+def test_without_the_source_nothing_is_counted(caplog):
+    found = Canvasd(["image", "label"], [6, 6, 6], allow_missing_keys=True)({"label": brain(0)})
+    assert found["label"].shape == (1, 6, 6, 6) and not caplog.records
+
+
+def test_an_image_of_background_alone(caplog):
+    assert Canvasd("image", [4, 4, 4])({"image": brain(5)})["image"].sum() == 0
+    assert not caplog.records
+
+
+def test_can_be_inverted():
+    canvas, data = Canvasd("image", [6, 14, 14]), {"image": brain(2)}
+    back = canvas.inverse(canvas(data))["image"]
+    assert torch.equal(back, data["image"]) and torch.equal(back.affine, data["image"].affine)
