@@ -48,7 +48,7 @@ class PlaneEncoder(nn.Module):
         if norm_scope not in NORM_SCOPES:
             raise ValueError(f'norm_scope is {norm_scope!r}; it has to be "volume" or "slice".')
         self.norm_scope = norm_scope
-        self.stem = nn.Sequential(_convolution(in_channels, widths[0], 7, 2))
+        self.stem = _convolution(in_channels, widths[0], 7, 2)
         inputs = (widths[0], *widths[:-1])
         self.stages = nn.ModuleList(
             _Stage(i, o, 1 if stage == 0 else 2) for stage, (i, o) in enumerate(zip(inputs, widths, strict=True))

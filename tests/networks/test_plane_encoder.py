@@ -29,21 +29,21 @@ def slow(encoder, slices, norm_scope):
     """The published ResNet-18 written out, a 2-D convolution of one slice at a time."""
 
     def convolve(x, conv, stride):
-        weight = conv.weight.squeeze(2)
+        weight = conv.weight
         stack = [F.conv2d(x[:, :, n], weight, None, stride, weight.shape[-1] // 2) for n in range(x.shape[2])]
         y = torch.stack(stack, dim=2)
         return norm(y) if norm_scope == "volume" else torch.stack([norm(y[:, :, n]) for n in range(y.shape[2])], dim=2)
 
-    x = convolve(slices, encoder.stem[0], 2).relu()
+    x = convolve(slices, encoder.stem, 2).relu()
     x = torch.stack([F.max_pool2d(x[:, :, n], 3, 2, 1) for n in range(x.shape[2])], dim=2)
     maps = []
     for number, stage in enumerate(encoder.stages):
-        for block_number, block in enumerate(stage):
+        for block_number, block in enumerate((stage.block1, stage.block2)):
             stride = 2 if number > 0 and block_number == 0 else 1
             y = convolve(convolve(x, block.conv1, stride).relu(), block.conv2, 1)
             changes = stride == 2 or x.shape[1] != y.shape[1]
-            assert isinstance(block.shortcut, nn.Identity) != changes
-            x = (y + (convolve(x, block.shortcut[0], stride) if changes else x)).relu()
+            assert (block.shortcut is not None) == changes
+            x = (y + (convolve(x, block.shortcut, stride) if changes else x)).relu()
         maps.append(x)
     pooled = x.mean((3, 4)).transpose(1, 2)
     return pooled @ encoder.project.weight.T + encoder.project.bias, maps
@@ -99,9 +99,9 @@ def test_repeated_first_weights_do_the_same_to_repeated_channels():
     one, four = tiny(), tiny(in_channels=4)
     state = one.state_dict()
     for factor in (1, 1 / 4):  # the norm that follows takes the factor out again
-        four.load_state_dict(state | {"stem.0.weight": factor * state["stem.0.weight"].repeat(1, 4, 1, 1, 1)})
+        four.load_state_dict(state | {"stem.weight": factor * state["stem.weight"].repeat(1, 4, 1, 1)})
         slices = torch.rand(1, 1, 3, 40, 40) * 100
-        found, expected = four(slices.repeat(1, 4, 1, 1, 1))[0], one(slices)[0]
+        found, expected = four(slices.repeat(1, 4, 1, 1))[0], one(slices)[0]
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 

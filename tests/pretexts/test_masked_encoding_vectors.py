@@ -185,7 +185,7 @@ def test_the_frozen_encoders_stay():
 
 @pytest.mark.parametrize("shape", [(1, 1, 34, 40, 37), (1, 109, 6), (1, 110, 5), (34, 40, 36)])
 def test_images_of_another_size_are_one_clear_error(shape):
-    message = r"set up for images of 34 x 40 x 36 voxels \(image_size\), or for their vectors \(batch, 110, 6\), not"
+    message = r"set up for images of 34 x 40 x 36 voxels \(roi_size\), or for their vectors \(batch, 110, 6\), not"
     with pytest.raises(ValueError, match=message) as error:
         MaskedEncodingVectors(encoder(), SIZE)(torch.rand(shape))
     assert str(shape) in str(error.value) and "\n" not in str(error.value)
