@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from common.networks.plane_encoder import PlaneEncoder
@@ -101,7 +100,7 @@ def test_repeated_first_weights_do_the_same_to_repeated_channels():
     for factor in (1, 1 / 4):  # the norm that follows takes the factor out again
         four.load_state_dict(state | {"stem.weight": factor * state["stem.weight"].repeat(1, 4, 1, 1)})
         slices = torch.rand(1, 1, 3, 40, 40) * 100
-        found, expected = four(slices.repeat(1, 4, 1, 1))[0], one(slices)[0]
+        found, expected = four(slices.repeat(1, 4, 1, 1, 1))[0], one(slices)[0]
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
