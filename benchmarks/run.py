@@ -22,7 +22,7 @@ import monai  # noqa: E402
 import torch  # noqa: E402
 from timing import Row  # noqa: E402
 
-NAMES = ("contrastive_loss", "cutout", "fine_tuning_step", "mae_step", "nnformer_step", "token_contrast")
+NAMES = ("contrastive_loss", "cutout", "fine_tuning_step", "mae_step", "multi_view", "nnformer_step", "token_contrast")
 
 
 def main() -> None:
@@ -55,15 +55,17 @@ def table(rows: list[Row], device: str) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `python benchmarks/run.py`. Times are medians in seconds; both sides of a row were timed in turns,",
-        "in one run. A ratio above 1 means that ours is faster.",
+        "Written by `python benchmarks/run.py`. Times are medians; both sides of a row were timed in turns,",
+        "in one run. A ratio above 1 means that ours takes less.",
         "",
         f"{datetime.date.today().isoformat()}, {machine(device)}.",
         "",
-        "| benchmark | baseline (s) | ours (s) | ratio |",
+        "| benchmark | baseline | ours | ratio |",
         "| --- | ---: | ---: | ---: |",
     ]
-    lines += [f"| {row.name} | {row.baseline:.4g} | {row.ours:.4g} | {row.ratio:.3g} |" for row in rows]
+    lines += [
+        f"| {row.name} | {row.baseline:.4g} {row.unit} | {row.ours:.4g} {row.unit} | {row.ratio:.3g} |" for row in rows
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -17,6 +17,7 @@ class Row(NamedTuple):
     name: str
     baseline: float
     ours: float
+    unit: str = "s"
 
     @property
     def ratio(self) -> float:
