@@ -1,6 +1,8 @@
 # Each target makes its own environment in .venv when there is none. Another interpreter: make PYTHON=python3.12 test
 PYTHON ?= python3
 VENV ?= .venv
+# Processes of the test suite, a thread and about 2 GB each
+WORKERS ?= 2
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
@@ -10,7 +12,7 @@ demo: $(STAMP)
 	$(RUN) demo/run.py
 
 test: $(STAMP)
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

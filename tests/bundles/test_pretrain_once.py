@@ -106,15 +106,15 @@ def test_pretraining_without_a_validation_list_keeps_the_last_epoch(run_bundle, 
     state, record = read_encoder(tmp_path / "out/encoder.safetensors")
     assert record["epochs"] == 2
     for name, tensor in workflow.parser.get_parsed_content("encoder").state_dict().items():
-        assert torch.equal(state[name], tensor)
+        assert torch.equal(state[name], tensor.cpu())
 
 
 def test_fine_tuning_starts_from_the_encoder(pretrained, fine_tuned):
     state, _ = read_encoder(pretrained[0] / "encoder.safetensors")
     folder, began, workflow = fine_tuned
-    assert set(began) == set(state) and all(torch.equal(began[name], state[name]) for name in state)
+    assert set(began) == set(state) and all(torch.equal(began[name].cpu(), state[name]) for name in state)
     encoder = workflow.parser.get_parsed_content("encoder")
-    assert not torch.equal(encoder.state_dict()["vit.norm.weight"], state["vit.norm.weight"])
+    assert not torch.equal(encoder.state_dict()["vit.norm.weight"].cpu(), state["vit.norm.weight"])
     assert visible(folder) >= {"model.pt", "train.ckpt"}
     model = torch.load(folder / "model.pt", weights_only=True)
     workflow.parser.get_parsed_content("network_def").load_state_dict(model)
@@ -130,7 +130,7 @@ def test_training_from_scratch_says_so(run_bundle, tiny, pretrained, tmp_path, c
         run_bundle("train.json", tiny["unetr"], output_dir=str(tmp_path), before=note, execute=False)
     assert "training from scratch" in caplog.text
     state, _ = read_encoder(pretrained[0] / "encoder.safetensors")
-    assert not any(torch.equal(began[name], state[name]) for name in state if name.endswith("qkv.weight"))
+    assert not any(torch.equal(began[name].cpu(), state[name]) for name in state if name.endswith("qkv.weight"))
 
 
 def test_evaluation_and_inference_agree(run_bundle, tiny, cohort, fine_tuned, evaluated, tmp_path):
@@ -255,7 +255,7 @@ def test_rcr_on_swin_unetr_and_fine_tuning_from_it(run_bundle, tiny, tmp_path):
         pretrained_encoder=str(tmp_path / "encoder.safetensors"),
         before=note,
     )
-    assert set(began) == set(state) and all(torch.equal(began[name], state[name]) for name in state)
+    assert set(began) == set(state) and all(torch.equal(began[name].cpu(), state[name]) for name in state)
     assert (tmp_path / "model.pt").exists()
 
 

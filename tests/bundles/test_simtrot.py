@@ -63,7 +63,7 @@ def test_any_network_with_any_pretext(run, tmp_path, network, pretext, caplog):
             **small,
         )
     encoder = tuned.parser.get_parsed_content("encoder")
-    assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
+    assert all(torch.equal(value.cpu(), state[name]) for name, value in encoder.state_dict().items())
     report = caplog.text[caplog.text.index("transfer report") :]
     assert "100.0%" in report.partition("adapted")[0] and "warning" not in report.lower()
 
@@ -86,9 +86,9 @@ def test_the_handler_moves_the_teacher(run, tmp_path, pretext):
     )
     network = workflow.parser.get_parsed_content("network_def")
     name = "projector.3.weight"
-    expected = 0.99 * began[name] + 0.01 * network.student.state_dict()[name]
-    assert not torch.equal(began[name], network.teacher.state_dict()[name])
-    torch.testing.assert_close(network.teacher.state_dict()[name], expected)
+    student, teacher = (branch.state_dict()[name].cpu() for branch in (network.student, network.teacher))
+    assert not torch.equal(began[name], teacher)
+    torch.testing.assert_close(teacher, 0.99 * began[name] + 0.01 * student)
 
 
 @pytest.fixture(scope="module")
