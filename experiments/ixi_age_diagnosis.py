@@ -6,8 +6,8 @@
 
 The encoders are those of `common.compare` with the bundle's `compare_ixi_age.json`. For random and for pre-trained
 plane encoders it prints the size of the slices' vectors, the share of their variance that lies between brains at one
-slice, and the mean absolute error in years on the test list of (a) ridge regression on the mean vector of each plane and
-(b) the transformer and the linear head trained on the frozen vectors (Adam 1e-3, 400 steps of 16, the best of 20
+slice, and the mean absolute error in years on the test list of (a) ridge regression on the mean vector of each plane
+and (b) the transformer and the linear head trained on the frozen vectors (Adam 1e-3, 400 steps of 16, the best of 20
 validations, three seeds), the transformer being random or that of stage 2.
 """
 
