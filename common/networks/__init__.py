@@ -1,21 +1,36 @@
 """Segmentation networks, encoders (views on their sub-modules) and heads over encoders."""
 
+from .branch_decoder import BranchDecoder, MultiBranchNet
+from .dense_aspp import DenseASPP
+from .dilated_resnet import DilatedResNet
 from .heads import EncoderClassifier, EncoderRegressor
 from .legacy_patch_merging import LegacyPatchMerging
+from .lung_decoder import LungDecoder
+from .med3d_net import Med3DNet
+from .medicalnet_head import MedicalNetHead
 from .memory_format import ChannelsLastInstanceNorm3d, to_channels_last
 from .nnformer import NNFormer, NNFormerEncoder
+from .pooled_classifier import PooledClassifier
 from .swin_encoder import SwinEncoder
 from .unetr import UNETR, SeparablePositions
 from .vit_encoder import ViTEncoder
 
 __all__ = [
     "UNETR",
+    "BranchDecoder",
     "ChannelsLastInstanceNorm3d",
+    "DenseASPP",
+    "DilatedResNet",
     "EncoderClassifier",
     "EncoderRegressor",
     "LegacyPatchMerging",
+    "LungDecoder",
+    "Med3DNet",
+    "MedicalNetHead",
+    "MultiBranchNet",
     "NNFormer",
     "NNFormerEncoder",
+    "PooledClassifier",
     "SeparablePositions",
     "SwinEncoder",
     "ViTEncoder",
