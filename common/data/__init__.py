@@ -1,9 +1,26 @@
 """Datalists, label maps and the data sets that they come from."""
 
 from .datalist import DatalistError, load_datalist
+from .domains import domain_classes, domain_datalists, domain_label_maps, domain_spacings, load_domains, median_spacing
 from .label_maps import label_map, label_names
 from .list_images import list_images
+from .prepare_domain_batch import prepare_domain_batch
 from .prepare_image import prepare_image
 from .sample import make_sample
 
-__all__ = ["DatalistError", "label_map", "label_names", "list_images", "load_datalist", "make_sample", "prepare_image"]
+__all__ = [
+    "DatalistError",
+    "domain_classes",
+    "domain_datalists",
+    "domain_label_maps",
+    "domain_spacings",
+    "label_map",
+    "label_names",
+    "list_images",
+    "load_datalist",
+    "load_domains",
+    "make_sample",
+    "median_spacing",
+    "prepare_domain_batch",
+    "prepare_image",
+]

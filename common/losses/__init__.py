@@ -6,6 +6,7 @@ from .masked_l1 import MaskedL1Loss
 from .masked_reconstruction import MaskedReconstructionLoss
 from .rcr import RCRLoss
 from .token_contrast import TokenContrastiveLoss
+from .voxel_cross_entropy import VoxelCrossEntropy
 
 __all__ = [
     "BYOLLoss",
@@ -14,4 +15,5 @@ __all__ = [
     "NTXentLoss",
     "RCRLoss",
     "TokenContrastiveLoss",
+    "VoxelCrossEntropy",
 ]
