@@ -17,8 +17,8 @@ class DomainSampler(DistributedSampler):
     A net with one branch a domain is trained so (Chen et al., arXiv 1904.00625, section 3.2). An epoch's batches are
     shared out among the domains, each at least one where there are enough batches, and mixed; passes over a domain's
     items follow each other, from epoch to epoch in another order. Give the loader the same ``batch_size``. The order is
-    a function of seed and epoch, which MONAI's trainer sets. Under torchrun the batches are dealt to the processes, which
-    may have different domains at a time; the same batches are made in each.
+    a function of seed and epoch, which MONAI's trainer sets. Under torchrun the batches are dealt to the processes,
+    which may have different domains at a time; the same batches are made in each.
 
     Args:
         data: the items, as the data set has them, with a ``domain``.

@@ -43,8 +43,8 @@ def load_domains(
         seed, check: as in `load_datalist`.
 
     Returns:
-        The lists `training`, `validation` and `test`, domain after domain, of items with `image`, `label`, `domain` (its
-        name), `branch` (its number) and `channel` (0 where a domain names none).
+        The lists `training`, `validation` and `test`, domain after domain, of items with `image`, `label`, `domain`
+        (its name), `branch` (its number) and `channel` (0 where a domain names none).
 
     Raises:
         DatalistError: a domain has no labels, a file is missing or wrong, or a required list is empty; the message

@@ -16,8 +16,8 @@ def prepare_domain_batch(
     """`prepare_batch` of MONAI's engines for a net with one branch a domain: image, label, and the batch's `branch`.
 
     Args:
-        batchdata: batch with `image` and `label`, shapes (B, C, *spatial) and (B, 1, *spatial), and the `branch` of each
-            item, which is one for all of them.
+        batchdata: batch with `image` and `label`, shapes (B, C, *spatial) and (B, 1, *spatial), and the `branch` of
+            each item, which is one for all of them.
         device: where image and label are moved to.
         non_blocking: whether the copies may overlap with the host.
         kwargs: passed on to `Tensor.to` for the image, for example `memory_format`.

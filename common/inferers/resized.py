@@ -17,7 +17,8 @@ class ResizedInferer(Inferer):
     Args:
         spatial_size: size that the network sees; both ways the resampling is trilinear.
 
-    ``inferer(inputs (B, C, *spatial), network)`` returns logits (B, K, *spatial) in float32, with the metadata of the inputs.
+    ``inferer(inputs (B, C, *spatial), network)`` returns logits (B, K, *spatial) in float32, with the metadata of the
+    inputs.
     """
 
     def __init__(self, spatial_size: Sequence[int]) -> None:

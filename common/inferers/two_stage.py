@@ -40,9 +40,9 @@ class TwoStageInferer(Inferer):
         min_size: a crop is extended to at least this size, as far as the image reaches; one number or one an axis.
         only_largest: take the largest connected part of what the first stage finds, not every stray voxel.
 
-    ``inferer(inputs (B, C, D, H, W), network)`` returns logits (B, num_classes, D, H, W) in float32, with the metadata of
-    the inputs. Outside of the crop they say background. An image in which the first stage finds nothing is background throughout,
-    and a warning names it.
+    ``inferer(inputs (B, C, D, H, W), network)`` returns logits (B, num_classes, D, H, W) in float32, with the metadata
+    of the inputs. Outside of the crop they say background. An image in which the first stage finds nothing is
+    background throughout, and a warning names it.
     """
 
     def __init__(

@@ -38,8 +38,8 @@ class NumberToClassd(MapTransform):
                 number = float("nan")
             if number != number:
                 raise ValueError(
-                    f"{d.get('image', 'An item')} has {d[key]!r} under {key!r}, which is no number; correct the datalist, "
-                    "or set `label_key`."
+                    f"{d.get('image', 'An item')} has {d[key]!r} under {key!r}, which is no number; correct the "
+                    "datalist, or set `label_key`."
                 )
             d[key] = bisect.bisect_right(self.bounds, number)
         return d
