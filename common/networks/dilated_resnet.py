@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 from torch.utils.checkpoint import checkpoint
 
 __all__ = ["BLOCKS", "DilatedResNet"]
@@ -76,7 +78,7 @@ class DilatedResNet(nn.Module):
         self.checkpointing = checkpointing
         expansion = 4 if depth >= 50 else 1
 
-        self.conv1 = nn.Conv3d(in_channels, width, 7, stride=2, padding=3, bias=False)
+        self.conv1 = _convolution(in_channels, width, 7, stride=2, padding=3)
         self.bn1 = nn.BatchNorm3d(width)
         self.maxpool = nn.MaxPool3d(3, stride=2, padding=1)
         channels, outputs = width, []
@@ -94,9 +96,6 @@ class DilatedResNet(nn.Module):
         self.bn_last = nn.BatchNorm3d(channels) if preactivation else None
         self.channels = (width, *outputs)
         self.strides = tuple((stride,) * 3 for stride in (2, 4, 8, 8, 8))
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         x = F.relu(self.bn1(self.conv1(image)), inplace=True)
@@ -141,14 +140,14 @@ class _Block(nn.Module):
         outputs = planes * expansion
         if expansion == 1:
             convolutions = [
-                nn.Conv3d(inputs, planes, 3, stride, padding=dilation, dilation=dilation, bias=False),
-                nn.Conv3d(planes, planes, 3, padding=dilation, dilation=dilation, bias=False),
+                _convolution(inputs, planes, 3, stride, padding=dilation, dilation=dilation),
+                _convolution(planes, planes, 3, padding=dilation, dilation=dilation),
             ]
         else:
             convolutions = [
-                nn.Conv3d(inputs, planes, 1, bias=False),
-                nn.Conv3d(planes, planes, 3, stride, padding=dilation, dilation=dilation, bias=False),
-                nn.Conv3d(planes, outputs, 1, bias=False),
+                _convolution(inputs, planes, 1),
+                _convolution(planes, planes, 3, stride, padding=dilation, dilation=dilation),
+                _convolution(planes, outputs, 1),
             ]
         for number, convolution in enumerate(convolutions, start=1):
             normed = convolution.in_channels if preactivation else convolution.out_channels
@@ -161,7 +160,7 @@ class _Block(nn.Module):
                 self.downsample = _PadChannels(outputs, stride)
             else:
                 self.downsample = nn.Sequential(
-                    nn.Conv3d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm3d(outputs)
+                    _convolution(inputs, outputs, 1, stride=stride), nn.BatchNorm3d(outputs)
                 )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -176,6 +175,17 @@ class _Block(nn.Module):
                     x = F.relu(x, inplace=True)
         x = x + residual
         return x if self.preactivation else F.relu(x, inplace=True)
+
+
+def _convolution(*arguments: int, **more: Any) -> nn.Conv3d:
+    """A convolution with He et al.'s initialisation, as the published code has it, and not first with torch's own.
+
+    Drawing every weight once instead of twice saves seconds for the deep nets.
+    """
+    device = torch.get_default_device()
+    convolution = skip_init(nn.Conv3d, *arguments, bias=False, device=device, **more)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
+    return convolution
 
 
 class _PadChannels(nn.Module):
