@@ -92,6 +92,25 @@ def test_the_encoder_goes_into_every_transfer(run, encoder, tmp_path, caplog):
         assert all(torch.equal(own[name], tensor) for name, tensor in state.items())
 
 
+def test_a_resumed_pretraining_has_the_bits_of_one_that_was_not_killed(run, tmp_path):
+    """The sampler's order, too, goes on where it was."""
+    overlays = ("pretrain.json", "datasets/sample.json")
+    settings = {"batches_per_epoch": 3, "max_epochs": 2, "val_interval": 1, "segmentation_net#width": 4}
+
+    def kill(workflow):
+        from ignite.engine import Events
+
+        trainer = workflow.parser.get_parsed_content("train#trainer")
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), lambda: 1 / 0)
+
+    run(*overlays, **settings, output_dir=str(tmp_path / "whole"))
+    with pytest.raises(RuntimeError):
+        run(*overlays, **settings, output_dir=str(tmp_path / "killed"), before=kill, checkpoint_interval=1)
+    run(*overlays, **settings, output_dir=str(tmp_path / "killed"), resume=True, checkpoint_interval=1)
+    states = [read_encoder(tmp_path / name / "encoder.safetensors")[0] for name in ("whole", "killed")]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
 def rows(path):
     with path.open() as file:
         return list(csv.DictReader(file, skipinitialspace=True))
