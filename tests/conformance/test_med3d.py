@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from common.networks import DenseASPP, DilatedResNet
 
+CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "med3d" / "configs"
+LIVER = ("liver_coarse", "liver_fine")
 # README of the published code: parameters with the norms' running statistics; depth -> shortcut, millions.
 PUBLISHED = {
     10: ("B", 14.36),
@@ -36,3 +42,73 @@ def test_dense_aspp_on_2048_channels(hidden, growth, millions):
     with torch.device("meta"):
         blocks = DenseASPP([2048], 2, hidden, growth).blocks
     assert sum(parameter.numel() for parameter in blocks.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+def parsed(*names: str) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in names])
+    return parser
+
+
+def read(name: str) -> dict:
+    return json.loads((CONFIGS / name).read_text())
+
+
+def test_networks_of_the_bundle():
+    for depth, (shortcut, _) in PUBLISHED.items():
+        net = read(f"networks/resnet{depth}.json")["segmentation_net"]
+        assert (net["depth"], net["shortcut"], net.get("width", 64)) == (depth, shortcut, 64)
+    assert read("networks/resnet200_preactivation.json")["segmentation_net"]["preactivation"]
+
+
+def test_3dseg8():
+    """The eight sets, by default; classes with background as the Decathlon's `dataset.json` have them."""
+    parser = parsed("pretrain.json")
+    names = [domain["name"] for domain in parser["domains"]]
+        ["brain", "hippocampus", "prostate", "liver", "heart", "pancreas", "vessel", "spleen"]
+    )
+    assert dict(zip(names, parser.get_parsed_content("branch_classes"), strict=True)) == {
+        "brain": 4, "hippocampus": 3, "prostate": 3, "liver": 3, "heart": 2, "pancreas": 3, "vessel": 3, "spleen": 2,
+    }  # fmt: skip
+    assert read("datasets/3dseg8.json")["domains"] == read("pretrain.json")["domains"]
+    with torch.device("meta"):
+        net = parser.get_parsed_content("network_def")
+    assert [branch.out_channels for branch in net.decoder.branches] == parser.get_parsed_content("branch_classes")
+    assert {branch.kernel_size for branch in net.decoder.branches} == {(1, 1, 1)}
+
+
+DATASETS = sorted(path.stem for path in (CONFIGS / "datasets").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if "numbering" in read(f"datasets/{name}.json")])
+def test_classes_of_a_data_set_are_those_of_its_label_map(name):
+    parser = parsed("train.json", f"datasets/{name}.json")
+    classes = parser.get_parsed_content("label_map")
+    assert len(classes) == len(parser.get_parsed_content("structure_names")) == parser["num_classes"]
+    assert all(classes[number] for number in range(1, len(classes)))
+    assert all(size >= roi for size, roi in zip(parser["image_size"], parser["roi_size"], strict=True))
+
+
+def test_settings_of_the_transfers():
+    train, liver = read("train.json"), read("datasets/lits.json")
+    assert train["optimizer"]["_target_"] == "torch.optim.Adam" and train["learning_rate"] == 1e-3
+    clip, scale = train["intensity"]["transforms"]
+    assert (clip["lower"], clip["upper"], scale) == (0.5, 99.5, {"_target_": "NormalizeIntensityd", "keys": "image"})
+    assert read("tasks/nodule.json")["label_transforms"][0]["bounds"] == [4]
+    window = liver["intensity"]["transforms"][0]
+    assert (window["a_min"], window["a_max"], window["clip"]) == (-200, 250, True)
+    heads = {name: read(f"tasks/{name}.json")["head"]["_target_"] for name in ("lung", "nodule", *LIVER)}
+    assert [name.rpartition(".")[2] for name in heads.values()] == [
+        "LungDecoder", "PooledClassifier", "BranchDecoder", "DenseASPP",
+    ]  # fmt: skip
+    two_stages = parsed("inference.json", "tasks/liver_fine.json", "tasks/liver_two_stage.json")
+    assert two_stages["coarse_net#head"] == read("tasks/liver_coarse.json")["head"]
+
+
+def test_the_published_demonstration():
+    """Its defaults (`setting.py`, `datasets/brains18.py`, `train.py`)."""
+    demo = read("presets/medicalnet_demo.json")
+    assert demo["image_size"] == demo["roi_size"] == [56, 448, 448]
+    assert (demo["batch_size"], demo["max_epochs"], demo["learning_rate"], demo["weight_decay"]) == (1, 200, 1e-3, 1e-3)
+    assert demo["optimizer"]["momentum"] == 0.9 and read("train.json")["lr_scheduler"]["gamma"] == 0.99
+    assert demo["resample"]["mode"] == "nearest"
