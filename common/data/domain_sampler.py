@@ -15,7 +15,7 @@ class DomainSampler(DistributedSampler):
     """Random order of a data set in batches of one domain each, in which small domains are not drowned by large ones.
 
     A net with one branch a domain is trained so (Chen et al., arXiv 1904.00625, section 3.2). An epoch's batches are
-    shared out among the domains, each at least one where there are enough batches, and mixed; passes over a domain's
+    shared out among the domains, at least one for each, and mixed; passes over a domain's
     items follow each other, from epoch to epoch in another order. Give the loader the same ``batch_size``. The order is
     a function of seed and epoch, which MONAI's trainer sets. Under torchrun the batches are dealt to the processes,
     which may have different domains at a time; the same batches are made in each.
@@ -31,7 +31,7 @@ class DomainSampler(DistributedSampler):
         num_replicas, rank: processes and the number of this one; by default those that ignite knows.
 
     Raises:
-        ValueError: an item without a domain, ``balance`` outside of 0 to 1, or no batch for each process.
+        ValueError: an item without a domain, ``balance`` outside of 0 to 1, or fewer batches than processes or domains.
     """
 
     def __init__(
@@ -64,6 +64,11 @@ class DomainSampler(DistributedSampler):
                 f"{total} batches an epoch are none for each of {num_replicas} processes: raise batches_per_epoch, or "
                 "lower batch_size."
             )
+        if self.batches * num_replicas < len(self.items):
+            raise ValueError(
+                f"{self.batches * num_replicas} batches an epoch are fewer than the {len(self.items)} domains, so that "
+                "some would never be trained: raise batches_per_epoch, or lower batch_size."
+            )
         weights = {name: len(items) ** (1 - balance) for name, items in self.items.items()}
         self.shares = _share_out(self.batches * num_replicas, weights)
 
@@ -91,12 +96,10 @@ class DomainSampler(DistributedSampler):
 
 
 def _share_out(batches: int, weights: Mapping[Any, float]) -> dict[Any, int]:
-    """Whole batches in proportion to the weights, by largest remainders; none goes without while there are enough."""
-    least = 1 if batches >= len(weights) else 0
-    free = batches - least * len(weights)
-    total = sum(weights.values())
+    """Whole batches in proportion to the weights, by largest remainders; each has one before all else."""
+    free, total = batches - len(weights), sum(weights.values())
     exact = {name: free * weight / total for name, weight in weights.items()}
-    shares = {name: least + int(value) for name, value in exact.items()}
+    shares = {name: 1 + int(value) for name, value in exact.items()}
     by_remainder = sorted(exact, key=lambda name: int(exact[name]) - exact[name])
     for name in by_remainder[: batches - sum(shares.values())]:
         shares[name] += 1

@@ -19,7 +19,7 @@ from common.weights import read_encoder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "med3d" / "configs"
 SAMPLE = {"spacing": [4.0] * 3, "image_size": [32] * 3, "roi_size": [32] * 3, "batches_per_epoch": 1, "max_epochs": 1}
-DOMAINS = {f"domains#{number}#spacing": [4.0] * 3 for number in (0, 1)}
+DOMAINS = {f"domains#{number}#spacing": [4.0] * 3 for number in (0, 1)} | {"batches_per_epoch": 2}
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +131,12 @@ def predict(run, folder, *overlays, **settings):
 
 
 def test_segmentation(run, cohort, tmp_path):
-    overlays = ("datasets/sample.json",)
-    trained(run, tmp_path, *overlays)
+    overlays, small = ("datasets/sample.json",), {"head#features": 16}
+    trained(run, tmp_path, *overlays, **small)
     test = json.loads((cohort / "structures4.json").read_text())["test"]
     table = rows(tmp_path / "eval/val_mean_dice_raw.csv")
     assert len(table) == len(test) == 2 and "cortex" in table[0]
-    predict(run, tmp_path, *overlays)
+    predict(run, tmp_path, *overlays, **small)
     for item in test:
         image = nib.load(cohort / item["image"])
         name = Path(item["image"]).name.removesuffix(".nii.gz")
@@ -252,7 +252,7 @@ def test_deterministic_transforms_are_cached(run, tmp_path):
 
 def test_monai_verifies_and_exports_the_net(tmp_path):
     overlay = tmp_path / "small.json"
-    overlay.write_text(json.dumps({"roi_size": [32] * 3}))
+    overlay.write_text(json.dumps({"roi_size": [32] * 3, "head#features": 16}))
     files = [str(CONFIGS / "inference.json"), str(CONFIGS / "networks/resnet10_small.json"), str(overlay)]
     formats = "_meta_#network_data_format"
     shapes = {f"{formats}#{end}#spatial_shape": [32] * 3 for end in ("inputs#image", "outputs#pred")}
