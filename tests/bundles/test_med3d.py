@@ -131,12 +131,12 @@ def predict(run, folder, *overlays, **settings):
 
 
 def test_segmentation(run, cohort, tmp_path):
-    overlays, small = ("datasets/sample.json",), {"head#features": 16}
-    trained(run, tmp_path, *overlays, **small)
+    overlays = ("datasets/sample.json",)
+    trained(run, tmp_path, *overlays)
     test = json.loads((cohort / "structures4.json").read_text())["test"]
     table = rows(tmp_path / "eval/val_mean_dice_raw.csv")
     assert len(table) == len(test) == 2 and "cortex" in table[0]
-    predict(run, tmp_path, *overlays, **small)
+    predict(run, tmp_path, *overlays)
     for item in test:
         image = nib.load(cohort / item["image"])
         name = Path(item["image"]).name.removesuffix(".nii.gz")
