@@ -91,7 +91,7 @@ def test_settings_of_the_transfers():
     train, liver = read("train.json"), read("datasets/lits.json")
     assert train["optimizer"]["_target_"] == "torch.optim.Adam" and train["learning_rate"] == 1e-3
     clip, scale = train["intensity"]["transforms"]
-    assert (clip["lower"], clip["upper"], scale) == (0.5, 99.5, {"_target_": "NormalizeIntensityd", "keys": "image"})
+    assert (clip["lower"], clip["upper"]) == (0.5, 99.5) and clip["channel_wise"] and scale["channel_wise"]
     assert read("tasks/nodule.json")["label_transforms"][0]["bounds"] == [4]
     window = liver["intensity"]["transforms"][0]
     assert (window["a_min"], window["a_max"], window["clip"]) == (-200, 250, True)
@@ -101,6 +101,30 @@ def test_settings_of_the_transfers():
     ]  # fmt: skip
     two_stages = parsed("inference.json", "tasks/liver_fine.json", "tasks/liver_two_stage.json")
     assert two_stages["coarse_net#head"] == read("tasks/liver_coarse.json")["head"]
+
+
+@pytest.mark.parametrize(
+    "overlays",
+    [
+        ["lits", "liver_coarse"],
+        ["lits", "liver_fine", "liver_two_stage"],
+        ["lidc", "nodule"],
+        ["brain"],
+        ["hippocampus"],
+    ],
+    ids="+".join,
+)
+def test_a_data_set_with_its_task_gives_logits_of_the_crop(overlays):
+    files = [f"datasets/{overlays[0]}.json", *(f"tasks/{name}.json" for name in overlays[1:])]
+    parser = parsed("inference.json", *files)
+    with torch.device("meta"):
+        net = parser.get_parsed_content("segmentation_net").eval()
+        image = torch.empty(1, parser.get_parsed_content("in_channels"), *parser["roi_size"])
+        logits = net(image)
+    crop = () if "nodule" in overlays else tuple(parser["roi_size"])
+    assert logits.shape == (1, parser["num_classes"], *crop)
+    for name in ("preprocessing", "inferer", "postprocessing"):
+        assert callable(parser.get_parsed_content(name))
 
 
 def test_the_published_demonstration():
