@@ -299,7 +299,7 @@ class _Builder:
         epochs = config.get("max_epochs")
         items = len(config.get("data")["training"])
         override |= _checkpoint_interval(config, override, epochs)
-        data = _data_digest(config)
+        data = _data_digest(config, "datalist", "pretrain_datalist")
         for seed in settings.seeds if arm.pretrain_per_seed else (None,):
             folder = self.pretrain_folder(arm, seed)
             own = {**override, "resume": True, "output_dir": str(folder)}
@@ -411,9 +411,12 @@ def _checkpoint_interval(config: BundleConfig, override: Mapping[str, Any], epoc
     return {"checkpoint_interval": max(1, epochs // 10)}
 
 
-def _data_digest(config: BundleConfig) -> str:
-    paths = config.get("datalist")
-    paths = [paths] if isinstance(paths, (str, Path)) else paths or []
+def _data_digest(config: BundleConfig, *ids: str) -> str:
+    """SHA-256 of the datalists that these ids name, by default ``datalist``."""
+    paths: list[str | Path] = []
+    for name in ids or ("datalist",):
+        value = config.get(name)
+        paths += [value] if isinstance(value, (str, Path)) else value or []
     return hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths)).hexdigest()
 
 

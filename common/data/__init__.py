@@ -1,6 +1,8 @@
 """Datalists, label maps and the data sets that they come from."""
 
 from .datalist import DatalistError, load_datalist
+from .domain_batch import prepare_domain_batch
+from .domains import domain_classes, domain_datalists, domain_label_maps, domain_spacings, load_domains, median_spacing
 from .image_list import list_images
 from .label_maps import label_map, label_names
 from .pretext_batch import prepare_image
@@ -8,10 +10,17 @@ from .sample import make_sample
 
 __all__ = [
     "DatalistError",
+    "domain_classes",
+    "domain_datalists",
+    "domain_label_maps",
+    "domain_spacings",
     "label_map",
     "label_names",
     "list_images",
     "load_datalist",
+    "load_domains",
     "make_sample",
+    "median_spacing",
+    "prepare_domain_batch",
     "prepare_image",
 ]

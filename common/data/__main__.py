@@ -1,4 +1,4 @@
-"""Command line: `python -m common.data prepare | check | merge`."""
+"""Command line: `python -m common.data prepare | check | spacing | merge`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import fire
 
 from .datalist import SECTIONS, DatalistError, find_overlaps, load_datalist, raise_problems, read_datalist
+from .domains import print_spacing
 from .label_maps import NUMBERINGS, TASKS, known_labels, label_map
 from .prepare.datasets import describe, numbering_hint
 from .prepare.datasets import prepare as prepare_dataset
@@ -150,7 +151,8 @@ def merge(*paths: str, output: str | None = None, force: bool = False) -> None:
 
 def main() -> None:
     try:
-        fire.Fire({"prepare": prepare, "check": check, "merge": merge}, name="python -m common.data")
+        commands = {"prepare": prepare, "check": check, "spacing": print_spacing, "merge": merge}
+        fire.Fire(commands, name="python -m common.data")
     except (DatalistError, FileExistsError, ValueError) as error:
         sys.exit(f"error: {error}")
 

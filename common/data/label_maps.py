@@ -26,12 +26,34 @@ NUMBERINGS = (
     "freesurfer",
     "malpem",
     "msd_brats",
+    "msd_heart",
     "msd_hippocampus",
+    "msd_liver",
+    "msd_pancreas",
+    "msd_prostate",
+    "msd_spleen",
+    "msd_vessel",
     "oasis_seg35",
     "oasis_seg4",
     "task",
+    "visceral",
 )
-TASKS = ("skull", "structures4", "structures33", "organs8", "organs13", "hippocampus", "brats")
+TASKS = (
+    "skull",
+    "structures4",
+    "structures33",
+    "organs8",
+    "organs13",
+    "hippocampus",
+    "brats",
+    "lung",
+    "liver",
+    "heart",
+    "prostate",
+    "pancreas",
+    "vessel",
+    "spleen",
+)
 
 
 def label_map(numbering: str, task: str) -> dict[int, list[int]]:
@@ -41,15 +63,17 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
         numbering: how the masks at hand are numbered. `freesurfer`: aseg or aparc+aseg. `oasis_seg35`, `oasis_seg4`:
             the 35 structures and four tissues of the neurite version of OASIS-1. `malpem`: the 138 regions of MALP-EM
             (ADNI). `dlmuse`: MUSE region numbers. `binary`: a brain mask, 1 to 255 is brain. `btcv`: the 13 organs of
-            BTCV (Synapse). `msd_hippocampus`, `msd_brats`: the Decathlon's Task04 and Task01. `brats2020`:
-            BraTS of 2017 to 2022.
+            BTCV (Synapse). `msd_hippocampus`, `msd_brats` and the like: the Decathlon's Task04, Task01 and others.
+            `brats2020`: BraTS of 2017 to 2022.
+            `visceral`: RadLex identifiers, as in VISCERAL.
             `task`: the task's own classes, as in predictions of its network and in masks drawn or corrected on them.
         task: `skull` has one class, brain tissue and CSF. `structures4` has 1 cortex, 2 subcortical grey matter,
             3 white matter, 4 CSF. `structures33` has the structures of `oasis_seg35` without the choroid plexuses,
             1 to 33 in their order (Zhang et al., BIBM 2023, section IV-A). `organs13` has the organs of `btcv`,
             `organs8` the eight of them that TransUNet (arXiv 2102.04306, section 4.1) evaluates: 1 spleen, 2 right
             kidney, 3 left kidney, 4 gallbladder, 5 liver, 6 stomach, 7 aorta, 8 pancreas. `hippocampus` has
-            1 anterior, 2 posterior; `brats` 1 edema, 2 non-enhancing tumour core, 3 enhancing tumour.
+            1 anterior, 2 posterior; `brats` 1 edema, 2 non-enhancing tumour core, 3 enhancing tumour; `liver` the liver
+            with its tumours; `lung`, `heart`, `prostate`, `pancreas`, `vessel`, `spleen` what `label_names` says.
 
     Returns:
         Class -> its source labels, for every class. A class that the numbering lacks has an empty list; 0 has the

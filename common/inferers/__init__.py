@@ -1,5 +1,11 @@
 """Inferers that MONAI does not have."""
 
 from .mirrored import MirroredSlidingWindowInferer
+from .resized import ResizedInferer
+from .two_stage import TwoStageInferer
 
-__all__ = ["MirroredSlidingWindowInferer"]
+__all__ = [
+    "MirroredSlidingWindowInferer",
+    "ResizedInferer",
+    "TwoStageInferer",
+]

@@ -8,6 +8,7 @@ from .masked_vectors import MaskedVectorsLoss
 from .plane_triplet import PlaneTripletLoss
 from .rcr import RCRLoss
 from .token_contrast import TokenContrastiveLoss
+from .voxel_cross_entropy import VoxelCrossEntropy
 
 __all__ = [
     "BYOLLoss",
@@ -18,4 +19,5 @@ __all__ = [
     "PlaneTripletLoss",
     "RCRLoss",
     "TokenContrastiveLoss",
+    "VoxelCrossEntropy",
 ]

@@ -1,11 +1,18 @@
 """Segmentation networks, encoders (views on their sub-modules) and heads over encoders."""
 
+from .branch_decoder import BranchDecoder, MultiBranchNet
+from .dense_aspp import DenseASPP
+from .dilated_resnet import DilatedResNet
 from .heads import EncoderClassifier, EncoderRegressor
 from .legacy_patch_merging import LegacyPatchMerging
+from .lung_decoder import LungDecoder
+from .med3d_net import Med3DNet
+from .medicalnet_head import MedicalNetHead
 from .memory_format import ChannelsLastInstanceNorm3d, to_channels_last
 from .multi_view import MultiViewClassifier, MultiViewEncoder, MultiViewRegressor, MultiViewSegmenter
 from .nnformer import NNFormer, NNFormerEncoder
 from .plane_encoder import PlaneEncoder
+from .pooled_classifier import PooledClassifier
 from .slice_transformer import SliceTransformer
 from .swin_encoder import SwinEncoder
 from .unetr import UNETR, SeparablePositions
@@ -13,10 +20,17 @@ from .vit_encoder import ViTEncoder
 
 __all__ = [
     "UNETR",
+    "BranchDecoder",
     "ChannelsLastInstanceNorm3d",
+    "DenseASPP",
+    "DilatedResNet",
     "EncoderClassifier",
     "EncoderRegressor",
     "LegacyPatchMerging",
+    "LungDecoder",
+    "Med3DNet",
+    "MedicalNetHead",
+    "MultiBranchNet",
     "MultiViewClassifier",
     "MultiViewEncoder",
     "MultiViewRegressor",
@@ -24,6 +38,7 @@ __all__ = [
     "NNFormer",
     "NNFormerEncoder",
     "PlaneEncoder",
+    "PooledClassifier",
     "SeparablePositions",
     "SliceTransformer",
     "SwinEncoder",

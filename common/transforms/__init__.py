@@ -4,12 +4,19 @@ from .canvas import Canvasd
 from .check_volume import CheckVolumed
 from .cube_group import CubeGroup, rot90_batch
 from .cutout_swap import CutoutSwap
+from .domain_spacing import DomainSpacingd
+from .foreground_volume import ForegroundVolumed
 from .grid_mask import random_grid_mask, random_keep_indices, upsample_mask
 from .label_regions import LabelRegionsd
+from .largest_component import LargestComponentd
 from .load_volume import LoadVolumed
 from .map_labels import MapLabelsd
 from .mirrored_layout import MirroredLayout
+from .noise_background import NoiseBackgroundd
+from .number_to_class import NumberToClassd
 from .patchify import patchify, unpatchify
+from .rand_region_crop import RandRegionCropd
+from .select_channel import SelectChanneld
 from .spacing import Spacingd
 from .target import Targetd
 from .texture import RandomTexture, gibbs_noise
@@ -21,12 +28,19 @@ __all__ = [
     "CheckVolumed",
     "CubeGroup",
     "CutoutSwap",
+    "DomainSpacingd",
+    "ForegroundVolumed",
     "LabelRegionsd",
+    "LargestComponentd",
     "LoadVolumed",
     "MapLabelsd",
     "MirroredLayout",
+    "NoiseBackgroundd",
+    "NumberToClassd",
+    "RandRegionCropd",
     "RandomBezier",
     "RandomTexture",
+    "SelectChanneld",
     "Spacingd",
     "Targetd",
     "TokenViews",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 
 import fire
 
@@ -24,6 +25,7 @@ def _convert(*args, **kwargs) -> str:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         fire.Fire({"convert": _convert, "show": show}, name="common.weights")
     except (ValueError, OSError) as error:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import re
@@ -11,7 +12,9 @@ import torch
 
 from .encoder_file import FORMAT_VERSION, write_state
 
-__all__ = ["KINDS", "convert", "monai_mae", "swin_unetr_ssl", "unetr_mae"]
+__all__ = ["KINDS", "convert", "medicalnet", "monai_mae", "swin_unetr_ssl", "unetr_mae"]
+
+logger = logging.getLogger(__name__)
 
 State = dict[str, torch.Tensor]
 
@@ -55,11 +58,13 @@ def convert(
         )
     try:
         converted, architecture = KINDS[kinds[0]][0](state)
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
         raise ValueError(f"{source} is no checkpoint of the kind {kinds[0]}: it lacks tensors ({error}).") from error
-    if "hidden_size" in architecture:
+    except ValueError as error:
+        raise ValueError(f"{source} is no checkpoint of the kind {kinds[0]}: {error}.") from error
+    if architecture["name"] == "ViTEncoder":
         architecture["num_heads"] = num_heads
-    else:
+    elif architecture["name"] == "SwinEncoder":
         architecture["patch_merging"] = "LegacyPatchMerging" if legacy_patch_merging else "PatchMerging"
     record = {
         "format": FORMAT_VERSION,
@@ -71,6 +76,17 @@ def convert(
         "intensity": intensity,
         "data": data,
     }
+    taken = {tensor.data_ptr() for tensor in converted.values()}
+    left_out = [name for name, tensor in state.items() if tensor.data_ptr() not in taken]
+    logger.info(
+        "%s: %d tensors of %d converted as %s of a %s%s.",
+        source,
+        len(state) - len(left_out),
+        len(state),
+        kinds[0],
+        architecture["name"],
+        f"; left out: {', '.join(left_out)}" if left_out else "",
+    )
     write_state({name: tensor.contiguous().clone() for name, tensor in converted.items()}, output, record)
     return record
 
@@ -106,7 +122,10 @@ def monai_mae(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]
 
     Its final norm is the last entry of ``blocks``; in ``ViT`` it is ``norm``.
     """
-    depth = 1 + max(int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.norm1", name))
+    blocks = [int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.norm1", name)]
+    if not blocks:
+        raise KeyError("blocks.0.norm1.weight")
+    depth = 1 + max(blocks)
     converted = {}
     for name, tensor in state.items():
         if name == "cls_token" or name.startswith("patch_embedding."):
@@ -135,10 +154,45 @@ def swin_unetr_ssl(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, 
     }
 
 
+def medicalnet(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
+    """Backbone of the published MedicalNet checkpoints (Chen et al., arXiv 1904.00625): a ``DilatedResNet``.
+
+    Depth, shortcut and channels are read off the tensors, and every tensor of such a backbone has to be there, since
+    a load without a match would otherwise train from scratch without a word. The segmentation or classification layers
+    (``conv_seg``, ``fc``) are left out; counters of batches, which old PyTorch did not write, begin at 0.
+    """
+    from ..networks.dilated_resnet import BLOCKS, DilatedResNet
+
+    converted = {name: tensor for name, tensor in state.items() if not re.match(r"(conv_seg|fc)\.", name)}
+    stem = converted["conv1.weight"]
+    if stem.ndim != 5:
+        raise ValueError(f"conv1.weight has the shape {tuple(stem.shape)}, which is no kernel of a 3-D convolution")
+    blocks = tuple(len({n.split(".")[1] for n in converted if n.startswith(f"layer{layer}.")}) for layer in range(1, 5))
+    bottleneck = "layer1.0.conv3.weight" in converted
+    depths = [depth for depth, known in BLOCKS.items() if known == blocks and (depth >= 50) == bottleneck]
+    if not depths:
+        kind = "bottleneck" if bottleneck else "basic"
+        raise ValueError(f"its layers have {blocks} {kind} blocks, as no ResNet of depth {', '.join(map(str, BLOCKS))}")
+    shortcut = "B" if any(".downsample." in name for name in converted) else "A"
+    with torch.device("meta"):
+        net = DilatedResNet(depths[0], stem.shape[1], shortcut, width=stem.shape[0])
+    expected = net.state_dict()
+    for name in expected:
+        if name.endswith(".num_batches_tracked"):
+            converted.setdefault(name, torch.tensor(0))
+    wrong = [name for name, tensor in expected.items() if getattr(converted.get(name), "shape", None) != tensor.shape]
+    wrong += [name for name in converted if name not in expected]
+    if wrong:
+        kind = f"a ResNet-{depths[0]} with shortcut {shortcut}"
+        raise ValueError(f"{len(wrong)} tensors are not those of {kind} ({', '.join(wrong[:3])})")
+    return {name: converted[name] for name in expected}, net.architecture()
+
+
 KINDS: dict[str, tuple[Callable[[Mapping[str, torch.Tensor]], tuple[State, dict[str, Any]]], str]] = {
     "unetr_mae": (unetr_mae, r"^pos_embed_spatial$"),
     "monai_mae": (monai_mae, r"^mask_tokens$"),
     "swin_unetr_ssl": (swin_unetr_ssl, r"layers1\.0\.blocks\.0\.attn\.qkv"),
+    "medicalnet": (medicalnet, r"^layer1\.0\.conv1\.weight$"),
 }
 """Kinds of checkpoints: the converter, and the tensor name by which a checkpoint is told."""
 

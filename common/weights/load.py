@@ -19,7 +19,16 @@ logger = logging.getLogger(__name__)
 CONTRACT = ("spacing", "orientation", "intensity", "spatial_size")
 """Keys of a record that the data fed to the encoder must agree with."""
 
-SHAPELESS = ("num_heads", "window_size", "patch_merging", "norm_eps", "class_token")
+SHAPELESS = (
+    "num_heads",
+    "window_size",
+    "patch_merging",
+    "norm_eps",
+    "class_token",
+    "shortcut",
+    "dilations",
+    "preactivation",
+)
 """Keys of an encoder's architecture by which weights of equal shapes compute something else."""
 
 

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.compare.plan import make_plan
+from common.compare.plan import BundleConfig, _data_digest, make_plan
 from common.compare.settings import CompareError, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -247,3 +247,23 @@ def test_a_second_stage_starts_from_the_arm_before(cohort, tmp_path):
         make(arms=dict(reversed(arms.items())))
     with pytest.raises(CompareError, match="set `pretrain_per_seed` for both or for none"):
         make(arms={**arms, "both": {**arms["both"], "pretrain_per_seed": True}})
+
+
+def test_the_digest_of_a_pretraining_has_its_own_datalists(tmp_path):
+    """A bundle may pre-train on others than it fine-tunes on, and on several."""
+    lists = [tmp_path / f"{name}.json" for name in "abc"]
+    for path in lists:
+        path.write_text(path.name)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"datalist": str(lists[0]), "pretrain_datalist": [str(path) for path in lists[1:]]}))
+
+    def digests():
+        parsed = BundleConfig([str(config)], {}, tmp_path)
+        return _data_digest(parsed), _data_digest(parsed, "datalist", "pretrain_datalist")
+
+    before = digests()
+    lists[2].write_text("changed")
+    after = digests()
+    assert before[0] == after[0] and before[1] != after[1]
+    lists[0].write_text("changed")
+    assert digests()[0] != after[0]

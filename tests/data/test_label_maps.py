@@ -10,7 +10,8 @@ import common.data.label_maps as module
 from common.data import label_map, label_names
 from common.transforms import MapLabelsd
 
-OTHERS = ("brats2020", "btcv", "msd_brats", "msd_hippocampus")  # of other sets than brain MRI with its structures
+# Of other sets than brain MRI with its structures.
+OTHERS = ("brats2020", "btcv", "visceral", *(name for name in module.NUMBERINGS if name.startswith("msd_")))
 NUMBERINGS = tuple(name for name in module.NUMBERINGS if name not in ("task", *OTHERS))
 TASKS = module.TASKS
 SEG35 = [0, *range(1, 19), 0, *range(19, 34), 0]  # class of structures33 for the labels 1..35, plexuses without one
@@ -168,6 +169,16 @@ def test_the_decathlon_numberings_are_their_tasks_classes():
     assert label_names("hippocampus") == {0: "background", 1: "anterior", 2: "posterior"}
     assert label_map("msd_brats", "brats") == {0: [], 1: [1], 2: [2], 3: [3]}
     assert list(label_names("brats").values())[1:] == ["edema", "non-enhancing tumour core", "enhancing tumour"]
+    for name in ("heart", "prostate", "pancreas", "vessel", "spleen"):
+        groups = label_map(f"msd_{name}", name)
+        assert groups == {0: [], **{index: [index] for index in range(1, len(groups))}}
+    # LiTS has the tumour apart; the liver is both.
+    assert label_map("msd_liver", "liver") == {0: [], 1: [1, 2]}
+
+
+def test_the_lungs_of_visceral():
+    groups = label_map("visceral", "lung")
+    assert groups[1] == [1302, 1326] and len(groups[0]) == 18
 
 
 def test_brats_itself_has_other_numbers_than_the_decathlons_brats():
@@ -183,8 +194,20 @@ def test_brats_itself_has_other_numbers_than_the_decathlons_brats():
 @pytest.mark.parametrize("numbering", OTHERS)
 @pytest.mark.parametrize("task", TASKS)
 def test_other_sets_have_their_own_tasks_only(numbering, task):
-    own = {"btcv": ("organs8", "organs13"), "msd_hippocampus": ("hippocampus",)}
-    own |= {"brats2020": ("brats",), "msd_brats": ("brats",)}
+    organs = ("organs8", "organs13")  # which have the name of an organ in common with these
+    own = {
+        "btcv": (*organs, "liver", "pancreas", "spleen"),
+        "visceral": (*organs, "liver", "lung", "pancreas", "spleen"),
+        "brats2020": ("brats",),
+        "msd_brats": ("brats",),
+        "msd_heart": ("heart",),
+        "msd_hippocampus": ("hippocampus",),
+        "msd_liver": (*organs, "liver"),
+        "msd_pancreas": (*organs, "pancreas"),
+        "msd_prostate": ("prostate",),
+        "msd_spleen": (*organs, "spleen"),
+        "msd_vessel": ("vessel",),
+    }
     if task in own[numbering]:
         assert list(label_map(numbering, task)) == list(label_names(task))
         return
@@ -192,7 +215,7 @@ def test_other_sets_have_their_own_tasks_only(numbering, task):
         label_map(numbering, task)
 
 
-@pytest.mark.parametrize("task", ["organs8", "organs13", "hippocampus", "brats"])
+@pytest.mark.parametrize("task", [task for task in TASKS if not task.startswith(("structures", "skull"))])
 def test_brain_structures_are_no_classes_of_the_other_tasks(task):
     for numbering in NUMBERINGS:
         with pytest.raises(ValueError, match=f"{numbering!r} hold no class of the task {task!r}"):

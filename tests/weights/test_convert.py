@@ -11,7 +11,7 @@ import torch
 from monai.networks.nets import MaskedAutoEncoderViT, SwinUNETR
 from torch import nn
 
-from common.networks import UNETR, LegacyPatchMerging, SwinEncoder, ViTEncoder
+from common.networks import UNETR, DilatedResNet, LegacyPatchMerging, SwinEncoder, ViTEncoder
 from common.weights import convert, load_encoder, read_encoder
 
 SIZE, GRID = (32, 16, 48), (2, 1, 3)
@@ -259,6 +259,67 @@ def test_checkpoints_that_cannot_be_converted(paths, write, message):
     with pytest.raises(ValueError, match=message) as raised:
         convert(*paths)
     assert str(raised.value).startswith(str(paths[0]))
+    assert not paths[1].exists()
+
+
+def published_medicalnet(depth, shortcut, width=4, channels=1):
+    """Tensors as MedicalNet's files have them: names of `DataParallel`, with the layers of its demonstration."""
+    encoder = DilatedResNet(depth, channels, shortcut, width=width)
+    randomise(encoder)
+    state = {f"module.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    state["module.conv_seg.0.weight"] = torch.rand(4, 32, 2, 2, 2)
+    return encoder, state
+
+
+@pytest.mark.parametrize(("depth", "shortcut"), [(10, "B"), (18, "A"), (34, "A"), (50, "B"), (200, "B")])
+def test_medicalnet(paths, depth, shortcut, caplog):
+    theirs, state = published_medicalnet(depth, shortcut)
+    torch.save({"state_dict": state, "optimizer": {}}, paths[0])
+    with caplog.at_level("INFO"):
+        record = convert(*paths)
+    assert f"{len(state) - 1} tensors of {len(state)} converted as medicalnet" in caplog.text
+    assert "left out: conv_seg.0.weight" in caplog.text
+    assert record["architecture"] == theirs.architecture()
+    encoder = DilatedResNet(depth, shortcut=shortcut, width=4).eval()
+    report = load_encoder(encoder, paths[1])
+    assert report.covered == 1 and not report.warnings and not report.new
+    image = image_of()
+    with torch.no_grad():
+        for ours, expected in zip(encoder(image), theirs(image), strict=True):
+            assert torch.equal(ours, expected)
+
+
+def test_medicalnet_without_counters(paths):
+    """PyTorch 0.3 did not count batches."""
+    _, state = published_medicalnet(10, "B")
+    torch.save({name: x for name, x in state.items() if not name.endswith("tracked")}, paths[0])
+    convert(*paths)
+    assert load_encoder(DilatedResNet(10, width=4), paths[1]).covered == 1
+
+
+def test_the_other_shortcut_warns(paths):
+    torch.save(published_medicalnet(18, "A")[1], paths[0])
+    convert(*paths)
+    report = load_encoder(DilatedResNet(18, shortcut="B", width=4), paths[1])
+    assert report.warnings == ["the encoder was made with shortcut A, this one has B."]
+    with pytest.raises(ValueError, match="less than the 90%"):
+        load_encoder(DilatedResNet(34, shortcut="A", width=4), paths[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"module.layer2.0.bn1.weight": None}, r"1 tensors are not those of a ResNet-10 .*layer2.0.bn1.weight"),
+        ({"module.layer5.0.x": torch.zeros(1)}, r"1 tensors are not those of a ResNet-10 .*layer5.0.x"),
+        ({"module.conv1.weight": torch.zeros(4, 3, 7, 7)}, r"\(4, 3, 7, 7\), which is no kernel of a 3-D"),
+        ({"module.layer2.1.conv1.weight": torch.zeros(1)}, r"\(1, 2, 1, 1\) basic blocks, as no ResNet"),
+    ],
+)
+def test_a_medicalnet_that_is_none(paths, change, message):
+    state = published_medicalnet(10, "B")[1] | change
+    torch.save({name: tensor for name, tensor in state.items() if tensor is not None}, paths[0])
+    with pytest.raises(ValueError, match=message):
+        convert(*paths)
     assert not paths[1].exists()
 
 

@@ -1,0 +1,100 @@
+"""A pre-training step of Med3D: the settings of the bundle against the plain ones, one at a time.
+
+Memory format (``channels_last_3d`` against row-major), one upsampled branch against all eight, and checkpointing, which
+takes time and saves memory: its second row is what the step keeps for the gradient, in GB and not in seconds.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import torch
+from timing import Row, assert_close, compare
+from torch import nn
+
+from common.losses import VoxelCrossEntropy
+from common.networks import DilatedResNet, MultiBranchNet, to_channels_last
+
+CLASSES = (4, 3, 3, 3, 2, 3, 3, 2)  # of 3DSeg-8
+LOSS = VoxelCrossEntropy()
+
+
+def rows(quick: bool, device: torch.device) -> list[Row]:
+    cases = [(10, 4, 24, 1)] if quick else [(10, 64, 64, 1), (50, 32, 48, 1)]
+    return [row for case in cases for row in _rows(*case, quick, device)]
+
+
+def _rows(depth: int, width: int, size: int, batch: int, quick: bool, device: torch.device) -> list[Row]:
+    what = f"ResNet-{depth} of width {width}, {batch} x {size}^3"
+    repeats = 1 if quick else 3
+    image = torch.rand(batch, 1, size, size, size, device=device)
+    label = torch.randint(2, (batch, 1, size, size, size), device=device)
+
+    def build(**arguments) -> MultiBranchNet:
+        torch.manual_seed(0)
+        return MultiBranchNet(DilatedResNet(depth, width=width, **arguments), CLASSES).to(device).train()
+
+    plain, ours, saving = (
+        build(),
+        to_channels_last(build(), device),
+        to_channels_last(build(checkpointing=True), device),
+    )
+    with torch.no_grad():
+        expected, got = (copy.deepcopy(net).eval()(image, branch=2) for net in (plain, ours))
+    assert_close(expected, got, 1e-3)
+
+    one_branch = functools.partial(_step, ours, image, label)
+    kept = [_kept(net, image, label) for net in (ours, saving)]
+    return [
+        compare(
+            f"Med3D step, {what}, channels_last_3d (baseline: row-major)",
+            functools.partial(_step, plain, image, label),
+            one_branch,
+            repeats,
+        ),
+        compare(
+            f"Med3D step, {what}, the batch's branch (baseline: all 8 upsampled)",
+            functools.partial(_step_of_all, ours, image, label),
+            one_branch,
+            repeats,
+        ),
+        compare(
+            f"Med3D step, {what}, checkpointing (baseline: without)",
+            one_branch,
+            functools.partial(_step, saving, image, label),
+            repeats,
+        ),
+        Row(f"Med3D step, {what}, checkpointing: GB kept for the gradient (baseline: without)", *kept),
+    ]
+
+
+def _step(net: nn.Module, image: torch.Tensor, label: torch.Tensor) -> None:
+    net.zero_grad(set_to_none=True)
+    LOSS(net(image, branch=2), label).backward()
+
+
+def _step_of_all(net: MultiBranchNet, image: torch.Tensor, label: torch.Tensor) -> None:
+    """Every branch is run, and the losses of those of other domains count nothing."""
+    net.zero_grad(set_to_none=True)
+    maps = net.encoder(image)
+    logits = [net.decoder(maps, image.shape[2:], branch) for branch in range(len(CLASSES))]
+    sum(LOSS(x, label) * (branch == 2) for branch, x in enumerate(logits)).backward()  # type: ignore[union-attr]
+
+
+def _kept(net: nn.Module, image: torch.Tensor, label: torch.Tensor) -> float:
+    """GB of activations that autograd keeps between forward and backward pass, each storage once."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
+    sizes: dict[int, int] = {}
+    held: list[torch.Tensor] = []  # so that no place is used twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        LOSS(net(image, branch=2), label)
+    return sum(sizes.values()) / 1e9

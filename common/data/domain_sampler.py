@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ignite.distributed as idist
+from torch.utils.data import DistributedSampler
+
+__all__ = ["DomainSampler"]
+
+
+class DomainSampler(DistributedSampler):
+    """Random order of a data set in batches of one domain each, in which small domains are not drowned by large ones.
+
+    A net with one branch a domain is trained so (Chen et al., arXiv 1904.00625, section 3.2). An epoch's batches are
+    shared out among the domains, at least one for each, and mixed; passes over a domain's
+    items follow each other, from epoch to epoch in another order. Give the loader the same ``batch_size``. The order is
+    a function of seed and epoch, which MONAI's trainer sets. Under torchrun the batches are dealt to the processes,
+    which may have different domains at a time; the same batches are made in each.
+
+    Args:
+        data: the items, as the data set has them, with a ``domain``.
+        batch_size: items a batch. A domain with fewer items repeats them.
+        batches: batches an epoch, of all processes together; None for one pass over as many items as there are.
+        balance: 1 gives each domain an equal share of the batches, 0 one in proportion to its items, and between them
+            one in proportion to ``items ** (1 - balance)``.
+        key: of the domain in an item.
+        seed: of the order.
+        num_replicas, rank: processes and the number of this one; by default those that ignite knows.
+
+    Raises:
+        ValueError: an item without a domain, ``balance`` outside of 0 to 1, or fewer batches than processes or domains.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        batch_size: int,
+        batches: int | None = None,
+        balance: float = 1.0,
+        key: str = "domain",
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        num_replicas = idist.get_world_size() if num_replicas is None else num_replicas
+        super().__init__(data, num_replicas, idist.get_rank() if rank is None else rank, seed=seed)  # type: ignore[arg-type]
+        if not 0 <= balance <= 1:
+            raise ValueError(f"`balance` is {balance}; it has to be from 0 (by size) to 1 (equal shares).")
+        self.items: dict[Any, list[int]] = {}
+        for number, item in enumerate(data):
+            if item.get(key) is None:
+                raise ValueError(
+                    f"Item {number} ({item.get('image')}) has no {key!r}; common.data.load_domains gives it."
+                )
+            self.items.setdefault(item[key], []).append(number)
+        self.batch_size = batch_size
+        total = max(1, len(data) // batch_size) if batches is None else batches
+        self.batches = total // num_replicas
+        if self.batches < 1:
+            raise ValueError(
+                f"{total} batches an epoch are none for each of {num_replicas} processes: raise batches_per_epoch, or "
+                "lower batch_size."
+            )
+        if self.batches * num_replicas < len(self.items):
+            raise ValueError(
+                f"{self.batches * num_replicas} batches an epoch are fewer than the {len(self.items)} domains, so that "
+                "some would never be trained: raise batches_per_epoch, or lower batch_size."
+            )
+        weights = {name: len(items) ** (1 - balance) for name, items in self.items.items()}
+        self.shares = _share_out(self.batches * num_replicas, weights)
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        mine = itertools.islice(self._batches(), self.rank, None, self.num_replicas)
+        return itertools.chain.from_iterable(mine)
+
+    def _batches(self) -> Iterator[list[int]]:
+        draw = random.Random(f"{self.seed} {self.epoch}")
+        order = [name for name, share in self.shares.items() for _ in range(share)]
+        draw.shuffle(order)
+        streams = {name: self._stream(name, self.epoch * self.shares[name] * self.batch_size) for name in self.shares}
+        for name in order:
+            yield list(itertools.islice(streams[name], self.batch_size))
+
+    def _stream(self, name: Any, start: int) -> Iterator[int]:
+        """A domain's items without end, pass after pass, from where the epochs before have come to."""
+        items = self.items[name]
+        for number in itertools.count(start // len(items)):
+            one_pass = random.Random(f"{self.seed} {name} {number}").sample(items, len(items))
+            yield from one_pass[start % len(items) if number == start // len(items) else 0 :]
+
+
+def _share_out(batches: int, weights: Mapping[Any, float]) -> dict[Any, int]:
+    """Whole batches in proportion to the weights, by largest remainders; each has one before all else."""
+    free, total = batches - len(weights), sum(weights.values())
+    exact = {name: free * weight / total for name, weight in weights.items()}
+    shares = {name: 1 + int(value) for name, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: int(exact[name]) - exact[name])
+    for name in by_remainder[: batches - sum(shares.values())]:
+        shares[name] += 1
+    return shares

@@ -1,0 +1,209 @@
+"""Several data sets as domains: what a net with one branch a data set is trained on (Med3D's 3DSeg-8).
+
+A domain is a mapping with a `name`, a `datalist`, and what its labels mean: either `num_classes`, where the masks hold
+0 to `num_classes` - 1 as they are, or `numbering` and `task` (see `label_map`). It may state a `dataset_dir` that the
+paths are relative to (by default the datalist's folder), a `label_key`, a `channel` of images with several, and a
+`spacing` in mm in place of the median of its scans. The number of a domain in its list is that of its branch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from .datalist import SECTIONS, DatalistError, Item, load_datalist, read_datalist
+from .label_maps import label_map
+
+KEYS = ("name", "datalist", "dataset_dir", "label_key", "num_classes", "numbering", "task", "channel", "spacing")
+
+Domain = Mapping[str, Any]
+
+
+def load_domains(
+    domains: Sequence[Domain],
+    *,
+    training_sections: Sequence[str] = ("training",),
+    fraction: float = 1.0,
+    required: Sequence[str] = (),
+    seed: int = 0,
+    check: str = "header",
+) -> dict[str, list[Item]]:
+    """Read, split and check the datalists of all domains.
+
+    Args:
+        domains: see the module.
+        training_sections: lists of each file that make up `training`.
+        fraction: share of each domain's training list, at least one item.
+        required: lists that no domain may leave empty.
+        seed, check: as in `load_datalist`.
+
+    Returns:
+        The lists `training`, `validation` and `test`, domain after domain, of items with `image`, `label`, `domain`
+        (its name), `branch` (its number) and `channel` (0 where a domain names none).
+
+    Raises:
+        DatalistError: a domain has no labels, a file is missing or wrong, or a required list is empty; the message
+            names the domain.
+        ValueError: a domain lacks a key, has an unknown one, or has the name of another.
+    """
+    _check(domains)
+    lists: dict[str, list[Item]] = {section: [] for section in SECTIONS}
+    for branch, domain in enumerate(domains):
+        key = domain.get("label_key", "label")
+        _check_labels(domain, key, training_sections)
+        try:
+            found = load_datalist(
+                domain["datalist"],
+                domain.get("dataset_dir"),
+                label_key=key,
+                training_sections=training_sections,
+                fraction=fraction,
+                required=required,
+                seed=seed,
+                check=check,
+                numbering=domain.get("numbering"),
+            )
+        except DatalistError as error:
+            raise DatalistError(f"Domain {domain['name']!r}: {error}") from error
+        own = {"domain": domain["name"], "branch": branch, "channel": domain.get("channel", 0)}
+        for section, items in found.items():
+            lists[section] += [{"image": x["image"], "label": x["label"], **own} for x in items if "label" in x]
+    return lists
+
+
+def domain_datalists(domains: Sequence[Domain]) -> list[str]:
+    """Paths of the domains' datalists, in their order."""
+    _check(domains)
+    return [str(domain["datalist"]) for domain in domains]
+
+
+def domain_classes(domains: Sequence[Domain]) -> list[int]:
+    """Number of classes of each domain, background included."""
+    return [len(groups) for groups in domain_label_maps(domains).values()]
+
+
+def domain_label_maps(domains: Sequence[Domain]) -> dict[str, dict[int, list[int]]]:
+    """Name of each domain -> class -> its source labels, for `common.transforms.MapLabelsd`.
+
+    With `other="error"` that transform refuses a label outside of its domain's classes.
+    """
+    _check(domains)
+    maps = {}
+    for domain in domains:
+        if "num_classes" in domain:
+            maps[domain["name"]] = {number: [number] for number in range(domain["num_classes"])}
+        else:
+            maps[domain["name"]] = label_map(domain["numbering"], domain["task"])
+    return maps
+
+
+def domain_spacings(
+    items: Sequence[Item], domains: Sequence[Domain], orientation: str = "RAS"
+) -> dict[str, list[float]]:
+    """Name of each domain -> the spacing that it states, or the median of its items' (`median_spacing`).
+
+    Chen et al., arXiv 1904.00625, section 3.1: interpolating each volume to the median spacing of its domain.
+    """
+    _check(domains)
+    return {
+        domain["name"]: [float(x) for x in domain["spacing"]]
+        if domain.get("spacing")
+        else median_spacing([x for x in items if x["domain"] == domain["name"]], orientation)
+        for domain in domains
+    }
+
+
+def median_spacing(items: Sequence[Item], orientation: str = "RAS", statistic: str = "median") -> list[float]:
+    """Median of the scans' spacings, axis by axis, in mm.
+
+    Args:
+        items: with an `image`; of an image of several files the first counts. NIfTI files are read by their headers,
+            others whole.
+        orientation: of the axes, as `Orientationd` will turn the scans.
+        statistic: `"median"` or `"mean"` (for LiTS: Chen et al., section 3.3).
+
+    Raises:
+        ValueError: no items, or another statistic.
+    """
+    if not items:
+        raise ValueError("The median spacing of no scans is asked for: the domain has no training items.")
+    if statistic not in ("median", "mean"):
+        raise ValueError(f'`statistic` is {statistic!r}; it has to be "median" or "mean".')
+    target = nib.orientations.axcodes2ornt(orientation)
+    spacings = []
+    for item in items:
+        image = item["image"] if isinstance(item["image"], str) else item["image"][0]
+        affine = _affine(image)
+        turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), target)
+        # Row i of `turn` says which axis of the target the scan's axis i becomes.
+        own = np.sqrt((np.asarray(affine)[:3, :3] ** 2).sum(0))
+        spacings.append(own[np.argsort(turn[:, 0])])
+    reduce = np.median if statistic == "median" else np.mean
+    # Headers hold single precision: 1.1999999 is 1.2.
+    return [round(float(value), 5) for value in reduce(np.array(spacings), axis=0)]
+
+
+def _affine(file: str) -> np.ndarray:
+    if file.endswith((".nii", ".nii.gz")):
+        return np.asarray(nib.load(file).affine)  # type: ignore[attr-defined]
+    from monai.transforms import LoadImage
+
+    return np.asarray(LoadImage(image_only=True)(file).affine)
+
+
+def _check_labels(domain: Domain, key: str, sections: Sequence[str]) -> None:
+    """Before the items one by one: a whole domain without labels is one mistake, not hundreds."""
+    content = read_datalist(domain["datalist"])
+    entries = [entry for section in sections for entry in content.get(section) or []]
+    labels = [entry[key] for entry in entries if isinstance(entry, Mapping) and entry.get(key) not in (None, "", [])]
+    where = (
+        f"The domain {domain['name']!r} has no label images: no item of {', '.join(sections)} in {domain['datalist']}"
+    )
+    if entries and not any(isinstance(label, (str, list)) for label in labels):
+        raise DatalistError(
+            f"{where} has one under {key!r}. Pre-training here is supervised: take the domain out of `domains`, or set "
+            "its `label_key`."
+        )
+
+
+def _check(domains: Sequence[Domain]) -> None:
+    if not domains:
+        raise ValueError("There are no domains: give `domains` one at least.")
+    names: list[str] = []
+    for number, domain in enumerate(domains):
+        at = f"Domain {domain.get('name', number)!r}"
+        for key in domain:
+            if key not in KEYS:
+                near = difflib.get_close_matches(key, KEYS, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KEYS)}."
+                raise ValueError(f"{at} has an unknown key {key!r}; {hint}")
+        for key in ("name", "datalist"):
+            if not domain.get(key):
+                raise ValueError(f"{at} has no {key!r}.")
+        if ("num_classes" in domain) == ("numbering" in domain and "task" in domain):
+            raise ValueError(
+                f"{at} needs either `num_classes` or both `numbering` and `task`, to say what labels mean."
+            )
+        if domain["name"] in names:
+            raise ValueError(f"Two domains are called {domain['name']!r}: give them different names.")
+        names.append(domain["name"])
+
+
+def print_spacing(
+    path: str | Path, orientation: str = "RAS", statistic: str = "median", section: str = "training"
+) -> None:
+    """Print the median (or mean) spacing of a datalist's scans, to set the config id `spacing` by.
+
+    Args:
+        path: the datalist.
+        orientation: of the axes.
+        statistic: median or mean.
+        section: list of the datalist.
+    """
+    items = load_datalist(path, label_key=None, required=[section], check="none")[section]
+    print(" x ".join(f"{value:g}" for value in median_spacing(items, orientation, statistic)) + f" mm ({orientation})")

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
+from torch.nn import functional as F
+
+__all__ = ["ResizedInferer"]
+
+
+class ResizedInferer(Inferer):
+    """Whole images, brought to one size for the network, and its logits brought back to the image's.
+
+    Args:
+        spatial_size: size that the network sees; both ways the resampling is trilinear.
+
+    ``inferer(inputs (B, C, *spatial), network)`` returns logits (B, K, *spatial) in float32, with the metadata of the
+    inputs.
+    """
+
+    def __init__(self, spatial_size: Sequence[int]) -> None:
+        super().__init__()
+        self.spatial_size = tuple(spatial_size)
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
+        image = F.interpolate(image, self.spatial_size, mode="trilinear", align_corners=False)
+        logits = network(image, *args, **kwargs).float()
+        logits = F.interpolate(logits, inputs.shape[2:], mode="trilinear", align_corners=False)
+        return convert_to_dst_type(logits, inputs, dtype=torch.float32)[0]

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
+from torch import nn
+
+from ..handlers.model_loader import load_model
+from ..transforms.largest_component import largest_component
+from ..transforms.rand_region_crop import foreground_box
+from ..volumes import volume_name
+
+__all__ = ["TwoStageInferer"]
+
+logger = logging.getLogger(__name__)
+
+# Logits of what lies outside of the region: background beyond doubt, and finite, so that a softmax may follow.
+OUTSIDE = 20.0
+
+
+class TwoStageInferer(Inferer):
+    """Find a region with one network, segment it with another, and put the result in its place.
+
+    Liver segmentation as in Chen et al., arXiv 1904.00625, section 3.3: a coarse net on the resized image, the box
+    around what it finds with a margin, a fine net on that crop.
+
+    Args:
+        num_classes: channels of the second network's logits, for images in which nothing is found.
+        coarse_network: the first stage; channel 0 of its logits is the background.
+        coarse_inferer: how it is applied to a whole image, such as ``ResizedInferer``.
+        fine_inferer: how the second network, with which the inferer is called, is applied to a crop.
+        coarse_path: the first network's ``model.pt``, read when the inferer is first called; None where its weights are
+            loaded elsewhere.
+        margin: voxels added to each side of the box, one number or one an axis.
+        min_size: a crop is extended to at least this size, as far as the image reaches; one number or one an axis.
+        only_largest: take the largest connected part of what the first stage finds, not every stray voxel.
+
+    ``inferer(inputs (B, C, D, H, W), network)`` returns logits (B, num_classes, D, H, W) in float32, with the metadata
+    of the inputs. Outside of the crop they say background. An image in which the first stage finds nothing is
+    background throughout, and a warning names it.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        coarse_network: nn.Module,
+        coarse_inferer: Callable[..., torch.Tensor],
+        fine_inferer: Callable[..., torch.Tensor],
+        coarse_path: str | os.PathLike | None = None,
+        margin: int | Sequence[int] = 16,
+        min_size: int | Sequence[int] = 0,
+        only_largest: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.coarse_network = num_classes, coarse_network
+        self.coarse_inferer, self.fine_inferer = coarse_inferer, fine_inferer
+        self.coarse_path = coarse_path
+        self.margin = _three(margin, "margin")
+        self.min_size = _three(min_size, "min_size")
+        self.only_largest = only_largest
+        self._loaded = coarse_path is None
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not self._loaded:
+            assert self.coarse_path is not None
+            load_model(self.coarse_network, self.coarse_path)
+            logger.info("network of the first stage read from %s.", self.coarse_path)
+            self._loaded = True
+        self.coarse_network.to(inputs.device).eval()
+        name = volume_name(inputs, "image")
+        images = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
+        with torch.no_grad():
+            found = self.coarse_inferer(images, self.coarse_network).argmax(1) > 0
+        logits = images.new_full((len(images), self.num_classes, *images.shape[2:]), -OUTSIDE, dtype=torch.float32)
+        logits[:, 0] = OUTSIDE
+        for number, mask in enumerate(found):
+            box = self._box(mask)
+            if box is None:
+                logger.warning(
+                    "%s: the first stage finds nothing, so that the whole image becomes background; look whether the "
+                    "scan shows the organ, and whether its orientation, spacing and intensities are those of training.",
+                    f"{name}, image {number} of the batch" if len(images) > 1 else name,
+                )
+                continue
+            depth, height, width = box
+            crop = images[number : number + 1, :, depth, height, width]
+            logits[number, :, depth, height, width] = self.fine_inferer(crop, network, *args, **kwargs)[0].float()
+        return convert_to_dst_type(logits, inputs, dtype=torch.float32)[0]
+
+    def _box(self, mask: torch.Tensor) -> tuple[slice, ...] | None:
+        box = foreground_box(largest_component(mask) if self.only_largest else mask)
+        if box is None:
+            return None
+        sides = []
+        for (start, end), margin, least, size in zip(box, self.margin, self.min_size, mask.shape, strict=True):
+            start, end = max(0, start - margin), min(size, end + margin)
+            lacking = max(0, min(least, size) - (end - start))
+            start = max(0, min(start - lacking // 2, size - (end - start) - lacking))
+            sides.append(slice(start, max(end, start + min(least, size))))
+        return tuple(sides)
+
+
+def _three(value: int | Sequence[int], name: str) -> tuple[int, ...]:
+    values = (value,) * 3 if isinstance(value, int) else tuple(value)
+    if len(values) != 3 or min(values) < 0:
+        raise ValueError(f"`{name}` is a number of voxels or one an axis, 0 or more, not {value}.")
+    return values

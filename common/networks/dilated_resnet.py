@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import skip_init
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["BLOCKS", "DilatedResNet"]
+
+BLOCKS = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
+"""Blocks of the four layers, by depth."""
+
+STRIDES = (1, 2, 1, 1)
+"""Strides of the four layers; the stem before them has stride 4."""
+
+
+class DilatedResNet(nn.Module):
+    """3-D residual network with output stride 8: dilations take the place of the strides of the last two layers.
+
+    The backbone of Med3D (Chen et al., arXiv 1904.00625, section 3.1, and the published code, MedicalNet): a 7 x 7 x 7
+    convolution of stride 2, pooling of stride 2, and four layers of which the second has stride 2, the third dilation 2
+    and the fourth dilation 4, in their first convolution too. Names in the state dict are those of the published
+    weights. MONAI's ``resnet10`` to ``resnet200`` have tensors of the same names and shapes and compute something else,
+    strides for dilations.
+
+    Args:
+        depth: 10, 18, 34, 50, 101, 152 or 200; bottleneck blocks from 50 on.
+        in_channels: channels of the image.
+        shortcut: where a block changes the grid or the channels, ``"A"`` takes every second voxel and pads with zero
+            channels, ``"B"`` is a strided 1 x 1 x 1 convolution and a norm. The published weights of depths 18 and 34
+            have A, the others B. A passes the gradient on; the published code cuts it there, and MONAI follows it.
+        dilations: of the third and fourth layer.
+        width: channels of the stem, 64 in the paper.
+        preactivation: norm and activation before each convolution (He et al., "Identity Mappings in Deep Residual
+            Networks"), with one more norm at the end; the paper names a pre-activation ResNet-200.
+        checkpointing: in training, keep only the input of each block and compute its inside again for the gradient.
+            Output, gradients and running statistics are those without it.
+
+    ``forward(image (B, C, D, H, W))`` returns five maps, finest first: that of the stem and those of the four layers,
+    with strides 2, 4, 8, 8, 8. A grid has ``ceil(size / stride)`` cells an axis, whatever the size.
+
+    Raises:
+        ValueError: another depth or shortcut, or dilations that are not two.
+    """
+
+    def __init__(
+        self,
+        depth: int = 10,
+        in_channels: int = 1,
+        shortcut: str = "B",
+        dilations: Sequence[int] = (2, 4),
+        width: int = 64,
+        preactivation: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if depth not in BLOCKS:
+            raise ValueError(f"A ResNet of depth {depth} is not known; depths are {', '.join(map(str, BLOCKS))}.")
+        if shortcut not in ("A", "B"):
+            raise ValueError(f"The shortcut of a ResNet is 'A' or 'B', not {shortcut!r}.")
+        if len(dilations) != 2:
+            raise ValueError(f"Give two dilations, of the third and the fourth layer, not {list(dilations)}.")
+        self.depth, self.in_channels, self.width = depth, in_channels, width
+        self.shortcut, self.dilations, self.preactivation = shortcut, tuple(dilations), preactivation
+        self.checkpointing = checkpointing
+        expansion = 4 if depth >= 50 else 1
+
+        self.conv1 = _convolution(in_channels, width, 7, stride=2, padding=3)
+        self.bn1 = nn.BatchNorm3d(width)
+        self.maxpool = nn.MaxPool3d(3, stride=2, padding=1)
+        channels, outputs = width, []
+        for number, (blocks, stride) in enumerate(zip(BLOCKS[depth], STRIDES, strict=True)):
+            planes = width * 2**number
+            dilation = (1, 1, *self.dilations)[number]
+            layer = []
+            for block in range(blocks):
+                layer.append(
+                    _Block(channels, planes, expansion, 1 if block else stride, dilation, shortcut, preactivation)
+                )
+                channels = planes * expansion
+            outputs.append(channels)
+            self.add_module(f"layer{number + 1}", nn.Sequential(*layer))
+        self.bn_last = nn.BatchNorm3d(channels) if preactivation else None
+        self.channels = (width, *outputs)
+        self.strides = tuple((stride,) * 3 for stride in (2, 4, 8, 8, 8))
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        x = F.relu(self.bn1(self.conv1(image)), inplace=True)
+        maps = [x]
+        x = self.maxpool(x)
+        for number in range(1, 5):
+            for block in getattr(self, f"layer{number}"):
+                x = self._run(block, x)
+            maps.append(x)
+        if self.bn_last is not None:
+            maps[-1] = F.relu(self.bn_last(x))
+        return maps
+
+    def _run(self, block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            return block(x)
+        return checkpoint(
+            block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_untouched(block))
+        )
+
+    def architecture(self) -> dict:
+        """What an encoder file records of the network: name and arguments."""
+        return {
+            "name": "DilatedResNet",
+            "depth": self.depth,
+            "in_channels": self.in_channels,
+            "shortcut": self.shortcut,
+            "dilations": list(self.dilations),
+            "width": self.width,
+            "preactivation": self.preactivation,
+        }
+
+
+class _Block(nn.Module):
+    """A basic block (two 3 x 3 x 3 convolutions) or, with an expansion, a bottleneck (1, 3 and 1)."""
+
+    def __init__(
+        self, inputs: int, planes: int, expansion: int, stride: int, dilation: int, shortcut: str, preactivation: bool
+    ) -> None:
+        super().__init__()
+        self.preactivation = preactivation
+        outputs = planes * expansion
+        if expansion == 1:
+            convolutions = [
+                _convolution(inputs, planes, 3, stride, padding=dilation, dilation=dilation),
+                _convolution(planes, planes, 3, padding=dilation, dilation=dilation),
+            ]
+        else:
+            convolutions = [
+                _convolution(inputs, planes, 1),
+                _convolution(planes, planes, 3, stride, padding=dilation, dilation=dilation),
+                _convolution(planes, outputs, 1),
+            ]
+        for number, convolution in enumerate(convolutions, start=1):
+            normed = convolution.in_channels if preactivation else convolution.out_channels
+            self.add_module(f"conv{number}", convolution)
+            self.add_module(f"bn{number}", nn.BatchNorm3d(normed))
+        self.convolutions = len(convolutions)
+        self.downsample: Callable[[torch.Tensor], torch.Tensor] | None = None
+        if stride != 1 or inputs != outputs:
+            if shortcut == "A":
+                self.downsample = _PadChannels(outputs, stride)
+            else:
+                self.downsample = nn.Sequential(
+                    _convolution(inputs, outputs, 1, stride=stride), nn.BatchNorm3d(outputs)
+                )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        residual = x if self.downsample is None else self.downsample(x)
+        for number in range(1, self.convolutions + 1):
+            convolution, norm = getattr(self, f"conv{number}"), getattr(self, f"bn{number}")
+            if self.preactivation:
+                x = convolution(F.relu(norm(x), inplace=True))
+            else:
+                x = norm(convolution(x))
+                if number < self.convolutions:
+                    x = F.relu(x, inplace=True)
+        x = x + residual
+        return x if self.preactivation else F.relu(x, inplace=True)
+
+
+def _convolution(*arguments: int, **more: Any) -> nn.Conv3d:
+    """A convolution with He et al.'s initialisation, as the published code has it, and not first with torch's own.
+
+    Drawing every weight once instead of twice saves seconds for the deep nets.
+    """
+    device = torch.get_default_device()
+    convolution = skip_init(nn.Conv3d, *arguments, bias=False, device=device, **more)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
+    return convolution
+
+
+class _PadChannels(nn.Module):
+    """Shortcut A: every ``stride``-th voxel, and zeros for the channels that are added. No parameters."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.channels, self.stride = channels, stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x[..., :: self.stride, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0) * 3 + (0, self.channels - x.shape[1]))
+
+
+@contextmanager
+def _statistics_untouched(module: nn.Module) -> Iterator[None]:
+    """Norms do not count the batch again when a checkpointed block is computed a second time.
+
+    They still take their running statistics, without effect: autograd saved them in the first pass and asks for them.
+    """
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm3d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

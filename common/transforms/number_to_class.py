@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import bisect
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+
+class NumberToClassd(MapTransform):
+    """A number of an item, such as an age or a rating, to the class in whose range it lies.
+
+    The class is the number of bounds that are not larger: bounds ``[4]`` make ratings 1 to 3 class 0 and 4 to 5 class
+    1, as malignancy in LIDC (Chen et al., arXiv 1904.00625, section 4.2).
+
+    Args:
+        keys: of the numbers.
+        bounds: from the smallest to the largest.
+        allow_missing_keys: whether items may lack keys.
+
+    Raises:
+        ValueError: the bounds do not rise, or a value is no number.
+    """
+
+    def __init__(self, keys: KeysCollection, bounds: Sequence[float], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.bounds = [float(bound) for bound in bounds]
+        if not self.bounds or any(a >= b for a, b in zip(self.bounds, self.bounds[1:], strict=False)):
+            raise ValueError(f"The bounds of classes have to rise, and there has to be one at least: {list(bounds)}.")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            try:
+                number = float(d[key])
+            except (TypeError, ValueError):
+                number = float("nan")
+            if number != number:
+                raise ValueError(
+                    f"{d.get('image', 'An item')} has {d[key]!r} under {key!r}, which is no number; correct the "
+                    "datalist, or set `label_key`."
+                )
+            d[key] = bisect.bisect_right(self.bounds, number)
+        return d

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Randomizable, SpatialCrop
+
+from ..volumes import volume_name
+
+
+class RandRegionCropd(Randomizable, MapTransform):
+    """Crop to the box around the label's foreground, each of its six sides moved outwards by a draw of its own.
+
+    So that a second stage trained on the true box is used to that of a first stage, which differs from it (Chen et al.,
+    arXiv 1904.00625, section 3.3: "random expansion"). An unequal expansion moves the region within the crop.
+
+    Args:
+        keys: images and labels, channel first, on one grid.
+        label_key: label whose voxels other than 0 are the region; without any, nothing is cropped.
+        expansion: least and largest expansion of a side in voxels.
+        allow_missing_keys: whether items may lack keys.
+
+    Raises:
+        ValueError: the expansion is negative or its least is more than its largest; an item has no such label.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_key: str = "label",
+        expansion: Sequence[int] = (0, 16),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        low, high = (int(value) for value in expansion)
+        if not 0 <= low <= high:
+            raise ValueError(
+                f"The expansion of a region is from a least to a largest number of voxels, not {expansion}."
+            )
+        self.label_key, self.expansion = label_key, (low, high)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        if self.label_key not in d:
+            raise ValueError(f"The item has no {self.label_key!r} to crop to, only {sorted(map(str, d))}.")
+        box = foreground_box(torch.as_tensor(d[self.label_key])[0] > 0)
+        low, high = self.expansion
+        draws = self.R.randint(low, high + 1, size=(2, 3))
+        if box is None:
+            return d
+        crop = SpatialCrop(
+            roi_start=[max(0, start - int(draw)) for (start, _), draw in zip(box, draws[0], strict=True)],
+            roi_end=[end + int(draw) for (_, end), draw in zip(box, draws[1], strict=True)],
+        )
+        for key in self.key_iterator(d):
+            if d[key].shape[1:] != d[self.label_key].shape[1:]:
+                raise ValueError(
+                    f"{volume_name(d[key], key)} is not on the grid of its label, so that it cannot be cropped to it."
+                )
+            d[key] = crop(d[key])
+        return d
+
+
+def foreground_box(mask: torch.Tensor) -> list[tuple[int, int]] | None:
+    """First and last index plus one on each axis of the voxels that are true; None where none is."""
+    box = []
+    for axis in range(mask.ndim):
+        there = mask.any(dim=tuple(other for other in range(mask.ndim) if other != axis)).nonzero()
+        if len(there) == 0:
+            return None
+        box.append((int(there[0]), int(there[-1]) + 1))
+    return box

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose
+
+from common.data import (
+    DatalistError,
+    domain_classes,
+    domain_datalists,
+    domain_label_maps,
+    domain_spacings,
+    load_domains,
+    median_spacing,
+)
+from common.transforms import DomainSpacingd, LoadVolumed, MapLabelsd
+
+
+def write(folder, name, spacings, codes="RAS", labels=(0, 1), section="training"):
+    """A data set of random volumes with these spacings (mm along the axes of `codes`), and its datalist."""
+    (folder / name).mkdir(exist_ok=True)
+    items = []
+    for number, spacing in enumerate(spacings):
+        turn = nib.orientations.ornt_transform(
+            nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes)
+        )
+        generator = np.random.default_rng(number)
+        image, label = generator.random((6, 7, 8)), generator.choice(labels, (6, 7, 8))
+        item = {"image": f"{name}/{number}.nii.gz", "label": f"{name}/{number}_seg.nii.gz"}
+        image = nib.Nifti1Image(image.astype(np.float32), np.diag([*spacing, 1.0]))
+        label = nib.Nifti1Image(label.astype(np.uint8), image.affine)
+        for key, volume in (("image", image), ("label", label)):
+            volume = volume.as_reoriented(turn)
+            nib.save(volume, folder / item[key])
+        items.append(item)
+    path = folder / f"{name}.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | {section: items}))
+    return str(path)
+
+
+@pytest.fixture
+def domains(tmp_path):
+    write(tmp_path, "a", [(1, 1, 2), (1, 2, 3), (2, 3, 9)], labels=(0, 1, 2))
+    write(tmp_path, "b", [(1.5, 1.5, 1.5)], codes="SPL", labels=(0, 7))
+    return [
+        {"name": "a", "datalist": str(tmp_path / "a.json"), "num_classes": 3},
+        {"name": "b", "datalist": str(tmp_path / "b.json"), "num_classes": 2, "channel": 1},
+    ]
+
+
+def test_items_know_their_domain_and_branch(domains):
+    lists = load_domains(domains, required=["training"])
+    assert [(x["domain"], x["branch"], x["channel"]) for x in lists["training"]] == [("a", 0, 0)] * 3 + [("b", 1, 1)]
+    assert lists["validation"] == lists["test"] == []
+    assert domain_classes(domains) == [3, 2]
+    assert domain_datalists(domains) == [domain["datalist"] for domain in domains]
+    assert len(load_domains(domains, fraction=0.3)["training"]) == 2  # one of each
+
+
+def test_a_known_numbering(domains):
+    domains[1] = {
+        "name": "b",
+        "datalist": domains[1]["datalist"],
+        "numbering": "msd_hippocampus",
+        "task": "hippocampus",
+    }
+    assert domain_label_maps(domains) == {"a": {0: [0], 1: [1], 2: [2]}, "b": {0: [], 1: [1], 2: [2]}}
+    assert domain_classes(domains) == [3, 3]
+
+
+def test_median_spacing_is_of_turned_axes_and_of_no_order(domains, tmp_path):
+    items = load_domains(domains)["training"]
+    first = [x for x in items if x["domain"] == "a"]
+    assert median_spacing(first) == median_spacing(first[::-1]) == [1, 2, 3]
+    assert median_spacing(first, "SRA") == [3, 1, 2]
+    np.testing.assert_allclose(median_spacing(first, statistic="mean"), [4 / 3, 2, 14 / 3], atol=1e-5)
+    # The same scans stored with other axes first.
+    write(tmp_path, "c", [(1, 1, 2), (1, 2, 3), (2, 3, 9)], codes="PSR")
+    other = load_domains([{"name": "c", "datalist": str(tmp_path / "c.json"), "num_classes": 2}])["training"]
+    assert median_spacing(other) == [1, 2, 3]
+    assert domain_spacings(items, domains) == {"a": [1, 2, 3], "b": [1.5, 1.5, 1.5]}
+    domains[0]["spacing"] = [4, 4, 4]
+    assert domain_spacings(items, domains)["a"] == [4, 4, 4]
+    with pytest.raises(ValueError, match="no scans"):
+        median_spacing([])
+    with pytest.raises(ValueError, match="'mode'"):
+        median_spacing(first, statistic="mode")
+
+
+def test_resampling_to_the_domains_spacing_keeps_the_labels(domains):
+    """New size = size * spacing / median (section 3.1), and no label comes or goes."""
+    items = load_domains(domains)["training"]
+    keys = ["image", "label"]
+    prepare = Compose(
+        [
+            LoadVolumed(keys, ensure_channel_first=True),
+            DomainSpacingd(keys, domain_spacings(items, domains), mode=["bilinear", "nearest"]),
+        ]
+    )
+    made = prepare(items[2])
+    # Grids from the first to the last voxel's centre: (n - 1) * spacing / median + 1 voxels.
+    assert tuple(made["image"].shape[1:]) == tuple(made["label"].shape[1:]) == (11, 10, 22)
+    assert made["label"].unique().tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="domain 'c', for which no spacing is known, only for a, b"):
+        DomainSpacingd(keys, domain_spacings(items, domains))(items[0] | {"domain": "c"})
+
+
+def test_a_label_outside_a_domains_classes(domains):
+    """Domain b has labels 0 and 7 in its files and two classes."""
+    item = load_domains(domains)["training"][-1]
+    transform = MapLabelsd("label", domain_label_maps(domains), other="error")
+    with pytest.raises(ValueError, match=r"b/0_seg.nii.gz has labels that no class names \(7\)"):
+        transform(LoadVolumed(["image", "label"], ensure_channel_first=True)(item))
+
+
+@pytest.mark.parametrize("label", [None, 3], ids=["missing", "a number"])
+def test_a_domain_without_labels(domains, label):
+    path = domains[1]["datalist"]
+    content = json.loads(Path(path).read_text())
+    for item in content["training"]:
+        item.pop("label")
+        if label is not None:
+            item["label"] = label
+    Path(path).write_text(json.dumps(content))
+    with pytest.raises(DatalistError) as raised:
+        load_domains(domains)
+    text = str(raised.value)
+    assert text.startswith("The domain 'b' has no label images") and path in text and "\n" not in text
+
+
+def test_an_error_names_the_domain(domains):
+    domains[1]["datalist"] += ".missing"
+    with pytest.raises(DatalistError, match="missing"):
+        load_domains(domains)
+    domains[1]["datalist"] = domains[0]["datalist"]
+    with pytest.raises(DatalistError, match=r"(?s)Domain 'a': .*validation"):
+        load_domains(domains, required=["validation"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nam": "x"}, "Domain 'b' has an unknown key 'nam'; did you mean 'name'?"),
+        ({"datalist": None}, "Domain 'b' has no 'datalist'."),
+        ({"task": "hippocampus", "numbering": "msd_hippocampus"}, "needs either `num_classes` or both"),
+        ({"num_classes": ...}, "needs either `num_classes` or both"),
+        ({"name": "a"}, "Two domains are called 'a'"),
+    ],
+)
+def test_what_a_domain_has_to_say(domains, change, message):
+    domains[1] = {key: value for key, value in (domains[1] | change).items() if value is not ...}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_domains(domains)
+    with pytest.raises(ValueError, match="no domains"):
+        domain_classes([])
+
+
+def test_spacing_on_the_command_line(domains):
+    command = [sys.executable, "-m", "common.data", "spacing", domains[0]["datalist"], "--statistic", "mean"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "1.33333 x 2 x 4.66667 mm (RAS)\n", done.stderr
+
+
+def test_percentiles_and_standard_scale(domains):
+    """Clipped at 0.5 and 99.5 %, mean 0 and standard deviation 1 of the whole volume (section 3.1)."""
+    from monai.transforms import ClipIntensityPercentilesd, NormalizeIntensityd
+
+    torch.manual_seed(0)
+    image = torch.randn(1, 20, 20, 20) * 50 + 900
+    image[0, 0, 0, 0] = 1e6
+    clip = ClipIntensityPercentilesd("image", lower=0.5, upper=99.5)
+    made = Compose([clip, NormalizeIntensityd("image")])({"image": image})["image"]
+    assert abs(float(made.mean())) < 1e-5 and float(made.std(correction=0)) == pytest.approx(1, abs=1e-4)
+    low, high = np.percentile(image, [0.5, 99.5])
+    clipped = np.clip(image.numpy(), low, high)
+    np.testing.assert_allclose(made, (clipped - clipped.mean()) / clipped.std(), atol=1e-4)
