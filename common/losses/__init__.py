@@ -5,6 +5,7 @@ from .contrastive import NTXentLoss
 from .masked_l1 import MaskedL1Loss
 from .masked_reconstruction import MaskedReconstructionLoss
 from .rcr import RCRLoss
+from .softmax_dice_focal import SoftmaxDiceFocalLoss
 from .token_contrast import TokenContrastiveLoss
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "MaskedReconstructionLoss",
     "NTXentLoss",
     "RCRLoss",
+    "SoftmaxDiceFocalLoss",
     "TokenContrastiveLoss",
 ]

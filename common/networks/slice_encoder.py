@@ -74,7 +74,7 @@ class SliceEncoder(nn.Module):
         if image.shape[-1] < self.slices:
             raise ValueError(
                 f"a window has {self.slices} slices, the image {image.shape[-1]}: predict volumes with "
-                "common.inferers.CentreSliceInferer, which repeats the slices at the edges."
+                "common.inferers.SliceWindowInferer, which repeats the slices at the edges."
             )
         down, right = (grid * self.patch_size - side for grid, side in zip(self.grid, self.img_size, strict=True))
         return F.pad(image, (0, 0, 0, right, 0, down), mode="replicate") if down or right else image

@@ -23,7 +23,7 @@ class TransSeg(nn.Module):
     ``forward(image (B, C, H, W, D))`` returns logits (B, out_channels, H, W, n) of the centre slices of the n = D - K +
     1 windows of K neighbouring slices that the image has: of one slice for a window (D = K), as in training, of more
     for a run of slices, whose patches are embedded in one step. Whole volumes, with windows at their ends, go through
-    ``common.inferers.CentreSliceInferer``.
+    ``common.inferers.SliceWindowInferer``.
 
     The decoder is that of ``transformers`` [2]: maps of one stride, as of BEiT and DINO, pass a pyramid neck (strides
     p/4, p/2, p and 2p) first, a pyramid such as Swin's goes in as it is. The logits are brought to the image's size
@@ -87,8 +87,8 @@ class TransSeg(nn.Module):
             raise ValueError("training takes two windows or more at a time, for the batch norms: raise batch_size.")
         if self.target == "all" and image.shape[-1] != self.slices:
             raise ValueError(
-                f"a net that predicts all slices takes {self.slices} slices at a time, not {image.shape[-1]}: use "
-                "monai.inferers.SlidingWindowInferer with this roi_size."
+                f"a net that predicts all slices takes {self.slices} slices at a time, not {image.shape[-1]}: predict "
+                "volumes with common.inferers.SliceWindowInferer(target='all')."
             )
         logits = self.decoder(self.neck(self.encoder.slice_maps(image)))
         size = [tokens * self.encoder.patch_size for tokens in self.encoder.grid]

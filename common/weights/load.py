@@ -53,8 +53,8 @@ def load_encoder(
         The report, or None from scratch.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_encoder``; the file covers less than ``min_share``, or holds NaN; an
-            unknown ``inflation``.
+        FileNotFoundError, ValueError: as ``read_encoder``; the file covers less than ``min_share``, is of another
+            architecture, or holds NaN; an unknown ``inflation``.
     """
     if inflation not in (*INFLATIONS, "random"):
         raise ValueError(f"inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}, random.")
@@ -98,6 +98,11 @@ def load_encoder(
         raise ValueError(
             f"{path} ({_describe(record)}) fits {report.covered:.1%} of this encoder ({_describe_encoder(encoder)}), "
             f"less than the {min_share:.0%} asked for; use the network it was made with."
+        )
+    made = record.get("architecture", {}).get("name")
+    if made and architecture.get("name", made) != made:  # a plain transformer fits BEiT's layers, but is none
+        raise ValueError(
+            f"{path} holds a {made}, this encoder is a {architecture['name']}; use the network it was made with."
         )
     encoder.load_state_dict(new_state, strict=False)
     logger.info("%s", report)

@@ -28,7 +28,7 @@ HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 # Names as `transformers` has them since version 5.24, of those of its earlier versions, which most files of the hub
 # have, and of the projects' own (timm's).
 _LAYER = (
-    (r"^(?:module\.)?(?:backbone\.)?(?:beit|vit|swin)\.", ""),
+    (r"^(?:module\.)?(?:backbone\.)?(?:(?:beit|vit)\.)?", ""),
     (r"^encoder\.layer\.", "layers."),
     (r"^blocks\.", "layers."),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embedding."),

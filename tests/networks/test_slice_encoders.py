@@ -274,10 +274,10 @@ def test_refusals():
     net = TransSeg(1, 3, SIZE, make, decoder_channels=8)
     with pytest.raises(ValueError, match=r"built for images \(B, 1, 32, 48, slices\), not \(2, 1, 48, 32, 5\)"):
         net(torch.zeros(2, 1, 48, 32, SLICES))
-    with pytest.raises(ValueError, match="CentreSliceInferer"):
+    with pytest.raises(ValueError, match="SliceWindowInferer"):
         net.encoder(torch.zeros(2, 1, *SIZE, 3))
     with pytest.raises(ValueError, match="raise batch_size"):
         net(torch.zeros(1, 1, *SIZE, SLICES))
     net = TransSeg(1, 3, SIZE, make, decoder_channels=8, target="all")
-    with pytest.raises(ValueError, match="SlidingWindowInferer"):
+    with pytest.raises(ValueError, match="target='all'"):
         net(torch.zeros(1, 1, *SIZE, 7))
