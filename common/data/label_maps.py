@@ -30,7 +30,24 @@ NUMBERINGS = (
     "oasis_seg4",
     "task",
 )
-TASKS = ("skull", "structures4", "structures33", "organs8", "organs13", "hippocampus", "brats")
+TASKS = (
+    "skull",
+    "structures4",
+    "structures33",
+    "organs8",
+    "organs13",
+    "hippocampus",
+    "brats",
+    "acdc",
+    "heart",
+    "liver",
+    "prostate",
+    "lung",
+    "pancreas",
+    "vessel",
+    "spleen",
+    "colon",
+)
 
 
 def label_map(numbering: str, task: str) -> dict[int, list[int]]:
@@ -47,7 +64,9 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
             1 to 33 in their order (Zhang et al., BIBM 2023, section IV-A). `organs13` has the organs of `btcv`,
             `organs8` the eight of them that TransUNet (arXiv 2102.04306, section 4.1) evaluates: 1 spleen, 2 right
             kidney, 3 left kidney, 4 gallbladder, 5 liver, 6 stomach, 7 aorta, 8 pancreas. `hippocampus` has
-            1 anterior, 2 posterior; `brats` 1 edema, 2 non-enhancing tumour core, 3 enhancing tumour.
+            1 anterior, 2 posterior; `brats` 1 edema, 2 non-enhancing tumour core, 3 enhancing tumour. `acdc`, `heart`,
+            `liver`, `prostate`, `lung`, `pancreas`, `vessel`, `spleen` and `colon` have the classes of ACDC and of the
+            Decathlon's other sets as published (numbering `task`).
 
     Returns:
         Class -> its source labels, for every class. A class that the numbering lacks has an empty list; 0 has the

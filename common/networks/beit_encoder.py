@@ -121,9 +121,10 @@ class RelativePositionBias(nn.Module):
         super().__init__()
         rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
         self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads))
-        # The function is cached and hands out one tensor for all layers.
-        index = BeitRelativePositionBias.generate_relative_position_index(tuple(grid))
-        self.register_buffer("index", index, persistent=False)
+        # Cached, one tensor for all layers; that of a net that is made on another device must not come from there.
+        with torch.device("cpu"):
+            index = BeitRelativePositionBias.generate_relative_position_index(tuple(grid))
+        self.register_buffer("index", index.to(self.relative_position_bias_table.device), persistent=False)
         self._kept: tuple[tuple, torch.Tensor] | None = None
 
     def forward(self) -> torch.Tensor:

@@ -172,7 +172,7 @@ def swin_stages(
     embed_dim: int, depths: Sequence[int], num_heads: Sequence[int], window_size: Sequence[int], drop_path: float
 ) -> nn.ModuleList:
     """Blocks of each stage; every second one is shifted by half a window."""
-    rates = torch.linspace(0, drop_path, sum(depths)).tolist()
+    rates = [drop_path * number / max(sum(depths) - 1, 1) for number in range(sum(depths))]
     stages = nn.ModuleList()
     for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
         blocks = nn.ModuleList()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
 from monai.bundle.config_item import ConfigComponent
 
@@ -161,7 +162,9 @@ def test_metadata(bundle):
     assert len(image["channel_def"]) == image["num_channels"] == channels
     assert len(pred["channel_def"]) == pred["num_channels"] == inference["num_classes"]
     assert pred["channel_def"]["0"] == "background"
-    assert image["spatial_shape"] == pred["spatial_shape"] == inference["roi_size"]
+    assert image["spatial_shape"] == inference.get_parsed_content("roi_size")
+    # A net of windows of slices predicts the slice in the middle.
+    assert pred["spatial_shape"] in (image["spatial_shape"], [*image["spatial_shape"][:2], 1])
 
 
 @each_bundle
@@ -340,12 +343,15 @@ def overlays(folder: str) -> list:
 
 @pytest.mark.parametrize("name", BASE)
 @pytest.mark.parametrize("path", overlays("networks"), ids=ident)
-def test_network_overlays_fit_every_base_file(path, name):
+def test_network_overlays_fit_every_base_file(path, name, monkeypatch):
     bundle = path.parents[2]
     if not (bundle / "configs" / name).is_file():
         pytest.skip(f"no {name}")
     names = ["train.json", name] if name == "evaluate.json" else [name]
     parser = merged(bundle, *names, f"networks/{path.name}")
+    for draw in ("kaiming_uniform_", "uniform_", "normal_", "trunc_normal_", "xavier_uniform_"):
+        # Nobody looks at the weights, and at the papers' sizes it takes seconds to draw them.
+        monkeypatch.setattr(torch.nn.init, draw, lambda tensor, *args, **kwargs: tensor)
     network, net = parser.get_parsed_content("network_def"), parser.get_parsed_content("segmentation_net")
     encoder = parser.get_parsed_content("encoder")
     assert len(encoder.channels) == len(encoder.strides)
