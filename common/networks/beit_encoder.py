@@ -129,7 +129,7 @@ class RelativePositionBias(nn.Module):
 
     def forward(self) -> torch.Tensor:
         table = self.relative_position_bias_table
-        if self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or torch.jit.is_tracing():
             self._kept = None
             return self._gather(table)
         # What tells that it has changed: an optimiser's or a loader's writing, or a move to another device or type.

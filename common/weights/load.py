@@ -23,6 +23,8 @@ CONTRACT = ("spacing", "orientation", "intensity", "spatial_size")
 SHAPELESS = ("num_heads", "window_size", "patch_merging", "norm_eps", "class_token")
 """Keys of an encoder's architecture by which weights of equal shapes compute something else."""
 
+DRAWN = "left as drawn (inflation random)"
+
 
 def load_encoder(
     encoder: nn.Module,
@@ -93,7 +95,8 @@ def load_encoder(
     report.unused.update({name: "no tensor of this name in the encoder" for name in state if name not in target})
 
     logger.debug("all names of the %s", report.text())
-    if report.covered < min_share:
+    drawn = [name for name in report.new if report.unused.get(name) == DRAWN]
+    if report.covered + report.share(drawn) < min_share:
         logger.warning("%s", report)
         raise ValueError(
             f"{path} ({_describe(record)}) fits {report.covered:.1%} of this encoder ({_describe_encoder(encoder)}), "
@@ -167,7 +170,7 @@ def _adapt_slices(
         if source.shape[0] != tensor.shape[0] or source.shape[2:4] != tensor.shape[2:4]:
             return None
         if inflation == "random":
-            return None, "left as drawn (inflation random)"
+            return None, DRAWN
         had, wanted = source.shape[-1], tensor.shape[-1]
         if had not in (1, wanted):
             return None, (
