@@ -22,7 +22,15 @@ import monai  # noqa: E402
 import torch  # noqa: E402
 from timing import Row  # noqa: E402
 
-NAMES = ("contrastive_loss", "cutout", "fine_tuning_step", "mae_step", "nnformer_step", "token_contrast")
+NAMES = (
+    "contrastive_loss",
+    "cutout",
+    "fine_tuning_step",
+    "mae_step",
+    "nnformer_step",
+    "slice_inference",
+    "token_contrast",
+)
 
 
 def main() -> None:
