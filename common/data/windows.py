@@ -76,7 +76,7 @@ class SliceWindows(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         window = self.windows[index]
         volume: Mapping[str, Any] = self.volumes[window["volume"]]
-        item = dict(volume)
+        item: Any = dict(volume)
         for key in self.keys:
             whole = volume[key].as_tensor() if isinstance(volume[key], MetaTensor) else volume[key]
             item[key] = cut_window(whole, window["slice"], self.cut_slices, self.stride)

@@ -31,10 +31,10 @@ class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
 
 
 def to_channels_last(network: nn.Module, device: torch.device | str) -> nn.Module:
-    """Move a 3-D network to its device, in place, in the memory format in which its convolutions are fastest.
+    """Move a network to its device, in place, in the memory format in which its convolutions are fastest.
 
-    Parameters become ``channels_last_3d``, and instance norms such as keep that format; names in the state dict and the
-    function stay as they are.
+    Weights of 3-D convolutions become ``channels_last_3d``, those of 2-D ones ``channels_last``, and instance norms
+    such as keep that format; names in the state dict and the function stay as they are.
 
     Returns:
         the network.
@@ -42,4 +42,10 @@ def to_channels_last(network: nn.Module, device: torch.device | str) -> nn.Modul
     for module in network.modules():
         if type(module) is nn.InstanceNorm3d:
             module.__class__ = ChannelsLastInstanceNorm3d
-    return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network.to(device)
+    # `Module.to` takes one format and refuses a net that has convolutions of both kinds.
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in network.parameters():
+        if parameter.ndim in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+    return network

@@ -18,7 +18,8 @@ def decay_groups(
     are named ``..._bias_table`` and do not decay, the weights of BEiT's norms, which are named otherwise there and
     here, do.
     """
-    decaying, others = [], []
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         (others if any(part in name for part in without) else decaying).append(parameter)
     return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -55,5 +55,6 @@ class SimMIM(nn.Module):
         patches = self.head(deepest.flatten(2).transpose(1, 2))
         reconstruction = unpatchify(patches, deepest.shape[2:], self.stride)
         # An encoder that continues images to a multiple of its stride has tokens of what lies beyond.
-        reconstruction = reconstruction[(..., *(slice(size) for size in image.shape[2:]))]
+        for axis, size in enumerate(image.shape[2:], start=2):
+            reconstruction = reconstruction.narrow(axis, 0, size)
         return {"reconstruction": reconstruction, "target": image, "mask": mask}

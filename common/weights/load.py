@@ -197,7 +197,8 @@ def _same_tokens_other_grid(
 ) -> bool:
     """Whether ``name`` is a position table whose grid has changed, which a number of tokens need not show."""
     if name == "position_table" or name.endswith("position_bias_table"):
-        grid, new_grid = record.get("architecture", {}).get("grid"), architecture.get("grid")
+        grid: Any = record.get("architecture", {}).get("grid")
+        new_grid: Any = architecture.get("grid")
         return bool(grid and new_grid) and list(grid) != list(new_grid)
     made: Any = record.get("spatial_size")
     used: Any = contract.get("spatial_size")
