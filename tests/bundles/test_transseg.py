@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 import torch
+from ignite.engine import Events
 from monai.bundle import ConfigParser, ckpt_export, verify_net_in_out
 
 from common.checks import first_cause
@@ -104,6 +105,34 @@ def test_trains_validates_and_predicts(run, tmp_path, preset, cohort):
     metric = workflow.parser.get_parsed_content("validate#evaluator").state.metrics["val_mean_dice"]
     assert 0 <= metric <= 1
     assert (tmp_path / "model.pt").is_file()
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_run_that_is_killed_and_resumed_is_the_uninterrupted_one(run, tmp_path):
+    """Windows, the paper's augmentation and a learning rate that goes by steps."""
+
+    def kill_after_second(workflow):
+        def die(engine):
+            raise Killed
+
+        workflow.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), die)
+
+    def train(folder, **more):
+        settings = {"max_epochs": 3, "augmentation": AUGMENTATION, "output_dir": str(tmp_path / folder)}
+        run("train.json", "datasets/sample.json", **settings, **more)
+
+    train("whole")
+    with pytest.raises(Killed):
+        train("killed", before=kill_after_second)
+    train("killed", resume=True)
+    whole, resumed = (torch.load(tmp_path / name / "train.ckpt", weights_only=True) for name in ("whole", "killed"))
+    states = [state["objects"]["network"] for state in (whole, resumed)]
+    assert states[0].keys() == states[1].keys()
+    assert [name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])] == []
+    assert whole["objects"]["lr_scheduler"] == resumed["objects"]["lr_scheduler"]
 
 
 @pytest.fixture(scope="module")
