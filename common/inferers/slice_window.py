@@ -29,7 +29,8 @@ class SliceWindowInferer(Inferer):
         device: where the prediction is gathered, such as ``"cpu"`` for volumes whose class maps do not fit on the GPU;
             None for that of the volume.
 
-    ``inferer(inputs (B, C, H, W, D), network)`` returns (B, classes, H, W, D), in the network's type.
+    ``inferer(inputs (B, C, H, W, D), network)`` returns (B, classes, H, W, D), float32 also where autocast makes the
+    network's output bfloat16.
 
     Raises:
         ValueError: ``slices`` even, a number below 1, an unknown ``target``; when called, if the network returns
@@ -68,8 +69,9 @@ class SliceWindowInferer(Inferer):
                 )
             if prediction is None:
                 device = inputs.device if self.device is None else torch.device(self.device)
-                prediction = torch.empty(*made.shape[:-1], depth, dtype=made.dtype, device=device)
-            prediction[..., written] = made[..., : len(written)].to(prediction.device)
+                wide = torch.promote_types(made.dtype, torch.float32)
+                prediction = torch.empty(*made.shape[:-1], depth, dtype=wide, device=device)
+            prediction[..., written] = made[..., : len(written)].to(prediction)
         assert prediction is not None
         return prediction
 

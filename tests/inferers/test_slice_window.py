@@ -75,6 +75,12 @@ def test_gathers_on_the_device_that_is_named():
     assert made.device.type == "meta" and made.shape == (1, 1, *SIZE, 3)
 
 
+def test_bfloat16_is_gathered_as_float32():
+    image = volume(3)
+    made = SliceWindowInferer(1)(image.float(), lambda image: image.bfloat16())
+    assert made.dtype == torch.float32 and torch.equal(made, image.float().bfloat16().float())
+
+
 def test_refusals(net):
     with pytest.raises(ValueError, match="slices 4 is odd"):
         SliceWindowInferer(4)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
+import fire
 import pytest
 import torch
 from torch import nn
@@ -317,9 +315,15 @@ def test_refusals(models, tmp_path):
 
 def test_command_line(models, tmp_path):
     source, _ = as_folder("beit", models["beit"], tmp_path)
-    command = [sys.executable, "-m", "common.weights", "convert", str(source), str(tmp_path / "encoder.safetensors")]
-    command += ["--slices", "3", "--image_size", "[64,72]", "--spacing", "[1,1,3]"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
-    record = json.loads(done.stdout)
+    command = [
+        "convert",
+        str(source),
+        str(tmp_path / "encoder.safetensors"),
+        "--slices",
+        "3",
+        "--image_size",
+        "[64,72]",
+    ]
+    record = fire.Fire({"convert": convert}, command=command)
     assert record == read_encoder(tmp_path / "encoder.safetensors")[1]
     assert record["architecture"]["grid"] == [8, 9] and record["architecture"]["slices"] == 3
