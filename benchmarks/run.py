@@ -30,6 +30,7 @@ NAMES = (
     "med3d_step",
     "multi_view",
     "nnformer_step",
+    "slice_inference",
     "token_contrast",
 )
 

@@ -12,12 +12,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .networks import to_channels_last
 
-__all__ = ["local_device", "rank", "start", "stop", "wrap"]
+__all__ = ["local_device", "rank", "start", "stop", "world_size", "wrap"]
 
 
 def rank() -> int:
     """Number of this process in the whole job, from the environment that ``torchrun`` sets."""
     return int(_variable("RANK"))
+
+
+def world_size() -> int:
+    """Number of processes of the whole job, from the environment that ``torchrun`` sets."""
+    return int(_variable("WORLD_SIZE"))
 
 
 def local_device() -> torch.device:
@@ -39,8 +44,13 @@ def start() -> None:
     idist.sync()
 
 
-def wrap(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+def wrap(network: nn.Module, device: torch.device, sync_batch_norm: bool = False) -> DistributedDataParallel:
     """The network on its device, in the memory format of the single-process configs, wrapped for several processes.
+
+    Args:
+        network: changed in place.
+        device: of this process.
+        sync_batch_norm: whether batch norms take the batches of all GPUs together; on CPUs torch cannot.
 
     Raises:
         RuntimeError: ``start`` has not run, because a later config file replaced ``initialize``.
@@ -49,6 +59,8 @@ def wrap(network: nn.Module, device: torch.device) -> DistributedDataParallel:
         raise RuntimeError(
             "the process group is not started: name the multi_gpu_*.json file last, after evaluate.json."
         )
+    if sync_batch_norm and device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
     to_channels_last(network, device)
     devices = [device] if device.type == "cuda" else None
     # MONAI's ViT holds parameters that its forward never uses.

@@ -20,7 +20,7 @@ from .prepare.write import write_datalist
 def prepare(
     name: str, source: str | None = None, output: str | None = None, force: bool = False, **options: Any
 ) -> None:
-    """Write the datalist of a data set: adni, bids, cc359, decathlon, ixi, oasis1 or synapse; or make the sample.
+    """Write the datalist of a data set: acdc, adni, bids, cc359, decathlon, ixi, oasis1 or synapse; or make the sample.
 
     Options of all sets: --validation and --test (number of subjects, or their share below 1; for synapse by default no
     validation scans and the published test scans), --seed, --domain, --numbering (of the masks, where the set does not

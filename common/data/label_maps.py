@@ -53,6 +53,10 @@ TASKS = (
     "pancreas",
     "vessel",
     "spleen",
+    "acdc",
+    "liver_tumour",
+    "lung_tumour",
+    "colon",
 )
 
 
@@ -73,7 +77,9 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
             `organs8` the eight of them that TransUNet (arXiv 2102.04306, section 4.1) evaluates: 1 spleen, 2 right
             kidney, 3 left kidney, 4 gallbladder, 5 liver, 6 stomach, 7 aorta, 8 pancreas. `hippocampus` has
             1 anterior, 2 posterior; `brats` 1 edema, 2 non-enhancing tumour core, 3 enhancing tumour; `liver` the liver
-            with its tumours; `lung`, `heart`, `prostate`, `pancreas`, `vessel`, `spleen` what `label_names` says.
+            with its tumours as one class, `liver_tumour` both apart; `lung` the lungs, `lung_tumour` and `colon` the
+            tumours of the Decathlon's sets; `acdc`, `heart`, `prostate`, `pancreas`, `vessel`, `spleen` what
+            `label_names` says.
 
     Returns:
         Class -> its source labels, for every class. A class that the numbering lacks has an empty list; 0 has the

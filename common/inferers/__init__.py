@@ -2,10 +2,12 @@
 
 from .mirrored import MirroredSlidingWindowInferer
 from .resized import ResizedInferer
+from .slice_window import SliceWindowInferer
 from .two_stage import TwoStageInferer
 
 __all__ = [
     "MirroredSlidingWindowInferer",
     "ResizedInferer",
+    "SliceWindowInferer",
     "TwoStageInferer",
 ]

@@ -7,6 +7,7 @@ from .masked_reconstruction import MaskedReconstructionLoss
 from .masked_vectors import MaskedVectorsLoss
 from .plane_triplet import PlaneTripletLoss
 from .rcr import RCRLoss
+from .softmax_dice_focal import SoftmaxDiceFocalLoss
 from .token_contrast import TokenContrastiveLoss
 from .voxel_cross_entropy import VoxelCrossEntropy
 
@@ -18,6 +19,7 @@ __all__ = [
     "NTXentLoss",
     "PlaneTripletLoss",
     "RCRLoss",
+    "SoftmaxDiceFocalLoss",
     "TokenContrastiveLoss",
     "VoxelCrossEntropy",
 ]

@@ -1,15 +1,19 @@
 from .calibration import CalibrationSlope
 from .class_accuracy import ClassAccuracy
+from .class_dice import ClassDice
 from .comparison import is_higher, is_lower
 from .hand_till import HandTillAUC
 from .hd95 import HD95
+from .pooled_dice import PooledDice
 from .representation import effective_rank, feature_std, position_cosines
 
 __all__ = [
     "HD95",
     "CalibrationSlope",
     "ClassAccuracy",
+    "ClassDice",
     "HandTillAUC",
+    "PooledDice",
     "effective_rank",
     "feature_std",
     "is_higher",

@@ -1,4 +1,8 @@
-"""Segmentation networks, encoders (views on their sub-modules) and heads over encoders."""
+"""Segmentation networks, encoders (views on their sub-modules) and heads over encoders.
+
+Those of slices (``transseg``, ``beit_encoder``, ``dino_encoder``, ``swin_slice_encoder``) are named by their files, so
+that the others load without ``transformers``.
+"""
 
 from .branch_decoder import BranchDecoder, MultiBranchNet
 from .dense_aspp import DenseASPP

@@ -43,8 +43,9 @@ def to_channels_last(network: nn.Module, device: torch.device | str) -> nn.Modul
         if type(module) is nn.InstanceNorm3d:
             module.__class__ = ChannelsLastInstanceNorm3d
     network.to(device)
+    # `Module.to` takes one format and refuses a net that has convolutions of both kinds.
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.ndim in formats:
-            tensor.data = tensor.data.contiguous(memory_format=formats[tensor.ndim])
+    for parameter in (*network.parameters(), *network.buffers()):
+        if parameter.ndim in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
     return network

@@ -54,4 +54,7 @@ class SimMIM(nn.Module):
         deepest = self.encoder(masked)[-1]
         patches = self.head(deepest.flatten(2).transpose(1, 2))
         reconstruction = unpatchify(patches, deepest.shape[2:], self.stride)
+        # An encoder that continues images to a multiple of its stride has tokens of what lies beyond.
+        for axis, size in enumerate(image.shape[2:], start=2):
+            reconstruction = reconstruction.narrow(axis, 0, size)
         return {"reconstruction": reconstruction, "target": image, "mask": mask}

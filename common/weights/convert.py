@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from .encoder_file import FORMAT_VERSION, write_state
+from .inflate import INFLATIONS
+from .vision_transformers import IMAGE_KINDS, inflate, read_folder
 
 __all__ = ["KINDS", "convert", "medicalnet", "monai_mae", "swin_unetr_ssl", "unetr_mae"]
 
@@ -30,27 +34,54 @@ def convert(
     orientation: str | None = None,
     intensity: str | None = None,
     data: str | None = None,
+    slices: int = 5,
+    inflation: str = "centring",
+    in_channels: int = 1,
+    image_size: Sequence[int] | int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    value_range: Sequence[float] = (-1.0, 1.0),
 ) -> dict[str, Any]:
     """Turn a foreign checkpoint into an encoder file and return its record.
 
     Args:
-        source: a ``.pt``/``.pth`` file (read with ``weights_only=True``).
+        source: a ``.pt``/``.pth`` file (read with ``weights_only=True``), a ``.safetensors`` file, or a folder that
+            ``transformers`` wrote or that came from its hub.
         output: the encoder file to write.
-        kind: one of ``KINDS``; found from the tensor names when not given.
-        num_heads: attention heads of a ViT, which its weights do not tell (12 in UNETR).
+        kind: one of ``KINDS``; found from the tensor names when not given. ``beit``, ``vit`` (DINO's and other plain
+            vision transformers) and ``swin`` (Video Swin too) are 2-D models, for the encoders of slices: they are
+            inflated, which the arguments from ``slices`` on are about.
+        num_heads: attention heads of a ViT, which its weights do not tell (12 in UNETR). Of a 2-D ViT by default what
+            ``config.json`` says, or one for 64 channels.
         legacy_patch_merging: for Swin UNETR weights trained with MONAI up to 1.4, whose patch merging dropped some
             neighbours (fixed in 1.5); such an encoder needs ``common.networks.LegacyPatchMerging``. Recorded in the
             file; loading into another encoder warns.
         spatial_size, spacing, orientation, intensity, data: what the weights were trained on, for the record; say what
             you know, since fine-tuning warns where its images differ.
+        slices: K, slices of a window; 1 makes a file that is inflated when it is loaded, to any K.
+        inflation: ``centring`` or ``average`` (``common.weights.inflate.inflate_depth``).
+        in_channels: channels of the images at hand.
+        image_size: side of the slices, or height and width, for which positions are resampled; by default they are when
+            the file is loaded.
+        mean, std: per channel, of images in 0..1, by which the source's images were normalised. By default what
+            ``preprocessor_config.json`` says, or the kind's: 0.5 for BEiT, ImageNet's for the others.
+        value_range: range that the intensity rule of the bundle scales images to.
 
     Raises:
         FileNotFoundError, ValueError: no such file, Python objects beside tensors, or names of no known kind.
     """
-    state = _read_checkpoint(Path(source))
-    kinds = (
-        [kind] if kind else [name for name, (_, mark) in KINDS.items() if any(re.search(mark, key) for key in state)]
-    )
+    config: dict[str, Any] = {}
+    preprocessor: dict[str, Any] = {}
+    file = Path(source)
+    if file.is_dir():
+        file, config, preprocessor = read_folder(file)
+    state = _read_checkpoint(file)
+    if inflation not in INFLATIONS:
+        raise ValueError(f"--inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}.")
+    marks = ((name, entry[1]) for name, entry in KINDS.items())
+    # In their order: MAE of volumes has positions of a plain ViT beside its own.
+    found = [name for name, mark in marks if any(re.search(mark, key) for key in state)]
+    kinds = [kind] if kind else found[:1]
     if len(kinds) != 1 or kinds[0] not in KINDS:
         names = ", ".join(list(state)[:3])
         raise ValueError(
@@ -62,11 +93,29 @@ def convert(
         raise ValueError(f"{source} is no checkpoint of the kind {kinds[0]}: it lacks tensors ({error}).") from error
     except ValueError as error:
         raise ValueError(f"{source} is no checkpoint of the kind {kinds[0]}: {error}.") from error
-    if architecture["name"] == "ViTEncoder":
+    conversion = None
+    if kinds[0] in IMAGE_KINDS:
+        normalisation = IMAGE_KINDS[kinds[0]][2]
+        size = [image_size] * 2 if isinstance(image_size, int) else image_size
+        if architecture["name"] == "DinoEncoder":
+            architecture["num_heads"] = num_heads or config.get("num_attention_heads", architecture["num_heads"])
+        conversion = inflate(
+            converted,
+            architecture,
+            slices,
+            inflation,
+            in_channels,
+            mean or preprocessor.get("image_mean", normalisation["mean"]),
+            std or preprocessor.get("image_std", normalisation["std"]),
+            value_range,
+            size,
+        )
+        conversion.append(f"{len(converted)} tensors made of {len(state)}; heads, final norms and poolers left out")
+    elif architecture["name"] == "ViTEncoder":
         architecture["num_heads"] = num_heads
     elif architecture["name"] == "SwinEncoder":
         architecture["patch_merging"] = "LegacyPatchMerging" if legacy_patch_merging else "PatchMerging"
-    record = {
+    record: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "method": f"converted from {kinds[0]} checkpoint {Path(source).name}",
         "architecture": architecture,
@@ -87,6 +136,8 @@ def convert(
         architecture["name"],
         f"; left out: {', '.join(left_out)}" if left_out else "",
     )
+    if conversion is not None:
+        record["conversion"] = conversion
     write_state({name: tensor.contiguous().clone() for name, tensor in converted.items()}, output, record)
     return record
 
@@ -193,13 +244,18 @@ KINDS: dict[str, tuple[Callable[[Mapping[str, torch.Tensor]], tuple[State, dict[
     "monai_mae": (monai_mae, r"^mask_tokens$"),
     "swin_unetr_ssl": (swin_unetr_ssl, r"layers1\.0\.blocks\.0\.attn\.qkv"),
     "medicalnet": (medicalnet, r"^layer1\.0\.conv1\.weight$"),
-}
+} | {name: (convert_kind, mark) for name, (convert_kind, mark, _) in IMAGE_KINDS.items()}
 """Kinds of checkpoints: the converter, and the tensor name by which a checkpoint is told."""
 
 
 def _read_checkpoint(path: Path) -> State:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be cut short.") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -209,7 +265,7 @@ def _read_checkpoint(path: Path) -> State:
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a readable PyTorch checkpoint ({error}).") from error
-    for key in ("state_dict", "model", "network"):
+    for key in ("teacher", "state_dict", "model", "network"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     items = content.items() if isinstance(content, Mapping) else ()

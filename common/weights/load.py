@@ -10,6 +10,7 @@ from torch import nn
 
 from .adapt import adapt_channels, match_position_form, resample_positions, token_grid
 from .encoder_file import read_encoder
+from .inflate import INFLATIONS, inflate_depth, resample_grid_positions, resample_relative_positions
 from .report import TransferReport
 
 __all__ = ["compare_architecture", "compare_contract", "load_encoder"]
@@ -31,18 +32,22 @@ SHAPELESS = (
 )
 """Keys of an encoder's architecture by which weights of equal shapes compute something else."""
 
+DRAWN = "left as drawn (inflation random)"
+
 
 def load_encoder(
     encoder: nn.Module,
     path: str | os.PathLike | None,
     contract: Mapping[str, Any] | None = None,
     min_share: float = 0.9,
+    inflation: str = "centring",
 ) -> TransferReport | None:
     """Fill an encoder from an encoder file, log a transfer report, and refuse a load that covers too little.
 
     Tensors whose shape differs are adapted where that has a meaning: the first layer to another number of channels,
-    position tables to another token grid. Nothing changes in ``encoder`` when the load is refused. What weights do not
-    show, such as the number of attention heads, is compared with the file's record, and differences are logged.
+    position tables to another token grid, a patch embedding of single slices to windows of slices. Nothing changes in
+    ``encoder`` when the load is refused. What weights do not show, such as the number of attention heads, is compared
+    with the file's record, and differences are logged.
 
     Args:
         encoder: filled in place.
@@ -51,13 +56,19 @@ def load_encoder(
             see; each difference to the file's record is logged as a warning. ``spatial_size`` also gives the token
             grid.
         min_share: share of the encoder's elements that the file must cover.
+        inflation: how the patch embedding of a single slice fills one of several: ``centring``, ``average``
+            (``common.weights.inflate.inflate_depth``), or ``random`` to leave it as it was drawn. Where the numbers
+            of slices are the same there is nothing to do.
 
     Returns:
         The report, or None from scratch.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_encoder``; the file covers less than ``min_share``, or holds NaN.
+        FileNotFoundError, ValueError: as ``read_encoder``; the file covers less than ``min_share``, is of another
+            architecture, or holds NaN; an unknown ``inflation``.
     """
+    if inflation not in (*INFLATIONS, "random"):
+        raise ValueError(f"inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}, random.")
     if not path:
         logger.info("no pretrained encoder: training from scratch.")
         return None
@@ -67,6 +78,7 @@ def load_encoder(
     state = match_position_form(state, target)
     report = TransferReport(str(path), sizes={name: tensor.numel() for name, tensor in target.items()})
     report.warnings = compare_contract(record, contract) + compare_architecture(record, encoder)
+    architecture: dict[str, Any] = getattr(encoder, "architecture", dict)()
 
     new_state = {}
     for name, tensor in target.items():
@@ -76,11 +88,13 @@ def load_encoder(
             continue
         if source.is_floating_point() and not bool(torch.isfinite(source).all()):
             raise ValueError(f"{path}: {name} holds values that are not finite; the encoder file is not usable.")
-        if source.shape == tensor.shape and not _same_tokens_other_grid(name, record, contract):
+        if source.shape == tensor.shape and not _same_tokens_other_grid(name, record, contract, architecture):
             new_state[name] = source
             report.loaded.append(name)
             continue
         adapted, how = _adapt(name, source, tensor, record, contract)
+        if adapted is None:
+            adapted, how = _adapt_slices(name, source, tensor, record, architecture, inflation) or (None, how)
         if adapted is None:
             report.new.append(name)
             report.unused[name] = how
@@ -90,11 +104,17 @@ def load_encoder(
     report.unused.update({name: "no tensor of this name in the encoder" for name in state if name not in target})
 
     logger.debug("all names of the %s", report.text())
-    if report.covered < min_share:
+    drawn = [name for name in report.new if report.unused.get(name) == DRAWN]
+    if report.covered + report.share(drawn) < min_share:
         logger.warning("%s", report)
         raise ValueError(
             f"{path} ({_describe(record)}) fits {report.covered:.1%} of this encoder ({_describe_encoder(encoder)}), "
             f"less than the {min_share:.0%} asked for; use the network it was made with."
+        )
+    made = record.get("architecture", {}).get("name")
+    if made and architecture.get("name", made) != made:  # a plain transformer fits BEiT's layers, but is none
+        raise ValueError(
+            f"{path} holds a {made}, this encoder is a {architecture['name']}; use the network it was made with."
         )
     encoder.load_state_dict(new_state, strict=False)
     logger.info("%s", report)
@@ -147,8 +167,50 @@ def _adapt(
     return None, f"shape differs: {shapes}"
 
 
-def _same_tokens_other_grid(name: str, record: Mapping[str, Any], contract: Mapping[str, Any]) -> bool:
+def _adapt_slices(
+    name: str,
+    source: torch.Tensor,
+    tensor: torch.Tensor,
+    record: Mapping[str, Any],
+    architecture: Mapping[str, Any],
+    inflation: str,
+) -> tuple[torch.Tensor | None, str] | None:
+    """The same for the encoders of slices (``common.networks.slice_encoder``); None where it is not about them."""
+    made: Mapping[str, Any] = record.get("architecture", {})
+    if name == "patch_embedding.weight" and source.ndim == tensor.ndim == 5:
+        if source.shape[0] != tensor.shape[0] or source.shape[2:4] != tensor.shape[2:4]:
+            return None
+        if inflation == "random":
+            return None, DRAWN
+        had, wanted = source.shape[-1], tensor.shape[-1]
+        if had not in (1, wanted):
+            return None, (
+                f"was inflated to {had} slices, the encoder takes {wanted}: convert the weights again with "
+                f"`--slices {wanted}`, or with `--slices 1` to inflate them here"
+            )
+        how = [f"{had} slice inflated to {wanted} ({inflation})"] if had != wanted else []
+        if source.shape[1] != tensor.shape[1]:
+            how.append(f"{source.shape[1]} input channels to {tensor.shape[1]}")
+        source = adapt_channels(source, tensor.shape[1])
+        return inflate_depth(source[..., 0], wanted, inflation) if had != wanted else source, ", ".join(how)
+    grid, new_grid = made.get("grid"), architecture.get("grid")
+    if grid and new_grid and source.ndim == tensor.ndim and source.shape[-1] == tensor.shape[-1]:
+        how_positions = f"positions resampled from {grid[0]} x {grid[1]} to {new_grid[0]} x {new_grid[1]} tokens"
+        if name.endswith("relative_position_bias_table"):
+            return resample_relative_positions(source, grid, new_grid), how_positions
+        if name == "position_table":
+            return resample_grid_positions(source, grid, new_grid), how_positions
+    return None
+
+
+def _same_tokens_other_grid(
+    name: str, record: Mapping[str, Any], contract: Mapping[str, Any], architecture: Mapping[str, Any]
+) -> bool:
     """Whether ``name`` is a position table whose grid has changed, which a number of tokens need not show."""
+    if name == "position_table" or name.endswith("position_bias_table"):
+        grid: Any = record.get("architecture", {}).get("grid")
+        new_grid: Any = architecture.get("grid")
+        return bool(grid and new_grid) and list(grid) != list(new_grid)
     made: Any = record.get("spatial_size")
     used: Any = contract.get("spatial_size")
     return name.endswith("position_embeddings") and bool(made and used) and list(made) != list(used)

@@ -41,6 +41,16 @@ def collect(name: str, root: Path, **options) -> list[dict]:
 # --- the layouts of the sets --------------------------------------------------------------------------------------
 
 
+def test_acdc(tmp_path):
+    names = [f"training/patient{n}/patient{n}_frame{f}" for n in ("001", "002") for f in ("01", "12")]
+    touch(tmp_path, *(f"{name}{end}.nii.gz" for name in names for end in ("", "_gt")))
+    touch(tmp_path, "training/patient001/patient001_4d.nii.gz", "testing/patient101/patient101_frame01.nii.gz")
+    assert collect("acdc", tmp_path) == [
+        *({"image": f"{name}.nii.gz", "label": f"{name}_gt.nii.gz", "subject": name.split("/")[1]} for name in names),
+        {"image": "testing/patient101/patient101_frame01.nii.gz", "subject": "patient101"},
+    ]
+
+
 def test_ixi_public_layout(tmp_path):
     touch(tmp_path, "IXI-T1/IXI012-HH-1211-T1.nii.gz", "IXI-T1/IXI013-HH-1212-T1.nii.gz")
     touch(tmp_path, "IXI-T1/IXI014-HH-1236-T1.nii.gz", "IXI-T2/IXI012-HH-1211-T2.nii.gz")
@@ -614,7 +624,7 @@ def test_broken_files_stop_it(ixi, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("brats21", {}, r"Unknown data set 'brats21'; known are abide, .*brats, .*oasis1"),
+        ("brats21", {}, r"Unknown data set 'brats21'; known are abide, acdc, .*brats, .*oasis1"),
         (
             "ixi",
             {"masks": "staple"},

@@ -36,6 +36,15 @@ def test_equals_torchs_instance_norm_and_keeps_the_format(affine):
     assert not found[0].is_contiguous()
 
 
+def test_a_net_with_convolutions_of_both_kinds():
+    net = nn.ModuleList([nn.Conv3d(2, 3, 3), nn.Conv2d(2, 3, 3), nn.Linear(2, 3)])
+    before = copy.deepcopy(net.state_dict())
+    assert to_channels_last(net, "cpu") is net
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last_3d) and not net[0].weight.is_contiguous()
+    assert net[1].weight.is_contiguous(memory_format=torch.channels_last) and not net[1].weight.is_contiguous()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
 def test_a_single_voxel_is_refused_as_torch_does():
     with pytest.raises(ValueError, match="more than 1 spatial element"):
         to_channels_last(nn.InstanceNorm3d(2), "cpu")(torch.zeros(2, 2, 1, 1, 1))

@@ -11,6 +11,7 @@ from typing import Any
 from ..datalist import DatalistError, find_problems, raise_problems
 from ..label_maps import NUMBERINGS
 from .abide import collect_abide
+from .acdc import collect_acdc
 from .adni import collect_adni
 from .bids import collect_bids
 from .brats import collect_brats
@@ -25,6 +26,7 @@ from .write import LISTS, write_datalist
 # Each takes the folder of its set, and options of its own, and gives items with absolute paths.
 COLLECTORS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "abide": collect_abide,
+    "acdc": collect_acdc,
     "adni": collect_adni,
     "bids": collect_bids,
     "brats": collect_brats,
@@ -37,6 +39,7 @@ COLLECTORS: dict[str, Callable[..., list[dict[str, Any]]]] = {
 # How the masks are numbered that a set is published with, by the options of its collector. For the other sets it
 # depends on who made the masks.
 _NUMBERING_OF = {
+    "acdc": "task",
     "adni": "malpem",
     "brats": "brats2020",
     "cc359": "binary",
@@ -81,8 +84,8 @@ def prepare(
         seed: seed of the split.
         domain: `domain` of the items; by default the name of the set (none for `bids` and `decathlon`).
         numbering: how the masks are numbered (see `label_map`); written into the datalist, so that a run which takes
-            them for something else is refused. By default that of the published masks of `adni`, `cc359`, `oasis1` and
-            `synapse`, and for the other sets none.
+            them for something else is refused. By default that of the published masks of `acdc`, `adni`, `cc359`,
+            `oasis1` and `synapse`, and for the other sets none.
         require: keys, separated by commas, that items must have (`label`, `age`, `diagnosis`); others are left out.
         check: how the files are checked before anything is written, as in `load_datalist`.
         force: replace an existing file.

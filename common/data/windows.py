@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from monai.data import CacheDataset, MetaTensor, get_track_meta, set_track_meta
+from monai.transforms import apply_transform
+from torch.utils.data import Dataset
+
+__all__ = ["SliceWindows", "cut_window"]
+
+
+class SliceWindows(Dataset):
+    """Windows of K neighbouring slices of volumes that are cached once, one window for each slice.
+
+    The window of slice i has the slices ``i + stride * o`` for the offsets o from ``-(K // 2)`` to ``K // 2``; at the
+    ends the first or last slice is repeated (Zhang et al., TransSeg, section 3.3). Slices lie along the last axis. The
+    published code writes each window to a file of its own, which takes K times the space.
+
+    Args:
+        data: items, as of ``monai.data.CacheDataset``.
+        transform: deterministic transforms of a volume; what they give is cached.
+        slices: K, odd.
+        stride: step from a slice of a window to the next.
+        target: ``"centre"`` keeps the centre slice of the label, ``"all"`` all of a window.
+        window_transform: transforms of a window, such as random zooms and flips along all three axes.
+        cut_slices: slices that are cut for ``window_transform``, of which the K in the middle are kept afterwards; None
+            for K. A net of single slices is trained on what zooms and flips along the slices leave of 5.
+        keys: images that are cut; the others are passed on.
+        label_key: the label, if it is one of them.
+        **kwargs: of ``CacheDataset``: ``cache_rate``, ``num_workers``, ``progress``, ...
+
+    The window's meta data are the name of the file.
+
+    Items: of image (C, H, W, K), of label (1, H, W, 1) or (1, H, W, K), where the transforms do not make it otherwise.
+    ``windows`` has for each a mapping with ``volume``, the number of its item, and ``slice``.
+
+    Raises:
+        ValueError: an even number of slices, more than are cut, a stride below 1, or an unknown ``target``.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Any],
+        transform: Callable,
+        slices: int = 5,
+        stride: int = 1,
+        target: str = "centre",
+        window_transform: Callable | None = None,
+        cut_slices: int | None = None,
+        keys: Sequence[str] = ("image", "label"),
+        label_key: str = "label",
+        **kwargs: Any,
+    ) -> None:
+        cut_slices = slices if cut_slices is None else cut_slices
+        if slices < 1 or slices % 2 == 0 or cut_slices % 2 == 0 or cut_slices < slices or stride < 1:
+            raise ValueError(
+                f"slices ({slices}) and cut_slices ({cut_slices}) are odd, the latter no less, stride ({stride}) at "
+                "least 1: they have to be."
+            )
+        if target not in ("centre", "all"):
+            raise ValueError(f"target is 'centre' or 'all', not {target!r}.")
+        self.data = data
+        self.volumes = CacheDataset(data, transform, **kwargs)
+        self.slices, self.stride, self.target = slices, stride, target
+        self.window_transform, self.cut_slices = window_transform, cut_slices
+        self.keys, self.label_key = tuple(keys), label_key
+        depths = [self.volumes[number][self.keys[0]].shape[-1] for number in range(len(data))]
+        self.windows = [{"volume": number, "slice": i} for number, depth in enumerate(depths) for i in range(depth)]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        window = self.windows[index]
+        volume: Mapping[str, Any] = self.volumes[window["volume"]]
+        item: Any = dict(volume)
+        for key in self.keys:
+            whole = volume[key].as_tensor() if isinstance(volume[key], MetaTensor) else volume[key]
+            item[key] = cut_window(whole, window["slice"], self.cut_slices, self.stride)
+        if self.window_transform is not None:
+            with untracked():
+                item = apply_transform(self.window_transform, item)
+        for key in self.keys:
+            kept = 1 if key == self.label_key and self.target == "centre" else self.slices
+            first = (item[key].shape[-1] - kept) // 2
+            made = item[key][..., first : first + kept]
+            if isinstance(volume[key], MetaTensor):
+                made = MetaTensor(made, meta={"filename_or_obj": volume[key].meta.get("filename_or_obj", "")})
+            item[key] = made
+        return item
+
+
+@contextmanager
+def untracked() -> Iterator[None]:
+    """Without MONAI's book-keeping of where voxels lie, which windows have no use for and which takes half of their
+    time."""
+    before = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(before)
+
+
+def cut_window(volume: torch.Tensor, centre: int, slices: int, stride: int = 1) -> torch.Tensor:
+    """Window (..., slices) around a slice of a volume (..., D), whose first and last slices go on beyond its ends."""
+    half = slices // 2
+    index = torch.arange(centre - stride * half, centre + stride * half + 1, stride).clamp(0, volume.shape[-1] - 1)
+    return volume[..., index]

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+
+__all__ = ["SliceWindowInferer"]
+
+
+class SliceWindowInferer(Inferer):
+    """Predict every slice of volumes from windows of K neighbouring slices (Zhang et al., TransSeg, section 3.3).
+
+    The window of slice i has the slices ``i + stride * o`` for the offsets o from ``-(K // 2)`` to ``K // 2``; where
+    there is no such slice, the first or last one stands for it, so that volumes with fewer slices than K are predicted
+    too. Slices lie along the last axis.
+
+    Windows are not cut out. The network is given runs of slices, ``chunk`` and K - 1 around them, and returns the
+    centre slices of all windows of the run, as ``common.networks.transseg.TransSeg`` does. So memory does not grow with
+    the number of slices, the prediction itself aside.
+
+    Args:
+        slices: K, odd.
+        stride: step from a slice of a window to the next.
+        chunk: slices predicted at a time.
+        target: what the network returns: ``"centre"``, the centre slices of a run, or ``"all"``, all slices of a
+            window. Then windows stand side by side, so many at a time as have ``chunk`` slices, and at least one.
+        device: where the prediction is gathered, such as ``"cpu"`` for volumes whose class maps do not fit on the GPU;
+            None for that of the volume.
+
+    ``inferer(inputs (B, C, H, W, D), network)`` returns (B, classes, H, W, D), float32 also where autocast makes the
+    network's output bfloat16.
+
+    Raises:
+        ValueError: ``slices`` even, a number below 1, an unknown ``target``; when called, if the network returns
+            another number of slices.
+    """
+
+    def __init__(
+        self,
+        slices: int = 5,
+        stride: int = 1,
+        chunk: int = 8,
+        target: str = "centre",
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if slices < 1 or slices % 2 == 0 or stride < 1 or chunk < 1:
+            raise ValueError(f"slices {slices} is odd, stride {stride} and chunk {chunk} at least 1: they have to be.")
+        if target not in ("centre", "all"):
+            raise ValueError(f"target is 'centre' or 'all', not {target!r}.")
+        self.slices, self.stride, self.chunk, self.target, self.device = slices, stride, chunk, target, device
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        if hasattr(inputs, "as_tensor"):
+            inputs = inputs.as_tensor()
+        depth = inputs.shape[-1]
+        prediction = None
+        for read, written in self._runs(depth):
+            images = [inputs[..., run] for run in read.to(inputs.device)]
+            logits = network(torch.cat(images), *args, **kwargs)
+            made = torch.cat(logits.split(len(inputs)), dim=-1)
+            expected = read.numel() if self.target == "all" else len(written)
+            if made.shape[-1] != expected:
+                raise ValueError(
+                    f"the network returned {made.shape[-1]} slices of {read.shape[-1]} where {expected} were expected: "
+                    "`slices` and `target` of network and inferer have to be the same."
+                )
+            if prediction is None:
+                device = inputs.device if self.device is None else torch.device(self.device)
+                wide = torch.promote_types(made.dtype, torch.float32)
+                prediction = torch.empty(*made.shape[:-1], depth, dtype=wide, device=device)
+            prediction[..., written] = made[..., : len(written)].to(prediction)
+        assert prediction is not None
+        return prediction
+
+    def _runs(self, depth: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Slices that are read, (runs, length), and those that are written, of each call of the network."""
+        half = self.slices // 2
+        for first in range(min(self.stride, depth)):
+            # With a stride, every stride-th slice makes a volume of its own, whose windows have no gaps.
+            own = torch.arange(first, depth, self.stride)
+            if self.target == "all":
+                step = max(1, self.chunk // self.slices) * self.slices
+                for start in range(0, len(own), step):
+                    written = own[start : start + step]
+                    windows = -(-len(written) // self.slices)
+                    read = first + self.stride * torch.arange(start, start + windows * self.slices)
+                    yield read.clamp(0, depth - 1).view(windows, self.slices), written
+                continue
+            for start in range(0, len(own), self.chunk):
+                written = own[start : start + self.chunk]
+                read = first + self.stride * torch.arange(start - half, start + len(written) + half)
+                yield read.clamp(0, depth - 1)[None], written

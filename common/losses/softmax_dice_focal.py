@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import torch
+from monai.losses import DiceLoss, FocalLoss
+from torch import nn
+
+__all__ = ["SoftmaxDiceFocalLoss"]
+
+
+class SoftmaxDiceFocalLoss(nn.Module):
+    """Dice of the softmax and focal loss of the softmax, added (Zhang et al., TransSeg, table 6: "DiceFocal").
+
+    MONAI's ``DiceFocalLoss`` has this meaning up to version 0.6, which the published code uses; since then its focal
+    part takes each class for a sigmoid of its own. Dice is of each sample and class, background included; the focal
+    loss is ``-(1 - p)^gamma log p`` of the true class, the mean over the pixels.
+
+    Args:
+        gamma: exponent of the focal loss.
+        lambda_dice, lambda_focal: weights.
+
+    ``forward(logits (B, classes, *spatial), label (B, 1, *spatial))`` returns a scalar; float32 under autocast.
+    """
+
+    def __init__(self, gamma: float = 2.0, lambda_dice: float = 1.0, lambda_focal: float = 1.0) -> None:
+        super().__init__()
+        self.dice = DiceLoss(softmax=True, to_onehot_y=True)
+        self.focal = FocalLoss(use_softmax=True, to_onehot_y=True, gamma=gamma, reduction="none")
+        self.lambda_dice, self.lambda_focal = lambda_dice, lambda_focal
+
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits.float()
+            # One channel is that of the true class, the others are 0: a sum, where MONAI takes the mean of all.
+            focal = self.focal(logits, label).sum(1).mean()
+            return self.lambda_dice * self.dice(logits, label) + self.lambda_focal * focal

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.metrics import CumulativeIterationMetric
+
+__all__ = ["PooledDice"]
+
+
+class PooledDice(CumulativeIterationMetric):
+    """Dice of all volumes taken for one: intersections and sizes are added up before they are divided.
+
+    The metric of TransSeg's published code (``eval_metrics``), which weighs volumes by the size of a structure and can
+    be far from the mean of the volumes' Dice. There it is taken on each GPU, and the GPUs' values are averaged; here it
+    is of all.
+
+    Args:
+        classes: channels whose Dice is averaged; None for all but the background. A class that is neither predicted nor
+            true anywhere is left out.
+
+    Takes one-hot prediction and truth (B, C, *spatial); ``aggregate`` returns a scalar.
+    """
+
+    def __init__(self, classes: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.classes = None if classes is None else list(classes)
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        assert y is not None
+        y_pred, y = (mask.flatten(2).double() for mask in (y_pred, y))
+        return torch.stack(((y_pred * y).sum(2), y_pred.sum(2) + y.sum(2)), dim=2)
+
+    def aggregate(self) -> torch.Tensor:
+        """Mean Dice of the classes, a scalar."""
+        counts: Any = self.get_buffer()
+        chosen: Any = slice(1, None) if self.classes is None else self.classes
+        both, sizes = counts.sum(0)[chosen].unbind(1)
+        present = sizes > 0
+        return (2 * both[present] / sizes[present]).mean()

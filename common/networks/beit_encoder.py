@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BeitConfig
+from transformers.models.beit.modeling_beit import BeitLayer, BeitRelativePositionBias
+
+from .slice_encoder import SliceEmbedding, SliceEncoder
+
+__all__ = ["BeitEncoder", "RelativePositionBias"]
+
+
+class BeitEncoder(SliceEncoder):
+    """BEiT [1] on windows of K neighbouring slices [2, section 3.3]: tokens of the centre slice that see K slices.
+
+    The layers are those of ``transformers``, with the names of their weights (``layers.0.attention.q_proj.weight``).
+    The bias of relative positions is made here, once a table instead of at every step of an evaluation, and attention
+    runs through ``scaled_dot_product_attention``. There is no absolute position and no norm behind the last block, as
+    in the published code of [2].
+
+    Args:
+        in_channels, img_size, slices, patch_size: see ``SliceEncoder``.
+        hidden_size, mlp_dim, num_layers, num_heads: of the transformer; BEiT-B by default.
+        out_blocks: blocks (counted from 1) whose tokens are returned: the published indices 3, 5, 7, 11 count from 0.
+            ``BeitForSemanticSegmentation`` of ``transformers`` counts them otherwise and takes the blocks 2, 4, 6, 10.
+        layer_scale: start of the learned scale of each residual branch; 1 in the published code of [2], 0.1 in [1].
+        drop_path: rate of dropped residual branches at the last block, growing linearly from 0.
+        norm_eps: epsilon of the layer norms.
+
+    Maps: ``len(out_blocks)``, each (B, hidden_size, H/p, W/p, n), with the stride (p, p, 1).
+
+    Raises:
+        ValueError: ``out_blocks`` are not increasing block numbers.
+
+    References:
+        - [1] Bao et al., BEiT: BERT Pre-Training of Image Transformers, ICLR 2022.
+        - [2] Zhang et al., Adapting Pre-trained Vision Transformers from 2D to 3D through Weight Inflation Improves
+          Medical Image Segmentation, ML4H 2022.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        img_size: Sequence[int],
+        slices: int = 5,
+        patch_size: int = 16,
+        hidden_size: int = 768,
+        mlp_dim: int = 3072,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        out_blocks: Sequence[int] = (4, 6, 8, 12),
+        layer_scale: float = 1.0,
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__(in_channels, img_size, slices, patch_size)
+        self.out_blocks = check_blocks(out_blocks, num_layers)
+        self.channels = (hidden_size,) * len(self.out_blocks)
+        self.strides = ((patch_size, patch_size, 1),) * len(self.out_blocks)
+        config = BeitConfig(
+            hidden_size=hidden_size,
+            intermediate_size=mlp_dim,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            layer_norm_eps=norm_eps,
+            layer_scale_init_value=layer_scale,
+            use_relative_position_bias=False,  # ours is handed in as the attention mask
+        )
+        config._attn_implementation = "sdpa"
+        self.patch_embedding = SliceEmbedding(in_channels, hidden_size, patch_size, slices)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
+        rates = [drop_path * number / max(num_layers - 1, 1) for number in range(num_layers)]
+        self.layers = nn.ModuleList(BeitLayer(config, drop_path_rate=rate) for rate in rates)
+        self.position_biases = nn.ModuleList(RelativePositionBias(self.grid, num_heads) for _ in range(num_layers))
+        initialise(self)
+
+    def slice_maps(self, image: torch.Tensor) -> list[torch.Tensor]:
+        patches = self.patch_embedding(self.padded(image))
+        tokens = patches.flatten(2).transpose(1, 2)
+        tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens), dim=1)
+        maps = []
+        for number, (layer, bias) in enumerate(zip(self.layers, self.position_biases, strict=True), start=1):
+            tokens = layer(tokens, attention_mask=bias())
+            if number in self.out_blocks:
+                maps.append(tokens[:, 1:].transpose(1, 2).unflatten(2, patches.shape[2:]))
+        return maps
+
+    def architecture(self) -> dict:
+        """What an encoder file records of the network: name and arguments."""
+        layer: Any = self.layers[0]
+        return {
+            "name": "BeitEncoder",
+            "in_channels": self.in_channels,
+            "patch_size": self.patch_size,
+            "slices": self.slices,
+            "grid": list(self.grid),
+            "hidden_size": self.patch_embedding.out_channels,
+            "mlp_dim": layer.mlp.fc1.out_features,
+            "num_layers": len(self.layers),
+            "num_heads": layer.attention.num_attention_heads,
+            "norm_eps": layer.layernorm_before.eps,
+        }
+
+
+class RelativePositionBias(nn.Module):
+    """Bias of attention by the offset of two patches, one table for each head (BEiT, appendix).
+
+    The table has (2 h - 1) (2 w - 1) + 3 rows: offsets, class token to patch, patch to class token, itself. ``forward``
+    returns (1, heads, 1 + h w, 1 + h w). In evaluation without gradients it is gathered once and kept until the table
+    changes.
+    """
+
+    index: torch.Tensor
+
+    def __init__(self, grid: Sequence[int], num_heads: int) -> None:
+        super().__init__()
+        rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads))
+        # Cached, one tensor for all layers; that of a net that is made on another device must not come from there.
+        with torch.device("cpu"):
+            index = BeitRelativePositionBias.generate_relative_position_index(tuple(grid))
+        self.register_buffer("index", index.to(self.relative_position_bias_table.device), persistent=False)
+        self._kept: tuple[tuple, torch.Tensor] | None = None
+
+    def forward(self) -> torch.Tensor:
+        table = self.relative_position_bias_table
+        if self.training or torch.is_grad_enabled() or torch.jit.is_tracing():
+            self._kept = None
+            return self._gather(table)
+        # What tells that it has changed: an optimiser's or a loader's writing, or a move to another device or type.
+        state = (table._version, table.data_ptr(), table.device, table.dtype)
+        if self._kept is None or self._kept[0] != state:
+            self._kept = (state, self._gather(table))
+        return self._kept[1]
+
+    def _gather(self, table: torch.Tensor) -> torch.Tensor:
+        return table[self.index.flatten()].unflatten(0, self.index.shape).permute(2, 0, 1)[None].contiguous()
+
+
+def check_blocks(out_blocks: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """``out_blocks`` as a tuple, if they are increasing block numbers."""
+    blocks = tuple(out_blocks)
+    if not blocks or list(blocks) != sorted(set(blocks)) or not 1 <= blocks[0] <= blocks[-1] <= num_layers:
+        raise ValueError(f"out_blocks are increasing block numbers in 1..{num_layers}, not {list(blocks)}.")
+    return blocks
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw linear layers and single tokens as BEiT, DINO and Swin do: normal, cut at two deviations of 0.02."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    for name, parameter in module.named_parameters():
+        if name in ("cls_token", "position_table"):
+            nn.init.trunc_normal_(parameter, std=0.02)

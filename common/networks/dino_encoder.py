@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import ViTConfig
+from transformers.models.vit.modeling_vit import ViTLayer
+
+from .beit_encoder import check_blocks, initialise
+from .slice_encoder import SliceEmbedding, SliceEncoder
+
+__all__ = ["DinoEncoder"]
+
+
+class DinoEncoder(SliceEncoder):
+    """A plain vision transformer with absolute positions, such as DINO's [1], on windows of K neighbouring slices [2].
+
+    The layers are those of ``transformers``, with the names of their weights. Maps, arguments and errors are as those
+    of ``common.networks.beit_encoder.BeitEncoder``. The code published with [2] cannot run this encoder; here it
+    returns patch tokens of the same blocks as BEiT.
+
+    References:
+        - [1] Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021.
+        - [2] Zhang et al., Adapting Pre-trained Vision Transformers from 2D to 3D through Weight Inflation Improves
+          Medical Image Segmentation, ML4H 2022, section 3.3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        img_size: Sequence[int],
+        slices: int = 5,
+        patch_size: int = 16,
+        hidden_size: int = 768,
+        mlp_dim: int = 3072,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        out_blocks: Sequence[int] = (4, 6, 8, 12),
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__(in_channels, img_size, slices, patch_size)
+        self.out_blocks = check_blocks(out_blocks, num_layers)
+        self.channels = (hidden_size,) * len(self.out_blocks)
+        self.strides = ((patch_size, patch_size, 1),) * len(self.out_blocks)
+        config = ViTConfig(
+            hidden_size=hidden_size,
+            intermediate_size=mlp_dim,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            layer_norm_eps=norm_eps,
+        )
+        config._attn_implementation = "sdpa"
+        self.patch_embedding = SliceEmbedding(in_channels, hidden_size, patch_size, slices)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
+        self.position_table = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], hidden_size))
+        self.layers = nn.ModuleList(ViTLayer(config) for _ in range(num_layers))
+        initialise(self)
+
+    def slice_maps(self, image: torch.Tensor) -> list[torch.Tensor]:
+        patches = self.patch_embedding(self.padded(image))
+        tokens = patches.flatten(2).transpose(1, 2)
+        tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens), dim=1)
+        tokens = tokens + self.position_table
+        maps = []
+        for number, layer in enumerate(self.layers, start=1):
+            tokens = layer(tokens)
+            if number in self.out_blocks:
+                maps.append(tokens[:, 1:].transpose(1, 2).unflatten(2, patches.shape[2:]))
+        return maps
+
+    def architecture(self) -> dict:
+        """What an encoder file records of the network: name and arguments."""
+        layer: Any = self.layers[0]
+        return {
+            "name": "DinoEncoder",
+            "in_channels": self.in_channels,
+            "patch_size": self.patch_size,
+            "slices": self.slices,
+            "grid": list(self.grid),
+            "hidden_size": self.patch_embedding.out_channels,
+            "mlp_dim": layer.mlp.fc1.out_features,
+            "num_layers": len(self.layers),
+            "num_heads": layer.attention.num_attention_heads,
+            "norm_eps": layer.layernorm_before.eps,
+        }

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.networks.nets.swin_unetr import PatchMergingV2, SwinTransformerBlock, compute_mask, get_window_size
+from torch import nn
+from torch.nn import functional as F
+
+from .beit_encoder import initialise
+from .slice_encoder import SliceEmbedding, SliceEncoder
+
+__all__ = ["SwinSliceEncoder", "VideoSwinEncoder"]
+
+
+class SwinSliceEncoder(SliceEncoder):
+    """Swin transformer [1] on windows of K neighbouring slices [2, section 3.3].
+
+    Blocks and merging are MONAI's. Those of ``transformers`` drop residual branches of the attention only, not of the
+    MLP, and keep the smaller window of a small image for all that follow. Each map passes a layer norm of its own, as
+    where Swin is a backbone of segmentation.
+
+    Args:
+        in_channels, img_size, slices, patch_size: see ``SliceEncoder``.
+        embed_dim: channels of the first map; they double from map to map.
+        depths, num_heads: blocks and heads of each stage; those of Swin-B by default.
+        window_size: side of a window of attention, in tokens.
+        drop_path: rate of dropped residual branches at the last block, growing linearly from 0; 0.3 in [2]'s code.
+
+    Maps: one a stage, (B, embed_dim * 2^i, H/(p 2^i), W/(p 2^i), n), with the strides (p 2^i, p 2^i, 1); sides are
+    rounded up.
+
+    Raises:
+        ValueError: the image is so small that a stage has fewer tokens along an axis than a window.
+
+    References:
+        - [1] Liu et al., Swin Transformer, ICCV 2021.
+        - [2] Zhang et al., Adapting Pre-trained Vision Transformers from 2D to 3D through Weight Inflation Improves
+          Medical Image Segmentation, ML4H 2022.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        img_size: Sequence[int],
+        slices: int = 5,
+        patch_size: int = 4,
+        embed_dim: int = 128,
+        depths: Sequence[int] = (2, 2, 18, 2),
+        num_heads: Sequence[int] = (4, 8, 16, 32),
+        window_size: int = 7,
+        drop_path: float = 0.3,
+    ) -> None:
+        super().__init__(in_channels, img_size, slices, patch_size)
+        check_windows(self.grid, len(depths), window_size)
+        self.channels = tuple(embed_dim * 2**stage for stage in range(len(depths)))
+        self.strides = tuple((patch_size * 2**stage, patch_size * 2**stage, 1) for stage in range(len(depths)))
+        self.patch_embedding = SliceEmbedding(in_channels, embed_dim, patch_size, slices)
+        self.patch_norm = nn.LayerNorm(embed_dim)
+        self.stages = swin_stages(embed_dim, depths, num_heads, (window_size, window_size), drop_path)
+        self.mergings = nn.ModuleList(PatchMergingV2(width, spatial_dims=2) for width in self.channels[:-1])
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
+        self._masks: dict[tuple, torch.Tensor] = {}
+        initialise(self)
+
+    def slice_maps(self, image: torch.Tensor) -> list[torch.Tensor]:
+        tokens = self.patch_norm(self.patch_embedding(self.padded(image)).movedim(1, -1))
+        maps = []
+        for stage, (blocks, norm) in enumerate(zip(self.stages, self.norms, strict=True)):
+            tokens = run_blocks(blocks, tokens, self._masks)
+            maps.append(norm(tokens).movedim(-1, 1))
+            if stage < len(self.mergings):
+                tokens = self.mergings[stage](tokens)
+        return maps
+
+    def architecture(self) -> dict:
+        """What an encoder file records of the network: name and arguments."""
+        return {
+            "name": "SwinSliceEncoder",
+            "in_channels": self.in_channels,
+            "patch_size": self.patch_size,
+            "slices": self.slices,
+            "embed_dim": self.channels[0],
+        } | stages_architecture(self.stages)
+
+
+class VideoSwinEncoder(SliceEncoder):
+    """Video Swin transformer [1] on windows of K neighbouring slices [2]: a 3-D patch embedding of two slices, tokens
+    that attend along the slices too, and of each map the middle frame.
+
+    A window of 5 slices, continued by a slice of zeros, gives three frames of tokens, of which the second is
+    returned. It was trained on videos, so its patch embedding has a depth of its own and is not inflated; the K slices
+    are not embedded in one step, and the windows of a run of slices are cut out.
+
+    Args:
+        in_channels, img_size, slices, patch_size: see ``SliceEncoder``.
+        embed_dim, depths, num_heads: as of ``SwinSliceEncoder``; those of Swin-B by default.
+        frame_size: slices of a patch.
+        window_size: tokens of a window of attention along slices, rows and columns.
+        drop_path: 0.2 in [2]'s code.
+
+    Maps and errors: as those of ``SwinSliceEncoder``. The maps are not normalised, as in the published code of [2].
+
+    References:
+        - [1] Liu et al., Video Swin Transformer, CVPR 2022.
+        - [2] Zhang et al., Adapting Pre-trained Vision Transformers from 2D to 3D through Weight Inflation Improves
+          Medical Image Segmentation, ML4H 2022, section 4.3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        img_size: Sequence[int],
+        slices: int = 5,
+        patch_size: int = 4,
+        embed_dim: int = 128,
+        depths: Sequence[int] = (2, 2, 18, 2),
+        num_heads: Sequence[int] = (4, 8, 16, 32),
+        frame_size: int = 2,
+        window_size: Sequence[int] = (8, 7, 7),
+        drop_path: float = 0.2,
+    ) -> None:
+        super().__init__(in_channels, img_size, slices, patch_size)
+        check_windows(self.grid, len(depths), max(window_size[1:]))
+        self.channels = tuple(embed_dim * 2**stage for stage in range(len(depths)))
+        self.strides = tuple((patch_size * 2**stage, patch_size * 2**stage, 1) for stage in range(len(depths)))
+        self.frame_size = frame_size
+        # The axes of the published weights: slices, rows, columns.
+        kernel = (frame_size, patch_size, patch_size)
+        self.video_embedding = nn.Conv3d(in_channels, embed_dim, kernel, kernel)
+        self.patch_norm = nn.LayerNorm(embed_dim)
+        self.stages = swin_stages(embed_dim, depths, num_heads, tuple(window_size), drop_path)
+        self.mergings = nn.ModuleList(PatchMergingV2(width, spatial_dims=2) for width in self.channels[:-1])
+        self._masks: dict[tuple, torch.Tensor] = {}
+        initialise(self)
+
+    def slice_maps(self, image: torch.Tensor) -> list[torch.Tensor]:
+        windows = self.padded(image).unfold(-1, self.slices, 1)  # (B, C, H, W, n, K)
+        windows = windows.permute(0, 4, 1, 5, 2, 3).flatten(0, 1)
+        windows = F.pad(windows, (0, 0, 0, 0, 0, -self.slices % self.frame_size))
+        tokens = self.patch_norm(self.video_embedding(windows).movedim(1, -1))  # (B n, frames, h, w, C)
+        maps = []
+        for stage, blocks in enumerate(self.stages):
+            tokens = run_blocks(blocks, tokens, self._masks)
+            maps.append(tokens[:, tokens.shape[1] // 2].movedim(-1, 1))
+            if stage < len(self.mergings):
+                tokens = self.mergings[stage](tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        return maps
+
+    def architecture(self) -> dict:
+        """What an encoder file records of the network: name and arguments."""
+        return {
+            "name": "VideoSwinEncoder",
+            "in_channels": self.in_channels,
+            "patch_size": self.patch_size,
+            "frame_size": self.frame_size,
+            "embed_dim": self.channels[0],
+        } | stages_architecture(self.stages)
+
+
+def check_windows(grid: Sequence[int], stages: int, window: int) -> None:
+    smallest = [-(-side // 2 ** (stages - 1)) for side in grid]
+    if min(smallest) < window:
+        raise ValueError(
+            f"the last stage has {smallest[0]} x {smallest[1]} tokens, fewer than a window of {window}: take larger "
+            "slices (roi_size) or a smaller window_size."
+        )
+
+
+def swin_stages(
+    embed_dim: int, depths: Sequence[int], num_heads: Sequence[int], window_size: Sequence[int], drop_path: float
+) -> nn.ModuleList:
+    """Blocks of each stage; every second one is shifted by half a window."""
+    rates = [drop_path * number / max(sum(depths) - 1, 1) for number in range(sum(depths))]
+    stages = nn.ModuleList()
+    for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
+        blocks = nn.ModuleList()
+        for number in range(depth):
+            shift = [size // 2 if number % 2 else 0 for size in window_size]
+            block = SwinTransformerBlock(
+                embed_dim * 2**stage, heads, window_size, shift, drop_path=rates.pop(0), use_flash_attention=True
+            )
+            index: Any = block.attn.relative_position_index
+            block.attn.register_buffer("relative_position_index", index, persistent=False)  # no weight
+            blocks.append(block)
+        stages.append(blocks)
+    return stages
+
+
+def run_blocks(blocks: Any, tokens: torch.Tensor, masks: dict[tuple, torch.Tensor]) -> torch.Tensor:
+    """Blocks of a stage on tokens (B, *grid, C). ``masks`` keeps the masks of shifted windows that were made."""
+    grid = tuple(tokens.shape[1:-1])
+    window: Sequence[int] = blocks[0].window_size
+    key = (*grid, tokens.device)
+    if key not in masks:
+        used, shift = get_window_size(grid, window, [size // 2 for size in window])
+        whole = [-(-side // size) * size for side, size in zip(grid, used, strict=True)]
+        masks[key] = compute_mask(whole, used, shift, tokens.device)
+    for block in blocks:
+        tokens = block(tokens, masks[key])
+    return tokens
+
+
+def stages_architecture(stages: Any) -> dict:
+    window = list(stages[0][0].window_size)
+    return {
+        "depths": [len(blocks) for blocks in stages],
+        "num_heads": [blocks[0].num_heads for blocks in stages],
+        "window_size": window,
+    }

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import BeitConfig, UperNetConfig
+from transformers.models.beit.modeling_beit import BeitFPNNeck
+from transformers.models.upernet.modeling_upernet import UperNetHead
+
+from .slice_encoder import SliceEncoder, stack
+
+__all__ = ["TARGETS", "TransSeg"]
+
+TARGETS = ("centre", "all")
+
+
+class TransSeg(nn.Module):
+    """Segmentation of slices by a 2-D vision transformer that sees K neighbouring slices, with a UPerNet decoder [1].
+
+    ``forward(image (B, C, H, W, D))`` returns logits (B, out_channels, H, W, n) of the centre slices of the n = D - K +
+    1 windows of K neighbouring slices that the image has: of one slice for a window (D = K), as in training, of more
+    for a run of slices, whose patches are embedded in one step. Whole volumes, with windows at their ends, go through
+    ``common.inferers.SliceWindowInferer``.
+
+    The decoder is that of ``transformers`` [2]: maps of one stride, as of BEiT and DINO, pass a pyramid neck (strides
+    p/4, p/2, p and 2p) first, a pyramid such as Swin's goes in as it is. The logits are brought to the image's size
+    bilinearly.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: classes, background included.
+        img_size: height and width of every input.
+        encoder: makes the encoder; called with ``in_channels``, ``img_size`` and ``slices``.
+        slices: K, odd, so that there is a centre.
+        decoder_channels: channels of UPerNet: those of the encoder in [1]. 82 % of the operations of the net with
+            BEiT-B are the decoder's.
+        dropout: rate of dropped channels ahead of the classifier.
+        target: ``"centre"``, or ``"all"`` to predict all slices of a window at once (table 4a of [1]): D is then K,
+            and so is n.
+
+    Raises:
+        ValueError: an even number of slices, an unknown ``target``, an encoder without four maps; in ``forward`` an
+            input that does not fit, or a single slice in training, over which no batch norm can be taken.
+
+    References:
+        - [1] Zhang et al., Adapting Pre-trained Vision Transformers from 2D to 3D through Weight Inflation Improves
+          Medical Image Segmentation, ML4H 2022.
+        - [2] Xiao et al., Unified Perceptual Parsing for Scene Understanding, ECCV 2018.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        img_size: Sequence[int],
+        encoder: Callable[..., SliceEncoder],
+        slices: int = 5,
+        decoder_channels: int = 768,
+        dropout: float = 0.1,
+        target: str = "centre",
+    ) -> None:
+        super().__init__()
+        if slices % 2 == 0:
+            raise ValueError(f"a window needs an odd number of slices to have a centre, not {slices}.")
+        if target not in TARGETS:
+            raise ValueError(f"target is one of {', '.join(TARGETS)}, not {target!r}.")
+        self.slices = slices
+        self.out_channels = out_channels
+        self.target = target
+        self.encoder = encoder(in_channels=in_channels, img_size=img_size, slices=slices)
+        channels, strides = self.encoder.channels, self.encoder.strides
+        if len(channels) != 4:
+            raise ValueError(f"UPerNet takes four maps of an encoder, not {len(channels)}; see out_blocks or depths.")
+        one_stride = len(set(strides)) == 1
+        self.neck: nn.Module = BeitFPNNeck(BeitConfig(hidden_size=channels[0])) if one_stride else nn.Identity()
+        outputs = out_channels * (slices if target == "all" else 1)
+        settings: Any = UperNetConfig(hidden_size=decoder_channels, pool_scales=[1, 2, 3, 6])
+        self.decoder = UperNetHead(settings, list(channels))
+        self.decoder.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(decoder_channels, outputs, 1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        windows = len(image) * (image.shape[-1] - self.slices + 1)
+        if self.training and windows == 1:
+            raise ValueError("training takes two windows or more at a time, for the batch norms: raise batch_size.")
+        if self.target == "all" and image.shape[-1] != self.slices:
+            raise ValueError(
+                f"a net that predicts all slices takes {self.slices} slices at a time, not {image.shape[-1]}: predict "
+                "volumes with common.inferers.SliceWindowInferer(target='all')."
+            )
+        logits = self.decoder(self.neck(self.encoder.slice_maps(image)))
+        size = [tokens * self.encoder.patch_size for tokens in self.encoder.grid]
+        logits = F.interpolate(logits, size=size, mode="bilinear")[..., : image.shape[2], : image.shape[3]]
+        if self.target == "all":
+            return logits.unflatten(1, (self.out_channels, self.slices)).movedim(2, -1)
+        return stack(logits, len(image))

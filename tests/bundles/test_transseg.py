@@ -1,0 +1,237 @@
+"""The bundle `transseg`: pre-training of slices, inflation, fine-tuning, evaluation and inference, tiny."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import re
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigParser, ckpt_export, verify_net_in_out
+
+from common.checks import first_cause
+from common.weights import read_encoder
+
+CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "transseg" / "configs"
+SAMPLE = {
+    "image_size": [48, 48],
+    "batches_per_epoch": 2,
+    "batch_size": 2,
+    "max_epochs": 1,
+    "val_interval": 1,
+    "warmup_steps": 1,
+}
+TINY = {
+    "segmentation_net#encoder#hidden_size": 24,
+    "segmentation_net#encoder#mlp_dim": 48,
+    "segmentation_net#decoder_channels": 8,
+}
+
+
+@pytest.fixture
+def run(run_bundle):
+    def run(*files, **overrides):
+        return run_bundle(*files, bundle="transseg", **(SAMPLE | TINY | overrides))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pretrained(run_bundle, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("transseg")
+    settings = SAMPLE | TINY | {"bundle": "transseg", "output_dir": str(folder)}
+    run_bundle("pretrain.json", "datasets/sample.json", **settings)
+    return folder / "encoder.safetensors"
+
+
+def test_pretraining_of_slices_is_inflated(pretrained, run, tmp_path, caplog):
+    state, record = read_encoder(pretrained)
+    assert state["patch_embedding.weight"].shape == (24, 1, 8, 8, 1)
+    assert record["method"] == "SimMIM" and record["architecture"]["slices"] == 1
+    with caplog.at_level(logging.INFO):
+        workflow = run(
+            "train.json",
+            "datasets/sample.json",
+            pretrained_encoder=str(pretrained),
+            output_dir=str(tmp_path),
+            execute=False,
+        )
+    encoder = workflow.parser.get_parsed_content("encoder")
+    made = encoder.patch_embedding.weight.detach()
+    assert torch.equal(made[..., 2], state["patch_embedding.weight"][..., 0])
+    assert made[..., [0, 1, 3, 4]].abs().max() == 0
+    assert "1 slice inflated to 5 (centring)" in caplog.text
+    report = caplog.text[caplog.text.index("transfer report") :]
+    assert "newly initialised     0" in report and "warning" not in report.lower()
+
+
+@pytest.mark.parametrize(
+    ("preset", "slices", "is_inflated"),
+    [("average_inflation", 5, True), ("random_embedding", 5, False), ("slices_1", 1, True), ("slices_11", 11, True)],
+)
+def test_rows_of_the_ablations_start(pretrained, run, tmp_path, preset, slices, is_inflated):
+    workflow = run(
+        "train.json",
+        "datasets/sample.json",
+        f"presets/{preset}.json",
+        pretrained_encoder=str(pretrained),
+        output_dir=str(tmp_path),
+        execute=False,
+    )
+    weight = workflow.parser.get_parsed_content("encoder").patch_embedding.weight.detach()
+    single = read_encoder(pretrained)[0]["patch_embedding.weight"][..., 0]
+    assert weight.shape[-1] == slices
+    assert torch.allclose(weight.sum(-1), single, atol=1e-6) == is_inflated
+    dataset = workflow.parser.get_parsed_content("train#dataset")
+    item = dataset[3]
+    assert item["image"].shape == (1, 48, 48, slices) and item["label"].shape == (1, 48, 48, 1)
+
+
+AUGMENTATION = json.loads((CONFIGS / "train.json").read_text())["augmentation"]
+
+
+@pytest.mark.parametrize("preset", ["predict_all", "stride_2", "slices_1"])
+def test_trains_validates_and_predicts(run, tmp_path, preset, cohort):
+    """With the paper's augmentation, whose zooms change the number of slices."""
+    settings = {"output_dir": str(tmp_path), "augmentation": AUGMENTATION}
+    overlays = ("datasets/sample.json", f"presets/{preset}.json")
+    workflow = run("train.json", *overlays, **settings)
+    assert workflow.parser.get_parsed_content("train#trainer").state.iteration == 2
+    metric = workflow.parser.get_parsed_content("validate#evaluator").state.metrics["val_mean_dice"]
+    assert 0 <= metric <= 1
+    assert (tmp_path / "model.pt").is_file()
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_run_that_is_killed_and_resumed_is_the_uninterrupted_one(run, tmp_path):
+    """Windows, the paper's augmentation and a learning rate that goes by steps."""
+
+    def kill_after_second(workflow):
+        def die(engine):
+            raise Killed
+
+        workflow.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), die)
+
+    def train(folder, **more):
+        settings = {"max_epochs": 3, "augmentation": AUGMENTATION, "output_dir": str(tmp_path / folder)}
+        run("train.json", "datasets/sample.json", **settings, **more)
+
+    train("whole")
+    with pytest.raises(Killed):
+        train("killed", before=kill_after_second)
+    train("killed", resume=True)
+    whole, resumed = (torch.load(tmp_path / name / "train.ckpt", weights_only=True) for name in ("whole", "killed"))
+    states = [state["objects"]["network"] for state in (whole, resumed)]
+    assert states[0].keys() == states[1].keys()
+    assert [name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])] == []
+    assert whole["objects"]["lr_scheduler"] == resumed["objects"]["lr_scheduler"]
+
+
+@pytest.fixture(scope="module")
+def tuned(run_bundle, cohort, tmp_path_factory):
+    """Fine-tuned a little, evaluated, and applied to the test scans."""
+    folder = tmp_path_factory.mktemp("transseg")
+    settings = SAMPLE | TINY | {"bundle": "transseg", "output_dir": str(folder), "learning_rate": 0.003}
+    run_bundle("train.json", "datasets/sample.json", **settings | {"batches_per_epoch": 12, "batch_size": 4})
+    run_bundle("train.json", "evaluate.json", "datasets/sample.json", **settings)
+    shape = {key: value for key, value in settings.items() if key in ("image_size", "bundle") or key in TINY}
+    shape |= {"output_dir": str(folder / "predictions"), "model_path": str(folder / "model.pt")}
+    run_bundle("inference.json", "datasets/sample.json", workflow_type="inference", **shape)
+    return folder
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file, skipinitialspace=True))
+
+
+def test_evaluation_has_a_row_a_subject_and_pooled_scores(tuned, cohort):
+    test = json.loads((cohort / "structures4.json").read_text())["test"]
+    table = rows(tuned / "eval/val_mean_dice_raw.csv")
+    assert len(table) == len(test) == 2
+    assert "cortex" in table[0]
+    text = (tuned / "eval/metrics.csv").read_text()
+    for name in (
+        "val_mean_dice_scored",
+        "val_pooled_dice",
+        "val_pooled_dice_with_background",
+        "val_pooled_dice_scored",
+    ):
+        assert name in text
+    values = dict(re.split(r"[\t,]", line)[:2] for line in text.strip().splitlines())
+    assert float(values["val_mean_dice"]) == pytest.approx(float(values["val_mean_dice_scored"]), abs=1e-5)
+    assert 0 < float(values["val_pooled_dice"]) < 1 and 0 < float(values["val_pooled_dice_with_background"]) < 1
+
+
+def test_predictions_lie_on_the_scans_grids(tuned, cohort):
+    for item in json.loads((cohort / "structures4.json").read_text())["test"]:
+        image = nib.load(cohort / item["image"])
+        path = next((tuned / "predictions").rglob(f"{Path(item['image']).name.removesuffix('.nii.gz')}_seg.nii.gz"))
+        prediction = nib.load(path)
+        assert prediction.shape == image.shape
+        assert abs(prediction.affine - image.affine).max() < 1e-4
+        assert set(prediction.get_fdata().astype(int).ravel()) <= set(range(5))
+
+
+def test_another_network_s_encoder_is_refused(pretrained, run_bundle, tmp_path):
+    with pytest.raises(RuntimeError) as refused:
+        run_bundle(
+            "train.json",
+            "datasets/sample.json",
+            "networks/swin_small.json",
+            bundle="transseg",
+            pretrained_encoder=str(pretrained),
+            output_dir=str(tmp_path),
+            execute=False,
+        )
+    assert "use the network it was made with" in str(first_cause(refused.value))
+
+
+def test_learning_rate_rises_and_falls_by_the_step(run, tmp_path):
+    workflow = run("train.json", "datasets/sample.json", output_dir=str(tmp_path), execute=False, batches_per_epoch=40)
+    optimizer, scheduler = (workflow.parser.get_parsed_content(name) for name in ("optimizer", "lr_scheduler"))
+    rates = []
+    for _ in range(40):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == 0 and max(rates) == rates[1] == pytest.approx(0.001)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+def test_monai_verifies_and_exports_the_net(tmp_path):
+    overlay = tmp_path / "small.json"
+    overlay.write_text(json.dumps(TINY | {"image_size": [48, 48]}))
+    files = [str(CONFIGS / name) for name in ("inference.json", "networks/beit_tiny.json")] + [str(overlay)]
+    formats = "_meta_#network_data_format"
+    shapes = {
+        f"{formats}#inputs#image#spatial_shape": [48, 48, 5],
+        f"{formats}#outputs#pred#spatial_shape": [48, 48, 1],
+    }
+    verify_net_in_out(
+        net_id="network_def", meta_file=str(CONFIGS / "metadata.json"), config_file=files, device="cpu", **shapes
+    )
+    parser = ConfigParser()
+    parser.read_config(files)
+    net = parser.get_parsed_content("network_def").eval()
+    torch.save(net.state_dict(), tmp_path / "model.pt")
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(tmp_path / "model.pt"),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=files,
+        use_trace=True,
+        input_shape=[1, 1, 48, 48, 5],
+    )
+    image = torch.rand(1, 1, 48, 48, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), net(image), atol=1e-5, rtol=1e-4)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.transforms import RandFlipd
+
+from common.data.windows import SliceWindows, cut_window
+
+DEPTHS = (6, 2)
+
+
+def load(item):
+    """A volume whose voxels are the number of their slice, plus 100 a volume; the label has the number alone."""
+    number = torch.arange(DEPTHS[item["id"]]).float().expand(1, 2, 3, -1)
+    return item | {"image": number + 100 * item["id"], "label": number.clone()}
+
+
+def windows(**arguments):
+    return SliceWindows([{"id": 0}, {"id": 1}], load, **({"slices": 5, "progress": False} | arguments))
+
+
+def values(image):
+    assert (image == image[:, :1, :1]).all()
+    return image[0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("stride", "index", "expected"),
+    [
+        (1, 0, [0, 0, 0, 1, 2]),
+        (1, 3, [1, 2, 3, 4, 5]),
+        (1, 5, [3, 4, 5, 5, 5]),
+        (2, 3, [0, 1, 3, 5, 5]),
+        (2, 0, [0, 0, 0, 2, 4]),
+        (1, 7, [100, 100, 101, 101, 101]),
+    ],
+)
+def test_neighbours_with_repeated_ends(stride, index, expected):
+    item = windows(stride=stride)[index]
+    assert values(item["image"]) == expected
+    assert values(item["label"]) == [expected[2] % 100]
+    assert item["id"] == int(index > 5)
+
+
+def test_one_window_a_slice_in_order():
+    data = windows()
+    assert len(data) == sum(DEPTHS)
+    assert data.windows == [{"volume": v, "slice": i} for v, depth in enumerate(DEPTHS) for i in range(depth)]
+    assert [values(data[i]["image"])[2] for i in range(len(data))] == [0, 1, 2, 3, 4, 5, 100, 101]
+
+
+def test_targets():
+    assert values(windows(target="all")[2]["label"]) == [0, 1, 2, 3, 4]
+    assert windows(slices=1)[2]["image"].shape == (1, 2, 3, 1)
+
+
+def test_transforms_see_the_window_that_is_cut_and_leave_the_cache_alone():
+    seen = []
+
+    def transform(item):
+        seen.append(tuple(item["image"].shape))
+        return item | {"image": item["image"] * 0 - 1}
+
+    data = windows(slices=1, cut_slices=5, window_transform=transform)
+    before = data.volumes[0]["image"].clone()
+    assert data[3]["image"].shape == (1, 2, 3, 1) and (data[3]["image"] == -1).all()
+    assert seen == [(1, 2, 3, 5)] * 2
+    assert torch.equal(data.volumes[0]["image"], before)
+
+
+def test_image_and_label_are_flipped_alike():
+    data = windows(target="all", window_transform=RandFlipd(["image", "label"], prob=1.0, spatial_axis=2))
+    item = data[3]
+    assert values(item["image"]) == values(item["label"]) == [5, 4, 3, 2, 1]
+
+
+def test_images_without_labels():
+    data = SliceWindows([{"id": 0}], load, slices=1, keys=["image"], progress=False)
+    assert values(data[4]["image"]) == [4]
+    assert data[4]["label"].shape[-1] == 6  # passed on
+
+
+def test_volumes_that_are_not_cached():
+    cached, loaded = windows(), windows(cache_rate=0.0)
+    assert all(torch.equal(cached[i]["image"], loaded[i]["image"]) for i in range(len(cached)))
+
+
+def test_refusals():
+    for arguments in ({"slices": 4}, {"slices": 5, "cut_slices": 3}, {"stride": 0}):
+        with pytest.raises(ValueError, match="have to be"):
+            windows(**arguments)
+    with pytest.raises(ValueError, match="'centre' or 'all'"):
+        windows(target="center")
+
+
+def test_cut_window_keeps_other_axes():
+    volume = torch.arange(24.0).view(2, 3, 4)
+    assert torch.equal(cut_window(volume, 1, 3), volume[..., 0:3])

@@ -1,0 +1,329 @@
+"""2-D checkpoints of `transformers` and of their authors become encoder files that give the 2-D model's features."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+
+import fire
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
+    BeitModel,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from common.networks.beit_encoder import BeitEncoder
+from common.networks.dino_encoder import DinoEncoder
+from common.networks.swin_slice_encoder import SwinSliceEncoder, VideoSwinEncoder
+from common.weights import convert, load_encoder, read_encoder
+from common.weights.inflate import resample_grid_positions, resample_relative_positions
+
+SIZE, SLICES = (40, 40), 5
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+TOKENS = {
+    "hidden_size": 24,
+    "num_layers": 4,
+    "num_heads": 3,
+    "mlp_dim": 40,
+    "patch_size": 8,
+    "out_blocks": (1, 2, 3, 4),
+}
+STAGES = {"embed_dim": 12, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 3, 4)}
+ENCODERS = {
+    "beit": functools.partial(BeitEncoder, **TOKENS),
+    "vit": functools.partial(DinoEncoder, **TOKENS),
+    "swin": functools.partial(SwinSliceEncoder, **STAGES, patch_size=2, window_size=3),
+}
+COMMON = {
+    "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 40, "image_size": SIZE[0],
+    "patch_size": 8, "layer_norm_eps": 1e-6,
+}  # fmt: skip
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    """Draw every parameter, also those that start at 0 or 1, so that none can be mixed up."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def models():
+    sizes = {"embed_dim": 12, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 3, 4], "window_size": 3}
+    return {
+        "beit": randomise(BeitForImageClassification(BeitConfig(**COMMON, use_relative_position_bias=True))),
+        "vit": randomise(ViTForImageClassification(ViTConfig(**COMMON))),
+        "swin": randomise(SwinForImageClassification(SwinConfig(**sizes, image_size=SIZE[0], patch_size=2))),
+    }
+
+
+def last_map(kind: str, model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """The last map of a 2-D model, before the final norm of BEiT and ViT, behind a norm without weights of Swin."""
+    base = model.base_model
+    if kind == "swin":
+        x = base.encoder(*base.embeddings(image)).last_hidden_state
+        return F.layer_norm(x, x.shape[-1:]).transpose(1, 2).unflatten(2, (3, 3))
+    states = base(image, output_hidden_states=True).hidden_states
+    return states[-1][:, 1:].transpose(1, 2).unflatten(2, (5, 5))
+
+
+def timm_names(kind: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state of `transformers` in the names of the authors' files, written anew from what those are known to hold."""
+    base = {re.sub("^(beit|vit|swin)\\.", "", name): tensor for name, tensor in state.items()}
+    made = {"head.weight": torch.zeros(10, 24), "norm.weight": torch.ones(24)}
+    made["patch_embed.proj.weight"] = base["embeddings.patch_embeddings.projection.weight"]
+    made["patch_embed.proj.bias"] = base["embeddings.patch_embeddings.projection.bias"]
+    if kind == "swin":
+        made |= {f"patch_embed.norm.{part}": base[f"embeddings.norm.{part}"] for part in ("weight", "bias")}
+        made |= {n.removeprefix("encoder."): t for n, t in base.items() if ".downsample." in n}
+        blocks = {n.partition(".attention")[0] for n in base if ".attention.q_proj.weight" in n}
+    else:
+        made["cls_token"] = base["embeddings.cls_token"]
+        blocks = {n.partition(".attention")[0] for n in base if ".attention.q_proj.weight" in n}
+    if kind == "vit":
+        made["pos_embed"] = base["embeddings.position_embeddings"]
+    for block in blocks:
+        name = block.removeprefix("encoder.") if kind == "swin" else block.replace("layers", "blocks")
+        for part in ("weight", "bias"):
+            made[f"{name}.norm1.{part}"] = base[f"{block}.layernorm_before.{part}"]
+            made[f"{name}.norm2.{part}"] = base[f"{block}.layernorm_after.{part}"]
+            made[f"{name}.attn.proj.{part}"] = base[f"{block}.attention.o_proj.{part}"]
+            made |= {f"{name}.mlp.fc{n}.{part}": base[f"{block}.mlp.fc{n}.{part}"] for n in (1, 2)}
+            if kind != "beit" or part == "weight":
+                parts = [base[f"{block}.attention.{x}_proj.{part}"] for x in "qkv"]
+                made[f"{name}.attn.qkv.{part}"] = torch.cat(parts)
+        if kind == "beit":
+            made |= {f"{name}.attn.{x}_bias": base[f"{block}.attention.{x}_proj.bias"] for x in "qv"}
+            made |= {f"{name}.gamma_{n}": base[f"{block}.lambda_{n}"] for n in (1, 2)}
+            made[f"{name}.attn.relative_position_index"] = torch.zeros(3, 3, dtype=torch.int64)
+        if kind != "vit":
+            place = "attention." if kind == "swin" else ""
+            table = base[f"{block}.{place}relative_position_bias.relative_position_bias_table"]
+            made[f"{name}.attn.relative_position_bias_table"] = table
+    return made
+
+
+def as_folder(kind, model, tmp_path):
+    model.save_pretrained(tmp_path / "hub")  # in the names that files of the hub have
+    text = json.dumps({"image_mean": MEAN, "image_std": STD})
+    (tmp_path / "hub" / "preprocessor_config.json").write_text(text)
+    return tmp_path / "hub", {}
+
+
+def as_safetensors(kind, model, tmp_path):
+    model.save_pretrained(tmp_path / "hub")
+    return tmp_path / "hub" / "model.safetensors", {"mean": MEAN, "std": STD, "num_heads": 3}
+
+
+def as_state_dict(kind, model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    return tmp_path / "model.pt", {"mean": MEAN, "std": STD, "num_heads": 3}
+
+
+def as_published(kind, model, tmp_path):
+    torch.save({"model": timm_names(kind, model.state_dict())}, tmp_path / "model.pth")
+    return tmp_path / "model.pth", {"mean": MEAN, "std": STD, "num_heads": 3}
+
+
+def as_teacher(kind, model, tmp_path):
+    """As DINO's full checkpoints."""
+    state = {f"module.backbone.{name}": tensor for name, tensor in timm_names(kind, model.state_dict()).items()}
+    torch.save({"student": {}, "teacher": state, "epoch": 3}, tmp_path / "full.pth")
+    return tmp_path / "full.pth", {"mean": MEAN, "std": STD, "num_heads": 3}
+
+
+@pytest.mark.parametrize("write", [as_folder, as_safetensors, as_state_dict, as_published, as_teacher])
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_gives_the_features_of_the_2d_model(models, kind, write, tmp_path):
+    source, options = write(kind, models[kind], tmp_path)
+    record = convert(source, tmp_path / "encoder.safetensors", **options)
+    assert record == read_encoder(tmp_path / "encoder.safetensors")[1]
+    assert record["method"].startswith(f"converted from {kind} checkpoint")
+    encoder = ENCODERS[kind](1, SIZE).eval()
+    report = load_encoder(encoder, tmp_path / "encoder.safetensors")
+    assert all(name.startswith("norms.") for name in report.new) and not report.unused and not report.warnings
+    assert record["architecture"].items() <= encoder.architecture().items()
+    window = torch.rand(2, 1, *SIZE, SLICES) * 2 - 1
+    unit = (window[..., 2] + 1) / 2
+    normalised = (unit.expand(-1, 3, -1, -1) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    with torch.no_grad():
+        expected, made = last_map(kind, models[kind], normalised), encoder(window)[-1][..., 0]
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_says_what_it_did(models, tmp_path):
+    source, _ = as_folder("beit", models["beit"], tmp_path)
+    record = convert(source, tmp_path / "encoder.safetensors", slices=3, inflation="average", image_size=64)
+    text = "\n".join(record["conversion"])
+    assert "mean [0.4, 0.5, 0.6]" in text and "inflated to 3 slices (average)" in text
+    assert "positions of 5 x 5 tokens resampled for 8 x 8" in text and "3 input channels summed, over 1" in text
+    assert (record["architecture"]["slices"], record["architecture"]["grid"]) == (3, [8, 8])
+    state, _ = read_encoder(tmp_path / "encoder.safetensors")
+    assert state["patch_embedding.weight"].shape == (24, 1, 8, 8, 3)
+    assert state["position_biases.3.relative_position_bias_table"].shape == (15 * 15 + 3, 3)
+
+
+def test_one_table_for_all_blocks(tmp_path):
+    """BEiT's self-supervised files share their table."""
+    settings = BeitConfig(**COMMON, use_shared_relative_position_bias=True)
+    model = randomise(BeitModel(settings))
+    model.save_pretrained(tmp_path)
+    convert(tmp_path, tmp_path / "encoder.safetensors")
+    state, _ = read_encoder(tmp_path / "encoder.safetensors")
+    tables = [state[f"position_biases.{n}.relative_position_bias_table"] for n in range(4)]
+    assert all(torch.equal(table, model.shared_position_bias.relative_position_bias_table) for table in tables)
+
+
+@pytest.fixture
+def single(models, tmp_path):
+    """A file of each kind that is inflated when it is loaded."""
+    files = {}
+    for kind in ENCODERS:
+        files[kind] = tmp_path / f"{kind}.safetensors"
+        source, options = as_state_dict(kind, models[kind], tmp_path)
+        convert(source, files[kind], slices=1, **options)
+    return files
+
+
+@pytest.mark.parametrize("inflation", ["centring", "average"])
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_inflated_when_loaded_is_what_is_inflated_before(models, single, kind, inflation, tmp_path):
+    source, options = as_state_dict(kind, models[kind], tmp_path)
+    convert(source, tmp_path / "whole.safetensors", slices=SLICES, inflation=inflation, in_channels=2, **options)
+    made, expected = (ENCODERS[kind](2, SIZE) for _ in range(2))
+    report = load_encoder(made, single[kind], inflation=inflation)
+    load_encoder(expected, tmp_path / "whole.safetensors")
+    torch.testing.assert_close(made.patch_embedding.weight, expected.patch_embedding.weight)
+    assert f"1 slice inflated to 5 ({inflation}), 1 input channels to 2" in report.adapted["patch_embedding.weight"]
+
+
+def test_left_as_drawn(single):
+    encoder = ENCODERS["beit"](1, SIZE)
+    drawn = encoder.patch_embedding.weight.clone()
+    report = load_encoder(encoder, single["beit"], inflation="random", min_share=1.0)
+    assert torch.equal(encoder.patch_embedding.weight, drawn)
+    assert report.unused == {"patch_embedding.weight": "left as drawn (inflation random)"}
+    with pytest.raises(ValueError, match="one of centring, average, random"):
+        load_encoder(encoder, single["beit"], inflation="centering")
+
+
+def test_positions_of_another_grid(models, single):
+    encoder = ENCODERS["beit"](1, (64, 72))
+    report = load_encoder(encoder, single["beit"])
+    name = "position_biases.1.relative_position_bias_table"
+    assert report.adapted[name] == "positions resampled from 5 x 5 to 8 x 9 tokens"
+    table = models["beit"].beit.layers[1].relative_position_bias.relative_position_bias_table
+    expected = resample_relative_positions(table.detach(), (5, 5), (8, 9))
+    torch.testing.assert_close(encoder.position_biases[1].relative_position_bias_table.detach(), expected)
+    encoder = ENCODERS["vit"](1, (64, 72))
+    load_encoder(encoder, single["vit"])
+    expected = resample_grid_positions(models["vit"].vit.embeddings.position_embeddings.detach(), (5, 5), (8, 9))
+    torch.testing.assert_close(encoder.position_table.detach(), expected)
+
+
+def test_a_file_for_other_slices_says_what_to_do(models, tmp_path):
+    source, options = as_state_dict("beit", models["beit"], tmp_path)
+    convert(source, tmp_path / "five.safetensors", slices=5, **options)
+    report = load_encoder(ENCODERS["beit"](1, SIZE, slices=11), tmp_path / "five.safetensors", min_share=0.5)
+    assert "was inflated to 5 slices, the encoder takes 11" in report.unused["patch_embedding.weight"]
+    assert "--slices 11" in report.unused["patch_embedding.weight"]
+
+
+def test_another_architecture_is_refused(single):
+    for encoder, other in (("beit", "vit"), ("vit", "beit"), ("swin", "beit"), ("beit", "swin")):
+        with pytest.raises(ValueError, match="use the network it was made with"):
+            load_encoder(ENCODERS[encoder](1, SIZE), single[other])
+
+
+VIDEO = functools.partial(VideoSwinEncoder, **STAGES, patch_size=2, window_size=(8, 3, 3))
+
+
+def test_video_swin_from_its_authors_names(tmp_path):
+    """What was trained on videos keeps the depth of its patch embedding."""
+    # Nine slices are three whole patches: none follow that are zeros to one net and black to the other.
+    net = randomise(VIDEO(3, SIZE, slices=9, frame_size=3))
+    names = (
+        (r"^video_embedding\.", "patch_embed.proj."), (r"^patch_norm\.", "patch_embed.norm."),
+        (r"^stages\.(\d+)\.(\d+)\.", r"layers.\1.blocks.\2."), (r"\.mlp\.linear", ".mlp.fc"),
+        (r"^mergings\.(\d+)\.", r"layers.\1.downsample."),
+    )  # fmt: skip
+    state = {"cls_head.fc_cls.weight": torch.zeros(2)}
+    for name, tensor in net.state_dict().items():
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        state[f"backbone.{name}"] = tensor
+    torch.save({"state_dict": state}, tmp_path / "video.pth")
+    record = convert(tmp_path / "video.pth", tmp_path / "encoder.safetensors", mean=MEAN, std=STD)
+    assert record["architecture"]["name"] == "VideoSwinEncoder"
+    assert "keeps its own depth of 3" in "\n".join(record["conversion"])
+    encoder = VIDEO(1, SIZE, slices=9, frame_size=3).eval()
+    report = load_encoder(encoder, tmp_path / "encoder.safetensors", min_share=1.0)
+    assert report.covered == 1 and not report.unused
+    window = torch.rand(1, 1, *SIZE, 9) * 2 - 1
+    mean, std = (torch.tensor(value).view(3, 1, 1, 1) for value in (MEAN, STD))
+    with torch.no_grad():
+        expected = net(((window + 1) / 2 - mean) / std)
+        for made, other in zip(encoder(window), expected, strict=True):
+            torch.testing.assert_close(made, other, atol=1e-4, rtol=1e-4)
+
+
+def test_video_swin_of_one_frame_is_swin():
+    """With patches as deep as the window there is nothing to attend to along the slices."""
+    torch.manual_seed(0)
+    video = randomise(VIDEO(1, SIZE, frame_size=SLICES).double())
+    plain = ENCODERS["swin"](1, SIZE).double().eval()
+    state = {name: tensor for name, tensor in video.state_dict().items() if not name.startswith("video")}
+    for name in state:
+        if name.endswith("bias_table"):
+            state[name] = state[name].unflatten(0, (15, 25))[7]  # those of no offset along the slices
+    state["patch_embedding.weight"] = video.video_embedding.weight.movedim(2, -1)
+    state["patch_embedding.bias"] = video.video_embedding.bias
+    plain.load_state_dict(state, strict=False)
+    window = torch.rand(2, 1, *SIZE, 7, dtype=torch.float64)
+    with torch.no_grad():
+        for made, expected in zip(plain(window), video(window), strict=True):
+            normalised = F.layer_norm(expected.movedim(1, -1), expected.shape[1:2]).movedim(-1, 1)
+            torch.testing.assert_close(made, normalised, atol=1e-10, rtol=0)
+
+
+def test_refusals(models, tmp_path):
+    source, _ = as_folder("beit", models["beit"], tmp_path)
+    with pytest.raises(ValueError, match="--inflation is 'centre'"):
+        convert(source, tmp_path / "x.safetensors", inflation="centre")
+    with pytest.raises(ValueError, match="no checkpoint of the kind vit"):
+        convert(source, tmp_path / "x.safetensors", kind="vit")
+    with pytest.raises(ValueError, match="3 channels"):
+        convert(source, tmp_path / "x.safetensors", mean=[0.5], std=[0.5])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
+        convert(tmp_path / "empty", tmp_path / "x.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:500])
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        convert(tmp_path / "cut.safetensors", tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_command_line(models, tmp_path):
+    source, _ = as_folder("beit", models["beit"], tmp_path)
+    command = [
+        "convert",
+        str(source),
+        str(tmp_path / "encoder.safetensors"),
+        "--slices",
+        "3",
+        "--image_size",
+        "[64,72]",
+    ]
+    record = fire.Fire({"convert": convert}, command=command)
+    assert record == read_encoder(tmp_path / "encoder.safetensors")[1]
+    assert record["architecture"]["grid"] == [8, 9] and record["architecture"]["slices"] == 3
