@@ -32,7 +32,7 @@ def test_the_warning_names_file_and_share(caplog):
     assert record.levelno == logging.WARNING
     # Of eight slices of the brain along x six are left.
     assert record.getMessage().startswith("/d/scan.nii.gz: 25.0 % of its voxels that are not 0 lie outside")
-    assert "canvas [6, 12, 14]" in record.getMessage() and "image_size" in record.getMessage()
+    assert "canvas [6, 12, 14]" in record.getMessage() and "roi_size" in record.getMessage()
 
 
 @pytest.mark.parametrize(("share", "warned"), [(0.2, True), (0.25, False)])
@@ -41,17 +41,17 @@ def test_a_share_may_be_lost(caplog, share, warned):
     assert bool(caplog.records) == warned
 
 
-def test_the_source_is_counted_and_not_the_others(caplog):
-    data = {"image": brain(0), "mask": brain(2)}
-    Canvasd(["image", "mask"], [6, 8, 10], source_key="mask")(data)
+def test_images_and_masks_are_counted_each(caplog):
+    data = {"image": brain(1), "mask": brain(1), "other": brain(0)}
+    data["image"][:, 0] = data["image"][:, -1] = 0
+    data["mask"].meta["filename_or_obj"] = "/d/mask.nii.gz"
+    Canvasd(["image", "mask"], [8, 8, 14])(data)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["/d/scan.nii.gz", "/d/mask.nii.gz"]
+
+
+def test_missing_keys_are_not_counted(caplog):
+    assert Canvasd(["image", "mask"], [8, 16, 10], allow_missing_keys=True)({"image": brain(2)}).keys() == {"image"}
     assert not caplog.records
-    Canvasd(["image", "mask"], [6, 8, 10])(data)
-    assert "/d/scan.nii.gz" in caplog.text
-
-
-def test_without_the_source_nothing_is_counted(caplog):
-    found = Canvasd(["image", "label"], [6, 6, 6], allow_missing_keys=True)({"label": brain(0)})
-    assert found["label"].shape == (1, 6, 6, 6) and not caplog.records
 
 
 def test_an_image_of_background_alone(caplog):
