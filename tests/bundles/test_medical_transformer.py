@@ -82,6 +82,20 @@ def test_stage_2_without_stage_1_says_what_is_missing(run, tmp_path):
     assert "no encoder file" in str(first_cause(refused.value))
 
 
+def test_stage_2_refuses_plane_encoders_of_other_sizes(run, pretrained, tmp_path):
+    """paper_dims.json in one stage only; else the last layers of the frozen encoders would stay random."""
+    with pytest.raises(RuntimeError) as refused:
+        run(
+            "pretrain.json",
+            "pretrain_transformer.json",
+            output_dir=str(tmp_path),
+            pretrained_encoder=str(pretrained[0] / "encoder.safetensors"),
+            execute=False,
+            encoder=TINY["encoder"] | {"embed_dim": 20},
+        )
+    assert "which has to come from the file" in str(first_cause(refused.value)) or "fits" in str(refused.value)
+
+
 def test_stage_1_logs_each_plane(pretrained):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -205,14 +219,28 @@ def test_scans_without_the_number_are_one_error(run, cohort, tmp_path, task, key
     assert sentence.count(text) == 2 and "training[1]" in sentence and "test[0]" in sentence
 
 
-def test_one_volume_is_too_few_for_the_triplet(run, cohort, tmp_path):
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [
+        (0, "the list 'validation' is empty; set `fold`"),
+        (1, "the validation list has 1 volumes, too few for a batch of 2 different ones, which are compared"),
+    ],
+)
+def test_one_volume_is_too_few_for_the_triplet(run, cohort, pretrained, tmp_path, count, sentence):
     content = json.loads((cohort / "unlabelled.json").read_text())
-    content["validation"] = content["validation"][:1]
+    content["validation"] = content["validation"][:count]
     path = tmp_path / "list.json"
     path.write_text(json.dumps(content))
     with pytest.raises(RuntimeError) as refused:
         run("pretrain.json", pretrain_datalist=str(path), output_dir=str(tmp_path))
-    assert "1 volumes cannot fill a batch of 2 different ones" in str(first_cause(refused.value))
+    assert sentence in str(first_cause(refused.value))
+    if count:  # stage 2 does not compare volumes
+        overrides = {"pretrained_encoder": str(pretrained[0] / "encoder.safetensors"), "max_epochs": 1}
+        workflow = run(
+            "pretrain.json", "pretrain_transformer.json", pretrain_datalist=str(path), output_dir=str(tmp_path),
+            **overrides,
+        )  # fmt: skip
+        assert len(workflow.parser.get_parsed_content("validate#dataloader")) == 1
 
 
 def test_five_folds_test_every_scan_once(run, cohort, tmp_path):
