@@ -261,6 +261,21 @@ def test_five_folds_test_every_scan_once(run, cohort, tmp_path):
     assert len(set(tested)) == len(tested) == 6
 
 
+def test_pretraining_leaves_out_what_a_fold_tests(run, cohort, tmp_path):
+    datalist = str(cohort / "structures4.json")
+    folds = {"fold": 1, "pool_test": True, "data#num_folds": 3, "output_dir": str(tmp_path), "execute": False}
+    tuned, other = (
+        run("train.json", "tasks/age.json", seed=seed, **folds).parser.get_parsed_content("data") for seed in (0, 1)
+    )
+    stages = [("pretrain.json",), ("pretrain.json", "pretrain_transformer.json")]
+    for files in stages:
+        overrides = {"pretrain_datalist": datalist, "pretrained_encoder": None}
+        data = run(*files, seed=1, **overrides, **folds).parser.get_parsed_content("data")
+        for section in ("training", "validation", "test"):
+            images = [item["image"] for item in data[section]]
+            assert images == [item["image"] for item in tuned[section]] == [item["image"] for item in other[section]]
+
+
 def test_training_stops_early(run, tmp_path, caplog):
     """With a learning rate of 0 the first validation stays the best."""
     with caplog.at_level(logging.INFO):
