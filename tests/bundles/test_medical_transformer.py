@@ -82,6 +82,13 @@ def test_stage_2_without_stage_1_says_what_is_missing(run, tmp_path):
     assert "no encoder file" in str(first_cause(refused.value))
 
 
+def test_representations_are_watched_in_stage_1_only(run, tmp_path):
+    for files, watched in ((["pretrain.json"], True), (["pretrain.json", "pretrain_transformer.json"], False)):
+        workflow = run(*files, output_dir=str(tmp_path), pretrained_encoder=None, execute=False)
+        handlers = workflow.parser.get_parsed_content("train#handlers")
+        assert ("RepresentationMonitor" in [type(handler).__name__ for handler in handlers]) == watched
+
+
 def test_stage_2_refuses_plane_encoders_of_other_sizes(run, pretrained, tmp_path):
     """paper_dims.json in one stage only; else the last layers of the frozen encoders would stay random."""
     with pytest.raises(RuntimeError) as refused:
