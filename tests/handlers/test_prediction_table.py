@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 
+import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Engine
@@ -116,3 +117,21 @@ def test_rank_0_writes_for_all(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{module}.idist.get_rank", lambda: 0)
     engine.run()
     assert [(row["file"], row["prediction"]) for row in rows(path)] == [("/d/0,a.nii", "1"), ("/d/other.nii", "61")]
+
+
+def test_no_scan_makes_a_table_without_rows(tmp_path):
+    PredictionTable(tmp_path / "predictions.csv").write(Engine(lambda *_: None))
+    assert (tmp_path / "predictions.csv").read_text() == "file,label,prediction\n"
+
+
+def write_on(local_rank, path):
+    table = PredictionTable(path)
+    if local_rank == 1:
+        table._files, table._values = ["/d/a.nii"], [torch.tensor([1.0, 0.25, 0.75])]
+    table.write(Engine(lambda *_: None))
+
+
+def test_a_process_without_a_scan(tmp_path):
+    path = tmp_path / "predictions.csv"
+    idist.spawn("gloo", write_on, args=(path,), nproc_per_node=2)
+    assert path.read_text().splitlines()[1:] == ["/d/a.nii,1,1,0.25,0.75"]
