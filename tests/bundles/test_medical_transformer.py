@@ -226,6 +226,17 @@ def test_scans_without_the_number_are_one_error(run, cohort, tmp_path, task, key
     assert sentence.count(text) == 2 and "training[1]" in sentence and "test[0]" in sentence
 
 
+def test_diagnoses_out_of_range_are_one_error(run, cohort, tmp_path):
+    content = json.loads((cohort / "structures4.json").read_text())
+    content["training"][1]["diagnosis"], content["test"][0]["diagnosis"] = 3, 7
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(RuntimeError) as refused:
+        run("train.json", "tasks/diagnosis.json", datalist=str(path), dataset_dir=str(cohort), output_dir=str(tmp_path))
+    sentence = str(first_cause(refused.value))
+    assert "its label 3 is no whole number from 0 to 2" in sentence and "its label 7" in sentence
+
+
 @pytest.mark.parametrize(
     ("count", "sentence"),
     [
