@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 
-import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Engine
@@ -11,7 +10,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Activationsd
 from torch import nn
 
-from common.handlers import PredictionTable
+from common.handlers import PredictionTable, prediction_table
 from common.transforms import Targetd
 
 
@@ -124,14 +123,14 @@ def test_no_scan_makes_a_table_without_rows(tmp_path):
     assert (tmp_path / "predictions.csv").read_text() == "file,label,prediction\n"
 
 
-def write_on(local_rank, path):
-    table = PredictionTable(path)
-    if local_rank == 1:
-        table._files, table._values = ["/d/a.nii"], [torch.tensor([1.0, 0.25, 0.75])]
-    table.write(Engine(lambda *_: None))
-
-
-def test_a_process_without_a_scan(tmp_path):
+def test_a_process_without_a_scan(tmp_path, monkeypatch):
+    """As rank 0 of two sees it; the other has one scan of two classes."""
+    other = torch.tensor([[1.0, 0.25, 0.75]])
+    monkeypatch.setattr(prediction_table.idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(prediction_table.idist, "all_reduce", lambda width, op: max(width, 3))
+    monkeypatch.setattr(prediction_table, "string_list_all_gather", lambda files: ["\t".join(files), "/d/a.nii"])
+    gather = lambda values, concat: torch.cat((values.cpu(), other))  # noqa: E731
+    monkeypatch.setattr(prediction_table, "evenly_divisible_all_gather", gather)
     path = tmp_path / "predictions.csv"
-    idist.spawn("gloo", write_on, args=(path,), nproc_per_node=2)
+    PredictionTable(path).write(Engine(lambda *_: None))
     assert path.read_text().splitlines()[1:] == ["/d/a.nii,1,1,0.25,0.75"]
