@@ -20,12 +20,15 @@ from .prepare.write import write_datalist
 def prepare(
     name: str, source: str | None = None, output: str | None = None, force: bool = False, **options: Any
 ) -> None:
-    """Write the datalist of a data set: acdc, adni, bids, cc359, decathlon, ixi, oasis1 or synapse; or make the sample.
+    """Write the datalist of a data set, or make the sample.
+
+    Sets: abide, acdc, adni, bids, brats, cc359, decathlon, ixi, oasis1, synapse.
 
     Options of all sets: --validation and --test (number of subjects, or their share below 1; for synapse by default no
     validation scans and the published test scans), --seed, --domain, --numbering (of the masks, where the set does not
     say it: freesurfer, dlmuse, msd_brats, ...), --require label,age (leave out scans that lack one), --check
-    none|header|full. Options of one set: oasis1 --image norm,orig --label seg35|seg4 (skull stripping needs --image
+    none|header|full. Options of one set: abide --min_age 13 (0 keeps scans without an age) and --controls True|False
+    (False keeps subjects with autism); oasis1 --image norm,orig --label seg35|seg4 (skull stripping needs --image
     orig, norm has no skull); cc359 --masks machine_learning|staple|manual;
     bids --suffix T1w --label_pattern '*_dseg' --diagnoses control,patient. The sample takes --subjects,
     --unlabelled, --seed and --spacing; its --output is a folder (by default in the cache).

@@ -33,6 +33,7 @@ MAX_OFFSET_IN_VOXELS = 0.1
 
 _SPELLINGS = {"unlabelled": ("unlabelled", "unlabeled"), "unlabeled": ("unlabelled", "unlabeled")}
 _ORIGIN = "__origin__"  # identity of an item for the draws: which datalist, and the image as written there
+_LIST = "__list__"  # the list of the file that an item stands in
 
 
 class DatalistError(ValueError):
@@ -54,6 +55,7 @@ def load_datalist(
     target_masks: int | None = None,
     required: Sequence[str] = (),
     seed: int = 0,
+    split_seed: int | None = None,
     check: str = "header",
     num_classes: int | None = None,
     numbering: str | None = None,
@@ -71,11 +73,13 @@ def load_datalist(
             as validation or test as well. `("training", "unlabelled")` pre-trains on all that is not held out; a
             list that the file lacks counts as empty, so that this fits files without unlabelled scans too.
         fold: when given, training and validation (never test) are pooled and split anew into `num_folds` parts by
-            subject, or by image where an item has no `subject`; part `fold` becomes the validation list.
+            subject, or by image where an item has no `subject`; part `fold` becomes the validation list. Items of
+            other lists in `training_sections` have no part in the draw, so that pre-training and fine-tuning on one
+            file hold out the same subjects; they are trained on unless their subject is held out.
         num_folds: number of parts.
         pool_test: with `fold`, the test list joins the pool; part `fold` becomes the test list, the part after it the
             validation list and the other parts the training list, so that each item is tested once in all folds (the
-            cross-validation of Jun et al., Medical Transformer, section 4.1.1).
+            cross-validation of Jun et al., Medical Transformer, section 4.1.1). All its items need a label then.
         fraction: share of the training list to keep, at least one item. The subset of a smaller fraction lies in that
             of a larger one with the same seed.
         target_domain: value of `domain` that marks the target set. Validation and test then keep its items only,
@@ -84,6 +88,8 @@ def load_datalist(
             al., BIBM 2023, section IV-B); a smaller number is a subset of a larger one. `None` keeps all.
         required: lists that must not be empty after all this: what the run trains on, validates or evaluates.
         seed: seed of every draw. Draws depend on the items, not on their order in the file or where it lies.
+        split_seed: seed of the draw of the folds alone, so that runs of several seeds hold out the same items; `None`
+            is `seed`.
         check: `"header"` looks at existence, headers, shapes and affines, `"full"` at every voxel as well (not finite;
             an image of one file that is constant; labels), `"none"` at nothing. Headers and voxels are read of NIfTI
             files; of other formats only the existence is checked.
@@ -119,18 +125,13 @@ def load_datalist(
     where = ", ".join(str(p) for p in paths)
     problems: list[Problem] = []
     lists = _merge(paths, _base_dirs(base_dir, paths), image_key, label_key, training_sections, numbering, problems)
+    if pool_test and label_key is not None:
+        lacking = [x for x in lists["test"] if "label" not in x]
+        problems += [(_image_name(x), f"has no {label_key!r}, and `pool_test` trains on test items") for x in lacking]
     raise_problems(problems, where)
 
     if fold is not None:
-        pool = lists["training"] + lists["validation"] + (lists["test"] if pool_test else [])
-        rest, held_out = split_fold(pool, fold, num_folds, seed)
-        if pool_test:
-            lists["test"] = held_out
-            chosen = {id(x) for x in split_fold(pool, (fold + 1) % num_folds, num_folds, seed)[1]}
-            lists["validation"] = [x for x in rest if id(x) in chosen]
-            lists["training"] = [x for x in rest if id(x) not in chosen]
-        else:
-            lists["training"], lists["validation"] = rest, held_out
+        _split(lists, fold, num_folds, pool_test, seed if split_seed is None else split_seed)
     problems += find_overlaps(lists)
     if target_domain is not None:
         lists["training"] = keep_target_masks(lists["training"], target_domain, target_masks, seed)
@@ -141,6 +142,26 @@ def load_datalist(
     problems += find_problems([x for section in SECTIONS for x in lists[section]], check, num_classes, known_labels)
     raise_problems(problems, where)
     return {section: _with_common_keys(lists[section]) for section in SECTIONS}
+
+
+def _split(lists: dict[str, list[Item]], fold: int, num_folds: int, pool_test: bool, seed: int) -> None:
+    """Make fold `fold` of the lists, in place."""
+    pooled = SECTIONS if pool_test else SECTIONS[:2]
+    taken = lists["training"] + lists["validation"] + (lists["test"] if pool_test else [])
+    # Of files without a training list the lists that stand for it are split.
+    pool = [x for x in taken if x[_LIST] in pooled or all(y[_LIST] != "training" for y in taken)]
+    lists["training"], held_out = split_fold(pool, fold, num_folds, seed)
+    if pool_test:
+        lists["test"] = held_out
+        chosen = {id(x) for x in split_fold(pool, (fold + 1) % num_folds, num_folds, seed)[1]}
+        lists["validation"] = [x for x in lists["training"] if id(x) in chosen]
+        lists["training"] = [x for x in lists["training"] if id(x) not in chosen]
+    else:
+        lists["validation"] = held_out
+    drawn = {id(x) for x in pool}
+    away = {_group(x) for section in SECTIONS[1:] for x in lists[section]}
+    kept = drawn - {id(x) for section in SECTIONS[1:] for x in lists[section]}
+    lists["training"] = [x for x in taken if id(x) in kept or (id(x) not in drawn and _group(x) not in away)]
 
 
 def split_fold(items: Sequence[Item], fold: int, num_folds: int, seed: int = 0) -> tuple[list[Item], list[Item]]:
@@ -310,6 +331,7 @@ def _merge(
                 for number, entry in enumerate(entries):
                     item = _item(entry, base_dir, image_key, key, problems, f"{path}: {name}[{number}]")
                     if item is not None:
+                        item[_LIST] = name
                         item[_ORIGIN] = (index, json.dumps(entry[image_key] if isinstance(entry, dict) else entry))
                         lists[section].append(item)
     if missing:
@@ -380,7 +402,7 @@ def _draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
 
 
 def _with_common_keys(items: Sequence[Item]) -> list[Item]:
-    common = set.intersection(*(set(x) for x in items)) - {_ORIGIN} if items else set()
+    common = set.intersection(*(set(x) for x in items)) - {_ORIGIN, _LIST} if items else set()
     return [{k: v for k, v in x.items() if k in common} for x in items]
 
 

@@ -29,6 +29,8 @@ class VolumeSampler(DistributedSampler):
         distinct: False lets volumes meet themselves in a batch, as fine-tuning with a single label must.
         seed: of the order.
         fixed: the order of the first epoch in every epoch, for validation.
+        name: of the data in messages, as "the validation list", where its batches are as small as they can be: the
+            advice then is to add scans.
         num_replicas, rank: processes and the number of this one; by default those that ignite knows.
 
     Raises:
@@ -44,6 +46,7 @@ class VolumeSampler(DistributedSampler):
         distinct: bool = True,
         seed: int = 0,
         fixed: bool = False,
+        name: str | None = None,
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
@@ -58,11 +61,21 @@ class VolumeSampler(DistributedSampler):
         self.fixed = fixed
         count = len(set(map(str, self.volumes)))
         if batch_size < 1 or count < (batch_size if distinct else 1):
+            if name is not None:
+                raise ValueError(
+                    f"{name} has {count} volumes, too few for a batch of {batch_size} different ones, which are "
+                    f"compared with each other: give {batch_size} scans or more."
+                )
             raise ValueError(
                 f"{count} volumes cannot fill a batch of {batch_size} different ones: lower batch_size, or add data."
             )
         self.batch_size = batch_size
         self.batches = (len(data) // batch_size if batches is None else batches) // num_replicas
+        if self.batches < 1 and name is not None:
+            raise ValueError(
+                f"{name} has {len(data)} scans, which make no batch of {batch_size} for each of {num_replicas} "
+                f"processes: give {batch_size * num_replicas} scans or more, or use fewer processes."
+            )
         if self.batches < 1:
             raise ValueError(
                 f"{len(data)} items make no batch of {batch_size} for each of {num_replicas} processes: lower "

@@ -54,9 +54,12 @@ class PredictionTable:
             self._values.append(torch.cat((truth, predicted)))
 
     def write(self, engine: Engine) -> None:
-        files, values = self._files, torch.stack(self._values)
+        width = self._values[0].numel() if self._values else 0
+        if idist.get_world_size() > 1:  # a process may have had no scan
+            width = int(idist.all_reduce(width, op="MAX"))
+        files, values = self._files, torch.stack(self._values) if self._values else torch.empty(0, width)
         if idist.get_world_size() > 1:
-            files = string_list_all_gather(files)
+            files = [name for name in string_list_all_gather(files) if name]  # gathers no names as an empty one
             values = evenly_divisible_all_gather(values.to(idist.device()), concat=True).cpu()
         if idist.get_rank() != 0:
             return

@@ -126,7 +126,7 @@ class MultiViewEncoder(nn.Module):
 class MultiViewClassifier(nn.Module):
     """Mean over the volume of a linear classifier on the combined vectors [1, section 3.3.2], in closed form.
 
-    A linear layer and a mean commute, so the layer is applied to (mean of s, mean of c, mean of a).
+    A linear layer and a mean commute, so the layer is applied to (mean of s, mean of c, mean of a), in float32.
 
     Args:
         encoder: a ``MultiViewEncoder``.
@@ -145,14 +145,16 @@ class MultiViewClassifier(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         vectors, _ = self.encoder.encode(image)
-        return self.head(torch.cat([v.mean(dim=1) for v in vectors], dim=1))
+        # In float32 under autocast too: half precision has 8 bits for an age, and the layer is too small to matter.
+        with torch.autocast(image.device.type, enabled=False):
+            return self.head(torch.cat([v.mean(dim=1, dtype=self.head.weight.dtype) for v in vectors], dim=1))
 
 
 class MultiViewRegressor(MultiViewClassifier):
     """The same for one number, in its own unit.
 
-    The head's output is brought to the target's unit in float32, as in ``EncoderRegressor``: an untrained net starts
-    near the mean of the training set. The paper does not say how ages were scaled.
+    The head's output is made and brought to the target's unit in float32, as in ``EncoderRegressor``: an untrained net
+    starts near the mean of the training set. The paper does not say how ages were scaled.
 
     Args:
         encoder: a ``MultiViewEncoder``.
@@ -175,7 +177,7 @@ class MultiViewRegressor(MultiViewClassifier):
         self.register_buffer("std", torch.tensor(float(std)))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return super().forward(image).float() * self.std + self.mean
+        return super().forward(image) * self.std + self.mean
 
 
 class MultiViewSegmenter(nn.Module):

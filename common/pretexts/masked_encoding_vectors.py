@@ -77,19 +77,24 @@ class MaskedEncodingVectors(nn.Module):
         if self._mask_vectors is None:
             weight = next(self.encoder.planes.parameters())
             blank = weight.new_full((1, self.encoder.in_channels, *self.img_size), -1.0)
-            self._mask_vectors = [vectors[0, 0] for vectors in self.encoder.encode_planes(blank)]
+            self._mask_vectors = [vectors[0, 0] for vectors in self._encode(blank)]
         return self._mask_vectors
 
     def _vectors(self, image: torch.Tensor) -> list[torch.Tensor]:
         if image.ndim == 5 and tuple(image.shape[2:]) == self.img_size:
-            with torch.no_grad():
-                return self.encoder.encode_planes(image)
+            return self._encode(image)
         if image.ndim == 3 and tuple(image.shape[1:]) == (sum(self.img_size), self.encoder.embed_dim):
             return list(image.split(self.img_size, dim=1))
         raise ValueError(
             f"stage 2 was set up for images of {' x '.join(map(str, self.img_size))} voxels (roi_size), or for their "
             f"vectors (batch, {sum(self.img_size)}, {self.encoder.embed_dim}), not for the shape {tuple(image.shape)}."
         )
+
+    @torch.no_grad()
+    def _encode(self, image: torch.Tensor) -> list[torch.Tensor]:
+        # In float32 as the cached vectors are, whatever the precision of the training.
+        with torch.autocast(image.device.type, enabled=False):
+            return self.encoder.encode_planes(image.float())
 
     def _forget(self) -> None:
         self._mask_vectors = None

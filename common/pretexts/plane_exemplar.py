@@ -37,7 +37,8 @@ class PlaneExemplar(nn.Module):
         anchors, positives = [], []
         for plane, encoder in self.encoder.planes.items():
             both = torch.cat((image, self.intensity(image)))
-            anchor, positive = encoder(to_slices(both, plane))[0].mean(dim=1).chunk(2)
+            # Autocast leaves a mean in the precision of its input.
+            anchor, positive = encoder(to_slices(both, plane))[0].float().mean(dim=1).chunk(2)
             anchors.append(anchor)
             positives.append(positive)
         return {"anchor": torch.stack(anchors, dim=1), "positive": torch.stack(positives, dim=1)}

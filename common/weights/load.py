@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ SHAPELESS = (
     "shortcut",
     "dilations",
     "preactivation",
+    "norm_scope",
 )
 """Keys of an encoder's architecture by which weights of equal shapes compute something else."""
 
@@ -41,13 +42,15 @@ def load_encoder(
     contract: Mapping[str, Any] | None = None,
     min_share: float = 0.9,
     inflation: str = "centring",
+    required: Sequence[str] = (),
 ) -> TransferReport | None:
     """Fill an encoder from an encoder file, log a transfer report, and refuse a load that covers too little.
 
     Tensors whose shape differs are adapted where that has a meaning: the first layer to another number of channels,
-    position tables to another token grid, a patch embedding of single slices to windows of slices. Nothing changes in
-    ``encoder`` when the load is refused. What weights do not show, such as the number of attention heads, is compared
-    with the file's record, and differences are logged.
+    position tables to another token grid, a patch embedding of single slices to windows of slices. Where it has none,
+    the tensor stays as it was drawn, and a warning says so. Nothing changes in ``encoder`` when the load is refused.
+    What weights do not show, such as the number of attention heads, is compared with the file's record, and differences
+    are logged.
 
     Args:
         encoder: filled in place.
@@ -59,13 +62,15 @@ def load_encoder(
         inflation: how the patch embedding of a single slice fills one of several: ``centring``, ``average``
             (``common.weights.inflate.inflate_depth``), or ``random`` to leave it as it was drawn. Where the numbers
             of slices are the same there is nothing to do.
+        required: beginnings of names; every tensor of the encoder with such a name has to come from the file, as it is
+            or adapted, as where it is frozen afterwards. A share says nothing of small layers.
 
     Returns:
         The report, or None from scratch.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_encoder``; the file covers less than ``min_share``, is of another
-            architecture, or holds NaN; an unknown ``inflation``.
+        FileNotFoundError, ValueError: as ``read_encoder``; the file covers less than ``min_share``, lacks a
+            ``required`` tensor, is of another architecture, or holds NaN; an unknown ``inflation``.
     """
     if inflation not in (*INFLATIONS, "random"):
         raise ValueError(f"inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}, random.")
@@ -115,6 +120,20 @@ def load_encoder(
     if made and architecture.get("name", made) != made:  # a plain transformer fits BEiT's layers, but is none
         raise ValueError(
             f"{path} holds a {made}, this encoder is a {architecture['name']}; use the network it was made with."
+        )
+    needed = (required,) if isinstance(required, str) else tuple(required)
+    missing = next((name for name in report.new if name.startswith(needed)), None)
+    if missing is not None:
+        logger.warning("%s", report)
+        raise ValueError(
+            f"{path} ({_describe(record)}) does not fill {missing}, which has to come from the file "
+            f"({report.unused.get(missing, 'it holds no tensor of this name')}); use the network it was made with."
+        )
+    unfit = [name for name in report.new if name in report.unused and name not in drawn]
+    if unfit:
+        rest = f" and {len(unfit) - 1} more" if len(unfit) > 1 else ""
+        report.warnings.append(
+            f"not loaded but left as drawn, since the shape does not fit: {unfit[0]} ({report.unused[unfit[0]]}){rest}."
         )
     encoder.load_state_dict(new_state, strict=False)
     logger.info("%s", report)

@@ -82,6 +82,27 @@ def test_stage_2_without_stage_1_says_what_is_missing(run, tmp_path):
     assert "no encoder file" in str(first_cause(refused.value))
 
 
+def test_representations_are_watched_in_stage_1_only(run, tmp_path):
+    for files, watched in ((["pretrain.json"], True), (["pretrain.json", "pretrain_transformer.json"], False)):
+        workflow = run(*files, output_dir=str(tmp_path), pretrained_encoder=None, execute=False)
+        handlers = workflow.parser.get_parsed_content("train#handlers")
+        assert ("RepresentationMonitor" in [type(handler).__name__ for handler in handlers]) == watched
+
+
+def test_stage_2_refuses_plane_encoders_of_other_sizes(run, pretrained, tmp_path):
+    """paper_dims.json in one stage only; else the last layers of the frozen encoders would stay random."""
+    with pytest.raises(RuntimeError) as refused:
+        run(
+            "pretrain.json",
+            "pretrain_transformer.json",
+            output_dir=str(tmp_path),
+            pretrained_encoder=str(pretrained[0] / "encoder.safetensors"),
+            execute=False,
+            encoder=TINY["encoder"] | {"embed_dim": 20},
+        )
+    assert "which has to come from the file" in str(first_cause(refused.value)) or "fits" in str(refused.value)
+
+
 def test_stage_1_logs_each_plane(pretrained):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -205,14 +226,39 @@ def test_scans_without_the_number_are_one_error(run, cohort, tmp_path, task, key
     assert sentence.count(text) == 2 and "training[1]" in sentence and "test[0]" in sentence
 
 
-def test_one_volume_is_too_few_for_the_triplet(run, cohort, tmp_path):
+def test_diagnoses_out_of_range_are_one_error(run, cohort, tmp_path):
+    content = json.loads((cohort / "structures4.json").read_text())
+    content["training"][1]["diagnosis"], content["test"][0]["diagnosis"] = 3, 7
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(RuntimeError) as refused:
+        run("train.json", "tasks/diagnosis.json", datalist=str(path), dataset_dir=str(cohort), output_dir=str(tmp_path))
+    sentence = str(first_cause(refused.value))
+    assert "its label 3 is no whole number from 0 to 2" in sentence and "its label 7" in sentence
+
+
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [
+        (0, "the list 'validation' is empty; set `fold`"),
+        (1, "the validation list has 1 volumes, too few for a batch of 2 different ones, which are compared"),
+    ],
+)
+def test_one_volume_is_too_few_for_the_triplet(run, cohort, pretrained, tmp_path, count, sentence):
     content = json.loads((cohort / "unlabelled.json").read_text())
-    content["validation"] = content["validation"][:1]
+    content["validation"] = content["validation"][:count]
     path = tmp_path / "list.json"
     path.write_text(json.dumps(content))
     with pytest.raises(RuntimeError) as refused:
         run("pretrain.json", pretrain_datalist=str(path), output_dir=str(tmp_path))
-    assert "1 volumes cannot fill a batch of 2 different ones" in str(first_cause(refused.value))
+    assert sentence in str(first_cause(refused.value))
+    if count:  # stage 2 does not compare volumes
+        overrides = {"pretrained_encoder": str(pretrained[0] / "encoder.safetensors"), "max_epochs": 1}
+        workflow = run(
+            "pretrain.json", "pretrain_transformer.json", pretrain_datalist=str(path), output_dir=str(tmp_path),
+            **overrides,
+        )  # fmt: skip
+        assert len(workflow.parser.get_parsed_content("validate#dataloader")) == 1
 
 
 def test_five_folds_test_every_scan_once(run, cohort, tmp_path):
@@ -231,6 +277,21 @@ def test_five_folds_test_every_scan_once(run, cohort, tmp_path):
         assert [len(data[name]) for name in ("training", "validation", "test")] == [2, 2, 2]
         tested += [item["image"] for item in data["test"]]
     assert len(set(tested)) == len(tested) == 6
+
+
+def test_pretraining_leaves_out_what_a_fold_tests(run, cohort, tmp_path):
+    datalist = str(cohort / "structures4.json")
+    folds = {"fold": 1, "pool_test": True, "data#num_folds": 3, "output_dir": str(tmp_path), "execute": False}
+    tuned, other = (
+        run("train.json", "tasks/age.json", seed=seed, **folds).parser.get_parsed_content("data") for seed in (0, 1)
+    )
+    stages = [("pretrain.json",), ("pretrain.json", "pretrain_transformer.json")]
+    for files in stages:
+        overrides = {"pretrain_datalist": datalist, "pretrained_encoder": None}
+        data = run(*files, seed=1, **overrides, **folds).parser.get_parsed_content("data")
+        for section in ("training", "validation", "test"):
+            images = [item["image"] for item in data[section]]
+            assert images == [item["image"] for item in tuned[section]] == [item["image"] for item in other[section]]
 
 
 def test_training_stops_early(run, tmp_path, caplog):

@@ -226,6 +226,56 @@ def test_pooled_folds_keep_subjects_together_and_the_fraction_is_of_training(tmp
         assert len(part["training"]) == 6 and set(names(part["training"])) < set(names(whole["training"]))
 
 
+def test_pooled_test_items_need_a_label(tmp_path):
+    path = make_study(tmp_path, 7, 3, 3)
+    edit(path, lambda c: [x.pop("label") for x in c["test"]])
+    with pytest.raises(DatalistError, match=r"3 files or items .*\n.*s010.nii.gz: has no 'label', and `pool_test`"):
+        load_datalist(path, fold=0, pool_test=True)
+    assert all("label" in x for x in load_datalist(path, fold=0)["training"])
+    assert len(load_datalist(path, fold=0, pool_test=True, label_key=None)["test"]) in (2, 3)
+
+
+@pytest.mark.parametrize("pool_test", [False, True])
+def test_pretraining_holds_out_what_fine_tuning_does(tmp_path, pool_test):
+    """Unlabelled scans are trained on, but have no part in the draw; those of subjects held out are left out."""
+    path = make_study(tmp_path, 8, 4, 4)
+
+    def name(content):
+        items = [x for section in ("training", "validation", "test") for x in content[section]]
+        for number, entry in enumerate(items):
+            entry["subject"] = f"p{number}"
+        content["unlabelled"] = [{"image": items[n]["image"], "subject": f"p{n}"} for n in range(12)]
+        content["unlabelled"] += [{"image": f"images/u{n}.nii.gz", "subject": f"a{n}"} for n in range(5)]
+
+    edit(path, name)
+    for fold in range(5):
+        tuned = load_datalist(path, fold=fold, pool_test=pool_test)
+        lists = load_datalist(
+            path, fold=fold, pool_test=pool_test, label_key=None, training_sections=("training", "unlabelled"),
+            check="none",
+        )  # fmt: skip
+        for section in ("validation", "test"):
+            assert names(lists[section]) == names(tuned[section])
+        subjects = {x["subject"] for x in lists["training"]}
+        assert subjects == {x["subject"] for x in tuned["training"]} | {f"a{n}" for n in range(5)}
+        assert all(set(x) == {"image", "subject"} for x in lists["training"])
+
+
+def test_folds_have_a_seed_of_their_own(tmp_path):
+    path = make_study(tmp_path, 12, 4, 4)
+    first, second, other = (
+        load_datalist(path, fold=1, pool_test=True, fraction=0.5, seed=seed, split_seed=split)
+        for seed, split in ((0, 0), (1, 0), (0, 1))
+    )
+    assert first["test"] == second["test"] != other["test"] and first["validation"] == second["validation"]
+    assert first["training"] != second["training"]
+    assert load_datalist(path, fold=1, pool_test=True, fraction=0.5, seed=0) == first
+    assert (
+        load_datalist(path, fold=1, pool_test=True, fraction=0.5, seed=1)["test"]
+        == (load_datalist(path, fold=1, pool_test=True, split_seed=1)["test"])
+    )
+
+
 def test_pooled_folds_of_two_leave_nothing_to_train_on(tmp_path):
     with pytest.raises(DatalistError, match=r"training"):
         load_datalist(make_study(tmp_path), fold=0, num_folds=2, pool_test=True, required=["training"])

@@ -382,6 +382,15 @@ def test_abide_others(tmp_path, options, subjects):
     assert all("age" not in x for x in items if x["subject"].endswith(("004", "005")))
 
 
+def test_abide_negative_ages_are_none(tmp_path):
+    abide(tmp_path)
+    table = tmp_path / "RawDataBIDS/NYU/participants.tsv"
+    table.write_text(table.read_text().replace("40", "-9999"))
+    assert {x["age"] for x in collect("abide", tmp_path)} == {13.0, 21.0}
+    ages = {x["subject"]: x.get("age") for x in collect("abide", tmp_path, min_age=0)}
+    assert ages["NYU/sub-0051003"] is None and ages["NYU/sub-0051001"] == 12.9
+
+
 def test_abide_scans_of_one_subject_stay_together(tmp_path):
     abide(tmp_path / "a")
     content = prepare("abide", tmp_path / "a", tmp_path / "a.json", validation=1, test=1)
@@ -594,6 +603,18 @@ def test_required_keys_and_domain(ixi, tmp_path):
     assert content["test"][0]["domain"] == "HH"
     with pytest.raises(DatalistError, match=r"None of the 10 scans .* has diagnosis"):
         prepare("ixi", ixi, tmp_path / "b.json", require="diagnosis")
+
+
+def test_required_ages_are_labels_with_a_mask_or_without(ixi, tmp_path):
+    for number in range(3, 10):
+        (ixi / f"labels/IXI{number:03d}-HH-1000.nii.gz").unlink()
+    ages = "".join(f"IXI{number:03d}-HH-1000\t{20 + number}\n" for number in range(9))
+    (ixi / "participants.tsv").write_text(f"participant_id\tage\n{ages}")
+    content = prepare("ixi", ixi, tmp_path / "a.json", require="age", validation=2, test=3)
+    assert [len(content[s]) for s in SECTIONS] == [4, 2, 3] and content["left_out"] == 1
+    assert "unlabelled" not in content and all("age" in x for s in SECTIONS for x in content[s])
+    content = prepare("ixi", ixi, tmp_path / "b.json", validation=1, test=1)
+    assert [len(content[s]) for s in (*SECTIONS, "unlabelled")] == [1, 1, 1, 7]
 
 
 def test_nothing_is_overwritten_without_force(ixi, tmp_path):

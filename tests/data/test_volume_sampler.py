@@ -73,6 +73,14 @@ def test_one_name_in_two_domains_is_two_volumes():
     assert sorted(VolumeSampler(items, 2)) == [0, 1]
 
 
+def test_a_named_list_asks_for_scans():
+    with pytest.raises(ValueError, match=r"the validation list has 1 volumes, too few for .* give 2 scans"):
+        VolumeSampler([{"subject": "a"}] * 3, 2, name="the validation list")
+    with pytest.raises(ValueError, match=r"list has 3 scans, which make no batch of 2 for each of 2 .* give 4 scans"):
+        VolumeSampler([{}] * 3, 2, name="the validation list", num_replicas=2, rank=0)
+    assert len(VolumeSampler([{}] * 4, 2, name="the validation list", num_replicas=2, rank=0)) == 2
+
+
 def test_without_a_key_or_a_value_each_item_is_a_volume():
     items = [{"subject": None}, {"subject": None}, {}]
     assert sorted(VolumeSampler(items, 3)) == [0, 1, 2]

@@ -10,7 +10,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Activationsd
 from torch import nn
 
-from common.handlers import PredictionTable
+from common.handlers import PredictionTable, prediction_table
 from common.transforms import Targetd
 
 
@@ -116,3 +116,21 @@ def test_rank_0_writes_for_all(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{module}.idist.get_rank", lambda: 0)
     engine.run()
     assert [(row["file"], row["prediction"]) for row in rows(path)] == [("/d/0,a.nii", "1"), ("/d/other.nii", "61")]
+
+
+def test_no_scan_makes_a_table_without_rows(tmp_path):
+    PredictionTable(tmp_path / "predictions.csv").write(Engine(lambda *_: None))
+    assert (tmp_path / "predictions.csv").read_text() == "file,label,prediction\n"
+
+
+def test_a_process_without_a_scan(tmp_path, monkeypatch):
+    """As rank 0 of two sees it; the other has one scan of two classes."""
+    other = torch.tensor([[1.0, 0.25, 0.75]])
+    monkeypatch.setattr(prediction_table.idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(prediction_table.idist, "all_reduce", lambda width, op: max(width, 3))
+    monkeypatch.setattr(prediction_table, "string_list_all_gather", lambda files: ["\t".join(files), "/d/a.nii"])
+    gather = lambda values, concat: torch.cat((values.cpu(), other))  # noqa: E731
+    monkeypatch.setattr(prediction_table, "evenly_divisible_all_gather", gather)
+    path = tmp_path / "predictions.csv"
+    PredictionTable(path).write(Engine(lambda *_: None))
+    assert path.read_text().splitlines()[1:] == ["/d/a.nii,1,1,0.25,0.75"]

@@ -68,6 +68,19 @@ def test_regression_is_in_the_unit_of_the_target(encoder, image):
         MultiViewRegressor(encoder, std=0.0)
 
 
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_scan_level_heads_work_in_float32_in_mixed_precision(encoder, image, kind):
+    net = MultiViewClassifier(encoder, 3) if kind == "classification" else MultiViewRegressor(encoder, 60.0, 12.0)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            found, vectors = net(image), encoder.encode(image)[0]
+        means = torch.cat([v.double().mean(dim=1) for v in vectors], dim=1)
+        expected = F.linear(means, net.head.weight.double(), net.head.bias.double())
+    expected = expected if kind == "classification" else 12 * expected + 60
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-6)
+
+
 def test_the_maps_are_an_encoders(encoder, image):
     maps = encoder(image)
     assert [map.shape[1] for map in maps] == list(encoder.channels) == [3, 3, 3, 4, 4, 4, 5, 5, 5, 18]

@@ -131,6 +131,22 @@ def test_cached_vectors_give_the_same_loss_and_gradients(norm_scope):
     assert run(pretext, cached, seed=4)[1] != results[1][0]
 
 
+def test_cached_and_anew_give_the_same_loss_in_mixed_precision():
+    net, image = encoder(), torch.rand(2, 1, *SIZE)
+    cached = torch.cat(net.encode_planes(image), dim=1)
+    blanks = MaskedEncodingVectors(net, SIZE).mask_vectors()
+    losses = []
+    for given in (image.bfloat16().float(), image, cached):
+        pretext = MaskedEncodingVectors(net, SIZE)
+        with torch.autocast("cpu", torch.bfloat16):
+            prediction, loss = run(pretext, given)
+        assert prediction["target"].dtype == torch.float32
+        assert all(torch.equal(found, blank) for found, blank in zip(pretext.mask_vectors(), blanks, strict=True))
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[2], rel=1e-5)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-5)  # what rounding alone would do
+
+
 @pytest.mark.parametrize("norm_scope", ["volume", "slice"])
 def test_the_mask_vector_does_not_depend_on_the_number_of_slices(norm_scope):
     net = encoder(norm_scope)

@@ -43,6 +43,18 @@ def test_means_over_slices_of_the_image_and_of_its_transformed_version(encoder):
     assert len(seen) == 3 and all(torch.equal(batch, image) for batch in seen)  # a draw for each plane
 
 
+def test_means_are_of_float32_in_mixed_precision(encoder):
+    image = torch.rand(2, 1, *SIZE)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = PlaneExemplar(encoder, lambda batch: 1 - batch)(image)
+        vectors = encoder.planes["sagittal"](to_slices(torch.cat((image, 1 - image)), "sagittal"))[0]
+    assert vectors.dtype == torch.bfloat16
+    expected = vectors.double().mean(dim=1)
+    for name, means in (("anchor", expected[:2]), ("positive", expected[2:])):
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name][:, 0].double(), means, atol=1e-6, rtol=1e-5)
+
+
 def test_rolled_anchors_are_the_rolled_batch_encoded_anew(encoder):
     image, pretext, loss = torch.rand(3, 1, *SIZE), PlaneExemplar(encoder), PlaneTripletLoss()
     prediction = pretext(image)

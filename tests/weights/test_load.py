@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.networks.nets import SwinUNETR
 
-from common.networks import UNETR, LegacyPatchMerging, SwinEncoder, ViTEncoder
+from common.networks import UNETR, LegacyPatchMerging, MultiViewEncoder, SwinEncoder, ViTEncoder
 from common.weights import load_encoder, save_encoder
 from common.weights.encoder_file import read_encoder, write_state
 
@@ -159,6 +159,48 @@ def test_positions_of_unknown_grid_are_left_new(path):
     report = load_encoder(make(1, size=(48, 32, 32)), path)
     assert report.new == ["vit.patch_embedding.position_embeddings"]
     assert "give spatial_size" in report.unused["vit.patch_embedding.position_embeddings"]
+
+
+def test_what_does_not_fit_is_warned_of(path, caplog):
+    save_encoder(make(0), path, {"method": "MAE"})
+    load_encoder(make(1, size=(48, 32, 32)), path)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "left as drawn, since the shape does not fit: vit.patch_embedding.position_embeddings (" in warning
+    assert "(1, 6, 24) in the file, (1, 12, 24) in the encoder" in warning and "more" not in warning
+
+
+def views(embed_dim=6, **arguments):
+    return MultiViewEncoder(
+        embed_dim=embed_dim, widths=(16, 32, 64, 128), num_heads=2, dim_head=2, mlp_dim=4, **arguments
+    )
+
+
+def test_small_layers_that_do_not_fit_are_refused_where_they_are_required(path, caplog):
+    """Of slice encoders the last layer holds a hundredth of the weights, and frozen it would stay random."""
+    save_encoder(views(), path, {"method": "PlaneExemplar"})
+    target = views(4)
+    before = clone(target)
+    sentence = (
+        r"PlaneExemplar on MultiViewEncoder\) does not fill planes.sagittal.project.*, which has to come from the file "
+        r"\(shape differs: .* in the file, .* in the encoder\); use the network it was made with"
+    )
+    with pytest.raises(ValueError, match=sentence) as refused:
+        load_encoder(target, path, required=["planes."])
+    assert same(target.state_dict(), before) and "\n" not in str(refused.value)
+    caplog.clear()
+    assert load_encoder(target, path).covered > 0.9
+    assert "planes.sagittal.project" in caplog.text and " more." in caplog.text
+    load_encoder(views(), path, required=["planes."])
+    load_encoder(views(in_channels=2), path, required="planes.")  # adapted
+    edit(path, lambda state, record: state.pop("planes.axial.stem.weight"))
+    with pytest.raises(ValueError, match=r"planes.axial.stem.weight, .* \(it holds no tensor of this name\)"):
+        load_encoder(views(), path, required=["transformer.", "planes."])
+
+
+def test_another_scope_of_the_norm_is_warned_of(path):
+    save_encoder(views(norm_scope="volume"), path, {})
+    (warning,) = load_encoder(views(norm_scope="slice"), path).warnings
+    assert "made with norm_scope volume, this one has slice." in warning
 
 
 @pytest.mark.parametrize(

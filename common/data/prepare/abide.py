@@ -16,7 +16,8 @@ def collect_abide(source: Path, min_age: float = 13, controls: bool = True) -> l
 
     Args:
         source: folder that holds the sites, at any depth.
-        min_age: in years; subjects without an age are left out unless it is 0.
+        min_age: in years; subjects without an age are left out unless it is 0. The tables' negative ages, such as
+            -9999, stand for none.
         controls: False takes subjects with autism as well.
     """
     items = []
@@ -26,6 +27,7 @@ def collect_abide(source: Path, min_age: float = 13, controls: bool = True) -> l
             subject = image.relative_to(table).parts[0]
             row = rows.get(_digits(subject), {})
             age = number(row.get("age_at_scan"))
+            age = None if age is not None and age < 0 else age
             if controls and number(row.get("dx_group")) != _CONTROL:
                 continue
             if min_age and (age is None or age < min_age):

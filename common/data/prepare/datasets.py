@@ -86,7 +86,8 @@ def prepare(
         numbering: how the masks are numbered (see `label_map`); written into the datalist, so that a run which takes
             them for something else is refused. By default that of the published masks of `acdc`, `adni`, `cc359`,
             `oasis1` and `synapse`, and for the other sets none.
-        require: keys, separated by commas, that items must have (`label`, `age`, `diagnosis`); others are left out.
+        require: keys, separated by commas, that items must have (`label`, `age`, `diagnosis`); others are left out. All
+            that are kept then count as labelled, with a mask or without; else those with a mask do.
         check: how the files are checked before anything is written, as in `load_datalist`.
         force: replace an existing file.
         options: options of the collector of this set.
@@ -143,7 +144,11 @@ def prepare(
         content["numbering"] = numbering
     split = _SPLIT_OF.get(name, _SPLIT)
     content |= split_by_subject(
-        items, split[0] if validation is None else validation, split[1] if test is None else test, seed
+        items,
+        split[0] if validation is None else validation,
+        split[1] if test is None else test,
+        seed,
+        required or ["label"],
     )
     content["left_out"] = found - sum(len(v) for v in content.values() if isinstance(v, list))
     write_datalist(output, content, force)

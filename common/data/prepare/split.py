@@ -8,7 +8,11 @@ from ..datalist import DatalistError
 
 
 def split_by_subject(
-    items: Sequence[dict[str, Any]], validation: float, test: float | Collection[str], seed: int = 0
+    items: Sequence[dict[str, Any]],
+    validation: float,
+    test: float | Collection[str],
+    seed: int = 0,
+    label_keys: Sequence[str] = ("label",),
 ) -> dict[str, list[dict[str, Any]]]:
     """Split items into lists so that no subject is in two of them.
 
@@ -21,12 +25,14 @@ def split_by_subject(
         test: number of subjects, or below 1 their share; or the subjects themselves, where a set is published with
             its test subjects. Shares are of all subjects with labels (of all, where there are no labels).
         seed: seed of the draw.
+        label_keys: an item has a label when it has all of these, as `("age",)` where ages are predicted.
 
     Raises:
         DatalistError: a number is negative, a test subject is missing, or no subject is left for training.
     """
-    some_labelled = any("label" in x for x in items)
-    subjects = sorted({x["subject"] for x in items if "label" in x or not some_labelled})
+    labelled = [all(key in x for key in label_keys) for x in items]
+    some_labelled = any(labelled)
+    subjects = sorted({x["subject"] for x, known in zip(items, labelled, strict=True) if known or not some_labelled})
     published = () if isinstance(test, int | float) else sorted(set(test))
     missing = [s for s in published if s not in subjects]
     if missing:
@@ -50,9 +56,9 @@ def split_by_subject(
     held_out = dict.fromkeys(drawn[: counts[0]], "validation")
     held_out |= dict.fromkeys(published or drawn[counts[0] : sum(counts)], "test")
     lists: dict[str, list[dict[str, Any]]] = {"training": [], "validation": [], "test": []}
-    for x in items:
+    for x, known in zip(items, labelled, strict=True):
         section = held_out.get(x["subject"], "training")
-        if some_labelled and "label" not in x:
+        if some_labelled and not known:
             if section == "training":
                 lists.setdefault("unlabelled", []).append(x)
             continue  # a scan without label of a held-out subject is of no use for either
