@@ -1,7 +1,7 @@
 # Each target makes its own environment in .venv when there is none. Another interpreter: make PYTHON=python3.12 test
 PYTHON ?= python3
 VENV ?= .venv
-# Processes of the test suite, a thread and about 2 GB each
+# Processes of the test suite, a thread and about 4 GB each
 WORKERS ?= 2
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -12,7 +12,7 @@ demo: $(STAMP)
 	$(RUN) demo/run.py
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .
