@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,11 +21,13 @@ SIZE, QUICK = (96, 114, 96), (34, 40, 36)
 
 def rows(quick: bool, device: torch.device) -> list[Row]:
     size = QUICK if quick else SIZE
+    half = size if quick else tuple(n // 2 for n in size)
     repeats = 1 if quick else 3
+    # The naive heads take seconds and gigabytes at the paper's size: once.
     return [
-        *_heads(size, repeats, device),
-        _stage_2(size, repeats, device),
-        _stage_1(tuple(n // 2 for n in size), repeats, device),
+        *_heads(size, 1, device),
+        _stage_2(half, repeats, device),
+        _stage_1(half, repeats, device),
         _bezier(size, repeats, device),
     ]
 
@@ -79,7 +81,7 @@ def _heads(size: tuple, repeats: int, device: torch.device) -> list[Row]:
             assert_close(net(image), naive(net, image), 1e-4)
             title = f"{name} head, 1 x {'x'.join(map(str, size))} (baseline: the map of every voxel's features)"
             found.append(compare(title, lambda n=naive, m=net, i=image: n(m, i), lambda m=net, i=image: m(i), repeats))
-        if device.type == "cpu":
+        if device.type == "cpu" and Path("/proc/self/status").exists():
             # A process each: how much memory it ever had is all that the system tells.
             with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
                 peaks = [pool.apply(_peak, (name, size, kind)) for kind in ("naive", "ours")]
@@ -90,10 +92,16 @@ def _heads(size: tuple, repeats: int, device: torch.device) -> list[Row]:
 def _peak(name: str, size: tuple, kind: str) -> float:
     """Megabytes that one head takes beyond what the process had."""
     image, net, naive = _nets(size, torch.device("cpu"))[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _most_memory()
     with torch.no_grad():
         naive(net, image) if kind == "naive" else net(image)
-    return max(0.1, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    return max(0.1, _most_memory() - before)
+
+
+def _most_memory() -> float:
+    """Megabytes that this process had at most; `getrusage` would count the process that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def _stage_2(size: tuple, repeats: int, device: torch.device) -> Row:
