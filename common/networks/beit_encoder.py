@@ -81,30 +81,17 @@ class BeitEncoder(SliceEncoder):
 
     def slice_maps(self, image: torch.Tensor) -> list[torch.Tensor]:
         patches = self.patch_embedding(self.padded(image))
-        tokens = patches.flatten(2).transpose(1, 2)
-        tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens), dim=1)
+        tokens = to_tokens(patches, self.cls_token)
         maps = []
         for number, (layer, bias) in enumerate(zip(self.layers, self.position_biases, strict=True), start=1):
             tokens = layer(tokens, attention_mask=bias())
             if number in self.out_blocks:
-                maps.append(tokens[:, 1:].transpose(1, 2).unflatten(2, patches.shape[2:]))
+                maps.append(to_map(tokens, patches.shape[2:]))
         return maps
 
     def architecture(self) -> dict:
         """What an encoder file records of the network: name and arguments."""
-        layer: Any = self.layers[0]
-        return {
-            "name": "BeitEncoder",
-            "in_channels": self.in_channels,
-            "patch_size": self.patch_size,
-            "slices": self.slices,
-            "grid": list(self.grid),
-            "hidden_size": self.patch_embedding.out_channels,
-            "mlp_dim": layer.mlp.fc1.out_features,
-            "num_layers": len(self.layers),
-            "num_heads": layer.attention.num_attention_heads,
-            "norm_eps": layer.layernorm_before.eps,
-        }
+        return transformer_architecture(self)
 
 
 class RelativePositionBias(nn.Module):
@@ -140,6 +127,34 @@ class RelativePositionBias(nn.Module):
 
     def _gather(self, table: torch.Tensor) -> torch.Tensor:
         return table[self.index.flatten()].unflatten(0, self.index.shape).permute(2, 0, 1)[None].contiguous()
+
+
+def to_tokens(patches: torch.Tensor, cls_token: torch.Tensor) -> torch.Tensor:
+    """Embedded patches (B, C, h, w) as tokens (B, 1 + h w, C), the class token first."""
+    tokens = patches.flatten(2).transpose(1, 2)
+    return torch.cat((cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens), dim=1)
+
+
+def to_map(tokens: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """The patch tokens of (B, 1 + h w, C) as a map (B, C, h, w)."""
+    return tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
+
+
+def transformer_architecture(encoder: Any) -> dict[str, Any]:
+    """What an encoder file records of a plain transformer of slices."""
+    layer = encoder.layers[0]
+    return {
+        "name": type(encoder).__name__,
+        "in_channels": encoder.in_channels,
+        "patch_size": encoder.patch_size,
+        "slices": encoder.slices,
+        "grid": list(encoder.grid),
+        "hidden_size": encoder.patch_embedding.out_channels,
+        "mlp_dim": layer.mlp.fc1.out_features,
+        "num_layers": len(encoder.layers),
+        "num_heads": layer.attention.num_attention_heads,
+        "norm_eps": layer.layernorm_before.eps,
+    }
 
 
 def check_blocks(out_blocks: Sequence[int], num_layers: int) -> tuple[int, ...]:

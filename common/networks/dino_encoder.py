@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import ViTConfig
 from transformers.models.vit.modeling_vit import ViTLayer
 
-from .beit_encoder import check_blocks, initialise
+from .beit_encoder import check_blocks, initialise, to_map, to_tokens, transformer_architecture
 from .slice_encoder import SliceEmbedding, SliceEncoder
 
 __all__ = ["DinoEncoder"]
@@ -62,28 +61,14 @@ class DinoEncoder(SliceEncoder):
 
     def slice_maps(self, image: torch.Tensor) -> list[torch.Tensor]:
         patches = self.patch_embedding(self.padded(image))
-        tokens = patches.flatten(2).transpose(1, 2)
-        tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens), dim=1)
-        tokens = tokens + self.position_table
+        tokens = to_tokens(patches, self.cls_token) + self.position_table
         maps = []
         for number, layer in enumerate(self.layers, start=1):
             tokens = layer(tokens)
             if number in self.out_blocks:
-                maps.append(tokens[:, 1:].transpose(1, 2).unflatten(2, patches.shape[2:]))
+                maps.append(to_map(tokens, patches.shape[2:]))
         return maps
 
     def architecture(self) -> dict:
         """What an encoder file records of the network: name and arguments."""
-        layer: Any = self.layers[0]
-        return {
-            "name": "DinoEncoder",
-            "in_channels": self.in_channels,
-            "patch_size": self.patch_size,
-            "slices": self.slices,
-            "grid": list(self.grid),
-            "hidden_size": self.patch_embedding.out_channels,
-            "mlp_dim": layer.mlp.fc1.out_features,
-            "num_layers": len(self.layers),
-            "num_heads": layer.attention.num_attention_heads,
-            "norm_eps": layer.layernorm_before.eps,
-        }
+        return transformer_architecture(self)

@@ -54,8 +54,7 @@ class SwinSliceEncoder(SliceEncoder):
     ) -> None:
         super().__init__(in_channels, img_size, slices, patch_size)
         check_windows(self.grid, len(depths), window_size)
-        self.channels = tuple(embed_dim * 2**stage for stage in range(len(depths)))
-        self.strides = tuple((patch_size * 2**stage, patch_size * 2**stage, 1) for stage in range(len(depths)))
+        self.channels, self.strides = pyramid(embed_dim, patch_size, len(depths))
         self.patch_embedding = SliceEmbedding(in_channels, embed_dim, patch_size, slices)
         self.patch_norm = nn.LayerNorm(embed_dim)
         self.stages = swin_stages(embed_dim, depths, num_heads, (window_size, window_size), drop_path)
@@ -123,8 +122,7 @@ class VideoSwinEncoder(SliceEncoder):
     ) -> None:
         super().__init__(in_channels, img_size, slices, patch_size)
         check_windows(self.grid, len(depths), max(window_size[1:]))
-        self.channels = tuple(embed_dim * 2**stage for stage in range(len(depths)))
-        self.strides = tuple((patch_size * 2**stage, patch_size * 2**stage, 1) for stage in range(len(depths)))
+        self.channels, self.strides = pyramid(embed_dim, patch_size, len(depths))
         self.frame_size = frame_size
         # The axes of the published weights: slices, rows, columns.
         kernel = (frame_size, patch_size, patch_size)
@@ -157,6 +155,12 @@ class VideoSwinEncoder(SliceEncoder):
             "frame_size": self.frame_size,
             "embed_dim": self.channels[0],
         } | stages_architecture(self.stages)
+
+
+def pyramid(embed_dim: int, patch_size: int, stages: int) -> tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]]:
+    """Channels and strides of the map of each stage."""
+    factors = [2**stage for stage in range(stages)]
+    return tuple(embed_dim * f for f in factors), tuple((patch_size * f, patch_size * f, 1) for f in factors)
 
 
 def check_windows(grid: Sequence[int], stages: int, window: int) -> None:
