@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 import torch
-from monai.bundle import ConfigParser, ckpt_export, verify_net_in_out
+from monai.bundle import ConfigParser
 
 from common.checks import first_cause
 from common.weights import read_encoder
@@ -250,28 +250,8 @@ def test_deterministic_transforms_are_cached(run, tmp_path):
         assert first == len(transforms) - 1  # the crop
 
 
-def test_monai_verifies_and_exports_the_net(tmp_path):
+def test_monai_verifies_and_exports_the_net(tmp_path, verify_and_export):
     overlay = tmp_path / "small.json"
     overlay.write_text(json.dumps({"roi_size": [32] * 3, "head#features": 16}))
     files = [str(CONFIGS / "inference.json"), str(CONFIGS / "networks/resnet10_small.json"), str(overlay)]
-    formats = "_meta_#network_data_format"
-    shapes = {f"{formats}#{end}#spatial_shape": [32] * 3 for end in ("inputs#image", "outputs#pred")}
-    verify_net_in_out(
-        net_id="network_def", meta_file=str(CONFIGS / "metadata.json"), config_file=files, device="cpu", **shapes
-    )
-    parser = ConfigParser()
-    parser.read_config(files)
-    net = parser.get_parsed_content("network_def").eval()
-    torch.save(net.state_dict(), tmp_path / "model.pt")
-    ckpt_export(
-        net_id="network_def",
-        filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(tmp_path / "model.pt"),
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=files,
-        use_trace=True,
-        input_shape=[1, 1, 32, 32, 32],
-    )
-    image = torch.rand(1, 1, 32, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), net(image), atol=1e-5, rtol=1e-4)
+    verify_and_export(CONFIGS, files, image=[1, 1, 32, 32, 32], pred=[32, 32, 32])

@@ -10,7 +10,6 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 import torch
-from monai.bundle import ConfigParser, ckpt_export, verify_net_in_out
 
 from common.checks import first_cause
 from common.weights import read_encoder
@@ -173,32 +172,12 @@ SMALL = ["inference.json", "networks/nnformer_small.json"]
 SHAPES = {"image_size": [64] * 3, "roi_size": [64] * 3}
 
 
-def test_monai_verifies_and_exports_the_net(tmp_path):
+def test_monai_verifies_and_exports_the_net(tmp_path, verify_and_export):
     """By tracing: windows, lists and masks are beyond TorchScript's compiler."""
     overlay = tmp_path / "small.json"
     overlay.write_text(json.dumps(SHAPES))
     files = [*(str(CONFIGS / name) for name in SMALL), str(overlay)]
-    formats = "_meta_#network_data_format"
-    shapes = {f"{formats}#{end}#spatial_shape": [64] * 3 for end in ("inputs#image", "outputs#pred")}
-    verify_net_in_out(
-        net_id="network_def", meta_file=str(CONFIGS / "metadata.json"), config_file=files, device="cpu", **shapes
-    )
-    parser = ConfigParser()
-    parser.read_config(files)
-    net = parser.get_parsed_content("network_def").eval()
-    torch.save(net.state_dict(), tmp_path / "model.pt")
-    ckpt_export(
-        net_id="network_def",
-        filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(tmp_path / "model.pt"),
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=files,
-        use_trace=True,
-        input_shape=[1, 1, 64, 64, 64],
-    )
-    image = torch.rand(1, 1, 64, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), net(image), atol=1e-5, rtol=1e-4)
+    verify_and_export(CONFIGS, files, image=[1, 1, 64, 64, 64], pred=[64, 64, 64])
 
 
 @pytest.mark.parametrize("name", ["pretrain.json", "train.json"])

@@ -12,7 +12,6 @@ import nibabel as nib
 import pytest
 import torch
 from ignite.engine import Events
-from monai.bundle import ConfigParser, ckpt_export, verify_net_in_out
 
 from common.checks import first_cause
 from common.weights import read_encoder
@@ -207,31 +206,8 @@ def test_learning_rate_rises_and_falls_by_the_step(run, tmp_path):
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
 
 
-def test_monai_verifies_and_exports_the_net(tmp_path):
+def test_monai_verifies_and_exports_the_net(tmp_path, verify_and_export):
     overlay = tmp_path / "small.json"
     overlay.write_text(json.dumps(TINY | {"image_size": [48, 48]}))
     files = [str(CONFIGS / name) for name in ("inference.json", "networks/beit_tiny.json")] + [str(overlay)]
-    formats = "_meta_#network_data_format"
-    shapes = {
-        f"{formats}#inputs#image#spatial_shape": [48, 48, 5],
-        f"{formats}#outputs#pred#spatial_shape": [48, 48, 1],
-    }
-    verify_net_in_out(
-        net_id="network_def", meta_file=str(CONFIGS / "metadata.json"), config_file=files, device="cpu", **shapes
-    )
-    parser = ConfigParser()
-    parser.read_config(files)
-    net = parser.get_parsed_content("network_def").eval()
-    torch.save(net.state_dict(), tmp_path / "model.pt")
-    ckpt_export(
-        net_id="network_def",
-        filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(tmp_path / "model.pt"),
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=files,
-        use_trace=True,
-        input_shape=[1, 1, 48, 48, 5],
-    )
-    image = torch.rand(1, 1, 48, 48, 5)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), net(image), atol=1e-5, rtol=1e-4)
+    verify_and_export(CONFIGS, files, image=[1, 1, 48, 48, 5], pred=[48, 48, 1])
