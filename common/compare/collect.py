@@ -82,6 +82,7 @@ def collect(plan: Plan, command: str | None) -> None:
                     "description": arm.describe(),
                     "one_pretraining": not (arm.is_scratch or arm.pretrain_per_seed),
                     "pretrain_from": arm.pretrain_from,
+                    "against": arm.against,
                 }
                 for arm in settings.arms
             },

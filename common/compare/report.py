@@ -77,7 +77,7 @@ def _blocks(tables: Tables, pictures: dict[str, Block]):
         name = metric_name(metric)
         yield Block("heading", f"{name[0].upper()}{name[1:]}, {direction} is better")
         yield _scores_table(tables, metric)
-        if tables.others:
+        if tables.pairs:
             yield _differences_table(tables, metric)
         if metric == tables.main_metric:
             yield from (pictures[name] for name in ("label_efficiency", "learning_curves") if name in pictures)
@@ -115,13 +115,13 @@ def outcome(tables: Tables) -> list[str]:
     """The answer, a sentence for each arm and number of labels."""
     if not tables.subjects:
         return ["No evaluation was completed, so there is nothing to compare."]
-    if not tables.others:
+    if not tables.pairs:
         return ["No arm starts from scratch, so there is nothing to compare with."]
-    metric, base = tables.main_metric, tables.about["baseline"]
+    metric = tables.main_metric
     lines = []
-    for arm in tables.others:
+    for arm, base in tables.pairs:
         for labels in tables.labels:
-            found = tables.difference(arm, labels, metric)
+            found = tables.difference((arm, base), labels, metric)
             start = f"With {labels} {_plural(labels, 'label')}, {arm} against {base}: "
             if found is None:
                 lines.append(f"{start}not comparable, no seed was evaluated in both.")
@@ -140,8 +140,8 @@ def _verdicts(tables: Tables) -> set[str]:
     """Every verdict of the report, without the ending that one seed gives it."""
     structures = ["mean", *tables.structures]
     found = [
-        tables.difference(arm, labels, metric, structure)
-        for arm in tables.others
+        tables.difference(pair, labels, metric, structure)
+        for pair in tables.pairs
         for labels in tables.labels
         for metric in tables.metrics
         for structure in (structures if metric == tables.main_metric else structures[:1])
@@ -201,9 +201,9 @@ def _scores_table(tables: Tables, metric: str) -> Block:
 def _differences_table(tables: Tables, metric: str) -> Block:
     rows = []
     for labels in tables.labels:
-        for arm in tables.others:
-            found = tables.difference(arm, labels, metric)
-            rows.append([str(labels), f"{arm} - {tables.about['baseline']}", *_difference_cells(found)])
+        for pair in tables.pairs:
+            found = tables.difference(pair, labels, metric)
+            rows.append([str(labels), " - ".join(pair), *_difference_cells(found)])
     header = ["labels", "difference", "mean", "95 % over subjects", "95 % with seeds", "subjects better", "verdict"]
     return Block("table", header=header, rows=rows)
 
@@ -227,11 +227,11 @@ def _structures_table(tables: Tables, labels: int) -> Block:
         for arm in tables.arms:
             mean, spread, seeds = mean_and_spread(tables.scores(arm, labels, tables.main_metric, name))
             cells.append(f"{mean:.3f}{f' ± {spread:.3f}' if spread is not None else ''}" if seeds else "-")
-        for arm in tables.others:
-            found = tables.difference(arm, labels, tables.main_metric, name)
+        for pair in tables.pairs:
+            found = tables.difference(pair, labels, tables.main_metric, name)
             cells.append(f"{found.mean:+.3f}, {found.verdict}" if found else "-")
         rows.append([name, *cells])
-    heads = [f"{arm} - {tables.about['baseline']}" for arm in tables.others]
+    heads = [" - ".join(pair) for pair in tables.pairs]
     return Block("table", header=[f"{labels} {_plural(labels, 'label')}", *tables.arms, *heads], rows=rows)
 
 

@@ -34,6 +34,7 @@ class Arm:
         pretrain_per_seed: pre-train once a seed instead of once.
         pretrain_from: name of an arm, earlier in the list, whose encoder its pre-training starts from; for methods
             that pre-train in two stages.
+        against: name of an arm that it is compared with as well as with the baseline.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Arm:
     seed_offset: int = 0
     pretrain_per_seed: bool = False
     pretrain_from: str | None = None
+    against: str | None = None
 
     @property
     def is_scratch(self) -> bool:
@@ -241,6 +243,12 @@ def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, bases: tuple[Pat
             )
         if first is not None and first.pretrain_per_seed != arm.pretrain_per_seed:
             raise CompareError(f"Arms {first.name!r} and {arm.name!r}: set `pretrain_per_seed` for both or for none.")
+        others = {*names, *defined} - {arm.name}
+        if arm.against is not None and arm.against not in others:
+            raise CompareError(
+                f"Arm {arm.name!r}: `against` names another arm, of {', '.join(sorted(others))}; "
+                f"{arm.against!r} is none."
+            )
     return arms
 
 
@@ -265,6 +273,7 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
             seed_offset=_whole(content.get("seed_offset", 0), "seed_offset", 0),
             pretrain_per_seed=bool(content.get("pretrain_per_seed", False)),
             pretrain_from=content.get("pretrain_from"),
+            against=content.get("against"),
         )
         if "pretrain" not in content:
             return arm

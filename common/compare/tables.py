@@ -31,6 +31,13 @@ class Tables:
         """Arms that are compared with the baseline."""
         return [arm for arm in self.arms if arm != self.about["baseline"]] if self.about["baseline"] else []
 
+    @cached_property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Arms to compare: each with the baseline, then those that name another (of the report) with that one."""
+        named = [(arm, self.about["arms"][arm].get("against")) for arm in self.arms]
+        base = [(arm, self.about["baseline"]) for arm in self.others]
+        return base + [pair for pair in named if pair[1] in self.arms and pair not in base]
+
     @property
     def metrics(self) -> dict[str, str]:
         return self.about["metrics"]
@@ -77,9 +84,9 @@ class Tables:
         names = self.about.get("structure_names") or dict(enumerate(self.structures, start=1))
         return {int(number): str(name) for number, name in names.items() if int(number) > 0}
 
-    def difference(self, arm: str, labels: int, metric: str, structure: str = "mean") -> Difference | None:
-        baseline = self.scores(self.about["baseline"], labels, metric, structure)
-        return compare_arms(self.scores(arm, labels, metric, structure), baseline, self.metrics.get(metric) == "higher")
+    def difference(self, pair: tuple[str, str], labels: int, metric: str, structure: str = "mean") -> Difference | None:
+        first, second = (self.scores(arm, labels, metric, structure) for arm in pair)
+        return compare_arms(first, second, self.metrics.get(metric) == "higher")
 
     def pretraining_seconds(self, arm: str) -> float:
         """What one pre-training of an arm took, with that of the arm it starts from; 0 where there was none."""

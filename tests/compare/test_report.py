@@ -121,6 +121,19 @@ def test_outcome_says_what_was_found_and_what_not(folder):
     assert "10.0 min" in text and "| 50 s (16 steps) | 3 |" in text and "2.0 GiB" in text
 
 
+def test_an_arm_is_compared_with_the_one_it_names_too(folder):
+    before = write_report(folder).read_text()
+    about = json.loads((folder / "comparison.json").read_text())
+    about["arms"]["scratch"]["against"] = "mae"
+    about["arms"]["mae"]["against"] = "not run yet"
+    (folder / "comparison.json").write_text(json.dumps(about))
+    after = write_report(folder).read_text()
+    assert "With 1 label, scratch against mae: **worse**" in after and "scratch against mae" not in before
+    rows = {line.split("|")[2].strip(): line.split("|")[3].strip() for line in after.splitlines() if line[:4] == "| 1 "}
+    assert float(rows["scratch - mae"]) == -float(rows["mae - scratch"]) < 0
+    assert "not run yet" not in after
+
+
 def test_html_holds_everything_and_nothing_from_elsewhere(folder):
     write_report(folder)
     text = (folder / "report.html").read_text()

@@ -135,6 +135,18 @@ def test_paths_are_relative_to_where_they_are_written(tmp_path, monkeypatch):
     assert settings.dataset_dir == str(folder)
 
 
+def test_an_arm_names_another_to_be_compared_with(tmp_path):
+    arms = {"scratch": None, "short": {"override": {"a": 1}}, "long": {"against": "short"}}
+    file = tmp_path / "compare.json"
+    file.write_text(json.dumps({"bundle": str(BUNDLE), "arms": arms}))
+    both = read_settings(str(file), arms="scratch,long", output=str(tmp_path / "out"))
+    assert both.arms[1].against == "short"
+    for wrong in ("shrot", "long"):
+        file.write_text(json.dumps({"bundle": str(BUNDLE), "arms": arms | {"long": {"against": wrong}}}))
+        with pytest.raises(CompareError, match=f"'long': `against` names another arm, of scratch, short; '{wrong}'"):
+            read_settings(str(file), output=str(tmp_path / "out"))
+
+
 def test_a_name_alone_takes_the_arm_of_the_file(tmp_path):
     arms = {"scratch": None, "long": {"pretrain": [], "pretrain_override": {"max_epochs": 9}}, "other": None}
     (tmp_path / "s.json").write_text(json.dumps({"bundle": str(BUNDLE), "arms": arms}))
