@@ -8,8 +8,7 @@ from monai.networks.nets.swin_unetr import PatchMergingV2, SwinTransformerBlock,
 from torch import nn
 from torch.nn import functional as F
 
-from .beit_encoder import initialise
-from .slice_encoder import SliceEmbedding, SliceEncoder
+from .slice_encoder import SliceEmbedding, SliceEncoder, initialise
 
 __all__ = ["SwinSliceEncoder", "VideoSwinEncoder"]
 
