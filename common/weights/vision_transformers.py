@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from .adapt import adapt_channels
 from .inflate import (
     fold_normalization,
     inflate_depth,
     resample_grid_positions,
     resample_relative_positions,
-    spread_over_channels,
 )
 
 __all__ = ["beit", "inflate", "read_folder", "swin", "vit"]
@@ -161,7 +161,7 @@ def inflate(
     weight, bias = state[f"{prefix}.weight"], state[f"{prefix}.bias"]
     source = tuple(weight.shape)
     weight, bias = fold_normalization(weight, bias, mean, std, value_range)
-    weight = spread_over_channels(weight, in_channels)
+    weight = adapt_channels(weight, in_channels)
     done = [
         f"normalisation folded in: mean {list(mean)}, standard deviation {list(std)} of images in 0..1, for images in "
         f"{value_range[0]:g}..{value_range[1]:g}",
