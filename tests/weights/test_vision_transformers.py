@@ -15,8 +15,12 @@ from transformers import (
     BeitConfig,
     BeitForImageClassification,
     BeitModel,
+    Dinov2Config,
+    Dinov2Model,
     SwinConfig,
     SwinForImageClassification,
+    Swinv2Config,
+    Swinv2Model,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -243,6 +247,31 @@ def test_another_architecture_is_refused(single):
     for encoder, other in (("beit", "vit"), ("vit", "beit"), ("swin", "beit"), ("beit", "swin")):
         with pytest.raises(ValueError, match="use the network it was made with"):
             load_encoder(ENCODERS[encoder](1, SIZE), single[other])
+
+
+def test_blocks_with_more_in_them_are_refused(models, tmp_path):
+    """They would convert without what was left out, and give other features without a word."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "mlp_ratio": 2}
+    dino2 = Dinov2Model(Dinov2Config(**sizes, image_size=40, patch_size=8)).state_dict()
+    stages = {"embed_dim": 12, "depths": [1, 1], "num_heads": [1, 2], "image_size": 16, "window_size": 2}
+    plain = timm_names("vit", models["vit"].state_dict())
+    cases = {
+        "layers.0.layer_scale1.lambda1, which a plain ViT has not": dino2,
+        "layers.0.ls1.gamma": plain | {"blocks.0.ls1.gamma": torch.ones(24)},
+        "layers.2.attention.q_norm.weight": plain | {"blocks.2.attn.q_norm.weight": torch.ones(8)},
+        "layers.1.mlp.w12.weight": plain | {"blocks.1.mlp.w12.weight": torch.ones(8, 24)},
+        "norm_pre.weight": plain | {"norm_pre.weight": torch.ones(24)},
+        "reg_token": plain | {"reg_token": torch.ones(1, 4, 24)},
+        "gated": plain | {"blocks.0.mlp.fc2.weight": torch.ones(24, 20)},
+        "BEiT has not": models["beit"].state_dict() | {"beit.layers.0.attention.k_norm.weight": torch.ones(8)},
+        "absolute positions": models["beit"].state_dict() | {"embeddings.position_embeddings": torch.ones(1, 26, 24)},
+        "logit_scale, which Swin has not": Swinv2Model(Swinv2Config(**stages)).state_dict(),
+    }
+    for sentence, state in cases.items():
+        torch.save(dict(state), tmp_path / "model.pt")
+        with pytest.raises(ValueError, match=f"is no checkpoint of the kind .*{sentence}"):
+            convert(tmp_path / "model.pt", tmp_path / "x.safetensors")
+        assert not (tmp_path / "x.safetensors").exists()
 
 
 VIDEO = functools.partial(VideoSwinEncoder, **STAGES, patch_size=2, window_size=(8, 3, 3))
