@@ -12,6 +12,8 @@ import torch
 from monai.bundle import ConfigParser
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.transforms import noise_mask
+
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "transseg" / "configs"
 
 
@@ -130,6 +132,17 @@ def test_datasets(name, size, classes, channels, steps):
     assert config["in_channels"] == channels and config["max_epochs"] * config["batches_per_epoch"] == steps
     is_mri = name in ("acdc", "brain", "heart", "hippocampus", "prostate")
     assert ("window" not in config["intensity_rule"]) == is_mri
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "datasets").glob("*.json")))
+def test_slices_of_every_set_can_be_masked_for_pretraining(name):
+    """Also 240 x 240, which cells of 32 do not divide. A patch is hidden or seen, not in part."""
+    config = read("pretrain.json") | read(f"datasets/{name}.json")
+    patch = config["segmentation_net"]["encoder"].get("patch_size", 16)
+    _, mask = noise_mask(torch.zeros(2, 1, *config["image_size"], 1), config["mask_ratio"], config["mask_size"])
+    assert mask.float().mean() == pytest.approx(0.6, abs=0.05)
+    patches = mask[..., 0].unfold(1, patch, patch).unfold(2, patch, patch).flatten(3)
+    assert torch.equal(patches.all(-1), patches.any(-1))
 
 
 def test_rows_of_the_ablations():
