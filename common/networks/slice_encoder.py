@@ -70,7 +70,7 @@ class SliceEncoder(nn.Module):
         if image.ndim != 5 or tuple(image.shape[2:4]) != self.img_size or image.shape[1] != self.in_channels:
             raise ValueError(
                 f"the network is built for images (B, {self.in_channels}, {self.img_size[0]}, {self.img_size[1]}, "
-                f"slices), not {tuple(image.shape)}: set roi_size to the in-plane size that the transforms make."
+                f"slices), not {tuple(image.shape)}: set image_size to the in-plane size that the transforms make."
             )
         if image.shape[-1] < self.slices:
             raise ValueError(

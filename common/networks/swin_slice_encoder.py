@@ -167,7 +167,7 @@ def check_windows(grid: Sequence[int], stages: int, window: int) -> None:
     if min(smallest) < window:
         raise ValueError(
             f"the last stage has {smallest[0]} x {smallest[1]} tokens, fewer than a window of {window}: take larger "
-            "slices (roi_size) or a smaller window_size."
+            "slices (image_size) or a smaller window_size."
         )
 
 
