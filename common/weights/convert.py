@@ -66,7 +66,8 @@ def convert(
             the file is loaded.
         mean, std: per channel, of images in 0..1, by which the source's images were normalised. By default what
             ``preprocessor_config.json`` says, or the kind's: 0.5 for BEiT, ImageNet's for the others.
-        value_range: range that the intensity rule of the bundle scales images to.
+        value_range: range that the intensity rule of the bundle scales images to; recorded, and compared with the
+            images' at fine-tuning.
 
     Raises:
         FileNotFoundError, ValueError: no such file, Python objects beside tensors, names of no known kind, or
@@ -147,6 +148,7 @@ def convert(
     )
     if conversion is not None:
         record["conversion"] = conversion
+        record["value_range"] = list(value_range)
     if slices > 1:
         record["inflation"] = inflation
     write_state({name: tensor.contiguous().clone() for name, tensor in converted.items()}, output, record)

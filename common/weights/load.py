@@ -17,7 +17,7 @@ __all__ = ["compare_architecture", "compare_contract", "load_encoder"]
 
 logger = logging.getLogger(__name__)
 
-CONTRACT = ("spacing", "orientation", "intensity", "spatial_size")
+CONTRACT = ("spacing", "orientation", "intensity", "value_range", "spatial_size")
 """Keys of a record that the data fed to the encoder must agree with."""
 
 SHAPELESS = (
@@ -56,9 +56,9 @@ def load_encoder(
     Args:
         encoder: filled in place.
         path: an encoder file, or None (or "") to train from scratch, which is logged.
-        contract: ``spacing``, ``orientation``, ``intensity`` and ``spatial_size`` of the images that the encoder will
-            see; each difference to the file's record is logged as a warning. ``spatial_size`` also gives the token
-            grid.
+        contract: ``spacing``, ``orientation``, ``intensity``, ``value_range`` and ``spatial_size`` of the images that
+            the encoder will see; each difference to the file's record is logged as a warning. ``spatial_size`` also
+            gives the token grid.
         min_share: share of the encoder's elements that the file must cover.
         inflation: how the weight of a patch embedding of a single slice fills one of several: ``centring``,
             ``average`` (``common.weights.inflate.inflate_depth``), or ``random`` to leave it as it was drawn, whatever

@@ -273,9 +273,7 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"fewer than a window of 7: .*image_size"):
         SwinSliceEncoder(1, (96, 96))
     net = TransSeg(1, 3, SIZE, make, decoder_channels=8)
-    with pytest.raises(
-        ValueError, match=r"\(B, 1, 32, 48, slices\), not \(2, 1, 48, 32, 5\): set image_size"
-    ):
+    with pytest.raises(ValueError, match=r"\(B, 1, 32, 48, slices\), not \(2, 1, 48, 32, 5\): set image_size"):
         net(torch.zeros(2, 1, 48, 32, SLICES))
     with pytest.raises(ValueError, match="SliceWindowInferer"):
         net.encoder(torch.zeros(2, 1, *SIZE, 3))

@@ -178,6 +178,18 @@ def test_says_what_it_did(models, tmp_path):
     assert state["position_biases.3.relative_position_bias_table"].shape == (15 * 15 + 3, 3)
 
 
+def test_images_in_another_range_are_warned_of(models, tmp_path):
+    source, options = as_state_dict("beit", models["beit"], tmp_path)
+    for value_range in ([-1, 1], [0, 1]):
+        convert(source, tmp_path / "encoder.safetensors", value_range=value_range, **options)
+        contract = {"value_range": [0.0, 1.0]}
+        warnings = load_encoder(ENCODERS["beit"](1, SIZE), tmp_path / "encoder.safetensors", contract).warnings
+        assert len(warnings) == (value_range == [-1, 1])
+    convert(source, tmp_path / "encoder.safetensors", **options)
+    (warning,) = load_encoder(ENCODERS["beit"](1, SIZE), tmp_path / "encoder.safetensors", contract).warnings
+    assert "made with value_range [-1.0, 1.0], the images have [0.0, 1.0]" in warning
+
+
 def test_one_table_for_all_blocks(tmp_path):
     """BEiT's self-supervised files share their table."""
     settings = BeitConfig(**COMMON, use_shared_relative_position_bias=True)
