@@ -95,5 +95,6 @@ def noise_mask(
     grid = [-(-voxels // side) for voxels, side in zip(size, cell, strict=True)]
     covered = [cells * side for cells, side in zip(grid, cell, strict=True)]
     mask = upsample_mask(random_grid_mask(len(image), grid, ratio, device=image.device), covered)
-    mask = mask[(slice(None), *(slice(voxels) for voxels in size))]
+    for axis, voxels in enumerate(size, start=1):
+        mask = mask.narrow(axis, 0, voxels)
     return torch.where(mask[:, None], torch.randn_like(image) * noise, image), mask

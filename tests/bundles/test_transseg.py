@@ -128,8 +128,8 @@ def test_a_file_for_other_slices_is_refused(converted, run, tmp_path):
 AUGMENTATION = json.loads((CONFIGS / "train.json").read_text())["augmentation"]
 
 
-@pytest.mark.parametrize("preset", ["predict_all", "stride_2", "slices_1"])
-def test_learns_a_batch_and_validates(run, tmp_path, preset):
+@pytest.mark.parametrize("presets", [["predict_all", "stride_2"], ["slices_1"]])
+def test_learns_a_batch_and_validates(run, tmp_path, presets):
     """With the paper's augmentation, whose zooms change the number of slices."""
     losses = []
 
@@ -141,7 +141,7 @@ def test_learns_a_batch_and_validates(run, tmp_path, preset):
         )
 
     settings = {"output_dir": str(tmp_path), "augmentation": AUGMENTATION, "learning_rate": 0.01, **ONE_VOLUME}
-    overlays = ("datasets/sample.json", f"presets/{preset}.json")
+    overlays = ["datasets/sample.json", *(f"presets/{preset}.json" for preset in presets)]
     workflow = run("train.json", *overlays, before=repeat_a_batch, **settings | {"batches_per_epoch": 20})
     assert len(losses) == 20 and sum(losses[-3:]) / 3 < 0.8 * sum(losses[:3]) / 3
     assert workflow.parser.get_parsed_content("validate#evaluator").state.metrics["val_mean_dice"] > 0
