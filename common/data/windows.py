@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from monai.data import CacheDataset, MetaTensor, get_track_meta, set_track_meta
-from monai.transforms import apply_transform
+from monai.transforms import Compose, RandRotate90, RandRotate90d, apply_transform
 from torch.utils.data import Dataset
 
 __all__ = ["SliceWindows", "cut_window"]
@@ -21,7 +21,8 @@ class SliceWindows(Dataset):
 
     Args:
         data: items, as of ``monai.data.CacheDataset``.
-        transform: deterministic transforms of a volume; what they give is cached.
+        transform: deterministic transforms of a volume; what they give is cached. With a ``cache_rate`` below 1 each of
+            the volumes that are not cached is loaded once here, for its number of slices, and again for each window.
         slices: K, odd.
         stride: step from a slice of a window to the next.
         target: ``"centre"`` keeps the centre slice of the label, ``"all"`` all of a window.
@@ -38,7 +39,8 @@ class SliceWindows(Dataset):
     ``windows`` has for each a mapping with ``volume``, the number of its item, and ``slice``.
 
     Raises:
-        ValueError: an even number of slices, more than are cut, a stride below 1, or an unknown ``target``.
+        ValueError: an even number of slices, more than are cut, a stride below 1, an unknown ``target``, or quarter
+            turns of slices that are not square; of an item, fewer slices behind ``window_transform`` than are kept.
     """
 
     def __init__(
@@ -67,8 +69,14 @@ class SliceWindows(Dataset):
         self.slices, self.stride, self.target = slices, stride, target
         self.window_transform, self.cut_slices = window_transform, cut_slices
         self.keys, self.label_key = tuple(keys), label_key
-        depths = [self.volumes[number][self.keys[0]].shape[-1] for number in range(len(data))]
-        self.windows = [{"volume": number, "slice": i} for number, depth in enumerate(depths) for i in range(depth)]
+        shapes = [tuple(self.volumes[number][self.keys[0]].shape) for number in range(len(data))]
+        oblong = next((shape for shape in shapes if shape[-3] != shape[-2]), None)
+        if oblong is not None and turns(window_transform):
+            raise ValueError(
+                f"slices of {oblong[-3]} x {oblong[-2]} are turned by quarters and would not fit one batch: make them "
+                "square (image_size), or leave the quarter turns (RandRotate90d) out of the augmentation."
+            )
+        self.windows = [{"volume": number, "slice": i} for number, shape in enumerate(shapes) for i in range(shape[-1])]
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -86,11 +94,22 @@ class SliceWindows(Dataset):
         for key in self.keys:
             kept = 1 if key == self.label_key and self.target == "centre" else self.slices
             first = (item[key].shape[-1] - kept) // 2
+            if first < 0:
+                raise ValueError(
+                    f"the transforms of windows leave {item[key].shape[-1]} slices of {key}, of which {kept} are kept: "
+                    "pad to the slices that are cut (SpatialPadd), as behind a zoom along the slices."
+                )
             made = item[key][..., first : first + kept]
             if isinstance(volume[key], MetaTensor):
                 made = MetaTensor(made, meta={"filename_or_obj": volume[key].meta.get("filename_or_obj", "")})
             item[key] = made
         return item
+
+
+def turns(transform: Callable | None) -> bool:
+    """Whether one of the transforms may turn slices by a quarter."""
+    parts = transform.flatten().transforms if isinstance(transform, Compose) else (transform,)
+    return any(isinstance(part, RandRotate90 | RandRotate90d) for part in parts)
 
 
 @contextmanager

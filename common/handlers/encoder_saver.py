@@ -28,7 +28,7 @@ class EncoderSaver:
     Args:
         path: such as ``models/encoder.safetensors``.
         encoder: the encoder inside the pretext.
-        contract: ``spacing``, ``orientation``, ``intensity`` and ``spatial_size`` of the images.
+        contract: of the images, what ``common.weights.load_encoder`` compares: ``spacing``, ``orientation`` and so on.
         method: name of the pretext.
         data: one line on what was trained on.
         evaluator: MONAI evaluator whose key metric chooses.

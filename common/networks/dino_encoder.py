@@ -7,8 +7,15 @@ from torch import nn
 from transformers import ViTConfig
 from transformers.models.vit.modeling_vit import ViTLayer
 
-from .beit_encoder import check_blocks, initialise, to_map, to_tokens, transformer_architecture
-from .slice_encoder import SliceEmbedding, SliceEncoder
+from .slice_encoder import (
+    SliceEmbedding,
+    SliceEncoder,
+    check_blocks,
+    initialise,
+    to_map,
+    to_tokens,
+    transformer_architecture,
+)
 
 __all__ = ["DinoEncoder"]
 

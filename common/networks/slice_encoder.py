@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,7 +70,7 @@ class SliceEncoder(nn.Module):
         if image.ndim != 5 or tuple(image.shape[2:4]) != self.img_size or image.shape[1] != self.in_channels:
             raise ValueError(
                 f"the network is built for images (B, {self.in_channels}, {self.img_size[0]}, {self.img_size[1]}, "
-                f"slices), not {tuple(image.shape)}: set roi_size to the in-plane size that the transforms make."
+                f"slices), not {tuple(image.shape)}: set image_size to the in-plane size that the transforms make."
             )
         if image.shape[-1] < self.slices:
             raise ValueError(
@@ -83,3 +84,51 @@ class SliceEncoder(nn.Module):
 def stack(maps: torch.Tensor, batch: int) -> torch.Tensor:
     """Maps of slices (B n, C, h, w) as (B, C, h, w, n)."""
     return maps.unflatten(0, (batch, -1)).movedim(1, -1)
+
+
+def to_tokens(patches: torch.Tensor, cls_token: torch.Tensor) -> torch.Tensor:
+    """Embedded patches (B, C, h, w) as tokens (B, 1 + h w, C), the class token first."""
+    tokens = patches.flatten(2).transpose(1, 2)
+    return torch.cat((cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens), dim=1)
+
+
+def to_map(tokens: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """The patch tokens of (B, 1 + h w, C) as a map (B, C, h, w)."""
+    return tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
+
+
+def transformer_architecture(encoder: Any) -> dict[str, Any]:
+    """What an encoder file records of a plain transformer of slices."""
+    layer = encoder.layers[0]
+    return {
+        "name": type(encoder).__name__,
+        "in_channels": encoder.in_channels,
+        "patch_size": encoder.patch_size,
+        "slices": encoder.slices,
+        "grid": list(encoder.grid),
+        "hidden_size": encoder.patch_embedding.out_channels,
+        "mlp_dim": layer.mlp.fc1.out_features,
+        "num_layers": len(encoder.layers),
+        "num_heads": layer.attention.num_attention_heads,
+        "norm_eps": layer.layernorm_before.eps,
+    }
+
+
+def check_blocks(out_blocks: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """``out_blocks`` as a tuple, if they are increasing block numbers."""
+    blocks = tuple(out_blocks)
+    if not blocks or list(blocks) != sorted(set(blocks)) or not 1 <= blocks[0] <= blocks[-1] <= num_layers:
+        raise ValueError(f"out_blocks are increasing block numbers in 1..{num_layers}, not {list(blocks)}.")
+    return blocks
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw linear layers and single tokens as BEiT, DINO and Swin do: normal, cut at two deviations of 0.02."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    for name, parameter in module.named_parameters():
+        if name in ("cls_token", "position_table"):
+            nn.init.trunc_normal_(parameter, std=0.02)

@@ -8,8 +8,7 @@ from monai.networks.nets.swin_unetr import PatchMergingV2, SwinTransformerBlock,
 from torch import nn
 from torch.nn import functional as F
 
-from .beit_encoder import initialise
-from .slice_encoder import SliceEmbedding, SliceEncoder
+from .slice_encoder import SliceEmbedding, SliceEncoder, initialise
 
 __all__ = ["SwinSliceEncoder", "VideoSwinEncoder"]
 
@@ -168,7 +167,7 @@ def check_windows(grid: Sequence[int], stages: int, window: int) -> None:
     if min(smallest) < window:
         raise ValueError(
             f"the last stage has {smallest[0]} x {smallest[1]} tokens, fewer than a window of {window}: take larger "
-            "slices (roi_size) or a smaller window_size."
+            "slices (image_size) or a smaller window_size."
         )
 
 

@@ -29,8 +29,7 @@ class SimMIM(nn.Module):
     (B, D, H, W).
 
     Raises:
-        ValueError: ``mask_ratio`` not between 0 and 1; in ``forward``, an image size that is no multiple of
-            ``mask_size``.
+        ValueError: ``mask_ratio`` not between 0 and 1; in ``forward``, an image smaller than ``mask_size``.
 
     References:
         - [1] Xie et al., SimMIM: A Simple Framework for Masked Image Modeling, CVPR 2022, section 3.

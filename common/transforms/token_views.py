@@ -28,7 +28,7 @@ class TokenViews:
     ``views(image (B, C, *spatial))`` returns both views and the elements (B,) by which the first was moved.
 
     Raises:
-        ValueError: ``mask_ratio`` not in 0..1; when called, crops that the axes or the cells do not fit.
+        ValueError: ``mask_ratio`` not in 0..1; when called, crops that the axes do not fit, or smaller than a cell.
     """
 
     def __init__(
@@ -76,21 +76,25 @@ def noise_mask(
     Args:
         image: batch (B, C, *spatial).
         ratio: share of the cells, of each sample.
-        cell: voxels per axis of a cell.
+        cell: voxels per axis of a cell. Where a side of the image is no multiple, the last cells reach beyond it, as
+            patches do of an encoder that continues the image.
         noise: standard deviation.
 
     Returns:
         the image, and the mask (B, *spatial), true where voxels were replaced.
 
     Raises:
-        ValueError: the image size is no multiple of ``cell``.
+        ValueError: a cell has another number of axes than the image, or is larger.
     """
     size = image.shape[2:]
-    if len(cell) != len(size) or any(voxels % side for voxels, side in zip(size, cell, strict=True)):
+    if len(cell) != len(size) or any(not 1 <= side <= voxels for voxels, side in zip(size, cell, strict=True)):
         raise ValueError(
-            f"crops of {list(size)} voxels cannot be masked in cells of {list(cell)}: set mask_size to a divisor of "
-            "roi_size on each axis."
+            f"images of {list(size)} voxels cannot be masked in cells of {list(cell)}: set mask_size to {len(size)} "
+            "numbers, each no larger than the image, best a divisor of it."
         )
-    grid = [voxels // side for voxels, side in zip(size, cell, strict=True)]
-    mask = upsample_mask(random_grid_mask(len(image), grid, ratio, device=image.device), size)
+    grid = [-(-voxels // side) for voxels, side in zip(size, cell, strict=True)]
+    covered = [cells * side for cells, side in zip(grid, cell, strict=True)]
+    mask = upsample_mask(random_grid_mask(len(image), grid, ratio, device=image.device), covered)
+    for axis, voxels in enumerate(size, start=1):
+        mask = mask.narrow(axis, 0, voxels)
     return torch.where(mask[:, None], torch.randn_like(image) * noise, image), mask

@@ -12,8 +12,9 @@ __all__ = ["adapt_channels", "match_position_form", "resample_positions", "token
 def adapt_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
     """First-layer weight (out, C, ...) for another number of input channels, (out, channels, ...).
 
-    The mean over the old channels, times C / channels: an image repeated over the new channels gives what it gave
-    repeated over the old ones.
+    The mean over the old channels, times C / channels, which is their sum divided over the new ones (Zhang et al.,
+    TransSeg, section 3.3): an image repeated over the new channels gives what it gave repeated over the old ones, and
+    an image of several channels what their mean gives.
     """
     scaled = weight.mean(1, keepdim=True) * (weight.shape[1] / channels)
     return scaled.expand(-1, channels, *weight.shape[2:]).clone()

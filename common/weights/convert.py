@@ -34,7 +34,7 @@ def convert(
     orientation: str | None = None,
     intensity: str | None = None,
     data: str | None = None,
-    slices: int = 5,
+    slices: int = 1,
     inflation: str = "centring",
     in_channels: int = 1,
     image_size: Sequence[int] | int | None = None,
@@ -58,17 +58,20 @@ def convert(
             file; loading into another encoder warns.
         spatial_size, spacing, orientation, intensity, data: what the weights were trained on, for the record; say what
             you know, since fine-tuning warns where its images differ.
-        slices: K, slices of a window; 1 makes a file that is inflated when it is loaded, to any K.
-        inflation: ``centring`` or ``average`` (``common.weights.inflate.inflate_depth``).
+        slices: K, slices of a window. The default of 1 makes a file that is inflated when it is loaded, to any K and in
+            any way; with more it is for nets of that K only, and the record says how it was inflated.
+        inflation: ``centring`` or ``average`` (``common.weights.inflate.inflate_depth``), for more than one slice.
         in_channels: channels of the images at hand.
         image_size: side of the slices, or height and width, for which positions are resampled; by default they are when
             the file is loaded.
         mean, std: per channel, of images in 0..1, by which the source's images were normalised. By default what
             ``preprocessor_config.json`` says, or the kind's: 0.5 for BEiT, ImageNet's for the others.
-        value_range: range that the intensity rule of the bundle scales images to.
+        value_range: range that the intensity rule of the bundle scales images to; recorded, and compared with the
+            images' at fine-tuning.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, Python objects beside tensors, or names of no known kind.
+        FileNotFoundError, ValueError: no such file, Python objects beside tensors, names of no known kind, or
+            ``slices`` or ``inflation`` of what is not inflated.
     """
     config: dict[str, Any] = {}
     preprocessor: dict[str, Any] = {}
@@ -78,6 +81,11 @@ def convert(
     state = _read_checkpoint(file)
     if inflation not in INFLATIONS:
         raise ValueError(f"--inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}.")
+    if slices == 1 and inflation != INFLATIONS[0]:
+        raise ValueError(
+            f"--inflation {inflation} is for more than one slice: give --slices, or leave it out and set inflation "
+            "when you fine-tune."
+        )
     marks = ((name, entry[1]) for name, entry in KINDS.items())
     # In their order: MAE of volumes has positions of a plain ViT beside its own.
     found = [name for name, mark in marks if any(re.search(mark, key) for key in state)]
@@ -94,6 +102,8 @@ def convert(
     except ValueError as error:
         raise ValueError(f"{source} is no checkpoint of the kind {kinds[0]}: {error}.") from error
     conversion = None
+    if slices != 1 and (kinds[0] not in IMAGE_KINDS or architecture["name"] == "VideoSwinEncoder"):
+        raise ValueError(f"{source} is of volumes or videos, which are not inflated: leave out --slices.")
     if kinds[0] in IMAGE_KINDS:
         normalisation = IMAGE_KINDS[kinds[0]][2]
         size = [image_size] * 2 if isinstance(image_size, int) else image_size
@@ -138,6 +148,9 @@ def convert(
     )
     if conversion is not None:
         record["conversion"] = conversion
+        record["value_range"] = list(value_range)
+    if slices > 1:
+        record["inflation"] = inflation
     write_state({name: tensor.contiguous().clone() for name, tensor in converted.items()}, output, record)
     return record
 

@@ -29,7 +29,7 @@ def save_encoder(encoder: nn.Module, path: str | os.PathLike, record: Mapping[st
         encoder: its ``state_dict()`` is written; ``architecture()``, where it has that method, goes into the record.
         path: target; parent folders are made. The old file stays until the new one is whole.
         record: JSON-serialisable facts: ``method``, ``spatial_size``, ``spacing``, ``orientation``, ``intensity``,
-            ``data``, ``epochs``, ``config_digest``. The format version and package versions are added.
+            ``value_range``, ``data``, ``epochs``, ``config_digest``. The format version and package versions are added.
 
     Raises:
         TypeError: the record holds something that JSON does not.

@@ -7,6 +7,8 @@ import torch
 from scipy.interpolate import RectBivariateSpline
 from torch.nn import functional as F
 
+from .adapt import adapt_channels
+
 __all__ = [
     "INFLATIONS",
     "fold_normalization",
@@ -14,7 +16,6 @@ __all__ = [
     "inflate_patch_embedding",
     "resample_grid_positions",
     "resample_relative_positions",
-    "spread_over_channels",
 ]
 
 INFLATIONS = ("centring", "average")
@@ -48,15 +49,6 @@ def fold_normalization(
     s = ((high - low) * torch.as_tensor(std, dtype=torch.float64)).view(shape)
     scaled = weight.double() / s
     return scaled.to(weight.dtype), (bias.double() - (scaled * m).flatten(1).sum(1)).to(bias.dtype)
-
-
-def spread_over_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    """Weight (O, C, ...) of a colour image for one of ``channels`` channels: the sum over C, divided over them.
-
-    An image repeated over the new channels, or a grey one, gives what it gave repeated over the old ones; an image of
-    several channels gives what their mean gives (Zhang et al., TransSeg, section 3.3).
-    """
-    return (weight.sum(1, keepdim=True) / channels).expand(-1, channels, *weight.shape[2:]).clone()
 
 
 def inflate_depth(weight: torch.Tensor, slices: int, inflation: str = "centring") -> torch.Tensor:
@@ -102,7 +94,7 @@ def inflate_patch_embedding(
     """
     if mean is not None and std is not None:
         weight, bias = fold_normalization(weight, bias, mean, std, value_range)
-    return inflate_depth(spread_over_channels(weight, in_channels), slices, inflation), bias
+    return inflate_depth(adapt_channels(weight, in_channels), slices, inflation), bias
 
 
 def resample_relative_positions(

@@ -17,7 +17,7 @@ __all__ = ["compare_architecture", "compare_contract", "load_encoder"]
 
 logger = logging.getLogger(__name__)
 
-CONTRACT = ("spacing", "orientation", "intensity", "spatial_size")
+CONTRACT = ("spacing", "orientation", "intensity", "value_range", "spatial_size")
 """Keys of a record that the data fed to the encoder must agree with."""
 
 SHAPELESS = (
@@ -34,6 +34,7 @@ SHAPELESS = (
 """Keys of an encoder's architecture by which weights of equal shapes compute something else."""
 
 DRAWN = "left as drawn (inflation random)"
+CONVERT_AGAIN = "convert the weights again with"
 
 
 def load_encoder(
@@ -55,13 +56,14 @@ def load_encoder(
     Args:
         encoder: filled in place.
         path: an encoder file, or None (or "") to train from scratch, which is logged.
-        contract: ``spacing``, ``orientation``, ``intensity`` and ``spatial_size`` of the images that the encoder will
-            see; each difference to the file's record is logged as a warning. ``spatial_size`` also gives the token
-            grid.
+        contract: ``spacing``, ``orientation``, ``intensity``, ``value_range`` and ``spatial_size`` of the images that
+            the encoder will see; each difference to the file's record is logged as a warning. ``spatial_size`` also
+            gives the token grid.
         min_share: share of the encoder's elements that the file must cover.
-        inflation: how the patch embedding of a single slice fills one of several: ``centring``, ``average``
-            (``common.weights.inflate.inflate_depth``), or ``random`` to leave it as it was drawn. Where the numbers
-            of slices are the same there is nothing to do.
+        inflation: how the weight of a patch embedding of a single slice fills one of several: ``centring``,
+            ``average`` (``common.weights.inflate.inflate_depth``), or ``random`` to leave it as it was drawn, whatever
+            the file holds; the bias is the file's. A file for several slices has its inflation already: another one
+            than it was made with is refused.
         required: beginnings of names; every tensor of the encoder with such a name has to come from the file, as it is
             or adapted, as where it is frozen afterwards. A share says nothing of small layers.
 
@@ -70,7 +72,8 @@ def load_encoder(
 
     Raises:
         FileNotFoundError, ValueError: as ``read_encoder``; the file covers less than ``min_share``, lacks a
-            ``required`` tensor, is of another architecture, or holds NaN; an unknown ``inflation``.
+            ``required`` tensor, is of another architecture, or holds NaN; an unknown ``inflation``, or another than
+            ``centring`` that the file or the encoder cannot have.
     """
     if inflation not in (*INFLATIONS, "random"):
         raise ValueError(f"inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}, random.")
@@ -84,6 +87,7 @@ def load_encoder(
     report = TransferReport(str(path), sizes={name: tensor.numel() for name, tensor in target.items()})
     report.warnings = compare_contract(record, contract) + compare_architecture(record, encoder)
     architecture: dict[str, Any] = getattr(encoder, "architecture", dict)()
+    _check_inflation(path, state, record, encoder, inflation)
 
     new_state = {}
     for name, tensor in target.items():
@@ -93,6 +97,10 @@ def load_encoder(
             continue
         if source.is_floating_point() and not bool(torch.isfinite(source).all()):
             raise ValueError(f"{path}: {name} holds values that are not finite; the encoder file is not usable.")
+        if inflation == "random" and _embeds_the_same_patches(name, source, tensor):
+            report.new.append(name)
+            report.unused[name] = DRAWN
+            continue
         if source.shape == tensor.shape and not _same_tokens_other_grid(name, record, contract, architecture):
             new_state[name] = source
             report.loaded.append(name)
@@ -110,24 +118,27 @@ def load_encoder(
 
     logger.debug("all names of the %s", report.text())
     drawn = [name for name in report.new if report.unused.get(name) == DRAWN]
-    if report.covered + report.share(drawn) < min_share:
+    needed = (required,) if isinstance(required, str) else tuple(required)
+    missing = next((name for name in report.new if name.startswith(needed) and name not in drawn), None)
+    made = record.get("architecture", {}).get("name")
+    same_kind = not made or architecture.get("name", made) == made
+    # Where only the number of slices differs, what to do about it says more than a share.
+    if not (same_kind and missing in report.unused) and report.covered + report.share(drawn) < min_share:
         logger.warning("%s", report)
         raise ValueError(
             f"{path} ({_describe(record)}) fits {report.covered:.1%} of this encoder ({_describe_encoder(encoder)}), "
             f"less than the {min_share:.0%} asked for; use the network it was made with."
         )
-    made = record.get("architecture", {}).get("name")
-    if made and architecture.get("name", made) != made:  # a plain transformer fits BEiT's layers, but is none
+    if not same_kind:  # a plain transformer fits BEiT's layers, but is none
         raise ValueError(
             f"{path} holds a {made}, this encoder is a {architecture['name']}; use the network it was made with."
         )
-    needed = (required,) if isinstance(required, str) else tuple(required)
-    missing = next((name for name in report.new if name.startswith(needed)), None)
     if missing is not None:
         logger.warning("%s", report)
+        why = report.unused.get(missing, "it holds no tensor of this name")
+        advice = "" if CONVERT_AGAIN in why else "; use the network it was made with"
         raise ValueError(
-            f"{path} ({_describe(record)}) does not fill {missing}, which has to come from the file "
-            f"({report.unused.get(missing, 'it holds no tensor of this name')}); use the network it was made with."
+            f"{path} ({_describe(record)}) does not fill {missing}, which has to come from the file ({why}){advice}."
         )
     unfit = [name for name in report.new if name in report.unused and name not in drawn]
     if unfit:
@@ -196,16 +207,12 @@ def _adapt_slices(
 ) -> tuple[torch.Tensor | None, str] | None:
     """The same for the encoders of slices (``common.networks.slice_encoder``); None where it is not about them."""
     made: Mapping[str, Any] = record.get("architecture", {})
-    if name == "patch_embedding.weight" and source.ndim == tensor.ndim == 5:
-        if source.shape[0] != tensor.shape[0] or source.shape[2:4] != tensor.shape[2:4]:
-            return None
-        if inflation == "random":
-            return None, DRAWN
+    if _embeds_the_same_patches(name, source, tensor):
         had, wanted = source.shape[-1], tensor.shape[-1]
         if had not in (1, wanted):
             return None, (
-                f"was inflated to {had} slices, the encoder takes {wanted}: convert the weights again with "
-                f"`--slices {wanted}`, or with `--slices 1` to inflate them here"
+                f"was inflated to {had} slices, the encoder takes {wanted}: {CONVERT_AGAIN} `--slices {wanted}`, or "
+                "with `--slices 1` to inflate them here"
             )
         how = [f"{had} slice inflated to {wanted} ({inflation})"] if had != wanted else []
         if source.shape[1] != tensor.shape[1]:
@@ -220,6 +227,49 @@ def _adapt_slices(
         if name == "position_table":
             return resample_grid_positions(source, grid, new_grid), how_positions
     return None
+
+
+def _is_slice_embedding(name: str, tensor: torch.Tensor) -> bool:
+    """Whether this is the weight (O, C, p, p, K) of a ``common.networks.slice_encoder.SliceEmbedding``."""
+    return name == "patch_embedding.weight" and tensor.ndim == 5
+
+
+def _embeds_the_same_patches(name: str, source: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Whether it is such a weight and differs in channels and slices at most."""
+    shape = source.shape
+    return (
+        _is_slice_embedding(name, tensor)
+        and source.ndim == 5
+        and shape[0] == tensor.shape[0]
+        and shape[2:4] == tensor.shape[2:4]
+    )
+
+
+def _check_inflation(
+    path: str | os.PathLike,
+    state: Mapping[str, torch.Tensor],
+    record: Mapping[str, Any],
+    encoder: nn.Module,
+    inflation: str,
+) -> None:
+    """Refuse an inflation that would not be done: nothing else would tell the arms of an ablation apart."""
+    if not any(_is_slice_embedding(*item) for item in encoder.state_dict().items()):
+        if inflation != INFLATIONS[0]:
+            raise ValueError(
+                f"inflation is {inflation!r}, but this encoder ({_describe_encoder(encoder)}) has no patch embedding "
+                f"that is inflated: leave inflation at {INFLATIONS[0]!r}."
+            )
+        return
+    weight = state.get("patch_embedding.weight")
+    slices = weight.shape[-1] if weight is not None and weight.ndim == 5 else 1
+    # A net that was trained on windows has no inflation in its record: it is what there is.
+    how = record.get("inflation")
+    made = how or INFLATIONS[0]
+    if slices > 1 and inflation not in (made, "random"):
+        raise ValueError(
+            f"{path} holds a patch embedding of {slices} slices ({how or 'trained so'}), but inflation is "
+            f"{inflation!r}: {CONVERT_AGAIN} `--slices 1` to inflate them here, or set inflation to {made!r}."
+        )
 
 
 def _same_tokens_other_grid(

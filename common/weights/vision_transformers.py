@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .adapt import adapt_channels
 from .inflate import (
     fold_normalization,
     inflate_depth,
     resample_grid_positions,
     resample_relative_positions,
-    spread_over_channels,
 )
 
 __all__ = ["beit", "inflate", "read_folder", "swin", "vit"]
@@ -52,6 +52,11 @@ _KEPT = re.compile(
     r"(cls_token|position_table|patch_embedding\.(weight|bias))$|position_biases\.\d+\.|"
     r"layers\.\d+\.(attention\.[qkvo]_proj\.|mlp\.fc[12]\.|layernorm_(before|after)\.|lambda_[12]$)"
 )
+# Of blocks and what stands ahead of them: what is not kept there makes another architecture.
+_OF_OTHERS = re.compile(
+    r"layers\.\d+\.|stages\.|norm_pre\.|(embeddings\.)?(register_tokens|reg_token|dist_token|distillation_token)$"
+)
+_MADE_OTHERWISE = re.compile(r"\.attention\.(qkv\.|[qv]_bias$|[qkv]_proj\.)|\.relative_position_index$|\.attn_mask$")
 _SHARED_TABLE = re.compile(
     r"(rel_pos_bias|encoder\.relative_position_bias|shared_position_bias)\.relative_position_bias_table$"
 )
@@ -80,14 +85,20 @@ _KEPT_STAGE = re.compile(
 
 def beit(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
     """BEiT of ``transformers`` or of its authors (Bao et al., ICLR 2022), with tables of relative positions of each
-    block or one for all of them."""
-    converted = _layers(state)
+    block or one for all of them.
+
+    Raises:
+        ValueError: a tensor of a block that BEiT has not, or absolute positions.
+    """
+    converted = _layers(state, "BEiT")
     shared = next((tensor for name, tensor in state.items() if _SHARED_TABLE.search(name)), None)
     numbers = sorted({int(name.split(".")[1]) for name in converted if name.startswith("layers.")})
     if shared is not None:
         converted |= {f"position_biases.{n}.relative_position_bias_table": shared.clone() for n in numbers}
     table = converted["position_biases.0.relative_position_bias_table"]
-    converted.pop("position_table", None)
+    absolute = converted.pop("position_table", None)
+    if absolute is not None and bool(absolute.any()):
+        raise ValueError("it has absolute positions beside relative ones, which the encoder has not")
     side = (round((len(table) - 3) ** 0.5) + 1) // 2
     return converted, _architecture(converted, "BeitEncoder") | {
         "grid": [side, side],
@@ -97,8 +108,16 @@ def beit(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
 
 
 def vit(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
-    """Plain vision transformers with absolute positions: of ``transformers``, timm, DINO (Caron et al., ICCV 2021)."""
-    converted = _layers(state)
+    """Plain vision transformers with absolute positions: of ``transformers``, timm, DINO (Caron et al., ICCV 2021).
+
+    Raises:
+        ValueError: a tensor of a block that they have not, such as DINOv2's layer scales, or positions that are not
+            those of a class token and a square of patches.
+    """
+    converted = _layers(state, "a plain ViT")
+    scale = next((name for name in converted if re.search(r"\.lambda_|^position_biases", name)), None)
+    if scale is not None:
+        raise ValueError(f"it holds {scale}, which a plain ViT has not")
     side = round((converted["position_table"].shape[1] - 1) ** 0.5)
     if side**2 + 1 != converted["position_table"].shape[1]:
         raise ValueError("positions that are not those of a class token and a square of patches")
@@ -112,9 +131,14 @@ def vit(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
 
 def swin(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
     """Swin transformers of ``transformers`` and of their authors (Liu et al., ICCV 2021), and their Video Swin
-    transformers (CVPR 2022), which are told by a patch embedding with a depth."""
+    transformers (CVPR 2022), which are told by a patch embedding with a depth.
+
+    Raises:
+        ValueError: a tensor of a block that they have not, such as Swin v2's logit scales.
+    """
     renamed = {_rename(name, _STAGE): tensor for name, tensor in state.items()}
     converted = {name: tensor for name, tensor in renamed.items() if _KEPT_STAGE.match(name)}
+    _refuse_others(renamed, _KEPT_STAGE, "Swin")
     for name in [name for name in renamed if re.match(r"stages\..*\.attention\.q_proj\.", name)]:
         parts = [renamed[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
         converted[name.replace("attention.q_proj", "attn.qkv")] = torch.cat(parts)
@@ -161,7 +185,7 @@ def inflate(
     weight, bias = state[f"{prefix}.weight"], state[f"{prefix}.bias"]
     source = tuple(weight.shape)
     weight, bias = fold_normalization(weight, bias, mean, std, value_range)
-    weight = spread_over_channels(weight, in_channels)
+    weight = adapt_channels(weight, in_channels)
     done = [
         f"normalisation folded in: mean {list(mean)}, standard deviation {list(std)} of images in 0..1, for images in "
         f"{value_range[0]:g}..{value_range[1]:g}",
@@ -208,9 +232,10 @@ def read_folder(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     return found, settings[0], settings[1]
 
 
-def _layers(state: Mapping[str, torch.Tensor]) -> State:
+def _layers(state: Mapping[str, torch.Tensor], kind: str) -> State:
     """Tensors of a transformer of equal blocks, in our names; the joint projection of timm's names is taken apart."""
     renamed = {_rename(name, _LAYER): tensor for name, tensor in state.items()}
+    _refuse_others(renamed, _KEPT, kind)
     for name in [name for name in renamed if name.endswith("attention.qkv.weight")]:
         prefix = name.removesuffix("qkv.weight")
         weights = renamed[name].chunk(3)
@@ -224,6 +249,13 @@ def _layers(state: Mapping[str, torch.Tensor]) -> State:
     return {name: tensor for name, tensor in renamed.items() if _KEPT.match(name)}
 
 
+def _refuse_others(names: Iterable[str], kept: re.Pattern[str], kind: str) -> None:
+    """Raise if a block has a tensor that would be left out: the rest would load, and compute another thing."""
+    for name in names:
+        if _OF_OTHERS.match(name) and not kept.match(name) and not _MADE_OTHERWISE.search(name):
+            raise ValueError(f"it holds {name}, which {kind} has not")
+
+
 def _rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
@@ -234,12 +266,15 @@ def _architecture(state: State, name: str) -> dict[str, Any]:
     projection = state["patch_embedding.weight"]
     if projection.ndim != 4:
         raise ValueError(f"a patch embedding of shape {tuple(projection.shape)}, which is not of 2-D patches")
+    up, down = (state[f"layers.0.mlp.fc{number}.weight"] for number in (1, 2))
+    if up.shape != down.T.shape:
+        raise ValueError(f"MLPs of {tuple(up.shape)} and {tuple(down.shape)}, which are gated ones or none")
     return {
         "name": name,
         "in_channels": projection.shape[1],
         "patch_size": projection.shape[-1],
         "hidden_size": projection.shape[0],
-        "mlp_dim": state["layers.0.mlp.fc1.weight"].shape[0],
+        "mlp_dim": len(up),
         "num_layers": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers.")),
     }
 

@@ -12,9 +12,10 @@ import nibabel as nib
 import pytest
 import torch
 from ignite.engine import Events
+from transformers import BeitConfig, BeitModel
 
 from common.checks import first_cause
-from common.weights import read_encoder
+from common.weights import convert, read_encoder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "transseg" / "configs"
 SAMPLE = {
@@ -30,6 +31,7 @@ TINY = {
     "segmentation_net#encoder#mlp_dim": 48,
     "segmentation_net#decoder_channels": 8,
 }
+ONE_VOLUME = {"train#dataset#data": "$@data['training'][:1]"}
 
 
 @pytest.fixture
@@ -69,40 +71,80 @@ def test_pretraining_of_slices_is_inflated(pretrained, run, tmp_path, caplog):
     assert "newly initialised     0" in report and "warning" not in report.lower()
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A BEiT of `transformers`, converted as by default."""
+    folder = tmp_path_factory.mktemp("hub")
+    sizes = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3}
+    BeitModel(BeitConfig(**sizes, image_size=48, patch_size=8, use_relative_position_bias=True)).save_pretrained(folder)
+    convert(folder, folder / "beit.safetensors")
+    return folder / "beit.safetensors"
+
+
 @pytest.mark.parametrize(
-    ("preset", "slices", "is_inflated"),
-    [("average_inflation", 5, True), ("random_embedding", 5, False), ("slices_1", 1, True), ("slices_11", 11, True)],
+    ("preset", "taps", "offsets", "predicted"),
+    [
+        (None, [0, 0, 1, 0, 0], [-2, -1, 0, 1, 2], [0]),
+        ("predict_all", [0, 0, 1, 0, 0], [-2, -1, 0, 1, 2], [-2, -1, 0, 1, 2]),
+        ("average_inflation", [0.2] * 5, [-2, -1, 0, 1, 2], [0]),
+        ("random_embedding", None, [-2, -1, 0, 1, 2], [0]),
+        ("stride_2", [0, 0, 1, 0, 0], [-4, -2, 0, 2, 4], [0]),
+        ("stride_3", [0, 0, 1, 0, 0], [-6, -3, 0, 3, 6], [0]),
+        ("slices_1", [1], [0], [0]),
+        ("slices_11", [0] * 5 + [1] + [0] * 5, range(-5, 6), [0]),
+        ("slices_21", [0] * 10 + [1] + [0] * 10, range(-10, 11), [0]),
+    ],
 )
-def test_rows_of_the_ablations_start(pretrained, run, tmp_path, preset, slices, is_inflated):
-    workflow = run(
-        "train.json",
-        "datasets/sample.json",
-        f"presets/{preset}.json",
-        pretrained_encoder=str(pretrained),
-        output_dir=str(tmp_path),
-        execute=False,
-    )
-    weight = workflow.parser.get_parsed_content("encoder").patch_embedding.weight.detach()
-    single = read_encoder(pretrained)[0]["patch_embedding.weight"][..., 0]
-    assert weight.shape[-1] == slices
-    assert torch.allclose(weight.sum(-1), single, atol=1e-6) == is_inflated
-    dataset = workflow.parser.get_parsed_content("train#dataset")
-    item = dataset[3]
-    assert item["image"].shape == (1, 48, 48, slices) and item["label"].shape == (1, 48, 48, 1)
+def test_rows_of_the_ablations(converted, run, tmp_path, preset, taps, offsets, predicted):
+    """Table 4: which slices a window has, which of them are predicted, and what the patch embedding starts as."""
+    files = ["train.json", "datasets/sample.json"] + ([f"presets/{preset}.json"] if preset else [])
+    settings = {"augmentation": [], "output_dir": str(tmp_path), **ONE_VOLUME}
+    parser = run(*files, pretrained_encoder=str(converted), execute=False, **settings).parser
+    weight = parser.get_parsed_content("encoder").patch_embedding.weight.detach()
+    single = read_encoder(converted)[0]["patch_embedding.weight"]
+    if taps is None:
+        assert (weight[..., 2] - single[..., 0]).abs().min() > 0 and weight[..., 0].abs().min() > 0
+    else:
+        torch.testing.assert_close(weight, single * torch.tensor(taps))
+    dataset = parser.get_parsed_content("train#dataset")
+    volume, last = dataset.volumes[0], len(dataset) - 1
+    for number in (0, 14, last):
+        item = dataset[number]
+        for key, wanted in (("image", offsets), ("label", predicted)):
+            index = [min(max(number + offset, 0), last) for offset in wanted]
+            assert torch.equal(item[key].as_tensor(), volume[key].as_tensor()[..., index])
+    if preset == "slices_1":  # trained on the middle of windows of 5 that are zoomed and flipped
+        assert dataset.cut_slices == 5
+
+
+def test_a_file_for_other_slices_is_refused(converted, run, tmp_path):
+    five = tmp_path / "five.safetensors"
+    convert(converted.parent, five, slices=5)
+    with pytest.raises(RuntimeError) as refused:
+        run("train.json", "datasets/sample.json", "presets/slices_11.json", pretrained_encoder=str(five), execute=False)
+    assert "convert the weights again with `--slices 11`" in str(first_cause(refused.value))
 
 
 AUGMENTATION = json.loads((CONFIGS / "train.json").read_text())["augmentation"]
 
 
-@pytest.mark.parametrize("preset", ["predict_all", "stride_2", "slices_1"])
-def test_trains_validates_and_predicts(run, tmp_path, preset, cohort):
+@pytest.mark.parametrize("presets", [["predict_all", "stride_2"], ["slices_1"]])
+def test_learns_a_batch_and_validates(run, tmp_path, presets):
     """With the paper's augmentation, whose zooms change the number of slices."""
-    settings = {"output_dir": str(tmp_path), "augmentation": AUGMENTATION}
-    overlays = ("datasets/sample.json", f"presets/{preset}.json")
-    workflow = run("train.json", *overlays, **settings)
-    assert workflow.parser.get_parsed_content("train#trainer").state.iteration == 2
-    metric = workflow.parser.get_parsed_content("validate#evaluator").state.metrics["val_mean_dice"]
-    assert 0 <= metric <= 1
+    losses = []
+
+    def repeat_a_batch(workflow):
+        batch = next(iter(workflow.trainer.data_loader))
+        workflow.trainer.data_loader = [batch] * 20
+        workflow.trainer.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda e: losses.append(float(e.state.output["loss"]))
+        )
+
+    settings = {"output_dir": str(tmp_path), "augmentation": AUGMENTATION, "learning_rate": 0.01, **ONE_VOLUME}
+    overlays = ["datasets/sample.json", *(f"presets/{preset}.json" for preset in presets)]
+    workflow = run("train.json", *overlays, before=repeat_a_batch, **settings | {"batches_per_epoch": 20})
+    assert len(losses) == 20 and sum(losses[-3:]) / 3 < 0.8 * sum(losses[:3]) / 3
+    assert workflow.parser.get_parsed_content("validate#evaluator").state.metrics["val_mean_dice"] > 0
     assert (tmp_path / "model.pt").is_file()
 
 
@@ -113,19 +155,19 @@ class Killed(BaseException):
 def test_a_run_that_is_killed_and_resumed_is_the_uninterrupted_one(run, tmp_path):
     """Windows, the paper's augmentation and a learning rate that goes by steps."""
 
-    def kill_after_second(workflow):
+    def kill_after_first(workflow):
         def die(engine):
             raise Killed
 
-        workflow.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), die)
+        workflow.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=1), die)
 
     def train(folder, **more):
-        settings = {"max_epochs": 3, "augmentation": AUGMENTATION, "output_dir": str(tmp_path / folder)}
-        run("train.json", "datasets/sample.json", **settings, **more)
+        settings = {"max_epochs": 2, "augmentation": AUGMENTATION, "output_dir": str(tmp_path / folder)}
+        run("train.json", "datasets/sample.json", **settings, **ONE_VOLUME, **more)
 
     train("whole")
     with pytest.raises(Killed):
-        train("killed", before=kill_after_second)
+        train("killed", before=kill_after_first)
     train("killed", resume=True)
     whole, resumed = (torch.load(tmp_path / name / "train.ckpt", weights_only=True) for name in ("whole", "killed"))
     states = [state["objects"]["network"] for state in (whole, resumed)]

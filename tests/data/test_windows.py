@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from monai.transforms import RandFlipd
+from monai.transforms import Compose, RandFlipd, RandRotate90d
 
 from common.data.windows import SliceWindows, cut_window
 
@@ -91,6 +91,20 @@ def test_refusals():
             windows(**arguments)
     with pytest.raises(ValueError, match="'centre' or 'all'"):
         windows(target="center")
+
+
+def test_transforms_that_leave_too_few_slices():
+    data = windows(window_transform=lambda item: item | {"image": item["image"][..., :2]})
+    with pytest.raises(ValueError, match="leave 2 slices of image, of which 5 are kept: pad"):
+        data[3]
+
+
+def test_quarter_turns_want_square_slices():
+    turn, flip = RandRotate90d(["image", "label"]), RandFlipd(["image", "label"])
+    for transform in (turn, Compose([flip, Compose([turn])])):
+        with pytest.raises(ValueError, match=r"slices of 2 x 3 are turned by quarters .*image_size"):
+            windows(window_transform=transform)
+    windows(window_transform=Compose([flip]))
 
 
 def test_cut_window_keeps_other_axes():

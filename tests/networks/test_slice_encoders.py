@@ -15,7 +15,8 @@ from common.networks.dino_encoder import DinoEncoder
 from common.networks.slice_encoder import SliceEmbedding
 from common.networks.swin_slice_encoder import SwinSliceEncoder, VideoSwinEncoder
 from common.networks.transseg import TransSeg
-from common.weights.inflate import inflate_depth, inflate_patch_embedding, spread_over_channels
+from common.weights.adapt import adapt_channels
+from common.weights.inflate import inflate_depth, inflate_patch_embedding
 from common.weights.vision_transformers import beit, swin, vit
 
 SIZE, SLICES = (32, 48), 5
@@ -204,7 +205,7 @@ def test_decoder_is_that_of_transformers():
     make = functools.partial(BeitEncoder, **TOKENS | {"num_layers": 5})
     net = TransSeg(1, 3, size, make, decoder_channels=24).double().eval()
     state, _ = beit(model.beit.state_dict())
-    state["patch_embedding.weight"] = inflate_depth(spread_over_channels(state["patch_embedding.weight"], 1), SLICES)
+    state["patch_embedding.weight"] = inflate_depth(adapt_channels(state["patch_embedding.weight"], 1), SLICES)
     net.encoder.load_state_dict(state)
     net.neck.load_state_dict(model.fpn.state_dict())
     state = {}
@@ -269,10 +270,10 @@ def test_refusals():
         make(in_channels=1, img_size=SIZE, out_blocks=(2, 5))
     with pytest.raises(ValueError, match="four maps"):
         TransSeg(1, 3, SIZE, functools.partial(BeitEncoder, **TOKENS | {"out_blocks": (1, 4)}))
-    with pytest.raises(ValueError, match="fewer than a window of 7"):
+    with pytest.raises(ValueError, match=r"fewer than a window of 7: .*image_size"):
         SwinSliceEncoder(1, (96, 96))
     net = TransSeg(1, 3, SIZE, make, decoder_channels=8)
-    with pytest.raises(ValueError, match=r"built for images \(B, 1, 32, 48, slices\), not \(2, 1, 48, 32, 5\)"):
+    with pytest.raises(ValueError, match=r"\(B, 1, 32, 48, slices\), not \(2, 1, 48, 32, 5\): set image_size"):
         net(torch.zeros(2, 1, 48, 32, SLICES))
     with pytest.raises(ValueError, match="SliceWindowInferer"):
         net.encoder(torch.zeros(2, 1, *SIZE, 3))

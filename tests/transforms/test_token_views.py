@@ -54,9 +54,22 @@ def test_mask_replaces_whole_cells_of_each_sample():
     assert masked[where].mean().abs() < 0.02
 
 
+def test_cells_at_the_far_end_reach_beyond_the_image():
+    image = torch.ones(2, 1, 10, 8, 1) * 9
+    masked, mask = noise_mask(image, 0.5, (4, 4, 1))
+    whole = torch.nn.functional.pad(mask, (0, 0, 0, 0, 0, 2))  # 3 x 2 cells of 4 x 4
+    cells = whole.view(2, 3, 4, 2, 4).permute(0, 1, 3, 2, 4).flatten(3)
+    expected = torch.tensor([16, 16, 8])[:, None]
+    assert ((cells.sum(-1) == 0) | (cells.sum(-1) == expected)).all()
+    assert (cells.any(-1).flatten(1).sum(1) == 3).all() and ((masked == 9) == ~mask[:, None]).all()
+
+
 def test_errors():
-    with pytest.raises(ValueError, match=r"\[4, 8, 6\] voxels cannot be masked in cells of \[2, 4, 4\]: set mask_size"):
-        noise_mask(torch.ones(1, 1, 4, 8, 6), 0.5, (2, 4, 4))
+    for cell in ((2, 16, 2), (2, 4), (2, 4, 0)):
+        with pytest.raises(
+            ValueError, match=r"images of \[4, 8, 6\] voxels cannot be masked .*: set mask_size to 3 num"
+        ):
+            noise_mask(torch.ones(1, 1, 4, 8, 6), 0.5, cell)
     with pytest.raises(ValueError, match="mask_ratio lies between 0 and 1"):
         TokenViews(mask_ratio=1.5)
     with pytest.raises(ValueError, match="equal sizes"):

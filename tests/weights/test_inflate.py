@@ -13,7 +13,6 @@ from common.weights.inflate import (
     inflate_patch_embedding,
     resample_grid_positions,
     resample_relative_positions,
-    spread_over_channels,
 )
 
 SLICES = 5
@@ -74,7 +73,6 @@ def test_channels_give_what_their_mean_gives(window, weight, bias, channels):
     several = inflate_patch_embedding(weight, bias, SLICES, in_channels=channels, inflation="average")
     one = inflate_patch_embedding(weight, bias, SLICES, inflation="average")
     torch.testing.assert_close(embed(image, *several), embed(image.mean(1, keepdim=True), *one), atol=1e-12, rtol=0)
-    assert spread_over_channels(weight, channels).shape == (6, channels, 4, 4)
 
 
 def test_normalisation_is_folded_in(window, weight, bias):

@@ -15,8 +15,12 @@ from transformers import (
     BeitConfig,
     BeitForImageClassification,
     BeitModel,
+    Dinov2Config,
+    Dinov2Model,
     SwinConfig,
     SwinForImageClassification,
+    Swinv2Config,
+    Swinv2Model,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -24,7 +28,7 @@ from transformers import (
 from common.networks.beit_encoder import BeitEncoder
 from common.networks.dino_encoder import DinoEncoder
 from common.networks.swin_slice_encoder import SwinSliceEncoder, VideoSwinEncoder
-from common.weights import convert, load_encoder, read_encoder
+from common.weights import convert, load_encoder, read_encoder, save_encoder
 from common.weights.inflate import resample_grid_positions, resample_relative_positions
 
 SIZE, SLICES = (40, 40), 5
@@ -146,7 +150,7 @@ def as_teacher(kind, model, tmp_path):
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_gives_the_features_of_the_2d_model(models, kind, write, tmp_path):
     source, options = write(kind, models[kind], tmp_path)
-    record = convert(source, tmp_path / "encoder.safetensors", **options)
+    record = convert(source, tmp_path / "encoder.safetensors", slices=SLICES, **options)
     assert record == read_encoder(tmp_path / "encoder.safetensors")[1]
     assert record["method"].startswith(f"converted from {kind} checkpoint")
     encoder = ENCODERS[kind](1, SIZE).eval()
@@ -168,9 +172,22 @@ def test_says_what_it_did(models, tmp_path):
     assert "mean [0.4, 0.5, 0.6]" in text and "inflated to 3 slices (average)" in text
     assert "positions of 5 x 5 tokens resampled for 8 x 8" in text and "3 input channels summed, over 1" in text
     assert (record["architecture"]["slices"], record["architecture"]["grid"]) == (3, [8, 8])
+    assert record["inflation"] == "average"
     state, _ = read_encoder(tmp_path / "encoder.safetensors")
     assert state["patch_embedding.weight"].shape == (24, 1, 8, 8, 3)
     assert state["position_biases.3.relative_position_bias_table"].shape == (15 * 15 + 3, 3)
+
+
+def test_images_in_another_range_are_warned_of(models, tmp_path):
+    source, options = as_state_dict("beit", models["beit"], tmp_path)
+    for value_range in ([-1, 1], [0, 1]):
+        convert(source, tmp_path / "encoder.safetensors", value_range=value_range, **options)
+        contract = {"value_range": [0.0, 1.0]}
+        warnings = load_encoder(ENCODERS["beit"](1, SIZE), tmp_path / "encoder.safetensors", contract).warnings
+        assert len(warnings) == (value_range == [-1, 1])
+    convert(source, tmp_path / "encoder.safetensors", **options)
+    (warning,) = load_encoder(ENCODERS["beit"](1, SIZE), tmp_path / "encoder.safetensors", contract).warnings
+    assert "made with value_range [-1.0, 1.0], the images have [0.0, 1.0]" in warning
 
 
 def test_one_table_for_all_blocks(tmp_path):
@@ -186,12 +203,12 @@ def test_one_table_for_all_blocks(tmp_path):
 
 @pytest.fixture
 def single(models, tmp_path):
-    """A file of each kind that is inflated when it is loaded."""
+    """A file of each kind as it is made by default: inflated when it is loaded."""
     files = {}
     for kind in ENCODERS:
         files[kind] = tmp_path / f"{kind}.safetensors"
         source, options = as_state_dict(kind, models[kind], tmp_path)
-        convert(source, files[kind], slices=1, **options)
+        convert(source, files[kind], **options)
     return files
 
 
@@ -202,7 +219,7 @@ def test_inflated_when_loaded_is_what_is_inflated_before(models, single, kind, i
     convert(source, tmp_path / "whole.safetensors", slices=SLICES, inflation=inflation, in_channels=2, **options)
     made, expected = (ENCODERS[kind](2, SIZE) for _ in range(2))
     report = load_encoder(made, single[kind], inflation=inflation)
-    load_encoder(expected, tmp_path / "whole.safetensors")
+    load_encoder(expected, tmp_path / "whole.safetensors", inflation=inflation)
     torch.testing.assert_close(made.patch_embedding.weight, expected.patch_embedding.weight)
     assert f"1 slice inflated to 5 ({inflation}), 1 input channels to 2" in report.adapted["patch_embedding.weight"]
 
@@ -231,18 +248,68 @@ def test_positions_of_another_grid(models, single):
     torch.testing.assert_close(encoder.position_table.detach(), expected)
 
 
-def test_a_file_for_other_slices_says_what_to_do(models, tmp_path):
+def test_a_file_for_other_slices_is_refused_where_it_has_to_fit(models, tmp_path):
     source, options = as_state_dict("beit", models["beit"], tmp_path)
     convert(source, tmp_path / "five.safetensors", slices=5, **options)
-    report = load_encoder(ENCODERS["beit"](1, SIZE, slices=11), tmp_path / "five.safetensors", min_share=0.5)
-    assert "was inflated to 5 slices, the encoder takes 11" in report.unused["patch_embedding.weight"]
-    assert "--slices 11" in report.unused["patch_embedding.weight"]
+    encoder = ENCODERS["beit"](1, SIZE, slices=11)
+    drawn = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    sentence = r"was inflated to 5 slices, the encoder takes 11: .* `--slices 11`, or with `--slices 1` to .* here\)\.$"
+    with pytest.raises(ValueError, match=sentence):
+        load_encoder(encoder, tmp_path / "five.safetensors", required=["patch_embedding"])
+    assert all(torch.equal(tensor, drawn[name]) for name, tensor in encoder.state_dict().items())
+    report = load_encoder(encoder, tmp_path / "five.safetensors", inflation="random", required=["patch_embedding"])
+    assert report.new == ["patch_embedding.weight"] and not report.warnings
+
+
+def test_an_inflation_that_would_not_be_done_is_refused(models, tmp_path):
+    source, options = as_state_dict("beit", models["beit"], tmp_path)
+    files = {how: tmp_path / f"{how}.safetensors" for how in ("centring", "average", "trained")}
+    for how in ("centring", "average"):
+        convert(source, files[how], slices=5, inflation=how, **options)
+    save_encoder(ENCODERS["beit"](1, SIZE), files["trained"], {"method": "SimMIM"})
+    for how, asked in (("centring", "average"), ("average", "centring"), ("trained", "average")):
+        encoder = ENCODERS["beit"](1, SIZE)
+        drawn = encoder.patch_embedding.weight.clone()
+        with pytest.raises(ValueError, match=f"patch embedding of 5 slices .*{how}.*, but inflation is '{asked}'"):
+            load_encoder(encoder, files[how], inflation=asked)
+        load_encoder(encoder, files[how], inflation="random")
+        assert torch.equal(encoder.patch_embedding.weight, drawn)
+        load_encoder(encoder, files[how], inflation="average" if how == "average" else "centring")
+        assert not torch.equal(encoder.patch_embedding.weight, drawn)
+    for how in ("average", "random"):
+        with pytest.raises(ValueError, match=r"VideoSwinEncoder\) has no patch embedding that is inflated"):
+            load_encoder(VIDEO(1, SIZE), files["centring"], inflation=how)
 
 
 def test_another_architecture_is_refused(single):
     for encoder, other in (("beit", "vit"), ("vit", "beit"), ("swin", "beit"), ("beit", "swin")):
         with pytest.raises(ValueError, match="use the network it was made with"):
             load_encoder(ENCODERS[encoder](1, SIZE), single[other])
+
+
+def test_blocks_with_more_in_them_are_refused(models, tmp_path):
+    """They would convert without what was left out, and give other features without a word."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "mlp_ratio": 2}
+    dino2 = Dinov2Model(Dinov2Config(**sizes, image_size=40, patch_size=8)).state_dict()
+    stages = {"embed_dim": 12, "depths": [1, 1], "num_heads": [1, 2], "image_size": 16, "window_size": 2}
+    plain = timm_names("vit", models["vit"].state_dict())
+    cases = {
+        "layers.0.layer_scale1.lambda1, which a plain ViT has not": dino2,
+        "layers.0.ls1.gamma": plain | {"blocks.0.ls1.gamma": torch.ones(24)},
+        "layers.2.attention.q_norm.weight": plain | {"blocks.2.attn.q_norm.weight": torch.ones(8)},
+        "layers.1.mlp.w12.weight": plain | {"blocks.1.mlp.w12.weight": torch.ones(8, 24)},
+        "norm_pre.weight": plain | {"norm_pre.weight": torch.ones(24)},
+        "reg_token": plain | {"reg_token": torch.ones(1, 4, 24)},
+        "gated": plain | {"blocks.0.mlp.fc2.weight": torch.ones(24, 20)},
+        "BEiT has not": models["beit"].state_dict() | {"beit.layers.0.attention.k_norm.weight": torch.ones(8)},
+        "absolute positions": models["beit"].state_dict() | {"embeddings.position_embeddings": torch.ones(1, 26, 24)},
+        "logit_scale, which Swin has not": Swinv2Model(Swinv2Config(**stages)).state_dict(),
+    }
+    for sentence, state in cases.items():
+        torch.save(dict(state), tmp_path / "model.pt")
+        with pytest.raises(ValueError, match=f"is no checkpoint of the kind .*{sentence}"):
+            convert(tmp_path / "model.pt", tmp_path / "x.safetensors")
+        assert not (tmp_path / "x.safetensors").exists()
 
 
 VIDEO = functools.partial(VideoSwinEncoder, **STAGES, patch_size=2, window_size=(8, 3, 3))
@@ -263,6 +330,8 @@ def test_video_swin_from_its_authors_names(tmp_path):
             name = re.sub(pattern, replacement, name)
         state[f"backbone.{name}"] = tensor
     torch.save({"state_dict": state}, tmp_path / "video.pth")
+    with pytest.raises(ValueError, match="not inflated: leave out --slices"):
+        convert(tmp_path / "video.pth", tmp_path / "encoder.safetensors", slices=5)
     record = convert(tmp_path / "video.pth", tmp_path / "encoder.safetensors", mean=MEAN, std=STD)
     assert record["architecture"]["name"] == "VideoSwinEncoder"
     assert "keeps its own depth of 3" in "\n".join(record["conversion"])
@@ -300,6 +369,8 @@ def test_refusals(models, tmp_path):
     source, _ = as_folder("beit", models["beit"], tmp_path)
     with pytest.raises(ValueError, match="--inflation is 'centre'"):
         convert(source, tmp_path / "x.safetensors", inflation="centre")
+    with pytest.raises(ValueError, match="for more than one slice: give --slices"):
+        convert(source, tmp_path / "x.safetensors", inflation="average")
     with pytest.raises(ValueError, match="no checkpoint of the kind vit"):
         convert(source, tmp_path / "x.safetensors", kind="vit")
     with pytest.raises(ValueError, match="3 channels"):
