@@ -118,7 +118,9 @@ def test_a_label_outside_a_domains_classes(domains):
     """Domain b has labels 0 and 7 in its files and two classes."""
     item = load_domains(domains)["training"][-1]
     transform = MapLabelsd("label", domain_label_maps(domains), other="error")
-    with pytest.raises(ValueError, match=r"b/0_seg.nii.gz has labels that no class of the domain 'b' names \(7\): .*`num_classes`"):
+    with pytest.raises(
+        ValueError, match=r"b/0_seg.nii.gz has labels that no class of the domain 'b' names \(7\): .*`num_classes`"
+    ):
         transform(LoadVolumed(["image", "label"], ensure_channel_first=True)(item))
     with pytest.raises(DatalistError, match=r"(?s)^Domain 'b': .*b/0_seg.nii.gz: has labels that no class names \(7\)"):
         load_domains(domains, check="full")
