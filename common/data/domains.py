@@ -40,7 +40,7 @@ def load_domains(
         training_sections: lists of each file that make up `training`.
         fraction: share of each domain's training list, at least one item.
         required: lists that no domain may leave empty.
-        seed, check: as in `load_datalist`.
+        seed, check: as in `load_datalist`; `"full"` also finds labels that are outside of a domain's classes.
 
     Returns:
         The lists `training`, `validation` and `test`, domain after domain, of items with `image`, `label`, `domain`
@@ -53,6 +53,7 @@ def load_domains(
     """
     _check(domains)
     lists: dict[str, list[Item]] = {section: [] for section in SECTIONS}
+    label_maps = domain_label_maps(domains)
     for branch, domain in enumerate(domains):
         key = domain.get("label_key", "label")
         _check_labels(domain, key, training_sections)
@@ -63,13 +64,19 @@ def load_domains(
                 label_key=key,
                 training_sections=training_sections,
                 fraction=fraction,
-                required=required,
                 seed=seed,
                 check=check,
                 numbering=domain.get("numbering"),
+                known_labels={0}.union(*label_maps[domain["name"]].values()),
             )
         except DatalistError as error:
             raise DatalistError(f"Domain {domain['name']!r}: {error}") from error
+        for name in required:
+            if not found[name]:  # not left to load_datalist, whose advice is `fold`: domains are not split anew
+                raise DatalistError(
+                    f"Domain {domain['name']!r}: the list {name!r} of {domain['datalist']} is empty, but every domain "
+                    "needs one: move items there, or write the file anew with `python -m common.data prepare`."
+                )
         own = {"domain": domain["name"], "branch": branch, "channel": domain.get("channel", 0)}
         for section, items in found.items():
             lists[section] += [{"image": x["image"], "label": x["label"], **own} for x in items if "label" in x]

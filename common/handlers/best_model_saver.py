@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ from torch import nn
 
 from .files import atomic_torch_save
 
-__all__ = ["BestModelSaver", "best_metric", "is_new_best"]
+__all__ = ["BestModelSaver", "best_metric", "discount_nan", "is_new_best"]
 
 logger = logging.getLogger(__name__)
 
 
 class BestModelSaver:
     """Write a network's state dict, atomically, whenever the evaluator it is attached to reaches a new best metric.
+
+    While the metric is NaN, as an area under the ROC curve is of a validation list of one class, no epoch is the best
+    one: the latest is kept, and a warning says so.
 
     Args:
         path: such as ``models/model.pt``; a plain state dict, as MONAI's tools and MONAI Label load it.
@@ -35,12 +39,34 @@ class BestModelSaver:
         if is_new_best(engine) and idist.get_rank() == 0:
             atomic_torch_save(self.network.state_dict(), self.path)
             logger.info("%s: epoch %d, %s %.4f.", self.path, engine.state.epoch, *best_metric(engine))
+        discount_nan(engine)
 
 
 def is_new_best(engine: Engine) -> bool:
     """Whether the evaluation that just completed gave a MONAI evaluator's best key metric so far."""
     state: Any = engine.state  # MONAI adds attributes to ignite's state
     return state.best_metric_epoch == state.epoch
+
+
+def discount_nan(engine: Engine) -> None:
+    """Let a best key metric that is NaN count as none, with a warning, so that the next evaluation gives a new best.
+
+    No number is better than NaN: MONAI would hold on to the first epoch for ever. To be called when an evaluation has
+    completed, on every rank, behind whatever asks ``is_new_best``.
+    """
+    name, value = best_metric(engine)
+    if not math.isnan(value):
+        return
+    state: Any = engine.state
+    if idist.get_rank() == 0:
+        logger.warning(
+            "%s of epoch %d is NaN, so that no epoch is the best one and the latest is kept: the validation list "
+            "(config id `data`) may be too small to tell, as one whose items are all of one class is for an area under "
+            "the ROC curve; give it more items in the datalist, or choose another `key_metric`.",
+            name,
+            state.epoch,
+        )
+    state.best_metric_epoch = -1
 
 
 def best_metric(engine: Engine) -> tuple[str, float]:

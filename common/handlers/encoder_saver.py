@@ -12,7 +12,7 @@ from torch import nn
 
 from ..checks import config_digest
 from ..weights.encoder_file import read_encoder, save_encoder, write_state
-from .best_model_saver import best_metric, is_new_best
+from .best_model_saver import best_metric, discount_nan, is_new_best
 
 __all__ = ["EncoderSaver"]
 
@@ -65,6 +65,7 @@ class EncoderSaver:
             name, value = best_metric(evaluator)
             record = {**self.record, "epochs": evaluator.state.epoch, name: value}
             save_encoder(self.encoder, self.best, record)
+        discount_nan(evaluator)
 
     def finish(self, engine: Engine) -> None:
         if idist.get_rank() != 0:

@@ -15,7 +15,9 @@ class ResizedInferer(Inferer):
     """Whole images, brought to one size for the network, and its logits brought back to the image's.
 
     Args:
-        spatial_size: size that the network sees; both ways the resampling is trilinear.
+        spatial_size: size that the network sees. Images are averaged over its cells, as ``Resized`` does in training
+            with the mode ``area``, so that nothing between sampling points is passed over; logits come back
+            trilinearly.
 
     ``inferer(inputs (B, C, *spatial), network)`` returns logits (B, K, *spatial) in float32, with the metadata of the
     inputs.
@@ -27,7 +29,7 @@ class ResizedInferer(Inferer):
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
-        image = F.interpolate(image, self.spatial_size, mode="trilinear", align_corners=False)
+        image = F.interpolate(image, self.spatial_size, mode="area")
         logits = network(image, *args, **kwargs).float()
         logits = F.interpolate(logits, inputs.shape[2:], mode="trilinear", align_corners=False)
         return convert_to_dst_type(logits, inputs, dtype=torch.float32)[0]

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer
-from monai.utils import convert_to_dst_type
+from monai.transforms import generate_spatial_bounding_box
+from monai.utils import convert_to_dst_type, ensure_tuple_rep
 from torch import nn
 
 from ..handlers.model_loader import load_model
 from ..transforms.largest_component import largest_component
-from ..transforms.rand_region_crop import foreground_box
 from ..volumes import volume_name
 
 __all__ = ["TwoStageInferer"]
@@ -60,8 +60,9 @@ class TwoStageInferer(Inferer):
         self.num_classes, self.coarse_network = num_classes, coarse_network
         self.coarse_inferer, self.fine_inferer = coarse_inferer, fine_inferer
         self.coarse_path = coarse_path
-        self.margin = _three(margin, "margin")
-        self.min_size = _three(min_size, "min_size")
+        self.margin, self.min_size = ensure_tuple_rep(margin, 3), ensure_tuple_rep(min_size, 3)
+        if min(self.margin + self.min_size) < 0:
+            raise ValueError(f"`margin` {margin} and `min_size` {min_size} are numbers of voxels, 0 or more.")
         self.only_largest = only_largest
         self._loaded = coarse_path is None
 
@@ -93,20 +94,15 @@ class TwoStageInferer(Inferer):
         return convert_to_dst_type(logits, inputs, dtype=torch.float32)[0]
 
     def _box(self, mask: torch.Tensor) -> tuple[slice, ...] | None:
-        box = foreground_box(largest_component(mask) if self.only_largest else mask)
-        if box is None:
+        region = largest_component(mask) if self.only_largest else mask
+        # Margins are added here, since the box may not leave the image and has a least size.
+        starts, ends = generate_spatial_bounding_box(region[None])
+        if not any(ends):
             return None
         sides = []
-        for (start, end), margin, least, size in zip(box, self.margin, self.min_size, mask.shape, strict=True):
+        for start, end, margin, least, size in zip(starts, ends, self.margin, self.min_size, mask.shape, strict=True):
             start, end = max(0, start - margin), min(size, end + margin)
             lacking = max(0, min(least, size) - (end - start))
             start = max(0, min(start - lacking // 2, size - (end - start) - lacking))
             sides.append(slice(start, max(end, start + min(least, size))))
         return tuple(sides)
-
-
-def _three(value: int | Sequence[int], name: str) -> tuple[int, ...]:
-    values = (value,) * 3 if isinstance(value, int) else tuple(value)
-    if len(values) != 3 or min(values) < 0:
-        raise ValueError(f"`{name}` is a number of voxels or one an axis, 0 or more, not {value}.")
-    return values

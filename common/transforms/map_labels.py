@@ -27,7 +27,7 @@ class MapLabelsd(MapTransform):
 
     Raises:
         ValueError: a label is in two groups, a label image has values that are no whole numbers or, with
-            `other="error"`, labels of no group; names the file and the labels.
+            `other="error"`, labels of no group; names the file, the labels and the domain.
     """
 
     def __init__(
@@ -59,10 +59,11 @@ class MapLabelsd(MapTransform):
                     f"only for {', '.join(map(str, self._tables))}: give the items of the datalist "
                     f"their `{self.domain_key}`."
                 )
-            d[key] = self._map(d[key], key, self._tables[domain])
+            d[key] = self._map(d[key], key, domain)
         return d
 
-    def _map(self, label: Any, key: Hashable, table: torch.Tensor) -> Any:
+    def _map(self, label: Any, key: Hashable, domain: Any) -> Any:
+        table = self._tables[domain]
         # A plain tensor: indexing a MetaTensor would cost several times as much.
         values = label.as_tensor() if hasattr(label, "as_tensor") else torch.as_tensor(label)
         index = values.long()
@@ -74,10 +75,15 @@ class MapLabelsd(MapTransform):
         mapped = table.to(index.device)[index]
         if self._unknown < 0 and (mapped < 0).any():
             unknown = some(values[mapped < 0].numpy(force=True), 10)
+            if domain is None:
+                raise ValueError(
+                    f"{volume_name(label, key)} has labels that no class names ({unknown}): set the numbering of the "
+                    "masks (config id `numbering`), name these labels in `groups` (config id `label_map`), or give "
+                    "`other` (config id `unknown_labels`) a class."
+                )
             raise ValueError(
-                f"{volume_name(label, key)} has labels that no class names ({unknown}): set the numbering of the masks "
-                "(config id `numbering`), name these labels in `groups` (config id `label_map`), or give `other` "
-                "(config id `unknown_labels`) a class."
+                f"{volume_name(label, key)} has labels that no class of the domain {domain!r} names ({unknown}): set "
+                "that domain's `num_classes`, or its `numbering` and `task`, so that each of its labels has a class."
             )
         return convert_to_dst_type(mapped, label, dtype=label.dtype)[0]
 

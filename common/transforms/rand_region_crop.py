@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, Randomizable, SpatialCrop
+from monai.transforms import MapTransform, Randomizable, SpatialCrop, generate_spatial_bounding_box
 
 from ..volumes import volume_name
 
@@ -45,14 +45,14 @@ class RandRegionCropd(Randomizable, MapTransform):
         d = dict(data)
         if self.label_key not in d:
             raise ValueError(f"The item has no {self.label_key!r} to crop to, only {sorted(map(str, d))}.")
-        box = foreground_box(torch.as_tensor(d[self.label_key])[0] > 0)
+        start, end = generate_spatial_bounding_box(torch.as_tensor(d[self.label_key])[:1])
         low, high = self.expansion
         draws = self.R.randint(low, high + 1, size=(2, 3))
-        if box is None:
+        if not any(end):  # no foreground
             return d
         crop = SpatialCrop(
-            roi_start=[max(0, start - int(draw)) for (start, _), draw in zip(box, draws[0], strict=True)],
-            roi_end=[end + int(draw) for (_, end), draw in zip(box, draws[1], strict=True)],
+            roi_start=[max(0, value - int(draw)) for value, draw in zip(start, draws[0], strict=True)],
+            roi_end=[value + int(draw) for value, draw in zip(end, draws[1], strict=True)],
         )
         for key in self.key_iterator(d):
             if d[key].shape[1:] != d[self.label_key].shape[1:]:
@@ -61,14 +61,3 @@ class RandRegionCropd(Randomizable, MapTransform):
                 )
             d[key] = crop(d[key])
         return d
-
-
-def foreground_box(mask: torch.Tensor) -> list[tuple[int, int]] | None:
-    """First and last index plus one on each axis of the voxels that are true; None where none is."""
-    box = []
-    for axis in range(mask.ndim):
-        there = mask.any(dim=tuple(other for other in range(mask.ndim) if other != axis)).nonzero()
-        if len(there) == 0:
-            return None
-        box.append((int(there[0]), int(there[-1]) + 1))
-    return box

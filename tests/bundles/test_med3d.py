@@ -20,6 +20,9 @@ from common.weights import read_encoder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "med3d" / "configs"
 SAMPLE = {"spacing": [4.0] * 3, "image_size": [32] * 3, "roi_size": [32] * 3, "batches_per_epoch": 1, "max_epochs": 1}
+# Crops of 16 voxels, but validation scans whole instead of from many windows.
+SMALL = {"roi_size": [16] * 3, "segmentation_net#width": 4, "batch_size": 1}
+SMALL |= {"validate#inferer": {"_target_": "SimpleInferer"}}
 DOMAINS = {f"domains#{number}#spacing": [4.0] * 3 for number in (0, 1)} | {"batches_per_epoch": 2}
 
 
@@ -49,6 +52,31 @@ def test_pretraining(encoder):
     assert state["conv1.weight"].shape == (16, 1, 7, 7, 7)
 
 
+def test_padding_does_not_count_in_pretraining(run, tmp_path):
+    """Scans that are smaller than the crops, as those of the hippocampus are."""
+    workflow = run(
+        "pretrain.json",
+        "datasets/sample.json",
+        output_dir=str(tmp_path),
+        execute=False,
+        roi_size=[64] * 3,
+        cache_rate=0.0,
+    )
+    (item,) = workflow.parser.get_parsed_content("train#dataset")[0]
+    whole = workflow.parser.get_parsed_content("validate#dataset")[0]["label"]  # of the same shape, and not padded
+    label = item["label"].as_tensor()[None]
+    padding = label == -1
+    assert label.shape[2:] == item["image"].shape[1:] == (64, 64, 64)
+    assert (~padding).sum() == whole.numel() < label.numel() and (item["image"][padding[0]] == 0).all()
+    logits = torch.randn(1, 2, 64, 64, 64, requires_grad=True)
+    loss = workflow.parser.get_parsed_content("loss")(logits, label)
+    inside = ~padding[:, 0]
+    expected = torch.nn.functional.cross_entropy(logits.movedim(1, -1)[inside], label[:, 0][inside].long())
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert not logits.grad.movedim(1, -1)[~inside].any() and logits.grad.movedim(1, -1)[inside].all()
+
+
 def test_a_step_of_one_domain_leaves_the_other_branch_alone(run, tmp_path):
     """Also in the optimiser, whose momentum would move a branch with a gradient of zero."""
     seen = []
@@ -65,8 +93,9 @@ def test_a_step_of_one_domain_leaves_the_other_branch_alone(run, tmp_path):
 
         trainer.add_event_handler(Events.ITERATION_COMPLETED, look)
 
-    run("pretrain.json", "datasets/sample.json", output_dir=str(tmp_path), batches_per_epoch=6, before=note)
-    assert {branch for branch, _ in seen} == {0, 1} and len(seen) == 6
+    settings = SMALL | {"batches_per_epoch": 4}
+    run("pretrain.json", "datasets/sample.json", output_dir=str(tmp_path), before=note, **settings)
+    assert {branch for branch, _ in seen} == {0, 1} and len(seen) == 4
     for (_, before), (branch, after) in itertools.pairwise(seen):
         assert not torch.equal(before[branch], after[branch])
         assert torch.equal(before[1 - branch], after[1 - branch])
@@ -96,7 +125,7 @@ def test_the_encoder_goes_into_every_transfer(run, encoder, tmp_path, caplog):
 def test_a_resumed_pretraining_has_the_bits_of_one_that_was_not_killed(run, tmp_path):
     """The sampler's order, too, goes on where it was."""
     overlays = ("pretrain.json", "datasets/sample.json")
-    settings = {"batches_per_epoch": 3, "max_epochs": 2, "val_interval": 1, "segmentation_net#width": 4}
+    settings = SMALL | {"batches_per_epoch": 3, "max_epochs": 2, "val_interval": 1}
 
     def kill(workflow):
         from ignite.engine import Events
@@ -117,11 +146,24 @@ def rows(path):
         return list(csv.DictReader(file, skipinitialspace=True))
 
 
-def trained(run, folder, *overlays, network="model.pt", **settings):
-    """Trained two epochs, evaluated on the test list."""
-    place = settings | {"output_dir": str(folder)}
-    run("train.json", *overlays, **place | {"max_epochs": 2, "val_interval": 1, "batches_per_epoch": 2})
-    run("train.json", "evaluate.json", *overlays, **place)
+@pytest.fixture(scope="module")
+def one_test_scan(cohort, tmp_path_factory):
+    """Folder with the cohort's datalists, whose test lists have one item."""
+    folder = tmp_path_factory.mktemp("lists")
+    for name in ("structures4.json", "skull.json"):
+        content = json.loads((cohort / name).read_text())
+        (folder / name).write_text(json.dumps(content | {"test": content["test"][:1]}))
+    return folder
+
+
+def trained(run, folder, *overlays, steps=2, **settings):
+    """Trained one epoch."""
+    return run("train.json", *overlays, **settings, output_dir=str(folder), batches_per_epoch=steps)
+
+
+def evaluated(run, folder, *overlays, **settings):
+    """On the test list."""
+    run("train.json", "evaluate.json", *overlays, **settings, output_dir=str(folder))
 
 
 def predict(run, folder, *overlays, **settings):
@@ -131,39 +173,46 @@ def predict(run, folder, *overlays, **settings):
     run("inference.json", *overlays, workflow_type="inference", **run_settings)
 
 
-def test_segmentation(run, cohort, tmp_path):
-    overlays = ("datasets/sample.json",)
-    trained(run, tmp_path, *overlays)
-    test = json.loads((cohort / "structures4.json").read_text())["test"]
+def check_masks(folder, cohort, datalist):
+    """Label maps of the test scans, which lie on the scans' grids."""
+    (item,) = json.loads(datalist.read_text())["test"]
+    image = nib.load(cohort / item["image"])
+    name = Path(item["image"]).name.removesuffix(".nii.gz")
+    prediction = nib.load(next(folder.rglob(f"{name}_seg.nii.gz")))
+    assert prediction.shape == image.shape and abs(prediction.affine - image.affine).max() < 1e-4
+    return set(prediction.get_fdata().astype(int).ravel())
+
+
+def test_segmentation(run, cohort, one_test_scan, tmp_path):
+    overlays, data = ("datasets/sample.json",), {"datalist": str(one_test_scan / "structures4.json")}
+    trained(run, tmp_path, *overlays, **data)
+    evaluated(run, tmp_path, *overlays, **data)
     table = rows(tmp_path / "eval/val_mean_dice_raw.csv")
-    assert len(table) == len(test) == 2 and "cortex" in table[0]
-    predict(run, tmp_path, *overlays)
-    for item in test:
-        image = nib.load(cohort / item["image"])
-        name = Path(item["image"]).name.removesuffix(".nii.gz")
-        prediction = nib.load(next((tmp_path / "predictions").rglob(f"{name}_seg.nii.gz")))
-        assert prediction.shape == image.shape and abs(prediction.affine - image.affine).max() < 1e-4
-        assert set(prediction.get_fdata().astype(int).ravel()) <= set(range(5))
+    assert len(table) == 1 and "cortex" in table[0]
+    predict(run, tmp_path, *overlays, **data)
+    assert check_masks(tmp_path / "predictions", cohort, one_test_scan / "structures4.json") <= set(range(5))
 
 
 @pytest.mark.parametrize("task", ["age_group", "lesion_size"])
-def test_classification(run, cohort, tmp_path, task):
+def test_classification(run, tmp_path, task):
     lesions = task == "lesion_size"
     overlays = ["datasets/sample.json", *(["datasets/sample_lesions.json"] if lesions else [])]
     overlays += ["tasks/nodule.json", f"tasks/{task}.json"]
     own = {"large_lesion": 10.0} if lesions else {}
     trained(run, tmp_path, *overlays, **own)
+    evaluated(run, tmp_path, *overlays, **own)
     lines = (tmp_path / "eval/metrics.csv").read_text().splitlines()
     metrics = {name: float(value) for name, value in (re.split(r"\s*[\t,]\s*", line) for line in lines)}
     table = rows(tmp_path / "eval/predictions.csv")
     assert metrics["val_accuracy"] == np.mean([row["label"] == row["prediction"] for row in table])
-    predict(run, tmp_path, *overlays)
-    predicted = rows(tmp_path / "predictions/predictions.csv")
-    assert len(predicted) == 2
-    for row in predicted:
-        probabilities = [float(row[f"probability_{number}"]) for number in range(2 if lesions else 3)]
-        assert sum(probabilities) == pytest.approx(1, abs=1e-4)
-        assert int(row["prediction"]) == np.argmax(probabilities)
+    if lesions:  # of one task, since nothing in inference is the task's own
+        predict(run, tmp_path, *overlays)
+        predicted = rows(tmp_path / "predictions/predictions.csv")
+        assert len(predicted) == 2
+        for row in predicted:
+            probabilities = [float(row[f"probability_{number}"]) for number in range(2)]
+            assert sum(probabilities) == pytest.approx(1, abs=1e-4)
+            assert int(row["prediction"]) == np.argmax(probabilities) and row["label"] == ""
 
 
 def test_malignancy_of_lidc():
@@ -174,73 +223,70 @@ def test_malignancy_of_lidc():
 
 
 @pytest.fixture(scope="module")
-def liver(run, cohort, tmp_path_factory):
-    """Both stages, trained a little on the sample's lesions in place of livers."""
+def liver(run, one_test_scan, tmp_path_factory):
+    """Both stages, trained a step or two on the sample's heads in place of livers."""
     folder = tmp_path_factory.mktemp("liver")
     organ = {
-        "datalist": str(cohort / "skull.json"),
+        "datalist": str(one_test_scan / "skull.json"),
         "numbering": "binary",
         "task": "skull",
         "segmentation_net#width": 4,
-        "learning_rate": 0.01,
     }
     head = {"head#hidden": 8, "head#growth": 4}
     trained(run, folder / "coarse", "datasets/sample.json", "tasks/liver_coarse.json", **organ)
     trained(run, folder / "fine", "datasets/sample.json", "tasks/liver_fine.json", **organ, **head, margin=2)
-    return folder, organ, head
+    # First stages that call everything liver, and everything background.
+    state = torch.load(folder / "coarse/model.pt", weights_only=True)
+    for name, bias in (("keen", [-1e4, 1e4]), ("blind", [1e4, -1e4])):
+        state["head.branches.0.bias"].copy_(torch.tensor(bias))
+        torch.save(state, folder / f"{name}.pt")
+    return folder, organ | head
 
 
-def test_two_stages(run, liver, cohort, caplog):
-    folder, organ, head = liver
+def test_two_stages(run, liver, cohort, one_test_scan, caplog):
+    folder, own = liver
     overlays = ("datasets/sample.json", "tasks/liver_fine.json", "tasks/liver_two_stage.json")
-    stages = {
-        "coarse_model_path": str(folder / "coarse/model.pt"),
+    own = own | {
+        "coarse_model_path": str(folder / "keen.pt"),
         "coarse_net#width": 4,
         "coarse_net#depth": 10,
         "coarse_size": [32] * 3,
         "margin": 2,
     }
-    own = {key: organ[key] for key in ("datalist", "segmentation_net#width")}
-    files = ("train.json", "evaluate.json", *overlays)
-    run(*files, output_dir=str(folder / "fine"), eval_dir=str(folder / "both"), **organ, **head, **stages)
-    assert len(rows(folder / "both/val_mean_dice_raw.csv")) == 2
-    predict(run, folder / "fine", *overlays, **own, **head, **stages)
-    item = json.loads((cohort / "skull.json").read_text())["test"][0]
-    image = nib.load(cohort / item["image"])
-    name = Path(item["image"]).name.removesuffix(".nii.gz")
-    prediction = nib.load(next((folder / "fine/predictions").rglob(f"{name}_seg.nii.gz")))
-    assert prediction.shape == image.shape and abs(prediction.affine - image.affine).max() < 1e-4
+    evaluated(run, folder / "fine", *overlays, **own)
+    assert len(rows(folder / "fine/eval/val_mean_dice_raw.csv")) == 1
+    del own["numbering"]
+    predict(run, folder / "fine", *overlays, **own)
+    assert "the first stage finds nothing" not in caplog.text
+    check_masks(folder / "fine/predictions", cohort, one_test_scan / "skull.json")
 
-    # A first stage that calls everything background.
-    state = torch.load(folder / "coarse/model.pt", weights_only=True)
-    state["head.branches.0.bias"].copy_(torch.tensor([1e4, -1e4]))
-    torch.save(state, folder / "blind.pt")
-    caplog.clear()
-    stages["coarse_model_path"] = str(folder / "blind.pt")
-    predict(run, folder / "fine", *overlays, **own, **head, **stages, output_dir=str(folder / "blind"))
-    assert caplog.text.count("the first stage finds nothing") == 2 and name in caplog.text
-    empty = nib.load(next((folder / "blind").rglob(f"{name}_seg.nii.gz")))
-    assert empty.shape == image.shape and not empty.get_fdata().any()
+    own["coarse_model_path"] = str(folder / "blind.pt")
+    predict(run, folder / "fine", *overlays, **own, output_dir=str(folder / "blind"))
+    assert caplog.text.count("the first stage finds nothing") == 1
+    assert check_masks(folder / "blind", cohort, one_test_scan / "skull.json") == {0}
 
 
-def test_medicalnet_demo(run, tmp_path):
+def test_medicalnet_demo(run, cohort, one_test_scan, tmp_path):
     """The published code's pre-processing, head and optimiser."""
     overlays = ("datasets/sample.json", "presets/medicalnet_demo.json")
     settings = {"image_size": [16, 32, 32], "roi_size": [16, 32, 32], "spacing": None}
-    trained(run, tmp_path, *overlays, **settings)
-    assert len(rows(tmp_path / "eval/val_mean_dice_raw.csv")) == 2
-    predict(run, tmp_path, *overlays, **settings)
-    workflow = run("train.json", *overlays, output_dir=str(tmp_path), execute=False, **settings)
+    settings["datalist"] = str(one_test_scan / "structures4.json")
+    workflow = trained(run, tmp_path, *overlays, **settings)
     backbone, new = workflow.parser.get_parsed_content("optimizer").param_groups
     assert new["lr"] == pytest.approx(100 * backbone["lr"])
     net = workflow.parser.get_parsed_content("network_def")
     assert len(backbone["params"]) + len(new["params"]) == len(list(net.parameters()))
+    evaluated(run, tmp_path, *overlays, **settings)
+    assert len(rows(tmp_path / "eval/val_mean_dice_raw.csv")) == 1
+    predict(run, tmp_path, *overlays, **settings)
+    check_masks(tmp_path / "predictions", cohort, one_test_scan / "structures4.json")
 
 
 def test_a_label_outside_of_a_domains_classes(run, tmp_path):
     with pytest.raises(RuntimeError) as raised:
         run("pretrain.json", "datasets/sample.json", output_dir=str(tmp_path), **{"domains#1#num_classes": 2})
-    assert "has labels that no class names (2" in str(first_cause(raised.value))
+    text = str(first_cause(raised.value))
+    assert "has labels that no class of the domain 'lesions' names (2" in text and "`num_classes`" in text
 
 
 def test_deterministic_transforms_are_cached(run, tmp_path):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from common.data import (
     load_domains,
     median_spacing,
 )
+from common.data.__main__ import main
 from common.transforms import DomainSpacingd, LoadVolumed, MapLabelsd
 
 
@@ -118,8 +118,13 @@ def test_a_label_outside_a_domains_classes(domains):
     """Domain b has labels 0 and 7 in its files and two classes."""
     item = load_domains(domains)["training"][-1]
     transform = MapLabelsd("label", domain_label_maps(domains), other="error")
-    with pytest.raises(ValueError, match=r"b/0_seg.nii.gz has labels that no class names \(7\)"):
+    with pytest.raises(
+        ValueError, match=r"b/0_seg.nii.gz has labels that no class of the domain 'b' names \(7\): .*`num_classes`"
+    ):
         transform(LoadVolumed(["image", "label"], ensure_channel_first=True)(item))
+    with pytest.raises(DatalistError, match=r"(?s)^Domain 'b': .*b/0_seg.nii.gz: has labels that no class names \(7\)"):
+        load_domains(domains, check="full")
+    load_domains(domains[:1], check="full")
 
 
 @pytest.mark.parametrize("label", [None, 3], ids=["missing", "a number"])
@@ -142,8 +147,9 @@ def test_an_error_names_the_domain(domains):
     with pytest.raises(DatalistError, match="missing"):
         load_domains(domains)
     domains[1]["datalist"] = domains[0]["datalist"]
-    with pytest.raises(DatalistError, match=r"(?s)Domain 'a': .*validation"):
+    with pytest.raises(DatalistError, match=r"^Domain 'a': the list 'validation' of .*a.json is empty") as raised:
         load_domains(domains, required=["validation"])
+    assert "fold" not in str(raised.value)  # which domains do not have
 
 
 @pytest.mark.parametrize(
@@ -164,10 +170,10 @@ def test_what_a_domain_has_to_say(domains, change, message):
         domain_classes([])
 
 
-def test_spacing_on_the_command_line(domains):
-    command = [sys.executable, "-m", "common.data", "spacing", domains[0]["datalist"], "--statistic", "mean"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout == "1.33333 x 2 x 4.66667 mm (RAS)\n", done.stderr
+def test_spacing_on_the_command_line(domains, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["data", "spacing", domains[0]["datalist"], "--statistic", "mean"])
+    main()
+    assert capsys.readouterr().out == "1.33333 x 2 x 4.66667 mm (RAS)\n"
 
 
 def test_percentiles_and_standard_scale(domains):

@@ -52,6 +52,20 @@ def test_the_file_is_the_best_so_far(tmp_path, caplog, compare, interval, expect
     assert f"{path}: epoch 2, val_loss 1.0000." in caplog.text or compare is operator.gt
 
 
+@pytest.mark.parametrize("compare", [operator.lt, operator.gt])
+def test_nan_is_no_best_metric(tmp_path, caplog, compare):
+    """The latest is kept until there is a number, which then is not given up for NaN."""
+    nan = float("nan")
+    written, evaluator = run(tmp_path / "model.pt", [nan, nan, 2, nan], compare)
+    assert str(written) == str([nan, nan, 2.0, 2.0])
+    assert best_metric(evaluator) == ("val_loss", 2) and evaluator.state.best_metric_epoch == 3
+    assert caplog.text.count("is NaN, so that no epoch is the best one and the latest is kept") == 2
+    assert "val_loss of epoch 2" in caplog.text and "validation list (config id `data`)" in caplog.text
+    caplog.clear()
+    run(tmp_path / "model.pt", [nan, 5, 7], lambda new, old: False)
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == 5
+
+
 def test_the_whole_path_is_logged_where_a_relative_one_is_given(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     with caplog.at_level("INFO"):

@@ -66,6 +66,14 @@ def files(path):
     return sorted(file.name for file in path.parent.iterdir() if file.suffix == ".safetensors")
 
 
+def test_nan_is_no_best_validation(path):
+    nan = float("nan")
+    run(path, [nan, 3, nan, 2, 9])
+    assert weight(path) == (2, 4)
+    run(path, [1, nan])
+    assert weight(path) == (1, 1)
+
+
 def test_the_whole_path_is_logged_where_a_relative_one_is_given(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     with caplog.at_level("INFO"):

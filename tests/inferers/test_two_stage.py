@@ -122,5 +122,5 @@ def test_weights_of_the_first_stage_are_read_once(image, tmp_path):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="`margin` is a number of voxels or one an axis"):
+    with pytest.raises(ValueError, match=r"`margin` -1 .* numbers of voxels, 0 or more"):
         inferer(margin=-1)

@@ -106,7 +106,7 @@ def test_groups_by_domain(make, key):
 def test_unknown_labels_are_those_of_the_domain():
     transform = MapLabelsd("label", DOMAINS, other="error")
     transform({"label": draw([0, 7, 10]), "domain": "adni"})
-    with pytest.raises(ValueError, match=r"no class names \(7\)"):
+    with pytest.raises(ValueError, match=r"no class of the domain 'oasis1' names \(7\): set that domain's `num_cl"):
         transform({"label": draw([0, 7, 10]), "domain": "oasis1"})
 
 

@@ -1,0 +1,89 @@
+"""Pre-training of `med3d` on two processes, which have batches of different domains, and so different branches."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.weights import read_encoder
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "bundles" / "med3d" / "configs"
+FILES = ("pretrain.json", "datasets/sample.json", "multi_gpu_pretrain.json")
+
+# Each rank runs what `python -m monai.bundle run` would, and notes the branch of each of its batches.
+RANK = """
+import json, os, sys
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+
+torch.set_num_threads(1)
+files, overrides = json.load(open(sys.argv[1]))
+workflow = ConfigWorkflow(config_file=files, logging_file=False, workflow_type="train", **overrides)
+workflow.initialize()
+parser, branches = workflow.parser, []
+workflow.trainer.add_event_handler(
+    Events.ITERATION_COMPLETED, lambda engine: branches.append(int(engine.state.batch["branch"][0]))
+)
+net = parser.get_parsed_content("network_def")
+start = [branch.weight.detach().clone() for branch in net.decoder.branches]
+workflow.run()
+report = {
+    "branches": branches,
+    "weights": [parameter.detach().double().sum().item() for parameter in net.parameters()],
+    "moved": [not torch.equal(old, new.weight) for old, new in zip(start, net.decoder.branches)],
+    "val_loss": float(parser.get_parsed_content("validate#evaluator").state.metrics["val_loss"]),
+}
+with open(f"{overrides['output_dir']}/{os.environ['RANK']}.json", "w") as file:
+    json.dump(report, file)
+workflow.finalize()
+"""
+
+
+def test_processes_with_different_branches_end_alike(cohort, tmp_path):
+    settings = {
+        "dataset_dir": str(cohort),
+        "output_dir": str(tmp_path),
+        "roi_size": [32] * 3,
+        "segmentation_net#width": 4,
+        "batch_size": 1,
+        "batches_per_epoch": 8,
+        "max_epochs": 1,
+        # A validation scan of 8 mm is predicted from one window, that of 4 mm, which the other process has, from eight.
+        "domains#0#spacing": [4.0] * 3,
+        "domains#1#spacing": [8.0] * 3,
+    }
+    (tmp_path / "rank.py").write_text(RANK)
+    (tmp_path / "job").write_text(json.dumps([[str(CONFIGS / name) for name in FILES], settings]))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
+    process = subprocess.Popen(
+        [*torchrun, str(tmp_path / "rank.py"), str(tmp_path / "job")],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun then ends its workers
+        output, _ = process.communicate(timeout=60)
+        pytest.fail(f"two processes hung:\n{output[-4000:]}")
+    assert process.returncode == 0, output[-4000:]
+
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    pairs = set(zip(first["branches"], second["branches"], strict=True))
+    assert len(first["branches"]) == 4 and any(one != other for one, other in pairs)
+    assert sorted(first["branches"] + second["branches"]) == [0] * 4 + [1] * 4
+    assert first["weights"] == second["weights"] and first["moved"] == second["moved"] == [True, True]
+    assert first["val_loss"] == second["val_loss"]
+    _, record = read_encoder(tmp_path / "encoder.safetensors")
+    assert record["method"] == "MultiBranchNet"
