@@ -63,8 +63,10 @@ def unknown_label_problem(labels: np.ndarray, known: Collection[int]) -> str | N
 
 
 def volume_name(volume: Any, key: Hashable) -> str:
-    """The file that MONAI loaded a volume from, or the key under which an item has it."""
+    """The file that MONAI loaded a volume from (those of a batch), or the key under which an item has it."""
     file = getattr(volume, "meta", {}).get("filename_or_obj")
+    if isinstance(file, list | tuple):
+        file = ", ".join(map(str, file))
     return str(file) if file else f"The volume under the key {key!r}"
 
 
