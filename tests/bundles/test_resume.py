@@ -137,8 +137,8 @@ def toy_teacher(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
 
 
-# The base files of pre-training and of fine-tuning with workers and without; each kill, and the one that may have written
-# a new best in both; a teacher's moving average in the middle of an epoch.
+# The base files of pre-training and of fine-tuning, with workers and without; each kill, and in both files the one that
+# may have written a new best; a teacher's moving average in the middle of an epoch.
 @pytest.mark.parametrize(
     ("kind", "workers", "kill"),
     [
