@@ -68,7 +68,7 @@ def run_ranks(script: Path, argument: Path, timeout: float) -> str:
 def folder(tiny, cohort, tmp_path_factory):
     """Where two processes pre-trained, fine-tuned and evaluated, one after the other."""
     folder = tmp_path_factory.mktemp("two_processes")
-    common = {"dataset_dir": str(cohort), "output_dir": str(folder), "batch_size": 1}
+    common = {"dataset_dir": str(cohort), "output_dir": str(folder), "batch_size": 1, "max_epochs": 1}
 
     def job(*names: str, **overrides):
         return names[0].split(".")[0], [str(CONFIGS / name) for name in names] + [tiny["unetr"]], common | overrides

@@ -69,6 +69,7 @@ def fine_tuned(run_bundle, tiny, pretrained, tmp_path_factory):
         output_dir=str(folder),
         pretrained_encoder=str(pretrained[0] / "encoder.safetensors"),
         max_epochs=6,
+        val_interval=3,
         before=note,
     )
     return folder, began, workflow
@@ -250,7 +251,8 @@ def test_rcr_on_swin_unetr_and_fine_tuning_from_it(run_bundle, tiny, tmp_path):
         "train.json",
         tiny["swin_unetr"],
         output_dir=str(tmp_path),
-        fraction=0.5,
+        fraction=0.3,  # one volume
+        batch_size=1,
         max_epochs=1,
         pretrained_encoder=str(tmp_path / "encoder.safetensors"),
         before=note,

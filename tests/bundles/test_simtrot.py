@@ -15,7 +15,6 @@ from common.checks import first_cause
 from common.weights import read_encoder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "simtrot" / "configs"
-NETWORKS = ("nnformer", "swin_unetr", "unetr")
 PRETEXTS = tuple(sorted(path.stem for path in (CONFIGS / "pretexts").glob("*.json")))
 SAMPLE = {"spacing": [4.0, 4.0, 4.0], "image_size": [64, 64, 64], "batches_per_epoch": 1, "max_epochs": 1}
 
@@ -32,19 +31,53 @@ def test_there_are_seven():
     assert PRETEXTS == ("btrot", "byol", "mae", "rcr", "simclr", "simmim", "simtrot")
 
 
-@pytest.mark.parametrize("pretext", PRETEXTS)
-@pytest.mark.parametrize("network", NETWORKS)
+# Thin layers, and for Swin UNETR, which cannot train on fewer than 64 voxels an axis, small windows save time.
+THIN = {"segmentation_net#embed_dim": 24}
+SMALLER = {"nnformer": THIN, "swin_unetr": {"segmentation_net#window_size": 4}, "unetr": {}}
+# Each pretext once, and each network with several kinds of them.
+TRAINED = [
+    ("nnformer", "simtrot"),
+    ("nnformer", "btrot"),
+    ("swin_unetr", "rcr"),
+    ("swin_unetr", "simmim"),
+    ("unetr", "byol"),
+    ("unetr", "mae"),
+    ("unetr", "simclr"),
+]
+# With those each network has each class of pretexts. SimTROT and SimCLR, and so B-TROT and BYOL, are of one class.
+OTHERS = [
+    ("nnformer", "rcr"),
+    ("nnformer", "simmim"),
+    ("swin_unetr", "simclr"),
+    ("swin_unetr", "byol"),
+    ("unetr", "rcr"),
+    ("unetr", "simmim"),
+]
+
+
+def overlays_of(network: str) -> tuple[str, str]:
+    return "datasets/sample.json", f"networks/{network}_small.json"
+
+
+@pytest.mark.parametrize(("network", "pretext"), TRAINED)
 def test_any_network_with_any_pretext(run, tmp_path, network, pretext, caplog):
-    """One step, and the encoder goes into the matching fine-tuning net whole."""
-    overlays = ("datasets/sample.json", f"networks/{network}_small.json")
-    # Swin UNETR cannot train on fewer than 64 voxels an axis; smaller windows save time.
-    small = {"segmentation_net#window_size": 4} if network == "swin_unetr" else {}
-    if pretext == "mae" and network != "unetr":
-        with pytest.raises(RuntimeError) as refused:
-            run("pretrain.json", *overlays, f"pretexts/{pretext}.json", output_dir=str(tmp_path), **small)
-        assert "which only a ViT allows" in str(first_cause(refused.value))
-        return
-    workflow = run("pretrain.json", *overlays, f"pretexts/{pretext}.json", output_dir=str(tmp_path), **small)
+    """One step, and the encoder goes into the matching fine-tuning net whole; the handler moves a teacher."""
+    overlays, small = overlays_of(network), SMALLER[network]
+    teacher = {}
+
+    def note(workflow):
+        net = workflow.parser.get_parsed_content("network_def")
+        teacher.update({name: tensor.clone() for name, tensor in net.teacher.state_dict().items()})
+
+    workflow = run(
+        "pretrain.json",
+        *overlays,
+        f"pretexts/{pretext}.json",
+        output_dir=str(tmp_path),
+        learning_rate=0.1,
+        before=note if pretext in ("btrot", "byol") else None,
+        **small,
+    )
     trainer = workflow.parser.get_parsed_content("train#trainer")
     assert trainer.state.iteration == 1
     state, record = read_encoder(tmp_path / "encoder.safetensors")
@@ -66,35 +99,39 @@ def test_any_network_with_any_pretext(run, tmp_path, network, pretext, caplog):
     report = caplog.text[caplog.text.index("transfer report") :]
     assert "100.0%" in report.partition("adapted")[0] and "warning" not in report.lower()
 
+    assert bool(teacher) == (kinds.get(pretext) == "TokenBYOL")
+    if teacher:
+        net, name = workflow.parser.get_parsed_content("network_def"), "projector.3.weight"
+        ours, theirs = (branch.state_dict()[name].cpu() for branch in (net.student, net.teacher))
+        assert not torch.equal(teacher[name], theirs)
+        torch.testing.assert_close(theirs, 0.99 * teacher[name] + 0.01 * ours)
 
-@pytest.mark.parametrize("pretext", ["btrot", "byol"])
-def test_the_handler_moves_the_teacher(run, tmp_path, pretext):
-    began = {}
 
-    def note(workflow):
-        network = workflow.parser.get_parsed_content("network_def")
-        began.update({name: tensor.clone() for name, tensor in network.teacher.state_dict().items()})
+@pytest.mark.parametrize(("network", "pretext"), OTHERS)
+def test_other_networks_and_pretexts_fit(run, tmp_path, network, pretext):
+    """A loss that is finite, and gradients in the encoder."""
+    files = "pretrain.json", *overlays_of(network), f"pretexts/{pretext}.json"
+    workflow = run(*files, output_dir=str(tmp_path), execute=False, **SMALLER[network])
+    net, loss, encoder = (workflow.parser.get_parsed_content(name) for name in ("network_def", "loss", "encoder"))
+    image = torch.rand(2, 1, 64, 64, 64, generator=torch.Generator().manual_seed(0))
+    value = loss(net(image), image)
+    assert torch.isfinite(value)
+    value.backward()
+    assert sum(float(p.grad.abs().sum()) for p in encoder.parameters() if p.grad is not None) > 0
 
-    workflow = run(
-        "pretrain.json",
-        "datasets/sample.json",
-        f"pretexts/{pretext}.json",
-        output_dir=str(tmp_path),
-        learning_rate=0.1,
-        before=note,
-    )
-    network = workflow.parser.get_parsed_content("network_def")
-    name = "projector.3.weight"
-    student, teacher = (branch.state_dict()[name].cpu() for branch in (network.student, network.teacher))
-    assert not torch.equal(began[name], teacher)
-    torch.testing.assert_close(teacher, 0.99 * began[name] + 0.01 * student)
+
+@pytest.mark.parametrize("network", ["nnformer", "swin_unetr"])
+def test_mae_takes_a_vit(run, tmp_path, network):
+    with pytest.raises(RuntimeError) as refused:
+        run("pretrain.json", *overlays_of(network), "pretexts/mae.json", output_dir=str(tmp_path), **SMALLER[network])
+    assert "which only a ViT allows" in str(first_cause(refused.value))
 
 
 @pytest.fixture(scope="module")
 def tuned(run_bundle, cohort, tmp_path_factory):
     """Fine-tuned a little, evaluated, and applied to the test scans."""
     folder = tmp_path_factory.mktemp("simtrot")
-    settings = SAMPLE | {"bundle": "simtrot", "max_epochs": 2, "val_interval": 1, "output_dir": str(folder)}
+    settings = SAMPLE | {"bundle": "simtrot", "max_epochs": 2, "val_interval": 1, "output_dir": str(folder)} | THIN
     run_bundle("train.json", "datasets/sample.json", **settings | {"batches_per_epoch": 4})
     run_bundle("train.json", "evaluate.json", "datasets/sample.json", **settings)
     del settings["max_epochs"], settings["val_interval"], settings["batches_per_epoch"]
@@ -129,7 +166,9 @@ def test_predictions_lie_on_the_scans_grids(tuned, cohort):
 
 def test_a_single_label_trains(run, tmp_path):
     """Batches of two from one volume."""
-    workflow = run("train.json", "datasets/sample.json", output_dir=str(tmp_path), fraction=0.3, batches_per_epoch=2)
+    workflow = run(
+        "train.json", "datasets/sample.json", output_dir=str(tmp_path), fraction=0.3, batches_per_epoch=2, **THIN
+    )
     assert len(workflow.parser.get_parsed_content("data")["training"]) == 1
     assert workflow.parser.get_parsed_content("train#trainer").state.iteration == 2
 
@@ -169,7 +208,7 @@ def test_regions_of_the_tumour(run_bundle, tmp_path):
 
 
 SMALL = ["inference.json", "networks/nnformer_small.json"]
-SHAPES = {"image_size": [64] * 3, "roi_size": [64] * 3}
+SHAPES = {"image_size": [64] * 3, "roi_size": [64] * 3, **THIN}
 
 
 def test_monai_verifies_and_exports_the_net(tmp_path, verify_and_export):
