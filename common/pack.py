@@ -258,7 +258,8 @@ def _changed_configs(bundle: Path, files: Sequence[Path], override: Mapping[str,
     bases = {name: _read(folder / name) for name in BASE_FILES if (folder / name).is_file()}
     known = set().union(*bases.values(), *(_references(config) for config in bases.values()))
     evaluate = _read(folder / "evaluate.json") if (folder / "evaluate.json").is_file() else {}
-    known |= {*evaluate} | {name for _, overlay in overlays for name in _references(overlay)}
+    known |= {key.split("#")[0] for key in evaluate}
+    known |= {name for _, overlay in overlays for name in _references(overlay)}
     for source, overlay in overlays:
         for key in overlay:
             if key.lstrip("+").replace("::", "#").split("#")[0] not in known:
