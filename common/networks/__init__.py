@@ -21,7 +21,7 @@ from .slice_transformer import SliceTransformer
 from .swin_encoder import SwinEncoder
 from .unetr import UNETR, SeparablePositions
 from .vit_encoder import ViTEncoder
-from .whole_weights import whole_weights
+from .weights_guard import whole_weights
 
 __all__ = [
     "UNETR",

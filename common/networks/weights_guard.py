@@ -12,8 +12,8 @@ def whole_weights(network: nn.Module) -> nn.Module:
 
     MONAI Label loads ``models/model.pt`` with ``strict=False``, for inference and before training, and only logs which
     names did not fit (https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/tasks/infer/basic_infer.py,
-    ``_get_network``). A net of which nothing was loaded then answers with a mask of noise. Parts that are loaded on
-    their own, such as an encoder, are not concerned, nor are copies made by ``copy.deepcopy`` excepted.
+    ``_get_network``). A net of which nothing was loaded then answers with a mask of noise. Copies of
+    the network refuse as it does; parts that are loaded on their own, such as an encoder, are not concerned.
 
     Returns:
         the network, whose ``load_state_dict`` raises a RuntimeError when names are missing or left over.
