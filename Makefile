@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 # Processes of the test suite, a thread and about 4 GB each
 WORKERS ?= 2
+LABEL_VENV ?= .venv-label
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo label-demo test lint bench clean
 
 demo: $(STAMP)
 	$(RUN) demo/run.py
+
+# A MONAI Label server with every bundle, in an environment of its own (docs/monai_label.md)
+label-demo: $(LABEL_VENV)/.installed
+	$(LABEL_VENV)/bin/python demo/label.py
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -23,11 +28,18 @@ bench: $(STAMP)
 	$(RUN) benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) build dist packed runs *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LABEL_VENV) build dist packed runs *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): requirements.txt setup.cfg
+$(STAMP): requirements.txt setup.cfg tests/monai_label.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet -r requirements.txt
 	$(RUN) -m pip install --quiet --no-deps -e .
+	$(RUN) -m pip install --quiet --no-deps -r tests/monai_label.txt
+	touch $@
+
+# The constraints reach the packages that pip builds for sam2, too, by the variable only.
+$(LABEL_VENV)/.installed: demo/label_constraints.txt setup.cfg
+	test -x $(LABEL_VENV)/bin/python || $(PYTHON) -m venv $(LABEL_VENV)
+	PIP_CONSTRAINT=demo/label_constraints.txt $(LABEL_VENV)/bin/python -m pip install --quiet monailabel .
 	touch $@

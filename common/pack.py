@@ -3,12 +3,16 @@
 A bundle of this collection names shared code by ``common.`` paths and so needs the collection installed. The packed
 bundle carries that code under ``scripts/common/``, the place that MONAI's model zoo and MONAI Label expect, and its
 configs name it there.
+
+MONAI Label reads one file a purpose, ``configs/inference.json`` and ``configs/train.json``, and no overlays.
+``--config_file`` and ``--override`` write them into these files, so that another network, task or size can be served.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import copy
 import hashlib
 import json
 import os
@@ -23,7 +27,7 @@ from typing import Any
 
 from . import doctor
 
-__all__ = ["check_imports", "pack", "rewrite_config"]
+__all__ = ["apply_overlays", "check_imports", "pack", "rewrite_config"]
 
 # What a bundle consists of. Anything else in its folder is what runs wrote, perhaps from patients' images.
 BUNDLE_FILES = ("LICENSE", "configs", "docs")
@@ -32,6 +36,8 @@ PACKAGE_SUFFIXES = (".json", ".py")
 # Before anything else, so that `initialize` finds `scripts` from any working folder: MONAI adds the bundle's folder to
 # the import path only after it.
 ADD_BUNDLE_TO_PATH = '{"_target_": "site.addsitedir", "sitedir": "@bundle_root"}'
+# Config files that stand alone; `evaluate.json` and those of several GPUs are overlays on them.
+BASE_FILES = ("pretrain.json", "train.json", "inference.json")
 
 
 def pack(
@@ -40,6 +46,9 @@ def pack(
     weights: Sequence[Path] = (),
     weight_urls: Mapping[str, str] | None = None,
     force: bool = False,
+    config_file: Sequence[Path] = (),
+    override: Mapping[str, Any] | None = None,
+    name: str | None = None,
 ) -> tuple[Path, Path]:
     """Write ``output/NAME/`` and ``output/NAME_vVERSION.zip``; the same input gives the same bytes.
 
@@ -53,39 +62,49 @@ def pack(
         weight_urls: addresses by path of a local copy; such a file does not come along, ``large_files.yml`` lists
             its address and SHA-256 for ``python -m monai.bundle download_large_files``.
         force: replace what an earlier call wrote.
+        config_file: overlays that are written into the base files, in order, each in the working folder, the bundle or
+            its ``configs/``. ``metadata.json`` then names the channels, classes and sizes that come of it.
+        override: values by id, after the overlays.
+        name: what the packed bundle is called, the folder's name if None. MONAI Label offers it as the model's name.
 
     Raises:
-        FileNotFoundError: a part of the bundle or a file of weights is missing.
+        FileNotFoundError: a part of the bundle, an overlay or a file of weights is missing.
         FileExistsError: the output exists and ``force`` is false.
-        ValueError: a config or a module names ``common`` in a way that cannot be packed, or MONAI Label would take
-            the weights for another network's.
+        ValueError: a config or a module names ``common`` in a way that cannot be packed, MONAI Label would take
+            the weights for another network's, or an overlay changes nothing or cannot be applied.
     """
     bundle = bundle.resolve()
     urls = {Path(path): url for path, url in (weight_urls or {}).items()}
     _check_bundle(bundle)
     _check_weights([*weights, *urls])
     version = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
-    folder, archive = output / bundle.name, output / f"{bundle.name}_v{version}.zip"
+    name = name or bundle.name
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"--name {name!r}: use letters, digits, '_', '-' and '.', it becomes a folder's name.")
+    folder, archive = output / name, output / f"{name}_v{version}.zip"
+    changed = _changed_configs(bundle, config_file, override or {})
     for target in (folder, archive):
         if target.exists() and not force:
             raise FileExistsError(f"{target} exists; pass --force to replace it, or another --output.")
 
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=f".{bundle.name}.") as made:
-        draft = Path(made) / bundle.name
+    with tempfile.TemporaryDirectory(dir=output, prefix=f".{name}.") as made:
+        draft = Path(made) / name
         for path in _bundle_files(bundle):
-            name = path.relative_to(bundle)
-            if name.parts[0] == "configs" and path.suffix == ".json" and path.name != "metadata.json":
-                _write(draft / name, rewrite_config(path.read_text(encoding="utf-8"), str(name)))
+            part = path.relative_to(bundle)
+            if part.parts[0] == "configs" and path.suffix == ".json":
+                text = changed.get(path.name) if len(part.parts) == 2 else None
+                text = path.read_text(encoding="utf-8") if text is None else text
+                _write(draft / part, text if path.name == "metadata.json" else rewrite_config(text, str(part)))
             else:
-                _copy(path, draft / name)
+                _copy(path, draft / part)
         code = draft / "scripts" / "common"
         _write(code.parent / "__init__.py", "")
         for path in _package_files():
-            name = path.relative_to(doctor.PACKAGE_FOLDER)
+            part = path.relative_to(doctor.PACKAGE_FOLDER)
             if path.suffix == ".py":
-                check_imports(path.read_text(encoding="utf-8"), f"common/{name}")
-            _copy(path, code / name)
+                check_imports(path.read_text(encoding="utf-8"), f"common/{part}")
+            _copy(path, code / part)
         needed = [str(requirement) for requirement in doctor.requirements() if requirement.marker is None]
         _write(code / "requirements.txt", "\n".join(needed) + "\n")
         for path in weights:
@@ -99,6 +118,35 @@ def pack(
         os.replace(draft, folder)
         os.replace(draft_archive, archive)
     return folder, archive
+
+
+def apply_overlays(base: Mapping[str, Any], overlays: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge overlays into the config of a base file, as ``monai.bundle run`` does with a list of files.
+
+    An overlay serves several base files. What changes a part that this one lacks, and ids that nothing in it reads
+    (such as the pretext in ``inference.json``), are left out.
+
+    Raises:
+        ValueError: a ``+`` entry meets a value of another kind.
+    """
+    from monai.bundle import ConfigParser
+    from monai.bundle.utils import merge_kv
+
+    parser = ConfigParser(config=copy.deepcopy(dict(base)))
+    for overlay in overlays:
+        for key, value in overlay.items():
+            path = key.lstrip("+").replace("::", "#")
+            there = path.rpartition("#")[0] if not key.startswith("+") else path
+            if not there or there in parser:
+                merge_kv(parser, key, copy.deepcopy(value))
+    config: dict[str, Any] = parser.get()
+    while True:
+        others = {key: _references(value) for key, value in config.items()}
+        unread = [key for key in config if key not in base and not any(key in o for k, o in others.items() if k != key)]
+        if not unread:
+            return config
+        for key in unread:
+            del config[key]
 
 
 def rewrite_config(text: str, name: str) -> str:
@@ -162,17 +210,143 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="files for models/ that stay out: large_files.yml lists address and SHA-256",
     )
     parser.add_argument("--force", action="store_true", help="replace what an earlier call wrote")
+    parser.add_argument(
+        "--config_file",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="overlays to write into the base files, for what reads one file only, such as MONAI Label",
+    )
+    parser.add_argument(
+        "--override", nargs="+", default=[], metavar="ID=VALUE", help="values by id, after the overlays"
+    )
+    parser.add_argument("--name", help="name of the packed bundle (default: that of the folder)")
     options = parser.parse_args(arguments)
     urls = dict(item.partition("=")[::2] for item in options.weights_url)
     if not all(urls.values()):
         parser.error("--weights-url wants FILE=URL")
+    override = dict(item.partition("=")[::2] for item in options.override)
+    if not all("=" in item for item in options.override):
+        parser.error("--override wants ID=VALUE")
     try:
-        folder, archive = pack(options.bundle, options.output, options.weights, urls, options.force)
+        folder, archive = pack(
+            options.bundle,
+            options.output,
+            options.weights,
+            urls,
+            options.force,
+            options.config_file,
+            {key: _value(text) for key, text in override.items()},
+            options.name,
+        )
     except (OSError, ValueError) as error:
         print(f"cannot pack {options.bundle}: {error}", file=sys.stderr)
         return 1
     print(f"wrote {folder} and {archive}")
     return 0
+
+
+def _changed_configs(bundle: Path, files: Sequence[Path], override: Mapping[str, Any]) -> dict[str, str]:
+    """Text of the config files that overlays change, by file name."""
+    if not files and not override:
+        return {}
+    folder = bundle / "configs"
+    found = [_find_config(path, bundle) for path in files]
+    overlays = [(path.name, json.loads(path.read_text(encoding="utf-8"))) for path in found]
+    overlays += [(f"--override {key}", {key: value}) for key, value in override.items()]
+    bases = {name: _read(folder / name) for name in BASE_FILES if (folder / name).is_file()}
+    known = set().union(*bases.values(), *(_references(config) for config in bases.values()))
+    evaluate = _read(folder / "evaluate.json") if (folder / "evaluate.json").is_file() else {}
+    known |= {key.split("#")[0] for key in evaluate}
+    known |= {name for _, overlay in overlays for name in _references(overlay)}
+    for source, overlay in overlays:
+        for key in overlay:
+            if key.lstrip("+").replace("::", "#").split("#")[0] not in known:
+                raise ValueError(f"{source} sets `{key}`, and no base file of {bundle.name} has such an id.")
+    changes = [overlay for _, overlay in overlays]
+    result = {name: apply_overlays(config, changes) for name, config in bases.items()}
+    if evaluate:
+        result["evaluate.json"] = _overlay_overlay(evaluate, changes)
+    if "inference.json" in result:
+        metadata = _read(folder / "metadata.json")
+        result["metadata.json"] = _described(metadata, result["inference.json"], bases["inference.json"])
+    return {name: json.dumps(config, indent=4, ensure_ascii=False) + "\n" for name, config in result.items()}
+
+
+def _overlay_overlay(config: dict[str, Any], changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``evaluate.json`` when the files that came after it are written into ``train.json``, before it."""
+    from monai.bundle.utils import merge_kv
+
+    config = copy.deepcopy(config)
+    for overlay in changes:
+        for key, value in overlay.items():
+            path = key.lstrip("+").replace("::", "#")
+            if path in config:
+                merge_kv(config, f"+{path}" if key.startswith("+") else path, copy.deepcopy(value))
+            elif any(path.startswith(f"{own}#") for own in config):
+                raise ValueError(f"`{key}` changes a part of what evaluate.json sets, which packing cannot do.")
+    return config
+
+
+def _described(metadata: dict[str, Any], config: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """Metadata whose ``network_data_format`` is that of the changed inference; MONAI Label takes the labels from it."""
+    from monai.bundle import ConfigParser
+
+    from .data import label_names
+
+    parser = ConfigParser(config=config)
+
+    def number(name: str, inside: str) -> int:
+        return int(parser.get_parsed_content(name if name in config else inside))
+
+    channels = number("in_channels", "segmentation_net#in_channels")
+    classes = number("num_classes", "segmentation_net#out_channels")
+    size = [int(voxels) for voxels in parser.get_parsed_content("roi_size")]
+    metadata = copy.deepcopy(metadata)
+    image = next(iter(metadata["network_data_format"]["inputs"].values()))
+    pred = next(iter(metadata["network_data_format"]["outputs"].values()))
+    whole = pred["spatial_shape"] == image["spatial_shape"]
+    image["spatial_shape"], pred["spatial_shape"] = size, size if whole else [*size[:-1], pred["spatial_shape"][-1]]
+    if channels != image["num_channels"]:
+        names = ["image"] if channels == 1 else [f"image {index}" for index in range(channels)]
+        image |= {"num_channels": channels, "channel_def": {str(index): name for index, name in enumerate(names)}}
+    task = config.get("task")
+    if classes != pred["num_channels"] or task != base.get("task"):
+        try:
+            known = label_names(str(task))
+        except ValueError:  # a task of the user's own
+            known = {}
+        if len(known) != classes:
+            known = dict(enumerate(["background", *(f"class {index}" for index in range(1, classes))]))
+        pred |= {"num_channels": classes, "channel_def": {str(index): name for index, name in known.items()}}
+    return metadata
+
+
+def _find_config(path: Path, bundle: Path) -> Path:
+    for folder in (Path(), bundle, bundle / "configs"):
+        if (folder / path).is_file():
+            return folder / path
+    raise FileNotFoundError(f"there is no config file {path}, neither here nor in {bundle} or its configs.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _references(value: Any) -> set[str]:
+    """Top-level ids that a part of a config refers to."""
+    return {name for _, text in _strings(value) for name in re.findall(r"[@%](\w+)", text)}
+
+
+def _value(text: str) -> Any:
+    """A value of the command line: JSON or a Python literal, else the text as it is."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
 
 
 def _check_bundle(bundle: Path) -> None:

@@ -121,6 +121,12 @@ def unchanged_process() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def unchanged() -> Callable:
+    """`unchanged_process`, for what runs a bundle by other means than `run_bundle`."""
+    return unchanged_process
+
+
+@pytest.fixture(scope="session")
 def run_bundle(cohort) -> Callable:
     """Run configs of a bundle as ``python -m monai.bundle run`` does, in this process, on the cohort.
 

@@ -306,3 +306,109 @@ def test_every_folder_of_code_is_a_package():
     """One without ``__init__.py`` would be missing from an installed package."""
     folders = {path.parent for path in doctor.PACKAGE_FOLDER.rglob("*.py")}
     assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
+
+
+BASE = {
+    "bundle_root": ".",
+    "task": "skull",
+    "in_channels": 1,
+    "num_classes": 2,
+    "roi_size": [8, 8, 8],
+    "network_def": {"_target_": "UNet", "in_channels": "@in_channels", "out_channels": "@num_classes"},
+    "handlers": [{"_target_": "StatsHandler"}],
+    "run": ["$print(@roi_size, @network_def, @task)"],
+}
+
+
+@pytest.mark.parametrize(
+    ("overlays", "changed"),
+    [
+        ([{"roi_size": [4, 4, 4]}, {"roi_size": [2, 2, 2]}], {"roi_size": [2, 2, 2]}),
+        ([{"network_def#in_channels": 3}], {"network_def": BASE["network_def"] | {"in_channels": 3}}),
+        ([{"network_def::in_channels": 3}], {"network_def": BASE["network_def"] | {"in_channels": 3}}),
+        ([{"+handlers": ["x"]}], {"handlers": [*BASE["handlers"], "x"]}),
+        ([{"+network_def": {"bias": True}}], {"network_def": BASE["network_def"] | {"bias": True}}),
+        # what this base file lacks, and what only such things read
+        ([{"pretext": {"_target_": "x", "ratio": "@ratio"}, "ratio": 0.5}], {}),
+        ([{"train#trainer": 1, "+train#handlers": ["x"]}], {}),
+        ([{"width": 3, "roi_size": ["@width"] * 3}], {"roi_size": ["@width"] * 3, "width": 3}),
+    ],
+)
+def test_overlays_are_applied_as_monai_does(overlays, changed, tmp_path):
+    base = json.loads(json.dumps(BASE))
+    assert pack.apply_overlays(base, overlays) == BASE | changed
+    assert base == BASE
+    known = all(key.lstrip("+").replace("::", "#").split("#")[0] in BASE for one in overlays for key in one)
+    if known:
+        files = [BASE, *overlays]
+        for number, content in enumerate(files):
+            (tmp_path / f"{number}.json").write_text(json.dumps(content))
+        paths = [str(tmp_path / f"{number}.json") for number in range(len(files))]
+        assert ConfigParser.load_config_files(paths) == BASE | changed
+
+
+@pytest.fixture
+def served(bundle):
+    """A bundle with inference, evaluation and a description of the network's data."""
+    configs = bundle / "configs"
+    (configs / "inference.json").write_text(json.dumps(BASE))
+    (configs / "evaluate.json").write_text(json.dumps({"metrics": ["dice"], "train#handlers": [1]}))
+    image = {"num_channels": 1, "spatial_shape": [8, 8, 8], "channel_def": {"0": "image"}}
+    pred = {"num_channels": 2, "spatial_shape": [8, 8, 8], "channel_def": {"0": "background", "1": "brain"}}
+    formats = {"inputs": {"image": image}, "outputs": {"pred": pred}}
+    (configs / "metadata.json").write_text(json.dumps({"version": "0.1.0", "network_data_format": formats}))
+    return bundle
+
+
+def test_the_packed_files_have_the_overlays(served, tmp_path, capsys):
+    overlay = {
+        "task": "structures4",
+        "num_classes": 5,
+        "metrics": ["hd95"],
+        "+train#handlers": [2],
+        "roi_size": [4, 4, 4],
+    }
+    (served / "configs" / "tasks" / "tissue.json").write_text(json.dumps(overlay))
+    arguments = [str(served), "--output", str(tmp_path), "--name", "tissue"]
+    arguments += ["--config_file", "tasks/tissue.json", "--override", "in_channels=2", "max_epochs=7", "digest=null"]
+    assert pack.main(arguments) == 0
+    configs = tmp_path / "tissue" / "configs"
+    assert (tmp_path / "tissue_v0.1.0.zip").is_file()
+    inference, train = (json.loads((configs / f"{name}.json").read_text()) for name in ("inference", "train"))
+    changes = {"task": "structures4", "num_classes": 5, "in_channels": 2, "roi_size": [4, 4, 4]}
+    assert inference == BASE | changes
+    assert (train["max_epochs"], train["digest"]) == (7, None) and "task" not in train
+    evaluate = json.loads((configs / "evaluate.json").read_text())
+    assert evaluate == {"metrics": ["hd95"], "train#handlers": [1, 2]}
+    formats = json.loads((configs / "metadata.json").read_text())["network_data_format"]
+    assert formats["inputs"]["image"] == {
+        "num_channels": 2,
+        "spatial_shape": [4, 4, 4],
+        "channel_def": {"0": "image 0", "1": "image 1"},
+    }
+    pred = formats["outputs"]["pred"]
+    assert pred["num_channels"] == 5 and pred["spatial_shape"] == [4, 4, 4]
+    assert pred["channel_def"]["0"] == "background" and pred["channel_def"]["1"] == "cortex"
+    # A task of the user's own has numbers for names.
+    overlay |= {"task": "mine", "num_classes": 3}
+    (served / "configs" / "tasks" / "tissue.json").write_text(json.dumps(overlay))
+    assert pack.main([*arguments, "--force"]) == 0
+    formats = json.loads((configs / "metadata.json").read_text())["network_data_format"]
+    assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "class 1", "2": "class 2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--config_file", "tasks/no.json"], "there is no config file tasks/no.json"),
+        (["--override", "epochs=3"], "--override epochs sets `epochs`, and no base file of toy has such an id"),
+        (["--override", "train#handlers#0=3"], "`train#handlers#0` changes a part of what evaluate.json sets"),
+        (["--name", "a/b"], "--name 'a/b': use letters"),
+    ],
+)
+def test_refuses_overlays_that_do_nothing(served, tmp_path, capsys, arguments, sentence):
+    train = json.loads((served / "configs" / "train.json").read_text())
+    (served / "configs" / "train.json").write_text(json.dumps(train | {"train": {"handlers": [0]}}))
+    assert pack.main([str(served), "--output", str(tmp_path / "out"), *arguments]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -21,6 +21,7 @@ from .slice_transformer import SliceTransformer
 from .swin_encoder import SwinEncoder
 from .unetr import UNETR, SeparablePositions
 from .vit_encoder import ViTEncoder
+from .weights_guard import whole_weights
 
 __all__ = [
     "UNETR",
@@ -48,4 +49,5 @@ __all__ = [
     "SwinEncoder",
     "ViTEncoder",
     "to_channels_last",
+    "whole_weights",
 ]

@@ -30,8 +30,8 @@ class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
         return F.group_norm(input, self.num_features, self.weight, self.bias, self.eps)
 
 
-def to_channels_last(network: nn.Module, device: torch.device | str) -> nn.Module:
-    """Move a network to its device, in place, in the memory format in which its convolutions are fastest.
+def to_channels_last(network: nn.Module, device: torch.device | str | None = None) -> nn.Module:
+    """Move a network to its device (None: it stays), in place, in the format in which its convolutions are fastest.
 
     Weights of 3-D convolutions become ``channels_last_3d``, those of 2-D ones ``channels_last``, and instance norms are
     made to keep that format; names in the state dict and the function stay as they are.
@@ -42,7 +42,8 @@ def to_channels_last(network: nn.Module, device: torch.device | str) -> nn.Modul
     for module in network.modules():
         if type(module) is nn.InstanceNorm3d:
             module.__class__ = ChannelsLastInstanceNorm3d
-    network.to(device)
+    if device is not None:
+        network.to(device)
     # `Module.to` takes one format and refuses a net that has convolutions of both kinds.
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in (*network.parameters(), *network.buffers()):

@@ -37,6 +37,8 @@ class LoadVolumed(LoadImaged):
         if not isinstance(files, list | tuple) or not all(isinstance(f, str | os.PathLike) for f in files):
             return None
         for file in map(os.fspath, files):
+            if not file:  # what MONAI Label looks up for a study that it does not have
+                return "The image that was asked for does not exist (its path is empty)"
             if not os.path.exists(file):
                 return f"{file} does not exist"
             if os.path.isfile(file) and os.path.getsize(file) == 0:

@@ -1,0 +1,281 @@
+"""Every bundle through MONAI Label's own tasks, in this process, without a server: train, infer, and what goes wrong.
+
+Label as a whole is not among the requirements, since it brings a hundred packages and an older numpy. What its tasks
+need is little, and `make` installs it (tests/monai_label.txt); without it these tests are skipped. `make label-demo`
+runs the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import re
+import shutil
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from common.checks import first_cause, own_sentence
+from common.pack import pack
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = ("med3d", "medical_transformer", "pretrain_once", "simtrot", "transseg")
+# For each bundle the files to serve it with, and sizes at which it takes seconds.
+SAMPLE = "datasets/sample.json"
+FOUR_MM = {"spacing": [4.0, 4.0, 4.0], "max_epochs": 1, "val_interval": 1, "batch_size": 1}
+SMALL_BATCHES = {"batches_per_epoch": 1}
+SERVED: dict[str, tuple[list[str], dict]] = {
+    "med3d": ([SAMPLE], FOUR_MM | SMALL_BATCHES | {"image_size": [32] * 3, "roi_size": [32] * 3}),
+    "medical_transformer": (
+        ["tasks/structures4.json", SAMPLE],
+        {
+            "batch_size": 1,
+            "encoder#widths": [4, 4, 8, 8],
+            "encoder#embed_dim": 16,
+            "encoder#num_heads": 2,
+            "encoder#dim_head": 8,
+            "encoder#mlp_dim": 16,
+        },
+    ),
+    "pretrain_once": (
+        [SAMPLE],
+        FOUR_MM
+        | {
+            "image_size": [40, 48, 40],
+            "roi_size": [32, 48, 32],
+            "segmentation_net#num_layers": 4,
+            "segmentation_net#feature_size": 4,
+            "segmentation_net#hidden_size": 24,
+            "segmentation_net#mlp_dim": 48,
+            "segmentation_net#num_heads": 2,
+        },
+    ),
+    "simtrot": (
+        [SAMPLE, "networks/nnformer_tiny.json"],
+        FOUR_MM | SMALL_BATCHES | {"image_size": [64] * 3, "roi_size": [64] * 3},
+    ),
+    "transseg": (
+        [SAMPLE],
+        SMALL_BATCHES
+        | {
+            "image_size": [48, 48],
+            "batch_size": 2,
+            "segmentation_net#encoder#hidden_size": 24,
+            "segmentation_net#encoder#mlp_dim": 48,
+            "segmentation_net#decoder_channels": 8,
+        },
+    ),
+}
+REQUEST = {"device": "cpu", "multi_gpu": False, "max_epochs": 1, "val_split": 0.34, "tracking": "None"}
+# How the nets say it; three of them leave it to torch.
+CHANNELS = re.compile(r"to have 1 channels, but got 2|batch, 1 channels, .* not of the shape|\(B, 1, .* not \(1, 2,")
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    """MONAI Label's two classes of tasks."""
+    if importlib.util.find_spec("monailabel") is None:
+        pytest.skip("MONAI Label is not installed: pip install --no-deps -r tests/monai_label.txt")
+    # Label imports two functions of torchvision, called for 2-D images only, and PyPI's torchvision does not load
+    # beside a torch without CUDA: "operator torchvision::nms does not exist".
+    made = {name: types.ModuleType(name) for name in ("torchvision", "torchvision.utils")}
+    vars(made["torchvision.utils"]).update(make_grid=None, save_image=None)
+    sys.modules.update(made)
+    try:
+        from monailabel.tasks.infer.bundle import BundleInferTask
+        from monailabel.tasks.train.bundle import BundleTrainTask
+    finally:
+        for name in made:
+            del sys.modules[name]
+    return BundleInferTask, BundleTrainTask
+
+
+@pytest.fixture(scope="module")
+def server(unchanged):
+    """Around a request: put back what it changes in the process, which are the log, torch and the bundle's code."""
+
+    @contextlib.contextmanager
+    def serve() -> Iterator[None]:
+        root = logging.getLogger()
+        level, handlers = root.level, list(root.handlers)
+        try:
+            with unchanged():
+                yield
+        finally:
+            root.setLevel(level)
+            root.handlers[:] = handlers
+            for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+                del sys.modules[name]
+
+    return serve
+
+
+class Study:
+    """As much of a datastore as training asks for."""
+
+    def __init__(self, *items: dict[str, str]) -> None:
+        self.items = items
+
+    def datalist(self) -> list[dict[str, str]]:
+        return list(self.items)
+
+
+@pytest.fixture(scope="module", params=BUNDLES)
+def packed(request, tmp_path_factory) -> Path:
+    """A bundle without weights, as it is put under the app's `model/`."""
+    files, sizes = SERVED[request.param]
+    folder, _ = pack(
+        ROOT / "bundles" / request.param,
+        tmp_path_factory.mktemp("model"),
+        config_file=[Path(name) for name in files],
+        override={"dataset_dir": "/workspace/data", "numbering": "task", **sizes},
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(cohort) -> list[dict[str, str]]:
+    """The labelled scans of the sample; its tissues are numbered as the task's classes are."""
+    items = json.loads((cohort / "structures4.json").read_text())["training"]
+    return [{key: str(cohort / item[key]) for key in ("image", "label")} for item in items]
+
+
+@pytest.fixture(scope="module")
+def train(tasks, server, study):
+    def run(folder: Path, items: list[dict[str, str]] = study) -> None:
+        with server():
+            task = tasks[1](str(folder), {})
+            assert task.is_valid()
+            task(REQUEST | {"model": folder.name}, Study(*items))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def served(packed, train, tasks, server, tmp_path_factory) -> Path:
+    """The bundle after a first training through Label."""
+    with server():
+        assert not tasks[0](str(packed), {}).is_valid()  # Label offers no inference before there are weights
+    train(packed)
+    return packed
+
+
+@pytest.fixture(scope="module")
+def infer(tasks, server):
+    """Label's answer for an image: the path of its mask, and what it says beside."""
+
+    def run(folder: Path, image: str | Path) -> tuple[str, dict]:
+        with server():
+            task = tasks[0](str(folder), {"preload": "false"})
+            assert task.is_valid()
+            return task({"model": folder.name, "image": str(image), "device": "cpu"})
+
+    return run
+
+
+def own_inference(server, folder: Path, image: Path, output: Path) -> nib.Nifti1Image:
+    with server():
+        sys.path.insert(0, str(folder))
+        workflow = ConfigWorkflow(
+            config_file=str(folder / "configs" / "inference.json"),
+            meta_file=str(folder / "configs" / "metadata.json"),
+            logging_file=False,
+            workflow_type="inference",
+            bundle_root=str(folder),
+            dataset_dir=str(image.parent),
+            datalist=str(image),
+            output_dir=str(output),
+            device="cpu",
+        )
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    [written] = output.rglob("*_seg.nii.gz")
+    return nib.load(written)
+
+
+def test_training_writes_the_weights_and_goes_on_from_them(served, train, caplog):
+    model = served / "models" / "model.pt"
+    before = model.read_bytes()
+    assert [path.name for path in model.parent.glob("*.pt")] == ["model.pt"]  # Label would take a shorter name
+    with caplog.at_level("INFO"):
+        train(served)
+    assert f"Add Checkpoint Loader for Path: {model}" in caplog.text
+    assert model.read_bytes() != before
+
+
+def test_inference_gives_the_voxels_of_inference_json(served, infer, server, study, tmp_path):
+    """Of a scan with other axes than the bundle's, and turned against them."""
+    image = nib.load(study[0]["image"])
+    axes = [nib.orientations.axcodes2ornt(codes) for codes in ("RAS", "LIP")]
+    image = image.as_reoriented(nib.orientations.ornt_transform(*axes))
+    angle, turn = np.deg2rad(12), np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    image = nib.Nifti1Image(np.asarray(image.dataobj), turn @ image.affine)
+    path = tmp_path / "study" / "scan.nii.gz"
+    path.parent.mkdir()
+    nib.save(image, path)
+    file, answer = infer(served, path)
+    mask, expected = nib.load(file), own_inference(server, served, path, tmp_path / "out")
+    assert mask.shape == expected.shape == image.shape
+    np.testing.assert_allclose(mask.affine, image.affine, atol=1e-3)
+    ours, theirs = np.asarray(mask.dataobj), np.asarray(expected.dataobj)
+    assert np.array_equal(ours, theirs)
+    assert len(np.unique(ours)) > 1, "a mask of one class shows nothing"
+    names = [name for name, _ in sorted(answer["label_names"].items(), key=lambda item: item[1])]
+    assert names[:3] == ["cortex", "subcortical grey matter", "white matter"] and len(names) == 4
+
+
+def sentence(request: Callable, *arguments) -> str:
+    """What an error says: the message itself, or, of errors of MONAI's config system, what they were raised from."""
+    with pytest.raises(Exception) as caught:
+        request(*arguments)
+    return own_sentence(caught.value) or f"{caught.value} {first_cause(caught.value)}"
+
+
+def test_images_that_it_cannot_use(served, infer, study, tmp_path):
+    """An error that names the file or says what is wrong with it, and no mask."""
+    assert f"{tmp_path}/missing.nii.gz does not exist" in sentence(infer, served, tmp_path / "missing.nii.gz")
+    (tmp_path / "empty.nii.gz").touch()
+    assert f"{tmp_path}/empty.nii.gz is empty" in sentence(infer, served, tmp_path / "empty.nii.gz")
+    image = nib.load(study[0]["image"])
+    two = nib.Nifti1Image(np.stack([np.asarray(image.dataobj)] * 2, -1), image.affine)
+    nib.save(two, tmp_path / "two.nii.gz")
+    assert CHANNELS.search(sentence(infer, served, tmp_path / "two.nii.gz"))
+
+
+def test_weights_of_another_network(served, infer, train, study, tmp_path):
+    """Label loads what fits and goes on with noise; the bundles' networks refuse."""
+    folder = tmp_path / served.name
+    shutil.copytree(served, folder)
+    model = folder / "models" / "model.pt"
+    state = torch.load(model, weights_only=True)
+    first = next(iter(state))
+    torch.save({("other." if name == first else "") + name: tensor for name, tensor in state.items()}, model)
+    before = model.read_bytes()
+    expected = f"of another network: {len(state) - 1} of {len(state)} tensors"
+    assert expected in sentence(infer, folder, study[0]["image"])
+    assert expected in sentence(train, folder)
+    assert model.read_bytes() == before
+
+
+def test_a_mask_with_other_labels_is_not_learnt(served, train, study, tmp_path):
+    model = served / "models" / "model.pt"
+    before = model.read_bytes()
+    label = nib.load(study[0]["label"])
+    wrong = np.asarray(label.dataobj).astype(np.uint8)
+    wrong[wrong == 1] = 77
+    nib.save(nib.Nifti1Image(wrong, label.affine), tmp_path / "wrong.nii.gz")
+    items = [{"image": study[0]["image"], "label": str(tmp_path / "wrong.nii.gz")}, study[1]]
+    text = sentence(train, served, items)
+    assert f"{tmp_path}/wrong.nii.gz" in text and "77" in text
+    assert model.read_bytes() == before

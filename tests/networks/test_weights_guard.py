@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from common.networks import whole_weights
+
+
+def net(*widths: int) -> nn.Sequential:
+    return nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(widths)))
+
+
+def test_takes_its_own_weights():
+    network, other = net(2, 3, 4), net(2, 3, 4)
+    assert whole_weights(network) is network
+    network.load_state_dict(other.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("widths", [(2, 3), (2, 3, 4, 5)])
+def test_refuses_a_part_and_a_surplus(widths, strict, copied):
+    network = whole_weights(net(2, 3, 4))
+    network = copy.deepcopy(network) if copied else network
+    with pytest.raises(RuntimeError, match=r"of another network|state_dict for Sequential"):
+        network.load_state_dict(net(*widths).state_dict(), strict=strict)
+
+
+def test_says_how_many_and_what_to_do():
+    with pytest.raises(RuntimeError, match=r"2 of 4 tensors of this Sequential .*for example, 1\.weight.*common\.pack"):
+        whole_weights(net(2, 3, 4)).load_state_dict(net(2, 3).state_dict(), strict=False)
+
+
+def test_a_part_loads_by_itself_and_inside_another():
+    inner = whole_weights(net(2, 3, 4))
+    inner[0].load_state_dict(net(2, 3)[0].state_dict())
+    outer = nn.Sequential(inner)
+    outer.load_state_dict(nn.Sequential(net(2, 3, 4)).state_dict())
