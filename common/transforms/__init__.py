@@ -4,6 +4,7 @@ from .canvas import Canvasd
 from .check_volume import CheckVolumed
 from .cube_group import CubeGroup, rot90_batch
 from .cutout_swap import CutoutSwap
+from .dicom_reader import DicomReader
 from .domain_spacing import DomainSpacingd
 from .foreground_volume import ForegroundVolumed
 from .grid_mask import random_grid_mask, random_keep_indices, upsample_mask
@@ -28,6 +29,7 @@ __all__ = [
     "CheckVolumed",
     "CubeGroup",
     "CutoutSwap",
+    "DicomReader",
     "DomainSpacingd",
     "ForegroundVolumed",
     "LabelRegionsd",
