@@ -216,7 +216,7 @@ def write_series() -> Callable:
             "SeriesDescription": "made by a test",
             "SeriesNumber": 1,
             "PatientID": "nobody",
-            "PatientName": "Nobody",
+            "PatientName": "Nobody^At All",
             **dict.fromkeys(("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"), ""),
             **dict.fromkeys(("AccessionNumber", "ReferringPhysicianName"), ""),
             "PixelSpacing": [_decimal(spacing[1]), _decimal(spacing[0])],

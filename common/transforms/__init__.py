@@ -17,6 +17,7 @@ from .noise_background import NoiseBackgroundd
 from .number_to_class import NumberToClassd
 from .patchify import patchify, unpatchify
 from .rand_region_crop import RandRegionCropd
+from .save_dicom_seg import SaveDicomSegd
 from .select_channel import SelectChanneld
 from .spacing import Spacingd
 from .target import Targetd
@@ -42,6 +43,7 @@ __all__ = [
     "RandRegionCropd",
     "RandomBezier",
     "RandomTexture",
+    "SaveDicomSegd",
     "SelectChanneld",
     "Spacingd",
     "Targetd",
