@@ -29,6 +29,7 @@ DISTRIBUTION = "monai-transfer-bundles"
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 EXTRAS = {
     "label": "serves the bundles with MONAI Label",
+    "dicom": "writes label maps as DICOM SEG",
     "dev": "tests and checks of the collection itself",
 }
 

@@ -76,8 +76,8 @@ def some(values: np.ndarray, count: int = 5) -> str:
     return ", ".join(f"{v:g}" for v in unique[:count].tolist()) + (", ..." if unique.size > count else "")
 
 
-def by(shape: Sequence[int]) -> str:
-    """A shape as `4x5x6`."""
+def by(shape: Sequence[float]) -> str:
+    """A shape, or another row of numbers, as `4x5x6`."""
     return "x".join(map(str, shape))
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..dicom import holds_dicom
 from .datalist import load_datalist
 
 __all__ = ["list_images"]
@@ -14,10 +15,11 @@ SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 def list_images(
     path: str | os.PathLike, base_dir: str | os.PathLike | None = None, section: str = "test"
 ) -> list[dict[str, Any]]:
-    """Items ``{"image": file}`` to run inference on.
+    """Items ``{"image": file}`` to run inference on; in place of a file stands the folder of a DICOM series.
 
     Args:
-        path: an image file, a folder of images (not searched deeper), or a datalist (``.json``).
+        path: an image file, a folder of images, or a datalist (``.json``). Images of a folder are the image files in
+            it, each folder in it that holds DICOM files, and the folder itself if it does; nothing deeper.
         base_dir: folder that a datalist's paths are relative to, its own folder by default.
         section: list of the datalist.
 
@@ -32,17 +34,25 @@ def list_images(
             raise ValueError(f"the list '{section}' of {path} is empty; name another with data#section.")
         return [{"image": item["image"]} for item in items[section]]
     if path.is_dir():
-        images = sorted(file for file in path.iterdir() if file.name.lower().endswith(SUFFIXES))
+        images = sorted(file for file in path.iterdir() if _is_image(file))
+        images += [path] if holds_dicom(path) else []
         if not images:
-            deeper = next((file for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES)), None)
+            what = f"no image ({', '.join(SUFFIXES)}, or a folder of DICOM files) in {path}"
+            deeper = next((file for file in path.rglob("*") if _is_image(file)), None)
             if deeper is not None:
                 raise ValueError(
-                    f"no image ({', '.join(SUFFIXES)}) in {path} itself, and folders in it are not searched (there is "
-                    f"{deeper.relative_to(path)}): set dataset_dir to the folder of the images, or write a datalist "
-                    f"with a list '{section}' of them and give it with --datalist FILE.json."
+                    f"{what} itself, and folders in it are not searched (there is {deeper.relative_to(path)}): set "
+                    f"dataset_dir to the folder of the images, or write a datalist with a list '{section}' of them and "
+                    "give it with --datalist FILE.json."
                 )
-            raise ValueError(f"no image ({', '.join(SUFFIXES)}) in {path}; set dataset_dir to a folder of images.")
+            raise ValueError(f"{what}; set dataset_dir to a folder of images.")
         return [{"image": str(file)} for file in images]
     if path.is_file():
         return [{"image": str(path)}]
     raise FileNotFoundError(f"no such file or folder: {path}; set dataset_dir, or datalist, to the images.")
+
+
+def _is_image(path: Path) -> bool:
+    if path.is_dir():
+        return not path.name.startswith(".") and holds_dicom(path)
+    return path.name.lower().endswith(SUFFIXES)

@@ -4,6 +4,7 @@ from .canvas import Canvasd
 from .check_volume import CheckVolumed
 from .cube_group import CubeGroup, rot90_batch
 from .cutout_swap import CutoutSwap
+from .dicom_reader import DicomReader
 from .domain_spacing import DomainSpacingd
 from .foreground_volume import ForegroundVolumed
 from .grid_mask import random_grid_mask, random_keep_indices, upsample_mask
@@ -16,6 +17,7 @@ from .noise_background import NoiseBackgroundd
 from .number_to_class import NumberToClassd
 from .patchify import patchify, unpatchify
 from .rand_region_crop import RandRegionCropd
+from .save_dicom_seg import SaveDicomSegd
 from .select_channel import SelectChanneld
 from .spacing import Spacingd
 from .target import Targetd
@@ -28,6 +30,7 @@ __all__ = [
     "CheckVolumed",
     "CubeGroup",
     "CutoutSwap",
+    "DicomReader",
     "DomainSpacingd",
     "ForegroundVolumed",
     "LabelRegionsd",
@@ -40,6 +43,7 @@ __all__ = [
     "RandRegionCropd",
     "RandomBezier",
     "RandomTexture",
+    "SaveDicomSegd",
     "SelectChanneld",
     "Spacingd",
     "Targetd",

@@ -6,24 +6,34 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from monai.config import KeysCollection
 from monai.transforms import LoadImaged
 
+from ..dicom import DicomError
 from ..volumes import first_line
+from .dicom_reader import DicomReader
 
 
 class LoadVolumed(LoadImaged):
     """MONAI's `LoadImaged` whose failures are one sentence that names the file and what is wrong with it.
 
-    Arguments are those of `monai.transforms.LoadImaged`.
+    A folder is read as one DICOM series. Arguments are those of `monai.transforms.LoadImaged`.
 
     Raises:
         RuntimeError: a file is missing, empty, cut off or in no format that a reader knows, or the files of one image
             do not fit together.
+        DicomError: a folder holds no DICOM series, several, or one that is no volume of even slices.
     """
+
+    def __init__(self, keys: KeysCollection, *args: Any, **kwargs: Any) -> None:
+        super().__init__(keys, *args, **kwargs)
+        self.register(DicomReader())  # asked first, being the last
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
         try:
             return super().__call__(data, reader)
+        except DicomError:
+            raise
         except Exception as error:  # each reader has its own kinds
             # Only now, so that volumes that load are read once: which file is it?
             for key in self.keys:

@@ -10,7 +10,8 @@ __all__ = ["MirroredLayout"]
 
 
 class MirroredLayout(FolderLayoutBase):
-    """Where MONAI's `SaveImaged` writes: below `output_dir` as the image lies below `root`.
+    """Where MONAI's `SaveImaged` writes: below `output_dir` as the image, a file or the folder of a
+    DICOM series, lies below `root`.
 
     Sets that keep each subject in a folder of its own use the same file names in all of them; in one flat folder their
     predictions would overwrite each other. An image outside of `root` is written to `output_dir` itself; images whose
@@ -43,7 +44,9 @@ class MirroredLayout(FolderLayoutBase):
         image = Path(os.path.abspath(subject))
         inside = image.parent.is_relative_to(self.root)
         folder = self.output_dir / (image.parent.relative_to(self.root) if inside else "")
-        name = create_file_basename(self.postfix, image.name, folder, separate_folder=False, patch_index=idx)
+        # A folder (of a DICOM series) is often named by a number with points in it, whose end is no extension.
+        file = f"{image.name}.dcm" if image.is_dir() else image.name
+        name = create_file_basename(self.postfix, file, folder, separate_folder=False, patch_index=idx)
         output = f"{name}{self.extension}"
         other = self._images.setdefault(output, image)
         if other != image:

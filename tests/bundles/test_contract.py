@@ -31,6 +31,8 @@ FILES = (
     "configs/multi_gpu_train.json",
     "configs/multi_gpu_evaluate.json",
     "configs/datasets/sample.json",
+    "configs/outputs/dicom_seg.json",
+    "configs/outputs/nifti.json",
     "docs/README.md",
     "docs/data_license.txt",
 )
@@ -340,6 +342,22 @@ def test_base_files_agree(bundle, name):
 
 
 @each_bundle
+def test_outputs_differ_in_what_is_written_alone(bundle):
+    base = read(bundle / "configs/inference.json")
+    nifti, seg = (read(bundle / f"configs/outputs/{name}.json") for name in ("nifti", "dicom_seg"))
+    assert nifti == {"save_output": base["save_output"]}, "NIfTI is the default"
+    assert base["postprocessing"]["transforms"][-1] == "@save_output"
+    assert seg["save_output"]["folder_layout"] == base["save_output"]["folder_layout"] | {"extension": ".dcm"}
+    assert seg["save_output"]["algorithm_name"] == bundle.name
+    parser = merged(bundle, "inference.json", "outputs/dicom_seg.json")
+    assert [int(number) for number in parser.get_parsed_content("segment_names")] == list(range(parser["num_classes"]))
+    others = [read(other / "configs/outputs/dicom_seg.json") for other in BUNDLES]
+    for other in others:
+        other["save_output"]["algorithm_name"] = bundle.name
+    assert all(other == seg for other in others)
+
+
+@each_bundle
 def test_overlays_repeat_networks_that_exist(bundle):
     """A network that an overlay spells out is that of one of `networks/`, and the base files' is one of them too.
 
@@ -404,7 +422,9 @@ def test_network_overlays_fit_every_base_file(path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "path", [p for f in ("tasks", "datasets", "presets", "networks", "pretexts") for p in overlays(f)], ids=ident
+    "path",
+    [p for f in ("tasks", "datasets", "presets", "networks", "pretexts", "outputs") for p in overlays(f)],
+    ids=ident,
 )
 def test_overlays_change_ids_that_exist(path):
     bundle = path.parents[2]
