@@ -1,19 +1,14 @@
-"""MONAI's other verbs on the bundle, and the bundle packed."""
+"""MONAI's other verbs on the bundle; test_pack.py runs it packed."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
-
-from common.pack import pack
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "pretrain_once"
@@ -58,31 +53,3 @@ def test_ckpt_export(tiny, run_bundle, tmp_path):
     image = torch.rand(1, 1, 32, 48, 32)
     with torch.no_grad():
         torch.testing.assert_close(exported(image), network(image))
-
-
-def test_packed_bundle_runs_in_a_foreign_folder(tiny, cohort, run_bundle, tmp_path):
-    """One epoch and an inference, without the collection on the import path."""
-    folder, _ = pack(BUNDLE, tmp_path / "packed")
-    overlay = Path(tiny["unetr"]).read_text().replace('"common.', '"scripts.common.')
-    (tmp_path / "tiny.json").write_text(overlay)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    code = (
-        "import sys; sys.modules['common'] = None\n"
-        "from monai.bundle import run\n"
-        "for kind in ('train', 'inference'):\n"
-        f"    run(config_file=[f'{folder}/configs/{{kind}}.json', '{tmp_path}/tiny.json'], task='structures4',\n"
-        f"        bundle_root='{folder}', dataset_dir='{cohort}', max_epochs=1)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=elsewhere,
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert (folder / "models/model.pt").exists() and list((folder / "eval").rglob("*_seg.nii.gz"))
-    assert list(elsewhere.iterdir()) == []

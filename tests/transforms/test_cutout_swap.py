@@ -104,7 +104,7 @@ def test_swap_copies_the_same_place():
 
 def test_shares_have_the_mean_of_the_uniform_target():
     """Boxes of one voxel do not overshoot; with a small target overlaps hardly matter."""
-    image = numbered(1, size=(40, 40, 40)).expand(64, -1, -1, -1, -1) * 1.0
+    image = numbered(1, size=(24, 24, 24)).expand(64, -1, -1, -1, -1) * 1.0
     transform = CutoutSwap(max_share=0.05, min_size=0.01, max_size=0.02)
     altered = transform(image)
     shares = (altered <= 1).float().flatten(1).mean(dim=1)
