@@ -30,6 +30,7 @@ PACKAGE_FOLDER = Path(__file__).resolve().parent
 EXTRAS = {
     "label": "serves the bundles with MONAI Label",
     "dicom": "writes label maps as DICOM SEG",
+    "onnx": "writes and runs ONNX files",
     "dev": "tests and checks of the collection itself",
 }
 

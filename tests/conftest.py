@@ -192,10 +192,11 @@ def verify_and_export(tmp_path) -> Callable:
             use_trace=True,
             input_shape=image,
         )
-        example = torch.rand(*image)
-        with torch.no_grad():
-            exported = torch.jit.load(tmp_path / "model.ts")(example)
-            torch.testing.assert_close(exported, net(example), atol=1e-5, rtol=1e-4)
+        exported = torch.jit.load(tmp_path / "model.ts")
+        for batch in (1, 3):  # inferers batch windows, however many the trace saw
+            example = torch.rand(batch, *image[1:])
+            with torch.no_grad():
+                torch.testing.assert_close(exported(example), net(example), atol=1e-5, rtol=1e-4)
 
     return run
 

@@ -15,6 +15,7 @@ from .medicalnet_head import MedicalNetHead
 from .memory_format import ChannelsLastInstanceNorm3d, to_channels_last
 from .multi_view import MultiViewClassifier, MultiViewEncoder, MultiViewRegressor, MultiViewSegmenter
 from .nnformer import NNFormer, NNFormerEncoder
+from .onnx_net import OnnxNet
 from .plane_encoder import PlaneEncoder
 from .pooled_classifier import PooledClassifier
 from .slice_transformer import SliceTransformer
@@ -42,6 +43,7 @@ __all__ = [
     "MultiViewSegmenter",
     "NNFormer",
     "NNFormerEncoder",
+    "OnnxNet",
     "PlaneEncoder",
     "PooledClassifier",
     "SeparablePositions",

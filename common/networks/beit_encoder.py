@@ -123,7 +123,8 @@ class RelativePositionBias(nn.Module):
 
     def forward(self) -> torch.Tensor:
         table = self.relative_position_bias_table
-        if self.training or torch.is_grad_enabled() or torch.jit.is_tracing():
+        exporting = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if self.training or torch.is_grad_enabled() or exporting:
             self._kept = None
             return self._gather(table)
         # What tells that it has changed: an optimiser's or a loader's writing, or a move to another device or type.

@@ -59,7 +59,7 @@ class SliceEncoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        return [stack(x, len(image)) for x in self.slice_maps(image)]
+        return [stack(x, image.shape[0]) for x in self.slice_maps(image)]
 
     def padded(self, image: torch.Tensor) -> torch.Tensor:
         """The image, checked, with sides that are multiples of the patch.
@@ -89,7 +89,7 @@ def stack(maps: torch.Tensor, batch: int) -> torch.Tensor:
 def to_tokens(patches: torch.Tensor, cls_token: torch.Tensor) -> torch.Tensor:
     """Embedded patches (B, C, h, w) as tokens (B, 1 + h w, C), the class token first."""
     tokens = patches.flatten(2).transpose(1, 2)
-    return torch.cat((cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens), dim=1)
+    return torch.cat((cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens), dim=1)
 
 
 def to_map(tokens: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:

@@ -82,7 +82,7 @@ class TransSeg(nn.Module):
         self.decoder.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(decoder_channels, outputs, 1))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        windows = len(image) * (image.shape[-1] - self.slices + 1)
+        windows = image.shape[0] * (image.shape[-1] - self.slices + 1)
         if self.training and windows == 1:
             raise ValueError("training takes two windows or more at a time, for the batch norms: raise batch_size.")
         if self.target == "all" and image.shape[-1] != self.slices:
@@ -95,4 +95,4 @@ class TransSeg(nn.Module):
         logits = F.interpolate(logits, size=size, mode="bilinear")[..., : image.shape[2], : image.shape[3]]
         if self.target == "all":
             return logits.unflatten(1, (self.out_channels, self.slices)).movedim(2, -1)
-        return stack(logits, len(image))
+        return stack(logits, image.shape[0])

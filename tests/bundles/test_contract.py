@@ -28,6 +28,8 @@ FILES = (
     "configs/train.json",
     "configs/evaluate.json",
     "configs/inference.json",
+    "configs/inference_onnx.json",
+    "configs/inference_trt.json",
     "configs/multi_gpu_train.json",
     "configs/multi_gpu_evaluate.json",
     "configs/datasets/sample.json",
@@ -355,6 +357,20 @@ def test_outputs_differ_in_what_is_written_alone(bundle):
     for other in others:
         other["save_output"]["algorithm_name"] = bundle.name
     assert all(other == seg for other in others)
+
+
+@each_bundle
+def test_overlays_of_exported_nets_change_the_network_alone(bundle):
+    base = read(bundle / "configs/inference.json")
+    onnx, trt = (read(bundle / f"configs/inference_{name}.json") for name in ("onnx", "trt"))
+    assert base["handlers"][0]["_target_"] == "common.handlers.ModelLoader"
+    assert set(onnx) == {"onnx_path", "network", "handlers#0#_disabled_"}
+    assert onnx == read(BUNDLES[0] / "configs/inference_onnx.json")
+    # TensorRT is given weights by the same handler, and compiles at the first batch.
+    assert set(trt) == {"trt_args", "trt_net", "network"} and trt["trt_net"] == base["network"]
+    inferer = base["inferer"]
+    batch = inferer.get("sw_batch_size") or base.get(str(inferer.get("chunk")).lstrip("@")) or 1
+    assert trt["trt_args"]["dynamic_batchsize"] == [1, batch, batch]
 
 
 @each_bundle

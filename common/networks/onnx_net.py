@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..volumes import by, first_line
+
+__all__ = ["OnnxNet"]
+
+
+class OnnxNet(nn.Module):
+    """A network that `onnxruntime` computes from an ONNX file, for the inferers that take a torch one.
+
+    The file has one input and its first output is the prediction, as `python -m monai.bundle onnx_export` writes it. A
+    file whose batch size is fixed at 1 takes a batch image by image. It computes on CUDA where `device` is a CUDA one
+    and the installed onnxruntime can, else on the CPU with as many threads as torch; the prediction comes back to the
+    image's device. There are no parameters and no gradients.
+
+    Args:
+        path: the ONNX file.
+        device: where to compute.
+
+    Raises:
+        ImportError: onnxruntime is not installed.
+        FileNotFoundError, ValueError: no such file, or not one that onnxruntime reads.
+    """
+
+    def __init__(self, path: str | os.PathLike, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(
+                f"ONNX files are run by onnxruntime, which cannot be imported ({error}); run `pip install onnxruntime` "
+                "(extra onnx), or leave out inference_onnx.json."
+            ) from error
+        self.path = Path(path).absolute()
+        if not self.path.is_file():
+            raise FileNotFoundError(
+                f"no ONNX file {self.path}: write it with `python -m monai.bundle onnx_export` (docs/exports.md), or "
+                "set onnx_path."
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors; the optimiser's remarks are about the exporter's work
+        wanted = ["CUDAExecutionProvider"] * (torch.device(device).type == "cuda") + ["CPUExecutionProvider"]
+        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        try:
+            self._session = onnxruntime.InferenceSession(str(self.path), options, providers)
+        except Exception as error:  # onnxruntime's own kinds, which share no base class
+            raise ValueError(f"{self.path} is no ONNX file that onnxruntime reads ({first_line(error)}).") from error
+        self.input_shape: Sequence[Any] = self._session.get_inputs()[0].shape
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Prediction of float32 for an image (B, C, *spatial).
+
+        Raises:
+            ValueError: the file was exported for another shape.
+        """
+        sizes = [
+            size if isinstance(size, int) else given  # free ones have names
+            for size, given in zip(self.input_shape, image.shape, strict=False)
+        ]
+        batch = sizes[0]
+        fits = len(self.input_shape) == image.ndim and sizes[1:] == list(image.shape[1:])
+        if not fits or image.shape[0] % batch:
+            raise ValueError(
+                f"{self.path} takes images of the shape {by(self.input_shape)}, not {by(image.shape)}: set roi_size to "
+                "what it was exported for, or export it for this size."
+            )
+        parts = image.split(batch)
+        return torch.cat([self._run(part) for part in parts])
+
+    def _run(self, image: torch.Tensor) -> torch.Tensor:
+        array = image.detach().to("cpu", torch.float32).contiguous().numpy()
+        prediction = self._session.run(None, {self._session.get_inputs()[0].name: array})[0]
+        return torch.from_numpy(prediction).to(image.device)
