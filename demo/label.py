@@ -287,7 +287,8 @@ def draw(found: dict[str, dict[str, Any]], output: Path) -> None:
         if "example" not in one:
             continue
         image, truth, mask = one["example"]
-        z = int((truth == 2).sum((0, 1)).argmax())
+        middle = 9 * image.shape[2] // 20  # above the cerebellum: the slice with most of the deep grey nuclei
+        z = middle + int((truth == 2).sum((0, 1))[middle:].argmax())
         figure, axes = plt.subplots(1, 3, figsize=(9, 3.3), layout="constrained")
         titles = ("study", "truth", f"{name}, Dice {one['dice'][0]:.2f}")
         for axis, title, overlay in zip(axes, titles, (None, truth, mask), strict=True):
