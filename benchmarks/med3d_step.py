@@ -65,7 +65,7 @@ def _rows(depth: int, width: int, size: int, batch: int, quick: bool, device: to
             functools.partial(_step, saving, image, label),
             repeats,
         ),
-        Row(f"Med3D step, {what}, checkpointing: GB kept for the gradient (baseline: without)", *kept),
+        Row(f"Med3D step, {what}, checkpointing: kept for the gradient (baseline: without)", *kept, unit="GB"),
     ]
 
 

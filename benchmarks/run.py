@@ -1,8 +1,8 @@
 """Run the benchmarks and write the table.
 
-python benchmarks/run.py                       all of them, into benchmarks/RESULTS.md
-python benchmarks/run.py --only mae_step       one of them, on the screen
-python benchmarks/run.py --quick               tiny sizes, only to see that they run
+python benchmarks/run.py                       all of them, each into its section of benchmarks/RESULTS.md
+python benchmarks/run.py --only mae_step       one of them
+python benchmarks/run.py --quick               tiny sizes, only to see that they run, on the screen
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import datetime
 import importlib
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -41,33 +42,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes; the ratios mean nothing")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--device", default="cpu", help="device to measure on, such as cuda (default: cpu)")
-    parser.add_argument("--output", type=Path, help="file for the table (default: RESULTS.md if all ran at full size)")
+    parser.add_argument("--output", type=Path, help="file for the tables (default: RESULTS.md, at full size)")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-
-    rows: list[Row] = []
+    output = arguments.output or (None if arguments.quick else HERE / "RESULTS.md")
     for name in [arguments.only] if arguments.only else NAMES:
         print(f"{name} ...", file=sys.stderr, flush=True)
         torch.manual_seed(0)
-        rows += importlib.import_module(name).rows(arguments.quick, torch.device(arguments.device))
-    text = table(rows, arguments.device)
-    print(text)
-    complete = not (arguments.only or arguments.quick)
-    output = arguments.output or (HERE / "RESULTS.md" if complete else None)
-    if output:
-        temporary = output.with_name(output.name + ".part")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, output)
+        rows = importlib.import_module(name).rows(arguments.quick, torch.device(arguments.device))
+        text = table(rows, arguments.device)
+        print(f"{name}: {text}", flush=True)
+        if output:
+            write_section(output, name, text)
 
 
 def table(rows: list[Row], device: str) -> str:
     lines = [
-        "# Benchmarks",
-        "",
-        "Written by `python benchmarks/run.py`. Times are medians; both sides of a row were timed in turns,",
-        "in one run. A ratio above 1 means that ours takes less.",
-        "",
         f"{datetime.date.today().isoformat()}, {machine(device)}.",
         "",
         "| benchmark | baseline | ours | ratio |",
@@ -77,6 +68,23 @@ def table(rows: list[Row], device: str) -> str:
         f"| {row.name} | {row.baseline:.4g} {row.unit} | {row.ours:.4g} {row.unit} | {row.ratio:.3g} |" for row in rows
     ]
     return "\n".join(lines) + "\n"
+
+
+def write_section(path: Path, name: str, text: str) -> None:
+    """Put a benchmark's table into its section, and leave those of the others as they are."""
+    old = path.read_text(encoding="utf-8") if path.is_file() else ""
+    sections = dict(re.findall(r"^## (\w+)\n\n(.*?)(?=\n## |\Z)", old, re.DOTALL | re.MULTILINE)) | {name: text}
+    parts = [HEAD] + [f"## {one}\n\n{sections[one].rstrip()}\n" for one in sorted(sections)]
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text("\n".join(parts), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+HEAD = """# Benchmarks
+
+Written by `python benchmarks/run.py`, a section a benchmark. Times are medians; both sides of a row were timed in
+turns, in one run. A ratio above 1 means that ours takes less.
+"""
 
 
 def machine(device: str) -> str:

@@ -12,7 +12,7 @@ import torch
 
 
 class Row(NamedTuple):
-    """One line of the table; times are medians in seconds."""
+    """One line of the table: medians, in seconds where ``unit`` is nothing else."""
 
     name: str
     baseline: float
