@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,6 +199,33 @@ def verify_and_export(tmp_path) -> Callable:
             example = torch.rand(batch, *image[1:])
             with torch.no_grad():
                 torch.testing.assert_close(exported(example), net(example), atol=1e-5, rtol=1e-4)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Callable:
+    """``run_ranks(script, argument, timeout)``: output of two processes under torchrun; all end when time is over."""
+
+    def run(script: Path, argument: Path, timeout: float) -> str:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
+        process = subprocess.Popen(
+            [*command, str(script), str(argument)],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun then ends its workers
+            output, _ = process.communicate(timeout=60)
+            pytest.fail(f"two processes hung:\n{output[-4000:]}")
+        assert process.returncode == 0, output[-4000:]
+        return output
 
     return run
 

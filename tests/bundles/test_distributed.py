@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,30 +39,8 @@ workflow.finalize()
 """
 
 
-def run_ranks(script: Path, argument: Path, timeout: float) -> str:
-    """Output of two processes under torchrun; all of them end when the time is over."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
-    process = subprocess.Popen(
-        [*command, str(script), str(argument)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun then ends its workers
-        output, _ = process.communicate(timeout=60)
-        pytest.fail(f"two processes hung:\n{output[-4000:]}")
-    assert process.returncode == 0, output[-4000:]
-    return output
-
-
 @pytest.fixture(scope="module")
-def folder(tiny, cohort, tmp_path_factory):
+def folder(tiny, cohort, run_ranks, tmp_path_factory):
     """Where two processes pre-trained, fine-tuned and evaluated, one after the other."""
     folder = tmp_path_factory.mktemp("two_processes")
     common = {"dataset_dir": str(cohort), "output_dir": str(folder), "batch_size": 1, "max_epochs": 1}

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
 
 from common.weights import read_encoder
 
@@ -46,7 +41,7 @@ workflow.finalize()
 """
 
 
-def test_processes_with_different_branches_end_alike(cohort, tmp_path):
+def test_processes_with_different_branches_end_alike(cohort, tmp_path, run_ranks):
     settings = {
         "dataset_dir": str(cohort),
         "output_dir": str(tmp_path),
@@ -61,23 +56,7 @@ def test_processes_with_different_branches_end_alike(cohort, tmp_path):
     }
     (tmp_path / "rank.py").write_text(RANK)
     (tmp_path / "job").write_text(json.dumps([[str(CONFIGS / name) for name in FILES], settings]))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
-    process = subprocess.Popen(
-        [*torchrun, str(tmp_path / "rank.py"), str(tmp_path / "job")],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun then ends its workers
-        output, _ = process.communicate(timeout=60)
-        pytest.fail(f"two processes hung:\n{output[-4000:]}")
-    assert process.returncode == 0, output[-4000:]
+    run_ranks(tmp_path / "rank.py", tmp_path / "job", timeout=120)
 
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     pairs = set(zip(first["branches"], second["branches"], strict=True))
