@@ -29,52 +29,6 @@ from common.pack import pack
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = ("med3d", "medical_transformer", "pretrain_once", "simtrot", "transseg")
-# For each bundle the files to serve it with, and sizes at which it takes seconds.
-SAMPLE = "datasets/sample.json"
-FOUR_MM = {"spacing": [4.0, 4.0, 4.0], "max_epochs": 1, "val_interval": 1, "batch_size": 1}
-SMALL_BATCHES = {"batches_per_epoch": 1}
-SERVED: dict[str, tuple[list[str], dict]] = {
-    "med3d": ([SAMPLE], FOUR_MM | SMALL_BATCHES | {"image_size": [32] * 3, "roi_size": [32] * 3}),
-    "medical_transformer": (
-        ["tasks/structures4.json", SAMPLE],
-        {
-            "batch_size": 1,
-            "encoder#widths": [4, 4, 8, 8],
-            "encoder#embed_dim": 16,
-            "encoder#num_heads": 2,
-            "encoder#dim_head": 8,
-            "encoder#mlp_dim": 16,
-        },
-    ),
-    "pretrain_once": (
-        [SAMPLE],
-        FOUR_MM
-        | {
-            "image_size": [40, 48, 40],
-            "roi_size": [32, 48, 32],
-            "segmentation_net#num_layers": 4,
-            "segmentation_net#feature_size": 4,
-            "segmentation_net#hidden_size": 24,
-            "segmentation_net#mlp_dim": 48,
-            "segmentation_net#num_heads": 2,
-        },
-    ),
-    "simtrot": (
-        [SAMPLE, "networks/nnformer_tiny.json"],
-        FOUR_MM | SMALL_BATCHES | {"image_size": [64] * 3, "roi_size": [64] * 3},
-    ),
-    "transseg": (
-        [SAMPLE],
-        SMALL_BATCHES
-        | {
-            "image_size": [48, 48],
-            "batch_size": 2,
-            "segmentation_net#encoder#hidden_size": 24,
-            "segmentation_net#encoder#mlp_dim": 48,
-            "segmentation_net#decoder_channels": 8,
-        },
-    ),
-}
 REQUEST = {"device": "cpu", "multi_gpu": False, "max_epochs": 1, "val_split": 0.34, "tracking": "None"}
 # How the nets say it; three of them leave it to torch.
 CHANNELS = re.compile(r"to have 1 channels, but got 2|batch, 1 channels, .* not of the shape|\(B, 1, .* not \(1, 2,")
@@ -130,14 +84,14 @@ class Study:
 
 
 @pytest.fixture(scope="module", params=BUNDLES)
-def packed(request, tmp_path_factory) -> Path:
+def packed(request, small, tmp_path_factory) -> Path:
     """A bundle without weights, as it is put under the app's `model/`."""
-    files, sizes = SERVED[request.param]
+    files, values, _ = small[request.param]
     folder, _ = pack(
         ROOT / "bundles" / request.param,
         tmp_path_factory.mktemp("model"),
         config_file=[Path(name) for name in files],
-        override={"dataset_dir": "/workspace/data", "numbering": "task", **sizes},
+        override={"dataset_dir": "/workspace/data", "numbering": "task", **values},
     )
     return folder
 

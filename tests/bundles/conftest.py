@@ -1,0 +1,115 @@
+"""Each bundle at a size that takes seconds, for the tests that ask the same of all of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLE = "datasets/sample.json"
+AT_4_MM = {"spacing": [4.0, 4.0, 4.0], "max_epochs": 1, "val_interval": 1, "batch_size": 1}
+A_BATCH = {"batches_per_epoch": 1}
+
+
+class Small(NamedTuple):
+    """A small form of a bundle: overlays of its `configs/`, and values of ids that lie over them.
+
+    They serve every workflow of the bundle. `window` is the shape of an image (C, *spatial) that the network takes.
+    """
+
+    files: list[str]
+    values: dict[str, Any]
+    window: list[int]
+
+
+SMALL: dict[str, Small] = {
+    "med3d": Small(
+        [SAMPLE],
+        AT_4_MM
+        | A_BATCH
+        | {
+            "image_size": [32] * 3,
+            "roi_size": [32] * 3,
+            "domains#0#spacing": [4.0] * 3,
+            "domains#1#spacing": [4.0] * 3,
+        },
+        [1, 32, 32, 32],
+    ),
+    "medical_transformer": Small(
+        ["tasks/structures4.json", SAMPLE],
+        {
+            "max_epochs": 1,
+            "val_interval": 1,
+            "batch_size": 1,
+            "encoder#widths": [4, 4, 8, 8],
+            "encoder#embed_dim": 16,
+            "encoder#num_heads": 2,
+            "encoder#dim_head": 8,
+            "encoder#mlp_dim": 16,
+        },
+        [1, 40, 48, 40],
+    ),
+    "pretrain_once": Small(
+        [SAMPLE],
+        AT_4_MM
+        | {
+            "image_size": [40, 48, 40],
+            "roi_size": [32, 48, 32],
+            "segmentation_net#num_layers": 4,
+            "segmentation_net#feature_size": 4,
+            "segmentation_net#hidden_size": 24,
+            "segmentation_net#mlp_dim": 48,
+            "segmentation_net#num_heads": 2,
+        },
+        [1, 32, 48, 32],
+    ),
+    "simtrot": Small(
+        [SAMPLE, "networks/nnformer_tiny.json"],
+        AT_4_MM | A_BATCH | {"image_size": [64] * 3, "roi_size": [64] * 3},
+        [1, 64, 64, 64],
+    ),
+    "transseg": Small(
+        [SAMPLE],
+        A_BATCH
+        | {
+            "max_epochs": 1,
+            "val_interval": 1,
+            "image_size": [48, 48],
+            "batch_size": 2,
+            "segmentation_net#encoder#hidden_size": 24,
+            "segmentation_net#encoder#mlp_dim": 48,
+            "segmentation_net#decoder_channels": 8,
+        },
+        [1, 48, 48, 5],
+    ),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Note of each test of a way of use which way and which bundle, for the report that the table is made of."""
+    for item in items:
+        for mark in item.iter_markers("way"):
+            values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+            bundles = [mark.kwargs["bundle"]] if "bundle" in mark.kwargs else [v for v in values if v in list(SMALL)]
+            assert len(bundles) == 1, f"{item.nodeid} is of no bundle"
+            item.user_properties.append(("way", f"{bundles[0]}: {mark.args[0]}"))
+
+
+@pytest.fixture(scope="session")
+def small() -> dict[str, Small]:
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def small_files(tmp_path_factory) -> dict[str, list[str]]:
+    """For each bundle the files that make it small, to stand behind `train.json` or any other base file."""
+    folder = tmp_path_factory.mktemp("small")
+    files = {}
+    for bundle, (overlays, values, _) in SMALL.items():
+        path = folder / f"{bundle}.json"
+        path.write_text(json.dumps(values, indent=4))
+        files[bundle] = [*overlays, str(path)]
+    return files
