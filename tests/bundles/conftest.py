@@ -29,8 +29,8 @@ SMALL: dict[str, Small] = {
     "med3d": Small(
         [SAMPLE],
         AT_4_MM
-        | A_BATCH
         | {
+            "batches_per_epoch": 2,  # of a domain each
             "image_size": [32] * 3,
             "roi_size": [32] * 3,
             "domains#0#spacing": [4.0] * 3,
@@ -43,7 +43,7 @@ SMALL: dict[str, Small] = {
         {
             "max_epochs": 1,
             "val_interval": 1,
-            "batch_size": 1,
+            "batch_size": 2,  # exemplars are told apart within a batch
             "encoder#widths": [4, 4, 8, 8],
             "encoder#embed_dim": 16,
             "encoder#num_heads": 2,

@@ -1,0 +1,134 @@
+"""Every bundle, small, in each way it is used: from a foreign folder, packed, by two processes, on DICOM, on bad files.
+
+Where the ways are the business of one bundle only, its own tests have them, with the same mark.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+import torch
+
+from common.pack import pack
+from common.weights import read_encoder
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = ("med3d", "medical_transformer", "pretrain_once", "simtrot", "transseg")
+
+# Pre-trains, trains, evaluates and infers with each bundle by MONAI's command, all in one process, because importing
+# MONAI takes the longest. What ends one bundle is its result.
+COMMANDS = """
+import json, os, runpy, sys, traceback
+
+class NoCommon:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "common" or name.startswith("common."):
+            raise ImportError(f"{name} is imported from outside the bundle")
+
+_, job, written = sys.argv
+job = json.load(open(job))
+if job["packed"]:
+    sys.meta_path.insert(0, NoCommon)
+results = {}
+for name, (root, overlays) in job["bundles"].items():
+    def run(*files, **overrides):
+        files = str([path if os.path.isabs(path) else os.path.join(root, "configs", path) for path in files])
+        options = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
+        sys.argv = ["", "run", "--config_file", files, "--bundle_root", root, "--dataset_dir", job["data"], *options]
+        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+
+    path = list(sys.path)
+    out = os.path.join(job["out"], name)
+    encoder = os.path.join(out, "encoder.safetensors")
+    try:
+        run("pretrain.json", *overlays, output_dir=out)
+        if name == "medical_transformer":
+            run("pretrain.json", "pretrain_transformer.json", *overlays, output_dir=out, pretrained_encoder=encoder)
+        run("train.json", *overlays, output_dir=out, pretrained_encoder=encoder)
+        run("train.json", "evaluate.json", *overlays, output_dir=out)
+        run("inference.json", *overlays, output_dir=out + "/masks", model_path=out + "/model.pt")
+        origin = sys.modules["scripts.common.checks" if job["packed"] else "common.checks"].__file__
+        results[name] = "done" if origin.startswith(job["code"] or root) else f"the code is that of {origin}"
+    except BaseException:
+        results[name] = traceback.format_exc()
+    sys.path[:] = path
+    for module in [module for module in sys.modules if module.split(".")[0] == "scripts"]:
+        del sys.modules[module]  # as MONAI Label does between bundles
+json.dump(results, open(written, "w"))
+"""
+
+
+def command(folder: Path, bundles: dict, cohort: Path, packed: bool) -> dict[str, str]:
+    """Runs all bundles from a folder that has nothing to do with them; how it ended for each."""
+    (folder / "elsewhere").mkdir()
+    job = {"bundles": bundles, "data": str(cohort), "out": str(folder / "out"), "packed": packed}
+    (folder / "job.json").write_text(json.dumps(job | {"code": None if packed else str(ROOT)}))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    if not packed:
+        environment["PYTHONPATH"] = str(ROOT)  # as if installed from this checkout
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, str(folder / "job.json"), str(folder / "results.json")],
+        cwd=folder / "elsewhere",
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert list((folder / "elsewhere").iterdir()) == []
+    return json.loads((folder / "results.json").read_text())
+
+
+def what_a_run_leaves(folder: Path) -> None:
+    """An encoder, a model, tables of the test scans, and a mask of each of two on its scan's grid."""
+    read_encoder(folder / "encoder.safetensors")
+    assert torch.load(folder / "model.pt", weights_only=True)
+    assert (folder / "eval/metrics.csv").stat().st_size
+    masks = list((folder / "masks").rglob("*_seg.nii.gz"))
+    assert len(masks) == 2 and all(nib.load(path).shape == (40, 48, 40) for path in masks)
+
+
+@pytest.fixture(scope="module")
+def from_elsewhere(small_files, cohort, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("foreign")
+    bundles = {name: [str(ROOT / "bundles" / name), small_files[name]] for name in BUNDLES}
+    return folder / "out", command(folder, bundles, cohort, packed=False)
+
+
+@pytest.mark.way("run")
+@pytest.mark.way("foreign folder")
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_runs_from_a_foreign_folder(from_elsewhere, bundle):
+    folder, results = from_elsewhere
+    assert results[bundle] == "done", results[bundle]
+    what_a_run_leaves(folder / bundle)
+
+
+@pytest.fixture(scope="module")
+def packed(small_files, cohort, tmp_path_factory):
+    """All bundles out of their archives, one after the other in one process that has no `common`."""
+    folder = tmp_path_factory.mktemp("packed")
+    bundles = {}
+    for name in BUNDLES:
+        _, archive = pack(ROOT / "bundles" / name, folder / "archives")
+        with zipfile.ZipFile(archive) as stream:
+            stream.extractall(folder / "unpacked")
+        bundles[name] = [str(folder / "unpacked" / name), small_files[name]]
+    return folder / "out", command(folder, bundles, cohort, packed=True)
+
+
+@pytest.mark.way("packed")
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_runs_packed(packed, bundle):
+    folder, results = packed
+    assert results[bundle] == "done", results[bundle]
+    what_a_run_leaves(folder / bundle)
