@@ -7,7 +7,7 @@ LABEL_VENV ?= .venv-label
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo label-demo test lint bench clean
+.PHONY: demo label-demo test matrix lint bench clean
 
 demo: $(STAMP)
 	$(RUN) demo/run.py
@@ -18,6 +18,12 @@ label-demo: $(LABEL_VENV)/.installed
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# docs/matrix.md: which bundle works in which way
+matrix: $(STAMP)
+	mkdir -p build
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m way --junitxml build/matrix.xml
+	$(RUN) tests/matrix.py build/matrix.xml docs/matrix.md
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
+from monai.utils import convert_to_tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = "datasets/sample.json"
@@ -98,6 +101,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.user_properties.append(("way", f"{bundles[0]}: {mark.args[0]}"))
 
 
+@pytest.fixture(params=list(SMALL))
+def bundle(request) -> str:
+    """Each bundle in turn."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def small() -> dict[str, Small]:
     return SMALL
@@ -113,3 +122,32 @@ def small_files(tmp_path_factory) -> dict[str, list[str]]:
         path.write_text(json.dumps(values, indent=4))
         files[bundle] = [*overlays, str(path)]
     return files
+
+
+@pytest.fixture(scope="session")
+def small_model(run_bundle, small_files, tmp_path_factory) -> Callable[[str], Path]:
+    """``small_model(bundle)``: a model file of the small net with random weights, by which every class is predicted.
+
+    The last bias is moved so that on a scan of the cohort all classes have one mean score.
+    """
+    folder = tmp_path_factory.mktemp("small_models")
+
+    def make(bundle: str) -> Path:
+        path = folder / f"{bundle}.pt"
+        if path.exists():
+            return path
+        workflow = run_bundle(
+            "inference.json", *small_files[bundle], bundle=bundle, workflow_type="inference", execute=False
+        )
+        net, inferer, dataset = (workflow.parser.get_parsed_content(id) for id in ("network_def", "inferer", "dataset"))
+        generator = torch.Generator().manual_seed(0)
+        for parameter in net.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+        with torch.no_grad():
+            means = inferer(dataset[0]["image"][None], net.eval()).mean((0, 2, 3, 4))
+        biases = [parameter for parameter in net.parameters() if parameter.shape == means.shape]
+        biases[-1].data -= convert_to_tensor(means, track_meta=False)
+        torch.save(net.state_dict(), path)
+        return path
+
+    return make

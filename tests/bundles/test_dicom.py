@@ -6,7 +6,6 @@ import itk
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from common.checks import own_sentence
 
@@ -26,30 +25,17 @@ def volume():
     return np.rint(blobs + rng.uniform(1, 60, SHAPE)).astype(np.int32)
 
 
-@pytest.fixture(scope="module")
-def model(run_bundle, tiny, tmp_path_factory):
-    """A model file of the tiny UNETR with random weights, by which every class is predicted somewhere."""
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    workflow = run_bundle("inference.json", tiny["unetr"], workflow_type="inference", execute=False)
-    net = workflow.parser.get_parsed_content("network_def")
-    generator = torch.Generator().manual_seed(0)
-    for parameter in net.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-    torch.save(net.state_dict(), path)
-    return path
-
-
 @pytest.fixture
-def infer(run_bundle, tiny, model, tmp_path):
+def infer(run_bundle, bundle, small_files, small_model, tmp_path):
     def run(*overlays: str, **overrides):
         overrides = {"datalist": "@dataset_dir", "dataset_dir": str(tmp_path / "data"), **overrides}
         return run_bundle(
             "inference.json",
-            tiny["unetr"],
+            *small_files[bundle],
             *overlays,
+            bundle=bundle,
             workflow_type="inference",
-            task="structures4",
-            model_path=str(model),
+            model_path=str(small_model(bundle)),
             output_dir=str(tmp_path / "out"),
             **overrides,
         )
@@ -80,6 +66,7 @@ def on_grid(path):
     return np.asarray(image.dataobj)[tuple(nearest)].reshape(SHAPE)
 
 
+@pytest.mark.way("DICOM in")
 def test_every_format_gives_the_same_label_map(infer, volume, write_series, tmp_path):
     data = tmp_path / "data"
     write_series(data / "1.2.840.1", volume, AFFINE)
@@ -98,7 +85,8 @@ def test_every_format_gives_the_same_label_map(infer, volume, write_series, tmp_
         assert np.array_equal(maps[name], maps["scan"]), name
 
 
-def test_dicom_seg_has_the_voxels_of_the_nifti(infer, volume, write_series, tmp_path):
+@pytest.mark.way("DICOM SEG out")
+def test_dicom_seg_has_the_voxels_of_the_nifti(infer, bundle, volume, write_series, tmp_path):
     pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed (extra dicom)")
     pytest.importorskip("highdicom", reason="highdicom is not installed (extra dicom)")
     files = write_series(tmp_path / "data", volume, AFFINE)
@@ -106,7 +94,7 @@ def test_dicom_seg_has_the_voxels_of_the_nifti(infer, volume, write_series, tmp_
     infer("outputs/dicom_seg.json")
     seg = pydicom.dcmread(tmp_path / "out" / "data_seg.dcm")
     assert [s.SegmentLabel for s in seg.SegmentSequence] == ["cortex", "subcortical grey matter", "white matter", "CSF"]
-    assert {s.SegmentAlgorithmName for s in seg.SegmentSequence} == {"pretrain_once"}
+    assert {s.SegmentAlgorithmName for s in seg.SegmentSequence} == {bundle}
     place = {pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID: k for k, file in enumerate(files)}
     labels = np.zeros(SHAPE, int)
     for frame, groups in zip(seg.pixel_array, seg.PerFrameFunctionalGroupsSequence, strict=True):
@@ -126,6 +114,7 @@ def sentence(infer):
     return run
 
 
+@pytest.mark.way("bad files refused")
 def test_spoilt_series_give_a_sentence_and_no_mask(sentence, volume, write_series, tmp_path):
     folder = tmp_path / "data" / "series"
     files = write_series(folder, volume, AFFINE)

@@ -43,6 +43,7 @@ def encoder(run, tmp_path_factory):
     return folder
 
 
+@pytest.mark.way("run", bundle="med3d")
 def test_pretraining(encoder):
     state, record = read_encoder(encoder / "encoder.safetensors")
     assert record["method"] == "MultiBranchNet" and record["architecture"]["name"] == "DilatedResNet"
@@ -183,6 +184,7 @@ def check_masks(folder, cohort, datalist):
     return set(prediction.get_fdata().astype(int).ravel())
 
 
+@pytest.mark.way("run", bundle="med3d")
 def test_segmentation(run, cohort, one_test_scan, tmp_path):
     overlays, data = ("datasets/sample.json",), {"datalist": str(one_test_scan / "structures4.json")}
     trained(run, tmp_path, *overlays, **data)

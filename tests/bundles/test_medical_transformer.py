@@ -58,6 +58,7 @@ def pretrained(run, tmp_path_factory):
     return folder, workflow
 
 
+@pytest.mark.way("run", bundle="medical_transformer")
 def test_stage_2_trains_the_transformer_only(pretrained):
     folder, workflow = pretrained
     (first, record1), (second, record2) = (
@@ -148,6 +149,7 @@ def rows(path):
         return list(csv.DictReader(file, skipinitialspace=True))
 
 
+@pytest.mark.way("run", bundle="medical_transformer")
 def test_age(tuned, cohort):
     folder = tuned("age")
     truth = {
@@ -182,6 +184,7 @@ def test_diagnosis(tuned):
     assert len(rows(folder / "inference/predictions.csv")) == 7
 
 
+@pytest.mark.way("run", bundle="medical_transformer")
 def test_tumour(tuned, cohort, caplog):
     folder = tuned("tumour")
     table = rows(folder / "eval/val_mean_dice_raw.csv")

@@ -28,7 +28,7 @@ from common.checks import first_cause, own_sentence
 from common.pack import pack
 
 ROOT = Path(__file__).resolve().parents[2]
-BUNDLES = ("med3d", "medical_transformer", "pretrain_once", "simtrot", "transseg")
+BUNDLES = sorted(path.name for path in (ROOT / "bundles").iterdir())
 REQUEST = {"device": "cpu", "multi_gpu": False, "max_epochs": 1, "val_split": 0.34, "tracking": "None"}
 # How the nets say it; three of them leave it to torch.
 CHANNELS = re.compile(r"to have 1 channels, but got 2|batch, 1 channels, .* not of the shape|\(B, 1, .* not \(1, 2,")
@@ -157,6 +157,7 @@ def own_inference(server, folder: Path, image: Path, output: Path) -> nib.Nifti1
     return nib.load(written)
 
 
+@pytest.mark.way("Label train")
 def test_training_writes_the_weights_and_goes_on_from_them(served, train, caplog):
     model = served / "models" / "model.pt"
     before = model.read_bytes()
@@ -167,6 +168,7 @@ def test_training_writes_the_weights_and_goes_on_from_them(served, train, caplog
     assert model.read_bytes() != before
 
 
+@pytest.mark.way("Label infer")
 def test_inference_gives_the_voxels_of_inference_json(served, infer, server, study, tmp_path):
     """Of a scan with other axes than the bundle's, and turned against them."""
     image = nib.load(study[0]["image"])
@@ -196,6 +198,7 @@ def sentence(request: Callable, *arguments) -> str:
     return own_sentence(caught.value) or f"{caught.value} {first_cause(caught.value)}"
 
 
+@pytest.mark.way("bad files refused")
 def test_images_that_it_cannot_use(served, infer, study, tmp_path):
     """An error that names the file or says what is wrong with it, and no mask."""
     assert f"{tmp_path}/missing.nii.gz does not exist" in sentence(infer, served, tmp_path / "missing.nii.gz")
@@ -207,6 +210,7 @@ def test_images_that_it_cannot_use(served, infer, study, tmp_path):
     assert CHANNELS.search(sentence(infer, served, tmp_path / "two.nii.gz"))
 
 
+@pytest.mark.way("bad files refused")
 def test_weights_of_another_network(served, infer, train, study, tmp_path):
     """Label loads what fits and goes on with noise; the bundles' networks refuse."""
     folder = tmp_path / served.name
@@ -222,6 +226,7 @@ def test_weights_of_another_network(served, infer, train, study, tmp_path):
     assert model.read_bytes() == before
 
 
+@pytest.mark.way("bad files refused")
 def test_a_mask_with_other_labels_is_not_learnt(served, train, study, tmp_path):
     model = served / "models" / "model.pt"
     before = model.read_bytes()

@@ -86,6 +86,7 @@ def evaluated(run_bundle, tiny, fine_tuned):
     return fine_tuned[0] / "eval"
 
 
+@pytest.mark.way("run", bundle="pretrain_once")
 def test_pretraining_writes_the_encoder_and_what_it_needs(pretrained):
     folder, workflow = pretrained
     assert visible(folder) == {"encoder.safetensors", "pretrain.ckpt"}
@@ -110,6 +111,7 @@ def test_pretraining_without_a_validation_list_keeps_the_last_epoch(run_bundle, 
         assert torch.equal(state[name], tensor.cpu())
 
 
+@pytest.mark.way("run", bundle="pretrain_once")
 def test_fine_tuning_starts_from_the_encoder(pretrained, fine_tuned):
     state, _ = read_encoder(pretrained[0] / "encoder.safetensors")
     folder, began, workflow = fine_tuned
@@ -134,6 +136,7 @@ def test_training_from_scratch_says_so(run_bundle, tiny, pretrained, tmp_path, c
     assert not any(torch.equal(began[name].cpu(), state[name]) for name in state if name.endswith("qkv.weight"))
 
 
+@pytest.mark.way("run", bundle="pretrain_once")
 def test_evaluation_and_inference_agree(run_bundle, tiny, cohort, fine_tuned, evaluated, tmp_path):
     """Dice of the written label maps on the scans' own grids is what the evaluation says."""
     run_bundle(

@@ -59,6 +59,7 @@ def overlays_of(network: str) -> tuple[str, str]:
     return "datasets/sample.json", f"networks/{network}_small.json"
 
 
+@pytest.mark.way("run", bundle="simtrot")
 @pytest.mark.parametrize(("network", "pretext"), TRAINED)
 def test_any_network_with_any_pretext(run, tmp_path, network, pretext, caplog):
     """One step, and the encoder goes into the matching fine-tuning net whole; the handler moves a teacher."""
@@ -145,6 +146,7 @@ def rows(path):
         return list(csv.DictReader(file, skipinitialspace=True))
 
 
+@pytest.mark.way("run", bundle="simtrot")
 def test_evaluation_has_a_row_a_subject(tuned, cohort):
     test = json.loads((cohort / "structures4.json").read_text())["test"]
     for metric in ("val_mean_dice", "val_hd95"):
@@ -154,6 +156,7 @@ def test_evaluation_has_a_row_a_subject(tuned, cohort):
     assert all(0 < value <= 1 for value in dice)
 
 
+@pytest.mark.way("run", bundle="simtrot")
 def test_predictions_lie_on_the_scans_grids(tuned, cohort):
     for item in json.loads((cohort / "structures4.json").read_text())["test"]:
         image = nib.load(cohort / item["image"])

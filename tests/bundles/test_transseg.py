@@ -50,6 +50,7 @@ def pretrained(run_bundle, tmp_path_factory):
     return folder / "encoder.safetensors"
 
 
+@pytest.mark.way("run", bundle="transseg")
 def test_pretraining_of_slices_is_inflated(pretrained, run, tmp_path, caplog):
     state, record = read_encoder(pretrained)
     assert state["patch_embedding.weight"].shape == (24, 1, 8, 8, 1)
@@ -194,6 +195,7 @@ def rows(path):
         return list(csv.DictReader(file, skipinitialspace=True))
 
 
+@pytest.mark.way("run", bundle="transseg")
 def test_evaluation_has_a_row_a_subject_and_pooled_scores(tuned, cohort):
     test = json.loads((cohort / "structures4.json").read_text())["test"]
     table = rows(tuned / "eval/val_mean_dice_raw.csv")
@@ -212,6 +214,7 @@ def test_evaluation_has_a_row_a_subject_and_pooled_scores(tuned, cohort):
     assert 0 < float(values["val_pooled_dice"]) < 1 and 0 < float(values["val_pooled_dice_with_background"]) < 1
 
 
+@pytest.mark.way("run", bundle="transseg")
 def test_predictions_lie_on_the_scans_grids(tuned, cohort):
     for item in json.loads((cohort / "structures4.json").read_text())["test"]:
         image = nib.load(cohort / item["image"])

@@ -16,11 +16,11 @@ import nibabel as nib
 import pytest
 import torch
 
+from common.checks import own_sentence
 from common.pack import pack
 from common.weights import read_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
-BUNDLES = ("med3d", "medical_transformer", "pretrain_once", "simtrot", "transseg")
 
 # Pre-trains, trains, evaluates and infers with each bundle by MONAI's command, all in one process, because importing
 # MONAI takes the longest. What ends one bundle is its result.
@@ -100,13 +100,11 @@ def what_a_run_leaves(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def from_elsewhere(small_files, cohort, tmp_path_factory):
     folder = tmp_path_factory.mktemp("foreign")
-    bundles = {name: [str(ROOT / "bundles" / name), small_files[name]] for name in BUNDLES}
+    bundles = {name: [str(ROOT / "bundles" / name), overlays] for name, overlays in small_files.items()}
     return folder / "out", command(folder, bundles, cohort, packed=False)
 
 
-@pytest.mark.way("run")
 @pytest.mark.way("foreign folder")
-@pytest.mark.parametrize("bundle", BUNDLES)
 def test_runs_from_a_foreign_folder(from_elsewhere, bundle):
     folder, results = from_elsewhere
     assert results[bundle] == "done", results[bundle]
@@ -118,17 +116,54 @@ def packed(small_files, cohort, tmp_path_factory):
     """All bundles out of their archives, one after the other in one process that has no `common`."""
     folder = tmp_path_factory.mktemp("packed")
     bundles = {}
-    for name in BUNDLES:
+    for name, overlays in small_files.items():
         _, archive = pack(ROOT / "bundles" / name, folder / "archives")
         with zipfile.ZipFile(archive) as stream:
             stream.extractall(folder / "unpacked")
-        bundles[name] = [str(folder / "unpacked" / name), small_files[name]]
+        bundles[name] = [str(folder / "unpacked" / name), overlays]
     return folder / "out", command(folder, bundles, cohort, packed=True)
 
 
 @pytest.mark.way("packed")
-@pytest.mark.parametrize("bundle", BUNDLES)
 def test_runs_packed(packed, bundle):
     folder, results = packed
     assert results[bundle] == "done", results[bundle]
     what_a_run_leaves(folder / bundle)
+
+
+@pytest.mark.way("bad files refused")
+def test_inference_refuses_with_a_sentence(run_bundle, small_files, small_model, cohort, bundle, tmp_path):
+    """And writes no mask."""
+    model = small_model(bundle)
+    other = torch.load(model, weights_only=True)
+    other["something else"] = other.pop(next(iter(other)))
+    torch.save(other, tmp_path / "other.pt")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "scan.nii.gz").touch()
+    image = nib.load(next((cohort / "t1_brain").glob("*.nii.gz")))
+    (tmp_path / "cut").mkdir()
+    nib.save(image, tmp_path / "cut" / "scan.nii")
+    content = (tmp_path / "cut" / "scan.nii").read_bytes()
+    (tmp_path / "cut" / "scan.nii").write_bytes(content[: len(content) // 2])
+
+    def sentence(**overrides) -> str:
+        given = {"dataset_dir": str(cohort), "model_path": str(model), "output_dir": str(tmp_path / "masks")}
+        with pytest.raises(Exception) as caught:
+            run_bundle(
+                "inference.json",
+                *small_files[bundle],
+                bundle=bundle,
+                workflow_type="inference",
+                **(given | overrides),
+            )
+        return own_sentence(caught.value)
+
+    missing = f"{tmp_path}/none"
+    assert f"no model {missing}" in sentence(model_path=missing)
+    assert f"{tmp_path}/other.pt is of another network" in sentence(model_path=f"{tmp_path}/other.pt")
+    assert missing in sentence(dataset_dir=missing, datalist=missing)
+    for folder, file, text in (("empty", "scan.nii.gz", "is empty"), ("cut", "scan.nii", "")):
+        where = str(tmp_path / folder)
+        said = sentence(dataset_dir=where, datalist=where)
+        assert f"{where}/{file}" in said and text in said
+    assert not list(tmp_path.rglob("*_seg*"))

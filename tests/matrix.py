@@ -1,0 +1,103 @@
+"""Make `docs/matrix.md` of what the tests of the ways of use came to: ``python tests/matrix.py RESULTS.xml PAGE.md``.
+
+The tests are marked ``@pytest.mark.way("packed")``; pytest's XML report says of each its bundle, its way and its
+outcome. `make matrix` runs them and calls this.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import sys
+from collections import defaultdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from xml.etree import ElementTree
+
+# Each way, and what its tests do.
+WAYS = {
+    "run": "pre-trained, trained, evaluated and applied to scans, in one process",
+    "foreign folder": "the same by `python -m monai.bundle run` from a folder that has nothing to do with the bundle",
+    "two processes": "pre-trained, trained and evaluated under `torchrun` (gloo); both end with the same weights",
+    "packed": "the archive of `common.pack`, unpacked, where `common` cannot be imported; all bundles in one process",
+    "Label infer": "MONAI Label's `BundleInferTask`; the voxels of `inference.json`, on a turned scan too",
+    "Label train": "MONAI Label's `BundleTrainTask`, twice, the second from the first's weights",
+    "TorchScript": "MONAI's `ckpt_export`; outputs and label maps of the torch net",
+    "ONNX": "MONAI's `onnx_export`, then `inference_onnx.json`; label maps of the torch net",
+    "DICOM in": "a series, sorted and reversed, gives the label map of NIfTI, NRRD and MHA of the volume",
+    "DICOM SEG out": "`outputs/dicom_seg.json`; decoded, the label map voxel for voxel",
+    "bad files refused": "missing, empty, cut and spoilt files, weights of another network, labels out of range, "
+    "through inference, DICOM and MONAI Label: a sentence, and no mask",
+}
+PACKAGES = ("monai", "torch", "monailabel", "onnx", "onnxruntime", "pydicom", "highdicom")
+
+
+def outcomes(report: Path) -> dict[tuple[str, str], list[tuple[str, str, str]]]:
+    """For each bundle and way its tests: outcome, name, and the reason of a skip."""
+    found = defaultdict(list)
+    for case in ElementTree.parse(report).iter("testcase"):
+        outcome, reason = "passed", ""
+        for kind in ("skipped", "failure", "error"):
+            entry = case.find(kind)
+            if entry is not None:
+                outcome, reason = kind, entry.get("message", "")
+        for entry in case.iter("property"):
+            if entry.get("name") == "way":
+                bundle, _, way = entry.get("value", "").partition(": ")
+                found[bundle, way].append((outcome, f"{case.get('classname')}.{case.get('name')}", reason))
+    return found
+
+
+def cell(tests: list[tuple[str, str, str]]) -> str:
+    """What a way came to with a bundle: the number of tests that passed, if all did."""
+    failed = sum(outcome in ("failure", "error") for outcome, _, _ in tests)
+    skipped = sum(outcome == "skipped" for outcome, _, _ in tests)
+    if not tests:
+        return "not tested"
+    if failed:
+        return f"{failed} of {len(tests)} failed"
+    return "not run" if skipped == len(tests) else f"{len(tests) - skipped} passed" + ", rest not run" * bool(skipped)
+
+
+def page(found: dict[tuple[str, str], list[tuple[str, str, str]]]) -> str:
+    """The whole page."""
+    bundles = sorted({bundle for bundle, _ in found})
+    unknown = sorted({way for _, way in found} - set(WAYS))
+    if unknown:
+        raise ValueError(f"tests are marked with ways that this table does not have: {', '.join(unknown)}")
+    rows = [f"| {way} | " + " | ".join(cell(found[bundle, way]) for bundle in bundles) + " |" for way in WAYS]
+    packages = []
+    for name in PACKAGES:
+        try:
+            packages.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            packages.append(f"no {name}")
+    reasons = sorted(
+        {f"- {reason}" for tests in found.values() for outcome, _, reason in tests if outcome == "skipped"}
+    )
+    return "\n".join(
+        [
+            "# What works with which bundle",
+            "",
+            "Written by `make matrix` from the results of the tests, on "
+            f"{datetime.date.today()}: Python {platform.python_version()}, {', '.join(packages)}.",
+            "Each bundle is run at a size that takes seconds, on the synthetic sample; a cell has the number of its",
+            "tests.",
+            "",
+            "| | " + " | ".join(f"`{bundle}`" for bundle in bundles) + " |",
+            "|---" * (len(bundles) + 1) + "|",
+            *rows,
+            "",
+            *(f"- **{way}**: {meaning}." for way, meaning in WAYS.items()),
+            *(["", "Not run, because:", "", *reasons] if reasons else []),
+            "",
+            "The tests are in `tests/bundles/`; `pytest -m way -k NAME` runs those of one bundle. What needs a server or",
+            "more time is described elsewhere: [MONAI Label's server](monai_label.md#what-was-run), [DICOM](dicom.md),",
+            "[exports of every network](exports.md).",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(page(outcomes(Path(sys.argv[1]))), encoding="utf-8")
