@@ -91,9 +91,8 @@ def page(found: dict[tuple[str, str], list[tuple[str, str, str]]]) -> str:
             *(f"- **{way}**: {meaning}." for way, meaning in WAYS.items()),
             *(["", "Not run, because:", "", *reasons] if reasons else []),
             "",
-            "The tests are in `tests/bundles/`; `pytest -m way -k NAME` runs those of one bundle. What needs a server",
-            "or more time is described elsewhere: [MONAI Label's server](monai_label.md#what-was-run), [DICOM](dicom.md),",
-            "[exports of every network](exports.md).",
+            "The tests are in `tests/bundles/`; `pytest -m way -k NAME` runs those of one bundle. Described elsewhere:",
+            "[MONAI Label's server](monai_label.md#what-was-run), [DICOM](dicom.md), [exports of every net](exports.md).",
             "",
         ]
     )
