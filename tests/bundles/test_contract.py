@@ -39,7 +39,8 @@ FILES = (
     "docs/data_license.txt",
 )
 EVERYWHERE = (
-    "bundle_root dataset_dir datalist output_dir device amp segmentation_net network_def network initialize run"
+    "bundle_root dataset_dir datalist output_dir device amp in_channels segmentation_net network_def network "
+    "initialize run"
 )
 TRAINING = (
     "seed encoder loss optimizer lr_scheduler max_epochs val_interval resume train#dataset#data train#dataloader "
@@ -164,9 +165,7 @@ def test_metadata(bundle):
     formats = metadata["network_data_format"]
     inference = merged(bundle, "inference.json")
     image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
-    named = "in_channels" in inference.get()
-    channels = inference.get_parsed_content("in_channels" if named else "segmentation_net#in_channels")
-    assert len(image["channel_def"]) == image["num_channels"] == channels
+    assert len(image["channel_def"]) == image["num_channels"] == inference["in_channels"]
     assert len(pred["channel_def"]) == pred["num_channels"] == inference["num_classes"]
     assert pred["channel_def"]["0"] == "background"
     assert image["spatial_shape"] == inference.get_parsed_content("roi_size")
@@ -293,6 +292,7 @@ def test_no_id_is_idle(bundle, name):
         config = {key: value for key, value in config.items() if "#" not in key and key not in train}
     public = {*EVERYWHERE.split(), "imports", "task", "num_classes", "encoder", "rank", "train", "validate"}
     public |= {"metrics", "structure_names", "batches_per_epoch"}  # common.compare reads them
+    public -= {"in_channels"}  # has to be the network's
     used = references(read(bundle / "configs" / name)) | public
     assert [key for key in config if key not in used] == []
 
@@ -341,6 +341,16 @@ def test_base_files_agree(bundle, name):
     if "SpatialPadd" in [step["_target_"] for step in config.get("train", {}).get("crop_transforms", [])]:
         theirs = [step for step in theirs if step.get("_target_") != "SpatialPadd"]  # this one pads its crops
     assert ours == theirs
+
+
+@each_bundle
+def test_images_are_checked_for_the_channels_of_the_network(bundle):
+    for path in bundle.rglob("configs/**/*.json"):
+        for where, part in walk(read(path)):
+            steps = [step for step in part if isinstance(step, dict)] if isinstance(part, list) else []
+            loads = [step for step in steps if "LoadVolumed" in str(step.get("_target_")) and "image" in step["keys"]]
+            checked = [step["channels"] for step in steps if "channels" in step]
+            assert not loads or checked == ["@in_channels"], f"{ident(path)}: {where}"
 
 
 @each_bundle
