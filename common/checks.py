@@ -55,6 +55,7 @@ ALIASES = {
 }
 # Ids that say where files lie, not what is computed: two runs that differ in nothing else have the same digest.
 PLACES = ("bundle_root", "dataset_dir", "output_dir", "resume")
+REFUSED = "The run was refused"
 REFUSALS = (ValueError, OSError, RuntimeError)
 """What a sentence for the user is raised as; other kinds say that a program is wrong."""
 TRACEBACK = "MONAI_TRANSFER_TRACEBACK"
@@ -169,7 +170,7 @@ def _end_with_sentence(kind: type[BaseException], error: BaseException, trace: A
     if refused is None or os.environ.get(TRACEBACK):
         sys.__excepthook__(kind, error, trace)
     else:
-        print(f"\nThe run was refused ({TRACEBACK}=1 in the environment shows where).", file=sys.stderr)
+        print(f"\n{REFUSED} ({TRACEBACK}=1 in the environment shows where).", file=sys.stderr)
     _join_pools()
     sentence = refused or final_sentence(error)
     if sentence:

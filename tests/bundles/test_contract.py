@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import inspect
 import json
 import re
@@ -153,6 +154,18 @@ def test_is_written_plainly(path):
     text = path.read_text(encoding="utf-8")
     config = json.loads(text, object_pairs_hook=once)
     assert text == json.dumps(config, indent=4, ensure_ascii=False) + "\n"
+
+
+@each_bundle
+def test_the_log_is_set_up_alike(bundle):
+    """And keeps what MONAI says at each start of a decoder for GPUs out of it, nothing else."""
+    text = (bundle / "configs/logging.conf").read_text()
+    assert text == (BUNDLES[0] / "configs/logging.conf").read_text()
+    config = configparser.ConfigParser(interpolation=None)
+    config.read_string(text)
+    others = [section for section in config if section.startswith("logger_") and section != "logger_root"]
+    assert [config[section]["qualname"] for section in others] == ["monai.data.nvimgcodec_pydicom_plugin"]
+    assert config["logger_root"]["level"] == config["handler_consoleHandler"]["level"] == "INFO"
 
 
 @each_bundle
