@@ -28,7 +28,6 @@ __all__ = [
     "override_problem",
     "own_sentence",
     "parse_flags",
-    "refusal",
 ]
 
 # What people type for our ids; tried before the nearest spelling.
@@ -55,13 +54,13 @@ ALIASES = {
 }
 # Ids that say where files lie, not what is computed: two runs that differ in nothing else have the same digest.
 PLACES = ("bundle_root", "dataset_dir", "output_dir", "resume")
+PATIENCE = 60.0
+"""Seconds that a failed run waits for the threads of a pool, each of which is at most one volume from its end."""
 REFUSED = "The run was refused"
 REFUSALS = (ValueError, OSError, RuntimeError)
 """What a sentence for the user is raised as; other kinds say that a program is wrong."""
 TRACEBACK = "MONAI_TRANSFER_TRACEBACK"
 """Environment variable that brings back the traceback of a refusal."""
-PATIENCE = 60.0
-"""Seconds that a failed run waits for the threads of a pool, each of which is at most one volume from its end."""
 
 
 class _Command(NamedTuple):
@@ -114,21 +113,6 @@ def own_sentence(error: BaseException | None) -> str | None:
     return None
 
 
-def refusal(error: BaseException | None) -> str | None:
-    """The sentence with which this package refused something, None of any other error, whose traceback says more.
-
-    The statement has to be a ``raise`` in this package: what Python or a library finds there is a defect. Wrappers,
-    such as MONAI's config parser, have to name the refusal as their cause: an error may also come on top of it.
-    """
-    while error is not None:
-        frames = traceback.extract_tb(error.__traceback__)
-        if frames and _is_ours(frames[-1]):
-            meant = isinstance(error, REFUSALS) and not isinstance(error, NotImplementedError)
-            return str(error) if meant and (frames[-1].line or "").startswith("raise ") else None
-        error = error.__cause__
-    return None
-
-
 def final_sentence(error: BaseException) -> str | None:
     """What the output ends with after an error: our own sentence, else the first cause; None if it says so itself."""
     sentence = own_sentence(error)
@@ -165,8 +149,23 @@ def config_digest() -> str | None:
     return hashlib.sha256(text.replace(f"{__package__}.", "common.").encode()).hexdigest()
 
 
+def _refusal(error: BaseException | None) -> str | None:
+    """The sentence with which this package refused something, None of any other error, whose traceback says more.
+
+    The statement has to be a ``raise`` in this package: what Python or a library finds there is a defect. Wrappers,
+    such as MONAI's config parser, have to name the refusal as their cause: an error may also come on top of it.
+    """
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and _is_ours(frames[-1]):
+            meant = isinstance(error, REFUSALS) and not isinstance(error, NotImplementedError)
+            return str(error) if meant and (frames[-1].line or "").startswith("raise ") else None
+        error = error.__cause__
+    return None
+
+
 def _end_with_sentence(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    refused = refusal(error)
+    refused = _refusal(error)
     if refused is None or os.environ.get(TRACEBACK):
         sys.__excepthook__(kind, error, trace)
     else:
