@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import os
 import pydoc
 import re
 import sys
@@ -55,6 +56,11 @@ ALIASES = {
 PLACES = ("bundle_root", "dataset_dir", "output_dir", "resume")
 PATIENCE = 60.0
 """Seconds that a failed run waits for the threads of a pool, each of which is at most one volume from its end."""
+REFUSED = "The run was refused"
+REFUSALS = (ValueError, OSError, RuntimeError)
+"""What a sentence for the user is raised as; other kinds say that a program is wrong."""
+TRACEBACK = "MONAI_TRANSFER_TRACEBACK"
+"""Environment variable that brings back the traceback of a refusal."""
 
 
 class _Command(NamedTuple):
@@ -72,7 +78,8 @@ def check_overrides() -> None:
     MONAI accepts any ``--name value`` and ignores the names that the config lacks. This compares the names on the
     command line, and those in ``--args_file``, with the ids of the named config files. It also checks that MONAI and
     torch are recent enough, and sees to it that a later error ends the output with what it says: MONAI's own last line
-    only names the step of the config. Outside of that command (also in a workflow made in Python) it does nothing.
+    only names the step of the config. What this package refuses comes without a traceback. Outside of that command
+    (also in a workflow made in Python) it does nothing.
 
     Put it first in ``initialize``: ``{"_target_": "common.checks.check_overrides"}``.
 
@@ -98,10 +105,9 @@ def check_overrides() -> None:
 
 def own_sentence(error: BaseException | None) -> str | None:
     """What this package says about an error that MONAI or ignite wrapped, None if it was not raised here."""
-    folder = Path(__file__).resolve().parent
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
-        if frames and Path(frames[-1].filename).resolve().is_relative_to(folder):
+        if frames and _is_ours(frames[-1]):
             return str(error)
         error = error.__cause__ or error.__context__
     return None
@@ -143,12 +149,35 @@ def config_digest() -> str | None:
     return hashlib.sha256(text.replace(f"{__package__}.", "common.").encode()).hexdigest()
 
 
+def _refusal(error: BaseException | None) -> str | None:
+    """The sentence with which this package refused something, None of any other error, whose traceback says more.
+
+    The statement has to be a ``raise`` in this package: what Python or a library finds there is a defect. Wrappers,
+    such as MONAI's config parser, have to name the refusal as their cause: an error may also come on top of it.
+    """
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and _is_ours(frames[-1]):
+            meant = isinstance(error, REFUSALS) and not isinstance(error, NotImplementedError)
+            return str(error) if meant and (frames[-1].line or "").startswith("raise ") else None
+        error = error.__cause__
+    return None
+
+
 def _end_with_sentence(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    sys.__excepthook__(kind, error, trace)
+    refused = _refusal(error)
+    if refused is None or os.environ.get(TRACEBACK):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(f"\n{REFUSED} ({TRACEBACK}=1 in the environment shows where).", file=sys.stderr)
     _join_pools()
-    sentence = final_sentence(error)
+    sentence = refused or final_sentence(error)
     if sentence:
         print(f"\n{sentence}", file=sys.stderr)
+
+
+def _is_ours(frame: traceback.FrameSummary) -> bool:
+    return Path(frame.filename).resolve().is_relative_to(Path(__file__).resolve().parent)
 
 
 def _join_pools() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sized
 
 import ignite.distributed as idist
 import torch
 import torch.distributed as dist
+from monai.data import DistributedSampler
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .networks import to_channels_last
 
-__all__ = ["local_device", "rank", "start", "stop", "world_size", "wrap"]
+__all__ = ["local_device", "rank", "start", "stop", "validation_sampler", "world_size", "wrap"]
 
 
 def rank() -> int:
@@ -65,6 +67,27 @@ def wrap(network: nn.Module, device: torch.device, sync_batch_norm: bool = False
     devices = [device] if device.type == "cuda" else None
     # MONAI's ViT holds parameters that its forward never uses.
     return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=True)
+
+
+def validation_sampler(dataset: Sized) -> DistributedSampler:
+    """Share the scans of a validation or test list out to the processes, each scan to one of them.
+
+    Raises:
+        ValueError: there are fewer scans than processes; each needs one, or it would wait for ever at the metrics.
+    """
+    scans, processes = len(dataset), idist.get_world_size()
+    if scans < processes:
+        raise ValueError(
+            f"{scans} validation scans are too few for {processes} processes, each of which needs one: give the "
+            f"validation (or evaluated) list of the datalist more, or start at most {scans} with --nproc_per_node."
+        )
+    return DistributedSampler(
+        dataset,  # type: ignore[arg-type]
+        even_divisible=False,
+        num_replicas=processes,
+        rank=idist.get_rank(),
+        shuffle=False,
+    )
 
 
 def stop() -> None:

@@ -260,7 +260,12 @@ def ask_the_impossible(server: Server, images: Path, outcome: Outcome) -> list[t
         # Label drops the unfinished task's attributes; why it is unfinished stands further up in the log.
         ("a model that has no weights yet", "untrained", study, "BundleInferTask"),
         ("weights of another network in models/model.pt", "mismatched", study, "weights are of another network: 0 of"),
-        ("a study of two channels", "pretrain_once", "two_channels", "to have 1 channels, but got 2 channels"),
+        (
+            "a study of two channels",
+            "pretrain_once",
+            "two_channels",
+            "another number of channels than the network takes, 2 and not 1",
+        ),
         ("a study whose file is cut off", "simtrot", "cut_off", "cut_off.nii.gz cannot be read"),
         ("a model that does not exist", "nothing", study, "There is no model 'nothing' available"),
     ]

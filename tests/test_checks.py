@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fire.core
 import monai.bundle
+import numpy as np
 import pytest
 from fire.inspectutils import FullArgSpec
 
@@ -215,14 +216,50 @@ def test_own_sentence_is_what_this_package_raised():
         assert checks.own_sentence(error) is None
 
 
-def test_the_command_ends_with_the_sentence(command, capsys):
+def test_the_command_ends_with_the_sentence(command, capsys, monkeypatch):
     command("--config_file", "train.json")
     checks.check_overrides()
     error = wrapped_error()
     sys.excepthook(type(error), error, error.__traceback__)
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("No dataset folder at /nowhere")
+    assert lines[0].startswith("The run was refused") and len(lines) == 3  # no traceback
+    monkeypatch.setenv(checks.TRACEBACK, "1")
+    sys.excepthook(type(error), error, error.__traceback__)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("No dataset folder at /nowhere")
     assert any("Failed to instantiate" in line for line in lines[:-1])
+
+
+def wrong_argument():
+    from common.volumes import by
+
+    by(3)  # a TypeError of ours, but no refusal
+
+
+def wrong_number():
+    from common.volumes import some
+
+    some(np.array(["a"]))  # a ValueError by a statement of ours that raises nothing
+
+
+def defect_on_top_of_a_refusal():
+    from common.data import load_datalist
+
+    try:
+        load_datalist("/nowhere/list.json", check="header")
+    except ValueError:
+        int("x")
+
+
+@pytest.mark.parametrize("defect", [wrong_argument, wrong_number, defect_on_top_of_a_refusal])
+def test_the_traceback_of_a_defect_is_never_hidden(command, capsys, defect):
+    command("--config_file", "train.json")
+    checks.check_overrides()
+    with pytest.raises((TypeError, ValueError)) as raised:
+        defect()
+    sys.excepthook(raised.type, raised.value, raised.value.__traceback__)
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
 def test_the_command_ends_with_the_cause_of_an_error_raised_elsewhere(command, capsys):

@@ -153,7 +153,7 @@ def prediction_rows(run: Run) -> Iterator[dict[str, Any]]:
         rows = list(csv.DictReader(file))
     if any(name.startswith("probability_") for row in rows for name in row):
         return  # classes
-    for row, name in zip(rows, subject_names([row["file"] for row in rows]), strict=True):
+    for row, name in zip(rows, subject_names([row["filename"] for row in rows]), strict=True):
         truth = float(row["label"] or math.nan)
         yield {**_key(run), "subject": name, "truth": truth, "prediction": float(row["prediction"])}
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..checks import REFUSED
 from ..files import atomic_write
 from .plan import Plan, Run
 from .settings import CompareError, Settings
@@ -300,7 +301,8 @@ def failure_reason(log: Path, begin: int, code: int) -> str:
     if re.search(r"OutOfMemoryError|CUDA out of memory|can't allocate memory|std::bad_alloc", text):
         return f"out of memory (see {log.name}); lower batch_size, or the size of the network"
     if "ChildFailedError" in text:  # torchrun's own summary comes last and says nothing of the cause
-        found = re.search(r"^\[rank\d+\]: (\w*(?:Error|Exception|Exit): .*)$", text, re.MULTILINE)
+        found = re.search(rf"^\[rank\d+\]: {REFUSED} .*\n+\[rank\d+\]: (.*)$", text, re.MULTILINE)
+        found = found or re.search(r"^\[rank\d+\]: (\w*(?:Error|Exception|Exit): .*)$", text, re.MULTILINE)
         if found:
             return f"{found[1]} (see {log.name})"
     # The bundles' first step sees to it that the output ends with what went wrong, after an empty line.

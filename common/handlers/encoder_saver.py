@@ -81,4 +81,7 @@ class EncoderSaver:
             save_encoder(self.encoder, self.path, record)
         else:
             return  # a finished run was resumed; its best encoder is already in place
-        logger.info("encoder of epoch %s written to %s.", record.get("epochs"), self.path)
+        # MONAI logs "Got new best metric" of every validation, whether it chooses or not.
+        chosen = validation is not None and validation.best_metric_epoch != -1
+        which = "the best in validation" if chosen else "the last; validation did not choose it"
+        logger.info("encoder of epoch %s (%s) written to %s.", record.get("epochs"), which, self.path)

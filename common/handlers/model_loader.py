@@ -38,17 +38,24 @@ class ModelLoader:
             logger.info("network read from %s.", self.path)
 
 
-def load_model(network: nn.Module, path: str | os.PathLike) -> None:
+GET_ONE = "train one with configs/train.json, or set model_path (or output_dir)"
+FIT_IT = "use the networks/, tasks/, datasets/ and presets/ files it was trained with"
+
+
+def load_model(network: nn.Module, path: str | os.PathLike, get_one: str = GET_ONE, fit_it: str = FIT_IT) -> None:
     """Fill ``network`` from the state dict in ``path``.
+
+    Args:
+        network: filled in place.
+        path: a state dict, plain or under ``model``.
+        get_one, fit_it: what the sentence says to do where there is no such file, and where it is of another network.
 
     Raises:
         FileNotFoundError, ValueError: no such file, no readable checkpoint, or one of another network.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no model {path}: train one with configs/train.json, or set model_path (or output_dir)."
-        )
+        raise FileNotFoundError(f"no model {path}: {get_one}.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
@@ -60,10 +67,11 @@ def load_model(network: nn.Module, path: str | os.PathLike) -> None:
     own = network.state_dict()
     fits = [name for name, tensor in own.items() if getattr(state.get(name), "shape", None) == tensor.shape]
     if len(fits) < len(own) or len(state) > len(own):
-        example = next((name for name in [*own, *state] if name not in fits), None)
+        example = next(name for name in [*own, *state] if name not in fits)
+        if example in own and hasattr(state.get(example), "shape"):
+            example += f", {tuple(state[example].shape)} in the file and {tuple(own[example].shape)} here"
         raise ValueError(
             f"{path} is of another network: {len(fits)} of {len(own)} tensors of this {type(network).__name__} are in "
-            f"it with the right shape (not, for example, {example}); use the networks/, tasks/, datasets/ and presets/ "
-            "files it was trained with."
+            f"it with the right shape (not, for example, {example}); {fit_it}."
         )
     network.load_state_dict(state)

@@ -23,11 +23,12 @@ class NamedClasses:
     MONAI counts the columns that there are, so that ``class0`` is the background in one table and, in that of a metric
     without the background, the first structure. Renamed are the header of ``*_raw.csv`` and the first column of
     ``*_summary.csv``, when the evaluation ends. A table with neither a column for every class nor one for every
-    class but the background keeps MONAI's names.
+    class but the background keeps MONAI's names. Where the task has no classes, a single column is a number a scan, and
+    called ``value``.
 
     Args:
         folder: ``save_dir`` of the ``MetricsSaver``.
-        names: class number -> name, 0 being the background; None where the task has no classes, which changes nothing.
+        names: class number -> name, 0 being the background; None where the task has no classes.
     """
 
     def __init__(self, folder: str | os.PathLike, names: Mapping[int | str, str] | None) -> None:
@@ -52,6 +53,8 @@ class NamedClasses:
         """The cells with names for classes, where there is a name for each."""
         columns = sum(_CLASS.fullmatch(cell) is not None for cell in cells)
         names = self.names[len(self.names) - columns :]
+        if not self.names and columns == 1:
+            return ["value" if _CLASS.fullmatch(cell) else cell for cell in cells]
         if columns not in (len(self.names), len(self.names) - 1):
             return cells
         matches = [(_CLASS.fullmatch(cell), cell) for cell in cells]

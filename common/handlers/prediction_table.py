@@ -16,7 +16,7 @@ __all__ = ["PredictionTable"]
 
 
 class PredictionTable:
-    """Write what a net predicts for each scan, a row each: ``file``, ``label``, ``prediction``, and probabilities.
+    """Write what a net predicts for each scan, a row each: ``filename``, ``label``, ``prediction``, and probabilities.
 
     A prediction of one number is taken as it is; several are taken for probabilities of classes, the prediction being
     the most probable, with a column ``probability_K`` a class. An empty label means that the scan has none. The table
@@ -67,7 +67,7 @@ class PredictionTable:
         probabilities = [f"probability_{number}" for number in range(classes)] if classes > 1 else []
         with atomic_write(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["file", "label", "prediction", *probabilities])
+            writer.writerow(["filename", "label", "prediction", *probabilities])
             for name, (truth, *predicted) in zip(files, values.tolist(), strict=True):
                 best = predicted.index(max(predicted)) if probabilities else predicted[0]
                 shown = [f"{value:.6g}" for value in predicted] if probabilities else []

@@ -12,16 +12,19 @@ from tqdm import tqdm
 
 __all__ = ["ProgressBar"]
 
+QUIET = 60.0
+"""Seconds after a line in which no other is written within an epoch."""
+
 
 class ProgressBar:
     """One bar for the whole run of an engine, with the epoch, the mean loss of the epoch so far and the time left.
 
     Only rank 0 shows it, on stderr. Where stderr is no terminal (a log file) nothing is written, or with ``lines`` one
-    line an epoch.
+    line an epoch, and one a minute within an epoch that takes longer.
 
     Args:
         desc: what is running, such as ``"pre-train"``.
-        lines: whether to write a line an epoch where stderr is no terminal.
+        lines: whether to write lines where stderr is no terminal.
         interval: seconds between two looks at the loss; each look waits for the device.
     """
 
@@ -32,7 +35,8 @@ class ProgressBar:
         self._bar: tqdm | None = None
         self._losses = 0
         self._total: float | torch.Tensor = 0.0
-        self._epoch_began = self._looked = 0.0
+        self._steps = self._steps_of_run = 0
+        self._run_began = self._epoch_began = self._looked = self._wrote = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer or an evaluator."""
@@ -44,11 +48,17 @@ class ProgressBar:
             # Not EXCEPTION_RAISED: ignite lets only the first handler of that event act, and savers need it.
             engine.add_event_handler(Events.STARTED | Events.TERMINATE | Events.COMPLETED, self._close)
         else:
+            engine.add_event_handler(Events.STARTED, self._start_run)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_line)
+
+    def _start_run(self) -> None:
+        self._run_began = self._wrote = time.monotonic()
+        self._steps_of_run = 0
 
     def _start_epoch(self, engine: Engine) -> None:
         state = engine.state
         self._losses, self._total = 0, 0.0
+        self._steps = 0
         self._epoch_began = time.monotonic()
         if not sys.stderr.isatty():
             return
@@ -64,17 +74,37 @@ class ProgressBar:
         if loss is not None:
             self._losses += 1
             self._total = self._total + loss
-        if self._bar is None:
-            return
+        self._steps += 1
+        self._steps_of_run += 1
         now = time.monotonic()
+        if self._bar is None:
+            # Not at the last step, which the epoch's own line follows.
+            if not sys.stderr.isatty() and now - self._wrote >= QUIET and self._steps != engine.state.epoch_length:
+                self._write_step(engine, now)
+            return
         if self._losses and now - self._looked >= self.interval:
             self._looked = now
             self._bar.set_postfix_str(self._mean_loss(), refresh=False)
         self._bar.update(engine.state.iteration - self._bar.n)
 
+    def _write_step(self, engine: Engine, now: float) -> None:
+        state, parts = engine.state, [f"step {self._steps}"]
+        if self._losses:
+            parts.append(self._mean_loss())
+        if state.epoch_length:
+            parts[0] += f" of {state.epoch_length}"
+            left = state.epoch_length * ((state.max_epochs or state.epoch) - state.epoch + 1) - self._steps
+            # Of the whole run, with what is between the epochs so far.
+            seconds = left * (now - self._run_began) / self._steps_of_run
+            parts.append(f"about {tqdm.format_interval(seconds)} left")
+        self._write(engine, parts)
+
     def _write_line(self, engine: Engine) -> None:
         parts = [self._mean_loss()] if self._losses else []
-        parts.append(f"{time.monotonic() - self._epoch_began:.1f} s")
+        self._write(engine, [*parts, f"{time.monotonic() - self._epoch_began:.1f} s"])
+
+    def _write(self, engine: Engine, parts: list[str]) -> None:
+        self._wrote = time.monotonic()
         print(f"{self._title(engine)}: {', '.join(parts)}", file=sys.stderr, flush=True)
 
     def _close(self) -> None:

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 # Logits of what lies outside of the region: background beyond doubt, and finite, so that a softmax may follow.
 OUTSIDE = 20.0
+# The first stage has ids of its own: those of the network would change the second one.
+GET_COARSE = "train the first stage with configs/tasks/liver_coarse.json, or set coarse_model_path"
+FIT_COARSE = "give the first stage what it was trained with: coarse_net#depth, coarse_net#width, coarse_net#shortcut"
 
 
 class TwoStageInferer(Inferer):
@@ -69,7 +72,7 @@ class TwoStageInferer(Inferer):
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self._loaded:
             assert self.coarse_path is not None
-            load_model(self.coarse_network, self.coarse_path)
+            load_model(self.coarse_network, self.coarse_path, GET_COARSE, FIT_COARSE)
             logger.info("network of the first stage read from %s.", self.coarse_path)
             self._loaded = True
         self.coarse_network.to(inputs.device).eval()

@@ -11,7 +11,9 @@ from ..volumes import by, image_problem, label_problem, volume_name
 
 
 class CheckVolumed(MapTransform):
-    """Refuse volumes that would spoil training without a word: not finite, constant, or labels that do not fit.
+    """Refuse volumes that a network cannot take, and those that would spoil training without a word.
+
+    That is another number of channels, voxels that are not finite, constant images, and labels that do not fit.
 
     Stands behind loading, where the volumes are channel first, shape (C, *spatial); they pass through unchanged.
 
@@ -19,6 +21,7 @@ class CheckVolumed(MapTransform):
         keys: images.
         label_key: label image; its spatial shape has to be the images', its values whole numbers from 0.
         num_classes: the label's values have to lie in `[0, num_classes)`. `None` does not bound them above.
+        channels: how many channels the network takes; the images have to have as many. `None` does not check it.
         allow_missing_keys: whether items may lack keys.
 
     Raises:
@@ -30,16 +33,25 @@ class CheckVolumed(MapTransform):
         keys: KeysCollection,
         label_key: str | None = None,
         num_classes: int | None = None,
+        channels: int | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.label_key = label_key
         self.num_classes = num_classes
+        self.channels = channels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         images = [key for key in self.key_iterator(d) if key != self.label_key]
         for key in images:
+            found = len(d[key])
+            if self.channels not in (None, found):
+                raise ValueError(
+                    f"{volume_name(d[key], key)} has another number of channels than the network takes, {found} and "
+                    f"not {self.channels}; give images of {self.channels}, or set `in_channels` to {found} and train "
+                    "for it."
+                )
             problem = image_problem(convert_to_numpy(d[key]))
             if problem:
                 raise ValueError(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -26,7 +27,9 @@ class LoadVolumed(LoadImaged):
     """
 
     def __init__(self, keys: KeysCollection, *args: Any, **kwargs: Any) -> None:
-        super().__init__(keys, *args, **kwargs)
+        with warnings.catch_warnings():  # of a decoder for GPUs that is not installed; pydicom has its own
+            warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader: nvImageCodec decoder plugin did not")
+            super().__init__(keys, *args, **kwargs)
         self.register(DicomReader())  # asked first, being the last
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:

@@ -21,6 +21,9 @@ CONTRACT = ("spacing", "orientation", "intensity", "value_range", "spatial_size"
 """Keys of a record that the data fed to the encoder must agree with."""
 
 SHAPELESS = (
+    "depth",  # a shallower net finds all its tensors in a deeper one
+    "depths",
+    "num_layers",
     "num_heads",
     "window_size",
     "patch_merging",
@@ -127,7 +130,8 @@ def load_encoder(
         logger.warning("%s", report)
         raise ValueError(
             f"{path} ({_describe(record)}) fits {report.covered:.1%} of this encoder ({_describe_encoder(encoder)}), "
-            f"less than the {min_share:.0%} asked for; use the network it was made with."
+            f"less than the {min_share:.0%} asked for: {_misfit(report, record, architecture)}; use the network it was "
+            "made with."
         )
     if not same_kind:  # a plain transformer fits BEiT's layers, but is none
         raise ValueError(
@@ -283,6 +287,23 @@ def _same_tokens_other_grid(
     made: Any = record.get("spatial_size")
     used: Any = contract.get("spatial_size")
     return name.endswith("position_embeddings") and bool(made and used) and list(made) != list(used)
+
+
+def _misfit(report: TransferReport, record: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:
+    """By what a refused encoder is another one: its settings, and the first tensor that does not fit."""
+    made = record.get("architecture", {})
+    known = [key for key in made if key in architecture and key not in ("name", "in_channels")]
+    differing = [f"{key} {made[key]} and not {architecture[key]}" for key in known if made[key] != architecture[key]]
+    same_kind = made.get("name") == architecture.get("name")
+    parts = [f"it was made with {', '.join(differing)}"] if differing and same_kind else []
+    unfit = next((name for name in report.new if name in report.unused), None)
+    if unfit:
+        parts.append(f"the first tensor that does not fit is {unfit} ({report.unused[unfit]})")
+    elif len(report.new) == len(report.sizes):
+        parts.append("no tensor of the encoder is in it by name")
+    else:
+        parts.append(f"it has no tensor {report.new[0]}")
+    return ", ".join(parts)
 
 
 def _describe(record: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import inspect
 import json
 import re
@@ -39,7 +40,8 @@ FILES = (
     "docs/data_license.txt",
 )
 EVERYWHERE = (
-    "bundle_root dataset_dir datalist output_dir device amp segmentation_net network_def network initialize run"
+    "bundle_root dataset_dir datalist output_dir device amp in_channels segmentation_net network_def network "
+    "initialize run"
 )
 TRAINING = (
     "seed encoder loss optimizer lr_scheduler max_epochs val_interval resume train#dataset#data train#dataloader "
@@ -155,6 +157,18 @@ def test_is_written_plainly(path):
 
 
 @each_bundle
+def test_the_log_is_set_up_alike(bundle):
+    """And keeps what MONAI says at each start of a decoder for GPUs out of it, nothing else."""
+    text = (bundle / "configs/logging.conf").read_text()
+    assert text == (BUNDLES[0] / "configs/logging.conf").read_text()
+    config = configparser.ConfigParser(interpolation=None)
+    config.read_string(text)
+    others = [section for section in config if section.startswith("logger_") and section != "logger_root"]
+    assert [config[section]["qualname"] for section in others] == ["monai.data.nvimgcodec_pydicom_plugin"]
+    assert config["logger_root"]["level"] == config["handler_consoleHandler"]["level"] == "INFO"
+
+
+@each_bundle
 def test_metadata(bundle):
     metadata = read(bundle / "configs/metadata.json")
     assert [key for key in METADATA if not metadata.get(key)] == []
@@ -164,9 +178,7 @@ def test_metadata(bundle):
     formats = metadata["network_data_format"]
     inference = merged(bundle, "inference.json")
     image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
-    named = "in_channels" in inference.get()
-    channels = inference.get_parsed_content("in_channels" if named else "segmentation_net#in_channels")
-    assert len(image["channel_def"]) == image["num_channels"] == channels
+    assert len(image["channel_def"]) == image["num_channels"] == inference["in_channels"]
     assert len(pred["channel_def"]) == pred["num_channels"] == inference["num_classes"]
     assert pred["channel_def"]["0"] == "background"
     assert image["spatial_shape"] == inference.get_parsed_content("roi_size")
@@ -293,6 +305,7 @@ def test_no_id_is_idle(bundle, name):
         config = {key: value for key, value in config.items() if "#" not in key and key not in train}
     public = {*EVERYWHERE.split(), "imports", "task", "num_classes", "encoder", "rank", "train", "validate"}
     public |= {"metrics", "structure_names", "batches_per_epoch"}  # common.compare reads them
+    public -= {"in_channels"}  # has to be the network's
     used = references(read(bundle / "configs" / name)) | public
     assert [key for key in config if key not in used] == []
 
@@ -341,6 +354,16 @@ def test_base_files_agree(bundle, name):
     if "SpatialPadd" in [step["_target_"] for step in config.get("train", {}).get("crop_transforms", [])]:
         theirs = [step for step in theirs if step.get("_target_") != "SpatialPadd"]  # this one pads its crops
     assert ours == theirs
+
+
+@each_bundle
+def test_images_are_checked_for_the_channels_of_the_network(bundle):
+    for path in bundle.rglob("configs/**/*.json"):
+        for where, part in walk(read(path)):
+            steps = [step for step in part if isinstance(step, dict)] if isinstance(part, list) else []
+            loads = [step for step in steps if "LoadVolumed" in str(step.get("_target_")) and "image" in step["keys"]]
+            checked = [step["channels"] for step in steps if "channels" in step]
+            assert not loads or checked == ["@in_channels"], f"{ident(path)}: {where}"
 
 
 @each_bundle

@@ -127,3 +127,11 @@ def test_without_torchrun_it_says_what_to_do(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(RuntimeError, match=r"RANK is not set: start multi_gpu_.* configs with torchrun"):
         distributed.rank()
+
+
+def test_every_process_needs_a_validation_scan(monkeypatch):
+    monkeypatch.setattr(distributed.idist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(distributed.idist, "get_rank", lambda: 1)
+    with pytest.raises(ValueError, match=r"2 validation scans are too few for 3 processes, .* --nproc_per_node"):
+        distributed.validation_sampler(["a", "b"])
+    assert list(distributed.validation_sampler(["a", "b", "c", "d", "e"])) == [1, 4]

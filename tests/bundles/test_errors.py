@@ -144,6 +144,18 @@ def test_nan_in_a_volume(sentence, data, files):
     assert len(text.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "files", [("pretrain.json",), ("train.json",), ("train.json", "evaluate.json"), ("inference.json",)]
+)
+def test_image_with_another_number_of_channels(sentence, data, files):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        save(data / f"image{number}.nii.gz", rng.uniform(1, 900, (*SHAPE, 2)).astype(np.float32))
+    text = sentence(*files)
+    assert f"{data}/image" in text and "another number of channels than the network takes, 2 and not 1" in text
+    assert len(text.splitlines()) == 1
+
+
 def test_constant_volume(sentence, data):
     save(data / "image0.nii.gz", np.zeros(SHAPE, np.float32))
     assert f"{data}/image0.nii.gz is constant (every voxel is 0)" in sentence("pretrain.json")

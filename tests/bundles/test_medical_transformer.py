@@ -156,7 +156,7 @@ def test_age(tuned, cohort):
         Path(item["image"]).name: item["age"] for item in json.loads((cohort / "structures4.json").read_text())["test"]
     }
     table = rows(folder / "eval/predictions.csv")
-    assert {Path(row["file"]).name: float(row["label"]) for row in table} == pytest.approx(truth)
+    assert {Path(row["filename"]).name: float(row["label"]) for row in table} == pytest.approx(truth)
     errors = [abs(float(row["label"]) - float(row["prediction"])) for row in table]
     measured = dict(line.split(",") for line in (folder / "eval/metrics.csv").read_text().split())
     assert float(measured["val_mae"]) == pytest.approx(np.mean(errors), rel=1e-4)
@@ -166,9 +166,9 @@ def test_age(tuned, cohort):
     ages = [item["age"] for item in json.loads((cohort / "structures4.json").read_text())["training"]]
     state = torch.load(folder / "model.pt", weights_only=True)
     assert (float(state["mean"]), float(state["std"])) == pytest.approx((np.mean(ages), np.std(ages)), rel=1e-5)
-    found = {Path(row["file"]).name: row for row in rows(folder / "inference/predictions.csv")}
+    found = {Path(row["filename"]).name: row for row in rows(folder / "inference/predictions.csv")}
     for row in table:  # the same net on the same scan
-        again = found[Path(row["file"]).name]
+        again = found[Path(row["filename"]).name]
         assert again["label"] == "" and float(again["prediction"]) == pytest.approx(float(row["prediction"]), abs=0.05)
 
 

@@ -76,11 +76,11 @@ def test_a_metric_that_was_not_saved_is_an_error(run):
 def test_predicted_numbers_of_scans(run):
     path = run.folder / "eval/predictions.csv"
     assert list(prediction_rows(run)) == []  # masks are predicted
-    path.write_text("file,label,prediction\n/d/a.nii,50,47.5\n/d/b.nii,,60\n")
+    path.write_text("filename,label,prediction\n/d/a.nii,50,47.5\n/d/b.nii,,60\n")
     rows = list(prediction_rows(run))
     assert [(row["subject"], row["prediction"]) for row in rows] == [("a", 47.5), ("b", 60.0)]
     assert rows[0]["truth"] == 50 and math.isnan(rows[1]["truth"]) and rows[0].items() >= KEY.items()
-    path.write_text("file,label,prediction,probability_0,probability_1\n/d/a.nii,1,0,0.9,0.1\n")
+    path.write_text("filename,label,prediction,probability_0,probability_1\n/d/a.nii,1,0,0.9,0.1\n")
     assert list(prediction_rows(run)) == []  # classes are predicted
 
 

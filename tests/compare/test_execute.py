@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from common.checks import REFUSED
 from common.compare.execute import execute, failure_reason, hold_folder, read_outcome
 from common.compare.plan import Plan, Run
 from common.compare.settings import Arm, CompareError, Settings
@@ -169,6 +170,12 @@ def test_time_of_an_interrupted_run_is_that_of_its_attempts_without_the_pause(se
             "Traceback\n  File x\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n=====\n",
             1,
             "ValueError: too short. (see log)",
+        ),
+        (
+            f"[rank1]: {REFUSED} (X=1 shows where).\n\n[rank1]: No datalist at /x: set it.\nE1125 elastic failed\n"
+            "Traceback\n  File x\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n=====\n",
+            1,
+            "No datalist at /x: set it. (see log)",
         ),
         ("epoch 1\nTraceback (most recent call last):\n  File x\nKeyError: 'y'\n", 1, "KeyError: 'y'"),
     ],

@@ -74,11 +74,20 @@ def test_nan_is_no_best_validation(path):
     assert weight(path) == (1, 1)
 
 
-def test_the_whole_path_is_logged_where_a_relative_one_is_given(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("validate", "values", "which"),
+    [
+        (False, [1, 2], "2 (the last; validation did not choose it)"),
+        (True, [1, 2], "1 (the best in validation)"),
+        (True, [float("nan")] * 2, "2 (the last; validation did not choose it)"),
+    ],
+)
+def test_the_log_says_which_was_written_and_where(tmp_path, monkeypatch, caplog, validate, values, which):
+    """With the whole path, also where a relative one is given."""
     monkeypatch.chdir(tmp_path)
     with caplog.at_level("INFO"):
-        run(Path("models/encoder.safetensors"), [1], validate=False)
-    assert f"encoder of epoch 1 written to {tmp_path / 'models/encoder.safetensors'}." in caplog.text
+        run(Path("models/encoder.safetensors"), values, validate=validate)
+    assert f"encoder of epoch {which} written to {tmp_path / 'models/encoder.safetensors'}." in caplog.text
 
 
 def test_the_encoder_of_the_best_validation(path, monkeypatch):

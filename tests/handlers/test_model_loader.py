@@ -91,7 +91,11 @@ def numbers(path):
         (missing, FileNotFoundError, "no model {path}: train one with configs/train.json, or set model_path"),
         (truncated, ValueError, "{path} is not a readable checkpoint"),
         (pickled, ValueError, "{path} is not a readable checkpoint"),
-        (other_shape, ValueError, r"{path} is of another network: 1 of 7 .* this Sequential .*for example, 0.weight\)"),
+        (
+            other_shape,
+            ValueError,
+            r"{path} is of another network: 1 of 7 .* 0.weight, \(4, 2\) in the file and \(3, 2\) here\)",
+        ),
         (fewer, ValueError, r"6 of 7 .*for example, 0.bias\); use the networks/, tasks/, datasets/ and presets/"),
         (more, ValueError, r"7 of 7 .*for example, 2.bias\)"),
         (a_training_checkpoint, ValueError, "0 of 7"),

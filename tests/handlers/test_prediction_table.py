@@ -53,7 +53,7 @@ def test_numbers(tmp_path):
     path = tmp_path / "eval" / "predictions.csv"
     evaluator(path, Means(2.5), [30, 41.25, 50]).run()
     assert path.read_text().splitlines() == [
-        "file,label,prediction",
+        "filename,label,prediction",
         '"/d/0,a.nii",30,2.5',
         '"/d/1,a.nii",41.25,5',
         '"/d/2,a.nii",50,7.5',
@@ -66,7 +66,7 @@ def test_probabilities_of_classes(tmp_path):
     softmax = Activationsd("pred", softmax=True)
     evaluator(path, Means(0.0, -1.0, 0.5), [0, 2, 1], num_classes=3, postprocessing=softmax).run()
     table = rows(path)
-    assert list(table[0]) == ["file", "label", "prediction", "probability_0", "probability_1", "probability_2"]
+    assert list(table[0]) == ["filename", "label", "prediction", "probability_0", "probability_1", "probability_2"]
     assert [row["label"] for row in table] == ["0", "2", "1"] and {row["prediction"] for row in table} == {"2"}
     for n, row in enumerate(table):
         expected = ((n + 1) * torch.tensor([0, -1.0, 0.5])).softmax(0).tolist()
@@ -99,7 +99,7 @@ def test_other_keys(tmp_path):
     engine = Engine(lambda engine, batch: [{"age": torch.tensor([50.0]), "made": torch.tensor([49.0])}])
     PredictionTable(tmp_path / "a.csv", label="age", prediction="made").attach(engine)
     engine.run([[{"image": MetaTensor(torch.zeros(1), meta={"filename_or_obj": "x"})}]])
-    assert (tmp_path / "a.csv").read_text() == "file,label,prediction\nx,50,49\n"
+    assert (tmp_path / "a.csv").read_text() == "filename,label,prediction\nx,50,49\n"
 
 
 def test_rank_0_writes_for_all(tmp_path, monkeypatch):
@@ -115,12 +115,12 @@ def test_rank_0_writes_for_all(tmp_path, monkeypatch):
     assert not path.exists()
     monkeypatch.setattr(f"{module}.idist.get_rank", lambda: 0)
     engine.run()
-    assert [(row["file"], row["prediction"]) for row in rows(path)] == [("/d/0,a.nii", "1"), ("/d/other.nii", "61")]
+    assert [(row["filename"], row["prediction"]) for row in rows(path)] == [("/d/0,a.nii", "1"), ("/d/other.nii", "61")]
 
 
 def test_no_scan_makes_a_table_without_rows(tmp_path):
     PredictionTable(tmp_path / "predictions.csv").write(Engine(lambda *_: None))
-    assert (tmp_path / "predictions.csv").read_text() == "file,label,prediction\n"
+    assert (tmp_path / "predictions.csv").read_text() == "filename,label,prediction\n"
 
 
 def test_a_process_without_a_scan(tmp_path, monkeypatch):

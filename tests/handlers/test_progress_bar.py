@@ -117,6 +117,43 @@ def test_lines(screen, output, losses):
         )
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a step of training moves by some seconds; `clock(seconds)` makes the trainer."""
+    now = 1000.0
+
+    def make(seconds):
+        def step(iteration):
+            nonlocal now
+            now += seconds
+            return {"loss": torch.tensor(float(iteration))}
+
+        return trainer(step)
+
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now)
+    return make
+
+
+def test_lines_within_a_long_epoch(screen, clock):
+    stream = screen(False)
+    run(clock(25), ProgressBar("train", lines=True), epochs=2, batches=7)
+    assert stream.getvalue().splitlines() == [
+        "train epoch 1/2: step 3 of 7, loss 2.0000, about 04:35 left",
+        "train epoch 1/2: step 6 of 7, loss 3.5000, about 03:20 left",
+        "train epoch 1/2: loss 4.0000, 175.0 s",
+        "train epoch 2/2: step 3 of 7, loss 9.0000, about 01:40 left",
+        "train epoch 2/2: step 6 of 7, loss 10.5000, about 00:25 left",
+        "train epoch 2/2: loss 11.0000, 175.0 s",
+    ]
+
+
+def test_no_lines_within_short_epochs(screen, clock):
+    stream = screen(False)
+    run(clock(14), ProgressBar(lines=True), epochs=3)
+    assert [line.split(":")[0] for line in stream.getvalue().splitlines()] == [f"train epoch {n}/3" for n in (1, 2, 3)]
+    assert "step" not in stream.getvalue()
+
+
 @pytest.mark.parametrize("output", [None, {}, [], {"pred": torch.zeros(2)}, torch.zeros(3)])
 def test_lines_without_a_loss(screen, output):
     stream = screen(False)

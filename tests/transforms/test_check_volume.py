@@ -69,6 +69,18 @@ def test_several_channels_share_one_label():
     CheckVolumed("image", "label", 4)(good() | {"image": volume(shape=(4, 4, 5, 6))})
 
 
+@pytest.mark.parametrize(("found", "taken"), [(1, 4), (2, 1)])
+def test_another_number_of_channels_than_the_network_takes(found, taken):
+    data = {"image": volume(shape=(found, 4, 5, 6)), "label": good()["label"]}
+    CheckVolumed("image", "label", 4)(data)
+    CheckVolumed("image", "label", 4, channels=found)(data)
+    expected = (
+        rf"^/data/scan.nii.gz has another number of channels .* {found} and not {taken}; .*`in_channels` to {found}"
+    )
+    with pytest.raises(ValueError, match=expected):
+        CheckVolumed("image", "label", 4, channels=taken)(data)
+
+
 def test_without_metadata_the_key_is_named():
     with pytest.raises(ValueError, match="The volume under the key 'image' is constant"):
         CheckVolumed("image")({"image": torch.zeros(SHAPE)})

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import warnings
 
 import nibabel as nib
 import numpy as np
@@ -25,6 +26,13 @@ def test_a_good_file_loads_as_with_monai(scan):
     stock = LoadImaged("image", ensure_channel_first=True)({"image": str(scan), "age": 3})
     assert torch.equal(ours["image"], stock["image"]) and ours["image"].shape == (1, 12, 13, 14) and ours["age"] == 3
     assert ours["image"].meta["filename_or_obj"] == str(scan)
+
+
+def test_a_decoder_that_nobody_asked_for_is_not_missed_aloud():
+    pytest.importorskip("pydicom", reason="MONAI warns where pydicom is installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        LoadVolumed("image")
 
 
 def truncate(path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.networks.nets import SwinUNETR
 
-from common.networks import UNETR, LegacyPatchMerging, MultiViewEncoder, SwinEncoder, ViTEncoder
+from common.networks import UNETR, DilatedResNet, LegacyPatchMerging, MultiViewEncoder, SwinEncoder, ViTEncoder
 from common.weights import load_encoder, save_encoder
 from common.weights.encoder_file import read_encoder, write_state
 
@@ -94,6 +94,46 @@ def test_the_report_counts_tensors_and_shares(path):
     text = str(report)
     assert f"loaded            {len(before) - 2:5d} tensors" in text and "new      vit.norm.weight" in text
     assert "unused   vit.head.weight: no tensor" in text and "unused                2 tensors of the file" in text
+
+
+def resnet(**arguments):
+    return DilatedResNet(**{"depth": 10, "width": 4, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (
+            {"depth": 50},
+            r"made with depth 50 and not 10, the first tensor that does not fit is \S+ \(shape differs: \(.*\) in the "
+            r"file, \(.*\) in the encoder\); use",
+        ),
+        (
+            {"width": 8},
+            r"made with width 8 and not 4, the first tensor that does not fit is \S+ \(shape differs: \(8, 1, .*\) in "
+            r"the file, \(4, 1, .*\) in the encoder\); use",
+        ),
+    ],
+)
+def test_another_depth_or_width_is_named(path, made, sentence):
+    save_encoder(resnet(**made), path, {})
+    with pytest.raises(ValueError, match=sentence):
+        load_encoder(resnet(), path)
+
+
+def test_what_lacks_is_named(path):
+    save_encoder(resnet(), path, {})
+    with pytest.raises(ValueError, match=r"made with depth 10 and not 34, it has no tensor \S+; use"):
+        load_encoder(resnet(depth=34), path)
+    edit(path, lambda state, record: state.update({f"net.{name}": state.pop(name) for name in list(state)}))
+    with pytest.raises(ValueError, match=r"fits 0.0% .*: no tensor of the encoder is in it by name; use"):
+        load_encoder(resnet(), path)
+
+
+def test_a_part_of_a_deeper_encoder_is_warned_of(path):
+    save_encoder(resnet(depth=18), path, {})
+    (warning,) = load_encoder(resnet(), path).warnings
+    assert "made with depth 18, this one has 10." in warning
 
 
 @pytest.mark.parametrize("min_share", [0.9, 1.0])
