@@ -92,7 +92,7 @@ def page(found: dict[tuple[str, str], list[tuple[str, str, str]]]) -> str:
             *(["", "Not run, because:", "", *reasons] if reasons else []),
             "",
             "The tests are in `tests/bundles/`; `pytest -m way -k NAME` runs those of one bundle. Described elsewhere:",
-            "[MONAI Label's server](monai_label.md#what-was-run), [DICOM](dicom.md), [exports of every net](exports.md).",
+            "[MONAI Label's server](monai_label.md#what-was-run), [DICOM](dicom.md), [exports](exports.md).",
             "",
         ]
     )
