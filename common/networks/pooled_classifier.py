@@ -17,7 +17,8 @@ class PooledClassifier(nn.Module):
         channels: those of the encoder's maps.
         num_classes: number of logits.
 
-    ``forward(maps, size)`` returns logits (B, num_classes).
+    ``forward(maps, size)`` returns logits (B, num_classes), in single precision also under autocast, so that the chances
+    made of them sum to one.
     """
 
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
@@ -25,4 +26,4 @@ class PooledClassifier(nn.Module):
         self.fc = nn.Conv3d(channels[-1], num_classes, 1)
 
     def forward(self, maps: Sequence[torch.Tensor], size: Sequence[int] | None = None) -> torch.Tensor:
-        return self.fc(maps[-1].mean(dim=(2, 3, 4), keepdim=True)).flatten(1)
+        return self.fc(maps[-1].mean(dim=(2, 3, 4), keepdim=True)).flatten(1).float()

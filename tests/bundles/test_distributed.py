@@ -114,7 +114,12 @@ def test_files_are_written_once_and_without_the_wrapper(folder, small):
 def test_evaluation_is_that_of_one_process(folder, run_bundle, tiny, tmp_path):
     folder = folder / "pretrain_once"
     run_bundle(
-        "train.json", "evaluate.json", tiny["unetr"], output_dir=str(tmp_path), model_path=str(folder / "model.pt")
+        "train.json",
+        "evaluate.json",
+        tiny["unetr"],
+        output_dir=str(tmp_path),
+        model_path=str(folder / "model.pt"),
+        device="cpu",
     )
     for name in ("val_mean_dice", "val_mean_dice_with_background", "val_hd95"):
         two, one = rows(folder / f"eval/{name}_raw.csv"), rows(tmp_path / f"eval/{name}_raw.csv")

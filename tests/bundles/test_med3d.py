@@ -126,7 +126,7 @@ def test_the_encoder_goes_into_every_transfer(run, encoder, tmp_path, caplog):
 def test_a_resumed_pretraining_has_the_bits_of_one_that_was_not_killed(run, tmp_path):
     """The sampler's order, too, goes on where it was."""
     overlays = ("pretrain.json", "datasets/sample.json")
-    settings = SMALL | {"batches_per_epoch": 3, "max_epochs": 2, "val_interval": 1}
+    settings = SMALL | {"batches_per_epoch": 3, "max_epochs": 2, "val_interval": 1, "device": "cpu"}
 
     def kill(workflow):
         from ignite.engine import Events

@@ -163,7 +163,12 @@ def test_a_run_that_is_killed_and_resumed_is_the_uninterrupted_one(run, tmp_path
         workflow.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=1), die)
 
     def train(folder, **more):
-        settings = {"max_epochs": 2, "augmentation": AUGMENTATION, "output_dir": str(tmp_path / folder)}
+        settings = {
+            "max_epochs": 2,
+            "augmentation": AUGMENTATION,
+            "output_dir": str(tmp_path / folder),
+            "device": "cpu",
+        }
         run("train.json", "datasets/sample.json", **settings, **ONE_VOLUME, **more)
 
     train("whole")

@@ -107,7 +107,9 @@ def test_rank_0_writes_for_all(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{module}.idist.get_world_size", lambda: 2)
     monkeypatch.setattr(f"{module}.string_list_all_gather", lambda files: [*files, "/d/other.nii"])
     other = torch.tensor([[60.0, 61.0]])
-    monkeypatch.setattr(f"{module}.evenly_divisible_all_gather", lambda values, concat: torch.cat((values, other)))
+    monkeypatch.setattr(
+        f"{module}.evenly_divisible_all_gather", lambda values, concat: torch.cat((values.cpu(), other))
+    )
     monkeypatch.setattr(f"{module}.idist.get_rank", lambda: 1)
     path = tmp_path / "predictions.csv"
     engine = evaluator(path, Means(1.0), [30])

@@ -21,3 +21,10 @@ def test_pooled_classifier(image):
     pooled = net.encoder(image)[-1].mean((2, 3, 4))
     expected = pooled @ net.head.fc.weight[:, :, 0, 0, 0].T + net.head.fc.bias
     torch.testing.assert_close(net(image), expected)
+
+
+def test_chances_sum_to_one_under_autocast(image):
+    net = Med3DNet(partial(PooledClassifier, num_classes=4), width=4).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        chances = net(image).softmax(1)
+    torch.testing.assert_close(chances.sum(1), torch.ones(2))
