@@ -17,7 +17,7 @@ class PooledClassifier(nn.Module):
         channels: those of the encoder's maps.
         num_classes: number of logits.
 
-    ``forward(maps, size)`` returns logits (B, num_classes), in single precision also under autocast, so that the chances
+    ``forward(maps, size)`` returns logits (B, num_classes), in single precision also under autocast, so that chances
     made of them sum to one.
     """
 
