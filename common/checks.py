@@ -27,6 +27,7 @@ __all__ = [
     "override_problem",
     "own_sentence",
     "parse_flags",
+    "running_config",
 ]
 
 # What people type for our ids; tried before the nearest spelling.
@@ -51,8 +52,9 @@ ALIASES = {
     "split": ("fold",),
     "weights": ("pretrained_encoder",),
 }
-# Ids that say where files lie, not what is computed: two runs that differ in nothing else have the same digest.
-PLACES = ("bundle_root", "dataset_dir", "output_dir", "resume")
+# Ids that say where files lie and what is drawn, not what is computed: two runs that differ in nothing else have one
+# digest.
+PLACES = ("bundle_root", "dataset_dir", "output_dir", "resume", "log_images")
 PATIENCE = 60.0
 """Seconds that a failed run waits for the threads of a pool, each of which is at most one volume from its end."""
 
@@ -123,12 +125,11 @@ def first_cause(error: BaseException) -> BaseException:
     return error
 
 
-def config_digest() -> str | None:
-    """SHA-256 of what the running ``python -m monai.bundle run`` computes, None outside of that command.
+def running_config() -> dict[str, Any] | None:
+    """What the running ``python -m monai.bundle run`` was given: its merged files with the overrides, as written.
 
-    Taken over the merged config files with the command line's overrides, as sorted JSON, without the ids that say
-    where files lie (``bundle_root``, ``dataset_dir``, ``output_dir``, ``resume``). A packed bundle has the digest of
-    its source. References, macros and expressions count as they are written, not by their value.
+    None outside of that command. References, macros and expressions are as they are written, not their values, so that
+    the whole can be run again as one config file. What ``--tracking`` adds is not part of it.
     """
     command = _running_command()
     if command is None:
@@ -136,9 +137,22 @@ def config_digest() -> str | None:
     from monai.bundle import ConfigParser
 
     parser = ConfigParser(config=_load_config(command.files))
-    accepted = _runner_arguments(command.tracking)
+    accepted = _runner_arguments(command.tracking) - set(PLACES)
     parser.update({key: value for key, value in command.overrides.items() if key not in accepted})
-    config = {key: value for key, value in parser.get().items() if key not in PLACES}
+    return parser.get()
+
+
+def config_digest() -> str | None:
+    """SHA-256 of what the running ``python -m monai.bundle run`` computes, None outside of that command.
+
+    Taken over ``running_config`` as sorted JSON, without the ids that say where files lie and what is drawn
+    (``bundle_root``, ``dataset_dir``, ``output_dir``, ``resume``, ``log_images``). A packed bundle has the digest of
+    its source.
+    """
+    running = running_config()
+    if running is None:
+        return None
+    config = {key: value for key, value in running.items() if key not in PLACES}
     text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(text.replace(f"{__package__}.", "common.").encode()).hexdigest()
 
@@ -224,8 +238,10 @@ def _runner_arguments(tracking: Any) -> set[str]:
         kinds = inspect.signature(function).parameters.items()
         names |= {name for name, parameter in kinds if parameter.kind is not parameter.VAR_KEYWORD}
     if tracking:
-        settings: Any = DEFAULT_EXP_MGMT_SETTINGS.get(tracking) if isinstance(tracking, str) else tracking
-        names.update((settings or ConfigParser.load_config_files(tracking)).get("configs", {}))
+        settings: Any = DEFAULT_EXP_MGMT_SETTINGS.get(tracking) if isinstance(tracking, str) else None
+        settings = settings or ConfigParser.load_config_files(tracking)
+        # Its entries for the engines are handlers that are appended, not ids.
+        names |= set(settings.get("configs", {})) - set(settings.get("handlers_id", {}))
     return names
 
 
