@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
 from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,8 +74,9 @@ def check_overrides() -> None:
 
     MONAI accepts any ``--name value`` and ignores the names that the config lacks. This compares the names on the
     command line, and those in ``--args_file``, with the ids of the named config files. It also checks that MONAI and
-    torch are recent enough, and sees to it that a later error ends the output with what it says: MONAI's own last line
-    only names the step of the config. Outside of that command (also in a workflow made in Python) it does nothing.
+    torch are recent enough and that the settings of ``--tracking`` fit the config, and sees to it that a later error
+    ends the output with what it says: MONAI's own last line only names the step of the config. Outside of that command
+    (also in a workflow made in Python) it does nothing.
 
     Put it first in ``initialize``: ``{"_target_": "common.checks.check_overrides"}``.
 
@@ -87,6 +89,8 @@ def check_overrides() -> None:
     sys.excepthook = _end_with_sentence
     problems = doctor.check_run()
     config = _load_config(command.files)
+    if command.tracking:
+        problems += _tracking_problems(command, config)
     accepted = _runner_arguments(command.tracking)
     names = " + ".join(Path(file).name for file in command.files)
     for key in command.overrides:
@@ -230,19 +234,45 @@ def _is_flag(token: str) -> bool:
 
 def _runner_arguments(tracking: Any) -> set[str]:
     """Names that belong to the runner, not to the config."""
-    from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run
-    from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+    from monai.bundle import ConfigWorkflow, create_workflow, run
 
     names = {"_meta_"}
     for function in (run, create_workflow, ConfigWorkflow.__init__):
         kinds = inspect.signature(function).parameters.items()
         names |= {name for name, parameter in kinds if parameter.kind is not parameter.VAR_KEYWORD}
     if tracking:
-        settings: Any = DEFAULT_EXP_MGMT_SETTINGS.get(tracking) if isinstance(tracking, str) else None
-        settings = settings or ConfigParser.load_config_files(tracking)
+        settings = _tracking_settings(tracking)
         # Its entries for the engines are handlers that are appended, not ids.
         names |= set(settings.get("configs", {})) - set(settings.get("handlers_id", {}))
     return names
+
+
+def _tracking_settings(tracking: Any) -> dict[str, Any]:
+    """What ``--tracking`` names: settings of MONAI's, or those of files, or a dict that is typed."""
+    from monai.bundle import ConfigParser
+    from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+
+    if isinstance(tracking, str) and tracking in DEFAULT_EXP_MGMT_SETTINGS:
+        return DEFAULT_EXP_MGMT_SETTINGS[tracking]
+    return ConfigParser.load_config_files(tracking)
+
+
+def _tracking_problems(command: _Command, config: Mapping[str, Any]) -> list[str]:
+    """What would stop the run when its first iteration is logged, or before."""
+    problems = []
+    settings = _tracking_settings(command.tracking)
+    text = json.dumps(settings.get("configs", {}), default=str)
+    if "MLFlowHandler" in text and find_spec("mlflow") is None:
+        problems.append("--tracking logs to MLflow, which is not installed: pip install 'mlflow>=3.13'.")
+    trainer = config.get("train", {}).get("trainer", {}) if "train#trainer" in json.dumps(config.get("run")) else {}
+    transform = str(settings.get("configs", {}).get("trainer", {}).get("output_transform"))
+    if trainer.get("decollate") is False and "from_engine" in transform:
+        own = Path(command.files[0]).with_name("tracking.json")
+        problems.append(
+            f"--tracking {command.tracking} reads the loss off a decollated batch (`output_transform` of its trainer), "
+            f"and this trainer does not decollate: write --tracking {own}, which logs to MLflow too."
+        )
+    return problems
 
 
 def _load_config(files: Sequence[str]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class SegmentationImages:
         if len(shapes) != 1 or len(image.shape) < 3 or not isinstance(prediction, torch.Tensor):
             return None
         view = AxialView(affine)
-        index = view.fullest(label[0] if len(label) == 1 else label[0] == 0)
+        index = view.fullest(label[0] > 0 if len(label) == 1 else label[0] == 0)
         grey = grey_panel(view(image[:1], index)[0])
         panels = [grey]
         for mask in (label, prediction):

@@ -10,7 +10,6 @@ from torch import nn
 from common.handlers import PretextImages
 from common.visualize import AxialView, grey_panel, side_by_side
 
-
 AFFINE = torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0]))
 
 
