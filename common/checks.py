@@ -263,7 +263,7 @@ def _tracking_problems(command: _Command, config: Mapping[str, Any]) -> list[str
     settings = _tracking_settings(command.tracking)
     text = json.dumps(settings.get("configs", {}), default=str)
     if "MLFlowHandler" in text and find_spec("mlflow") is None:
-        problems.append("--tracking logs to MLflow, which is not installed: pip install 'mlflow>=3.13'.")
+        problems.append("--tracking logs to MLflow, which is not installed: pip install 'mlflow>=3.17'.")
     trainer = config.get("train", {}).get("trainer", {}) if "train#trainer" in json.dumps(config.get("run")) else {}
     transform = str(settings.get("configs", {}).get("trainer", {}).get("output_transform"))
     if trainer.get("decollate") is False and "from_engine" in transform:

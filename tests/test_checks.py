@@ -160,7 +160,7 @@ def test_tracking_that_cannot_read_the_loss_is_refused(command, monkeypatch):
     command("--config_file", "train.json", "--tracking", "tracking.json")
     checks.check_overrides()
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"MLflow, which is not installed: pip install 'mlflow>=3\.13'"):
+    with pytest.raises(SystemExit, match=r"MLflow, which is not installed: pip install 'mlflow>=3\.17'"):
         checks.check_overrides()
 
 

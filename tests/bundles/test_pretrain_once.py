@@ -99,14 +99,11 @@ def test_pretraining_writes_the_encoder_and_what_it_needs(pretrained):
 
 
 def test_tensorboard_shows_images(pretrained, fine_tuned, event_images):
-    """In pre-training whenever there was a validation, of which the default interval makes one; so in fine-tuning."""
-    assert {tag: sorted(steps) for tag, steps in event_images(pretrained[0] / "tensorboard").items()} == {
-        "validation/0": [2]
-    }
+    assert list(event_images(pretrained[0] / "tensorboard")) == ["validation/0"]
     pictures = event_images(fine_tuned[0] / "tensorboard")
-    assert {tag: sorted(steps) for tag, steps in pictures.items()} == {"validation/0": [3, 6]}
-    image, label, prediction = np.array_split(pictures["validation/0"][6], 3, axis=1)
-    assert np.ptp(image, axis=2).max() == 0 < min(np.ptp(label, axis=2).max(), np.ptp(prediction, axis=2).max())
+    assert list(pictures) == ["validation/0"] and sorted(pictures["validation/0"]) == [3, 6]
+    image, label, _ = np.array_split(pictures["validation/0"][6], 3, axis=1)
+    assert np.ptp(image, axis=2).max() == 0 < np.ptp(label, axis=2).max()  # grey, and colours
 
 
 def test_pretraining_without_a_validation_list_keeps_the_last_epoch(run_bundle, tiny, cohort, tmp_path):
