@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
 from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ __all__ = [
     "override_problem",
     "own_sentence",
     "parse_flags",
+    "running_config",
 ]
 
 # What people type for our ids; tried before the nearest spelling.
@@ -52,8 +54,9 @@ ALIASES = {
     "split": ("fold",),
     "weights": ("pretrained_encoder",),
 }
-# Ids that say where files lie, not what is computed: two runs that differ in nothing else have the same digest.
-PLACES = ("bundle_root", "dataset_dir", "output_dir", "resume")
+# Ids that say where files lie and what is drawn, not what is computed: two runs that differ in nothing else have one
+# digest.
+PLACES = ("bundle_root", "dataset_dir", "output_dir", "resume", "log_images")
 PATIENCE = 60.0
 """Seconds that a failed run waits for the threads of a pool, each of which is at most one volume from its end."""
 REFUSED = "The run was refused"
@@ -77,8 +80,9 @@ def check_overrides() -> None:
 
     MONAI accepts any ``--name value`` and ignores the names that the config lacks. This compares the names on the
     command line, and those in ``--args_file``, with the ids of the named config files. It also checks that MONAI and
-    torch are recent enough, and sees to it that a later error ends the output with what it says: MONAI's own last line
-    only names the step of the config. What this package refuses comes without a traceback. Outside of that command
+    torch are recent enough and that the settings of ``--tracking`` fit the config, and sees to it that a later error
+    ends the output with what it says: MONAI's own last line only names the step of the config. What this package
+    refuses comes without a traceback. Outside of that command
     (also in a workflow made in Python) it does nothing.
 
     Put it first in ``initialize``: ``{"_target_": "common.checks.check_overrides"}``.
@@ -92,6 +96,8 @@ def check_overrides() -> None:
     sys.excepthook = _end_with_sentence
     problems = doctor.check_run()
     config = _load_config(command.files)
+    if command.tracking:
+        problems += _tracking_problems(command, config)
     accepted = _runner_arguments(command.tracking)
     names = " + ".join(Path(file).name for file in command.files)
     for key in command.overrides:
@@ -129,12 +135,11 @@ def first_cause(error: BaseException) -> BaseException:
     return error
 
 
-def config_digest() -> str | None:
-    """SHA-256 of what the running ``python -m monai.bundle run`` computes, None outside of that command.
+def running_config() -> dict[str, Any] | None:
+    """What the running ``python -m monai.bundle run`` was given: its merged files with the overrides, as written.
 
-    Taken over the merged config files with the command line's overrides, as sorted JSON, without the ids that say
-    where files lie (``bundle_root``, ``dataset_dir``, ``output_dir``, ``resume``). A packed bundle has the digest of
-    its source. References, macros and expressions count as they are written, not by their value.
+    None outside of that command. References, macros and expressions are as they are written, not their values, so that
+    the whole can be run again as one config file. What ``--tracking`` adds is not part of it.
     """
     command = _running_command()
     if command is None:
@@ -142,9 +147,22 @@ def config_digest() -> str | None:
     from monai.bundle import ConfigParser
 
     parser = ConfigParser(config=_load_config(command.files))
-    accepted = _runner_arguments(command.tracking)
+    accepted = _runner_arguments(command.tracking) - set(PLACES)
     parser.update({key: value for key, value in command.overrides.items() if key not in accepted})
-    config = {key: value for key, value in parser.get().items() if key not in PLACES}
+    return parser.get()
+
+
+def config_digest() -> str | None:
+    """SHA-256 of what the running ``python -m monai.bundle run`` computes, None outside of that command.
+
+    Taken over ``running_config`` as sorted JSON, without the ids that say where files lie and what is drawn
+    (``bundle_root``, ``dataset_dir``, ``output_dir``, ``resume``, ``log_images``). A packed bundle has the digest of
+    its source.
+    """
+    running = running_config()
+    if running is None:
+        return None
+    config = {key: value for key, value in running.items() if key not in PLACES}
     text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(text.replace(f"{__package__}.", "common.").encode()).hexdigest()
 
@@ -245,17 +263,45 @@ def _is_flag(token: str) -> bool:
 
 def _runner_arguments(tracking: Any) -> set[str]:
     """Names that belong to the runner, not to the config."""
-    from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run
-    from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+    from monai.bundle import ConfigWorkflow, create_workflow, run
 
     names = {"_meta_"}
     for function in (run, create_workflow, ConfigWorkflow.__init__):
         kinds = inspect.signature(function).parameters.items()
         names |= {name for name, parameter in kinds if parameter.kind is not parameter.VAR_KEYWORD}
     if tracking:
-        settings: Any = DEFAULT_EXP_MGMT_SETTINGS.get(tracking) if isinstance(tracking, str) else tracking
-        names.update((settings or ConfigParser.load_config_files(tracking)).get("configs", {}))
+        settings = _tracking_settings(tracking)
+        # Its entries for the engines are handlers that are appended, not ids.
+        names |= set(settings.get("configs", {})) - set(settings.get("handlers_id", {}))
     return names
+
+
+def _tracking_settings(tracking: Any) -> dict[str, Any]:
+    """What ``--tracking`` names: settings of MONAI's, or those of files, or a dict that is typed."""
+    from monai.bundle import ConfigParser
+    from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+
+    if isinstance(tracking, str) and tracking in DEFAULT_EXP_MGMT_SETTINGS:
+        return DEFAULT_EXP_MGMT_SETTINGS[tracking]
+    return ConfigParser.load_config_files(tracking)
+
+
+def _tracking_problems(command: _Command, config: Mapping[str, Any]) -> list[str]:
+    """What would stop the run when its first iteration is logged, or before."""
+    problems = []
+    settings = _tracking_settings(command.tracking)
+    text = json.dumps(settings.get("configs", {}), default=str)
+    if "MLFlowHandler" in text and find_spec("mlflow") is None:
+        problems.append("--tracking logs to MLflow, which is not installed: pip install 'mlflow>=3.17'.")
+    trainer = config.get("train", {}).get("trainer", {}) if "train#trainer" in json.dumps(config.get("run")) else {}
+    transform = str(settings.get("configs", {}).get("trainer", {}).get("output_transform"))
+    if trainer.get("decollate") is False and "from_engine" in transform:
+        own = Path(command.files[0]).with_name("tracking.json")
+        problems.append(
+            f"--tracking {command.tracking} reads the loss off a decollated batch (`output_transform` of its trainer), "
+            f"and this trainer does not decollate: write --tracking {own}, which logs to MLflow too."
+        )
+    return problems
 
 
 def _load_config(files: Sequence[str]) -> dict[str, Any]:

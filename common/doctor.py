@@ -31,6 +31,7 @@ EXTRAS = {
     "label": "serves the bundles with MONAI Label",
     "dicom": "writes label maps as DICOM SEG",
     "onnx": "writes and runs ONNX files",
+    "tracking": "logs runs to MLflow",
     "dev": "tests and checks of the collection itself",
 }
 

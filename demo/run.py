@@ -61,8 +61,8 @@ def read_curve(run: Path, tag: str) -> tuple[list[int], list[float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     points: dict[int, float] = {}
-    # MONAI's two handlers write a file each; a repeated demo leaves those of the earlier run beside them.
-    for file in sorted((run / "tensorboard").glob("events.*"), key=os.path.getmtime)[-2:]:
+    # Four handlers write a file each; a repeated demo leaves those of the earlier run beside them.
+    for file in sorted((run / "tensorboard").glob("events.*"), key=os.path.getmtime)[-4:]:
         events = EventAccumulator(str(file))
         events.Reload()
         if tag in events.Tags()["scalars"]:

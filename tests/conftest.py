@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import random
@@ -163,6 +164,25 @@ def run_bundle(cohort) -> Callable:
         return workflow
 
     return run
+
+
+@pytest.fixture(scope="session")
+def event_images() -> Callable:
+    """``event_images(folder)``: pictures (H, W, 3) of 0..255 by tag and step, of a folder's TensorBoard files."""
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def read(folder: Path) -> dict[str, dict[int, np.ndarray]]:
+        found: dict[str, dict[int, np.ndarray]] = {}
+        for file in folder.glob("events.*"):
+            events = EventAccumulator(str(file), size_guidance={"images": 0}).Reload()
+            for tag in events.Tags()["images"]:
+                for event in events.Images(tag):
+                    picture = Image.open(io.BytesIO(event.encoded_image_string))
+                    found.setdefault(tag, {})[event.step] = np.asarray(picture)
+        return found
+
+    return read
 
 
 @pytest.fixture

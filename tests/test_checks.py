@@ -29,12 +29,19 @@ TRAIN = {
     "run": ["$None"],
 }
 
+TRACKING = {
+    "handlers_id": {"trainer": {"id": "train#trainer", "handlers": "train#handlers"}},
+    "configs": {"experiment_name": "y", "trainer": {"_target_": "MLFlowHandler", "output_transform": "$len"}},
+}
+
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """Let this process look like the command, in a folder with configs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the check sets it; put back afterwards
+    monkeypatch.setattr(checks, "find_spec", lambda name: object())  # whether or not mlflow is there
+    Path("tracking.json").write_text(json.dumps(TRACKING))
     Path("train.json").write_text(json.dumps(TRAIN))
     Path("sample.json").write_text(json.dumps({"sample_size": 4, "train#dataloader#batch_size": 1}))
 
@@ -70,6 +77,8 @@ FILES = ("--config_file", "['train.json','sample.json']")
         (*FILES, "--run_id", "run", "--init_id", "initialize", "--final_id", "finalize", "--meta_file", "m.json"),
         (*FILES, "--workflow_type", "train", "--logging_file", "False", "--workflow_name", "ConfigWorkflow"),
         (*FILES, "--tracking", "mlflow", "--experiment_name", "x"),
+        (*FILES, "--tracking", "tracking.json", "--experiment_name", "x"),
+        (*FILES, "--tracking", "{'configs': {'experiment_name': 'y'}}", "--experiment_name", "x"),
         (*FILES, "--max_epochs", "3", "--", "--verbose"),
         ("run", *FILES),
     ],
@@ -90,6 +99,10 @@ def test_accepts_names_of_the_config_and_of_the_runner(command, arguments):
         (("--noresume",), "--noresume names no id of train.json"),
         (("--normalise",), "--normalise without a value is read as `--rmalise False`; write `--normalise True`."),
         (("--experiment_name", "x"), "--experiment_name names no id of train.json"),
+        (
+            ("--tracking", "tracking.json", "--trainer#iteration_log", "1"),
+            "--trainer#iteration_log names no id of train.json; did you mean --train?",
+        ),
         (("--trian#dataloader", "1"), "--trian#dataloader names no id of train.json; did you mean --train?"),
         (
             ("--train#dataloadr", "1"),
@@ -132,6 +145,24 @@ def test_names_each_unknown_override_and_all_files(command):
     lines = str(caught.value).splitlines()
     assert [line.split(" ")[0] for line in lines] == ["--epoch", "--lr"]
     assert "names no id of train.json + sample.json; " in lines[0]
+
+
+def test_tracking_that_cannot_read_the_loss_is_refused(command, monkeypatch):
+    """MONAI's settings take the output of a trainer that decollates, and fail at the first iteration of another."""
+    trainer = {"_target_": "SupervisedTrainer", "decollate": False}
+    config = TRAIN | {"train": {"trainer": trainer}, "run": ["$@train#trainer.run()"]}
+    Path("train.json").write_text(json.dumps(config))
+    Path("evaluate.json").write_text(json.dumps({"run": ["$@validate#evaluator.run()"]}))
+    command("--config_file", "train.json", "--tracking", "mlflow")
+    with pytest.raises(SystemExit, match=r"--tracking mlflow reads the loss .*: write --tracking tracking\.json"):
+        checks.check_overrides()
+    command("--config_file", "['train.json','evaluate.json']", "--tracking", "mlflow")
+    checks.check_overrides()
+    command("--config_file", "train.json", "--tracking", "tracking.json")
+    checks.check_overrides()
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"MLflow, which is not installed: pip install 'mlflow>=3\.17'"):
+        checks.check_overrides()
 
 
 def test_reads_the_args_file(command):

@@ -84,7 +84,9 @@ def test_requirements_that_nothing_states(tmp_path, monkeypatch):
 @pytest.fixture
 def search(tmp_path, monkeypatch):
     """A folder with a package of ours, a folder to work in, and no finder but that of the import path."""
-    monkeypatch.setattr(sys, "meta_path", [PathFinder])
+    # The backport `importlib_metadata`, once imported, as by MLflow, finds distributions in place of the PathFinder.
+    backport = [finder for finder in sys.meta_path if type(finder).__module__ == "importlib_metadata"]
+    monkeypatch.setattr(sys, "meta_path", [PathFinder, *backport])
     for name in ("ours/common", "work", "site"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "ours/common/__init__.py").touch()

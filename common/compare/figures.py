@@ -8,13 +8,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap, to_hex
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from ..visualize import class_colours
 from .statistics import mean_and_spread
 from .tables import Tables
 
@@ -22,7 +22,6 @@ __all__ = ["draw_all", "metric_name"]
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; the baseline is grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-CLASSES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 GREY = "#666666"
 MIN_DICE_SPAN = 0.1
 MIN_SPAN = 0.2
@@ -70,16 +69,6 @@ def colours(tables: Tables) -> dict[str, str]:
     """One colour an arm, the same in every picture."""
     others = iter(COLOURS * (1 + len(tables.arms) // len(COLOURS)))
     return {arm: GREY if arm == tables.about["baseline"] else next(others) for arm in tables.arms}
-
-
-def class_colours(count: int) -> list[str]:
-    """Colours of the classes 1 to ``count``, all different."""
-    if count <= len(CLASSES):
-        return list(CLASSES[:count])
-    many = [to_hex(colormaps[name](n)) for name in ("tab20", "tab20b") for n in range(20)]
-    if count <= len(many):
-        return many[:count]
-    return [to_hex(colormaps["nipy_spectral"](0.05 + 0.9 * n / (count - 1))) for n in range(count)]
 
 
 def widen(axis: Axes, metric: str) -> None:

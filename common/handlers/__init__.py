@@ -2,6 +2,7 @@
 
 from .best_model_saver import BestModelSaver
 from .checkpoint import Checkpoint
+from .config_saver import ConfigSaver
 from .early_stopping import EarlyStopping
 from .encoder_saver import EncoderSaver
 from .epoch_seed import EpochSeed
@@ -12,13 +13,16 @@ from .named_classes import NamedClasses
 from .non_finite_guard import NonFiniteGuard
 from .output_folder import OutputFolder
 from .prediction_table import PredictionTable
+from .pretext_images import PretextImages
 from .progress_bar import ProgressBar
 from .representation_monitor import RepresentationMonitor
+from .segmentation_images import SegmentationImages
 from .target_scale import TargetScale
 
 __all__ = [
     "BestModelSaver",
     "Checkpoint",
+    "ConfigSaver",
     "EarlyStopping",
     "EncoderSaver",
     "EpochSeed",
@@ -29,7 +33,9 @@ __all__ = [
     "NonFiniteGuard",
     "OutputFolder",
     "PredictionTable",
+    "PretextImages",
     "ProgressBar",
     "RepresentationMonitor",
+    "SegmentationImages",
     "TargetScale",
 ]

@@ -129,13 +129,22 @@ class MAE(nn.Module):
     @torch.no_grad()
     def reconstruct(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The image with its masked patches replaced by predictions, and with them blanked; for pictures."""
-        prediction = self(image)
+        _, blanked, filled = self.pictures(image, self(image))
+        return filled, blanked
+
+    def pictures(
+        self, image: torch.Tensor, prediction: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Target, input and reconstruction (B, C, *img_size): the image, with masked patches blanked, with them filled.
+
+        ``prediction`` is what ``forward`` returned for this image.
+        """
         patches = patchify(image, self.encoder.patch_size)
         index = prediction["masked"][..., None].expand_as(prediction["patches"])
         filled = patches.scatter(1, index, prediction["patches"].to(patches.dtype))
         blanked = patches.scatter(1, index, 0.0)
         filled, blanked = (unpatchify(part, self.token_grid, self.encoder.patch_size) for part in (filled, blanked))
-        return filled, blanked
+        return image, blanked, filled
 
 
 def take(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -27,8 +27,8 @@ class RCR(nn.Module):
         axes: the two axes that are turned into each other, as negative numbers.
 
     ``forward(image (B, C, D, H, W))``, of equal size along ``axes``, returns for the 2B views ``rotation_logits``
-    (2B, 4), ``rotation`` (2B,), ``contrast1`` and ``contrast2`` (B, contrast_size), ``reconstruction`` and ``target``
-    (2B, C, D, H, W).
+    (2B, 4), ``rotation`` (2B,), ``contrast1`` and ``contrast2`` (B, contrast_size), ``reconstruction``,
+    ``target`` and ``damaged``, which the encoder saw, (2B, C, D, H, W).
 
     Raises:
         ValueError: a stride is no power of two, or other than two axes; in ``forward``, the sizes along ``axes`` differ
@@ -100,4 +100,14 @@ class RCR(nn.Module):
             "contrast2": contrast2,
             "reconstruction": reconstruction,
             "target": target,
+            "damaged": damaged,
         }
+
+    def pictures(
+        self, image: torch.Tensor, prediction: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Target, input and reconstruction (2B, C, D, H, W): the turned views, damaged, and what is made of them.
+
+        ``prediction`` is what ``forward`` returned for this image.
+        """
+        return prediction["target"], prediction["damaged"], prediction["reconstruction"]

@@ -25,8 +25,8 @@ class SimMIM(nn.Module):
         mask_size: voxels per axis of a cell.
         mask_noise: standard deviation of the noise.
 
-    ``forward(image (B, C, D, H, W))`` returns ``reconstruction`` and ``target`` (B, C, D, H, W) and ``mask``
-    (B, D, H, W).
+    ``forward(image (B, C, D, H, W))`` returns ``reconstruction``, ``target`` and ``masked``, which the encoder saw,
+    (B, C, D, H, W), and ``mask`` (B, D, H, W).
 
     Raises:
         ValueError: ``mask_ratio`` not between 0 and 1; in ``forward``, an image smaller than ``mask_size``.
@@ -56,4 +56,15 @@ class SimMIM(nn.Module):
         # An encoder that continues images to a multiple of its stride has tokens of what lies beyond.
         for axis, size in enumerate(image.shape[2:], start=2):
             reconstruction = reconstruction.narrow(axis, 0, size)
-        return {"reconstruction": reconstruction, "target": image, "mask": mask}
+        return {"reconstruction": reconstruction, "target": image, "masked": masked, "mask": mask}
+
+    def pictures(
+        self, image: torch.Tensor, prediction: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Target, input and reconstruction (B, C, D, H, W), the latter where voxels were masked, the target elsewhere.
+
+        ``prediction`` is what ``forward`` returned for this image.
+        """
+        target, reconstruction = prediction["target"], prediction["reconstruction"]
+        filled = torch.where(prediction["mask"][:, None], reconstruction.to(target.dtype), target)
+        return target, prediction["masked"], filled

@@ -44,7 +44,8 @@ def encoder(run, tmp_path_factory):
 
 
 @pytest.mark.way("run", bundle="med3d")
-def test_pretraining(encoder):
+def test_pretraining(encoder, event_images):
+    assert list(event_images(encoder / "tensorboard")) == ["validation/0"]
     state, record = read_encoder(encoder / "encoder.safetensors")
     assert record["method"] == "MultiBranchNet" and record["architecture"]["name"] == "DilatedResNet"
     assert record["domain_spacings"] == {"heads": [4, 4, 4], "lesions": [4, 4, 4]}
@@ -185,9 +186,10 @@ def check_masks(folder, cohort, datalist):
 
 
 @pytest.mark.way("run", bundle="med3d")
-def test_segmentation(run, cohort, one_test_scan, tmp_path):
+def test_segmentation(run, cohort, one_test_scan, event_images, tmp_path):
     overlays, data = ("datasets/sample.json",), {"datalist": str(one_test_scan / "structures4.json")}
     trained(run, tmp_path, *overlays, **data)
+    assert list(event_images(tmp_path / "tensorboard")) == ["validation/0"]
     evaluated(run, tmp_path, *overlays, **data)
     table = rows(tmp_path / "eval/val_mean_dice_raw.csv")
     assert len(table) == 1 and "cortex" in table[0]
@@ -196,12 +198,13 @@ def test_segmentation(run, cohort, one_test_scan, tmp_path):
 
 
 @pytest.mark.parametrize("task", ["age_group", "lesion_size"])
-def test_classification(run, tmp_path, task):
+def test_classification(run, event_images, tmp_path, task):
     lesions = task == "lesion_size"
     overlays = ["datasets/sample.json", *(["datasets/sample_lesions.json"] if lesions else [])]
     overlays += ["tasks/nodule.json", f"tasks/{task}.json"]
     own = {"large_lesion": 10.0} if lesions else {}
     trained(run, tmp_path, *overlays, **own)
+    assert not event_images(tmp_path / "tensorboard")
     evaluated(run, tmp_path, *overlays, **own)
     lines = (tmp_path / "eval/metrics.csv").read_text().splitlines()
     metrics = {name: float(value) for name, value in (re.split(r"\s*[\t,]\s*", line) for line in lines)}

@@ -150,8 +150,9 @@ def rows(path):
 
 
 @pytest.mark.way("run", bundle="medical_transformer")
-def test_age(tuned, cohort):
+def test_age(tuned, cohort, event_images):
     folder = tuned("age")
+    assert not event_images(folder / "tensorboard")
     truth = {
         Path(item["image"]).name: item["age"] for item in json.loads((cohort / "structures4.json").read_text())["test"]
     }
@@ -185,8 +186,9 @@ def test_diagnosis(tuned):
 
 
 @pytest.mark.way("run", bundle="medical_transformer")
-def test_tumour(tuned, cohort, caplog):
+def test_tumour(tuned, cohort, event_images, caplog):
     folder = tuned("tumour")
+    assert list(event_images(folder / "tensorboard")["validation/0"]) == [1, 2]
     table = rows(folder / "eval/val_mean_dice_raw.csv")
     assert list(table[0]) == ["filename", "enhancing tumour", "tumour core", "whole tumour", "mean"]
     assert not (folder / "eval/predictions.csv").exists()

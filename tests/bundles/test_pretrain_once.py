@@ -99,6 +99,14 @@ def test_pretraining_writes_the_encoder_and_what_it_needs(pretrained):
     assert record["architecture"]["hidden_size"] == 24
 
 
+def test_tensorboard_shows_images(pretrained, fine_tuned, event_images):
+    assert list(event_images(pretrained[0] / "tensorboard")) == ["validation/0"]
+    pictures = event_images(fine_tuned[0] / "tensorboard")
+    assert list(pictures) == ["validation/0"] and sorted(pictures["validation/0"]) == [3, 6]
+    image, label, _ = np.array_split(pictures["validation/0"][6], 3, axis=1)
+    assert np.ptp(image, axis=2).max() == 0 < np.ptp(label, axis=2).max()  # grey, and colours
+
+
 def test_pretraining_without_a_validation_list_keeps_the_last_epoch(run_bundle, tiny, cohort, tmp_path):
     content = json.loads((cohort / "unlabelled.json").read_text())
     (tmp_path / "list.json").write_text(json.dumps({"training": content["training"]}))

@@ -61,7 +61,7 @@ def overlays_of(network: str) -> tuple[str, str]:
 
 @pytest.mark.way("run", bundle="simtrot")
 @pytest.mark.parametrize(("network", "pretext"), TRAINED)
-def test_any_network_with_any_pretext(run, tmp_path, network, pretext, caplog):
+def test_any_network_with_any_pretext(run, tmp_path, network, pretext, event_images, caplog):
     """One step, and the encoder goes into the matching fine-tuning net whole; the handler moves a teacher."""
     overlays, small = overlays_of(network), SMALLER[network]
     teacher = {}
@@ -85,6 +85,9 @@ def test_any_network_with_any_pretext(run, tmp_path, network, pretext, caplog):
     kinds = {"simtrot": "TokenContrast", "simclr": "TokenContrast", "btrot": "TokenBYOL", "byol": "TokenBYOL"}
     assert record["method"] == kinds.get(pretext, {"simmim": "SimMIM"}.get(pretext, pretext.upper()))
     assert record["intensity"] == "percentiles 1 to 99 to 0..1, clipped"
+
+    pictured = pretext in ("mae", "rcr", "simmim")  # the others restore no image
+    assert list(event_images(tmp_path / "tensorboard")) == ["validation/0"] * pictured
 
     with caplog.at_level(logging.INFO):
         tuned = run(
@@ -147,7 +150,8 @@ def rows(path):
 
 
 @pytest.mark.way("run", bundle="simtrot")
-def test_evaluation_has_a_row_a_subject(tuned, cohort):
+def test_evaluation_has_a_row_a_subject(tuned, cohort, event_images):
+    assert list(event_images(tuned / "tensorboard")["validation/0"]) == [1, 2]
     test = json.loads((cohort / "structures4.json").read_text())["test"]
     for metric in ("val_mean_dice", "val_hd95"):
         table = rows(tuned / f"eval/{metric}_raw.csv")

@@ -200,6 +200,11 @@ def rows(path):
         return list(csv.DictReader(file, skipinitialspace=True))
 
 
+def test_tensorboard_shows_images(pretrained, tuned, event_images):
+    for folder in (pretrained.parent, tuned):
+        assert list(event_images(folder / "tensorboard")) == ["validation/0"]
+
+
 @pytest.mark.way("run", bundle="transseg")
 def test_evaluation_has_a_row_a_subject_and_pooled_scores(tuned, cohort):
     test = json.loads((cohort / "structures4.json").read_text())["test"]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
-from common.compare.figures import CLASSES, class_colours, examples, label_efficiency, predictions
+from common.compare.figures import examples, label_efficiency, predictions
+from common.visualize.colours import CLASSES
 
 
 def scores(metric, values):
@@ -78,11 +79,6 @@ def test_a_legend_names_the_structures_in_the_picture(drawn, names, texts):
 
 def test_nothing_segmented_needs_no_legend(drawn):
     assert not drawn({1: "cortex"}, labels=()).legends
-
-
-@pytest.mark.parametrize("count", [0, 1, 7, 8, 33, 64])
-def test_every_class_has_a_colour_of_its_own(count):
-    assert len(set(class_colours(count))) == count
 
 
 def test_many_classes_are_drawn_in_the_colours_of_the_legend(drawn):

@@ -37,6 +37,14 @@ def swin():
     return RCR(SwinEncoder(net.swinViT), contrast_size=8)
 
 
+def test_pictures_are_what_the_encoder_saw_and_made():
+    pretext, image = RCR(Pyramid()).eval(), torch.rand(2, 1, 16, 16, 16)
+    prediction = pretext(image)
+    target, given, restored = pretext.pictures(image, prediction)
+    assert torch.equal(target, prediction["target"]) and not torch.equal(given, target)
+    torch.testing.assert_close(pretext.heads(given)[2], restored)
+
+
 def test_the_label_is_the_turn_of_the_target():
     pretext, image = RCR(Pyramid(), 6), torch.randn(16, 1, 4, 8, 8)
     prediction = pretext(image)
@@ -56,6 +64,7 @@ def test_shapes():
         "contrast2": (2, 6),
         "reconstruction": (4, 1, 4, 8, 8),
         "target": (4, 1, 4, 8, 8),
+        "damaged": (4, 1, 4, 8, 8),
     }
 
 

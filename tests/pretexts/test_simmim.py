@@ -36,6 +36,16 @@ def test_the_encoder_sees_noise_where_the_loss_looks():
     assert torch.equal((pretext.encoder.seen < 4).all(1), prediction["mask"])
 
 
+def test_pictures():
+    image = torch.rand(2, 2, 4, 8, 16)
+    pretext = SimMIM(Cells(), mask_ratio=0.5, mask_size=(2, 4, 4))
+    prediction = pretext(image)
+    target, given, filled = pretext.pictures(image, prediction)
+    assert torch.equal(target, image) and torch.equal(given, pretext.encoder.seen)
+    mask = prediction["mask"][:, None].expand_as(image)
+    assert torch.equal(filled[~mask], image[~mask]) and torch.equal(filled[mask], prediction["reconstruction"][mask])
+
+
 def test_each_token_makes_the_voxels_below_it():
     pretext = SimMIM(Cells(), mask_size=(2, 4, 4))
     with torch.no_grad():

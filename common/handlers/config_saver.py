@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from ignite.engine import Engine, Events
+
+from ..checks import config_digest, running_config
+from ..files import atomic_write
+from .event_file import EventFile
+
+__all__ = ["ConfigSaver"]
+
+
+class ConfigSaver:
+    """Keep what a run was given, its config files and overrides in one, as a JSON file and as text in TensorBoard.
+
+    The file is a config by itself: ``python -m monai.bundle run --config_file FILE --meta_file configs/metadata.json``
+    computes the same again, with the same ``config_digest``. Expressions are kept as they are written. The text stands
+    under the epoch at which the run began, 0 unless it was resumed.
+
+    Outside of ``python -m monai.bundle run`` nothing is written: there the config is in the hands of whoever made the
+    workflow.
+
+    Args:
+        path: such as ``models/train_config.json``, replaced when a run begins.
+        log_dir: folder of the TensorBoard events.
+    """
+
+    def __init__(self, path: str | os.PathLike, log_dir: str | os.PathLike) -> None:
+        self.path = Path(path).absolute()
+        self.events = EventFile(log_dir)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        config = running_config()
+        if config is None:
+            return
+        text = json.dumps(config, indent=4, ensure_ascii=False, default=str) + "\n"
+        with atomic_write(self.path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        # Markdown: indented, a block is shown as it is.
+        block = "".join(f"    {line}\n" for line in text.splitlines())
+        self.events.writer.add_text("config", f"digest {config_digest()}\n\n{block}", engine.state.epoch)
+        self.events.writer.flush()

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from ..visualize import AxialView, grey_panel, side_by_side
+from .event_file import EventFile
+from .segmentation_images import affine_of
+
+__all__ = ["PretextImages"]
+
+
+class PretextImages:
+    """Show in TensorBoard what a pretext is to restore, what it is given, and what it makes of it, once a validation.
+
+    A picture an image: target | input | reconstruction, the middle axial slice of the first channel, in grey levels of
+    the target. Of all images of the validation it is those with most contrast, since slices at a volume's end are
+    empty; they are the same each time. Where the pretext has no ``pictures``, as contrastive ones, nothing is drawn.
+
+    Args:
+        log_dir: folder of the TensorBoard events.
+        pretext: the pretext, not wrapped by DDP. Its ``pictures(image, prediction)`` returns such volumes
+            (N, C, *spatial) from an image (B, C, *spatial) and what ``forward`` made of it, without another pass.
+        volumes: how many images are drawn, 0 for none; ``True`` is 1.
+    """
+
+    def __init__(self, log_dir: str | os.PathLike, pretext: nn.Module, volumes: int = 1) -> None:
+        self.events = EventFile(log_dir)
+        self.pictures: Any = getattr(pretext, "pictures", None)
+        self.volumes = int(volumes)
+        self._best: list[tuple[float, torch.Tensor]] = []  # contrast and picture, highest first
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator whose output has ``image`` and ``pred``, the dict that the pretext returns."""
+        if self.pictures is not None and self.volumes > 0:
+            engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def _begin(self) -> None:
+        self._best = []
+
+    @torch.no_grad()
+    def _collect(self, engine: Engine) -> None:
+        state: Any = engine.state
+        image, volumes = state.output["image"], None
+        for number, contrast in enumerate(image.float().flatten(1).std(dim=1).tolist()):
+            if len(self._best) == self.volumes and not contrast > self._best[-1][0]:
+                continue
+            volumes = volumes or self.pictures(image, state.output["pred"])
+            view = AxialView(affine_of(state.batch, number))
+            target, *others = (view(volume[number, :1])[0] for volume in volumes)
+            picture = side_by_side([grey_panel(target), *(grey_panel(other, target) for other in others)])
+            # `sorted` is stable: of equal contrast, the earlier one stays in front.
+            self._best = sorted([*self._best, (contrast, picture)], key=lambda one: -one[0])[: self.volumes]
+
+    def __call__(self, engine: Engine) -> None:
+        for number, (_, picture) in enumerate(self._best):
+            self.events.writer.add_image(f"validation/{number}", picture, engine.state.epoch)
+        self._begin()
+        self.events.writer.flush()

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from ..visualize import AxialView, grey_panel, mask_panel, side_by_side
+from .event_file import EventFile
+
+__all__ = ["SegmentationImages"]
+
+
+class SegmentationImages:
+    """Show image, label and prediction of validation volumes in TensorBoard, as one picture a volume and validation.
+
+    The picture is the axial slice with most labelled voxels (``common.visualize.AxialView``): the image's first channel
+    in grey, and the classes of the label and of the prediction over it. The volumes are the first of the validation
+    list, whose order does not change. Where one prediction a scan is made, such as an age, nothing is drawn.
+
+    MONAI's ``TensorBoardImageHandler`` draws the first channel of each, which of a one-hot mask is the background, as a
+    grey animation through the whole volume.
+
+    Args:
+        log_dir: folder of the TensorBoard events.
+        num_classes: with the background; what the colours are chosen for.
+        volumes: how many of the list are drawn, 0 for none; ``True`` is 1.
+
+    Label and prediction are class numbers (1, *spatial), or one channel a class or region (R, *spatial), one-hot, as
+    scores, or nested regions of which the smaller come first: each voxel is drawn as the first of the largest.
+    """
+
+    def __init__(self, log_dir: str | os.PathLike, num_classes: int, volumes: int = 1) -> None:
+        self.events = EventFile(log_dir)
+        self.num_classes = num_classes
+        self.volumes = int(volumes)
+        self._drawn = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator whose output has ``image``, ``label`` and ``pred``, decollated or not."""
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def _begin(self) -> None:
+        self._drawn = 0
+
+    def __call__(self, engine: Engine) -> None:
+        if self._drawn >= self.volumes:
+            return
+        state: Any = engine.state
+        for number, item in enumerate(items(state.output)[: self.volumes - self._drawn]):
+            affine = affine_of(state.batch, number)
+            picture = self.picture(item["image"], item["label"], item["pred"], affine)
+            if picture is None:
+                self._drawn = self.volumes  # the others are of the same kind
+                return
+            self.events.writer.add_image(f"validation/{self._drawn}", picture, state.epoch)
+            self._drawn += 1
+        self.events.writer.flush()
+
+    def picture(self, image: Any, label: Any, prediction: Any, affine: Any = None) -> torch.Tensor | None:
+        """Image | label | prediction (3, H, W) in 0..1, None where they are not volumes of one size."""
+        shapes = {tuple(volume.shape[1:]) for volume in (image, label, prediction) if isinstance(volume, torch.Tensor)}
+        if len(shapes) != 1 or len(image.shape) < 3 or not isinstance(prediction, torch.Tensor):
+            return None
+        view = AxialView(affine)
+        index = view.fullest(label[0] > 0 if len(label) == 1 else label[0] == 0)
+        grey = grey_panel(view(image[:1], index)[0])
+        panels = [grey]
+        for mask in (label, prediction):
+            # Of a slice, not of the volume, which may be gigabytes.
+            one = mask if index is None else mask.narrow(view.axis + 1, index, 1)
+            numbers = one if len(one) == 1 else one.float().argmax(0, keepdim=True)
+            classes = view(numbers, None if index is None else 0, nearest=True)[0]
+            panels.append(mask_panel(grey, classes, self.num_classes))
+        return side_by_side(panels)
+
+
+def items(output: Any) -> Sequence[Mapping[str, Any]]:
+    """The items of an engine's output, whether it is decollated or a batch; none where its prediction is no tensor."""
+    if isinstance(output, Mapping):
+        keys = ("image", "label", "pred")
+        if not all(isinstance(output.get(key), torch.Tensor) for key in keys):
+            return []
+        output = [{key: output[key][n] for key in keys} for n in range(len(output["image"]))]
+    return output
+
+
+def affine_of(batch: Any, number: int) -> Any:
+    """The affine (4, 4) of the image with this number in an engine's batch, decollated or not; None if it has none."""
+    one = batch[number] if isinstance(batch, Sequence) else batch
+    affine = getattr(one["image"], "affine", None)
+    return affine[number] if affine is not None and affine.ndim == 3 else affine

@@ -1,0 +1,7 @@
+"""Pictures of volumes: which slice, how it lies, and the colours of the classes."""
+
+from .axial import AxialView
+from .colours import class_colours
+from .panels import grey_panel, mask_panel, side_by_side
+
+__all__ = ["AxialView", "class_colours", "grey_panel", "mask_panel", "side_by_side"]

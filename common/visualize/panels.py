@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .colours import class_colours
+
+__all__ = ["grey_panel", "mask_panel", "side_by_side"]
+
+ALPHA = 0.65
+GAP = 2
+
+
+def grey_panel(picture: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
+    """A picture (H, W) of any values as grey levels (3, H, W) in 0..1.
+
+    Black and white are the 1st and 99th percentile of ``reference``, the picture itself by default, so that a few
+    bright voxels do not darken the rest, and pictures with one reference compare.
+    """
+    values = (picture if reference is None else reference).flatten().float()
+    low, high = torch.quantile(values, torch.tensor([0.01, 0.99])).tolist()
+    if high <= low:  # fewer than a hundredth of the pixels are not background
+        low, high = float(values.min()), float(values.max())
+    grey = ((picture - low) / max(high - low, 1e-12)).clamp(0, 1)
+    return torch.nan_to_num(grey).expand(3, -1, -1)
+
+
+def mask_panel(grey: torch.Tensor, classes: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Class numbers (H, W) in the colours of ``class_colours`` over grey levels (3, H, W); 0 is see-through.
+
+    Args:
+        num_classes: with the background. Numbers from it upwards have the colour of the last class.
+    """
+    shades = [[byte / 255 for byte in bytes.fromhex(colour[1:])] for colour in class_colours(max(1, num_classes - 1))]
+    table = torch.tensor([[0.0] * 3, *shades])
+    numbers = classes.long().clamp(0, len(shades))
+    return torch.where(numbers > 0, (1 - ALPHA) * grey + ALPHA * table[numbers].movedim(-1, 0), grey)
+
+
+def side_by_side(panels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Panels (3, H, W) of one height in a row, (3, H, W'), with a white line between them."""
+    line = torch.ones(3, panels[0].shape[1], GAP)
+    parts = [part for panel in panels for part in (line, panel)]
+    return torch.cat(parts[1:], dim=2)
