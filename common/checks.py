@@ -82,8 +82,7 @@ def check_overrides() -> None:
     command line, and those in ``--args_file``, with the ids of the named config files. It also checks that MONAI and
     torch are recent enough and that the settings of ``--tracking`` fit the config, and sees to it that a later error
     ends the output with what it says: MONAI's own last line only names the step of the config. What this package
-    refuses comes without a traceback. Outside of that command
-    (also in a workflow made in Python) it does nothing.
+    refuses comes without a traceback. Outside of that command (also in a workflow made in Python) it does nothing.
 
     Put it first in ``initialize``: ``{"_target_": "common.checks.check_overrides"}``.
 
