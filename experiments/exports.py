@@ -4,8 +4,9 @@
 
 Builds each net that inference uses from its bundle's own configs, made small, and exports it by the functions behind
 `python -m monai.bundle ckpt_export` and `onnx_export`: TorchScript by script and by trace, ONNX by torch's older
-exporter and by the one on torch.export, each with a free batch and with one of 1. What comes out computes random images
-in batches of 1 and 3 (of 1 where the batch is fixed), beside the net itself. Prints a table with the largest absolute
+exporter and by the one on torch.export, each with a free batch (`transseg`: and free slices) and with a batch of 1. What
+comes out computes random images in batches of 1 and 3 (of 1 where the batch is fixed; `transseg`: also of another number
+of slices where that is free), beside the net itself. Prints a table with the largest absolute
 difference, and below it why what is missing failed. Each try is a forked process that ends after `--limit` seconds, so
 it runs on Linux and macOS only; it takes half an hour with a thread. Needs the extra `onnx`.
 """
@@ -41,6 +42,8 @@ class Net(NamedTuple):
     files: list[str]
     image: list[int]
     values: dict[str, Any]
+    slices: int | None = None
+    """Axis that is free, too."""
 
 
 def med3d(name: str, *files: str, **values: Any) -> Net:
@@ -66,7 +69,7 @@ def medical_transformer(name: str, *files: str, channels: int = 1, **values: Any
 def transseg(name: str, file: str, side: int, encoder: dict[str, Any], **values: Any) -> Net:
     small = {"segmentation_net#decoder_channels": 8, "image_size": [side, side]} | values
     small |= {f"segmentation_net#encoder#{key}": value for key, value in encoder.items()}
-    return Net("transseg", name, [file], [1, side, side, 5], small)
+    return Net("transseg", name, [file], [1, side, side, 5], small, None if values.get("target") == "all" else 4)
 
 
 UNETR = {"num_layers": 4, "feature_size": 4, "hidden_size": 24, "mlp_dim": 48, "num_heads": 2}
@@ -140,26 +143,34 @@ def build(net: Net) -> torch.nn.Module:
     return network
 
 
-def export(network: torch.nn.Module, image: list[int], way: str, file: str) -> tuple[Any, int | None, tuple[int, ...]]:
-    """The exported net as a function, the opset, and the batches that it is tried on."""
+def export(network: torch.nn.Module, net: Net, way: str, file: str) -> tuple[Any, int | None, list[list[int]]]:
+    """The exported net as a function, the opset, and the shapes that it is tried on."""
+    image = net.image
+    shapes = [[batch, *image] for batch in (1, 3)]
+    if net.slices is not None:
+        shapes.append([1, *image[:-1], 2 * image[-1]])
     if not WAYS[way]:
         traced = {"use_trace": True, "inputs": [torch.rand(1, *image)]} if way == "trace" else {}
-        return convert_to_torchscript(network, filename_or_obj=file, **traced), None, (1, 3)
+        return convert_to_torchscript(network, filename_or_obj=file, **traced), None, shapes
     free = WAYS[way]["free"]
+    axes = {"image": {0: "batch"}, "pred": {0: "batch"}}
+    if net.slices is not None:
+        axes["image"][net.slices], axes["pred"][net.slices] = "slices", "predicted"
+        image = [*image[:-1], 2 * image[-1]] if free else image
     convert_to_onnx(
         network,
         [torch.rand(2 if free else 1, *image)],
         filename=file,
         input_names=["image"],
         output_names=["pred"],
-        dynamic_axes={"image": {0: "batch"}, "pred": {0: "batch"}} if free else None,
+        dynamic_axes=axes if free else None,
         dynamo=WAYS[way]["dynamo"],
     )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
     opset = max(entry.version for entry in onnx.load(file).opset_import if entry.domain in ("", "ai.onnx"))
-    return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0]), opset, (1, 3) if free else (1,)
+    return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0]), opset, shapes if free else shapes[:1]
 
 
 def attempt(net: Net, way: str, pipe: Any) -> None:
@@ -170,21 +181,21 @@ def attempt(net: Net, way: str, pipe: Any) -> None:
     network, began = build(net), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         try:
-            exported, opset, batches = export(network, net.image, way, f"{folder}/net")
+            exported, opset, shapes = export(network, net, way, f"{folder}/net")
         except Exception as error:  # each exporter has its own kinds
             pipe.send(Result(time.perf_counter() - began, why=f"{type(error).__name__}: {error}"))
             return
         seconds, differences, scale = time.perf_counter() - began, [], 0.0
-        for batch in batches:
-            image = torch.rand(batch, *net.image)
+        for shape in shapes:
+            image = torch.rand(shape)
             try:
                 ours, theirs = network(image), exported(image)
             except Exception as error:
-                why = f"exported, but fails on a batch of {batch}: {type(error).__name__}: {error}"
+                why = f"exported, but fails on {tuple(shape)}: {type(error).__name__}: {error}"
                 pipe.send(Result(seconds, opset=opset, why=why))
                 return
             if ours.shape != theirs.shape:
-                pipe.send(Result(seconds, opset=opset, why=f"gives the shape {tuple(theirs.shape)} for {batch} images"))
+                pipe.send(Result(seconds, opset=opset, why=f"gives the shape {tuple(theirs.shape)} for {tuple(shape)}"))
                 return
             differences.append(float((ours - theirs).abs().max()))
             scale = max(scale, float(ours.abs().max()))

@@ -133,8 +133,11 @@ class VideoSwinEncoder(SliceEncoder):
         initialise(self)
 
     def slice_maps(self, image: torch.Tensor) -> list[torch.Tensor]:
-        windows = self.padded(image).unfold(4, self.slices, 1)  # (B, C, H, W, n, K)
-        windows = windows.permute(0, 4, 1, 5, 2, 3).flatten(0, 1)
+        slices = self.padded(image)
+        count = slices.shape[4] - self.slices + 1
+        # Not `unfold`, which torch's older exporter to ONNX knows for one number of slices only.
+        windows = torch.stack([slices[..., k : k + count] for k in range(self.slices)], dim=2)  # (B, C, K, H, W, n)
+        windows = windows.movedim(5, 1).flatten(0, 1)
         windows = F.pad(windows, (0, 0, 0, 0, 0, -self.slices % self.frame_size))
         tokens = self.patch_norm(self.video_embedding(windows).movedim(1, 4))  # (B n, frames, h, w, C)
         maps = []
