@@ -4,11 +4,11 @@
 
 Builds each net that inference uses from its bundle's own configs, made small, and exports it by the functions behind
 `python -m monai.bundle ckpt_export` and `onnx_export`: TorchScript by script and by trace, ONNX by torch's older
-exporter and by the one on torch.export, each with a free batch (`transseg`: and free slices) and with a batch of 1. What
-comes out computes random images in batches of 1 and 3 (of 1 where the batch is fixed; `transseg`: also of another number
-of slices where that is free), beside the net itself. Prints a table with the largest absolute
-difference, and below it why what is missing failed. Each try is a forked process that ends after `--limit` seconds, so
-it runs on Linux and macOS only; it takes half an hour with a thread. Needs the extra `onnx`.
+exporter and by the one on torch.export, each with a free batch (and with free slices, where `transseg` is given runs of
+them) and with a batch of 1. What comes out computes random images in batches of 1 and 3 (and runs of slices), or of 1
+where the batch is fixed, beside the net itself. Prints a table with the largest absolute difference, and below it why
+what is missing failed. Each try is a forked process that ends after `--limit` seconds, so it runs on Linux and macOS
+only; it takes half an hour with a thread. Needs the extra `onnx`.
 """
 
 from __future__ import annotations

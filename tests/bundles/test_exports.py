@@ -72,9 +72,8 @@ def made(run_bundle, small_files, infer, tmp_path_factory) -> Callable:
             for parameter in net.parameters():
                 # Large enough for several classes, and no tensor of zeros, behind which a mistake would hide.
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter.data = (
-                    2 * noise / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else parameter + 0.3 * noise
-                )
+                matrix = parameter.ndim > 1
+                parameter.data = 2 * noise / parameter[0].numel() ** 0.5 if matrix else parameter + 0.3 * noise
             (root / "models").mkdir()
             torch.save(net.state_dict(), root / "models/model.pt")
             kept[bundle] = root, net, infer(bundle, root / "torch", bundle_root=str(root))
