@@ -8,7 +8,7 @@ exporter and by the one on torch.export, each with a free batch (and with free s
 them) and with a batch of 1. What comes out computes random images in batches of 1 and 3 (and runs of slices), or of 1
 where the batch is fixed, beside the net itself. Prints a table with the largest absolute difference, and below it why
 what is missing failed. Each try is a forked process that ends after `--limit` seconds, so it runs on Linux and macOS
-only; it takes half an hour with a thread. Needs the extra `onnx`.
+only; it takes 20 minutes with a thread. Needs the extra `onnx`.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def run(net: Net, way: str, limit: float) -> Result:
 def cell(result: Result, reasons: list[str]) -> str:
     if result.why is None:
         return f"{result.difference:.0e}, {result.seconds:.0f} s" if result.difference else f"0, {result.seconds:.0f} s"
-    why = " ".join(result.why.split())[:250]
+    why = " ".join(result.why.split()).split(' File "')[0].rstrip(": ").removesuffix(" at")[:250]
     if why not in reasons:
         reasons.append(why)
     return f"no ({reasons.index(why) + 1})"
