@@ -207,10 +207,6 @@ def test_regions_of_the_tumour(run_bundle, tmp_path):
     }
 
 
-SMALL = ["inference.json", "networks/nnformer_small.json"]
-SHAPES = {"image_size": [64] * 3, "roi_size": [64] * 3, **THIN}
-
-
 @pytest.mark.parametrize("name", ["pretrain.json", "train.json"])
 def test_the_sampler_goes_with_the_data_set(name):
     """Whoever shortens the data set, as the estimate of a comparison does, shortens what is drawn from it."""
