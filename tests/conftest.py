@@ -185,44 +185,6 @@ def event_images() -> Callable:
     return read
 
 
-@pytest.fixture
-def verify_and_export(tmp_path) -> Callable:
-    """MONAI's check of a net against the bundle's metadata, and its export by tracing, which computes the same.
-
-    ``verify_and_export(configs, files, image, pred)`` takes the folder of the configs, the files in order, and the
-    shapes of an image (1, C, *spatial) and of a prediction without batch and channels.
-    """
-    from monai.bundle import ConfigParser, ckpt_export, verify_net_in_out
-
-    def run(configs: Path, files: list[str], image: list[int], pred: list[int]) -> None:
-        formats, meta = "_meta_#network_data_format", str(configs / "metadata.json")
-        shapes = {
-            f"{formats}#inputs#image#spatial_shape": image[2:],
-            f"{formats}#outputs#pred#spatial_shape": pred,
-        }
-        verify_net_in_out(net_id="network_def", meta_file=meta, config_file=files, device="cpu", **shapes)
-        parser = ConfigParser()
-        parser.read_config(files)
-        net = parser.get_parsed_content("network_def").eval()
-        torch.save(net.state_dict(), tmp_path / "model.pt")
-        ckpt_export(
-            net_id="network_def",
-            filepath=str(tmp_path / "model.ts"),
-            ckpt_file=str(tmp_path / "model.pt"),
-            meta_file=meta,
-            config_file=files,
-            use_trace=True,
-            input_shape=image,
-        )
-        exported = torch.jit.load(tmp_path / "model.ts")
-        for batch in (1, 3):  # inferers batch windows, however many the trace saw
-            example = torch.rand(batch, *image[1:])
-            with torch.no_grad():
-                torch.testing.assert_close(exported(example), net(example), atol=1e-5, rtol=1e-4)
-
-    return run
-
-
 @pytest.fixture(scope="session")
 def run_ranks() -> Callable:
     """``run_ranks(script, argument, timeout)``: output of two processes under torchrun; all end when time is over."""

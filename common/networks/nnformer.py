@@ -459,7 +459,8 @@ class _Block(nn.Module):
 
     def _grid(self, windows: torch.Tensor, padded: Sequence[int]) -> torch.Tensor:
         d, h, w = (size // self.window for size in padded)
-        tokens = windows.unflatten(2, (self.window,) * 3).unflatten(1, (d, h, w))
+        # Not `unflatten`, here and below: behind it torch's older exporter to ONNX fixes the batch.
+        tokens = windows.reshape(-1, d, h, w, *(self.window,) * 3, windows.shape[-1])
         tokens = tokens.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2)
         return tokens.roll((self.shift,) * 3, dims=(1, 2, 3)) if self.shift else tokens
 
@@ -489,8 +490,8 @@ def grid_of(size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
 
 def partition(tokens: torch.Tensor, window: int) -> torch.Tensor:
     """Tokens (B, d, h, w, C) in windows (B, number, window^3, C), both in row-major order."""
-    for axis in (3, 2, 1):
-        tokens = tokens.unflatten(axis, (-1, window))
+    d, h, w = (size // window for size in tokens.shape[1:4])
+    tokens = tokens.reshape(-1, d, window, h, window, w, window, tokens.shape[-1])
     return tokens.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4, 6).flatten(1, 3)
 
 

@@ -24,13 +24,16 @@ class OnnxNet(nn.Module):
     Args:
         path: the ONNX file.
         device: where to compute.
+        out_channels: channels of the prediction, such as the number of classes; any if left out.
 
     Raises:
         ImportError: onnxruntime is not installed.
         FileNotFoundError, ValueError: no such file, or not one that onnxruntime reads.
     """
 
-    def __init__(self, path: str | os.PathLike, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, path: str | os.PathLike, device: torch.device | str = "cpu", out_channels: int | None = None
+    ) -> None:
         super().__init__()
         try:
             import onnxruntime
@@ -40,6 +43,7 @@ class OnnxNet(nn.Module):
                 "(extra onnx), or leave out inference_onnx.json."
             ) from error
         self.path = Path(path).absolute()
+        self.out_channels = out_channels
         if not self.path.is_file():
             raise FileNotFoundError(
                 f"no ONNX file {self.path}: write it with `python -m monai.bundle onnx_export` (docs/exports.md), or "
@@ -60,7 +64,7 @@ class OnnxNet(nn.Module):
         """Prediction of float32 for an image (B, C, *spatial).
 
         Raises:
-            ValueError: the file was exported for another shape.
+            ValueError: the file was exported for another shape, or its prediction has other channels.
         """
         sizes = [
             size if isinstance(size, int) else given  # free ones have names
@@ -71,10 +75,16 @@ class OnnxNet(nn.Module):
         if not fits or image.shape[0] % batch:
             raise ValueError(
                 f"{self.path} takes images of the shape {by(self.input_shape)}, not {by(image.shape)}: set roi_size to "
-                "what it was exported for, or export it for this size."
+                "what it was exported for, or export it again, for this size or with that axis free (docs/exports.md)."
             )
         parts = image.split(batch)
-        return torch.cat([self._run(part) for part in parts])
+        prediction = torch.cat([self._run(part) for part in parts])
+        if self.out_channels is not None and prediction.shape[1] != self.out_channels:
+            raise ValueError(
+                f"{self.path} predicts {prediction.shape[1]} channels where {self.out_channels} are wanted: it is of "
+                "another net; set onnx_path, or the task (num_classes) that it was exported with."
+            )
+        return prediction
 
     def _run(self, image: torch.Tensor) -> torch.Tensor:
         array = image.detach().to("cpu", torch.float32).contiguous().numpy()

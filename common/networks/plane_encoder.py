@@ -70,8 +70,8 @@ class PlaneEncoder(nn.Module):
         maps = []
         for stage in self.stages:
             x = stage(x, together)
-            maps.append(x.unflatten(0, (volumes, count)).transpose(1, 2))
-        return self.project(x.mean(dim=(2, 3))).unflatten(0, (volumes, count)), maps
+            maps.append(x.reshape(volumes, count, *x.shape[1:]).transpose(1, 2))
+        return self.project(x.mean(dim=(2, 3))).reshape(volumes, count, -1), maps
 
 
 class _Stage(nn.Module):
@@ -110,7 +110,13 @@ def _norm(x: torch.Tensor, together: int) -> torch.Tensor:
     channels, channels last, corrupts memory on a CPU (2.13).
     """
     if together == 1:
-        return F.instance_norm(x.contiguous())
-    stack = x.unflatten(0, (-1, together)).transpose(1, 2)
-    normalised = F.instance_norm(stack.flatten(2, 3))
-    return normalised.unflatten(2, (together, -1)).transpose(1, 2).flatten(0, 1)
+        return _instance_norm(x.contiguous())
+    # Not `unflatten`, here and above: behind it torch's older exporter to ONNX fixes the batch.
+    stack = x.reshape(-1, together, *x.shape[1:]).transpose(1, 2)
+    return _instance_norm(stack.flatten(2, 3)).reshape(stack.shape).transpose(1, 2).flatten(0, 1)
+
+
+def _instance_norm(x: torch.Tensor) -> torch.Tensor:
+    if torch.onnx.is_in_onnx_export():  # the older exporter has to know the number of channels or be given weights
+        return F.instance_norm(x, weight=x.new_ones(x.shape[1]), bias=x.new_zeros(x.shape[1]))
+    return F.instance_norm(x)

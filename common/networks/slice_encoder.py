@@ -22,7 +22,7 @@ class SliceEmbedding(nn.Conv3d):
         super().__init__(in_channels, out_channels, (patch_size, patch_size, slices), (patch_size, patch_size, 1))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return super().forward(image).movedim(-1, 1).flatten(0, 1)
+        return super().forward(image).movedim(4, 1).flatten(0, 1)
 
 
 class SliceEncoder(nn.Module):
@@ -83,7 +83,9 @@ class SliceEncoder(nn.Module):
 
 def stack(maps: torch.Tensor, batch: int) -> torch.Tensor:
     """Maps of slices (B n, C, h, w) as (B, C, h, w, n)."""
-    return maps.unflatten(0, (batch, -1)).movedim(1, -1)
+    # For torch's older exporter to ONNX: behind `unflatten` it fixes the batch, and it mistakes negative axes of
+    # `movedim`. So here and in the other encoders of slices.
+    return maps.reshape(batch, -1, *maps.shape[1:]).movedim(1, 4)
 
 
 def to_tokens(patches: torch.Tensor, cls_token: torch.Tensor) -> torch.Tensor:
@@ -94,7 +96,8 @@ def to_tokens(patches: torch.Tensor, cls_token: torch.Tensor) -> torch.Tensor:
 
 def to_map(tokens: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
     """The patch tokens of (B, 1 + h w, C) as a map (B, C, h, w)."""
-    return tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
+    patches = tokens[:, 1:].transpose(1, 2)
+    return patches.reshape(*patches.shape[:2], *grid)
 
 
 def transformer_architecture(encoder: Any) -> dict[str, Any]:

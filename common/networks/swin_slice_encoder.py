@@ -63,11 +63,11 @@ class SwinSliceEncoder(SliceEncoder):
         initialise(self)
 
     def slice_maps(self, image: torch.Tensor) -> list[torch.Tensor]:
-        tokens = self.patch_norm(self.patch_embedding(self.padded(image)).movedim(1, -1))
+        tokens = self.patch_norm(self.patch_embedding(self.padded(image)).movedim(1, 3))
         maps = []
         for stage, (blocks, norm) in enumerate(zip(self.stages, self.norms, strict=True)):
             tokens = run_blocks(blocks, tokens, self._masks)
-            maps.append(norm(tokens).movedim(-1, 1))
+            maps.append(norm(tokens).movedim(3, 1))
             if stage < len(self.mergings):
                 tokens = self.mergings[stage](tokens)
         return maps
@@ -133,16 +133,20 @@ class VideoSwinEncoder(SliceEncoder):
         initialise(self)
 
     def slice_maps(self, image: torch.Tensor) -> list[torch.Tensor]:
-        windows = self.padded(image).unfold(-1, self.slices, 1)  # (B, C, H, W, n, K)
-        windows = windows.permute(0, 4, 1, 5, 2, 3).flatten(0, 1)
+        slices = self.padded(image)
+        count = slices.shape[4] - self.slices + 1
+        # Not `unfold`, which torch's older exporter to ONNX knows for one number of slices only.
+        windows = torch.stack([slices[..., k : k + count] for k in range(self.slices)], dim=2)  # (B, C, K, H, W, n)
+        windows = windows.movedim(5, 1).flatten(0, 1)
         windows = F.pad(windows, (0, 0, 0, 0, 0, -self.slices % self.frame_size))
-        tokens = self.patch_norm(self.video_embedding(windows).movedim(1, -1))  # (B n, frames, h, w, C)
+        tokens = self.patch_norm(self.video_embedding(windows).movedim(1, 4))  # (B n, frames, h, w, C)
         maps = []
         for stage, blocks in enumerate(self.stages):
             tokens = run_blocks(blocks, tokens, self._masks)
-            maps.append(tokens[:, tokens.shape[1] // 2].movedim(-1, 1))
+            maps.append(tokens[:, tokens.shape[1] // 2].movedim(3, 1))
             if stage < len(self.mergings):
-                tokens = self.mergings[stage](tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+                merged = self.mergings[stage](tokens.flatten(0, 1))
+                tokens = merged.reshape(*tokens.shape[:2], *merged.shape[1:])
         return maps
 
     def architecture(self) -> dict:

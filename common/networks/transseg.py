@@ -79,6 +79,9 @@ class TransSeg(nn.Module):
         outputs = out_channels * (slices if target == "all" else 1)
         settings: Any = UperNetConfig(hidden_size=decoder_channels, pool_scales=[1, 2, 3, 6])
         self.decoder = UperNetHead(settings, list(channels))
+        for block, cells in zip(self.decoder.psp_modules.blocks, settings.pool_scales, strict=True):
+            block.layers[0] = _AveragePool(cells)
+            block.add_module("0", block.layers[0])
         self.decoder.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(decoder_channels, outputs, 1))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -94,5 +97,23 @@ class TransSeg(nn.Module):
         size = [tokens * self.encoder.patch_size for tokens in self.encoder.grid]
         logits = F.interpolate(logits, size=size, mode="bilinear")[..., : image.shape[2], : image.shape[3]]
         if self.target == "all":
-            return logits.unflatten(1, (self.out_channels, self.slices)).movedim(2, -1)
+            return logits.reshape(-1, self.out_channels, self.slices, *logits.shape[2:]).movedim(2, 4)
         return stack(logits, image.shape[0])
+
+
+class _AveragePool(nn.AdaptiveAvgPool2d):
+    """The layer of torch, which its older exporter to ONNX takes only where the cells divide the map."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__(cells)
+        self.cells = cells
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not torch.onnx.is_in_onnx_export():
+            return super().forward(input)
+        for axis in (2, 3):
+            side = int(input.shape[axis])
+            bounds = [(cell * side // self.cells, -(-(cell + 1) * side // self.cells)) for cell in range(self.cells)]
+            means = [input.narrow(axis, start, end - start).mean(axis, keepdim=True) for start, end in bounds]
+            input = torch.cat(means, axis)
+        return input

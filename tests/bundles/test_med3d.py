@@ -302,10 +302,3 @@ def test_deterministic_transforms_are_cached(run, tmp_path):
         first = transforms.get_index_of_first(lambda step: hasattr(step, "R"))
         after = [type(step).__name__ for step in transforms.transforms[first:]]
         assert after == ["RandCropByPosNegLabeld", "DeleteItemsd", *["SpatialPadd"] * 2 * (name == "pretrain.json")]
-
-
-def test_monai_verifies_and_exports_the_net(tmp_path, verify_and_export):
-    overlay = tmp_path / "small.json"
-    overlay.write_text(json.dumps({"roi_size": [32] * 3, "head#features": 16}))
-    files = [str(CONFIGS / "inference.json"), str(CONFIGS / "networks/resnet10_small.json"), str(overlay)]
-    verify_and_export(CONFIGS, files, image=[1, 1, 32, 32, 32], pred=[32, 32, 32])

@@ -21,7 +21,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export
 
 from common.checks import first_cause, own_sentence
 from common.pack import pack
@@ -236,3 +236,42 @@ def test_a_mask_with_other_labels_is_not_learnt(served, train, study, tmp_path):
     text = sentence(train, served, items)
     assert f"{tmp_path}/wrong.nii.gz" in text and "77" in text
     assert model.read_bytes() == before
+
+
+def test_a_traced_net_serves_without_weights(infer, small, small_files, study, tmp_path):
+    """`models/model.ts` in place of `model.pt`: Label takes the net from it, whatever `inference.json` names."""
+    files, values, window = small["pretrain_once"]
+    folder, _ = pack(
+        ROOT / "bundles" / "pretrain_once",
+        tmp_path,
+        config_file=[Path(name) for name in files],
+        override={"dataset_dir": "/workspace/data", "numbering": "task", **values},
+    )
+    configs = ROOT / "bundles" / "pretrain_once" / "configs"
+    files = [str(configs / name) for name in ("inference.json", *small_files["pretrain_once"])]
+    parser = ConfigParser()
+    parser.read_config(files)
+    net = parser.get_parsed_content("network_def")
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    weights = folder / "models" / "model.pt"
+    weights.parent.mkdir(exist_ok=True)
+    torch.save(net.state_dict(), weights)
+    expected = np.asarray(nib.load(infer(folder, study[0]["image"])[0]).dataobj)
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(weights.with_suffix(".ts")),
+        ckpt_file=str(weights),
+        meta_file=str(configs / "metadata.json"),
+        config_file=files,
+        use_trace=True,
+        input_shape=[1, *window],
+    )
+    weights.unlink()
+    config = folder / "configs" / "inference.json"
+    content = json.loads(config.read_text())
+    content["segmentation_net"] = {"_target_": "nowhere.Net"}
+    config.write_text(json.dumps(content))
+    mask = np.asarray(nib.load(infer(folder, study[0]["image"])[0]).dataobj)
+    assert np.array_equal(mask, expected) and len(np.unique(mask)) > 2

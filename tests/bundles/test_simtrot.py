@@ -214,18 +214,6 @@ def test_regions_of_the_tumour(run_bundle, tmp_path):
     }
 
 
-SMALL = ["inference.json", "networks/nnformer_small.json"]
-SHAPES = {"image_size": [64] * 3, "roi_size": [64] * 3, **THIN}
-
-
-def test_monai_verifies_and_exports_the_net(tmp_path, verify_and_export):
-    """By tracing: windows, lists and masks are beyond TorchScript's compiler."""
-    overlay = tmp_path / "small.json"
-    overlay.write_text(json.dumps(SHAPES))
-    files = [*(str(CONFIGS / name) for name in SMALL), str(overlay)]
-    verify_and_export(CONFIGS, files, image=[1, 1, 64, 64, 64], pred=[64, 64, 64])
-
-
 @pytest.mark.parametrize("name", ["pretrain.json", "train.json"])
 def test_the_sampler_goes_with_the_data_set(name):
     """Whoever shortens the data set, as the estimate of a comparison does, shortens what is drawn from it."""

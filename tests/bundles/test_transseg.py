@@ -259,10 +259,3 @@ def test_learning_rate_rises_and_falls_by_the_step(run, tmp_path):
         scheduler.step()
     assert rates[0] == 0 and max(rates) == rates[1] == pytest.approx(0.001)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
-
-
-def test_monai_verifies_and_exports_the_net(tmp_path, verify_and_export):
-    overlay = tmp_path / "small.json"
-    overlay.write_text(json.dumps(TINY | {"image_size": [48, 48]}))
-    files = [str(CONFIGS / name) for name in ("inference.json", "networks/beit_tiny.json")] + [str(overlay)]
-    verify_and_export(CONFIGS, files, image=[1, 1, 48, 48, 5], pred=[48, 48, 1])

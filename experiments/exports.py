@@ -1,0 +1,260 @@
+"""Which nets of the bundles export to TorchScript and ONNX, by which exporter, and what they compute then.
+
+    python experiments/exports.py > exports.md
+
+Builds each net that inference uses from its bundle's own configs, made small, and exports it by the functions behind
+`python -m monai.bundle ckpt_export` and `onnx_export`: TorchScript by script and by trace, ONNX by torch's older
+exporter and by the one on torch.export, each with a free batch (and with free slices, where `transseg` is given runs of
+them) and with a batch of 1. What comes out computes random images in batches of 1 and 3 (and runs of slices), or of 1
+where the batch is fixed, beside the net itself. Prints a table with the largest absolute difference, and below it why
+what is missing failed. Each try is a forked process that ends after `--limit` seconds, so it runs on Linux and macOS
+only; it takes 20 minutes with a thread. Needs the extra `onnx`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx
+import onnxruntime
+import torch
+from monai.bundle import ConfigParser
+from monai.networks.utils import convert_to_onnx, convert_to_torchscript
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+class Net(NamedTuple):
+    """A net of a bundle: overlays of its `configs/` behind `inference.json`, and values that make it small."""
+
+    bundle: str
+    name: str
+    files: list[str]
+    image: list[int]
+    values: dict[str, Any]
+    slices: int | None = None
+    """Axis that is free, too."""
+
+
+def med3d(name: str, *files: str, **values: Any) -> Net:
+    small = {"segmentation_net#width": 8} | {f"segmentation_net#{key}": value for key, value in values.items()}
+    if not any(file.startswith("tasks/") for file in files):
+        small["head#features"] = 16
+    if "tasks/liver_fine.json" in files:
+        small |= {"head#hidden": 16, "head#growth": 8}
+    return Net("med3d", name, list(files), [1, 32, 32, 32], small)
+
+
+def medical_transformer(name: str, *files: str, channels: int = 1, **values: Any) -> Net:
+    small = {"widths": [4, 4, 8, 8], "embed_dim": 16, "num_heads": 2, "dim_head": 8, "mlp_dim": 16} | values
+    return Net(
+        "medical_transformer",
+        name,
+        list(files),
+        [channels, 40, 48, 40],
+        {f"encoder#{key}": value for key, value in small.items()},
+    )
+
+
+def transseg(name: str, file: str, side: int, encoder: dict[str, Any], **values: Any) -> Net:
+    small = {"segmentation_net#decoder_channels": 8, "image_size": [side, side]} | values
+    small |= {f"segmentation_net#encoder#{key}": value for key, value in encoder.items()}
+    return Net("transseg", name, [file], [1, side, side, 5], small, None if values.get("target") == "all" else 4)
+
+
+UNETR = {"num_layers": 4, "feature_size": 4, "hidden_size": 24, "mlp_dim": 48, "num_heads": 2}
+UNETR_VALUES = {"roi_size": [32, 48, 32]} | {f"segmentation_net#{key}": value for key, value in UNETR.items()}
+TOKENS = {"patch_size": 8, "hidden_size": 24, "mlp_dim": 48, "num_layers": 4, "num_heads": 3}
+TOKENS |= {"out_blocks": [1, 2, 3, 4]}
+PYRAMID = {"patch_size": 2, "embed_dim": 8, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
+STAGES = {"embed_dim": 24, "num_heads": [1, 2, 4, 8]}
+
+NETS = [
+    Net("pretrain_once", "UNETR", ["networks/unetr_small.json"], [1, 32, 48, 32], UNETR_VALUES),
+    Net("pretrain_once", "Swin UNETR", ["networks/swin_unetr_small.json"], [1, 64, 64, 64], {}),
+    Net(
+        "simtrot",
+        "nnFormer",
+        ["networks/nnformer.json"],
+        [1, 32, 64, 64],
+        {"roi_size": [32, 64, 64]} | {f"segmentation_net#{key}": value for key, value in STAGES.items()},
+    ),
+    Net("simtrot", "UNETR, patches of 8, 16, 16", ["networks/unetr.json"], [1, 32, 48, 32], UNETR_VALUES),
+    medical_transformer("brain tumour", channels=4),
+    medical_transformer("structures, norm of each slice", "tasks/structures4.json", norm_scope="slice"),
+    medical_transformer("age", "tasks/age.json"),
+    medical_transformer("diagnosis", "tasks/diagnosis.json"),
+    transseg("BEiT", "networks/beit.json", 48, TOKENS),
+    transseg("BEiT, sides of 44", "networks/beit.json", 44, TOKENS),
+    transseg("BEiT, all slices", "networks/beit.json", 48, TOKENS, target="all"),
+    transseg("DINO", "networks/dino.json", 48, TOKENS),
+    transseg("Swin", "networks/swin.json", 64, PYRAMID | {"window_size": 4}),
+    transseg("Video Swin", "networks/videoswin.json", 64, PYRAMID | {"window_size": [8, 4, 4]}),
+    med3d("lung, ResNet-10", "networks/resnet10.json"),
+    med3d("lung, ResNet-18 (shortcut A)", "networks/resnet18.json"),
+    med3d("lung, ResNet-50", "networks/resnet50.json"),
+    med3d("lung, pre-activation", "networks/resnet10.json", preactivation=True),
+    med3d("liver, coarse", "networks/resnet10.json", "tasks/liver_coarse.json"),
+    med3d("liver, fine", "networks/resnet10.json", "tasks/liver_fine.json"),
+    med3d("nodule (age group, lesion size)", "networks/resnet10.json", "tasks/nodule.json"),
+]
+"""Swin UNETR is the same in `simtrot`; the liver in two stages takes the coarse and the fine net."""
+
+WAYS = {
+    "script": {},
+    "trace": {},
+    "older, free batch": {"dynamo": False, "free": True},
+    "older, batch 1": {"dynamo": False, "free": False},
+    "newer, free batch": {"dynamo": True, "free": True},
+    "newer, batch 1": {"dynamo": True, "free": False},
+}
+
+
+class Result(NamedTuple):
+    seconds: float
+    difference: float = 0.0
+    scale: float = 0.0
+    opset: int | None = None
+    why: str | None = None
+
+
+def build(net: Net) -> torch.nn.Module:
+    """The net of inference, with random weights; those that start as constants would hide mistakes."""
+    configs = ROOT / "bundles" / net.bundle / "configs"
+    parser = ConfigParser()
+    parser.read_config([str(configs / name) for name in ("inference.json", *net.files)])
+    parser.update(net.values)
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network_def").eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.numel() == 1 or parameter.std() == 0:
+                parameter += 0.1 * torch.randn_like(parameter)
+    return network
+
+
+def export(network: torch.nn.Module, net: Net, way: str, file: str) -> tuple[Any, int | None, list[list[int]]]:
+    """The exported net as a function, the opset, and the shapes that it is tried on."""
+    image = net.image
+    shapes = [[batch, *image] for batch in (1, 3)]
+    if net.slices is not None:
+        shapes.append([1, *image[:-1], 2 * image[-1]])
+    if not WAYS[way]:
+        traced = {"use_trace": True, "inputs": [torch.rand(1, *image)]} if way == "trace" else {}
+        return convert_to_torchscript(network, filename_or_obj=file, **traced), None, shapes
+    free = WAYS[way]["free"]
+    axes = {"image": {0: "batch"}, "pred": {0: "batch"}}
+    if net.slices is not None:
+        axes["image"][net.slices], axes["pred"][net.slices] = "slices", "predicted"
+        image = [*image[:-1], 2 * image[-1]] if free else image
+    convert_to_onnx(
+        network,
+        [torch.rand(2 if free else 1, *image)],
+        filename=file,
+        input_names=["image"],
+        output_names=["pred"],
+        dynamic_axes=axes if free else None,
+        dynamo=WAYS[way]["dynamo"],
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
+    opset = max(entry.version for entry in onnx.load(file).opset_import if entry.domain in ("", "ai.onnx"))
+    return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0]), opset, shapes if free else shapes[:1]
+
+
+def attempt(net: Net, way: str, pipe: Any) -> None:
+    """One export and its check, in a process of its own; the result goes into the pipe."""
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)  # exporters print graphs
+    network, began = build(net), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        try:
+            exported, opset, shapes = export(network, net, way, f"{folder}/net")
+        except Exception as error:  # each exporter has its own kinds
+            pipe.send(Result(time.perf_counter() - began, why=f"{type(error).__name__}: {error}"))
+            return
+        seconds, differences, scale = time.perf_counter() - began, [], 0.0
+        for shape in shapes:
+            image = torch.rand(shape)
+            try:
+                ours, theirs = network(image), exported(image)
+            except Exception as error:
+                why = f"exported, but fails on {tuple(shape)}: {type(error).__name__}: {error}"
+                pipe.send(Result(seconds, opset=opset, why=why))
+                return
+            if ours.shape != theirs.shape:
+                pipe.send(Result(seconds, opset=opset, why=f"gives the shape {tuple(theirs.shape)} for {tuple(shape)}"))
+                return
+            differences.append(float((ours - theirs).abs().max()))
+            scale = max(scale, float(ours.abs().max()))
+        pipe.send(Result(seconds, max(differences), scale, opset))
+
+
+def run(net: Net, way: str, limit: float) -> Result:
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=attempt, args=(net, way, send))
+    process.start()
+    send.close()
+    try:
+        return receive.recv() if receive.poll(limit) else Result(limit, why=f"not done in {limit:g} s")
+    except EOFError:
+        return Result(0.0, why="the process ended without a result")
+    finally:
+        process.terminate()
+        process.join()
+
+
+def cell(result: Result, reasons: list[str]) -> str:
+    if result.why is None:
+        return f"{result.difference:.0e}, {result.seconds:.0f} s" if result.difference else f"0, {result.seconds:.0f} s"
+    why = " ".join(result.why.split()).split(' File "')[0].rstrip(": ").removesuffix(" at")[:250]
+    if why not in reasons:
+        reasons.append(why)
+    return f"no ({reasons.index(why) + 1})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit", type=float, default=45.0, help="seconds of a try")
+    parser.add_argument("--bundle", nargs="*", help="only these")
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # of a process that is forked
+    versions = {package.__name__: package.__version__ for package in (torch, onnx, onnxruntime)}
+    print(", ".join(f"{name} {version}" for name, version in versions.items()) + "\n")
+    print(f"| bundle | net | largest output | {' | '.join(arguments.ways)} |")
+    print("|---" * (3 + len(arguments.ways)) + "|")
+    reasons: list[str] = []
+    opsets: dict[str, set[int]] = {}
+    for net in NETS:
+        if arguments.bundle and net.bundle not in arguments.bundle:
+            continue
+        results = {way: run(net, way, arguments.limit) for way in arguments.ways}
+        for way, result in results.items():
+            if result.opset is not None:
+                opsets.setdefault(way.split(",")[0], set()).add(result.opset)
+        cells = " | ".join(cell(result, reasons) for result in results.values())
+        scale = max(result.scale for result in results.values())
+        print(f"| `{net.bundle}` | {net.name} | {scale:.2g} | {cells} |", flush=True)
+    print("\nOpset: " + ", ".join(f"{way} exporter {sorted(found)}" for way, found in opsets.items()) + "\n")
+    for number, why in enumerate(reasons, start=1):
+        print(f"{number}. {why}")
+
+
+if __name__ == "__main__":
+    main()
