@@ -137,12 +137,20 @@ def small_model(run_bundle, small_files, tmp_path_factory) -> Callable[[str], Pa
         if path.exists():
             return path
         workflow = run_bundle(
-            "inference.json", *small_files[bundle], bundle=bundle, workflow_type="inference", execute=False
+            "inference.json",
+            *small_files[bundle],
+            bundle=bundle,
+            workflow_type="inference",
+            execute=False,
+            device="cpu",
         )
         net, inferer, dataset = (workflow.parser.get_parsed_content(id) for id in ("network_def", "inferer", "dataset"))
         generator = torch.Generator().manual_seed(0)
         for parameter in net.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+            # No tensor of zeros, behind which a mistake would hide.
+            noise = torch.randn(parameter.shape, generator=generator)
+            matrix = parameter.ndim > 1
+            parameter.data = 2 * noise / parameter[0].numel() ** 0.5 if matrix else parameter + 0.3 * noise
         with torch.no_grad():
             means = inferer(dataset[0]["image"][None], net.eval()).mean((0, 2, 3, 4))
         biases = [parameter for parameter in net.parameters() if parameter.shape == means.shape]
