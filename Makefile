@@ -22,8 +22,9 @@ test: $(STAMP)
 # docs/matrix.md: which bundle works in which way
 matrix: $(STAMP)
 	mkdir -p build
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m way --junitxml build/matrix.xml
-	$(RUN) tests/matrix.py build/matrix.xml docs/matrix.md
+	status=0; OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m way \
+		--junitxml build/matrix.xml || status=$$?; \
+	$(RUN) tests/matrix.py build/matrix.xml docs/matrix.md && exit $$status
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

@@ -6,9 +6,10 @@ Builds each net that inference uses from its bundle's own configs, made small, a
 `python -m monai.bundle ckpt_export` and `onnx_export`: TorchScript by script and by trace, ONNX by torch's older
 exporter and by the one on torch.export, each with a free batch (and with free slices, where `transseg` is given runs of
 them) and with a batch of 1. What comes out computes random images in batches of 1 and 3 (and runs of slices), or of 1
-where the batch is fixed, beside the net itself. Prints a table with the largest absolute difference, and below it why
-what is missing failed. Each try is a forked process that ends after `--limit` seconds, so it runs on Linux and macOS
-only; it takes 20 minutes with a thread. Needs the extra `onnx`.
+where the batch is fixed, beside the net itself. Prints a table with the largest difference as a part of the largest
+output, and below it why what is missing failed. With `--scan` a brain of the sample is predicted, too, by the inferer
+of `inference.json`, and a column has how many voxels get another label. Each try is a forked process that ends after
+`--limit` seconds, so it runs on Linux and macOS only; all ways take half an hour with a thread. Needs the extra `onnx`.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nibabel as nib
+import numpy as np
 import onnx
 import onnxruntime
 import torch
 from monai.bundle import ConfigParser
 from monai.networks.utils import convert_to_onnx, convert_to_torchscript
+from monai.transforms import ResizeWithPadOrCrop
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -47,7 +51,9 @@ class Net(NamedTuple):
 
 
 def med3d(name: str, *files: str, **values: Any) -> Net:
-    small = {"segmentation_net#width": 8} | {f"segmentation_net#{key}": value for key, value in values.items()}
+    small = {"roi_size": [32] * 3, "segmentation_net#width": 8} | {
+        f"segmentation_net#{key}": value for key, value in values.items()
+    }
     if not any(file.startswith("tasks/") for file in files):
         small["head#features"] = 16
     if "tasks/liver_fine.json" in files:
@@ -89,13 +95,24 @@ NETS = [
         [1, 32, 64, 64],
         {"roi_size": [32, 64, 64]} | {f"segmentation_net#{key}": value for key, value in STAGES.items()},
     ),
+    Net(
+        "simtrot",
+        "nnFormer for brain tumours",
+        ["datasets/brats.json", "networks/nnformer_tumour.json"],
+        [4, 32, 32, 32],
+        {"roi_size": [32] * 3, "segmentation_net#embed_dim": 24, "segmentation_net#num_heads": [1, 2, 4, 8]},
+    ),
     Net("simtrot", "UNETR, patches of 8, 16, 16", ["networks/unetr.json"], [1, 32, 48, 32], UNETR_VALUES),
     medical_transformer("brain tumour", channels=4),
     medical_transformer("structures, norm of each slice", "tasks/structures4.json", norm_scope="slice"),
+    medical_transformer(
+        "structures, without transformer", "tasks/structures4.json", "networks/without_transformer.json"
+    ),
     medical_transformer("age", "tasks/age.json"),
     medical_transformer("diagnosis", "tasks/diagnosis.json"),
     transseg("BEiT", "networks/beit.json", 48, TOKENS),
     transseg("BEiT, sides of 44", "networks/beit.json", 44, TOKENS),
+    transseg("BEiT, one slice", "networks/beit.json", 48, TOKENS, **{"slices": 1, "offsets": [0]}),
     transseg("BEiT, all slices", "networks/beit.json", 48, TOKENS, target="all"),
     transseg("DINO", "networks/dino.json", 48, TOKENS),
     transseg("Swin", "networks/swin.json", 64, PYRAMID | {"window_size": 4}),
@@ -126,10 +143,16 @@ class Result(NamedTuple):
     scale: float = 0.0
     opset: int | None = None
     why: str | None = None
+    differing: int | None = None
+    """Voxels of the scan that get another label."""
 
 
-def build(net: Net) -> torch.nn.Module:
-    """The net of inference, with random weights; those that start as constants would hide mistakes."""
+def build(net: Net) -> tuple[torch.nn.Module, Any]:
+    """The net of inference and the inferer.
+
+    Its weights are random, and large enough that the output follows the image: behind small ones, or constants, a
+    mistake would hide.
+    """
     configs = ROOT / "bundles" / net.bundle / "configs"
     parser = ConfigParser()
     parser.read_config([str(configs / name) for name in ("inference.json", *net.files)])
@@ -138,9 +161,9 @@ def build(net: Net) -> torch.nn.Module:
     network = parser.get_parsed_content("network_def").eval()
     with torch.no_grad():
         for parameter in network.parameters():
-            if parameter.numel() == 1 or parameter.std() == 0:
-                parameter += 0.1 * torch.randn_like(parameter)
-    return network
+            noise = torch.randn_like(parameter)
+            parameter.data = 2 * noise / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else parameter + 0.3 * noise
+    return network, parser.get_parsed_content("inferer")
 
 
 def export(network: torch.nn.Module, net: Net, way: str, file: str) -> tuple[Any, int | None, list[list[int]]]:
@@ -173,12 +196,39 @@ def export(network: torch.nn.Module, net: Net, way: str, file: str) -> tuple[Any
     return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0]), opset, shapes if free else shapes[:1]
 
 
-def attempt(net: Net, way: str, pipe: Any) -> None:
+def sample_scan() -> torch.Tensor:
+    """A brain of the sample at 4 mm, (40, 48, 40), in 0..1."""
+    from common.data import make_sample
+
+    with tempfile.TemporaryDirectory() as folder:
+        make_sample(folder, subjects=3, unlabelled=0, spacing=4.0, progress=False)
+        image = np.asarray(nib.load(next(Path(folder).glob("t1_brain/*.nii.gz"))).dataobj, np.float32)
+    return torch.from_numpy(image / image.max())
+
+
+def differing(net: Net, network: torch.nn.Module, exported: Any, inferer: Any, scan: torch.Tensor) -> int | None:
+    """Voxels of the scan that the exported net labels otherwise; None where the net predicts no label map.
+
+    Each class is measured against its own mean, lest random weights give one class everywhere.
+    """
+    if net.bundle == "transseg":  # its transforms make slices of this size
+        scan = ResizeWithPadOrCrop([*net.image[1:3], -1])(scan[None])[0]
+    image = scan.expand(1, net.image[0], *scan.shape)
+    ours = inferer(image, network)
+    if ours.ndim != 5:
+        return None
+    means = ours.mean((2, 3, 4), keepdim=True)
+    labels = [(logits - means).argmax(1) for logits in (ours, inferer(image, exported))]
+    assert len(labels[0].unique()) > 1
+    return int((labels[0] != labels[1]).sum())
+
+
+def attempt(net: Net, way: str, scan: torch.Tensor | None, pipe: Any) -> None:
     """One export and its check, in a process of its own; the result goes into the pipe."""
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)  # exporters print graphs
-    network, began = build(net), time.perf_counter()
+    (network, inferer), began = build(net), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         try:
             exported, opset, shapes = export(network, net, way, f"{folder}/net")
@@ -199,17 +249,24 @@ def attempt(net: Net, way: str, pipe: Any) -> None:
                 return
             differences.append(float((ours - theirs).abs().max()))
             scale = max(scale, float(ours.abs().max()))
-        pipe.send(Result(seconds, max(differences), scale, opset))
+        free = not WAYS[way] or WAYS[way]["free"]
+        try:
+            voxels = differing(net, network, exported, inferer, scan) if scan is not None and free else None
+        except Exception as error:
+            why = f"exported, but fails on the scan: {type(error).__name__}: {error}"
+            pipe.send(Result(seconds, max(differences), scale, opset, why))
+            return
+        pipe.send(Result(seconds, max(differences), scale, opset, differing=voxels))
 
 
-def run(net: Net, way: str, limit: float) -> Result:
+def run(net: Net, way: str, limit: float, scan: torch.Tensor | None) -> Result:
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=attempt, args=(net, way, send))
+    process = context.Process(target=attempt, args=(net, way, scan, send))
     process.start()
     send.close()
     try:
-        return receive.recv() if receive.poll(limit) else Result(limit, why=f"not done in {limit:g} s")
+        return receive.recv() if receive.poll(limit) else Result(limit, why=f"> {limit:g} s")
     except EOFError:
         return Result(0.0, why="the process ended without a result")
     finally:
@@ -219,7 +276,9 @@ def run(net: Net, way: str, limit: float) -> Result:
 
 def cell(result: Result, reasons: list[str]) -> str:
     if result.why is None:
-        return f"{result.difference:.0e}, {result.seconds:.0f} s" if result.difference else f"0, {result.seconds:.0f} s"
+        return f"{result.difference / result.scale:.0e}, {result.seconds:.0f} s".replace("0e+00", "0")
+    if result.why.startswith("> "):
+        return result.why
     why = " ".join(result.why.split()).split(' File "')[0].rstrip(": ").removesuffix(" at")[:250]
     if why not in reasons:
         reasons.append(why)
@@ -230,6 +289,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=float, default=45.0, help="seconds of a try")
     parser.add_argument("--bundle", nargs="*", help="only these")
+    parser.add_argument("--net", nargs="*", help="only those whose name is one of these")
+    parser.add_argument("--scan", action="store_true", help="predict a scan of the sample, too")
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -237,20 +298,26 @@ def main() -> None:
     torch.set_num_threads(1)  # of a process that is forked
     versions = {package.__name__: package.__version__ for package in (torch, onnx, onnxruntime)}
     print(", ".join(f"{name} {version}" for name, version in versions.items()) + "\n")
-    print(f"| bundle | net | largest output | {' | '.join(arguments.ways)} |")
-    print("|---" * (3 + len(arguments.ways)) + "|")
+    scan = sample_scan() if arguments.scan else None
+    columns = [*arguments.ways, *(["voxels that differ"] if arguments.scan else [])]
+    print(f"| bundle | net | {' | '.join(columns)} |")
+    print("|---" * (2 + len(columns)) + "|")
     reasons: list[str] = []
     opsets: dict[str, set[int]] = {}
     for net in NETS:
-        if arguments.bundle and net.bundle not in arguments.bundle:
+        if (arguments.bundle and net.bundle not in arguments.bundle) or (
+            arguments.net and net.name not in arguments.net
+        ):
             continue
-        results = {way: run(net, way, arguments.limit) for way in arguments.ways}
+        results = {way: run(net, way, arguments.limit, scan) for way in arguments.ways}
         for way, result in results.items():
             if result.opset is not None:
                 opsets.setdefault(way.split(",")[0], set()).add(result.opset)
-        cells = " | ".join(cell(result, reasons) for result in results.values())
-        scale = max(result.scale for result in results.values())
-        print(f"| `{net.bundle}` | {net.name} | {scale:.2g} | {cells} |", flush=True)
+        cells = [cell(result, reasons) for result in results.values()]
+        if arguments.scan:
+            voxels = [result.differing for result in results.values() if result.differing is not None]
+            cells.append(f"{max(voxels)} of {scan.numel():,}" if voxels else "no label map")
+        print(f"| `{net.bundle}` | {net.name} | {' | '.join(cells)} |", flush=True)
     print("\nOpset: " + ", ".join(f"{way} exporter {sorted(found)}" for way, found in opsets.items()) + "\n")
     for number, why in enumerate(reasons, start=1):
         print(f"{number}. {why}")

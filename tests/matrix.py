@@ -18,16 +18,18 @@ from xml.etree import ElementTree
 WAYS = {
     "run": "pre-trained, trained, evaluated and applied to scans, in one process",
     "foreign folder": "the same by `python -m monai.bundle run` from a folder that has nothing to do with the bundle",
-    "two processes": "pre-trained, trained and evaluated under `torchrun` (gloo); both end with the same weights",
+    "two processes": "pre-trained, trained and evaluated under `torchrun` (gloo), to the same bits in both; of "
+    "`medical_transformer` the first stage of pre-training",
     "packed": "the archive of `common.pack`, unpacked, where `common` cannot be imported; all bundles in one process",
-    "Label infer": "MONAI Label's `BundleInferTask`; the voxels of `inference.json`, on a turned scan too",
+    "Label infer": "MONAI Label's `BundleInferTask`; the voxels of `inference.json`, of a turned scan with other axes",
     "Label train": "MONAI Label's `BundleTrainTask`, twice, the second from the first's weights",
-    "TorchScript": "MONAI's `ckpt_export`; outputs and label maps of the torch net",
-    "ONNX": "MONAI's `onnx_export`, then `inference_onnx.json`; label maps of the torch net",
+    "TorchScript": "MONAI's `ckpt_export`; outputs of the torch net to rounding, label maps to 1 voxel in 10,000",
+    "ONNX": "MONAI's `onnx_export`, then `inference_onnx.json`; as for TorchScript",
     "DICOM in": "a series, sorted and reversed, gives the label map of NIfTI, NRRD and MHA of the volume",
     "DICOM SEG out": "`outputs/dicom_seg.json`; decoded, the label map voxel for voxel",
-    "bad files refused": "missing, empty, cut and spoilt files, weights of another network, labels out of range, "
-    "through inference, DICOM and MONAI Label: a sentence, and no mask",
+    "bad files refused": "by a sentence, and without a mask: in inference missing, empty and cut files, none and other"
+    " weights; as DICOM spoilt series; in MONAI Label missing and empty files, other channels, other weights, and in its"
+    " training labels that are no classes",
 }
 PACKAGES = ("monai", "torch", "monailabel", "onnx", "onnxruntime", "pydicom", "highdicom")
 

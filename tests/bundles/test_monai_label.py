@@ -13,6 +13,7 @@ import json
 import logging
 import shutil
 import sys
+import tempfile
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,6 +134,15 @@ def infer(tasks, server):
     return run
 
 
+@pytest.fixture
+def masks(tmp_path, monkeypatch) -> Path:
+    """The folder of temporary files, where Label writes a mask before it sends it."""
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
 def own_inference(server, folder: Path, image: Path, output: Path) -> nib.Nifti1Image:
     with server():
         sys.path.insert(0, str(folder))
@@ -166,7 +176,7 @@ def test_training_writes_the_weights_and_goes_on_from_them(served, train, caplog
 
 
 @pytest.mark.way("Label infer")
-def test_inference_gives_the_voxels_of_inference_json(served, infer, server, study, tmp_path):
+def test_inference_gives_the_voxels_of_inference_json(served, infer, server, study, masks, tmp_path):
     """Of a scan with other axes than the bundle's, and turned against them."""
     image = nib.load(study[0]["image"])
     axes = [nib.orientations.axcodes2ornt(codes) for codes in ("RAS", "LIP")]
@@ -178,6 +188,7 @@ def test_inference_gives_the_voxels_of_inference_json(served, infer, server, stu
     path.parent.mkdir()
     nib.save(image, path)
     file, answer = infer(served, path)
+    assert [str(written) for written in masks.iterdir()] == [file]
     mask, expected = nib.load(file), own_inference(server, served, path, tmp_path / "out")
     assert mask.shape == expected.shape == image.shape
     np.testing.assert_allclose(mask.affine, image.affine, atol=1e-3)
@@ -196,7 +207,7 @@ def sentence(request: Callable, *arguments) -> str:
 
 
 @pytest.mark.way("bad files refused")
-def test_images_that_it_cannot_use(served, infer, study, tmp_path):
+def test_images_that_it_cannot_use(served, infer, study, masks, tmp_path):
     """An error that names the file or says what is wrong with it, and no mask."""
     assert f"{tmp_path}/missing.nii.gz does not exist" in sentence(infer, served, tmp_path / "missing.nii.gz")
     (tmp_path / "empty.nii.gz").touch()
@@ -206,10 +217,11 @@ def test_images_that_it_cannot_use(served, infer, study, tmp_path):
     nib.save(two, tmp_path / "two.nii.gz")
     text = sentence(infer, served, tmp_path / "two.nii.gz")
     assert f"{tmp_path}/two.nii.gz has another number of channels than the network takes, 2 and not 1" in text
+    assert list(masks.iterdir()) == []
 
 
 @pytest.mark.way("bad files refused")
-def test_weights_of_another_network(served, infer, train, study, tmp_path):
+def test_weights_of_another_network(served, infer, train, study, masks, tmp_path):
     """Label loads what fits and goes on with noise; the bundles' networks refuse."""
     folder = tmp_path / served.name
     shutil.copytree(served, folder)
@@ -220,6 +232,7 @@ def test_weights_of_another_network(served, infer, train, study, tmp_path):
     before = model.read_bytes()
     expected = f"of another network: {len(state) - 1} of {len(state)} tensors"
     assert expected in sentence(infer, folder, study[0]["image"])
+    assert list(masks.iterdir()) == []
     assert expected in sentence(train, folder)
     assert model.read_bytes() == before
 

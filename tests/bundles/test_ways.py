@@ -162,7 +162,7 @@ def test_inference_refuses_with_a_sentence(run_bundle, small_files, small_model,
     assert f"no model {missing}" in sentence(model_path=missing)
     assert f"{tmp_path}/other.pt is of another network" in sentence(model_path=f"{tmp_path}/other.pt")
     assert missing in sentence(dataset_dir=missing, datalist=missing)
-    for folder, file, text in (("empty", "scan.nii.gz", "is empty"), ("cut", "scan.nii", "")):
+    for folder, file, text in (("empty", "scan.nii.gz", "is empty"), ("cut", "scan.nii", "cannot be read")):
         where = str(tmp_path / folder)
         said = sentence(dataset_dir=where, datalist=where)
         assert f"{where}/{file}" in said and text in said
