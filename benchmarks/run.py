@@ -31,6 +31,7 @@ NAMES = (
     "med3d_step",
     "multi_view",
     "nnformer_step",
+    "segmentation_images",
     "slice_inference",
     "token_contrast",
 )

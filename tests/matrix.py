@@ -28,7 +28,7 @@ WAYS = {
     "DICOM in": "a series, sorted and reversed, gives the label map of NIfTI, NRRD and MHA of the volume",
     "DICOM SEG out": "`outputs/dicom_seg.json`; decoded, the label map voxel for voxel",
     "bad files refused": "by a sentence, and without a mask: in inference missing, empty and cut files, none and other"
-    " weights; as DICOM spoilt series; in MONAI Label missing and empty files, other channels, other weights, and in its"
+    " weights; as DICOM spoilt series; in MONAI Label missing and empty files, other channels, other weights, in its"
     " training labels that are no classes",
 }
 PACKAGES = ("monai", "torch", "monailabel", "onnx", "onnxruntime", "pydicom", "highdicom")
