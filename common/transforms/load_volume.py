@@ -33,6 +33,9 @@ class LoadVolumed(LoadImaged):
         self.register(DicomReader())  # asked first, being the last
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
+        if any(data.get(key) == "" for key in self.keys):
+            # MONAI would look into the working folder.
+            raise FileNotFoundError("The image that was asked for does not exist: MONAI Label has no such study.")
         try:
             return super().__call__(data, reader)
         except DicomError:
@@ -50,8 +53,6 @@ class LoadVolumed(LoadImaged):
         if not isinstance(files, list | tuple) or not all(isinstance(f, str | os.PathLike) for f in files):
             return None
         for file in map(os.fspath, files):
-            if not file:  # what MONAI Label looks up for a study that it does not have
-                return "The image that was asked for does not exist (its path is empty)"
             if not os.path.exists(file):
                 return f"{file} does not exist"
             if os.path.isfile(file) and os.path.getsize(file) == 0:

@@ -210,6 +210,7 @@ def sentence(request: Callable, *arguments) -> str:
 def test_images_that_it_cannot_use(served, infer, study, masks, tmp_path):
     """An error that names the file or says what is wrong with it, and no mask."""
     assert f"{tmp_path}/missing.nii.gz does not exist" in sentence(infer, served, tmp_path / "missing.nii.gz")
+    assert "The image that was asked for does not exist" in sentence(infer, served, "")
     (tmp_path / "empty.nii.gz").touch()
     assert f"{tmp_path}/empty.nii.gz is empty" in sentence(infer, served, tmp_path / "empty.nii.gz")
     image = nib.load(study[0]["image"])

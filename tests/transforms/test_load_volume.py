@@ -35,6 +35,13 @@ def test_a_decoder_that_nobody_asked_for_is_not_missed_aloud():
         LoadVolumed("image")
 
 
+def test_an_empty_path_is_not_the_working_folder(tmp_path, monkeypatch):
+    """It is what MONAI Label gives for a study that it does not have."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="asked for does not exist: MONAI Label has no such study"):
+        LoadVolumed("image")({"image": ""})
+
+
 def truncate(path):
     os.truncate(path, path.stat().st_size // 2)
 
