@@ -342,7 +342,10 @@ def _tracking_problems(command: _Command, config: Mapping[str, Any]) -> list[str
     trainer = config.get("train", {}).get("trainer", {}) if "train#trainer" in json.dumps(config.get("run")) else {}
     transform = str(settings.get("configs", {}).get("trainer", {}).get("output_transform"))
     if trainer.get("decollate") is False and "from_engine" in transform:
-        own = Path(command.files[0]).with_name("tracking.json")
+        # Beside the base files; a config that a run kept lies elsewhere, and names the bundle.
+        root = str(command.overrides.get("bundle_root") or config.get("bundle_root") or ".")
+        near = [Path(command.files[0]).with_name("tracking.json"), Path(root, "configs", "tracking.json")]
+        own = next((path for path in near if path.is_file()), "configs/tracking.json of the bundle")
         problems.append(
             f"--tracking {command.tracking} reads the loss off a decollated batch (`output_transform` of its trainer), "
             f"and this trainer does not decollate: write --tracking {own}, which logs to MLflow too."

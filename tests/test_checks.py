@@ -164,6 +164,17 @@ def test_tracking_that_cannot_read_the_loss_is_refused(command, monkeypatch):
     command("--config_file", "train.json", "--tracking", "mlflow")
     with pytest.raises(SystemExit, match=r"--tracking mlflow reads the loss .*: write --tracking tracking\.json"):
         checks.check_overrides()
+    for folder in ("runs/x", "bundle/configs"):
+        Path(folder).mkdir(parents=True)
+    Path("train.json").rename("runs/x/train_config.json")
+    command("--config_file", "runs/x/train_config.json", "--tracking", "mlflow")
+    with pytest.raises(SystemExit, match=r"write --tracking configs/tracking\.json of the bundle, which"):
+        checks.check_overrides()
+    Path("bundle/configs/tracking.json").write_text(json.dumps(TRACKING))
+    command("--config_file", "runs/x/train_config.json", "--tracking", "mlflow", "--bundle_root", "bundle")
+    with pytest.raises(SystemExit, match=r"write --tracking bundle/configs/tracking\.json, which"):
+        checks.check_overrides()
+    Path("runs/x/train_config.json").rename("train.json")
     command("--config_file", "['train.json','evaluate.json']", "--tracking", "mlflow")
     checks.check_overrides()
     command("--config_file", "train.json", "--tracking", "tracking.json")
