@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from multiprocessing.dummy import DummyProcess
 from pathlib import Path
@@ -60,10 +60,39 @@ PLACES = ("bundle_root", "dataset_dir", "output_dir", "resume", "log_images")
 PATIENCE = 60.0
 """Seconds that a failed run waits for the threads of a pool, each of which is at most one volume from its end."""
 REFUSED = "The run was refused"
-REFUSALS = (ValueError, OSError, RuntimeError)
+REFUSALS = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError)
 """What a sentence for the user is raised as; other kinds say that a program is wrong."""
 TRACEBACK = "MONAI_TRANSFER_TRACEBACK"
 """Environment variable that brings back the traceback of a refusal."""
+
+
+# What torch re-raises an error of a DataLoader's worker with: from that process comes the printed traceback alone.
+WRAPPED = re.compile(r"Caught \w+ [^\n]*\.\nOriginal (Traceback \(.*)", re.DOTALL)
+PRINTED = re.compile(
+    r"Traceback \([^\n]*\):\n(?P<frames>(?:[ \t][^\n]*\n)*)(?P<kind>[\w.<>]+)(?:: (?P<text>.*))?", re.DOTALL
+)
+CAUSED = "The above exception was the direct cause of the following exception:"
+MET = "During handling of the above exception, another exception occurred:"
+
+
+class _Raised(NamedTuple):
+    """An error, of this process or of a worker."""
+
+    name: str
+    kind: Any  # its class, None where that of a worker's cannot be found
+    text: str
+    frame: traceback.FrameSummary | None  # where it was raised
+
+    @property
+    def is_ours(self) -> bool:
+        package = Path(__file__).resolve().parent
+        return self.frame is not None and Path(self.frame.filename).resolve().is_relative_to(package)
+
+    @property
+    def is_refusal(self) -> bool:
+        meant = isinstance(self.kind, type) and issubclass(self.kind, REFUSALS)
+        meant = meant and not issubclass(self.kind, NotImplementedError)
+        return meant and self.frame is not None and (self.frame.line or "").startswith("raise ")
 
 
 class _Command(NamedTuple):
@@ -109,21 +138,17 @@ def check_overrides() -> None:
 
 
 def own_sentence(error: BaseException | None) -> str | None:
-    """What this package says about an error that MONAI or ignite wrapped, None if it was not raised here."""
-    while error is not None:
-        frames = traceback.extract_tb(error.__traceback__)
-        if frames and _is_ours(frames[-1]):
-            return str(error)
-        error = error.__cause__ or error.__context__
-    return None
+    """What this package says about an error that MONAI, ignite or a worker wrapped, None if it was not raised here."""
+    return next((link.text for link in _chain(error) if link.is_ours), None)
 
 
 def final_sentence(error: BaseException) -> str | None:
     """What the output ends with after an error: our own sentence, else the first cause; None if it says so itself."""
     sentence = own_sentence(error)
-    if sentence is None and error.__cause__ is not None:
-        cause = first_cause(error)
-        sentence = f"{type(cause).__name__}: {cause}"
+    if sentence is None:
+        causes = list(_chain(error, causes_only=True))
+        if len(causes) > 1:
+            sentence = f"{causes[-1].name}: {causes[-1].text}"
     return sentence
 
 
@@ -172,13 +197,39 @@ def _refusal(error: BaseException | None) -> str | None:
     The statement has to be a ``raise`` in this package: what Python or a library finds there is a defect. Wrappers,
     such as MONAI's config parser, have to name the refusal as their cause: an error may also come on top of it.
     """
+    for link in _chain(error, causes_only=True):
+        if link.is_ours:
+            return link.text if link.is_refusal else None
+    return None
+
+
+def _chain(error: BaseException | None, causes_only: bool = False) -> Iterator[_Raised]:
+    """An error and those that it was raised from, or on top of, the outermost first."""
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
-        if frames and _is_ours(frames[-1]):
-            meant = isinstance(error, REFUSALS) and not isinstance(error, NotImplementedError)
-            return str(error) if meant and (frames[-1].line or "").startswith("raise ") else None
-        error = error.__cause__
-    return None
+        yield _Raised(type(error).__name__, type(error), str(error), frames[-1] if frames else None)
+        wrapped = WRAPPED.match(error.args[0]) if error.args and isinstance(error.args[0], str) else None
+        if wrapped:
+            yield from _printed_chain(wrapped[1], causes_only)
+            return
+        error = error.__cause__ or (None if causes_only else error.__context__)
+
+
+def _printed_chain(text: str, causes_only: bool) -> Iterator[_Raised]:
+    """The same of a traceback that was printed: its blocks, between which stands how one led to the next."""
+    first, *others = re.split(rf"\n\n({CAUSED}|{MET})\n\n", text)
+    blocks = [first, *others[1::2]]
+    for number in reversed(range(len(blocks))):
+        # Indented lines are frames and their code; what follows them is the error, of any number of lines.
+        found = PRINTED.match(blocks[number])
+        if found is None:
+            return
+        places = re.findall(r'^  File "(.*)", line (\d+), in (.*)$', found["frames"], re.MULTILINE)
+        frame = traceback.FrameSummary(places[-1][0], int(places[-1][1]), places[-1][2]) if places else None
+        name = found["kind"]
+        yield _Raised(name.rpartition(".")[2], pydoc.locate(name), (found["text"] or "").rstrip("\n"), frame)
+        if causes_only and number > 0 and others[2 * number - 2] != CAUSED:
+            return
 
 
 def _end_with_sentence(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -191,10 +242,6 @@ def _end_with_sentence(kind: type[BaseException], error: BaseException, trace: A
     sentence = refused or final_sentence(error)
     if sentence:
         print(f"\n{sentence}", file=sys.stderr)
-
-
-def _is_ours(frame: traceback.FrameSummary) -> bool:
-    return Path(frame.filename).resolve().is_relative_to(Path(__file__).resolve().parent)
 
 
 def _join_pools() -> None:
@@ -295,7 +342,10 @@ def _tracking_problems(command: _Command, config: Mapping[str, Any]) -> list[str
     trainer = config.get("train", {}).get("trainer", {}) if "train#trainer" in json.dumps(config.get("run")) else {}
     transform = str(settings.get("configs", {}).get("trainer", {}).get("output_transform"))
     if trainer.get("decollate") is False and "from_engine" in transform:
-        own = Path(command.files[0]).with_name("tracking.json")
+        # Beside the base files; a config that a run kept lies elsewhere, and names the bundle.
+        root = str(command.overrides.get("bundle_root") or config.get("bundle_root") or ".")
+        near = [Path(command.files[0]).with_name("tracking.json"), Path(root, "configs", "tracking.json")]
+        own = next((path for path in near if path.is_file()), "configs/tracking.json of the bundle")
         problems.append(
             f"--tracking {command.tracking} reads the loss off a decollated batch (`output_transform` of its trainer), "
             f"and this trainer does not decollate: write --tracking {own}, which logs to MLflow too."

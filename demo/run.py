@@ -56,13 +56,14 @@ def read_dice(run: Path) -> dict[str, list[float]]:
     }
 
 
-def read_curve(run: Path, tag: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a scalar from a run's TensorBoard events."""
+def read_curve(run: Path, tag: str, since: float) -> tuple[list[int], list[float]]:
+    """Steps and values of a scalar from a run's TensorBoard events that were written after a time."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     points: dict[int, float] = {}
-    # Four handlers write a file each; a repeated demo leaves those of the earlier run beside them.
-    for file in sorted((run / "tensorboard").glob("events.*"), key=os.path.getmtime)[-4:]:
+    for file in (run / "tensorboard").glob("events.*"):
+        if file.stat().st_mtime < since:
+            continue  # of an earlier demo in the same folder
         events = EventAccumulator(str(file))
         events.Reload()
         if tag in events.Tags()["scalars"]:
@@ -96,8 +97,8 @@ def summarise(scores: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(lines)
 
 
-def draw(sample: Path, output: Path, scores: dict[str, dict[str, list[float]]], target: Path) -> None:
-    """Figure: image, truth and both predictions of two held-out subjects, and the curves of the runs."""
+def draw(sample: Path, output: Path, scores: dict[str, dict[str, list[float]]], target: Path, since: float) -> None:
+    """Figure: image, truth and both predictions of two held-out subjects, and the curves of the runs since a time."""
     subjects = sorted(scores[ARMS[0]])[:2]
     figure, axes = plt.subplots(len(subjects) + 1, 4, figsize=(13, 3.4 * (len(subjects) + 1)), layout="constrained")
     cmap = matplotlib.colors.ListedColormap(COLOURS)
@@ -125,10 +126,10 @@ def draw(sample: Path, output: Path, scores: dict[str, dict[str, list[float]]], 
             (curves[0], "train_loss", "fine-tuning loss, by step"),
             (curves[1], "val_mean_dice", "validation Dice, by epoch"),
         ):
-            axis.plot(*read_curve(output / arm, tag), color=colour, label=arm)
+            axis.plot(*read_curve(output / arm, tag, since), color=colour, label=arm)
             axis.set_title(title, fontsize=10)
     curves[1].legend()
-    curves[2].plot(*read_curve(output / "pretraining", "val_loss"), color="#d1495b")
+    curves[2].plot(*read_curve(output / "pretraining", "val_loss", since), color="#d1495b")
     curves[2].set_title("pre-training: validation loss, by epoch", fontsize=10)
     positions = np.arange(len(STRUCTURES))
     for shift, arm, colour in zip((-0.2, 0.2), ARMS, ("#888888", "#d1495b"), strict=True):
@@ -185,7 +186,7 @@ def main() -> None:
         scores[arm] = read_dice(run)
     table = summarise(scores)
     (output / "table.md").write_text(table + "\n")
-    draw(sample, output, scores, output / "figure.png")
+    draw(sample, output, scores, output / "figure.png", started)
     print(f"\n{table}\n\n{output / 'figure.png'}\n{output / 'table.md'}")
     print(f"label maps: {output}/*/predictions    all in {(time.time() - started) / 60:.1f} minutes")
 

@@ -4,16 +4,24 @@ import hashlib
 import json
 import sys
 import threading
+from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import fire.core
 import monai.bundle
 import numpy as np
 import pytest
+import torch
 from fire.inspectutils import FullArgSpec
+from monai.networks.nets import ViT
+from torch._utils import ExceptionWrapper
 
 from common import checks, doctor
+from common.handlers import NonFiniteGuard
+from common.networks import OnnxNet, ViTEncoder
 
 TRAIN = {
     "bundle_root": ".",
@@ -156,6 +164,17 @@ def test_tracking_that_cannot_read_the_loss_is_refused(command, monkeypatch):
     command("--config_file", "train.json", "--tracking", "mlflow")
     with pytest.raises(SystemExit, match=r"--tracking mlflow reads the loss .*: write --tracking tracking\.json"):
         checks.check_overrides()
+    for folder in ("runs/x", "bundle/configs"):
+        Path(folder).mkdir(parents=True)
+    Path("train.json").rename("runs/x/train_config.json")
+    command("--config_file", "runs/x/train_config.json", "--tracking", "mlflow")
+    with pytest.raises(SystemExit, match=r"write --tracking configs/tracking\.json of the bundle, which"):
+        checks.check_overrides()
+    Path("bundle/configs/tracking.json").write_text(json.dumps(TRACKING))
+    command("--config_file", "runs/x/train_config.json", "--tracking", "mlflow", "--bundle_root", "bundle")
+    with pytest.raises(SystemExit, match=r"write --tracking bundle/configs/tracking\.json, which"):
+        checks.check_overrides()
+    Path("runs/x/train_config.json").rename("train.json")
     command("--config_file", "['train.json','evaluate.json']", "--tracking", "mlflow")
     checks.check_overrides()
     command("--config_file", "train.json", "--tracking", "tracking.json")
@@ -225,40 +244,85 @@ def test_digest_follows_what_is_computed_and_not_where(command):
     assert digest(command, "--config_file", "train.json") != base
 
 
-def wrapped_error() -> Exception:
-    """An error of ours as MONAI's config parser passes it on."""
+def no_datalist(folder: str = "/nowhere") -> None:
     from common.data import load_datalist
 
+    load_datalist(f"{folder}/list.json", check="header")
+
+
+def not_finite() -> None:
+    state = SimpleNamespace(output={"loss": torch.tensor(float("nan"))}, batch={}, epoch=1, iteration=2)
+    NonFiniteGuard()(SimpleNamespace(state=state))
+
+
+def no_package() -> None:
+    with mock.patch.dict(sys.modules, {"onnxruntime": None}):
+        OnnxNet("net.onnx")
+
+
+def other_encoder() -> None:
+    vit = ViT(in_channels=1, img_size=(16, 16), patch_size=(8, 8), hidden_size=8, mlp_dim=8, num_layers=4, num_heads=1,
+              spatial_dims=2)  # fmt: skip
+    ViTEncoder(vit)
+
+
+def of_a_worker(cause: Callable[[], None]) -> Exception:
+    """The error of `wrapped` as it comes out of a worker of torch's DataLoader."""
     try:
         try:
-            load_datalist("/nowhere/list.json", check="header")
-        except ValueError as error:
-            raise RuntimeError("Failed to instantiate component") from error
+            raise wrapped(cause)
+        except RuntimeError:
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
     except RuntimeError as error:
         return error
     raise AssertionError
 
 
-def test_own_sentence_is_what_this_package_raised():
-    assert checks.own_sentence(wrapped_error()).startswith("No dataset folder at /nowhere: set the config id")
+def wrapped(cause: Callable[[], None]) -> Exception:
+    """An error as MONAI's config parser and transforms pass it on."""
     try:
-        int("x")
-    except ValueError as error:
-        assert checks.own_sentence(error) is None
+        try:
+            cause()
+        except Exception as error:
+            raise RuntimeError("Failed to instantiate component\n\nin two paragraphs") from error
+    except RuntimeError as error:
+        return error
+    raise AssertionError
 
 
-def test_the_command_ends_with_the_sentence(command, capsys, monkeypatch):
+@pytest.mark.parametrize("passed_on", [wrapped, of_a_worker])
+def test_own_sentence_is_what_this_package_raised(passed_on):
+    assert checks.own_sentence(passed_on(no_datalist)).startswith("No dataset folder at /nowhere: set the config id")
+    lines = checks.own_sentence(passed_on(lambda: no_datalist("/no\n\n  where\n")))
+    assert lines.startswith("No dataset folder at /no\n\n  where\n: set the config id")
+    assert lines == checks.final_sentence(passed_on(lambda: no_datalist("/no\n\n  where\n")))
+    foreign = passed_on(lambda: int("x"))
+    assert checks.own_sentence(foreign) is None
+    assert checks.final_sentence(foreign) == "ValueError: invalid literal for int() with base 10: 'x'"
+
+
+@pytest.mark.parametrize("passed_on", [wrapped, of_a_worker])
+@pytest.mark.parametrize(
+    ("cause", "sentence"),
+    [
+        (no_datalist, "No dataset folder at /nowhere"),
+        (not_finite, "the loss is nan in epoch 1"),
+        (no_package, "ONNX files are run by onnxruntime"),
+        (other_encoder, "ViTEncoder needs a 3-D ViT"),
+    ],
+)
+def test_the_command_ends_with_the_sentence(command, capsys, monkeypatch, passed_on, cause, sentence):
     command("--config_file", "train.json")
     checks.check_overrides()
-    error = wrapped_error()
+    error = passed_on(cause)
     sys.excepthook(type(error), error, error.__traceback__)
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("No dataset folder at /nowhere")
+    assert lines[-1].startswith(sentence)
     assert lines[0].startswith("The run was refused") and len(lines) == 3  # no traceback
     monkeypatch.setenv(checks.TRACEBACK, "1")
     sys.excepthook(type(error), error, error.__traceback__)
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("No dataset folder at /nowhere")
+    assert lines[-1].startswith(sentence)
     assert any("Failed to instantiate" in line for line in lines[:-1])
 
 
@@ -275,15 +339,26 @@ def wrong_number():
 
 
 def defect_on_top_of_a_refusal():
-    from common.data import load_datalist
-
     try:
-        load_datalist("/nowhere/list.json", check="header")
+        no_datalist()
     except ValueError:
         int("x")
 
 
-@pytest.mark.parametrize("defect", [wrong_argument, wrong_number, defect_on_top_of_a_refusal])
+def in_a_worker(defect: Callable[[], None]) -> Callable[[], None]:
+    def run():
+        try:
+            defect()
+        except (TypeError, ValueError):
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+
+    return run
+
+
+DEFECTS = [wrong_argument, wrong_number, defect_on_top_of_a_refusal]
+
+
+@pytest.mark.parametrize("defect", [*DEFECTS, *map(in_a_worker, DEFECTS)])
 def test_the_traceback_of_a_defect_is_never_hidden(command, capsys, defect):
     command("--config_file", "train.json")
     checks.check_overrides()

@@ -33,7 +33,7 @@ class SliceWindows(Dataset):
         label_key: the label, if it is one of them.
         **kwargs: of ``CacheDataset``: ``cache_rate``, ``num_workers``, ``progress``, ...
 
-    The window's meta data are the name of the file.
+    The window's meta data are the name of the file. Its affine is the unit matrix: where its voxels lie is not kept.
 
     Items: of image (C, H, W, K), of label (1, H, W, 1) or (1, H, W, K), where the transforms do not make it otherwise.
     ``windows`` has for each a mapping with ``volume``, the number of its item, and ``slice``.

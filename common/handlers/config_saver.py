@@ -20,23 +20,32 @@ class ConfigSaver:
     computes the same again, with the same ``config_digest``. Expressions are kept as they are written. The text stands
     under the epoch at which the run began, 0 unless it was resumed.
 
+    Both are written when the first epoch begins. By then every handler has started, wherever it stands, so that a run
+    that one of them refuses, or that has nothing left to train, leaves the record of the one that made ``model.pt``.
+
     Outside of ``python -m monai.bundle run`` nothing is written: there the config is in the hands of whoever made the
     workflow.
 
     Args:
-        path: such as ``models/train_config.json``, replaced when a run begins.
+        path: such as ``models/train_config.json``, replaced when a run's first epoch begins.
         log_dir: folder of the TensorBoard events.
     """
 
     def __init__(self, path: str | os.PathLike, log_dir: str | os.PathLike) -> None:
         self.path = Path(path).absolute()
         self.events = EventFile(log_dir)
+        self._kept = False
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self)
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def _begin(self) -> None:
+        self._kept = False
 
     def __call__(self, engine: Engine) -> None:
-        config = running_config()
+        config = None if self._kept else running_config()
+        self._kept = True
         if config is None:
             return
         text = json.dumps(config, indent=4, ensure_ascii=False, default=str) + "\n"
@@ -44,5 +53,5 @@ class ConfigSaver:
             temporary.write_text(text, encoding="utf-8")
         # Markdown: indented, a block is shown as it is.
         block = "".join(f"    {line}\n" for line in text.splitlines())
-        self.events.writer.add_text("config", f"digest {config_digest()}\n\n{block}", engine.state.epoch)
+        self.events.writer.add_text("config", f"digest {config_digest()}\n\n{block}", engine.state.epoch - 1)
         self.events.writer.flush()

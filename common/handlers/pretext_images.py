@@ -8,8 +8,8 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..visualize import AxialView, grey_panel, side_by_side
+from .engine_items import image_affine
 from .event_file import EventFile
-from .segmentation_images import affine_of
 
 __all__ = ["PretextImages"]
 
@@ -52,7 +52,7 @@ class PretextImages:
             if len(self._best) == self.volumes and not contrast > self._best[-1][0]:
                 continue
             volumes = volumes or self.pictures(image, state.output["pred"])
-            view = AxialView(affine_of(state.batch, number))
+            view = AxialView(image_affine(state.batch, number))
             target, *others = (view(volume[number, :1])[0] for volume in volumes)
             picture = side_by_side([grey_panel(target), *(grey_panel(other, target) for other in others)])
             # `sorted` is stable: of equal contrast, the earlier one stays in front.

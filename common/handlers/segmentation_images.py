@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 
 from ..visualize import AxialView, grey_panel, mask_panel, side_by_side
+from .engine_items import image_affine, output_items
 from .event_file import EventFile
 
 __all__ = ["SegmentationImages"]
@@ -29,7 +29,8 @@ class SegmentationImages:
         volumes: how many of the list are drawn, 0 for none; ``True`` is 1.
 
     Label and prediction are class numbers (1, *spatial), or one channel a class or region (R, *spatial), one-hot, as
-    scores, or nested regions of which the smaller come first: each voxel is drawn as the first of the largest.
+    scores, or nested regions of which the smaller come first: each voxel is drawn as the first of the largest. Channel
+    0 is the background, also of regions: it is drawn as nothing, and slices are chosen by where it is not.
     """
 
     def __init__(self, log_dir: str | os.PathLike, num_classes: int, volumes: int = 1) -> None:
@@ -50,8 +51,8 @@ class SegmentationImages:
         if self._drawn >= self.volumes:
             return
         state: Any = engine.state
-        for number, item in enumerate(items(state.output)[: self.volumes - self._drawn]):
-            affine = affine_of(state.batch, number)
+        for number, item in enumerate(output_items(state.output)[: self.volumes - self._drawn]):
+            affine = image_affine(state.batch, number)
             picture = self.picture(item["image"], item["label"], item["pred"], affine)
             if picture is None:
                 self._drawn = self.volumes  # the others are of the same kind
@@ -76,20 +77,3 @@ class SegmentationImages:
             classes = view(numbers, None if index is None else 0, nearest=True)[0]
             panels.append(mask_panel(grey, classes, self.num_classes))
         return side_by_side(panels)
-
-
-def items(output: Any) -> Sequence[Mapping[str, Any]]:
-    """The items of an engine's output, whether it is decollated or a batch; none where its prediction is no tensor."""
-    if isinstance(output, Mapping):
-        keys = ("image", "label", "pred")
-        if not all(isinstance(output.get(key), torch.Tensor) for key in keys):
-            return []
-        output = [{key: output[key][n] for key in keys} for n in range(len(output["image"]))]
-    return output
-
-
-def affine_of(batch: Any, number: int) -> Any:
-    """The affine (4, 4) of the image with this number in an engine's batch, decollated or not; None if it has none."""
-    one = batch[number] if isinstance(batch, Sequence) else batch
-    affine = getattr(one["image"], "affine", None)
-    return affine[number] if affine is not None and affine.ndim == 3 else affine

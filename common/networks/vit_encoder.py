@@ -24,8 +24,8 @@ class ViTEncoder(nn.Module):
     patch size p as stride. A class token is dropped.
 
     Raises:
-        TypeError: the ViT is not 3-D or its patch embedding is no convolution.
-        ValueError: ``skip_blocks`` are not increasing block numbers.
+        ValueError: ``skip_blocks`` are not increasing block numbers, the ViT is not 3-D, or its patch embedding is no
+            convolution.
     """
 
     def __init__(self, vit: ViT, skip_blocks: Sequence[int] | None = None) -> None:
@@ -38,7 +38,7 @@ class ViTEncoder(nn.Module):
         self.skip_blocks = skips
         embedding = vit.patch_embedding.patch_embeddings
         if not isinstance(embedding, nn.Conv3d):
-            raise TypeError("ViTEncoder needs a 3-D ViT whose patch embedding is a convolution (proj_type='conv').")
+            raise ValueError("ViTEncoder needs a 3-D ViT whose patch embedding is a convolution (proj_type='conv').")
         self.patch_size = tuple(embedding.kernel_size)
         self.in_channels = embedding.in_channels
         self.hidden_size = embedding.out_channels

@@ -30,9 +30,8 @@ class MAE(nn.Module):
     P = 16^3 C voxels, their ``target`` (B, M, P), and ``masked`` (B, M), their token numbers.
 
     Raises:
-        TypeError: the encoder holds no ViT.
-        ValueError: ``mask_ratio`` not between 0 and 1, an unknown ``position``, or ``img_size`` not a multiple of the
-            patch size.
+        ValueError: the encoder holds no ViT, ``mask_ratio`` not between 0 and 1, an unknown ``position``, or
+            ``img_size`` not a multiple of the patch size.
 
     References:
         - [1] He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022.
@@ -51,7 +50,7 @@ class MAE(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(encoder, ViTEncoder):
-            raise TypeError(
+            raise ValueError(
                 f"MAE drops tokens before the encoder, which only a ViT allows; got {type(encoder).__name__}. "
                 "Use the RCR pretext for Swin UNETR."
             )

@@ -47,10 +47,10 @@ class CheckVolumed(MapTransform):
         for key in images:
             found = len(d[key])
             if self.channels not in (None, found):
+                channels = "1 channel" if self.channels == 1 else f"{self.channels} channels"
                 raise ValueError(
                     f"{volume_name(d[key], key)} has another number of channels than the network takes, {found} and "
-                    f"not {self.channels}; give images of {self.channels}, or set `in_channels` to {found} and train "
-                    "for it."
+                    f"not {self.channels}; give images of {channels}, or set `in_channels` to {found} and train for it."
                 )
             problem = image_problem(convert_to_numpy(d[key]))
             if problem:

@@ -14,7 +14,7 @@ class AxialView:
     """Axial slices of volumes of one geometry as pictures: front on top, the patient's right side on the left.
 
     Pixels are square, whatever the voxels are, and the longer side has ``longest`` at most. An image of two dimensions
-    is its only slice.
+    is its only slice and drawn as numpy prints it, whatever the affine, since its plane may be any of the body.
 
     Args:
         affine: (4, 4), voxel to RAS coordinates in millimetres, as of a ``MetaTensor``; axes are taken for the nearest

@@ -98,6 +98,18 @@ def test_cut_off_volume(sentence, data, files, workers):
     assert f"{data}/image" in text and "cannot be read (Compressed file ended" in text
 
 
+@pytest.mark.parametrize("files", [("train.json",), ("inference.json",)])
+def test_error_in_a_worker_of_the_data_loader(sentence, data, files):
+    """Where nothing is cached, a worker process reads the files, and torch passes on what it printed."""
+    for number in range(3):
+        path = data / f"image{number}.nii.gz"
+        path.write_bytes(path.read_bytes()[:20000])
+    given = {"cache_rate": 0.0} if files == ("train.json",) else {}
+    text = sentence(*files, num_workers=1, **given)
+    assert text.startswith(f"{data}/image") and "cannot be read (Compressed file ended" in text
+    assert len(text.splitlines()) == 1
+
+
 def test_volume_with_a_spoilt_header(sentence, data):
     (data / "image0.nii.gz").write_bytes(gzip.compress(b"not an image" * 100))
     assert f"{data}/image0.nii.gz: is no readable NIfTI file" in sentence("train.json")

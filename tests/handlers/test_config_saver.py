@@ -6,11 +6,12 @@ from pathlib import Path
 
 import monai.bundle
 import pytest
-from ignite.engine import Engine
+import torch
+from ignite.engine import Engine, Events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common import checks
-from common.handlers import ConfigSaver
+from common.handlers import Checkpoint, ConfigSaver
 
 CONFIG = {
     "bundle_root": ".",
@@ -63,6 +64,48 @@ def test_files_and_overrides_as_one_config_that_computes_the_same(command, tmp_p
     head, _, block = text.partition("\n\n")
     assert event.step == 0 and digest in head
     assert "".join(line[4:] + "\n" for line in block.splitlines()) == path.read_text(encoding="utf-8")
+
+
+def train(path: Path, max_epochs: int, die_after: int | None = None) -> None:
+    """Start or resume a run; the saver stands before the checkpoint, the less favourable order."""
+    engine = Engine(lambda engine, batch: None)
+    ConfigSaver(path, path.parent / "tensorboard").attach(engine)
+    Checkpoint(path.with_name("train.ckpt"), {"network": torch.nn.Linear(1, 1)}, resume=True).attach(engine)
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def die(engine):
+        if engine.state.epoch == die_after:
+            raise KeyboardInterrupt
+
+    engine.run([0], max_epochs=max_epochs)
+
+
+def steps(folder: Path) -> list[int]:
+    files = [EventAccumulator(str(file)).Reload() for file in folder.glob("events.*")]
+    return sorted(event.step for file in files for event in file.Tensors("config/text_summary"))
+
+
+def test_a_resumed_run_is_kept_under_its_epoch_and_a_refused_one_is_not(command, tmp_path):
+    path = tmp_path / "train_config.json"
+    command("--config_file", "train.json", "--names#2", "first")
+    with pytest.raises(KeyboardInterrupt):
+        train(path, max_epochs=4, die_after=2)
+    assert steps(tmp_path / "tensorboard") == [0]
+
+    command("--config_file", "train.json", "--names#2", "longer")
+    with pytest.raises(ValueError, match="a run cannot be extended"):
+        train(path, max_epochs=5)
+    assert json.loads(path.read_text())["names"]["2"] == "first"
+
+    command("--config_file", "train.json", "--names#2", "resumed")
+    train(path, max_epochs=4)
+    assert json.loads(path.read_text())["names"]["2"] == "resumed"
+    assert steps(tmp_path / "tensorboard") == [0, 2]
+
+    command("--config_file", "train.json", "--names#2", "once more")
+    train(path, max_epochs=4)  # nothing is left to train
+    assert json.loads(path.read_text())["names"]["2"] == "resumed"
+    assert steps(tmp_path / "tensorboard") == [0, 2]
 
 
 def test_nothing_is_written_where_the_config_is_not_known(tmp_path):

@@ -65,9 +65,9 @@ def test_images_of_another_size(size, message):
 
 
 def test_other_transformers():
-    with pytest.raises(TypeError, match="3-D ViT"):
+    with pytest.raises(ValueError, match="3-D ViT"):
         ViTEncoder(ViT(1, (32, 32), 16, spatial_dims=2, **SMALL))
-    with pytest.raises(TypeError, match="proj_type='conv'"):
+    with pytest.raises(ValueError, match="proj_type='conv'"):
         ViTEncoder(ViT(1, SIZE, 16, proj_type="perceptron", **SMALL))
 
 

@@ -69,13 +69,14 @@ def test_several_channels_share_one_label():
     CheckVolumed("image", "label", 4)(good() | {"image": volume(shape=(4, 4, 5, 6))})
 
 
-@pytest.mark.parametrize(("found", "taken"), [(1, 4), (2, 1)])
-def test_another_number_of_channels_than_the_network_takes(found, taken):
+@pytest.mark.parametrize(("found", "taken", "asked"), [(1, 4, "4 channels"), (2, 1, "1 channel")])
+def test_another_number_of_channels_than_the_network_takes(found, taken, asked):
     data = {"image": volume(shape=(found, 4, 5, 6)), "label": good()["label"]}
     CheckVolumed("image", "label", 4)(data)
     CheckVolumed("image", "label", 4, channels=found)(data)
     expected = (
-        rf"^/data/scan.nii.gz has another number of channels .* {found} and not {taken}; .*`in_channels` to {found}"
+        rf"^/data/scan.nii.gz has another number of channels .* {found} and not {taken}; "
+        rf"give images of {asked}, or set `in_channels` to {found}"
     )
     with pytest.raises(ValueError, match=expected):
         CheckVolumed("image", "label", 4, channels=taken)(data)
