@@ -20,7 +20,8 @@ WAYS = {
     "foreign folder": "the same by `python -m monai.bundle run` from a folder that has nothing to do with the bundle",
     "two processes": "pre-trained, trained and evaluated under `torchrun` (gloo), to the same bits in both; of "
     "`medical_transformer` the first stage of pre-training",
-    "packed": "the archive of `common.pack`, unpacked, where `common` cannot be imported; all bundles in one process",
+    "packed": "the archive of `common.pack`, unpacked, where `common` cannot be imported: pre-trained, trained and "
+    "applied, all in one process",
     "Label infer": "MONAI Label's `BundleInferTask`; the voxels of `inference.json`, of a turned scan with other axes",
     "Label train": "MONAI Label's `BundleTrainTask`, twice, the second from the first's weights",
     "TorchScript": "MONAI's `ckpt_export`; outputs of the torch net to rounding, label maps to 1 voxel in 10,000",
