@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import logging
 import os
 import pydoc
 import re
@@ -31,6 +32,8 @@ __all__ = [
     "parse_flags",
     "running_config",
 ]
+
+logger = logging.getLogger(__name__)
 
 # What people type for our ids; tried before the nearest spelling.
 ALIASES = {
@@ -135,6 +138,9 @@ def check_overrides() -> None:
                 problems.append(problem)
     if problems:
         raise SystemExit("\n".join(problems))
+    if "datalist" in command.overrides and not _is_read("datalist", config):
+        read = "domains" if "domains" in config else "pretrain_datalist"
+        logger.warning("--datalist changes nothing: what %s reads is the id `%s`.", names, read)
 
 
 def own_sentence(error: BaseException | None) -> str | None:
@@ -300,6 +306,12 @@ def parse_flags(tokens: Sequence[str]) -> list[tuple[str, str, str]]:
                 value = "True"
         found.append((name, value, typed))
     return found
+
+
+def _is_read(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether an id of the config refers to this one."""
+    others = json.dumps({key: value for key, value in config.items() if key != name}, default=str)
+    return re.search(rf"@{name}(?!\w)", others) is not None
 
 
 def _is_flag(token: str) -> bool:

@@ -146,6 +146,29 @@ def test_refuses_a_name_that_would_do_nothing(command, arguments, sentence):
     assert str(caught.value).startswith(sentence)
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"data": {"path": "@datalist"}}, ""),
+        ({"pretrain_datalist": "@datalist"}, ""),
+        (
+            {"pretrain_datalist": "other.json"},
+            "--datalist changes nothing: what train.json reads is the id `pretrain_da",
+        ),
+        (
+            {"domains": [], "pretrain_datalist": "@domains"},
+            "--datalist changes nothing: what train.json reads is the id `d",
+        ),
+    ],
+)
+def test_a_datalist_that_is_not_read_is_told(command, caplog, config, expected):
+    """Data sets name the unlabelled scans of their own for pre-training."""
+    Path("train.json").write_text(json.dumps(TRAIN | {"datalist": "a.json"} | config))
+    command("--config_file", "train.json", "--datalist", "b.json")
+    checks.check_overrides()
+    assert expected in caplog.text and bool(expected) == bool(caplog.records)
+
+
 def test_names_each_unknown_override_and_all_files(command):
     command(*FILES, "--epoch", "1", "--max_epochs", "2", "--lr", "3")
     with pytest.raises(SystemExit) as caught:

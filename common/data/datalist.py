@@ -272,7 +272,8 @@ def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise DatalistError(
             f"No datalist at {path}: set the config id `datalist` (or `dataset_dir`) to an existing file, or write one "
-            "with `python -m common.data prepare`. Inference takes a folder of scans too: `--datalist FOLDER`."
+            "with `python -m common.data prepare`. Pre-training reads `pretrain_datalist` where the config has it; "
+            "inference takes a folder of scans too: `--datalist FOLDER`."
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
