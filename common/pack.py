@@ -38,6 +38,8 @@ PACKAGE_SUFFIXES = (".json", ".py")
 ADD_BUNDLE_TO_PATH = '{"_target_": "site.addsitedir", "sitedir": "@bundle_root"}'
 # Config files that stand alone; `evaluate.json` and those of several GPUs are overlays on them.
 BASE_FILES = ("pretrain.json", "train.json", "inference.json")
+# Ids of `inference.json` that an image's scale comes from.
+INTENSITY_IDS = ("intensity", "intensity_range")
 
 
 def pack(
@@ -290,7 +292,9 @@ def _overlay_overlay(config: dict[str, Any], changes: Sequence[Mapping[str, Any]
 
 
 def _described(metadata: dict[str, Any], config: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """Metadata whose ``network_data_format`` is that of the changed inference; MONAI Label takes the labels from it."""
+    """Metadata of the changed inference: ``network_data_format``, which MONAI Label takes the labels from, and the
+    sentences on images and classes.
+    """
     from monai.bundle import ConfigParser
 
     from .data import label_names
@@ -308,9 +312,14 @@ def _described(metadata: dict[str, Any], config: dict[str, Any], base: dict[str,
     pred = next(iter(metadata["network_data_format"]["outputs"].values()))
     whole = pred["spatial_shape"] == image["spatial_shape"]
     image["spatial_shape"], pred["spatial_shape"] = size, size if whole else [*size[:-1], pred["spatial_shape"][-1]]
-    if channels != image["num_channels"]:
+    before = image["num_channels"]
+    if channels != before:
         names = ["image"] if channels == 1 else [f"image {index}" for index in range(channels)]
         image |= {"num_channels": channels, "channel_def": {str(index): name for index, name in enumerate(names)}}
+    # What the base file says of its images, contrasts and scale, holds no longer, and no config says it of others.
+    others = channels != before or any(config.get(key) != base.get(key) for key in INTENSITY_IDS)
+    if others and "image_classes" in metadata:
+        metadata["image_classes"] = f"{'single-channel' if channels == 1 else f'{channels}-channel'} image"
     task = config.get("task")
     if classes != pred["num_channels"] or task != base.get("task"):
         try:
@@ -320,6 +329,10 @@ def _described(metadata: dict[str, Any], config: dict[str, Any], base: dict[str,
         if len(known) != classes:
             known = dict(enumerate(["background", *(f"class {index}" for index in range(1, classes))]))
         pred |= {"num_channels": classes, "channel_def": {str(index): name for index, name in known.items()}}
+        if "label_classes" in metadata:
+            metadata["label_classes"] = ", ".join(f"{index} {name}" for index, name in known.items())
+        if "pred_classes" in metadata:
+            metadata["pred_classes"] = re.sub(r"^\d+ channels", f"{classes} channels", metadata["pred_classes"])
     return metadata
 
 

@@ -360,7 +360,14 @@ def served(bundle):
     image = {"num_channels": 1, "spatial_shape": [8, 8, 8], "channel_def": {"0": "image"}}
     pred = {"num_channels": 2, "spatial_shape": [8, 8, 8], "channel_def": {"0": "background", "1": "brain"}}
     formats = {"inputs": {"image": image}, "outputs": {"pred": pred}}
-    (configs / "metadata.json").write_text(json.dumps({"version": "0.1.0", "network_data_format": formats}))
+    metadata = {
+        "version": "0.1.0",
+        "image_classes": "single-channel T1-weighted MRI",
+        "label_classes": "0 background, 1 brain",
+        "pred_classes": "2 channels, one per class, background first",
+        "network_data_format": formats,
+    }
+    (configs / "metadata.json").write_text(json.dumps(metadata))
     return bundle
 
 
@@ -384,7 +391,12 @@ def test_the_packed_files_have_the_overlays(served, tmp_path, capsys):
     assert (train["max_epochs"], train["digest"]) == (7, None) and "task" not in train
     evaluate = json.loads((configs / "evaluate.json").read_text())
     assert evaluate == {"metrics": ["hd95"], "train#handlers": [1, 2]}
-    formats = json.loads((configs / "metadata.json").read_text())["network_data_format"]
+    metadata = json.loads((configs / "metadata.json").read_text())
+    tissues = "1 cortex, 2 subcortical grey matter, 3 white matter, 4 CSF"
+    assert metadata["label_classes"] == f"0 background, {tissues}"
+    assert metadata["pred_classes"] == "5 channels, one per class, background first"
+    assert metadata["image_classes"] == "2-channel image"
+    formats = metadata["network_data_format"]
     assert formats["inputs"]["image"] == {
         "num_channels": 2,
         "spatial_shape": [4, 4, 4],
@@ -399,6 +411,25 @@ def test_the_packed_files_have_the_overlays(served, tmp_path, capsys):
     assert pack.main([*arguments, "--force"]) == 0
     formats = json.loads((configs / "metadata.json").read_text())["network_data_format"]
     assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "class 1", "2": "class 2"}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "bundles").iterdir()))
+def test_metadata_says_one_thing(name):
+    """The sentences on classes agree with the names and counts beside them, as they are and after an overlay."""
+    bundle = ROOT / "bundles" / name
+    written = json.loads((bundle / "configs" / "metadata.json").read_text())
+    overlays = {"medical_transformer": ["tasks/structures4.json"], "pretrain_once": ["tasks/skull.json"]}
+    files = [Path("datasets/sample.json"), *map(Path, overlays.get(name, []))]
+    packed = json.loads(pack._changed_configs(bundle, files, {})["metadata.json"])
+    tissues = "1 cortex, 2 subcortical grey matter, 3 white matter, 4 CSF"
+    assert packed["label_classes"] == f"0 background, {'1 brain' if name == 'pretrain_once' else tissues}"
+    for metadata in (written, packed):
+        pred = metadata["network_data_format"]["outputs"]["pred"]
+        classes = ", ".join(f"{index} {of_it}" for index, of_it in pred["channel_def"].items())
+        assert metadata["label_classes"] == classes
+        assert metadata["pred_classes"].startswith(f"{pred['num_channels']} channels")
+    changed = name not in ("med3d", "pretrain_once")
+    assert packed["image_classes"] == ("single-channel image" if changed else written["image_classes"])
 
 
 @pytest.mark.parametrize(
