@@ -65,7 +65,8 @@ def pack(
             its address and SHA-256 for ``python -m monai.bundle download_large_files``.
         force: replace what an earlier call wrote.
         config_file: overlays that are written into the base files, in order, each in the working folder, the bundle or
-            its ``configs/``. ``metadata.json`` then names the channels, classes and sizes that come of it.
+            its ``configs/``. ``metadata.json`` then names the channels, classes and sizes that come of it. The
+            ``datalist`` of ``inference.json`` stays as it is, unless ``override`` names it.
         override: values by id, after the overlays.
         name: what the packed bundle is called, the folder's name if None. MONAI Label offers it as the model's name.
 
@@ -268,6 +269,10 @@ def _changed_configs(bundle: Path, files: Sequence[Path], override: Mapping[str,
                 raise ValueError(f"{source} sets `{key}`, and no base file of {bundle.name} has such an id.")
     changes = [overlay for _, overlay in overlays]
     result = {name: apply_overlays(config, changes) for name, config in bases.items()}
+    if "datalist" in bases.get("inference.json", {}):
+        # A list of the data set that was trained on is none of the images to come, a folder of which is enough.
+        lists = [{key: value for key, value in one.items() if key != "datalist"} for one in changes[: len(found)]]
+        result["inference.json"] = apply_overlays(bases["inference.json"], [*lists, *changes[len(found) :]])
     if evaluate:
         result["evaluate.json"] = _overlay_overlay(evaluate, changes)
     if "inference.json" in result:

@@ -413,6 +413,18 @@ def test_the_packed_files_have_the_overlays(served, tmp_path, capsys):
     assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "class 1", "2": "class 2"}
 
 
+def test_inference_keeps_its_datalist_unless_told():
+    """Where an overlay names the list of its data set, a folder of images would not be enough."""
+    bundle = ROOT / "bundles" / "medical_transformer"
+    files = [Path("tasks/structures4.json"), Path("datasets/sample.json")]
+    packed = pack._changed_configs(bundle, files, {})
+    inference, train = (json.loads(packed[f"{name}.json"]) for name in ("inference", "train"))
+    assert inference["datalist"] == "@dataset_dir" and "sample_lists" not in inference
+    assert "@sample_lists" in train["datalist"] and "sample_lists" in train
+    packed = pack._changed_configs(bundle, files, {"datalist": "/data/list.json"})
+    assert {json.loads(packed[f"{name}.json"])["datalist"] for name in ("inference", "train")} == {"/data/list.json"}
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "bundles").iterdir()))
 def test_metadata_says_one_thing(name):
     """The sentences on classes agree with the names and counts beside them, as they are and after an overlay."""
