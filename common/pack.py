@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -99,6 +100,10 @@ def pack(
                 text = changed.get(path.name) if len(part.parts) == 2 else None
                 text = path.read_text(encoding="utf-8") if text is None else text
                 _write(draft / part, text if path.name == "metadata.json" else rewrite_config(text, str(part)))
+            elif part.as_posix() == "docs/README.md":
+                note = _note(bundle, version, config_file, override or {}, changed, weights, urls)
+                title, _, rest = path.read_text(encoding="utf-8").partition("\n")
+                _write(draft / part, f"{title}\n\n{note}\n---\n{rest}")
             else:
                 _copy(path, draft / part)
         code = draft / "scripts" / "common"
@@ -339,6 +344,67 @@ def _described(metadata: dict[str, Any], config: dict[str, Any], base: dict[str,
         if "pred_classes" in metadata:
             metadata["pred_classes"] = re.sub(r"^\d+ channels", f"{classes} channels", metadata["pred_classes"])
     return metadata
+
+
+def _note(
+    bundle: Path,
+    version: str,
+    files: Sequence[Path],
+    override: Mapping[str, Any],
+    changed: Mapping[str, str],
+    weights: Sequence[Path],
+    urls: Mapping[Path, str],
+) -> str:
+    """What a packed bundle's ``README.md`` says of the pack, before the collection's text."""
+    folder = bundle / "configs"
+    found = [_find_config(path, bundle).resolve() for path in files]
+    # A file from elsewhere by its name alone: the packer's folders are nobody's business.
+    shown = [path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name for path in found]
+    given = ["--config_file", *shown] if shown else []
+    given += ["--override", *(f"{key}={_as_text(value)}" for key, value in override.items())] if override else []
+    how = f", with `{shlex.join(given)}`" if given else ""
+    source = f"`{bundle.name}` {version} of MONAI Transfer Bundles"
+    commands = ["pip install -r scripts/common/requirements.txt"]
+    if urls:
+        commands.append("python -m monai.bundle download_large_files --bundle_path .   # the weights")
+    inference = _command("inference.json", folder, changed)
+    if inference:
+        own = json.loads(changed["inference.json"]).get("datalist") if changed else None
+        if own is not None and own != _read(folder / "inference.json")["datalist"]:
+            inference += " --datalist FOLDER"
+        held = any(path.name in ("model.pt", "model.ts") for path in [*weights, *urls])
+        missing = "" if held else "; after training, there are no weights in this pack"
+        commands.append(f"{inference}   # label maps of a folder of images{missing}")
+    train = _command("train.json", folder, changed)
+    if train:
+        commands.append(f"{train}{' --datalist LIST.json' if '--dataset_dir' in train else ''}")
+    lines = [
+        f"Packed by `common.pack` from {source}{how}. In the pack's folder:",
+        "",
+        "```bash",
+        *commands,
+        "```",
+        "",
+        "What follows is the collection's text. In place of its `pip install .` comes the first line above; links to",
+        "`../../../` and commands `python -m common...` are of the collection's repository.",
+    ]
+    if given:
+        lines += ["Files and values that are named above are already inside: leave them out of the commands below."]
+    return "\n".join([*lines, ""])
+
+
+def _command(name: str, folder: Path, changed: Mapping[str, str]) -> str:
+    """How a config file of the pack is run on a folder of data; empty when there is none."""
+    if not (folder / name).is_file():
+        return ""
+    config = json.loads(changed[name]) if name in changed else _read(folder / name)
+    data = " --dataset_dir FOLDER" if "dataset_dir" in config else ""
+    return f"python -m monai.bundle run --config_file configs/{name}{data}"
+
+
+def _as_text(value: Any) -> str:
+    """The text that ``_value`` reads as this value."""
+    return value if isinstance(value, str) and _value(value) == value else json.dumps(value)
 
 
 def _find_config(path: Path, bundle: Path) -> Path:

@@ -425,6 +425,39 @@ def test_inference_keeps_its_datalist_unless_told():
     assert {json.loads(packed[f"{name}.json"])["datalist"] for name in ("inference", "train")} == {"/data/list.json"}
 
 
+def test_the_packed_readme_says_what_it_is(served, tmp_path):
+    (served / "configs" / "inference.json").write_text(
+        json.dumps(BASE | {"dataset_dir": "/d", "datalist": "@dataset_dir"})
+    )
+    elsewhere = tmp_path / "private" / "mine.json"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(json.dumps({"roi_size": [4, 4, 4], "datalist": "/d/list.json"}))
+
+    def readme(*arguments: str) -> str:
+        assert pack.main([str(served), "--output", str(tmp_path / "out"), "--force", *arguments]) == 0
+        assert (tmp_path / "out" / "toy" / "scripts" / "common" / "requirements.txt").is_file()
+        text = (tmp_path / "out" / "toy" / "docs" / "README.md").read_text()
+        assert text.startswith("# toy\n\nPacked by `common.pack` from `toy` 0.1.0 of MONAI Transfer Bundles")
+        assert "\npip install -r scripts/common/requirements.txt\n" in text
+        assert "\npython -m monai.bundle run --config_file configs/train.json\n" in text
+        return text
+
+    inference = "\npython -m monai.bundle run --config_file configs/inference.json --dataset_dir FOLDER"
+    text = readme()
+    assert (
+        "Bundles. In" in text and "already inside" not in text and f"{inference}   # " in text and "no weights" in text
+    )
+    weights = str(served / "models" / "model.pt")
+    files = ["--config_file", "tasks/skull.json", str(elsewhere)]
+    text = readme(*files, "--override", "task=a b", "in_channels=2", "--weights", weights)
+    assert ", with `--config_file tasks/skull.json mine.json --override 'task=a b' in_channels=2`. In" in text
+    assert (
+        f"{inference}   # " in text and "already inside" in text and "no weights" not in text and "private" not in text
+    )
+    text = readme(*files, "--override", "datalist=/d/new.json", "--weights-url", f"{weights}=https://a.org/model.pt")
+    assert f"{inference} --datalist FOLDER   # " in text and "download_large_files" in text
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "bundles").iterdir()))
 def test_metadata_says_one_thing(name):
     """The sentences on classes agree with the names and counts beside them, as they are and after an overlay."""
