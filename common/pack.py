@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -38,6 +39,8 @@ PACKAGE_SUFFIXES = (".json", ".py")
 ADD_BUNDLE_TO_PATH = '{"_target_": "site.addsitedir", "sitedir": "@bundle_root"}'
 # Config files that stand alone; `evaluate.json` and those of several GPUs are overlays on them.
 BASE_FILES = ("pretrain.json", "train.json", "inference.json")
+# Ids of `inference.json` that an image's scale comes from.
+INTENSITY_IDS = ("intensity", "intensity_range")
 
 
 def pack(
@@ -63,7 +66,8 @@ def pack(
             its address and SHA-256 for ``python -m monai.bundle download_large_files``.
         force: replace what an earlier call wrote.
         config_file: overlays that are written into the base files, in order, each in the working folder, the bundle or
-            its ``configs/``. ``metadata.json`` then names the channels, classes and sizes that come of it.
+            its ``configs/``. ``metadata.json`` then names the channels, classes and sizes that come of it. The
+            ``datalist`` of ``inference.json`` stays as it is, unless ``override`` names it.
         override: values by id, after the overlays.
         name: what the packed bundle is called, the folder's name if None. MONAI Label offers it as the model's name.
 
@@ -96,6 +100,10 @@ def pack(
                 text = changed.get(path.name) if len(part.parts) == 2 else None
                 text = path.read_text(encoding="utf-8") if text is None else text
                 _write(draft / part, text if path.name == "metadata.json" else rewrite_config(text, str(part)))
+            elif part.as_posix() == "docs/README.md":
+                note = _note(bundle, version, config_file, override or {}, changed, weights, urls)
+                title, _, rest = path.read_text(encoding="utf-8").partition("\n")
+                _write(draft / part, f"{title}\n\n{note}\n---\n{rest}")
             else:
                 _copy(path, draft / part)
         code = draft / "scripts" / "common"
@@ -266,6 +274,10 @@ def _changed_configs(bundle: Path, files: Sequence[Path], override: Mapping[str,
                 raise ValueError(f"{source} sets `{key}`, and no base file of {bundle.name} has such an id.")
     changes = [overlay for _, overlay in overlays]
     result = {name: apply_overlays(config, changes) for name, config in bases.items()}
+    if "datalist" in bases.get("inference.json", {}):
+        # A list of the data set that was trained on is none of the images to come, a folder of which is enough.
+        lists = [{key: value for key, value in one.items() if key != "datalist"} for one in changes[: len(found)]]
+        result["inference.json"] = apply_overlays(bases["inference.json"], [*lists, *changes[len(found) :]])
     if evaluate:
         result["evaluate.json"] = _overlay_overlay(evaluate, changes)
     if "inference.json" in result:
@@ -290,7 +302,9 @@ def _overlay_overlay(config: dict[str, Any], changes: Sequence[Mapping[str, Any]
 
 
 def _described(metadata: dict[str, Any], config: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """Metadata whose ``network_data_format`` is that of the changed inference; MONAI Label takes the labels from it."""
+    """Metadata of the changed inference: ``network_data_format``, which MONAI Label takes the labels from, and the
+    sentences on images and classes.
+    """
     from monai.bundle import ConfigParser
 
     from .data import label_names
@@ -308,9 +322,14 @@ def _described(metadata: dict[str, Any], config: dict[str, Any], base: dict[str,
     pred = next(iter(metadata["network_data_format"]["outputs"].values()))
     whole = pred["spatial_shape"] == image["spatial_shape"]
     image["spatial_shape"], pred["spatial_shape"] = size, size if whole else [*size[:-1], pred["spatial_shape"][-1]]
-    if channels != image["num_channels"]:
+    before = image["num_channels"]
+    if channels != before:
         names = ["image"] if channels == 1 else [f"image {index}" for index in range(channels)]
         image |= {"num_channels": channels, "channel_def": {str(index): name for index, name in enumerate(names)}}
+    # What the base file says of its images, contrasts and scale, holds no longer, and no config says it of others.
+    others = channels != before or any(config.get(key) != base.get(key) for key in INTENSITY_IDS)
+    if others and "image_classes" in metadata:
+        metadata["image_classes"] = f"{'single-channel' if channels == 1 else f'{channels}-channel'} image"
     task = config.get("task")
     if classes != pred["num_channels"] or task != base.get("task"):
         try:
@@ -320,7 +339,72 @@ def _described(metadata: dict[str, Any], config: dict[str, Any], base: dict[str,
         if len(known) != classes:
             known = dict(enumerate(["background", *(f"class {index}" for index in range(1, classes))]))
         pred |= {"num_channels": classes, "channel_def": {str(index): name for index, name in known.items()}}
+        if "label_classes" in metadata:
+            metadata["label_classes"] = ", ".join(f"{index} {name}" for index, name in known.items())
+        if "pred_classes" in metadata:
+            metadata["pred_classes"] = re.sub(r"^\d+ channels", f"{classes} channels", metadata["pred_classes"])
     return metadata
+
+
+def _note(
+    bundle: Path,
+    version: str,
+    files: Sequence[Path],
+    override: Mapping[str, Any],
+    changed: Mapping[str, str],
+    weights: Sequence[Path],
+    urls: Mapping[Path, str],
+) -> str:
+    """What a packed bundle's ``README.md`` says of the pack, before the collection's text."""
+    folder = bundle / "configs"
+    found = [_find_config(path, bundle).resolve() for path in files]
+    # A file from elsewhere by its name alone: the packer's folders are nobody's business.
+    shown = [path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name for path in found]
+    given = ["--config_file", *shown] if shown else []
+    given += ["--override", *(f"{key}={_as_text(value)}" for key, value in override.items())] if override else []
+    how = f", with `{shlex.join(given)}`" if given else ""
+    source = f"`{bundle.name}` {version} of MONAI Transfer Bundles"
+    commands = ["pip install -r scripts/common/requirements.txt"]
+    if urls:
+        commands.append("python -m monai.bundle download_large_files --bundle_path .   # the weights")
+    inference = _command("inference.json", folder, changed)
+    if inference:
+        own = json.loads(changed["inference.json"]).get("datalist") if changed else None
+        if own is not None and own != _read(folder / "inference.json")["datalist"]:
+            inference += " --datalist FOLDER"
+        held = any(path.name in ("model.pt", "model.ts") for path in [*weights, *urls])
+        missing = "" if held else "; after training, there are no weights in this pack"
+        commands.append(f"{inference}   # label maps of a folder of images{missing}")
+    train = _command("train.json", folder, changed)
+    if train:
+        commands.append(f"{train}{' --datalist LIST.json' if '--dataset_dir' in train else ''}")
+    lines = [
+        f"Packed by `common.pack` from {source}{how}. In the pack's folder:",
+        "",
+        "```bash",
+        *commands,
+        "```",
+        "",
+        "What follows is the collection's text. In place of its `pip install .` comes the first line above; links to",
+        "`../../../` and commands `python -m common...` are of the collection's repository.",
+    ]
+    if given:
+        lines += ["Files and values that are named above are already inside: leave them out of the commands below."]
+    return "\n".join([*lines, ""])
+
+
+def _command(name: str, folder: Path, changed: Mapping[str, str]) -> str:
+    """How a config file of the pack is run on a folder of data; empty when there is none."""
+    if not (folder / name).is_file():
+        return ""
+    config = json.loads(changed[name]) if name in changed else _read(folder / name)
+    data = " --dataset_dir FOLDER" if "dataset_dir" in config else ""
+    return f"python -m monai.bundle run --config_file configs/{name}{data}"
+
+
+def _as_text(value: Any) -> str:
+    """The text that ``_value`` reads as this value."""
+    return value if isinstance(value, str) and _value(value) == value else json.dumps(value)
 
 
 def _find_config(path: Path, bundle: Path) -> Path:

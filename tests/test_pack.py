@@ -360,7 +360,14 @@ def served(bundle):
     image = {"num_channels": 1, "spatial_shape": [8, 8, 8], "channel_def": {"0": "image"}}
     pred = {"num_channels": 2, "spatial_shape": [8, 8, 8], "channel_def": {"0": "background", "1": "brain"}}
     formats = {"inputs": {"image": image}, "outputs": {"pred": pred}}
-    (configs / "metadata.json").write_text(json.dumps({"version": "0.1.0", "network_data_format": formats}))
+    metadata = {
+        "version": "0.1.0",
+        "image_classes": "single-channel T1-weighted MRI",
+        "label_classes": "0 background, 1 brain",
+        "pred_classes": "2 channels, one per class, background first",
+        "network_data_format": formats,
+    }
+    (configs / "metadata.json").write_text(json.dumps(metadata))
     return bundle
 
 
@@ -384,7 +391,12 @@ def test_the_packed_files_have_the_overlays(served, tmp_path, capsys):
     assert (train["max_epochs"], train["digest"]) == (7, None) and "task" not in train
     evaluate = json.loads((configs / "evaluate.json").read_text())
     assert evaluate == {"metrics": ["hd95"], "train#handlers": [1, 2]}
-    formats = json.loads((configs / "metadata.json").read_text())["network_data_format"]
+    metadata = json.loads((configs / "metadata.json").read_text())
+    tissues = "1 cortex, 2 subcortical grey matter, 3 white matter, 4 CSF"
+    assert metadata["label_classes"] == f"0 background, {tissues}"
+    assert metadata["pred_classes"] == "5 channels, one per class, background first"
+    assert metadata["image_classes"] == "2-channel image"
+    formats = metadata["network_data_format"]
     assert formats["inputs"]["image"] == {
         "num_channels": 2,
         "spatial_shape": [4, 4, 4],
@@ -399,6 +411,70 @@ def test_the_packed_files_have_the_overlays(served, tmp_path, capsys):
     assert pack.main([*arguments, "--force"]) == 0
     formats = json.loads((configs / "metadata.json").read_text())["network_data_format"]
     assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "class 1", "2": "class 2"}
+
+
+def test_inference_keeps_its_datalist_unless_told():
+    """Where an overlay names the list of its data set, a folder of images would not be enough."""
+    bundle = ROOT / "bundles" / "medical_transformer"
+    files = [Path("tasks/structures4.json"), Path("datasets/sample.json")]
+    packed = pack._changed_configs(bundle, files, {})
+    inference, train = (json.loads(packed[f"{name}.json"]) for name in ("inference", "train"))
+    assert inference["datalist"] == "@dataset_dir" and "sample_lists" not in inference
+    assert "@sample_lists" in train["datalist"] and "sample_lists" in train
+    packed = pack._changed_configs(bundle, files, {"datalist": "/data/list.json"})
+    assert {json.loads(packed[f"{name}.json"])["datalist"] for name in ("inference", "train")} == {"/data/list.json"}
+
+
+def test_the_packed_readme_says_what_it_is(served, tmp_path):
+    (served / "configs" / "inference.json").write_text(
+        json.dumps(BASE | {"dataset_dir": "/d", "datalist": "@dataset_dir"})
+    )
+    elsewhere = tmp_path / "private" / "mine.json"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(json.dumps({"roi_size": [4, 4, 4], "datalist": "/d/list.json"}))
+
+    def readme(*arguments: str) -> str:
+        assert pack.main([str(served), "--output", str(tmp_path / "out"), "--force", *arguments]) == 0
+        assert (tmp_path / "out" / "toy" / "scripts" / "common" / "requirements.txt").is_file()
+        text = (tmp_path / "out" / "toy" / "docs" / "README.md").read_text()
+        assert text.startswith("# toy\n\nPacked by `common.pack` from `toy` 0.1.0 of MONAI Transfer Bundles")
+        assert "\npip install -r scripts/common/requirements.txt\n" in text
+        assert "\npython -m monai.bundle run --config_file configs/train.json\n" in text
+        return text
+
+    inference = "\npython -m monai.bundle run --config_file configs/inference.json --dataset_dir FOLDER"
+    text = readme()
+    assert (
+        "Bundles. In" in text and "already inside" not in text and f"{inference}   # " in text and "no weights" in text
+    )
+    weights = str(served / "models" / "model.pt")
+    files = ["--config_file", "tasks/skull.json", str(elsewhere)]
+    text = readme(*files, "--override", "task=a b", "in_channels=2", "--weights", weights)
+    assert ", with `--config_file tasks/skull.json mine.json --override 'task=a b' in_channels=2`. In" in text
+    assert (
+        f"{inference}   # " in text and "already inside" in text and "no weights" not in text and "private" not in text
+    )
+    text = readme(*files, "--override", "datalist=/d/new.json", "--weights-url", f"{weights}=https://a.org/model.pt")
+    assert f"{inference} --datalist FOLDER   # " in text and "download_large_files" in text
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "bundles").iterdir()))
+def test_metadata_says_one_thing(name):
+    """The sentences on classes agree with the names and counts beside them, as they are and after an overlay."""
+    bundle = ROOT / "bundles" / name
+    written = json.loads((bundle / "configs" / "metadata.json").read_text())
+    overlays = {"medical_transformer": ["tasks/structures4.json"], "pretrain_once": ["tasks/skull.json"]}
+    files = [Path("datasets/sample.json"), *map(Path, overlays.get(name, []))]
+    packed = json.loads(pack._changed_configs(bundle, files, {})["metadata.json"])
+    tissues = "1 cortex, 2 subcortical grey matter, 3 white matter, 4 CSF"
+    assert packed["label_classes"] == f"0 background, {'1 brain' if name == 'pretrain_once' else tissues}"
+    for metadata in (written, packed):
+        pred = metadata["network_data_format"]["outputs"]["pred"]
+        classes = ", ".join(f"{index} {of_it}" for index, of_it in pred["channel_def"].items())
+        assert metadata["label_classes"] == classes
+        assert metadata["pred_classes"].startswith(f"{pred['num_channels']} channels")
+    changed = name not in ("med3d", "pretrain_once")
+    assert packed["image_classes"] == ("single-channel image" if changed else written["image_classes"])
 
 
 @pytest.mark.parametrize(
