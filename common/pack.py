@@ -374,7 +374,7 @@ def _note(
             inference += " --datalist FOLDER"
         held = any(path.name in ("model.pt", "model.ts") for path in [*weights, *urls])
         missing = "" if held else "; after training, there are no weights in this pack"
-        commands.append(f"{inference}   # label maps of a folder of images{missing}")
+        commands.append(f"{inference}   # a folder of images{missing}")
     train = _command("train.json", folder, changed)
     if train:
         commands.append(f"{train}{' --datalist LIST.json' if '--dataset_dir' in train else ''}")
