@@ -186,6 +186,22 @@ def event_images() -> Callable:
 
 
 @pytest.fixture(scope="session")
+def without_common() -> str:
+    """Code with which a process begins that cannot import the collection's `common`, as where it is not installed."""
+    return """
+import sys
+
+class NoCommon:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "common" or name.startswith("common."):
+            raise ImportError(f"{name} is imported from outside the bundle")
+
+sys.meta_path.insert(0, NoCommon)
+"""
+
+
+@pytest.fixture(scope="session")
 def run_ranks() -> Callable:
     """``run_ranks(script, argument, timeout)``: output of two processes under torchrun; all end when time is over."""
 

@@ -241,14 +241,6 @@ def test_command_line(bundle, tmp_path, capsys):
 RUN_ALL = """
 import importlib, os, pkgutil, runpy, sys
 
-class NoCommon:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name == "common" or name.startswith("common."):
-            raise ImportError(f"{name} is imported from outside the bundle")
-
-sys.meta_path.insert(0, NoCommon)
-
 def run(bundle, *overrides):
     file = os.path.join(bundle, "configs", "train.json")
     sys.argv = ["", "run", "--config_file", file, "--bundle_root", bundle, *overrides]
@@ -277,7 +269,7 @@ run(second, "--epoch", "3")
 """
 
 
-def test_packed_bundles_in_one_foreign_process(bundle, tmp_path):
+def test_packed_bundles_in_one_foreign_process(bundle, without_common, tmp_path):
     """Two toys, which share code and then do not."""
     packed = []
     for source in (bundle, make_bundle(tmp_path / "bundles" / "other")):
@@ -288,7 +280,7 @@ def test_packed_bundles_in_one_foreign_process(bundle, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", RUN_ALL, *packed],
+        [sys.executable, "-c", without_common + RUN_ALL, *packed],
         cwd=tmp_path / "elsewhere",
         env=environment,
         capture_output=True,

@@ -28,16 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = """
 import json, os, runpy, sys, traceback
 
-class NoCommon:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name == "common" or name.startswith("common."):
-            raise ImportError(f"{name} is imported from outside the bundle")
-
 _, job, written = sys.argv
 job = json.load(open(job))
-if job["packed"]:
-    sys.meta_path.insert(0, NoCommon)
 results = {}
 for name, (root, overlays) in job["bundles"].items():
     def run(*files, **overrides):
@@ -68,8 +60,8 @@ json.dump(results, open(written, "w"))
 """
 
 
-def command(folder: Path, bundles: dict, cohort: Path, packed: bool) -> dict[str, str]:
-    """Runs all bundles from a folder that has nothing to do with them; how it ended for each."""
+def command(folder: Path, bundles: dict, cohort: Path, packed: bool, first: str = "") -> dict[str, str]:
+    """Runs all bundles, behind the code `first`, from a folder that is none of theirs; how it ended for each."""
     (folder / "elsewhere").mkdir()
     job = {"bundles": bundles, "data": str(cohort), "out": str(folder / "out"), "packed": packed}
     (folder / "job.json").write_text(json.dumps(job | {"code": None if packed else str(ROOT)}))
@@ -77,7 +69,7 @@ def command(folder: Path, bundles: dict, cohort: Path, packed: bool) -> dict[str
     if not packed:
         environment["PYTHONPATH"] = str(ROOT)  # as if installed from this checkout
     done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, str(folder / "job.json"), str(folder / "results.json")],
+        [sys.executable, "-c", first + COMMANDS, str(folder / "job.json"), str(folder / "results.json")],
         cwd=folder / "elsewhere",
         env=environment,
         stdout=subprocess.PIPE,
@@ -114,7 +106,7 @@ def test_runs_from_a_foreign_folder(from_elsewhere, bundle):
 
 
 @pytest.fixture(scope="module")
-def packed(small_files, cohort, tmp_path_factory):
+def packed(small_files, without_common, cohort, tmp_path_factory):
     """All bundles out of their archives, one after the other in one process that has no `common`."""
     folder = tmp_path_factory.mktemp("packed")
     bundles = {}
@@ -123,7 +115,7 @@ def packed(small_files, cohort, tmp_path_factory):
         with zipfile.ZipFile(archive) as stream:
             stream.extractall(folder / "unpacked")
         bundles[name] = [str(folder / "unpacked" / name), overlays]
-    return folder / "out", command(folder, bundles, cohort, packed=True)
+    return folder / "out", command(folder, bundles, cohort, packed=True, first=without_common)
 
 
 @pytest.mark.way("packed")
