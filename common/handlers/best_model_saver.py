@@ -10,7 +10,7 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from torch import nn
 
-from .files import atomic_torch_save
+from ..checkpoint_file import save_checkpoint
 
 __all__ = ["BestModelSaver", "best_metric", "discount_nan", "is_new_best"]
 
@@ -37,7 +37,7 @@ class BestModelSaver:
 
     def __call__(self, engine: Engine) -> None:
         if is_new_best(engine) and idist.get_rank() == 0:
-            atomic_torch_save(self.network.state_dict(), self.path)
+            save_checkpoint(self.network.state_dict(), self.path)
             logger.info("%s: epoch %d, %s %.4f.", self.path, engine.state.epoch, *best_metric(engine))
         discount_nan(engine)
 

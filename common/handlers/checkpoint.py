@@ -2,16 +2,14 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import torch
 from ignite.engine import Engine, Events
 
-from .files import atomic_torch_save
+from ..checkpoint_file import read_checkpoint, save_checkpoint
 
 __all__ = ["Checkpoint"]
 
@@ -93,13 +91,13 @@ class Checkpoint:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "objects": {name: item.state_dict() for name, item in self.save_dict.items()},
         }
-        atomic_torch_save(content, self.path)
+        save_checkpoint(content, self.path)
 
     def load(self, engine: Engine) -> None:
         try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{self.path} is not a readable checkpoint ({error}); delete it to start anew.") from error
+            content, _ = read_checkpoint(self.path)
+        except ValueError as error:
+            raise ValueError(f"{error}; delete it to start anew.") from error
         if not isinstance(content, dict) or set(content.get("objects", ())) != set(self.save_dict):
             raise ValueError(
                 f"{self.path} is no checkpoint of this run (it does not hold {', '.join(self.save_dict)}); "

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import ignite.distributed as idist
-import torch
 from ignite.engine import Engine, Events
 from torch import nn
+
+from ..checkpoint_file import read_checkpoint
 
 __all__ = ["ModelLoader", "load_model"]
 
@@ -56,10 +56,7 @@ def load_model(network: nn.Module, path: str | os.PathLike, get_one: str = GET_O
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no model {path}: {get_one}.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint ({error}).") from error
+    state, _ = read_checkpoint(path)
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
     if not isinstance(state, Mapping):

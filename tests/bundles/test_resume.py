@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Events
 from safetensors.torch import load_file
 
-from common.handlers import files
+from common.checkpoint_file import save_checkpoint
 
 HERE = Path(__file__).resolve().parent
 KINDS = {"mae": "pretrain", "teacher": "pretrain", "fine_tuning": "train"}
@@ -225,14 +225,14 @@ def test_a_kill_during_saving_leaves_the_last_checkpoint(run_bundle, tiny, unint
 
 
 def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    files.atomic_torch_save({"value": 1}, tmp_path / "x.ckpt")
+    save_checkpoint({"value": 1}, tmp_path / "x.ckpt")
 
     def fail(*arguments):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no space"):
-        files.atomic_torch_save({"value": 2}, tmp_path / "x.ckpt")
+        save_checkpoint({"value": 2}, tmp_path / "x.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
     assert torch.load(tmp_path / "x.ckpt", weights_only=True) == {"value": 1}
 

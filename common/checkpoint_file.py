@@ -1,0 +1,81 @@
+"""Files that ``torch.save`` makes, with checksums that are checked and a record of what the content needs.
+
+Such a file is a zip archive, and every entry of a zip archive has a CRC-32 already; torch writes it and never looks at
+it again. So the checksum costs nothing but a read. The record is one more entry, which torch passes over: the file
+stays what MONAI, MONAI Label and ``torch.load(weights_only=True)`` expect.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .files import atomic_write
+from .volumes import first_line
+
+__all__ = ["read_checkpoint", "save_checkpoint"]
+
+RECORD = "record.json"
+
+
+def save_checkpoint(content: Any, path: str | os.PathLike, record: Mapping[str, Any] | None = None) -> None:
+    """``torch.save`` with a record, atomically: ``path`` is the old file or the whole new one.
+
+    Args:
+        content: what ``torch.load(weights_only=True)`` can read again.
+        path: the file; parent folders are made.
+        record: JSON values, such as how the images were prepared that a network was trained on.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        root = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{root}/{RECORD}", json.dumps(dict(record or {}), allow_nan=False))
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def read_checkpoint(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+    """Content, on the CPU, and record of a file that ``save_checkpoint`` or ``torch.save`` made; never runs a pickle.
+
+    Returns:
+        the content, and the record; an empty one for files that have none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or its checksums do not match. Files without a record are of other
+            programs, which may leave the checksums out: those are not compared.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    try:
+        record = _checked_record(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint ({first_line(error)})") from error
+    return content, record
+
+
+def _checked_record(path: Path) -> dict[str, Any]:
+    if not zipfile.is_zipfile(path):
+        return {}
+    with zipfile.ZipFile(path) as archive:
+        found = [name for name in archive.namelist() if name.partition("/")[2] == RECORD]
+        if not found:
+            return {}
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"it is damaged: the checksum of {damaged} does not match")
+        record = json.loads(archive.read(found[0]))
+    if not isinstance(record, dict):
+        raise ValueError("its record is no mapping")
+    return record

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+import torch
+
+from common.checkpoint_file import read_checkpoint, save_checkpoint
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_content_and_mode(tmp_path, umask, mode):
+    path = tmp_path / "new" / "a.pt"
+    before = os.umask(umask)
+    try:
+        save_checkpoint({"a": torch.arange(3)}, path)
+    finally:
+        os.umask(before)
+    assert torch.load(path, weights_only=True)["a"].tolist() == [0, 1, 2]
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("failing", ["save", "fsync", "replace"])
+def test_a_failure_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, failing):
+    path = tmp_path / "a.pt"
+    save_checkpoint({"a": torch.arange(3)}, path)
+    before = path.read_bytes()
+
+    def fail(*args, **kwargs):
+        if failing == "save":
+            args[1].write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch if failing == "save" else os, failing, fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint({"a": torch.arange(4)}, path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_the_record_comes_back_and_torch_reads_the_rest(tmp_path):
+    path = tmp_path / "a.pt"
+    save_checkpoint({"a": torch.arange(3)}, path, {"spacing": [1.0, 2.0, 3.0]})
+    content, record = read_checkpoint(path)
+    assert content["a"].tolist() == [0, 1, 2] and record == {"spacing": [1.0, 2.0, 3.0]}
+    assert torch.load(path, weights_only=True, mmap=True)["a"].tolist() == [0, 1, 2]
+
+
+def test_a_file_of_another_program_has_an_empty_record(tmp_path):
+    for name, zipped in (("new.pt", True), ("old.pt", False)):
+        torch.save({"a": 1}, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        assert read_checkpoint(tmp_path / name) == ({"a": 1}, {})
+
+
+def test_any_flipped_bit_of_the_weights_is_found(tmp_path):
+    path = tmp_path / "a.pt"
+    save_checkpoint({"a": torch.full((512,), 0.3)}, path)
+    whole = path.read_bytes()
+    start = whole.index(torch.full((512,), 0.3).numpy().tobytes())
+    for place in range(start, start + 2048, 97):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a\.pt is not a readable checkpoint .*checksum"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"PK\x03\x04 cut off"])
+def test_what_is_no_checkpoint_is_named(tmp_path, content):
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.pt is not a readable checkpoint"):
+        read_checkpoint(tmp_path / "a.pt")
+    with pytest.raises(FileNotFoundError, match=r"b\.pt"):
+        read_checkpoint(tmp_path / "b.pt")
