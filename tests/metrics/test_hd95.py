@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from monai.metrics import HausdorffDistanceMetric
+from scipy import ndimage
 
 from common.metrics import HD95
 
@@ -93,3 +94,41 @@ def test_with_background_the_channels_shift():
         with_background, without = HD95(SPACING, True)(prediction, truth), HD95(SPACING)(prediction, truth)
     torch.testing.assert_close(with_background[:, 1:], without)
     assert (without[:, 0] > 25).all() and (without[:, 1] < 25).all()
+
+
+def directed(prediction, truth, spacing):
+    """Distances between the surfaces in either direction, by scipy's distance transform."""
+    edges = [mask & ~ndimage.binary_erosion(mask) for mask in (prediction, truth)]
+    fields = [ndimage.distance_transform_edt(~edge, sampling=spacing) for edge in edges]
+    return fields[1][edges[0]], fields[0][edges[1]]
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), SPACING, (0.7, 0.7, 5.0)])
+def test_both_definitions_by_scipys_distance_transform(spacing):
+    prediction, truth = blobs(0), blobs(1)
+    # A few voxels far off are more than 5 % of one surface and less than 5 % of both: the definitions differ.
+    truth[:, 2], prediction[:, 2] = 0, 0
+    truth[:, 2, :2, 2:8, 1:11] = prediction[:, 2, :2, 2:8, 1:11] = prediction[:, 2, 6:, 8:, 10:] = 1
+    larger, pooled = (HD95(spacing, definition=name)(prediction, truth) for name in ("larger", "pooled"))
+    for sample, label in np.ndindex(2, 2):
+        there, back = directed(*(x[sample, label + 1].numpy() > 0 for x in (prediction, truth)), spacing)
+        expected = max(np.percentile(there, 95), np.percentile(back, 95)), np.percentile(np.hstack((there, back)), 95)
+        assert larger[sample, label].item() == pytest.approx(expected[0], rel=1e-5)
+        assert pooled[sample, label].item() == pytest.approx(expected[1], rel=1e-5)
+    assert (pooled[:, 1] < larger[:, 1] - 0.5).all()
+
+
+def test_the_definitions_share_the_rule_for_empty_masks():
+    prediction, truth = blobs(0, 5), blobs(1, 5)
+    prediction[:, 1], truth[:, 2] = 0, 0
+    prediction[:, 3] = truth[:, 3] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        larger, pooled = (HD95(SPACING, definition=name)(prediction, truth) for name in ("larger", "pooled"))
+    torch.testing.assert_close(pooled[:, :3], larger[:, :3], equal_nan=True)
+    assert pooled[:, 3].isfinite().all()
+
+
+def test_another_definition_is_refused():
+    with pytest.raises(ValueError, match="'larger' and 'pooled', not 'mean'"):
+        HD95(SPACING, definition="mean")
