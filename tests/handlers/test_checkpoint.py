@@ -239,6 +239,100 @@ def test_checkpoints_that_do_not_fit(path, spoil, arguments, message):
         assert all(torch.equal(before[name], tensor) for name, tensor in net.student.state_dict().items())
 
 
+def without(*place):
+    return lambda content: _inside(content, place[:-1]).pop(place[-1])
+
+
+def put(value, *place):
+    return lambda content: _inside(content, place[:-1]).__setitem__(place[-1], value)
+
+
+def nan(*place):
+    return lambda content: _inside(content, place).view(-1)[:1].fill_(float("nan"))
+
+
+def _inside(content, place):
+    for key in place:
+        content = content[key]
+    return content
+
+
+OPTIMIZER = ("objects", "optimizer")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *((without(key), f": {key} is missing") for key in ("epoch", "iteration", "max_epochs", "epoch_length")),
+        (without("best"), ": best is missing"),
+        (without("scaler"), ": scaler is missing"),
+        (without("best", "best_metric"), ": best/best_metric is missing"),
+        (put(99, "epoch"), ": epoch is 99 and has to be one of 1 to 4"),
+        (put(-1, "epoch"), ": epoch is -1 and has to be one of 1 to 4"),
+        (put(1.0, "epoch"), ": epoch is 1.0 and has"),
+        (put(11, "iteration"), ": iteration is 11 and has to be 12, 4 epochs of 3 iterations"),
+        (nan("objects", "network", "student.0.weight"), ": objects/network/student.0.weight holds numbers that"),
+        (
+            without("objects", "network", "student.0.bias"),
+            r"not fit \(student.0.bias is only in this run\)",
+        ),
+        (put(torch.zeros(1), "objects", "network", "new"), r"network does not fit \(new is only in the file\)"),
+        (put({}, *OPTIMIZER), ": objects/optimizer/param_groups is missing"),
+        (put({}, *OPTIMIZER, "state"), ": objects/optimizer/state is empty"),
+        (put([], *OPTIMIZER, "param_groups"), r"optimizer does not fit \(param_groups are 0, this run's 1\)"),
+        (put([0], *OPTIMIZER, "param_groups", 0, "params"), "group 0 has 1 parameters, this run's 4"),
+        (put(float("nan"), *OPTIMIZER, "param_groups", 0, "lr"), ": objects/optimizer/param_groups/0/lr is nan"),
+        (without(*OPTIMIZER, "state", 1, "exp_avg"), ": objects/optimizer/state/1/exp_avg is missing"),
+        (nan(*OPTIMIZER, "state", 1, "exp_avg_sq"), ": objects/optimizer/state/1/exp_avg_sq holds numbers that"),
+        (
+            put(torch.zeros(2), *OPTIMIZER, "state", 0, "exp_avg"),
+            r": objects/optimizer/state/0/exp_avg has the shape \[2\] and has to have \[4, 2\]",
+        ),
+        (put({}, *OPTIMIZER, "state", 77), ": objects/optimizer/state/77 belongs to no parameter"),
+        (put(None, *OPTIMIZER, "state", 0, "exp_avg"), ": objects/optimizer/state/0/exp_avg has the shape None"),
+        (without("objects", "lr_scheduler", "last_epoch"), ": objects/lr_scheduler/last_epoch is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(path, change, message):
+    make(path)[0].run()
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    trainer, net, _ = make(path, resume=True)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(ValueError, match=message) as raised:
+        trainer.run()
+    assert str(raised.value).startswith(str(path)) and len(str(raised.value).splitlines()) == 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert not trainer.optimizer.state
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_only_an_optimizer_that_keeps_moments_needs_them(path, momentum):
+    net = nn.Linear(1, 1)
+
+    def step(engine, batch):
+        optimizer.zero_grad()
+        net(torch.ones(1, 1)).sum().backward()
+        optimizer.step()
+
+    for resume in (False, True):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum)
+        engine = Engine(step)
+        Checkpoint(path, {"network": net, "optimizer": optimizer}, resume).attach(engine)
+        engine.run([0], max_epochs=1)
+    assert bool(optimizer.state) == bool(momentum)
+
+
+def test_a_buffer_that_is_infinite_in_this_run_too_is_no_damage(path):
+    for resume in (False, True):
+        net = nn.Linear(1, 1)
+        net.register_buffer("mask", torch.tensor([float("-inf")]))
+        engine = Engine(lambda engine, batch: None)
+        Checkpoint(path, {"network": net}, resume).attach(engine)
+        engine.run([0], max_epochs=1)
+
+
 def test_the_scaler_goes_along(path):
     class Scaler:
         def __init__(self, scale):
