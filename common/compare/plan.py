@@ -19,6 +19,8 @@ from .settings import Arm, CompareError, Settings
 __all__ = ["BundleConfig", "Plan", "Run", "example_root", "make_plan"]
 
 STAGES = ("pretrain", "train", "evaluate", "infer", "probe")
+SPLIT = ("fold", "split_seed", "pool_test", "data#num_folds")
+"""Ids by which the lists of a datalist are drawn anew."""
 
 
 @dataclass
@@ -292,7 +294,12 @@ class _Builder:
 
     def pretraining(self, arm: Arm) -> Iterator[Run]:
         settings = self.settings
-        override = {**self.places, **settings.pretrain_override, **arm.pretrain_override}
+        given = {**settings.pretrain_override, **arm.pretrain_override}
+        # What fine-tuning holds out, pre-training must not see.
+        known = self.read("pretrain", given, arm.pretrain[1:]).ids
+        held_out = {**settings.override, **arm.override}
+        split = {key: held_out[key] for key in SPLIT if key in held_out and key.partition("#")[0] in known}
+        override = {**self.places, **split, **given}
         config = self.read("pretrain", override, arm.pretrain[1:])
         if arm.pretrain_from is not None and "pretrained_encoder" not in config.ids:
             raise CompareError(f"Arm {arm.name!r}: the bundle's pre-training starts from no encoder file.")

@@ -29,8 +29,11 @@ def load_domains(
     *,
     training_sections: Sequence[str] = ("training",),
     fraction: float = 1.0,
+    fold: int | None = None,
+    num_folds: int = 5,
     required: Sequence[str] = (),
     seed: int = 0,
+    split_seed: int | None = None,
     check: str = "header",
 ) -> dict[str, list[Item]]:
     """Read, split and check the datalists of all domains.
@@ -39,8 +42,10 @@ def load_domains(
         domains: see the module.
         training_sections: lists of each file that make up `training`.
         fraction: share of each domain's training list, at least one item.
+        fold, num_folds: as in `load_datalist`, in each domain.
         required: lists that no domain may leave empty.
-        seed, check: as in `load_datalist`; `"full"` also finds labels that are outside of a domain's classes.
+        seed, split_seed, check: as in `load_datalist`; `"full"` also finds labels that are outside of a domain's
+            classes.
 
     Returns:
         The lists `training`, `validation` and `test`, domain after domain, of items with `image`, `label`, `domain`
@@ -64,7 +69,10 @@ def load_domains(
                 label_key=key,
                 training_sections=training_sections,
                 fraction=fraction,
+                fold=fold,
+                num_folds=num_folds,
                 seed=seed,
+                split_seed=split_seed,
                 check=check,
                 numbering=domain.get("numbering"),
                 known_labels={0}.union(*label_maps[domain["name"]].values()),
@@ -72,7 +80,7 @@ def load_domains(
         except DatalistError as error:
             raise DatalistError(f"Domain {domain['name']!r}: {error}") from error
         for name in required:
-            if not found[name]:  # not left to load_datalist, whose advice is `fold`: domains are not split anew
+            if not found[name]:  # not left to load_datalist, which does not name the domain
                 raise DatalistError(
                     f"Domain {domain['name']!r}: the list {name!r} of {domain['datalist']} is empty, but every domain "
                     "needs one: move items there, or write the file anew with `python -m common.data prepare`."

@@ -273,6 +273,14 @@ def test_has_the_common_ids(bundle, name):
 
 
 @each_bundle
+def test_pretraining_can_hold_out_a_fold_as_fine_tuning_does(bundle):
+    for name in ("pretrain.json", "train.json"):
+        config = read(bundle / "configs" / name)
+        for key in ("fold", "split_seed"):
+            assert key in config and config["data"][key] == f"@{key}", name
+
+
+@each_bundle
 def test_every_initialize_checks_the_overrides_first(bundle):
     for path in sorted(bundle.rglob("configs/**/*.json")):
         initialize = read(path).get("initialize")

@@ -87,6 +87,25 @@ def test_a_repetition_keeps_the_labels_and_changes_the_seed(plan, cohort):
     assert lists[0] == lists[1]
 
 
+def test_pretraining_leaves_out_what_the_folds_of_fine_tuning_hold_out(plan, cohort):
+    """Where both read one datalist, for every seed: the draw of the folds is no part of a repetition."""
+    same = {"datalist": str(cohort / "structures4.json"), "task": "structures4"}
+    folds = {"fold": 1, "data#num_folds": 4}
+    found = plan(labels="1", seeds="0,1", override=folds, pretrain_override=same)
+    pretraining = runs(found, "pretrain")[0]
+    assert pretraining.override["fold"] == 1
+
+    def items(run, section):
+        return {x["image"] for x in BundleConfig(run.files, run.override, ROOT).get("data")[section]}
+
+    held_out = [items(run, "validation") for run in runs(found, "train")]
+    assert held_out[0] and all(one == held_out[0] for one in held_out)
+    assert not held_out[0] & items(pretraining, "training")
+    # One that is asked for stays.
+    again = plan(labels="1", override=folds, pretrain_override={"fold": 2})
+    assert runs(again, "pretrain")[0].override["fold"] == 2
+
+
 def test_pretraining_once_a_seed(plan):
     arms = {"scratch": None, "mae": {"pretrain": [], "pretrain_per_seed": True}}
     found = plan(arms=arms, labels="1", seeds="0,1")

@@ -189,3 +189,18 @@ def test_percentiles_and_standard_scale(domains):
     low, high = np.percentile(image, [0.5, 99.5])
     clipped = np.clip(image.numpy(), low, high)
     np.testing.assert_allclose(made, (clipped - clipped.mean()) / clipped.std(), atol=1e-4)
+
+
+def test_a_fold_is_held_out_in_every_domain(tmp_path):
+    domains = []
+    for name in "ab":
+        write(tmp_path, name, [(1, 1, 1)] * 6)
+        domains.append({"name": name, "datalist": str(tmp_path / f"{name}.json"), "num_classes": 2})
+    held_out = []
+    for fold in range(5):
+        lists = load_domains(domains, fold=fold, seed=fold, split_seed=3)
+        images = {section: {x["image"] for x in lists[section]} for section in ("training", "validation")}
+        assert {x["domain"] for x in lists["validation"]} == {"a", "b"}
+        assert not images["training"] & images["validation"] and len(set.union(*images.values())) == 12
+        held_out += images["validation"]
+    assert len(held_out) == len(set(held_out)) == 12
