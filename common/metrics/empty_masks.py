@@ -7,7 +7,8 @@ Of a structure in one volume:
 - in the truth only (missed) or in the prediction only (invented): the worst score there is; Dice and NSD 0, a distance
   the length of the image's diagonal. Infinity would spoil the mean, and leaving it out would reward the mistake.
 
-``HD95`` always follows it. MONAI's Dice differs for an invented structure, which it leaves out.
+``HD95`` always follows it, ``ClassDice`` with ``empty="leave_out"``. MONAI's Dice differs for an invented structure,
+which it leaves out.
 """
 
 from __future__ import annotations

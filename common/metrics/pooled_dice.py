@@ -19,12 +19,14 @@ class PooledDice(CumulativeIterationMetric):
     Args:
         classes: channels whose Dice is averaged; None for all but the background. A class that is neither predicted nor
             true anywhere is left out.
+        per_class: give the Dice of each class in place of their mean, NaN for one that is nowhere.
 
-    Takes one-hot prediction and truth (B, C, *spatial); ``aggregate`` returns a scalar.
+    Takes one-hot prediction and truth (B, C, *spatial); ``aggregate`` returns a scalar, or (classes,) with `per_class`.
     """
 
-    def __init__(self, classes: Sequence[int] | None = None) -> None:
+    def __init__(self, classes: Sequence[int] | None = None, per_class: bool = False) -> None:
         super().__init__()
+        self.per_class = per_class
         self.classes = None if classes is None else list(classes)
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
@@ -33,9 +35,9 @@ class PooledDice(CumulativeIterationMetric):
         return torch.stack(((y_pred * y).sum(2), y_pred.sum(2) + y.sum(2)), dim=2)
 
     def aggregate(self) -> torch.Tensor:
-        """Mean Dice of the classes, a scalar."""
+        """Mean Dice of the classes, a scalar; with `per_class` that of each."""
         counts: Any = self.get_buffer()
         chosen: Any = slice(1, None) if self.classes is None else self.classes
         both, sizes = counts.sum(0)[chosen].unbind(1)
-        present = sizes > 0
-        return (2 * both[present] / sizes[present]).mean()
+        dice = 2 * both / sizes  # 0 / 0, NaN, where a class is nowhere
+        return dice if self.per_class else dice.nanmean()

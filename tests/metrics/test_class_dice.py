@@ -33,3 +33,33 @@ def test_class_dice_is_the_mean_over_volumes(volumes):
 
 def test_class_dice_of_all_is_monais(volumes):
     assert measured(ClassDice(), volumes) == measured(DiceMetric(include_background=False), volumes)
+
+
+@pytest.mark.parametrize(
+    ("classes", "columns"), [(None, [1, 2, 3]), ([0, 2, 3], [0, 2, 3])], ids=["without_background", "chosen"]
+)
+def test_the_rule_for_empty_masks(volumes, classes, columns):
+    """Found, invented, in neither: Dice, 0 (MONAI leaves it out), left out; missed is 0 in both."""
+    prediction, truth = (mask[None].clone() for mask in volumes[1])
+    truth[:, 2] = 0
+    found, monais = ClassDice(classes, empty="leave_out")(prediction, truth), ClassDice(classes)(prediction, truth)
+    assert found[0, 0].item() == pytest.approx(dice(prediction[:, columns[0]], truth[:, columns[0]]), abs=1e-6)
+    assert found[0, 1] == 0 and monais[0, 1].isnan()
+    assert found[0, 2].isnan()
+    missed = ClassDice(classes, empty="leave_out")(truth, prediction)
+    assert missed[0, 1] == 0 and missed[0, 2].isnan()
+
+
+def test_the_mean_with_the_rule(volumes):
+    prediction, truth = (mask[None].clone() for mask in volumes[1])
+    truth[:, 2] = 0
+    metric = ClassDice(empty="leave_out")
+    metric(prediction, truth)
+    assert metric.aggregate().item() == pytest.approx(dice(prediction[:, 1], truth[:, 1]) / 2, abs=1e-6)
+
+
+def test_another_or_a_second_rule_is_refused():
+    with pytest.raises(ValueError, match="not 'zero'"):
+        ClassDice(empty="zero")
+    with pytest.raises(ValueError, match="two rules"):
+        ClassDice(empty="leave_out", ignore_empty=False)

@@ -38,3 +38,15 @@ def test_pooled_is_that_of_one_volume_made_of_all(volumes):
 def test_pooled_counts_large_volumes_exactly():
     ones = torch.ones(1, 2, 2**13, 2**12)
     assert measured(PooledDice([0]), [[ones[0], ones[0]]]) == 1
+
+
+def test_pooled_of_each_class(volumes):
+    metric = PooledDice(per_class=True)
+    measured_mean = measured(PooledDice(), volumes)
+    for prediction, truth in volumes:
+        metric([prediction], [truth])
+    found = metric.aggregate()
+    joint = [torch.cat([pair[side] for pair in volumes], dim=1) for side in (0, 1)]
+    assert found.shape == (3,) and found[2].isnan()
+    assert found[:2].tolist() == pytest.approx([dice(joint[0][c], joint[1][c]) for c in (1, 2)], abs=1e-12)
+    assert found.nanmean().item() == pytest.approx(measured_mean, abs=1e-12)
