@@ -21,6 +21,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from ..nifti import NiftiError, is_nifti, read_nifti
 from ..volumes import by, first_line, image_problem, label_problem, non_finite_problem, unknown_label_problem
 
 Item = dict[str, Any]
@@ -441,7 +442,7 @@ def _item_problems(
             else:
                 problem = _grid_problem(volume, *reference)
             if problem is None and full:
-                problem = _read_values(volume, check_values)
+                problem = _read_values(file, check_values)
         if problem is not None:
             problems.append((file, problem))
     return problems
@@ -455,7 +456,7 @@ def _open(file: str) -> tuple[Any, str | None]:
         return None, "does not exist"
     if os.path.getsize(file) == 0:
         return None, "is empty (0 bytes)"
-    if not file.endswith((".nii", ".nii.gz")):
+    if not is_nifti(file):
         return None, None
     try:
         volume: Any = nib.load(file)
@@ -476,9 +477,11 @@ def _grid_problem(volume: Any, reference_file: str, reference: Any) -> str | Non
     return None
 
 
-def _read_values(volume: Any, check_values: Callable[[np.ndarray], str | None]) -> str | None:
+def _read_values(file: str, check_values: Callable[[np.ndarray], str | None]) -> str | None:
     try:
-        data = np.asanyarray(volume.dataobj)
+        data = np.asanyarray(read_nifti(file).dataobj)
+    except NiftiError as error:
+        return str(error)
     except Exception as error:
         return f"cannot be read to its end ({first_line(error)})"
     return check_values(data)

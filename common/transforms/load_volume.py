@@ -11,8 +11,10 @@ from monai.config import KeysCollection
 from monai.transforms import LoadImaged
 
 from ..dicom import DicomError
+from ..nifti import NiftiError
 from ..volumes import first_line
 from .dicom_reader import DicomReader
+from .nifti_reader import NiftiReader
 
 
 class LoadVolumed(LoadImaged):
@@ -21,8 +23,8 @@ class LoadVolumed(LoadImaged):
     A folder is read as one DICOM series. Arguments are those of `monai.transforms.LoadImaged`.
 
     Raises:
-        RuntimeError: a file is missing, empty, cut off or in no format that a reader knows, or the files of one image
-            do not fit together.
+        RuntimeError: a file is missing, empty, cut off, damaged or in no format that a reader knows, or the files of
+            one image do not fit together.
         DicomError: a folder holds no DICOM series, several, or one that is no volume of even slices.
     """
 
@@ -30,6 +32,8 @@ class LoadVolumed(LoadImaged):
         with warnings.catch_warnings():  # of a decoder for GPUs that is not installed; pydicom has its own
             warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader: nvImageCodec decoder plugin did not")
             super().__init__(keys, *args, **kwargs)
+        if self._loader.auto_select:  # a reader that was asked for stays
+            self.register(NiftiReader())
         self.register(DicomReader())  # asked first, being the last
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
@@ -59,6 +63,8 @@ class LoadVolumed(LoadImaged):
                 return f"{file} is empty (0 bytes)"
             try:
                 self._loader(file, reader)
+            except NiftiError as error:
+                return f"{file} {error}"
             except Exception as error:
                 return f"{file} cannot be read ({_reason(file, error)})"
         try:

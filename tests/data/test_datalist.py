@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -433,6 +434,19 @@ def test_full_check_finds_a_truncated_file(tmp_path):
     write_volume(tmp_path / "labels/s001.nii.gz", np.ones((16, 16, 16), np.uint8))
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(DatalistError, match=r"s001.nii.gz: cannot be read to its end"):
+        load_datalist(path, check="full")
+
+
+def test_full_check_compares_the_checksum(tmp_path):
+    path = make_study(tmp_path)
+    file = tmp_path / "images/s001.nii.gz"
+    for kind in ("images", "labels"):  # larger than what is read to find the header
+        write_volume(tmp_path / kind / "s001.nii.gz", np.arange(16**3, dtype=np.float32).reshape(16, 16, 16) % 2)
+    data = bytearray(gzip.compress(gzip.decompress(file.read_bytes()), 0))
+    data[-20] ^= 1  # a voxel: stored without compression
+    file.write_bytes(data)
+    load_datalist(path)
+    with pytest.raises(DatalistError, match=r"s001.nii.gz: is damaged \(checksum"):
         load_datalist(path, check="full")
 
 

@@ -46,6 +46,13 @@ def truncate(path):
     os.truncate(path, path.stat().st_size // 2)
 
 
+def flip(path):
+    """Behind what is compressed: nothing but the checksum tells."""
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1
+    path.write_bytes(data)
+
+
 def zeros(path):
     path.write_bytes(b"\0" * 1000)
 
@@ -55,6 +62,7 @@ def zeros(path):
     [
         (lambda p: p.unlink(), "does not exist"),
         (lambda p: p.write_bytes(b""), r"is empty \(0 bytes\)"),
+        (flip, r"is damaged \(checksum"),
         (truncate, "cannot be read .*end-of-stream"),
         (lambda p: p.write_text("no scan"), "cannot be read"),
         (zeros, "cannot be read"),
