@@ -46,6 +46,8 @@ def test_requirements_of_a_checkout_are_those_of_setup_cfg():
     needed = {requirement.name: requirement for requirement in doctor.requirements()}
     assert str(needed["monai"].specifier) == ">=1.6.1"
     assert needed["torch"].marker is None
+    # an advisory names torch 2.10.0
+    assert not needed["torch"].specifier.contains("2.10.0") and needed["torch"].specifier.contains("2.10.1")
     assert str(needed["pytest"].marker) == 'extra == "dev"'
 
 

@@ -126,8 +126,7 @@ def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[s
             value = _overall(folder / "metrics.csv", metric)
             yield {**_key(run), "metric": metric, "structure": "mean", "subject": "all", "value": value}
             continue
-        with path.open(encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
+        rows = metric_rows(path)
         owners = {_first(item["image"]): str(item["subject"]) for item in plan.test if "subject" in item}
         names_of_files = subject_names([row["filename"] for row in rows])
         scores: dict[tuple[str, str], list[float]] = {}
@@ -142,6 +141,27 @@ def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[s
             there = [value for value in found if not math.isnan(value)]
             value = sum(there) / len(there) if there else math.nan
             yield {**_key(run), "metric": metric, "structure": structure, "subject": subject, "value": value}
+
+
+def metric_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a table of MONAI's ``MetricsSaver``, which puts no quotation marks around a path that has a comma.
+
+    Raises:
+        CompareError: a row has fewer cells than the header.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    header = next(csv.reader(lines[:1], skipinitialspace=True), [])
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        cells = next(csv.reader([line], skipinitialspace=True))
+        if len(cells) != len(header):  # the numbers are the last cells, the rest is the path
+            cells = [cell.strip() for cell in line.rsplit(",", len(header) - 1)]
+        if len(cells) != len(header):
+            raise CompareError(f"{path}, line {number} has fewer cells than its header; evaluate that run anew.")
+        rows.append(dict(zip(header, cells, strict=True)))
+    return rows
 
 
 def prediction_rows(run: Run) -> Iterator[dict[str, Any]]:

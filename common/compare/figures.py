@@ -65,6 +65,11 @@ def metric_name(metric: str) -> str:
     return known.get(metric, metric.removeprefix("val_").replace("_", " "))
 
 
+def plain(name: str) -> str:
+    """A name as matplotlib draws it unchanged: two dollar signs would begin and end a formula."""
+    return name.replace("$", r"\$")
+
+
 def colours(tables: Tables) -> dict[str, str]:
     """One colour an arm, the same in every picture."""
     others = iter(COLOURS * (1 + len(tables.arms) // len(COLOURS)))
@@ -104,7 +109,7 @@ def label_efficiency(tables: Tables) -> Figure | None:
         points = {n: mean_and_spread(tables.scores(arm, n, tables.main_metric)) for n in tables.labels}
         points = {n: value for n, value in points.items() if value[2]}
         x = [n * shift ** (number - (len(tables.arms) - 1) / 2) for n in points]
-        axis.plot(x, [mean for mean, _, _ in points.values()], "-", color=shades[arm], label=arm, linewidth=2)
+        axis.plot(x, [mean for mean, _, _ in points.values()], "-", color=shades[arm], label=plain(arm), linewidth=2)
         for at, (_, _, seeds) in zip(x, points.values(), strict=True):
             axis.plot([at] * len(seeds), list(seeds.values()), "o", color=shades[arm], markersize=4, alpha=0.7)
     axis.set_xscale("log")
@@ -112,7 +117,7 @@ def label_efficiency(tables: Tables) -> Figure | None:
     axis.minorticks_off()
     widen(axis, tables.main_metric)
     axis.set_xlabel("labelled training items")
-    axis.set_ylabel(metric_name(tables.main_metric))
+    axis.set_ylabel(plain(metric_name(tables.main_metric)))
     axis.legend(frameon=False)
     return figure
 
@@ -130,7 +135,7 @@ def learning_curves(tables: Tables) -> Figure | None:
         validation = [row for row in train if row["arm"] == arm and row["tag"] == tables.main_metric]
         loss = [row for row in train if row["arm"] == arm and row["tag"] == "train_loss"]
         value = [row["value"] for row in validation]
-        axes[0, 0].plot([row["step"] for row in validation], value, "o-", color=shade, label=arm, markersize=3)
+        axes[0, 0].plot([row["step"] for row in validation], value, "o-", color=shade, label=plain(arm), markersize=3)
         minutes = [(row["seconds"] + tables.pretraining_seconds(arm)) / 60 for row in validation]
         axes[0, 1].plot(minutes, value, "o-", color=shade, markersize=3)
         axes[0, 2].plot([row["step"] for row in loss], _smooth([row["value"] for row in loss]), color=shade)
@@ -138,7 +143,7 @@ def learning_curves(tables: Tables) -> Figure | None:
         axis.set_xlabel(label)
     for axis in axes[0, :2]:
         widen(axis, tables.main_metric)
-    axes[0, 0].set_ylabel(f"validation {metric_name(tables.main_metric)}")
+    axes[0, 0].set_ylabel(plain(f"validation {metric_name(tables.main_metric)}"))
     axes[0, 2].set_ylabel("training loss")
     axes[0, 0].legend(frameon=False)
     return figure
@@ -162,10 +167,10 @@ def structures(tables: Tables) -> Figure | None:
             values = [mean_and_spread(tables.scores(arm, n, tables.main_metric, name)) for name in names]
             at = np.arange(len(names)) + (number - (len(tables.arms) - 1) / 2) * height
             errors = [spread or 0.0 for _, spread, _ in values]
-            axis.barh(at, [mean for mean, _, _ in values], height, xerr=errors, color=shade, label=arm)
-        axis.set_yticks(range(len(names)), names)
+            axis.barh(at, [mean for mean, _, _ in values], height, xerr=errors, color=shade, label=plain(arm))
+        axis.set_yticks(range(len(names)), [plain(name) for name in names])
         axis.invert_yaxis()
-        axis.set_xlabel(metric_name(tables.main_metric))
+        axis.set_xlabel(plain(metric_name(tables.main_metric)))
         axis.set_title(f"{n} {'label' if n == 1 else 'labels'}", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
@@ -187,7 +192,7 @@ def predictions(tables: Tables) -> Figure | None:
         for arm, shade in colours(tables).items():
             shown = [row for row in rows if (row["arm"], row["labels"], row["seed"]) == (arm, n, seed)]
             truth, predicted = ([row[name] for row in shown] for name in ("truth", "prediction"))
-            axis.plot(truth, predicted, "o", color=shade, label=arm, markersize=4, alpha=0.75)
+            axis.plot(truth, predicted, "o", color=shade, label=plain(arm), markersize=4, alpha=0.75)
         axis.set_aspect("equal")
         axis.set_xlabel("true")
         axis.set_ylabel("predicted")
@@ -226,7 +231,7 @@ def examples(tables: Tables) -> Figure | None:
     for line, (image, slices) in zip(axes, rows, strict=True):
         for axis, (title, mask) in zip(line, slices, strict=True):
             axis.axis("off")
-            axis.set_title(title, fontsize=9)
+            axis.set_title(plain(title), fontsize=9)
             if title == "truth" and mask is None:
                 continue
             axis.imshow(image, cmap="gray", origin="lower")
@@ -235,7 +240,7 @@ def examples(tables: Tables) -> Figure | None:
                 axis.imshow(
                     shown, cmap=cmap, vmin=1, vmax=len(shades), origin="lower", alpha=0.65, interpolation="none"
                 )
-    patches = [Patch(color=shades[n - 1], alpha=0.65, label=names.get(n, f"class {n}")) for n in present]
+    patches = [Patch(color=shades[n - 1], alpha=0.65, label=plain(names.get(n, f"class {n}"))) for n in present]
     if patches:
         figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure

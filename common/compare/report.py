@@ -325,19 +325,29 @@ def markdown(blocks: Sequence[Block]) -> str:
     parts = []
     for block in blocks:
         if block.kind == "heading":
-            parts.append(f"{'#' * block.level} {block.text}")
+            parts.append(f"{'#' * block.level} {_without_tags(block.text)}")
         elif block.kind == "list":
-            parts.append("\n".join(f"- {item}" for item in block.items))
+            parts.append("\n".join(f"- {_without_tags(item)}" for item in block.items))
         elif block.kind == "table":
             rows = [block.header, ["---"] * len(block.header), *block.rows]
-            parts.append("\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows))
+            parts.append("\n".join(_row(row) for row in rows))
         elif block.kind == "figure":
-            parts.append(f"![{block.text}](figures/{block.items[0]}.png)\n\n*{block.text}*")
+            caption = _without_tags(block.text)
+            parts.append(f"![{caption}](figures/{block.items[0]}.png)\n\n*{caption}*")
         elif block.kind == "code":
             parts.append(f"```\n{block.text}\n```")
         else:
-            parts.append(block.text)
+            parts.append(_without_tags(block.text))
     return "\n\n".join(parts) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(_without_tags(cell.replace('|', '/')) for cell in cells)} |"
+
+
+def _without_tags(text: str) -> str:
+    """Text of which Markdown makes no HTML: names come from files and from the command line."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def page(blocks: Sequence[Block], title: str) -> str:

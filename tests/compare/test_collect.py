@@ -48,6 +48,21 @@ def test_scores_a_subject_and_a_metric_of_the_whole(run, header):
     assert all(row[name] == value for row in rows for name, value in KEY.items())
 
 
+def test_a_path_may_have_commas(run):
+    table = 'filename,"white, matter",class1,mean\n/d/a, b/t,1.nii,0.2,nan,0.25\n/d/c.nii,0.5,0.5,0.5\n'
+    (run.folder / "eval/val_dice_raw.csv").write_text(table)
+    (run.folder / "eval/metrics.csv").write_text("val_auc\t0.5\n")
+    found = {(row["structure"], row["subject"]): row["value"] for row in collected(run) if row["metric"] == "val_dice"}
+    assert found["mean", "a, b/t,1"] == 0.25 and found["white matter", "a, b/t,1"] == 0.2
+    assert found["class 2", "c"] == 0.5 and math.isnan(found["class 2", "a, b/t,1"])
+
+
+def test_a_row_that_is_cut_off_is_named(run):
+    (run.folder / "eval/val_dice_raw.csv").write_text("filename,class0,class1,mean\n/d/a.nii,0.2\n")
+    with pytest.raises(CompareError, match=r"val_dice_raw\.csv, line 2 has fewer cells than its header"):
+        collected(run)
+
+
 def test_scans_of_one_subject_are_one_subject(run):
     table = "filename,class0,class1,mean\n/d/a1.nii,0.2,nan,0.2\n/d/a2.nii,0.4,0.8,0.6\n/d/b.nii,0.5,0.5,0.5\n"
     (run.folder / "eval/val_dice_raw.csv").write_text(table)

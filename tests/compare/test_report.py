@@ -224,3 +224,24 @@ def test_examples_and_probes(folder):
     text = write_report(folder).read_text()
     assert (folder / "figures/examples.png").stat().st_size > 1000
     assert "| age | mae | mean | linear | 1 | 5.500 | 6.500 |" in text
+
+
+def test_names_are_neither_formulas_nor_html(folder):
+    """A formula that has no end stopped the comparison after all of its runs."""
+    names = {"mae": "<script>a</script>$\\frac{$", "CSF": "$\\frac{$ & <b>"}
+    for name in ("subjects", "curves", "costs"):
+        path = folder / f"{name}.csv"
+        text = path.read_text()
+        for old, new in names.items():
+            text = text.replace(f"{old},", f"{new},")
+        path.write_text(text)
+    about = json.loads((folder / "comparison.json").read_text())
+    about["arms"][names["mae"]] = about["arms"].pop("mae")
+    about["metrics"] = {"val_mean_dice": "higher"}
+    (folder / "comparison.json").write_text(json.dumps(about))
+    text = write_report(folder).read_text()
+    prose = text.partition("```")[0]
+    assert "<" not in prose and "| &lt;script>a&lt;/script>$\\frac{$ |" in text
+    assert "$\\frac{$ &amp; &lt;b>" in text
+    page = (folder / "report.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page
