@@ -10,6 +10,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..checkpoint_file import read_checkpoint
+from ..weights.soundness import refuse_unsound
 
 __all__ = ["ModelLoader", "load_model"]
 
@@ -51,7 +52,8 @@ def load_model(network: nn.Module, path: str | os.PathLike, get_one: str = GET_O
         get_one, fit_it: what the sentence says to do where there is no such file, and where it is of another network.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, no readable checkpoint, or one of another network.
+        FileNotFoundError, ValueError: no such file, no readable checkpoint, one of another network, or values that are
+            NaN, infinite or no floats.
     """
     path = Path(path)
     if not path.is_file():
@@ -71,4 +73,5 @@ def load_model(network: nn.Module, path: str | os.PathLike, get_one: str = GET_O
             f"{path} is of another network: {len(fits)} of {len(own)} tensors of this {type(network).__name__} are in "
             f"it with the right shape (not, for example, {example}); {fit_it}."
         )
+    refuse_unsound(path, state, own)
     network.load_state_dict(state)

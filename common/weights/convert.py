@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from .encoder_file import FORMAT_VERSION, write_state
 from .inflate import INFLATIONS
+from .soundness import refuse_unsound
 from .vision_transformers import IMAGE_KINDS, inflate, read_folder
 
 __all__ = ["KINDS", "convert", "medicalnet", "monai_mae", "swin_unetr_ssl", "unetr_mae"]
@@ -70,7 +71,8 @@ def convert(
             images' at fine-tuning.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, Python objects beside tensors, names of no known kind, or
+        FileNotFoundError, ValueError: no such file, Python objects beside tensors, names of no known kind, values that
+            are NaN, infinite or no floats, or
             ``slices`` or ``inflation`` of what is not inflated.
     """
     config: dict[str, Any] = {}
@@ -101,6 +103,8 @@ def convert(
         raise ValueError(f"{source} is no checkpoint of the kind {kinds[0]}: it lacks tensors ({error}).") from error
     except ValueError as error:
         raise ValueError(f"{source} is no checkpoint of the kind {kinds[0]}: {error}.") from error
+    # Of what is taken only: masks of attention that are left out may hold infinities.
+    refuse_unsound(source, converted)
     conversion = None
     if slices != 1 and (kinds[0] not in IMAGE_KINDS or architecture["name"] == "VideoSwinEncoder"):
         raise ValueError(f"{source} is of volumes or videos, which are not inflated: leave out --slices.")

@@ -19,6 +19,10 @@ __all__ = ["FORMAT_VERSION", "read_encoder", "save_encoder"]
 FORMAT_VERSION = 1
 """Version of the record in the file's header; a reader refuses newer ones."""
 
+SINGLE: dict[str, type] = {"architecture": dict, "format": int, "architecture.in_channels": int}
+LISTS = ("spatial_size", "spacing", "value_range", "architecture.grid", "architecture.patch_size")
+"""Entries of a record that readers compute with: of one type, or numbers in a list. Each may be missing or null."""
+
 PACKAGES = ("torch", "monai", "numpy", "monai-transfer-bundles")
 
 
@@ -55,7 +59,8 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
     """State dict and record of an encoder file.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, not a safetensors file, no record, or a newer format.
+        FileNotFoundError, ValueError: no such file, not a safetensors file, no record, a malformed one, or a newer
+            format.
     """
     path = Path(path)
     if not path.is_file():
@@ -85,9 +90,28 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
             f"{path} has no record of its pre-processing, so it is no encoder file; convert foreign weights with "
             "`python -m common.weights convert`."
         )
-    if record.get("format", 0) > FORMAT_VERSION:
+    wrong = next((key for key in (*SINGLE, *LISTS) if not _well_formed(key, _value(record, key))), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{path} has a malformed record ({wrong} is {_value(record, wrong)!r}); write the encoder file again."
+        )
+    if (record.get("format") or 0) > FORMAT_VERSION:
         raise ValueError(f"{path} has format {record['format']}, this version reads up to {FORMAT_VERSION}; upgrade.")
     return state, record
+
+
+def _value(record: Mapping[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        record = (record or {}).get(part)  # type: ignore[assignment]
+    return record
+
+
+def _well_formed(key: str, value: Any) -> bool:
+    if value is None or (key == "architecture.patch_size" and isinstance(value, int)):
+        return True
+    if key in SINGLE:
+        return isinstance(value, SINGLE[key]) and not isinstance(value, bool)
+    return isinstance(value, list) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
 
 
 def _version(package: str) -> str | None:

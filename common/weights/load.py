@@ -12,6 +12,7 @@ from .adapt import adapt_channels, match_position_form, resample_positions, toke
 from .encoder_file import read_encoder
 from .inflate import INFLATIONS, inflate_depth, resample_grid_positions, resample_relative_positions
 from .report import TransferReport
+from .soundness import refuse_unsound
 
 __all__ = ["compare_architecture", "compare_contract", "load_encoder"]
 
@@ -75,7 +76,8 @@ def load_encoder(
 
     Raises:
         FileNotFoundError, ValueError: as ``read_encoder``; the file covers less than ``min_share``, lacks a
-            ``required`` tensor, is of another architecture, or holds NaN; an unknown ``inflation``, or another than
+            ``required`` tensor, is of another architecture, or holds tensors that are not sound
+            (``refuse_unsound``); an unknown ``inflation``, or another than
             ``centring`` that the file or the encoder cannot have.
     """
     if inflation not in (*INFLATIONS, "random"):
@@ -87,6 +89,7 @@ def load_encoder(
     contract = dict(contract or {})
     target = encoder.state_dict()
     state = match_position_form(state, target)
+    refuse_unsound(path, state, target)
     report = TransferReport(str(path), sizes={name: tensor.numel() for name, tensor in target.items()})
     report.warnings = compare_contract(record, contract) + compare_architecture(record, encoder)
     architecture: dict[str, Any] = getattr(encoder, "architecture", dict)()
@@ -98,8 +101,6 @@ def load_encoder(
         if source is None:
             report.new.append(name)
             continue
-        if source.is_floating_point() and not bool(torch.isfinite(source).all()):
-            raise ValueError(f"{path}: {name} holds values that are not finite; the encoder file is not usable.")
         if inflation == "random" and _embeds_the_same_patches(name, source, tensor):
             report.new.append(name)
             report.unused[name] = DRAWN

@@ -85,6 +85,20 @@ def numbers(path):
     torch.save(dict.fromkeys(make().state_dict(), 1), path)
 
 
+def a_nan(path):
+    state = make().state_dict()
+    state["0.weight"][1, 1] = float("nan")
+    torch.save(state, path)
+
+
+def integers(path):
+    torch.save({k: v.long() for k, v in make().state_dict().items()}, path)
+
+
+def complex_numbers(path):
+    torch.save(make().state_dict() | {"1.bias": torch.zeros(3, dtype=torch.complex64)}, path)
+
+
 @pytest.mark.parametrize(
     ("write", "error", "message"),
     [
@@ -102,6 +116,9 @@ def numbers(path):
         (a_list, ValueError, "{path} holds no state dict"),
         (a_tensor, ValueError, "{path} holds no state dict"),
         (numbers, ValueError, "0 of 7"),
+        (a_nan, ValueError, "{path}: 0.weight holds values that are not finite"),
+        (integers, ValueError, "{path}: 0.weight holds values of type int64, where the network has floats"),
+        (complex_numbers, ValueError, "{path}: 1.bias holds values of type complex64"),
     ],
 )
 def test_files_that_do_not_fit_leave_the_network_alone(path, write, error, message):

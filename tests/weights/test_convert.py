@@ -183,6 +183,19 @@ def old_names(state):
     return renamed | {"module.rotation_head.weight": torch.zeros(4, 192)}
 
 
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [(lambda t: t * float("nan"), "not finite"), (lambda t: t.long(), "of type int64")],
+)
+def test_values_that_are_not_sound_are_not_converted(paths, spoil, sentence):
+    state = swin().state_dict()
+    state["swinViT.patch_embed.proj.bias"] = spoil(state["swinViT.patch_embed.proj.bias"])
+    torch.save(state, paths[0])
+    with pytest.raises(ValueError, match=f"source.pt: swin.patch_embed.proj.bias holds values .*{sentence}"):
+        convert(*paths)
+    assert not paths[1].exists()
+
+
 @pytest.mark.parametrize("names", [new_names, bare_names, ssl_head_names, old_names])
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}])
 def test_swin_unetr(paths, names, wrap):

@@ -137,3 +137,22 @@ def test_files_that_are_none(path, spoil, error, message):
     with pytest.raises(error, match=message.format(path=path)) as raised:
         read_encoder(path)
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ({"format": "1"}, "format is '1'"),
+        ({"architecture": ["ViTEncoder"]}, r"architecture is \['ViTEncoder'\]"),
+        ({"architecture": {"patch_size": "16"}}, "architecture.patch_size is '16'"),
+        ({"architecture": {"in_channels": [1]}}, r"architecture.in_channels is \[1\]"),
+        ({"spatial_size": 96}, "spatial_size is 96"),
+        ({"spacing": ["a", 1, 1]}, "spacing is"),
+    ],
+)
+def test_a_malformed_record_is_one_sentence(path, entry, named):
+    save_encoder(Encoder(), path, RECORD)
+    save_file({"weight": torch.zeros(2)}, path, metadata={"record": json.dumps({"format": 1} | entry)})
+    with pytest.raises(ValueError, match=f"encoder.safetensors has a malformed record \\({named}") as raised:
+        read_encoder(path)
+    assert len(str(raised.value).splitlines()) == 1

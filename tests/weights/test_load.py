@@ -291,6 +291,18 @@ def test_another_patch_merging_is_warned_of(path):
     assert "made with patch_merging LegacyPatchMerging, this one has PatchMerging." in warning
 
 
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64])
+def test_what_is_no_float_is_refused(path, kind):
+    save_encoder(make(), path, {})
+    name = "vit.blocks.1.mlp.linear1.weight"
+    edit(path, lambda state, record: state.update({name: state[name].to(kind)}))
+    encoder = make(seed=1)
+    before = clone(encoder)
+    with pytest.raises(ValueError, match=f"encoder.safetensors: {name} holds values of type {str(kind)[6:]}"):
+        load_encoder(encoder, path)
+    assert same(encoder.state_dict(), before)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_refused(path, bad):
     source, target = make(0), make(1)
