@@ -50,6 +50,7 @@ def compare(
     devices: Any = None,
     processes: int | None = None,
     keep_checkpoints: bool | None = None,
+    transductive: bool | None = None,
     plan: bool = False,
     report: bool = False,
 ) -> None:
@@ -85,6 +86,7 @@ def compare(
         devices: GPUs by number, by commas; a run at a time on each.
         processes: processes a run, through torchrun.
         keep_checkpoints: keep the files that training resumes from.
+        transductive: let pre-training see validation and test scans, which is refused otherwise.
         plan: only list the runs, with an estimate of time, memory and disk from a short probe on this machine.
         report: run nothing, only collect and report what is there.
     """

@@ -90,6 +90,7 @@ def collect(plan: Plan, command: str | None) -> None:
             "fractions": list(plan.fractions()),
             "seeds": list(settings.seeds),
             "equal": settings.equal,
+            "transductive": settings.transductive,
             "steps": max((run.steps for run in plan.runs if run.stage == "train"), default=None),
             "metrics": plan.evaluate.metrics,
             "structure_names": names,

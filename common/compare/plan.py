@@ -221,7 +221,9 @@ class _Builder:
         self.evaluate = self.read("evaluate", settings.override)
         _ = self.evaluate.metrics  # refused now rather than after hours
         self.test = self.evaluate.get("data")[self.evaluate.get("evaluated_list", "test")]
+        self.held_out: dict[str, str] = {}
         for name, items in (("validation", self.train.get("data")["validation"]), ("test", self.test)):
+            self.held_out |= dict.fromkeys(_files(items), name)
             if len(items) < settings.processes:
                 raise CompareError(
                     f"--processes {settings.processes}: every process needs a {name} item, and there are {len(items)}."
@@ -304,7 +306,9 @@ class _Builder:
         if arm.pretrain_from is not None and "pretrained_encoder" not in config.ids:
             raise CompareError(f"Arm {arm.name!r}: the bundle's pre-training starts from no encoder file.")
         epochs = config.get("max_epochs")
-        items = len(config.get("data")["training"])
+        seen = config.get("data")["training"]
+        self.check_leak(arm, seen)
+        items = len(seen)
         override |= _checkpoint_interval(config, override, epochs)
         data = _data_digest(config, "datalist", "pretrain_datalist")
         for seed in settings.seeds if arm.pretrain_per_seed else (None,):
@@ -330,6 +334,17 @@ class _Builder:
                 batch=config.batch(settings.processes),
                 data=data,
                 **first,
+            )
+
+    def check_leak(self, arm: Arm, seen: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse a pre-training that sees what fine-tuning is chosen or judged by."""
+        leaks = [file for file in _files(seen) if file in self.held_out]
+        if leaks and not self.settings.transductive:
+            more = f" and {len(leaks) - 1} more" if len(leaks) > 1 else ""
+            raise CompareError(
+                f"Arm {arm.name!r}: {leaks[0]}{more} of the pre-training list stands in the "
+                f"{self.held_out[leaks[0]]} list of fine-tuning, too: take it out of pre-training, or set `transductive` "
+                "to allow it, which the report says."
             )
 
     def pretrain_folder(self, arm: Arm, seed: int | None) -> Path:
@@ -416,6 +431,12 @@ def _checkpoint_interval(config: BundleConfig, override: Mapping[str, Any], epoc
     if "checkpoint_interval" not in config.ids or "checkpoint_interval" in override:
         return {}
     return {"checkpoint_interval": max(1, epochs // 10)}
+
+
+def _files(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The image files of some items, by the paths that links lead to."""
+    images = [x["image"] if isinstance(x["image"], list) else [x["image"]] for x in items]
+    return list(dict.fromkeys(os.path.realpath(file) for files in images for file in files))
 
 
 def _data_digest(config: BundleConfig, *ids: str) -> str:

@@ -119,6 +119,8 @@ def outcome(tables: Tables) -> list[str]:
         return ["No arm starts from scratch, so there is nothing to compare with."]
     metric = tables.main_metric
     lines = []
+    if tables.about.get("transductive"):
+        lines.append("Transductive: pre-training may have seen validation and test scans, without their labels.")
     for arm, base in tables.pairs:
         for labels in tables.labels:
             found = tables.difference((arm, base), labels, metric)

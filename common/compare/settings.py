@@ -88,6 +88,7 @@ class Settings:
     devices: tuple[str, ...] = ("",)
     processes: int = 1
     keep_checkpoints: bool = False
+    transductive: bool = False
 
     @property
     def baseline(self) -> str | None:
@@ -104,6 +105,8 @@ class Settings:
             "steps": self.steps,
             "epochs": self.epochs,
             "processes": self.processes,
+            # Folders of comparisons from before there was such a setting go on.
+            **({"transductive": True} if self.transductive else {}),
         }
 
 
@@ -210,6 +213,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         devices=_devices(merged.get("devices")),
         processes=_whole(merged.get("processes", 1), "processes", 1),
         keep_checkpoints=bool(merged.get("keep_checkpoints", False)),
+        transductive=bool(merged.get("transductive", False)),
     )
     if result.processes > 1 and len(result.devices) > 1:
         raise CompareError(

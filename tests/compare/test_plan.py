@@ -106,6 +106,20 @@ def test_pretraining_leaves_out_what_the_folds_of_fine_tuning_hold_out(plan, coh
     assert runs(again, "pretrain")[0].override["fold"] == 2
 
 
+def test_a_scan_that_is_held_out_is_refused_in_pretraining(plan, cohort, tmp_path):
+    test = json.loads((cohort / "structures4.json").read_text())["test"][0]["image"]
+    (tmp_path / "other.nii.gz").symlink_to(cohort / test)
+    content = json.loads((cohort / "unlabelled.json").read_text())
+    content["training"].append({"image": str(tmp_path / "other.nii.gz")})
+    (tmp_path / "pool.json").write_text(json.dumps(content))
+    leak = {"datalist": str(tmp_path / "pool.json")}
+    with pytest.raises(
+        CompareError, match=rf"'mae': \S*{Path(test).name} of the pre-training list stands in the test list"
+    ):
+        plan(labels="1", pretrain_override=leak)
+    assert runs(plan(labels="1", pretrain_override=leak, transductive=True), "pretrain")
+
+
 def test_pretraining_once_a_seed(plan):
     arms = {"scratch": None, "mae": {"pretrain": [], "pretrain_per_seed": True}}
     found = plan(arms=arms, labels="1", seeds="0,1")
