@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import tempfile
+import time
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["atomic_write", "cache_folder"]
+
+
+STALE_SECONDS = 600
+"""After which a temporary file of a process that ended is removed; a file that is written changes more often."""
+STALE_ELSEWHERE_SECONDS = 86_400
+"""The same where it cannot be told whether the process ended, such as on another machine of a shared disk."""
 
 
 @contextmanager
@@ -16,14 +26,19 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary file beside `path` to write to; it becomes `path` when the block ends without an error.
 
     So `path` is the old file or the whole new one, on the disk too when the machine fails. Parent folders are made; the
-    mode is what the umask gives.
+    mode is what the umask gives. Temporary files of `path` that killed processes left are removed.
+
+    Raises:
+        OSError: `path` cannot be written, such as on a full disk; of the same kind and number, and naming `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    _remove_stale(path)
+    temporary = None
     try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-{_host()}-{os.getpid()}-", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
@@ -31,8 +46,46 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None and (type(error) is OSError or error.errno is not None):
+            sentence = f"{path} could not be written ({error.strerror or error})"
+            raise (OSError(error.errno, sentence) if error.errno is not None else OSError(sentence)) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove temporary files of `path` that no process writes any more; what cannot be removed stays."""
+    ours = re.compile(rf"{re.escape(f'.{path.name}.tmp-')}([0-9a-f]{{8}})-(\d+)-[a-z0-9_]{{8}}")
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            match = ours.fullmatch(entry.name)
+            if match is None:
+                continue
+            with suppress(OSError):
+                ended = match[1] == _host() and not _lives(int(match[2]))
+                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                if age > (STALE_SECONDS if ended else STALE_ELSEWHERE_SECONDS):
+                    os.unlink(entry.path)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this machine runs; true where that cannot be told."""
+    if os.name != "posix":  # elsewhere `os.kill` ends the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def cache_folder() -> Path:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from common import files
 from common.files import atomic_write, cache_folder
 
 
@@ -50,6 +55,57 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, faili
         if failing == "block":
             fail()
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path):
+    path = tmp_path / "model.pt"
+    with pytest.raises(OSError) as caught, atomic_write(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.errno == errno.ENOSPC and type(caught.value) is OSError
+    assert str(caught.value) == f"[Errno 28] {path} could not be written (No space left on device)"
+
+
+def test_the_error_of_another_file_stays_as_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match="other") as caught, atomic_write(tmp_path / "model.pt"):
+        (tmp_path / "other").read_text()
+    assert caught.value.filename == str(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("host", "lives", "age", "removed"),
+    [
+        ("this", False, 700, True),
+        ("this", False, 60, False),
+        ("this", True, 700, False),
+        ("this", True, 90_000, True),
+        ("00000000", False, 700, False),
+        ("00000000", False, 90_000, True),
+    ],
+)
+def test_files_that_a_kill_left_are_removed(tmp_path, host, lives, age, removed):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    pid = os.getpid() if lives else ended.pid
+    left = tmp_path / f".a.txt.tmp-{files._host() if host == 'this' else host}-{pid}-abcd_123"
+    others = [tmp_path / name for name in (".b" + left.name[2:], ".a.txt.original", left.name + ".txt")]
+    for path in (left, *others):
+        path.write_text("half")
+        os.utime(path, (time.time() - age,) * 2)
+    with atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+    assert left.exists() != removed and all(path.exists() for path in others)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process")
+def test_a_killed_writer_leaves_a_name_that_is_known(tmp_path):
+    code = "import os; from common.files import atomic_write\nwith atomic_write('a.txt'): os._exit(9)"
+    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).resolve().parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment).returncode == 9
+    (left,) = tmp_path.iterdir()
+    os.utime(left, (time.time() - 700,) * 2)
+    with atomic_write(tmp_path / "a.txt"):
+        pass
+    assert os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
