@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 __all__ = [
     "by",
+    "diagonal",
     "first_line",
     "image_problem",
     "label_problem",
@@ -84,3 +86,8 @@ def by(shape: Sequence[float]) -> str:
 def first_line(error: Exception) -> str:
     """First line of an error's message, or its kind where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
+    """Length of the diagonal of an image in mm, the worst distance in it."""
+    return math.dist([0.0] * len(spacing), [n * size for n, size in zip(shape, spacing, strict=True)])

@@ -7,18 +7,17 @@ Of a structure in one volume:
 - in the truth only (missed) or in the prediction only (invented): the worst score there is; Dice and NSD 0, a distance
   the length of the image's diagonal. Infinity would spoil the mean, and leaving it out would reward the mistake.
 
-``HD95`` always follows it, ``ClassDice`` with ``empty="leave_out"``. MONAI's Dice differs for an invented structure,
-which it leaves out.
+``HD95`` and ``python -m common.score`` always follow it, ``ClassDice`` with ``empty="leave_out"``. MONAI's Dice
+differs for an invented structure, which it leaves out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 
-__all__ = ["diagonal", "score_empty"]
+__all__ = ["score_empty"]
 
 
 def score_empty(score: torch.Tensor, y_pred: torch.Tensor, y: torch.Tensor, worst: float) -> torch.Tensor:
@@ -33,8 +32,3 @@ def score_empty(score: torch.Tensor, y_pred: torch.Tensor, y: torch.Tensor, wors
     predicted, true = (mask.flatten(2).any(-1).to(score.device) for mask in (y_pred, y))
     score = torch.where(predicted ^ true, torch.full_like(score, worst), score)
     return torch.where(predicted | true, score, torch.full_like(score, math.nan))
-
-
-def diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
-    """Length of the diagonal of an image in mm, the worst distance in it."""
-    return math.dist([0.0] * len(spacing), [n * size for n, size in zip(shape, spacing, strict=True)])

@@ -9,7 +9,8 @@ import torch
 from monai.metrics import HausdorffDistanceMetric
 from monai.metrics.utils import get_edge_surface_distance
 
-from .empty_masks import diagonal, score_empty
+from ..volumes import diagonal
+from .empty_masks import score_empty
 
 __all__ = ["HD95"]
 
@@ -26,9 +27,8 @@ class HD95(HausdorffDistanceMetric):
         include_background: whether channel 0 counts.
         definition: papers mean two things by the name. `larger`: the larger of the 95th percentiles of the distances
             from the predicted surface to the true one and back, as MONAI has it. `pooled`: the 95th percentile of both
-            lists of distances put together, as medpy's ``hd95``, which TransUNet and nnFormer report (in
-            voxels, as spacing 1, 1, 1 has it); never more than the larger one but for
-            interpolation.
+            lists of distances put together, as medpy's ``hd95``, which TransUNet and nnFormer report (in voxels, as
+            spacing 1, 1, 1 has it); never more than the larger one but for interpolation.
 
     Takes one-hot prediction and truth (B, C, D, H, W), returns (B, C) or (B, C - 1) per batch.
 

@@ -1,0 +1,302 @@
+"""Command line: `python -m common.score` scores a folder of predicted label maps, whoever made them.
+
+Each pair of files is compared on its own grid, in mm, with the rule for empty masks of `common/metrics/empty_masks.py`.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import fire
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import KDTree
+
+from .files import atomic_write
+from .volumes import by, diagonal, label_problem
+
+__all__ = ["ScoreError", "match", "score", "score_masks"]
+
+ENDINGS = (".nii.gz", ".nii")
+SCORES = ("dice", "nsd", "hd95")
+
+
+class ScoreError(ValueError):
+    """Two folders that cannot be compared, in a sentence."""
+
+
+def score_masks(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    spacing: Sequence[float],
+    tolerance: float = 1.0,
+    hd95: Literal["larger", "pooled"] = "larger",
+) -> dict[str, float]:
+    """Dice, NSD and HD95 of one structure.
+
+    Args:
+        truth: mask of any number of axes.
+        prediction: mask of the same shape.
+        spacing: mm per voxel and axis.
+        tolerance: mm that a surface may be off and still count as right for NSD, the share of the voxels of both
+            surfaces that lie within it of the other surface.
+        hd95: definition, as of ``HD95``.
+
+    Returns:
+        `dice`, `nsd` and `hd95` (mm). In neither mask: NaN. In one only: 0, 0 and the diagonal of the image.
+    """
+    truth, prediction = np.asarray(truth, bool), np.asarray(prediction, bool)
+    sizes = int(truth.sum()), int(prediction.sum())
+    if not any(sizes):
+        return dict.fromkeys(SCORES, math.nan)
+    if not all(sizes):
+        return {"dice": 0.0, "nsd": 0.0, "hd95": diagonal(truth.shape, spacing)}
+    points = [_surface(mask, spacing) for mask in (truth, prediction)]
+    there, back = KDTree(points[1]).query(points[0])[0], KDTree(points[0]).query(points[1])[0]
+    both = np.concatenate((there, back))
+    parts = (both,) if hd95 == "pooled" else (there, back)
+    return {
+        "dice": 2 * int((truth & prediction).sum()) / sum(sizes),
+        # 3 x 0.4 mm is 1.2 mm, also where floats add up to a little more
+        "nsd": float((both <= tolerance * (1 + 1e-6)).mean()),
+        "hd95": max(float(np.percentile(part, 95)) for part in parts),
+    }
+
+
+def _surface(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """Places in mm of the voxels of which a face neighbour, or the edge of the image, is not of the mask."""
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    part = mask[box]
+    return (np.argwhere(part & ~ndimage.binary_erosion(part)) + [s.start for s in box]) * np.asarray(spacing)
+
+
+def match(
+    truth: str | os.PathLike, prediction: str | os.PathLike, postfix: str = "seg"
+) -> dict[str, tuple[Path, Path]]:
+    """Pairs of files of two folders and the folders in them: (truth, prediction) by the name of the case.
+
+    Files match by name without its ending, a prediction also by its name without `_` and the postfix, as inference
+    writes it. Where a name occurs twice in a folder, as in `sub-01/T1w.nii.gz`, all match by their path in it.
+
+    Raises:
+        ScoreError: a folder is missing or has no NIfTI file, or files have no partner or two.
+    """
+    files = [_files(folder) for folder in (truth, prediction)]
+    true, predicted = [Path(truth), Path(prediction)]
+    by_path = any(len({_stem(x.name) for x in found}) < len(found) for found in files)
+
+    def name(path: Path, folder: Path) -> str:
+        return _stem(path.relative_to(folder).as_posix() if by_path else path.name)
+
+    pairs: dict[str, list[Path]] = {}
+    for path in files[0]:
+        pairs.setdefault(name(path, true), []).append(path)
+    twice = [str(path) for found in pairs.values() if len(found) > 1 for path in found]
+    if twice:
+        raise ScoreError(f"These files of the truth have one name: {_list(twice)}; leave one of each in {true}.")
+    partners: dict[str, list[Path]] = {case: [] for case in pairs}
+    alone = []
+    for path in files[1]:
+        case = name(path, predicted)
+        if case not in partners:
+            case = case.removesuffix(f"_{postfix}")
+        if case in partners:
+            partners[case].append(path)
+        else:
+            alone.append(str(path))
+    twice = [str(path) for found in partners.values() if len(found) > 1 for path in found]
+    if twice:
+        raise ScoreError(f"These predictions are of one case: {_list(twice)}; leave one of each in {predicted}.")
+    missing = [str(pairs[case][0]) for case, found in partners.items() if not found]
+    problems = []
+    if missing:
+        problems.append(f"without a prediction in {predicted}: {_list(missing)}")
+    if alone:
+        problems.append(f"without a truth in {true}: {_list(alone)}")
+    if problems:
+        raise ScoreError(
+            f"Files have no partner, {'; '.join(problems)}; give both the same name (a prediction may end in "
+            f"_{postfix}) or move them elsewhere."
+        )
+    return {case: (pairs[case][0], partners[case][0]) for case in sorted(pairs)}
+
+
+def _files(folder: str | os.PathLike) -> list[Path]:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ScoreError(f"{folder} is no folder: give that of the NIfTI files.")
+    found = sorted(x for x in folder.rglob("*") if x.name.endswith(ENDINGS) and not x.name.startswith("."))
+    if not found:
+        raise ScoreError(f"{folder} has no NIfTI file (.nii.gz, .nii): give the folder that has.")
+    return found
+
+
+def _stem(name: str) -> str:
+    return next(name.removesuffix(end) for end in ENDINGS if name.endswith(end))
+
+
+def _list(files: Sequence[str]) -> str:
+    return ", ".join(files[:10]) + (f", and {len(files) - 10} more" if len(files) > 10 else "")
+
+
+def score(
+    truth: str,
+    prediction: str,
+    output: str = "scores.csv",
+    names: Any = None,
+    tolerance: float = 1.0,
+    hd95: Literal["larger", "pooled"] = "larger",
+    postfix: str = "seg",
+) -> None:
+    """Score predicted label maps against true ones: Dice, NSD and HD95 of each case and class, on the scan's own grid.
+
+    Files match by name; folders in the folders are read too. All headers are compared before anything is scored. A
+    class that is in neither mask is left out of the means; one that is in one only has Dice 0, NSD 0 and as HD95 the
+    diagonal of the image.
+
+    Args:
+        truth: folder of the true label maps (NIfTI), numbered as the predictions are.
+        prediction: folder of the predicted ones; their names may end in the postfix.
+        output: CSV file to write, a row a case and class; replaced if it exists.
+        names: of the classes 1, 2, ... by commas; by default every value above 0 in the truth or a prediction is a
+            class of that name.
+        tolerance: of NSD, in mm.
+        hd95: larger (of the two directed 95th percentiles, as MONAI) or pooled (as medpy, nnFormer and TransUNet).
+        postfix: what follows `_` at the end of a prediction's name.
+    """
+    if hd95 not in ("larger", "pooled"):
+        raise ScoreError(f"--hd95 is larger or pooled, not {hd95}.")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
+        raise ScoreError(f"--tolerance is a number of mm, 0 or more, not {tolerance}.")
+    classes = _classes(names)
+    cases = match(str(truth), str(prediction), str(postfix))
+    _compare_headers(cases)
+    rows = []
+    maps_hold = {case: _values(pair) for case, pair in cases.items()}
+    if classes is None:
+        classes = {label: str(label) for label in sorted(set().union(*maps_hold.values()) - {0})}
+        if not classes:
+            raise ScoreError(f"The label maps of {truth} and {prediction} hold background (0) only: nothing to score.")
+    else:
+        unnamed = {c: sorted(found - {0, *classes}) for c, found in maps_hold.items() if found - {0, *classes}}
+        if unnamed:
+            values = sorted({value for found in unnamed.values() for value in found})
+            raise ScoreError(
+                f"--names has {len(classes)} classes, and the values {', '.join(map(str, values[:10]))} are in "
+                f"{_list([str(path) for c in unnamed for path in cases[c]])}: name every class, or number both alike."
+            )
+    for case, pair in cases.items():
+        image: Any = nib.load(pair[0])
+        spacing = [float(size) for size in nib.affines.voxel_sizes(image.affine)]
+        true, predicted = (_read(path) for path in pair)
+        for label, name in classes.items():
+            found = score_masks(true == label, predicted == label, spacing, tolerance, hd95)
+            rows.append({"case": case, "class": name, **found})
+    with atomic_write(output) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["case", "class", *SCORES], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: "" if value != value else value for key, value in row.items()} for row in rows)
+    print(_table(rows, list(classes.values()), len(cases), tolerance, hd95))
+    print(f"written to {Path(output).absolute()}")
+
+
+def _classes(names: Any) -> dict[int, str] | None:
+    if names is None:
+        return None
+    given = names.split(",") if isinstance(names, str) else list(names) if isinstance(names, list | tuple) else [names]
+    stripped = [str(name).strip() for name in given]
+    if isinstance(names, bool) or not all(stripped) or len(set(stripped)) < len(stripped):
+        raise ScoreError(
+            f"--names {names} is no list of different names by commas: give those of the classes 1, 2, ..."
+        )
+    return dict(enumerate(stripped, 1))
+
+
+def _compare_headers(cases: Mapping[str, tuple[Path, Path]]) -> None:
+    """Refuse pairs of different grids, all in one sentence."""
+    shapes, affines = [], []
+    read: dict[Path, Any] = {}
+    for pair in cases.values():
+        for path in pair:
+            try:
+                read[path] = nib.load(path)
+            except (OSError, ValueError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+                raise ScoreError(f"{path} cannot be read as NIfTI ({error}): write it anew.") from error
+        true, predicted = (read[path] for path in pair)
+        if len(true.shape) != 3:
+            raise ScoreError(f"{pair[0]} has {len(true.shape)} axes ({by(true.shape)}): give label maps of three.")
+        if true.shape != predicted.shape:
+            shapes.append(f"{pair[1]} ({by(predicted.shape)}) and {pair[0]} ({by(true.shape)})")
+        # headers hold an affine as float32 or as a quaternion, which differ by a little
+        elif not np.allclose(true.affine, predicted.affine, rtol=1e-3, atol=1e-2):
+            affines.append(f"{pair[1]} and {pair[0]}")
+    problems = []
+    if shapes:
+        problems.append(f"different shapes: {_list(shapes)}")
+    if affines:
+        problems.append(f"different affines: {_list(affines)}")
+    if problems:
+        raise ScoreError(
+            f"Predictions do not lie on the grid of the truth, {'; '.join(problems)}; resample them to it first, with "
+            "nearest neighbours."
+        )
+
+
+def _read(path: Path) -> np.ndarray:
+    """A label map as whole numbers."""
+    try:
+        image: Any = nib.load(path)
+        values = np.asanyarray(image.dataobj)
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise ScoreError(f"{path} cannot be read to its end ({error}): write it anew.") from error
+    problem = label_problem(values)
+    if problem:
+        raise ScoreError(f"{path} {problem}: give label maps of whole numbers, 0 or more.")
+    return values if np.issubdtype(values.dtype, np.integer) else values.astype(np.int64)
+
+
+def _values(pair: Sequence[Path]) -> set[int]:
+    return {int(value) for path in pair for value in np.unique(_read(path))}
+
+
+def _table(rows: Sequence[Mapping], classes: Sequence[str], cases: int, tolerance: float, hd95: str) -> str:
+    """Means of each class over the cases that count, and the mean of these."""
+    means = []
+    for name in classes:
+        scores = [[row[key] for row in rows if row["class"] == name and row["dice"] == row["dice"]] for key in SCORES]
+        means.append([float(np.mean(x)) if x else math.nan for x in scores] + [len(scores[0])])
+    lines: list[tuple[str, ...]] = [
+        ("class", "Dice", f"NSD at {tolerance:g} mm", f"HD95 in mm ({hd95})", f"of {cases} cases")
+    ]
+    lines += [
+        (name, *(f"{value:.{digits}f}" for value, digits in zip(mean[:3], (4, 4, 2), strict=True)), f"{mean[3]:.0f}")
+        for name, mean in zip(classes, means, strict=True)
+    ]
+    counted = np.array([mean[:3] for mean in means if mean[3]])
+    if len(classes) > 1 and len(counted):
+        overall = counted.mean(0)
+        lines.append(("mean", f"{overall[0]:.4f}", f"{overall[1]:.4f}", f"{overall[2]:.2f}", ""))
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        for line in lines
+    )
+
+
+def main() -> None:
+    try:
+        fire.Fire(score, name="python -m common.score")
+    except ScoreError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
