@@ -343,8 +343,8 @@ class _Builder:
             more = f" and {len(leaks) - 1} more" if len(leaks) > 1 else ""
             raise CompareError(
                 f"Arm {arm.name!r}: {leaks[0]}{more} of the pre-training list stands in the "
-                f"{self.held_out[leaks[0]]} list of fine-tuning, too: take it out of pre-training, or set `transductive` "
-                "to allow it, which the report says."
+                f"{self.held_out[leaks[0]]} list of fine-tuning, too: take it out of pre-training, or set "
+                "`transductive` to allow it, which the report says."
             )
 
     def pretrain_folder(self, arm: Arm, seed: int | None) -> Path:

@@ -146,6 +146,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         devices: numbers of GPUs; a run at a time on each.
         processes: processes a run, through ``torchrun`` and the ``multi_gpu_*.json`` files.
         keep_checkpoints: keep the files that training resumes from.
+        transductive: let pre-training see validation and test scans, which is refused otherwise.
 
     Raises:
         CompareError: a value, file or name that does not exist or does not fit.

@@ -155,6 +155,13 @@ def test_failures_have_their_reason_and_interrupted_runs_are_named(folder):
     assert "evaluate, mae, fraction 0.5, seed 2: missing. not started yet" in section
 
 
+def test_a_pretraining_that_may_have_seen_test_scans_is_said_first(folder):
+    about = json.loads((folder / "comparison.json").read_text())
+    assert "Transductive" not in write_report(folder).read_text()
+    (folder / "comparison.json").write_text(json.dumps(about | {"transductive": True}))
+    assert "## Outcome\n\n- Transductive: pre-training may have seen" in write_report(folder).read_text()
+
+
 def test_one_seed_is_called_what_it_is(folder):
     rows = [row for row in csv.DictReader((folder / "subjects.csv").open()) if row["seed"] == "0"]
     write(folder, "subjects", collect.SUBJECTS, rows)
