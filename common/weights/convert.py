@@ -55,7 +55,8 @@ def convert(
         num_heads: attention heads of a ViT, which its weights do not tell (12 in UNETR). Of a 2-D ViT by default what
             ``config.json`` says, or one for 64 channels.
         legacy_patch_merging: for Swin UNETR weights trained with MONAI up to 1.4, whose patch merging dropped some
-            neighbours (fixed in 1.5); such an encoder needs ``common.networks.LegacyPatchMerging``. Recorded in the
+            neighbours (fixed in 1.5), found where names are old (``mlp.fc1``); such an encoder needs
+            ``common.networks.LegacyPatchMerging``. Recorded in the
             file; loading into another encoder warns.
         spatial_size, spacing, orientation, intensity, data: what the weights were trained on, for the record; say what
             you know, since fine-tuning warns where its images differ.
@@ -100,7 +101,10 @@ def convert(
     try:
         converted, architecture = KINDS[kinds[0]][0](state)
     except KeyError as error:
-        raise ValueError(f"{source} is no checkpoint of the kind {kinds[0]}: it lacks tensors ({error}).") from error
+        raise ValueError(
+            f"{source} is no checkpoint of the kind {kinds[0]}: it lacks tensors ({error}), and has such as "
+            f"{', '.join(list(state)[:3])}."
+        ) from error
     except ValueError as error:
         raise ValueError(f"{source} is no checkpoint of the kind {kinds[0]}: {error}.") from error
     # Of what is taken only: masks of attention that are left out may hold infinities.
@@ -128,7 +132,9 @@ def convert(
     elif architecture["name"] == "ViTEncoder":
         architecture["num_heads"] = num_heads
     elif architecture["name"] == "SwinEncoder":
-        architecture["patch_merging"] = "LegacyPatchMerging" if legacy_patch_merging else "PatchMerging"
+        # Names as MONAI had them only while its patch merging was the old one, such as in model_swinvit.pt.
+        old = any(re.search(r"\.blocks\.\d+\.mlp\.fc1\.", name) for name in state)
+        architecture["patch_merging"] = "LegacyPatchMerging" if legacy_patch_merging or old else "PatchMerging"
     record: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "method": f"converted from {kinds[0]} checkpoint {Path(source).name}",
@@ -210,8 +216,13 @@ def swin_unetr_ssl(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, 
     """
     converted = {}
     for name, tensor in state.items():
-        name = re.sub(r"^(module\.)?(swinViT\.)?", "", name)
-        if re.match(r"(patch_embed|layers\d(c)?)\.", name):
+        name = re.sub(r"^(swinViT|swin_vit)\.", "", name)
+        if re.match(r"layers\dc\.", name):
+            raise ValueError(
+                f"it holds {name}, of Swin UNETR V2 (use_v2), and the encoder here is of V1, which computes something "
+                "else"
+            )
+        if re.match(r"(patch_embed|layers\d)\.", name):
             converted["swin." + re.sub(r"\.mlp\.fc(\d)\.", r".mlp.linear\1.", name)] = tensor
     projection = converted["swin.patch_embed.proj.weight"]
     return converted, {
@@ -265,6 +276,13 @@ KINDS: dict[str, tuple[Callable[[Mapping[str, torch.Tensor]], tuple[State, dict[
 """Kinds of checkpoints: the converter, and the tensor name by which a checkpoint is told."""
 
 
+HOLDERS = ("teacher", "state_dict", "model_state_dict", "network_weights", "model", "network", "net", "student")
+"""Keys under which checkpoints hold a state dict; of two, the first."""
+
+WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model|net|backbone)\.)+")
+"""What DataParallel, torch.compile and training code put ahead of the names, at times more than once."""
+
+
 def _read_checkpoint(path: Path) -> State:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}.")
@@ -282,11 +300,16 @@ def _read_checkpoint(path: Path) -> State:
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a readable PyTorch checkpoint ({error}).") from error
-    for key in ("teacher", "state_dict", "model", "network"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    while isinstance(content, Mapping):
+        inner = next((key for key in HOLDERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = content[inner]
     items = content.items() if isinstance(content, Mapping) else ()
-    state = {re.sub(r"^module\.", "", str(k)): v for k, v in items if isinstance(v, torch.Tensor)}
+    state = {str(k): v for k, v in items if isinstance(v, torch.Tensor)}
+    stripped = {WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
+    if len(stripped) == len(state):  # else one would take the other's place
+        state = stripped
     if not state:
         raise ValueError(
             f"{path} holds no state dict: give a file with a state dict, or one under 'state_dict' or 'model'."

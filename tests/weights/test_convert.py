@@ -199,16 +199,41 @@ def test_values_that_are_not_sound_are_not_converted(paths, spoil, sentence):
 @pytest.mark.parametrize("names", [new_names, bare_names, ssl_head_names, old_names])
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}])
 def test_swin_unetr(paths, names, wrap):
-    net, encoder = randomise(swin()), SwinEncoder(swin().eval().swinViT)
+    # Old names are older than the repair of the patch merging.
+    merging = {"downsample": LegacyPatchMerging} if names is old_names else {}
+    net, encoder = randomise(swin(**merging)), SwinEncoder(swin(**merging).eval().swinViT)
     torch.save(wrap(names(net.state_dict())), paths[0])
     record = convert(*paths)
     report = load_encoder(encoder, paths[1], min_share=1.0)
     assert report.covered == 1 and not report.unused and not report.warnings
-    assert record["architecture"]["feature_size"] == 12 and record["architecture"]["patch_merging"] == "PatchMerging"
+    assert record["architecture"]["feature_size"] == 12
+    assert record["architecture"]["patch_merging"] == ("LegacyPatchMerging" if merging else "PatchMerging")
     image = image_of((32, 32, 32))
     with torch.no_grad():
         expected = net.swinViT(image)
     assert_same_features(expected, encoder, image)
+
+
+@pytest.mark.parametrize("prefix", ["module.module.", "_orig_mod.module.", "model.", "net.backbone.", ""])
+@pytest.mark.parametrize("holder", ["net", "model_state_dict", "network_weights", "student"])
+def test_known_prefixes_and_holders(paths, prefix, holder):
+    state = {f"{prefix}{name.replace('swinViT', 'swin_vit')}": x for name, x in swin().state_dict().items()}
+    torch.save({holder: state, "epoch": 3}, paths[0])
+    convert(*paths)
+    assert load_encoder(SwinEncoder(swin().swinViT), paths[1], min_share=1.0).covered == 1
+
+
+def test_swin_unetr_v2_is_refused(paths):
+    torch.save(swin(use_v2=True).state_dict(), paths[0])
+    with pytest.raises(ValueError, match=r"source.pt is no .*it holds layers1c\..* of Swin UNETR V2"):
+        convert(*paths)
+    assert not paths[1].exists()
+
+
+def test_a_refusal_says_what_the_file_has(paths):
+    torch.save({"odd.weight": torch.zeros(2)}, paths[0])
+    with pytest.raises(ValueError, match=r"lacks tensors .*and has such as odd.weight"):
+        convert(*paths, kind="swin_unetr_ssl")
 
 
 def test_legacy_swin_unetr_needs_legacy_merging(paths):
