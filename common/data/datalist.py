@@ -215,7 +215,10 @@ def keep_target_masks(items: Sequence[Item], domain: str, masks: int | None, see
 
 
 def find_overlaps(lists: dict[str, list[Item]]) -> list[Problem]:
-    """Images and subjects that stand in more than one list."""
+    """Images and subjects that stand in more than one list.
+
+    Images are compared by their real paths too: a link to a test scan is that scan.
+    """
     problems: list[Problem] = []
     for what, identity in (("image", _image_name), ("subject", _subject)):
         first: dict[Any, str] = {}
@@ -231,7 +234,23 @@ def find_overlaps(lists: dict[str, list[Item]]) -> list[Problem]:
                     text = f"its subject {item['subject']!r} is in {first[key]} and in {section}"
                 problems.append((_image_name(item), text))
     by_image = {file for file, text in problems if text.startswith("the same image")}
+    problems += [p for p in _links(lists) if p[0] not in by_image]
     return [p for p in problems if p[0] not in by_image or p[1].startswith("the same image")]
+
+
+def _links(lists: dict[str, list[Item]]) -> list[Problem]:
+    """Images of one list that are, under another name, an image of another list."""
+    first: dict[str, tuple[str, str]] = {}
+    problems: list[Problem] = []
+    for section, items in lists.items():
+        for item in items:
+            image = item["image"]
+            for file in [image] if isinstance(image, str) else image:
+                where, other = first.setdefault(os.path.realpath(file), (section, file))
+                if where != section and other != file:
+                    text = f"in {section} leads to the same file as {other} in {where}: keep it in one list"
+                    problems.append((_image_name(item), text))
+    return problems
 
 
 def find_problems(
@@ -277,7 +296,7 @@ def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
             "inference takes a folder of scans too: `--datalist FOLDER`."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a byte-order mark
     except (OSError, ValueError) as error:
         raise DatalistError(f"{path} cannot be read as JSON ({error}): correct it or write it anew.") from error
     names = (*SECTIONS, *_SPELLINGS)

@@ -19,7 +19,8 @@ def list_images(
 
     Args:
         path: an image file, a folder of images, or a datalist (``.json``). Images of a folder are the image files in
-            it, each folder in it that holds DICOM files, and the folder itself if it does; nothing deeper.
+            it, each folder in it that holds DICOM files, and the folder itself if it does; nothing deeper, and
+            no name that begins with a dot.
         base_dir: folder that a datalist's paths are relative to, its own folder by default.
         section: list of the datalist.
 
@@ -53,6 +54,8 @@ def list_images(
 
 
 def _is_image(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False  # hidden, such as the companions (`._scan.nii.gz`) that macOS writes on other disks
     if path.is_dir():
-        return not path.name.startswith(".") and holds_dicom(path)
+        return holds_dicom(path)
     return path.name.lower().endswith(SUFFIXES)

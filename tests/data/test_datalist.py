@@ -552,3 +552,26 @@ def test_another_numbering_is_refused(tmp_path):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     edit(path, lambda c: c.pop("numbering"))
     assert load_datalist(path, numbering="oasis_seg35") == lists
+
+
+def test_a_link_to_a_test_scan_is_that_scan(tmp_path):
+    path = make_study(tmp_path)
+    linked = tmp_path / "images/s000.nii.gz"
+    linked.unlink()
+    linked.symlink_to(tmp_path / "images/s009.nii.gz")
+    with pytest.raises(DatalistError, match=r"s009\.nii\.gz: in test leads to the same file as .*s000.* in training"):
+        load_datalist(path)
+
+
+def test_a_link_within_a_list_passes(tmp_path):
+    path = make_study(tmp_path)
+    linked = tmp_path / "images/s000.nii.gz"
+    linked.unlink()
+    linked.symlink_to(tmp_path / "images/s001.nii.gz")
+    assert len(load_datalist(path)["training"]) == 6
+
+
+def test_a_byte_order_mark_is_read(tmp_path):
+    path = make_study(tmp_path)
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert len(load_datalist(path)["training"]) == 6

@@ -71,3 +71,8 @@ def test_images_in_folders_below_are_pointed_at(folder):
     assert "deeper/c.nii.gz" in text and "list 'test'" in text and "--datalist FILE.json" in text and "\n" not in text
     path = write_list(folder / "list.json", test=[{"image": "deeper/c.nii.gz"}])
     assert list_images(path, base_dir=folder) == paths(folder, "deeper/c.nii.gz")
+
+
+def test_names_that_begin_with_a_dot_are_left_out(folder):
+    (folder / "._a.nii.gz").write_bytes(b"no scan")
+    assert list_images(folder) == paths(folder, "a.nii", "b.nii.gz", "d.MHA")
