@@ -21,7 +21,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ..nifti import NiftiError, is_nifti, read_nifti
+from ..nifti import NiftiError, is_nifti, nifti_affine, read_nifti
 from ..volumes import by, first_line, image_problem, label_problem, non_finite_problem, unknown_label_problem
 
 Item = dict[str, Any]
@@ -443,7 +443,7 @@ def _item_problems(
         return problem if problem or known_labels is None else unknown_label_problem(labels, known_labels)
 
     problems: list[Problem] = []
-    reference: tuple[str, Any] | None = None
+    reference: tuple[str, Any, np.ndarray] | None = None
     label = item.get("label")
     labels = [] if label is None or isinstance(label, int | float) else [label] if isinstance(label, str) else label
     images = [item["image"]] if isinstance(item["image"], str) else item["image"]
@@ -456,10 +456,16 @@ def _item_problems(
     for file, check_values in checks:
         volume, problem = _open(file)
         if problem is None and volume is not None:
-            if reference is None:
-                reference = (file, volume)
-            else:
-                problem = _grid_problem(volume, *reference)
+            try:
+                affine = nifti_affine(file, volume)
+            except NiftiError as error:
+                problems.append((file, str(error)))
+                continue
+            problem = _shape_problem(volume.shape, check_values is label_values)
+            if problem is None and reference is None:
+                reference = (file, volume, affine)
+            elif problem is None and reference is not None:
+                problem = _grid_problem(volume, affine, *reference)
             if problem is None and full:
                 problem = _read_values(file, check_values)
         if problem is not None:
@@ -484,14 +490,27 @@ def _open(file: str) -> tuple[Any, str | None]:
         return None, f"is no readable NIfTI file ({first_line(error)})"
 
 
-def _grid_problem(volume: Any, reference_file: str, reference: Any) -> str | None:
+def _shape_problem(shape: Sequence[int], is_label: bool) -> str | None:
+    if len(shape) < 3 or len(shape) > 4:
+        return f"has {len(shape)} axes ({by(shape)}), but a volume has 3, and a fourth for channels"
+    if is_label and len(shape) == 4 and shape[3] != 1:
+        return (
+            f"has {shape[3]} channels ({by(shape)}), but a mask has one, with a number for each class: make one of "
+            "them (argmax)"
+        )
+    return None
+
+
+def _grid_problem(
+    volume: Any, affine: np.ndarray, reference_file: str, reference: Any, reference_affine: np.ndarray
+) -> str | None:
     shape, expected = volume.shape[:3], reference.shape[:3]
     if shape != expected:
         return f"has the shape {by(shape)}, but {reference_file} has {by(expected)}"
     corners = np.array(np.meshgrid(*([0, n - 1] for n in (*shape, 1, 1)[:3]), indexing="ij")).reshape(3, -1)
-    difference = np.asarray(volume.affine) - np.asarray(reference.affine)
+    difference = affine - reference_affine
     offset = np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max()
-    if not offset <= MAX_OFFSET_IN_VOXELS * min(reference.header.get_zooms()[:3]):
+    if not offset <= MAX_OFFSET_IN_VOXELS * np.linalg.norm(reference_affine[:3, :3], axis=0).min():
         return f"lies up to {offset:.3g} mm away from {reference_file} (their affines differ)"
     return None
 

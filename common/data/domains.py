@@ -16,6 +16,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from ..nifti import NiftiError, is_nifti, nifti_affine
 from .datalist import SECTIONS, DatalistError, Item, load_datalist, read_datalist
 from .label_maps import label_map
 
@@ -144,6 +145,7 @@ def median_spacing(items: Sequence[Item], orientation: str = "RAS", statistic: s
 
     Raises:
         ValueError: no items, or another statistic.
+        NiftiError: a header has no possible geometry.
     """
     if not items:
         raise ValueError("The median spacing of no scans is asked for: the domain has no training items.")
@@ -164,8 +166,11 @@ def median_spacing(items: Sequence[Item], orientation: str = "RAS", statistic: s
 
 
 def _affine(file: str) -> np.ndarray:
-    if file.endswith((".nii", ".nii.gz")):
-        return np.asarray(nib.load(file).affine)  # type: ignore[attr-defined]
+    if is_nifti(file):
+        try:
+            return nifti_affine(file)
+        except NiftiError as error:
+            raise NiftiError(f"{file} {error}.") from error
     from monai.transforms import LoadImage
 
     return np.asarray(LoadImage(image_only=True)(file).affine)

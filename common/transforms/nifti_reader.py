@@ -1,20 +1,25 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from monai.config import PathLike
 from monai.data import NibabelReader
-from monai.data.utils import correct_nifti_header_if_necessary
 from monai.utils import ensure_tuple
 
-from ..nifti import is_nifti, read_nifti
+from ..nifti import NiftiError, is_nifti, nifti_affine, read_nifti
+from ..volumes import by
 
 __all__ = ["NiftiReader"]
 
 
 class NiftiReader(NibabelReader):
-    """MONAI's `NibabelReader` that compares the checksum of compressed files. Arguments are the same."""
+    """MONAI's `NibabelReader` with the geometry of `common.nifti`, and checksums compared. Same arguments.
+
+    `NibabelReader` takes the qform where the scale of the sform differs from the voxel sizes, valid or not.
+    """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether all files are NIfTI by their names."""
@@ -24,10 +29,22 @@ class NiftiReader(NibabelReader):
         """An image of nibabel, or a list of them.
 
         Raises:
-            NiftiError: a file is damaged.
+            NiftiError: a file is damaged, or its header says nothing that can be.
         """
         self.filenames = ensure_tuple(data)
-        images = [
-            correct_nifti_header_if_necessary(read_nifti(file, **self.kwargs | kwargs)) for file in self.filenames
-        ]
+        options = self.kwargs | kwargs
+        images = [_settled(file, read_nifti(file, **options)) for file in map(os.fspath, self.filenames)]
         return images if len(images) > 1 else images[0]
+
+
+def _settled(file: str, image: Any) -> Any:
+    """The image with its one geometry, in mm, wherever its header is looked at."""
+    affine = nifti_affine(file, image)
+    if image.ndim < 3:
+        raise NiftiError(f"has {image.ndim} axes ({by(image.shape)}), but a volume has 3")
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.array_equal(affine, image.affine):  # another unit
+        image = type(image)(image.dataobj, affine, image.header)
+        image.header.set_xyzt_units("mm")
+    image.header.set_zooms((*sizes, *image.header.get_zooms()[3:]))
+    return image
