@@ -21,6 +21,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from .files import atomic_write
+from .nifti import NiftiError, nifti_affine, read_nifti
 from .volumes import by, diagonal, label_problem
 
 __all__ = ["ScoreError", "match", "score", "score_masks"]
@@ -194,8 +195,7 @@ def score(
                 f"{_list([str(path) for c in unnamed for path in cases[c]])}: name every class, or number both alike."
             )
     for case, pair in cases.items():
-        image: Any = nib.load(pair[0])
-        spacing = [float(size) for size in nib.affines.voxel_sizes(image.affine)]
+        spacing = [float(size) for size in nib.affines.voxel_sizes(nifti_affine(pair[0]))]
         true, predicted = (_read(path) for path in pair)
         for label, name in classes.items():
             found = score_masks(true == label, predicted == label, spacing, tolerance, hd95)
@@ -224,10 +224,14 @@ def _compare_headers(cases: Mapping[str, tuple[Path, Path]]) -> None:
     """Refuse pairs of different grids, all in one sentence."""
     shapes, affines = [], []
     read: dict[Path, Any] = {}
+    grids: dict[Path, np.ndarray] = {}
     for pair in cases.values():
         for path in pair:
             try:
                 read[path] = nib.load(path)
+                grids[path] = nifti_affine(path, read[path])
+            except NiftiError as error:
+                raise ScoreError(f"{path} {error}.") from error
             except (OSError, ValueError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
                 raise ScoreError(f"{path} cannot be read as NIfTI ({error}): write it anew.") from error
         true, predicted = (read[path] for path in pair)
@@ -236,7 +240,7 @@ def _compare_headers(cases: Mapping[str, tuple[Path, Path]]) -> None:
         if true.shape != predicted.shape:
             shapes.append(f"{pair[1]} ({by(predicted.shape)}) and {pair[0]} ({by(true.shape)})")
         # headers hold an affine as float32 or as a quaternion, which differ by a little
-        elif not np.allclose(true.affine, predicted.affine, rtol=1e-3, atol=1e-2):
+        elif not np.allclose(grids[pair[0]], grids[pair[1]], rtol=1e-3, atol=1e-2):
             affines.append(f"{pair[1]} and {pair[0]}")
     problems = []
     if shapes:
@@ -253,8 +257,9 @@ def _compare_headers(cases: Mapping[str, tuple[Path, Path]]) -> None:
 def _read(path: Path) -> np.ndarray:
     """A label map as whole numbers."""
     try:
-        image: Any = nib.load(path)
-        values = np.asanyarray(image.dataobj)
+        values = np.asanyarray(read_nifti(path).dataobj)
+    except NiftiError as error:
+        raise ScoreError(f"{path} {error}: write it anew.") from error
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise ScoreError(f"{path} cannot be read to its end ({error}): write it anew.") from error
     problem = label_problem(values)

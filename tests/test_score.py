@@ -210,6 +210,15 @@ def test_a_cut_file_is_refused(folders, share):
         run(folders)
 
 
+def test_a_damaged_file_is_refused_as_in_training(folders):
+    path = folders[1] / "imagesTs" / "scan1_seg.nii.gz"
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 1  # of the checksum, which nibabel does not reach
+    path.write_bytes(content)
+    with pytest.raises(ScoreError, match=r"scan1_seg.nii.gz is damaged \(checksum"):
+        run(folders)
+
+
 def test_no_folder_no_files_no_class(tmp_path, folders):
     with pytest.raises(ScoreError, match="nowhere is no folder"):
         run((folders[0], tmp_path / "nowhere"))

@@ -120,7 +120,7 @@ def outcome(tables: Tables) -> list[str]:
     metric = tables.main_metric
     lines = []
     if tables.about.get("transductive"):
-        lines.append("Transductive: pre-training may have seen validation and test scans, without their labels.")
+        lines.append("Transductive: pre-training may have seen validation and test scans.")
     for arm, base in tables.pairs:
         for labels in tables.labels:
             found = tables.difference((arm, base), labels, metric)
