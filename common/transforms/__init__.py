@@ -6,6 +6,7 @@ from .cube_group import CubeGroup, rot90_batch
 from .cutout_swap import CutoutSwap
 from .dicom_reader import DicomReader
 from .domain_spacing import DomainSpacingd
+from .foreground_intensity import NormalizeForegroundd, ScaleForegroundPercentilesd, foreground_mask
 from .foreground_volume import ForegroundVolumed
 from .grid_mask import random_grid_mask, random_keep_indices, upsample_mask
 from .label_regions import LabelRegionsd
@@ -39,15 +40,18 @@ __all__ = [
     "MapLabelsd",
     "MirroredLayout",
     "NoiseBackgroundd",
+    "NormalizeForegroundd",
     "NumberToClassd",
     "RandRegionCropd",
     "RandomBezier",
     "RandomTexture",
     "SaveDicomSegd",
+    "ScaleForegroundPercentilesd",
     "SelectChanneld",
     "Spacingd",
     "Targetd",
     "TokenViews",
+    "foreground_mask",
     "gibbs_noise",
     "noise_mask",
     "patchify",

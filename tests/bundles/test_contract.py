@@ -61,6 +61,7 @@ SHARED = [
     "spacing",
     "orientation",
     "percentiles",
+    "foreground",
     "intensity",
     "intensity_rule",
     "in_channels",

@@ -95,7 +95,7 @@ def test_pretraining_writes_the_encoder_and_what_it_needs(pretrained):
     assert set(state) == set(encoder.state_dict())
     assert record["method"] == "MAE" and record["epochs"] in (1, 2)
     assert (record["spacing"], record["orientation"], record["spatial_size"]) == ([4.0] * 3, "RAS", [32, 48, 32])
-    assert record["intensity"] == "percentiles [5, 95] to 0..1, clipped"
+    assert record["intensity"] == "percentiles [5, 95] (foreground: tissue) to 0..1, clipped"
     assert record["architecture"]["hidden_size"] == 24
 
 

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from monai.transforms.utils_pytorch_numpy_unification import percentile
+from monai.utils import convert_to_dst_type
+
+from ..volumes import volume_name
+
+__all__ = ["NormalizeForegroundd", "ScaleForegroundPercentilesd", "foreground_mask"]
+
+RULES = ("tissue", "nonzero", "all")
+# In Hounsfield units air is -1000, and scanners and resampling fill with -1000 or less. No MR scan goes as low.
+AIR_IN_HU = -900.0
+# Share of the mean signal that air stays below, noise included, and tissue does not.
+AIR_SHARE = 0.1
+BRIGHTEST = 99.9
+
+
+def foreground_mask(channel: torch.Tensor, foreground: str | float = "tissue") -> torch.Tensor:
+    """Which voxels of a channel count for its statistics.
+
+    Args:
+        channel: intensities of any shape.
+        foreground: ``"tissue"``: what is brighter than air, noise included. Where the least value is -900 or less, the
+            image is taken for CT and its foreground is above -900 HU. Otherwise it is above a tenth of the mean signal,
+            in which each voxel counts by its own signal squared, the brightest thousandth cut off: so air adds next to
+            nothing to it, however much there is. Signal is what lies above 0; above the least value where that is far
+            below 0.
+            ``"nonzero"``: voxels other than 0, such as those of skull-stripped images. ``"all"``: every voxel, air too.
+            A number: voxels above it.
+
+    Raises:
+        ValueError: an unknown ``foreground``.
+    """
+    if foreground == "all":
+        return torch.ones_like(channel, dtype=torch.bool)
+    if foreground == "nonzero":
+        return channel != 0
+    if not isinstance(foreground, str):
+        return channel > float(foreground)
+    if foreground != "tissue":
+        raise ValueError(f"foreground is one of {', '.join(RULES)}, or a number, not {foreground!r}.")
+    if channel.numel() == 0:
+        return torch.zeros_like(channel, dtype=torch.bool)
+    least = float(channel.min())
+    if least <= AIR_IN_HU:
+        return channel > AIR_IN_HU
+    # A little below 0 is what resampling and offsets leave around air of 0.
+    above = channel[channel > 0]
+    level = 0.0
+    if above.numel() == 0 or least < -AIR_SHARE * float(percentile(above, BRIGHTEST)):
+        level, above = least, channel[channel > least]
+    if above.numel() == 0:
+        return torch.zeros_like(channel, dtype=torch.bool)
+    signal = (above - level).clamp(max=float(percentile(above, BRIGHTEST)) - level).double()
+    return channel > level + AIR_SHARE * float(signal.pow(3).sum() / signal.square().sum())
+
+
+class _ByForeground(MapTransform):
+    """What both transforms share: each channel by numbers of its own foreground."""
+
+    def __init__(self, keys: KeysCollection, foreground: str | float, allow_missing_keys: bool) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if isinstance(foreground, str) and foreground not in RULES:
+            raise ValueError(f"foreground is one of {', '.join(RULES)}, or a number, not {foreground!r}.")
+        self.foreground = foreground
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = torch.as_tensor(d[key])
+            image = image.as_tensor() if hasattr(image, "as_tensor") else image
+            made = torch.empty(image.shape, dtype=torch.float32, device=image.device)
+            for number, channel in enumerate(image.float()):
+                inside = channel[foreground_mask(channel, self.foreground)]
+                name = volume_name(d[key], key)
+                where = f"{name} (channel {number})" if len(image) > 1 else name
+                if inside.numel() == 0:
+                    raise ValueError(
+                        f"{where} has no foreground ({self.foreground!r}) to scale its intensities by; repair the file "
+                        "or take it out of the datalist."
+                    )
+                made[number] = self.scaled(channel, inside, where)
+            d[key] = convert_to_dst_type(made, d[key], dtype=torch.float32)[0]
+        return d
+
+    def scaled(self, channel: torch.Tensor, inside: torch.Tensor, name: str) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class ScaleForegroundPercentilesd(_ByForeground):
+    """MONAI's ``ScaleIntensityRangePercentilesd`` with the percentiles of the foreground, of each channel.
+
+    Percentiles of a whole volume depend on how much air is around: the more, the more of the tissue is clipped. Those
+    of the foreground do not, so that a tissue has one value whatever the field of view.
+
+    Args:
+        keys: images, channel first.
+        lower, upper: percentiles of the foreground, 0 to 100, that become ``b_min`` and ``b_max``.
+        b_min, b_max: the new range. Air, darker than the foreground, becomes ``b_min`` where it is clipped.
+        clip: whether values beyond the range become its ends.
+        foreground: ``"tissue"``, ``"nonzero"``, ``"all"`` (MONAI's) or a number, as in ``foreground_mask``.
+        allow_missing_keys: whether items may lack keys.
+
+    Raises:
+        ValueError: percentiles out of order, an unknown ``foreground``; an image without foreground, or with both
+            percentiles the same, by its file.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        lower: float,
+        upper: float,
+        b_min: float = 0.0,
+        b_max: float = 1.0,
+        clip: bool = True,
+        foreground: str | float = "tissue",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, foreground, allow_missing_keys)
+        check_percentiles(lower, upper)
+        self.lower, self.upper, self.b_min, self.b_max, self.clip = lower, upper, b_min, b_max, clip
+
+    def scaled(self, channel: torch.Tensor, inside: torch.Tensor, name: str) -> torch.Tensor:
+        low, high = torch.as_tensor(percentile(inside, [self.lower, self.upper])).tolist()
+        if not high > low:
+            raise ValueError(
+                f"The percentiles {self.lower:g} and {self.upper:g} of the foreground of {name} are both {low:g}, so "
+                "that its intensities cannot be scaled; repair the file or take it out of the datalist."
+            )
+        made = (channel - low) / (high - low) * (self.b_max - self.b_min) + self.b_min
+        return made.clamp(self.b_min, self.b_max) if self.clip else made
+
+
+class NormalizeForegroundd(_ByForeground):
+    """Mean 0 and standard deviation 1 of the foreground, of each channel, clipped by its percentiles before.
+
+    With ``foreground="all"`` it is MONAI's ``ClipIntensityPercentilesd`` and ``NormalizeIntensityd``, whose values
+    depend on how much air is around.
+
+    Args:
+        keys: images, channel first.
+        lower, upper: percentiles of the foreground at which intensities are clipped first; None for no clipping. Air,
+            darker than the foreground, becomes the least value where it is clipped.
+        foreground: ``"tissue"``, ``"nonzero"``, ``"all"`` or a number, as in ``foreground_mask``.
+        allow_missing_keys: whether items may lack keys.
+
+    Raises:
+        ValueError: one percentile without the other or out of order, an unknown ``foreground``; an image without
+            foreground, or with one intensity in it, by its file.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        lower: float | None = None,
+        upper: float | None = None,
+        foreground: str | float = "tissue",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, foreground, allow_missing_keys)
+        if lower is not None or upper is not None:
+            check_percentiles(lower, upper)
+        self.lower, self.upper = lower, upper
+
+    def scaled(self, channel: torch.Tensor, inside: torch.Tensor, name: str) -> torch.Tensor:
+        if self.lower is not None:
+            low, high = torch.as_tensor(percentile(inside, [self.lower, self.upper])).tolist()
+            channel, inside = channel.clamp(low, high), inside.clamp(low, high)
+        mean, deviation = float(inside.double().mean()), float(inside.double().std(correction=0))
+        if not deviation > 0:
+            raise ValueError(
+                f"The foreground of {name} has one intensity, {mean:g}, so that its intensities cannot be scaled; "
+                "repair the file or take it out of the datalist."
+            )
+        return (channel - mean) / deviation
+
+
+def check_percentiles(lower: float | None, upper: float | None) -> None:
+    if lower is None or upper is None or not 0 <= lower < upper <= 100:
+        raise ValueError(f"Percentiles are a lower and an upper one from 0 to 100, not {lower} and {upper}.")
