@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -16,8 +17,11 @@ from ..files import atomic_write
 
 __all__ = ["FORMAT_VERSION", "read_encoder", "save_encoder"]
 
-FORMAT_VERSION = 1
-"""Version of the record in the file's header; a reader refuses newer ones."""
+FORMAT_VERSION = 2
+"""Version of the record in the file's header; a reader refuses newer ones. From 2 on files carry a digest."""
+
+DIGEST = "sha256"
+"""Entry of the stored record with the digest of all else; readers do not see it."""
 
 SINGLE: dict[str, type] = {"architecture": dict, "format": int, "architecture.in_channels": int}
 LISTS = ("spatial_size", "spacing", "value_range", "architecture.grid", "architecture.patch_size")
@@ -49,8 +53,11 @@ def save_encoder(encoder: nn.Module, path: str | os.PathLike, record: Mapping[st
 
 
 def write_state(state: dict[str, torch.Tensor], path: str | os.PathLike, record: Mapping[str, Any]) -> None:
-    """Write tensors and a record to ``path`` through a temporary file beside it, with the mode the umask gives."""
-    header = json.dumps(record)
+    """Write tensors, a record and their digest to ``path`` through a temporary file beside it, with the mode the umask
+    gives."""
+    record = {**record, "format": FORMAT_VERSION}
+    # In the record and not beside it: safetensors writes several entries in any order, so that bytes would differ.
+    header = json.dumps(record | {DIGEST: _digest(state, record)})
     with atomic_write(path) as temporary:
         save_file(state, temporary, metadata={"record": header})
 
@@ -59,8 +66,8 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
     """State dict and record of an encoder file.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, not a safetensors file, no record, a malformed one, or a newer
-            format.
+        FileNotFoundError, ValueError: no such file, not a safetensors file, no record, a malformed one, a newer
+            format, or content that does not match the file's digest. Files of before there were digests have none.
     """
     path = Path(path)
     if not path.is_file():
@@ -90,6 +97,9 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
             f"{path} has no record of its pre-processing, so it is no encoder file; convert foreign weights with "
             "`python -m common.weights convert`."
         )
+    digest = record.pop(DIGEST, None)
+    if digest != _digest(state, record) and (digest is not None or record.get("format") == FORMAT_VERSION):
+        raise ValueError(f"{path} is damaged (its content does not match its digest): take another copy of it.")
     wrong = next((key for key in (*SINGLE, *LISTS) if not _well_formed(key, _value(record, key))), None)
     if wrong is not None:
         raise ValueError(
@@ -98,6 +108,16 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
     if (record.get("format") or 0) > FORMAT_VERSION:
         raise ValueError(f"{path} has format {record['format']}, this version reads up to {FORMAT_VERSION}; upgrade.")
     return state, record
+
+
+def _digest(state: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> str:
+    """SHA-256 of names, types, shapes and bytes of all tensors and of the record."""
+    digest = hashlib.sha256(json.dumps(record).encode())
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _value(record: Mapping[str, Any], key: str) -> Any:

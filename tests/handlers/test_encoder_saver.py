@@ -97,7 +97,7 @@ def test_the_encoder_of_the_best_validation(path, monkeypatch):
     record = read_encoder(path)[1]
     assert {key: record[key] for key in CONTRACT} == CONTRACT
     assert (record["method"], record["data"], record["val_loss"]) == ("MAE", "145 brains", 1.0)
-    assert record["config_digest"] == "abc" and record["format"] == 1
+    assert record["config_digest"] == "abc" and record["format"] == 2
 
 
 def test_without_validation_that_of_the_last_epoch(path):

@@ -38,7 +38,7 @@ def test_state_and_record_come_back(path, memory_format):
     assert state.keys() == encoder.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in encoder.state_dict().items())
     assert {key: record[key] for key in RECORD} == RECORD
-    assert record["format"] == 1 and record["architecture"] == {"name": "Encoder", "in_channels": 1}
+    assert record["format"] == module.FORMAT_VERSION and record["architecture"] == {"name": "Encoder", "in_channels": 1}
     assert record["packages"]["torch"].startswith(torch.__version__.partition("+")[0])
     assert set(record["packages"]) == {"torch", "monai", "numpy", "monai-transfer-bundles"}
 
@@ -107,7 +107,7 @@ def without_metadata(path):
 
 
 def newer(path):
-    save_file({"weight": torch.zeros(2)}, path, metadata={"record": json.dumps({"format": 2})})
+    save_file({"weight": torch.zeros(2)}, path, metadata={"record": json.dumps({"format": 3})})
 
 
 def garbled(path):
@@ -127,7 +127,7 @@ def garbled(path):
         ),
         (without_record, ValueError, "{path} has no record of its pre-processing.*common.weights convert"),
         (without_metadata, ValueError, "{path} has no record"),
-        (newer, ValueError, "{path} has format 2, this version reads up to 1; upgrade"),
+        (newer, ValueError, "{path} has format 3, this version reads up to 2; upgrade"),
         (garbled, ValueError, "{path} has no record"),
     ],
 )
@@ -156,3 +156,33 @@ def test_a_malformed_record_is_one_sentence(path, entry, named):
     with pytest.raises(ValueError, match=f"encoder.safetensors has a malformed record \\({named}") as raised:
         read_encoder(path)
     assert len(str(raised.value).splitlines()) == 1
+
+
+def test_no_flipped_bit_is_read(path):
+    """Whichever bit of the file it is: of the header, of the record or of a tensor."""
+    save_encoder(nn.Linear(2, 2), path, {"method": "MAE", "spacing": [1.0, 1.0, 2.5]})
+    whole = path.read_bytes()
+    for position in range(0, 8 * len(whole), 5):  # each bit of a byte in turn
+        damaged = bytearray(whole)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=str(path)) as raised:
+            read_encoder(path)
+        assert len(str(raised.value).splitlines()) == 1
+
+
+def test_files_of_before_there_were_digests_are_read(path):
+    save_encoder(Encoder(), path, RECORD)
+    state, record = read_encoder(path)
+    save_file(state, path, metadata={"record": json.dumps(record | {"format": 1})})
+    old, same = read_encoder(path)
+    assert same == record | {"format": 1} and old.keys() == state.keys()
+
+
+def test_the_same_content_gives_the_same_bytes(path):
+    encoder = Encoder()
+    written = set()
+    for _ in range(5):
+        save_encoder(encoder, path, RECORD)
+        written.add(path.read_bytes())
+    assert len(written) == 1
