@@ -22,21 +22,22 @@ STALE_ELSEWHERE_SECONDS = 86_400
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike, suffix: str = "") -> Iterator[Path]:
     """Give a temporary file beside `path` to write to; it becomes `path` when the block ends without an error.
 
     So `path` is the old file or the whole new one, on the disk too when the machine fails. Parent folders are made; the
-    mode is what the umask gives. Temporary files of `path` that killed processes left are removed.
+    mode is what the umask gives. Temporary files of `path` that killed processes left are removed. `suffix` ends the
+    temporary file's name, for writers that choose the format by it (nibabel: `.nii.gz`).
 
     Raises:
         OSError: `path` cannot be written, such as on a full disk; of the same kind and number, and naming `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
+    _remove_stale(path, suffix)
     temporary = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-{_host()}-{os.getpid()}-", dir=path.parent)
+        handle, name = tempfile.mkstemp(suffix, f".{path.name}.tmp-{_host()}-{os.getpid()}-", path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -60,9 +61,9 @@ def _host() -> str:
     return f"{zlib.crc32(platform.node().encode()):08x}"
 
 
-def _remove_stale(path: Path) -> None:
+def _remove_stale(path: Path, suffix: str) -> None:
     """Remove temporary files of `path` that no process writes any more; what cannot be removed stays."""
-    ours = re.compile(rf"{re.escape(f'.{path.name}.tmp-')}([0-9a-f]{{8}})-(\d+)-[a-z0-9_]{{8}}")
+    ours = re.compile(rf"{re.escape(f'.{path.name}.tmp-')}([0-9a-f]{{8}})-(\d+)-[a-z0-9_]{{8}}{re.escape(suffix)}")
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
             match = ours.fullmatch(entry.name)

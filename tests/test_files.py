@@ -108,6 +108,16 @@ def test_a_killed_writer_leaves_a_name_that_is_known(tmp_path):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_a_suffix_ends_the_temporary_name_and_is_known_again(tmp_path):
+    left = tmp_path / f".a.nii.gz.tmp-{files._host()}-999999999-abcd_123.nii.gz"
+    left.write_text("half")
+    os.utime(left, (time.time() - 90_000,) * 2)
+    with atomic_write(tmp_path / "a.nii.gz", suffix=".nii.gz") as temporary:
+        assert temporary.name.endswith(".nii.gz") and temporary.name.startswith(".a.nii.gz.tmp-")
+        temporary.write_text("whole")
+    assert os.listdir(tmp_path) == ["a.nii.gz"]
+
+
 def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "monai-transfer-bundles"

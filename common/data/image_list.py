@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,11 @@ from .datalist import load_datalist
 
 __all__ = ["list_images"]
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+OUTPUT = "seg"
+"""What the bundles put behind an image's name for its label map."""
 
 
 def list_images(
@@ -19,8 +24,9 @@ def list_images(
 
     Args:
         path: an image file, a folder of images, or a datalist (``.json``). Images of a folder are the image files in
-            it, each folder in it that holds DICOM files, and the folder itself if it does; nothing deeper, and
-            no name that begins with a dot.
+            it, each folder in it that holds DICOM files, and the folder itself if it does; nothing deeper, no
+            name that begins with a dot, and no label map that inference has written beside its image (``scan_seg`` of
+            ``scan``), which is logged.
         base_dir: folder that a datalist's paths are relative to, its own folder by default.
         section: list of the datalist.
 
@@ -35,7 +41,7 @@ def list_images(
             raise ValueError(f"the list '{section}' of {path} is empty; name another with data#section.")
         return [{"image": item["image"]} for item in items[section]]
     if path.is_dir():
-        images = sorted(file for file in path.iterdir() if _is_image(file))
+        images = _without_outputs(sorted(file for file in path.iterdir() if _is_image(file)))
         images += [path] if holds_dicom(path) else []
         if not images:
             what = f"no image ({', '.join(SUFFIXES)}, or a folder of DICOM files) in {path}"
@@ -51,6 +57,30 @@ def list_images(
     if path.is_file():
         return [{"image": str(path)}]
     raise FileNotFoundError(f"no such file or folder: {path}; set dataset_dir, or datalist, to the images.")
+
+
+def _without_outputs(images: list[Path]) -> list[Path]:
+    """The images without the label maps of one of them, as they stand where ``output_dir`` is the images' folder."""
+    stems = {_stem(file) for file in images if not file.is_dir()}
+    outputs = [file for file in images if not file.is_dir() and _stem_of_output(file) in stems]
+    if outputs:
+        logger.info(
+            "%d files of %s are label maps of images beside them and are passed over (%s).",
+            len(outputs),
+            outputs[0].parent,
+            outputs[0].name,
+        )
+    return [file for file in images if file not in outputs]
+
+
+def _stem_of_output(path: Path) -> str | None:
+    stem = _stem(path)
+    return stem.removesuffix(f"_{OUTPUT}") if stem.endswith(f"_{OUTPUT}") else None
+
+
+def _stem(path: Path) -> str:
+    ends = sorted(SUFFIXES, key=len, reverse=True)  # .nii.gz before .nii
+    return next(path.name[: -len(end)] for end in ends if path.name.lower().endswith(end))
 
 
 def _is_image(path: Path) -> bool:

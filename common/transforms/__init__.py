@@ -19,6 +19,7 @@ from .number_to_class import NumberToClassd
 from .patchify import patchify, unpatchify
 from .rand_region_crop import RandRegionCropd
 from .save_dicom_seg import SaveDicomSegd
+from .save_volume import SaveVolumed
 from .select_channel import SelectChanneld
 from .spacing import Spacingd
 from .target import Targetd
@@ -46,6 +47,7 @@ __all__ = [
     "RandomBezier",
     "RandomTexture",
     "SaveDicomSegd",
+    "SaveVolumed",
     "ScaleForegroundPercentilesd",
     "SelectChanneld",
     "Spacingd",

@@ -10,7 +10,7 @@ __all__ = ["MirroredLayout"]
 
 
 class MirroredLayout(FolderLayoutBase):
-    """Where MONAI's `SaveImaged` writes: below `output_dir` as the image, a file or the folder of a
+    """Where `SaveVolumed` and `SaveDicomSegd` write: below `output_dir` as the image, a file or the folder of a
     DICOM series, lies below `root`.
 
     Sets that keep each subject in a folder of its own use the same file names in all of them; in one flat folder their

@@ -31,6 +31,17 @@ def test_a_file(folder):
     assert list_images(str(folder / "b.nii.gz")) == paths(folder, "b.nii.gz")
 
 
+def test_label_maps_beside_their_images_are_passed_over(folder, caplog):
+    for name in ("b_seg.nii.gz", "d_seg.nii.gz", "x_seg.nii.gz", "a_seg_seg.nii"):
+        nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), folder / name)
+    with caplog.at_level("INFO"):
+        # x has no image beside it, so that x_seg is the name of a scan; so has a_seg.
+        found = paths(folder, "a.nii", "a_seg_seg.nii", "b.nii.gz", "d.MHA", "x_seg.nii.gz")
+        assert list_images(folder) == found
+    assert "2 files" in caplog.text and "b_seg.nii.gz" in caplog.text
+    assert list_images(folder / "b_seg.nii.gz") == paths(folder, "b_seg.nii.gz")
+
+
 def write_list(path, **lists):
     path.write_text(json.dumps(lists))
     return path

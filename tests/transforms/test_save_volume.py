@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
+
+from common import files
+from common.transforms import MirroredLayout, SaveVolumed
+
+
+@pytest.fixture
+def label():
+    affine = torch.tensor([[0, -2.0, 0, 5], [1.5, 0, 0, -7], [0, 0, 3.0, 2], [0, 0, 0, 1]], dtype=torch.float64)
+    values = torch.arange(4 * 5 * 6).view(1, 4, 5, 6) % 7
+    return MetaTensor(values.float(), affine=affine, meta={"filename_or_obj": "/scans/case.nii.gz"})
+
+
+def save(folder, extension=".nii.gz"):
+    return SaveVolumed("pred", MirroredLayout(folder, "/scans", "seg", extension))
+
+
+@pytest.mark.parametrize("extension", [".nii.gz", ".nii"])
+def test_the_file_is_monais(tmp_path, label, extension):
+    item = {"pred": label, "other": 3}
+    assert save(tmp_path / "ours", extension)(item) == item
+    layout = MirroredLayout(tmp_path / "monai", "/scans", "seg", extension)
+    SaveImage(folder_layout=layout, output_dtype=torch.uint8, resample=False, print_log=False)(label)
+    ours, theirs = (nib.load(tmp_path / name / f"case_seg{extension}") for name in ("ours", "monai"))
+    np.testing.assert_array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
+    np.testing.assert_array_equal(np.asarray(ours.dataobj), label[0].numpy())
+    assert ours.header == theirs.header and ours.get_data_dtype() == np.uint8
+    assert [path.name for path in (tmp_path / "ours").iterdir()] == [f"case_seg{extension}"]
+
+
+def test_a_full_disk_ends_with_the_files_name_and_leaves_nothing(tmp_path, label, monkeypatch):
+    path = tmp_path / "case_seg.nii.gz"
+    path.write_bytes(b"old")
+
+    def full(image, name):
+        Path(name).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(nib, "save", full)
+    with pytest.raises(OSError, match=f"{path} could not be written .No space left") as caught:
+        save(tmp_path)({"pred": label})
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
+def test_a_limit_of_the_system_is_a_full_disk_too(tmp_path):
+    code = (
+        "import resource, signal, numpy, sys; from monai.data import MetaTensor\n"
+        "from common.transforms import MirroredLayout, SaveVolumed\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "noise = numpy.random.default_rng(0).integers(0, 255, (1, 40, 40, 40))\n"
+        "volume = MetaTensor(noise.astype('float32'), meta={'filename_or_obj': 'case.nii.gz'})\n"
+        "SaveVolumed('pred', MirroredLayout('out', '.', 'seg'))({'pred': volume})\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).resolve().parents[1])}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 1 and "case_seg.nii.gz could not be written" in run.stderr.splitlines()[-1]
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_other_formats_are_refused(tmp_path, label):
+    with pytest.raises(ValueError, match="no NIfTI file"):
+        save(tmp_path, ".png")({"pred": label})
