@@ -51,8 +51,8 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, or its checksums do not match. Files without a record are of other
-            programs, which may leave the checksums out: those are not compared.
+        ValueError: the file cannot be read, holds Python objects beside tensors, or its checksums do not match. Where
+            torch was told to leave all checksums out (``set_crc32_options``), there are none to compare.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,7 +60,12 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     try:
         record = _checked_record(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is not a readable checkpoint, or holds Python objects beside tensors, which are not loaded for "
+            "safety; in a place you trust, save its state dict alone with torch.save"
+        ) from error
+    except Exception as error:  # a damaged archive or pickle ends in whatever error its bytes lead to
         raise ValueError(f"{path} is not a readable checkpoint ({first_line(error)})") from error
     return content, record
 
@@ -69,12 +74,12 @@ def _checked_record(path: Path) -> dict[str, Any]:
     if not zipfile.is_zipfile(path):
         return {}
     with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
+        if damaged is not None:
+            raise ValueError(f"it is damaged: the checksum of {damaged} does not match")
         found = [name for name in archive.namelist() if name.partition("/")[2] == RECORD]
         if not found:
             return {}
-        damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"it is damaged: the checksum of {damaged} does not match")
         record = json.loads(archive.read(found[0]))
     if not isinstance(record, dict):
         raise ValueError("its record is no mapping")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import os
 import stat
 
@@ -52,9 +53,10 @@ def test_a_file_of_another_program_has_an_empty_record(tmp_path):
         assert read_checkpoint(tmp_path / name) == ({"a": 1}, {})
 
 
-def test_any_flipped_bit_of_the_weights_is_found(tmp_path):
+@pytest.mark.parametrize("save", [save_checkpoint, torch.save])
+def test_any_flipped_bit_of_the_weights_is_found(tmp_path, save):
     path = tmp_path / "a.pt"
-    save_checkpoint({"a": torch.full((512,), 0.3)}, path)
+    save({"a": torch.full((512,), 0.3)}, path)
     whole = path.read_bytes()
     start = whole.index(torch.full((512,), 0.3).numpy().tobytes())
     for place in range(start, start + 2048, 97):
@@ -72,3 +74,35 @@ def test_what_is_no_checkpoint_is_named(tmp_path, content):
         read_checkpoint(tmp_path / "a.pt")
     with pytest.raises(FileNotFoundError, match=r"b\.pt"):
         read_checkpoint(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("save", [save_checkpoint, torch.save])
+def test_a_flipped_bit_anywhere_changes_nothing_or_is_a_sentence(tmp_path, save):
+    path = tmp_path / "a.pt"
+    save({"a": torch.full((8,), 0.3)}, path)
+    whole = path.read_bytes()
+    for place in range(0, 8 * len(whole), 11):  # each bit of a byte in turn
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            content, _ = read_checkpoint(path)
+        except ValueError as error:
+            assert str(path) in str(error) and len(str(error).splitlines()) == 1
+        else:
+            assert content.keys() == {"a"} and torch.equal(content["a"], torch.full((8,), 0.3))
+
+
+def test_a_file_whose_checksums_were_left_out_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.arange(3)}, tmp_path / "a.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(tmp_path / "a.pt")[0]["a"].tolist() == [0, 1, 2]
+
+
+def test_python_objects_are_not_loaded(tmp_path):
+    torch.save({"a": torch.zeros(2), "b": argparse.Namespace(c=1)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt is not a .*holds Python objects beside tensors, which are not loaded"):
+        read_checkpoint(tmp_path / "a.pt")

@@ -2,17 +2,15 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from .encoder_file import FORMAT_VERSION, write_state
+from ..checkpoint_file import read_checkpoint
+from .encoder_file import FORMAT_VERSION, read_safetensors, write_state
 from .inflate import INFLATIONS
 from .soundness import refuse_unsound
 from .vision_transformers import IMAGE_KINDS, inflate, read_folder
@@ -286,20 +284,7 @@ WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model|net|backbone)\.)+")
 def _read_checkpoint(path: Path) -> State:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}.")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be cut short.") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is no PyTorch checkpoint, or holds Python objects beside tensors, which are not loaded for "
-            "safety; in a place you trust, save its state dict alone with torch.save and convert that."
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable PyTorch checkpoint ({error}).") from error
+    content: Any = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_checkpoint(path)[0]
     while isinstance(content, Mapping):
         inner = next((key for key in HOLDERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:

@@ -76,10 +76,8 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
             "`python -m common.weights convert`, or null to train from scratch."
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("record")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
+        state, metadata = read_safetensors(path)
+    except ValueError as error:
         with path.open("rb") as start:
             if start.read(2) == b"PK":  # a zip file, as torch.save writes
                 raise ValueError(
@@ -87,7 +85,8 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
                     "encoder.safetensors that pre-training wrote, or convert foreign weights with "
                     "`python -m common.weights convert`."
                 ) from error
-        raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be cut short.") from error
+        raise
+    header = metadata.get("record")
     try:
         record = json.loads(header or "")
     except ValueError:
@@ -108,6 +107,19 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
     if (record.get("format") or 0) > FORMAT_VERSION:
         raise ValueError(f"{path} has format {record['format']}, this version reads up to {FORMAT_VERSION}; upgrade.")
     return state, record
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        ValueError: it is none, or cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be cut short.") from error
 
 
 def _digest(state: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> str:

@@ -260,6 +260,13 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:-500])
 
 
+def flipped(path):
+    torch.save({"weight": torch.full((100,), 0.3)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((100,), 0.3).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+
+
 def empty(path):
     path.write_bytes(b"")
 
@@ -284,9 +291,10 @@ def foreign(path):
     ("write", "message"),
     [
         (pickled, "holds Python objects beside tensors, which are not loaded for safety"),
-        (truncated, "not a readable PyTorch checkpoint"),
-        (empty, "not a readable PyTorch checkpoint"),
-        (text, "is no PyTorch checkpoint, or holds Python objects"),
+        (flipped, "is not a readable checkpoint .*damaged: the checksum of source/data/0 does not match"),
+        (truncated, "not a readable checkpoint"),
+        (empty, "not a readable checkpoint"),
+        (text, "is not a readable checkpoint, or holds Python objects"),
         (numbers, "holds no state dict: give a file with a state dict"),
         (a_list, "holds no state dict"),
         (foreign, r"of no known kind \(tensors such as weight, bias\); give --kind, one of unetr_mae, monai_mae, swin"),
