@@ -40,6 +40,7 @@ def score_masks(
     spacing: Sequence[float],
     tolerance: float = 1.0,
     hd95: Literal["larger", "pooled"] = "larger",
+    empty: Literal["leave_out", "perfect"] = "leave_out",
 ) -> dict[str, float]:
     """Dice, NSD and HD95 of one structure.
 
@@ -50,14 +51,16 @@ def score_masks(
         tolerance: mm that a surface may be off and still count as right for NSD, the share of the voxels of both
             surfaces that lie within it of the other surface.
         hd95: definition, as of ``HD95``.
+        empty: what a structure in neither mask scores: `leave_out`, NaN; `perfect`, 1, 1 and 0.
 
     Returns:
-        `dice`, `nsd` and `hd95` (mm). In neither mask: NaN. In one only: 0, 0 and the diagonal of the image.
+        `dice`, `nsd` and `hd95` (mm). In one mask only: 0, 0 and the diagonal of the image.
     """
     truth, prediction = np.asarray(truth, bool), np.asarray(prediction, bool)
     sizes = int(truth.sum()), int(prediction.sum())
     if not any(sizes):
-        return dict.fromkeys(SCORES, math.nan)
+        perfect = {"dice": 1.0, "nsd": 1.0, "hd95": 0.0}
+        return perfect if empty == "perfect" else dict.fromkeys(SCORES, math.nan)
     if not all(sizes):
         return {"dice": 0.0, "nsd": 0.0, "hd95": diagonal(truth.shape, spacing)}
     points = [_surface(mask, spacing) for mask in (truth, prediction)]
@@ -156,12 +159,12 @@ def score(
     tolerance: float = 1.0,
     hd95: Literal["larger", "pooled"] = "larger",
     postfix: str = "seg",
+    empty: Literal["leave_out", "perfect"] = "leave_out",
 ) -> None:
     """Score predicted label maps against true ones: Dice, NSD and HD95 of each case and class, on the scan's own grid.
 
     Files match by name; folders in the folders are read too. All headers are compared before anything is scored. A
-    class that is in neither mask is left out of the means; one that is in one only has Dice 0, NSD 0 and as HD95 the
-    diagonal of the image.
+    class that is in one mask only has Dice 0, NSD 0 and as HD95 the diagonal of the image.
 
     Args:
         truth: folder of the true label maps (NIfTI), numbered as the predictions are.
@@ -172,7 +175,10 @@ def score(
         tolerance: of NSD, in mm.
         hd95: larger (of the two directed 95th percentiles, as MONAI) or pooled (as medpy, nnFormer and TransUNet).
         postfix: what follows `_` at the end of a prediction's name.
+        empty: what a class in neither mask scores: leave_out (of the means) or perfect (Dice 1, NSD 1, HD95 0).
     """
+    if empty not in ("leave_out", "perfect"):
+        raise ScoreError(f"--empty is leave_out or perfect, not {empty}.")
     if hd95 not in ("larger", "pooled"):
         raise ScoreError(f"--hd95 is larger or pooled, not {hd95}.")
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
@@ -198,7 +204,7 @@ def score(
         spacing = [float(size) for size in nib.affines.voxel_sizes(nifti_affine(pair[0]))]
         true, predicted = (_read(path) for path in pair)
         for label, name in classes.items():
-            found = score_masks(true == label, predicted == label, spacing, tolerance, hd95)
+            found = score_masks(true == label, predicted == label, spacing, tolerance, hd95, empty)
             rows.append({"case": case, "class": name, **found})
     with atomic_write(output) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["case", "class", *SCORES], lineterminator="\n")
@@ -273,7 +279,7 @@ def _values(pair: Sequence[Path]) -> set[int]:
 
 
 def _table(rows: Sequence[Mapping], classes: Sequence[str], cases: int, tolerance: float, hd95: str) -> str:
-    """Means of each class over the cases that count, and the mean of these."""
+    """Means of each class over the cases that count, and the mean over cases of the case's mean over its classes."""
     means = []
     for name in classes:
         scores = [[row[key] for row in rows if row["class"] == name and row["dice"] == row["dice"]] for key in SCORES]
@@ -285,10 +291,13 @@ def _table(rows: Sequence[Mapping], classes: Sequence[str], cases: int, toleranc
         (name, *(f"{value:.{digits}f}" for value, digits in zip(mean[:3], (4, 4, 2), strict=True)), f"{mean[3]:.0f}")
         for name, mean in zip(classes, means, strict=True)
     ]
-    counted = np.array([mean[:3] for mean in means if mean[3]])
-    if len(classes) > 1 and len(counted):
-        overall = counted.mean(0)
-        lines.append(("mean", f"{overall[0]:.4f}", f"{overall[1]:.4f}", f"{overall[2]:.2f}", ""))
+    by_case: dict[str, list[list[float]]] = {}
+    for row in rows:
+        if row["dice"] == row["dice"]:
+            by_case.setdefault(row["case"], []).append([row[key] for key in SCORES])
+    if len(classes) > 1 and by_case:
+        overall = np.mean([np.mean(scores, axis=0) for scores in by_case.values()], axis=0)
+        lines.append(("mean", f"{overall[0]:.4f}", f"{overall[1]:.4f}", f"{overall[2]:.2f}", f"{len(by_case)}"))
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(line[1:], widths[1:], strict=True))]).rstrip()

@@ -117,6 +117,11 @@ def test_what_is_in_neither_is_left_out(folders, capsys):
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert table[1][-1] == "3" and table[2][-1] == "2"
     assert float(table[2][1]) == pytest.approx(np.mean([float(rows[i]["dice"]) for i in (3, 5)]), abs=1e-4)
+    # the mean over cases of a case's classes, as the evaluation has it
+    dice = [float(rows[0]["dice"]), *(np.mean([float(row["dice"]) for row in rows[i : i + 2]]) for i in (2, 4))]
+    assert float(table[3][1]) == pytest.approx(np.mean(dice), abs=1e-4) and table[3][-1] == "3"
+    row = run(folders, empty="perfect")[1]
+    assert [float(row[key]) for key in ("dice", "nsd", "hd95")] == [1, 1, 0]
 
 
 def test_a_tolerance_of_whole_voxels_counts():
@@ -184,6 +189,7 @@ def test_four_axes_are_refused(folders):
         ({"names": True}, "different names"),
         ({"tolerance": -1}, "--tolerance"),
         ({"hd95": "mean"}, "larger or pooled"),
+        ({"empty": "zero"}, "leave_out or perfect"),
     ],
 )
 def test_wrong_options_are_refused(folders, options, message):

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
 from ..checkpoint_file import save_checkpoint
+from .engine_items import output_items
 
 __all__ = ["BestModelSaver", "best_metric", "discount_nan", "is_new_best"]
 
@@ -21,7 +23,8 @@ class BestModelSaver:
     """Write a network's state dict, atomically, whenever the evaluator it is attached to reaches a new best metric.
 
     While the metric is NaN, as an area under the ROC curve is of a validation list of one class, no epoch is the best
-    one: the latest is kept, and a warning says so.
+    one: the latest is kept, and a warning says so. So it is where no label of the validation list has any foreground: a
+    Dice that can only be 0 or nothing tells no epoch from another.
 
     Args:
         path: such as ``models/model.pt``; a plain state dict, as MONAI's tools and MONAI Label load it.
@@ -31,15 +34,44 @@ class BestModelSaver:
     def __init__(self, path: str | os.PathLike, network: nn.Module) -> None:
         self.path = Path(path).absolute()
         self.network = network
+        self._labels, self._with_foreground = 0, 0
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._forget)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._watch)
         engine.add_event_handler(Events.COMPLETED, self)
+
+    def _forget(self) -> None:
+        self._labels, self._with_foreground = 0, 0
+
+    def _watch(self, engine: Engine) -> None:
+        """Count the one-hot labels (C, *spatial), and those with a voxel that is not background."""
+        state: Any = engine.state
+        for item in output_items(state.output):
+            label = item.get("label")
+            if isinstance(label, torch.Tensor) and label.ndim > 2 and len(label) > 1:
+                self._labels += 1
+                self._with_foreground += int(label[1:].any())
 
     def __call__(self, engine: Engine) -> None:
         if is_new_best(engine) and idist.get_rank() == 0:
             save_checkpoint(self.network.state_dict(), self.path)
             logger.info("%s: epoch %d, %s %.4f.", self.path, engine.state.epoch, *best_metric(engine))
-        discount_nan(engine)
+        labels, with_foreground = self._labels, self._with_foreground
+        if idist.get_world_size() > 1:
+            labels, with_foreground = (int(idist.all_reduce(count)) for count in (labels, with_foreground))
+        if labels and not with_foreground:
+            state: Any = engine.state
+            state.best_metric_epoch = -1  # as for NaN: the next one is a new best
+            if idist.get_rank() == 0:
+                logger.warning(
+                    "None of the %d labels of the validation list (config id `data`) has any foreground, so that no "
+                    "epoch is the best one by %s and the latest is kept: put scans with labelled structures on it.",
+                    labels,
+                    best_metric(engine)[0],
+                )
+        else:
+            discount_nan(engine)
 
 
 def is_new_best(engine: Engine) -> bool:

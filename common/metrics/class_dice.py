@@ -1,45 +1,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from monai.metrics import DiceMetric
+from monai.data import MetaTensor
+from monai.metrics import CumulativeIterationMetric
 
-from .empty_masks import score_empty
+from .empty_masks import Empty, check_empty, mean_of_cases, score_empty
 
 __all__ = ["ClassDice"]
 
 
-class ClassDice(DiceMetric):
-    """MONAI's Dice of each volume, of some classes only, such as the 8 of BTCV's 13 organs that papers report.
+class ClassDice(CumulativeIterationMetric):
+    """Dice of each volume and class, with the rule for empty masks that ``HD95`` follows too.
+
+    A class that is missed or invented scores 0. MONAI's ``MeanDice`` leaves out the invented one, so that false
+    positives in a scan without the structure cost nothing (``empty_masks.py`` says more).
 
     Args:
-        classes: their channels; None for all but the background.
-        empty: what a class that the truth lacks scores. None: as MONAI's ``ignore_empty``, by default left out (NaN) of
-            the mean, also where it was predicted. `leave_out`: left out where it was not predicted either, 0 where it
-            was, the rule that ``HD95`` follows too (``empty_masks.py`` says why).
-        **kwargs: of ``monai.metrics.DiceMetric``.
+        classes: channels, such as those of the 8 of BTCV's 13 organs that papers report; None for all.
+        include_background: whether channel 0 counts where `classes` is None.
+        empty: what a class in neither mask scores: `leave_out` of the mean (NaN), or `perfect`, 1.
 
-    Takes one-hot prediction and truth (B, C, *spatial), returns (B, len(classes)) per batch.
+    Takes one-hot prediction and truth (B, C, *spatial), returns (B, classes) per batch. ``aggregate`` is the mean,
+    over volumes, of a volume's mean over classes; NaN where no class counts in any volume.
 
     Raises:
-        ValueError: for another rule, or one beside ``ignore_empty``.
+        ValueError: for another rule.
     """
 
     def __init__(
-        self, classes: Sequence[int] | None = None, empty: Literal["leave_out"] | None = None, **kwargs: Any
+        self, classes: Sequence[int] | None = None, include_background: bool = False, empty: Empty = "leave_out"
     ) -> None:
-        if empty not in (None, "leave_out"):
-            raise ValueError(f"ClassDice has the rule empty='leave_out' or None, not {empty!r}: give one of these.")
-        if empty is not None and "ignore_empty" in kwargs:
-            raise ValueError(f"empty={empty!r} and ignore_empty are two rules for empty masks: give ClassDice one.")
-        super().__init__(include_background=True, **kwargs)
-        self.empty = empty
-        self.classes = None if classes is None else list(classes)
+        super().__init__()
+        self.empty = check_empty(empty, "ClassDice")
+        self.chosen: Any = slice(0 if include_background else 1, None) if classes is None else list(classes)
 
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        chosen: Any = slice(1, None) if self.classes is None else self.classes
-        y_pred, y = y_pred[:, chosen], y[:, chosen]
-        dice = super()._compute_tensor(y_pred, y)
-        return dice if self.empty is None else score_empty(dice, y_pred, y, 0.0)
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        assert y is not None
+        y_pred, y = (mask.as_tensor() if isinstance(mask, MetaTensor) else mask for mask in (y_pred, y))
+        y_pred, y = y_pred[:, self.chosen].flatten(2), y[:, self.chosen].flatten(2)
+        both = (y_pred * y).sum(2, dtype=torch.float64)
+        sizes = y_pred.sum(2, dtype=torch.float64) + y.sum(2, dtype=torch.float64)
+        return score_empty(2 * both / sizes, y_pred, y, 0.0, 1.0, self.empty).float()
+
+    def aggregate(self) -> torch.Tensor:
+        """The mean, a scalar."""
+        scores: Any = self.get_buffer()
+        return mean_of_cases(scores)

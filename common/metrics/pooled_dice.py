@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.metrics import CumulativeIterationMetric
 
 __all__ = ["PooledDice"]
@@ -18,7 +19,7 @@ class PooledDice(CumulativeIterationMetric):
 
     Args:
         classes: channels whose Dice is averaged; None for all but the background. A class that is neither predicted nor
-            true anywhere is left out.
+            true anywhere is left out; one that is missed everywhere, or only predicted, counts 0.
         per_class: give the Dice of each class in place of their mean, NaN for one that is nowhere.
 
     Takes one-hot prediction and truth (B, C, *spatial); ``aggregate`` returns a scalar, or (classes,) with `per_class`.
@@ -31,8 +32,9 @@ class PooledDice(CumulativeIterationMetric):
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         assert y is not None
-        y_pred, y = (mask.flatten(2).double() for mask in (y_pred, y))
-        return torch.stack(((y_pred * y).sum(2), y_pred.sum(2) + y.sum(2)), dim=2)
+        y_pred, y = (mask.as_tensor() if isinstance(mask, MetaTensor) else mask for mask in (y_pred, y))
+        both, predicted, true = (mask.flatten(2).sum(2, dtype=torch.float64) for mask in (y_pred * y, y_pred, y))
+        return torch.stack((both, predicted + true), dim=2)
 
     def aggregate(self) -> torch.Tensor:
         """Mean Dice of the classes, a scalar; with `per_class` that of each."""

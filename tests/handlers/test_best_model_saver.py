@@ -8,10 +8,13 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Loss
 from monai.engines import SupervisedEvaluator
+from monai.handlers import IgniteMetricHandler, from_engine
+from monai.transforms import AsDiscreted
 from torch import nn
 
 from common.handlers import BestModelSaver
 from common.handlers.best_model_saver import best_metric
+from common.metrics import ClassDice
 
 
 def run(path, values, metric_cmp_fn=operator.lt, interval=1):
@@ -92,3 +95,29 @@ def test_a_failure_leaves_the_last_best(tmp_path, monkeypatch):
         run(path, [3, 1])
     assert torch.load(path, weights_only=True)["weight"].item() == 3
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.mark.parametrize("foreground", [False, True])
+def test_no_epoch_is_the_best_of_a_list_without_foreground(tmp_path, caplog, foreground):
+    """A net that invents structures scores 0, one that finds nothing no number: the first 0 was the best for ever."""
+    label = torch.zeros(1, 2, 4, 4, 4)
+    label[:, 0] = 1
+    if foreground:
+        label[0, :, 0] = torch.tensor([0.0, 1.0])[:, None, None]
+    net = nn.Conv3d(1, 2, 1)
+    path = tmp_path / "model.pt"
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"), val_data_loader=[{"image": torch.ones(1, 1, 4, 4, 4), "label": label}],
+        network=net, val_handlers=[BestModelSaver(path, net)],
+        postprocessing=AsDiscreted("pred", argmax=True, to_onehot=2),
+        key_val_metric={"dice": IgniteMetricHandler(ClassDice(), output_transform=from_engine(["pred", "label"]))},
+    )  # fmt: skip
+    kept = []
+    for epoch, predicted in enumerate([1, 0, 1], start=1):
+        nn.init.zeros_(net.weight)
+        net.bias.data = torch.tensor([1.0 - predicted, float(predicted)]) * epoch
+        evaluator.run(epoch)
+        kept.append(torch.load(path, weights_only=True)["bias"].max().item())
+    assert kept == ([1, 1, 1] if foreground else [1, 2, 3])
+    words = "None of the 1 labels of the validation list (config id `data`) has any foreground, so that no epoch is the"
+    assert caplog.text.count(words) == (0 if foreground else 3)

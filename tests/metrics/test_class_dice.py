@@ -5,7 +5,7 @@ import torch
 from monai.metrics import DiceMetric
 from torch.nn import functional as F
 
-from common.metrics import ClassDice
+from common.metrics import HD95, ClassDice
 
 
 @pytest.fixture
@@ -31,35 +31,57 @@ def test_class_dice_is_the_mean_over_volumes(volumes):
     assert measured(ClassDice([0, 2]), volumes) == pytest.approx(sum(expected) / 3, abs=1e-6)
 
 
-def test_class_dice_of_all_is_monais(volumes):
-    assert measured(ClassDice(), volumes) == measured(DiceMetric(include_background=False), volumes)
+def test_class_dice_of_all_is_monais_where_no_mask_is_empty(volumes):
+    filled = [[mask[:3] for mask in pair] for pair in volumes]
+    assert measured(ClassDice(), filled) == pytest.approx(
+        measured(DiceMetric(include_background=False), filled), abs=1e-6
+    )
+    background = measured(ClassDice(include_background=True), filled)
+    assert background == pytest.approx(measured(DiceMetric(), filled), abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("classes", "columns"), [(None, [1, 2, 3]), ([0, 2, 3], [0, 2, 3])], ids=["without_background", "chosen"]
+    ("arguments", "columns"),
+    [({}, [1, 2, 3]), ({"classes": [0, 2, 3]}, [0, 2, 3])],
+    ids=["without_background", "chosen"],
 )
-def test_the_rule_for_empty_masks(volumes, classes, columns):
-    """Found, invented, in neither: Dice, 0 (MONAI leaves it out), left out; missed is 0 in both."""
+def test_the_rule_for_empty_masks(volumes, arguments, columns):
+    """Found, invented, in neither: Dice, 0 (MONAI leaves it out), left out or 1; missed is 0."""
     prediction, truth = (mask[None].clone() for mask in volumes[1])
     truth[:, 2] = 0
-    found, monais = ClassDice(classes, empty="leave_out")(prediction, truth), ClassDice(classes)(prediction, truth)
+    found = ClassDice(**arguments)(prediction, truth)
     assert found[0, 0].item() == pytest.approx(dice(prediction[:, columns[0]], truth[:, columns[0]]), abs=1e-6)
-    assert found[0, 1] == 0 and monais[0, 1].isnan()
+    assert found[0, 1] == 0 and DiceMetric(include_background=False)(prediction, truth)[0, 1].isnan()
     assert found[0, 2].isnan()
-    missed = ClassDice(classes, empty="leave_out")(truth, prediction)
+    missed = ClassDice(**arguments)(truth, prediction)
     assert missed[0, 1] == 0 and missed[0, 2].isnan()
+    perfect = ClassDice(**arguments, empty="perfect")(prediction, truth)
+    assert perfect[0, :2].tolist() == found[0, :2].tolist() and perfect[0, 2] == 1
 
 
 def test_the_mean_with_the_rule(volumes):
     prediction, truth = (mask[None].clone() for mask in volumes[1])
     truth[:, 2] = 0
-    metric = ClassDice(empty="leave_out")
+    metric = ClassDice()
     metric(prediction, truth)
     assert metric.aggregate().item() == pytest.approx(dice(prediction[:, 1], truth[:, 1]) / 2, abs=1e-6)
 
 
-def test_another_or_a_second_rule_is_refused():
-    with pytest.raises(ValueError, match="not 'zero'"):
-        ClassDice(empty="zero")
-    with pytest.raises(ValueError, match="two rules"):
-        ClassDice(empty="leave_out", ignore_empty=False)
+@pytest.mark.parametrize("metric", [ClassDice(), HD95((1.0, 1.0, 1.0))], ids=["dice", "hd95"])
+def test_no_foreground_anywhere_is_no_number(metric):
+    """MONAI's mean of nothing is 0, the best distance there is."""
+    empty = torch.zeros(1, 3, 4, 4, 4)
+    empty[:, 0] = 1
+    metric(empty, empty)
+    assert metric.aggregate().isnan()
+
+
+def test_large_masks_are_counted_exactly():
+    ones = torch.ones(1, 1, 2**13, 2**12)
+    assert ClassDice([0])(ones, ones).item() == 1
+
+
+@pytest.mark.parametrize("metric", [ClassDice, HD95])
+def test_another_rule_is_refused(metric):
+    with pytest.raises(ValueError, match="has the rules empty='leave_out' and 'perfect', not 'zero'"):
+        metric(empty="zero")

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.metrics import HausdorffDistanceMetric
 from scipy import ndimage
 
@@ -132,3 +133,32 @@ def test_the_definitions_share_the_rule_for_empty_masks():
 def test_another_definition_is_refused():
     with pytest.raises(ValueError, match="'larger' and 'pooled', not 'mean'"):
         HD95(SPACING, definition="mean")
+
+
+def test_perfect_is_0_mm_where_neither_mask_has_a_voxel():
+    prediction, truth = blobs(0, 5), blobs(1, 5)
+    prediction[:, 1], truth[:, 2] = 0, 0
+    prediction[0, 3] = truth[0, 3] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        left_out, perfect = (HD95(SPACING, empty=empty)(prediction, truth) for empty in ("leave_out", "perfect"))
+    assert left_out[0, 2].isnan() and perfect[0, 2] == 0
+    torch.testing.assert_close(perfect, left_out.nan_to_num(0))
+
+
+@pytest.mark.parametrize("definition", ["larger", "pooled"])
+def test_the_spacing_of_each_volume(definition):
+    """As an evaluation has it on the scans' own grids: truths of different spacing and orientation, in a list."""
+    prediction, truth = blobs(0), blobs(1)
+    affines = [torch.diag(torch.tensor([-1.0, 1.5, 2.5, 1.0])), torch.eye(4)]
+    affines[1][:3, :3] = torch.tensor([[0.0, 0.0, 3.0], [-0.5, 0.0, 0.0], [0.0, 0.7, 0.0]])
+    metric = HD95(definition=definition)
+    found = metric(list(prediction), [MetaTensor(y, affine=a) for y, a in zip(truth, affines, strict=True)])
+    for number, spacing in enumerate([SPACING, (0.5, 0.7, 3.0)]):
+        one = slice(number, number + 1)
+        torch.testing.assert_close(found[one], HD95(spacing, definition=definition)(prediction[one], truth[one]))
+
+
+def test_a_truth_without_a_spacing_is_refused():
+    with pytest.raises(ValueError, match="give HD95 the `spacing` in mm"):
+        HD95()(blobs(0), blobs(1))
