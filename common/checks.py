@@ -31,6 +31,7 @@ __all__ = [
     "own_sentence",
     "parse_flags",
     "running_config",
+    "split_arguments",
 ]
 
 logger = logging.getLogger(__name__)
@@ -284,14 +285,21 @@ def _running_command() -> _Command | None:
 
 def parse_flags(tokens: Sequence[str]) -> list[tuple[str, str, str]]:
     """Split the command line as fire does into (name, value, as typed); positional arguments are left out."""
+    return split_arguments(tokens)[0]
+
+
+def split_arguments(tokens: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Split the command line as fire does into options, each (name, value, as typed), and positional arguments."""
     if "--" in tokens:  # fire's own flags follow the last one
         tokens = tokens[: len(tokens) - 1 - list(reversed(tokens)).index("--")]
     found = []
+    positional = []
     position = 0
     while position < len(tokens):
         token = tokens[position]
         position += 1
         if not _is_flag(token):
+            positional.append(token)
             continue
         name, equals, value = token.lstrip("-").partition("=")
         name = name.replace("-", "_")
@@ -305,7 +313,7 @@ def parse_flags(tokens: Sequence[str]) -> list[tuple[str, str, str]]:
             else:
                 value = "True"
         found.append((name, value, typed))
-    return found
+    return found, positional
 
 
 def _is_read(name: str, config: Mapping[str, Any]) -> bool:

@@ -8,18 +8,17 @@ from __future__ import annotations
 import csv
 import math
 import os
-import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import fire
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from .command_line import run_command
 from .files import atomic_write
 from .nifti import NiftiError, nifti_affine, read_nifti
 from .volumes import by, diagonal, label_problem
@@ -306,10 +305,7 @@ def _table(rows: Sequence[Mapping], classes: Sequence[str], cases: int, toleranc
 
 
 def main() -> None:
-    try:
-        fire.Fire(score, name="python -m common.score")
-    except ScoreError as error:
-        sys.exit(f"error: {error}")
+    run_command(score, "python -m common.score")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-import fire
-
+from ..command_line import check_values, run_command
 from .datalist import SECTIONS, DatalistError, find_overlaps, load_datalist, raise_problems, read_datalist
 from .domains import print_spacing
 from .label_maps import NUMBERINGS, TASKS, known_labels, label_map
-from .prepare.datasets import describe, numbering_hint
+from .prepare.datasets import COLLECTORS, describe, numbering_hint
 from .prepare.datasets import prepare as prepare_dataset
 from .prepare.write import merge as merge_datalists
 from .prepare.write import write_datalist
@@ -42,10 +40,14 @@ def prepare(
     if name == "sample":
         from .sample import make_sample
 
+        check_values(make_sample, options)
         print(f"The sample is in {make_sample(output, **options)}")
         return
     if source is None or output is None:
         raise DatalistError("Give the folder of the data set with --source and the file to write with --output.")
+    check_values(prepare_dataset, options)
+    if name in COLLECTORS:
+        check_values(COLLECTORS[name], options)
     content = prepare_dataset(name, source, output, force=force, **options)
     print(f"{describe(content)}\nwritten to {Path(output).absolute()}")
     hint = numbering_hint(content)
@@ -66,8 +68,8 @@ def check(
     Args:
         path: the datalist.
         base_dir: folder that its paths are relative to, where it is not its own.
-        label_key: key of the labels; where no item of training, validation and test has it, and with None, the images
-            alone are checked.
+        label_key: key of the labels; where no item of training, validation and test has it and nothing is asked of
+            labels, and with None, the images alone are checked.
         num_classes: number of classes of the net. Without a numbering, labels have to be below it as they are in the
             files; with one, the classes of the task have to fit in it.
         numbering: how the masks are numbered (freesurfer, dlmuse, ...), the config id of that name; by default as the
@@ -80,6 +82,8 @@ def check(
     labels = [x[label_key] for x in entries if isinstance(x, dict) and label_key in x]
     key = label_key if labels else None
     known = None
+    if key is None:
+        _refuse_without_labels(path, label_key, num_classes=num_classes, numbering=numbering, task=task)
     if any(isinstance(x, str | list) for x in labels):
         numbering = numbering or content.get("numbering")
         known = _known_labels(path, numbering, task, num_classes)
@@ -103,13 +107,29 @@ def check(
     print(f"{path}: nothing is wrong")
 
 
+def _refuse_without_labels(path: str, label_key: str | None, **asked: Any) -> None:
+    """Where no item has a label, nothing can be said about labels."""
+    options = [f"--{name} {value}" for name, value in asked.items() if value is not None]
+    if label_key not in (None, "label"):
+        options.insert(0, f"--label_key {label_key}")
+    if options and label_key is None:
+        raise DatalistError(f"{', '.join(options)} cannot be checked without labels: leave out --label_key None.")
+    if options:
+        raise DatalistError(
+            f"No item of {', '.join(SECTIONS)} in {path} has a {label_key!r}, so {', '.join(options)} cannot be "
+            "checked: add the masks to the datalist, or leave these options out to check the images alone."
+        )
+    print(f"no labels in {', '.join(SECTIONS)}: the images alone are checked")
+
+
 def _known_labels(path: str, numbering: str | None, task: str | None, num_classes: int | None) -> set[int] | None:
     """The values that masks may have; `None` where they are not known, which is said."""
     if numbering is None:
         if task is not None:
+            others = ", ".join(name for name in NUMBERINGS if name != "task")
             raise DatalistError(
-                f"{path} does not say how its masks are numbered: give --numbering NAME with --task {task} "
-                f"({', '.join(NUMBERINGS)})."
+                f"{path} does not say how its masks are numbered: give --numbering NAME with --task {task}, `task` "
+                f"where they hold the task's own classes from 0 on, else one of {others}."
             )
         taken = "are not checked" if num_classes is None else f"are taken for classes from 0 to {num_classes - 1}"
         print(
@@ -153,11 +173,7 @@ def merge(*paths: str, output: str | None = None, force: bool = False) -> None:
 
 
 def main() -> None:
-    try:
-        commands = {"prepare": prepare, "check": check, "spacing": print_spacing, "merge": merge}
-        fire.Fire(commands, name="python -m common.data")
-    except (DatalistError, FileExistsError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_command({"prepare": prepare, "check": check, "spacing": print_spacing, "merge": merge}, "python -m common.data")
 
 
 if __name__ == "__main__":

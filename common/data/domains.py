@@ -22,6 +22,8 @@ from .label_maps import label_map
 
 KEYS = ("name", "datalist", "dataset_dir", "label_key", "num_classes", "numbering", "task", "channel", "spacing")
 
+_OPPOSITE = {"L": "R", "P": "A", "I": "S"}
+
 Domain = Mapping[str, Any]
 
 
@@ -151,6 +153,11 @@ def median_spacing(items: Sequence[Item], orientation: str = "RAS", statistic: s
         raise ValueError("The median spacing of no scans is asked for: the domain has no training items.")
     if statistic not in ("median", "mean"):
         raise ValueError(f'`statistic` is {statistic!r}; it has to be "median" or "mean".')
+    if sorted("RAS".find(_OPPOSITE.get(letter, letter)) for letter in orientation) != [0, 1, 2]:
+        raise ValueError(
+            f"`orientation` is {orientation!r}; it names three axes, one of R and L, one of A and P, one of S and I, "
+            "such as RAS."
+        )
     target = nib.orientations.axcodes2ornt(orientation)
     spacings = []
     for item in items:
@@ -215,15 +222,29 @@ def _check(domains: Sequence[Domain]) -> None:
 
 
 def print_spacing(
-    path: str | Path, orientation: str = "RAS", statistic: str = "median", section: str = "training"
+    path: str | Path,
+    base_dir: str | None = None,
+    orientation: str = "RAS",
+    statistic: str = "median",
+    section: str = "training",
 ) -> None:
     """Print the median (or mean) spacing of a datalist's scans, to set the config id `spacing` by.
 
     Args:
         path: the datalist.
+        base_dir: folder that its paths are relative to, where it is not its own.
         orientation: of the axes.
         statistic: median or mean.
-        section: list of the datalist.
+        section: list of the datalist: training, validation, test or unlabelled.
+
+    Raises:
+        DatalistError: the datalist has no such list, or it is empty.
+        ValueError: the orientation or the statistic is no possible one.
     """
-    items = load_datalist(path, label_key=None, required=[section], check="none")[section]
+    if section not in (*SECTIONS, "unlabelled"):
+        raise DatalistError(f"--section {section}: it is one of {', '.join(SECTIONS)}, unlabelled.")
+    lists = load_datalist(
+        path, base_dir, label_key=None, training_sections=[section], required=["training"], check="header"
+    )
+    items = lists["training"]
     print(" x ".join(f"{value:g}" for value in median_spacing(items, orientation, statistic)) + f" mm ({orientation})")

@@ -6,8 +6,7 @@ import functools
 import json
 import logging
 
-import fire
-
+from ..command_line import run_command
 from .convert import convert
 from .encoder_file import read_encoder
 
@@ -26,7 +25,4 @@ def _convert(*args, **kwargs) -> str:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        fire.Fire({"convert": _convert, "show": show}, name="common.weights")
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command({"convert": _convert, "show": show}, "python -m common.weights")

@@ -870,3 +870,30 @@ def test_check_reads_scans_without_any_label(tmp_path, capsys, section):
     (tmp_path / "t1.nii.gz").write_bytes(b"")
     with pytest.raises(DatalistError, match=r"t1.nii.gz: is empty"):
         check(str(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"task": "acdc"}, {"numbering": "dlmuse"}, {"num_classes": 4}, {"label_key": "mask"}]
+)
+def test_check_cannot_say_anything_about_labels_that_are_not_there(tmp_path, options):
+    from common.data.__main__ import check
+
+    touch(tmp_path, "t1.nii.gz")
+    (tmp_path / "a.json").write_text(json.dumps({"training": [{"image": "t1.nii.gz"}]}))
+    ((name, value),) = options.items()
+    with pytest.raises(DatalistError, match=rf"No item of training, .* so --{name} {value} cannot be checked"):
+        check(str(tmp_path / "a.json"), **options)
+
+
+def test_spacing_takes_the_folder_of_the_paths(tmp_path, capsys):
+    from common.data.domains import print_spacing
+
+    touch(tmp_path / "scans", "t1.nii.gz")
+    (tmp_path / "a.json").write_text(json.dumps({"training": [{"image": "t1.nii.gz"}]}))
+    print_spacing(str(tmp_path / "a.json"), base_dir=str(tmp_path / "scans"))
+    assert capsys.readouterr().out == "1 x 1 x 1 mm (RAS)\n"
+    with pytest.raises(DatalistError, match=r"t1.nii.gz: does not exist"):
+        print_spacing(str(tmp_path / "a.json"))
+    for wrong in ("XYZ", "RRS", "RA"):
+        with pytest.raises(ValueError, match=rf"`orientation` is '{wrong}'; it names three axes"):
+            print_spacing(str(tmp_path / "a.json"), base_dir=str(tmp_path / "scans"), orientation=wrong)

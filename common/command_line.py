@@ -1,0 +1,144 @@
+"""Command lines that refuse what they do not know before anything runs, in one sentence and with status 1."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import fire
+from fire.decorators import SetParseFns
+
+from .checks import split_arguments
+
+__all__ = ["UsageError", "check_arguments", "check_values", "run_command"]
+
+
+class UsageError(ValueError):
+    """A command line that cannot be meant, in a sentence."""
+
+
+def run_command(commands: Callable | Mapping[str, Callable], name: str) -> None:
+    """Run a function, or the one of several that the command line names, by its options.
+
+    fire calls first and complains afterwards about options that are left over. It also reads `--output 2024` as a
+    number. Here options are looked at first, and a value is what the annotation of its parameter says.
+
+    Args:
+        commands: the function, or functions by the word that names them. Annotations of `str`, `int`, `float` and
+            `bool`, each also `| None`, are kept to.
+        name: how the command is called.
+
+    Raises:
+        SystemExit: with one sentence, where the command line or what it names cannot be used.
+    """
+    try:
+        check_arguments(commands, sys.argv[1:], name)
+        for function in [commands] if callable(commands) else commands.values():
+            SetParseFns(**_readers(function))(function)
+        fire.Fire(commands, name=name)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def check_arguments(commands: Callable | Mapping[str, Callable], words: Sequence[str], name: str) -> None:
+    """Refuse words that name no command, no option or one argument too many.
+
+    Raises:
+        UsageError: with what was probably meant.
+    """
+    flags, positional = split_arguments(words)
+    if {"help", "h"} & {key for key, _, _ in flags} or not words:
+        return
+    if callable(commands):
+        function, where = commands, name
+    else:
+        known = ", ".join(commands)
+        if not positional or words[0] != positional[0]:
+            raise UsageError(f"{words[0]} comes before the command: begin with one of {known}.")
+        word = positional.pop(0)
+        if word not in commands:
+            near = difflib.get_close_matches(word, commands, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {known}."
+            raise UsageError(f"{name} has no command {word!r}; {hint}")
+        function, where = commands[word], f"{name} {word}"
+    parameters = inspect.signature(function).parameters.values()
+    options = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for key, value, typed in flags:
+        if takes_any or key in options or (len(key) == 1 and any(option.startswith(key) for option in options)):
+            continue
+        if typed == f"--no{key}" and value == "False":  # --normalise without a value, read as --no-rmalise
+            key = typed[2:]
+        near = difflib.get_close_matches(key, options, n=1)
+        hint = f"did you mean --{near[0]}?" if near else f"its options are {', '.join(f'--{o}' for o in options)}."
+        raise UsageError(f"{where} has no option {typed}; {hint}")
+    places = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    given = {p.name for p in places[: len(positional)]} | {key for key, _, _ in flags}
+    for parameter in places:
+        if parameter.default is parameter.empty and not any(parameter.name.startswith(key) for key in given):
+            raise UsageError(f"{where} needs {parameter.name.upper()}; `{where} --help` says what that is.")
+    if len(positional) > len(places) and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        raise UsageError(
+            f"{where} does not know what to do with {positional[len(places)]!r}: name its option, or put names with "
+            "spaces in quotes."
+        )
+
+
+def check_values(function: Callable, options: Mapping[str, Any]) -> None:
+    """Refuse values that fit no annotation, of options that a command hands on to another function.
+
+    Raises:
+        UsageError: an option that has to be a number, a word, True or False is none.
+    """
+    readers = _readers(function)
+    for name, value in options.items():
+        if name in readers and value is not None:
+            readers[name](str(value))
+
+
+def _readers(function: Callable) -> dict[str, Callable[[str], Any]]:
+    """How the text of each option is read, by the annotations that are simple."""
+    readers = {}
+    for parameter in inspect.signature(function).parameters.values():
+        kinds = {part.strip() for part in str(parameter.annotation).split("|")}
+        may_be_none = "None" in kinds
+        for kind, read in _READ.items():
+            if kinds - {"None"} in ({kind}, {kind, "Path"}, {kind, "os.PathLike"}):
+                readers[parameter.name] = _reader(parameter.name, read, may_be_none)
+    return readers
+
+
+def _reader(name: str, read: Callable[[str, str], Any], may_be_none: bool) -> Callable[[str], Any]:
+    return lambda text: None if may_be_none and text == "None" else read(name, text)
+
+
+def _text(name: str, text: str) -> str:
+    if text in ("True", ""):  # what fire makes of an option without a value
+        raise UsageError(f"--{name} has no value: write one after it.")
+    return text
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"--{name} {text}: it has to be a whole number.") from None
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return int(text) if text.lstrip("+-").isdecimal() else float(text)
+    except ValueError:
+        raise UsageError(f"--{name} {text}: it has to be a number.") from None
+
+
+def _yes_or_no(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise UsageError(f"--{name} {text}: it is True or False.")
+    return text.lower() == "true"
+
+
+_READ: dict[str, Callable[[str, str], Any]] = {"str": _text, "int": _whole, "float": _number, "bool": _yes_or_no}

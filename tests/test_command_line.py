@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from common.command_line import UsageError, check_arguments, run_command
+
+CALLS: list[tuple] = []
+
+
+def draw(path: str, output: str | None = None, count: int = 1, share: float | None = None, force: bool = False) -> None:
+    CALLS.append((path, output, count, share, force))
+
+
+def join(*paths: str, output: str | None = None) -> None:
+    CALLS.append((paths, output))
+
+
+COMMANDS = {"draw": draw, "join": join}
+
+
+@pytest.fixture(autouse=True)
+def no_calls():
+    CALLS.clear()
+
+
+def run(monkeypatch, *words: str) -> list[tuple]:
+    monkeypatch.setattr(sys, "argv", ["prog", *words])
+    run_command(COMMANDS, "prog")
+    return CALLS
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["drew", "a"], r"prog has no command 'drew'; did you mean 'draw'\?"),
+        (["bogus"], r"prog has no command 'bogus'; there are draw, join\."),
+        (["--path", "a", "draw"], r"--path comes before the command: begin with one of draw, join"),
+        (["draw", "a", "--cuont", "3"], r"prog draw has no option --cuont; did you mean --count\?"),
+        (["draw", "a", "--zzz", "3"], r"prog draw has no option --zzz; its options are --path, --output, --count"),
+        (["draw"], r"prog draw needs PATH"),
+        (["draw", "a", "b", "1", "1", "True", "c"], r"does not know what to do with 'c'"),
+        (["draw", "a", "--count", "x"], r"--count x: it has to be a whole number"),
+        (["draw", "a", "--count", "1.5"], r"--count 1.5: it has to be a whole number"),
+        (["draw", "a", "--share", "x"], r"--share x: it has to be a number"),
+        (["draw", "a", "--force", "x"], r"--force x: it is True or False"),
+        (["draw", "a", "--output"], r"--output has no value"),
+    ],
+)
+def test_nothing_runs_on_words_that_are_not_understood(monkeypatch, words, message):
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        run(monkeypatch, *words)
+    assert CALLS == []
+
+
+def test_values_are_what_the_annotations_say(monkeypatch):
+    words = ["draw", "--path", "2024", "--output=7", "--count", "3", "--share", "0.5", "--force"]
+    assert run(monkeypatch, *words) == [("2024", "7", 3, 0.5, True)]
+    assert run(monkeypatch, "draw", "a", "--output", "None", "--noforce")[-1] == ("a", None, 1, None, False)
+    assert run(monkeypatch, "draw", "-p", "a", "-c", "-2")[-1] == ("a", None, -2, None, False)
+    assert run(monkeypatch, "join", "a", "b", "--output", "c")[-1] == (("a", "b"), "c")
+
+
+def test_help_is_left_to_fire():
+    check_arguments(COMMANDS, ["draw", "--help"], "prog")
+    check_arguments(COMMANDS, [], "prog")
+    with pytest.raises(UsageError):
+        check_arguments(COMMANDS, ["draw", "--helpp"], "prog")
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "message"),
+    [
+        ("data", ["spacing", "{list}", "--base_dri", "x"], r"has no option --base_dri; did you mean --base_dir\?"),
+        ("data", ["spacing", "{list}", "--section", "foo"], r"--section foo: it is one of training, validation"),
+        ("data", ["check", "{list}", "--base_dir", "5"], r"No dataset folder at 5"),
+        ("data", ["check", "{list}", "--num_classes", "many"], r"--num_classes many: it has to be a whole number"),
+        ("data", ["prepare", "sample", "--subjects", "x"], r"--subjects x: it has to be a whole number"),
+        ("data", ["prepare", "ixi", "--source", ".", "--output", "o", "--test", "x"], r"--test x: it has to be a num"),
+        ("data", ["prepare", "abide", "--source", ".", "--output", "o", "--min_age", "x"], r"--min_age x: it has to"),
+        ("score", ["--truth", ".", "--predictoin", "."], r"has no option --predictoin; did you mean --prediction"),
+    ],
+)
+def test_the_commands_of_the_collection(tmp_path, monkeypatch, module, words, message):
+    import importlib
+
+    datalist = tmp_path / "a.json"
+    datalist.write_text(json.dumps({"training": [{"image": "a.nii.gz"}]}))
+    name = f"common.{module}" + (".__main__" if module == "data" else "")
+    monkeypatch.setattr(sys, "argv", [module, *(word.format(list=datalist) for word in words)])
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        importlib.import_module(name).main()
