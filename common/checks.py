@@ -58,6 +58,11 @@ ALIASES = {
     "split": ("fold",),
     "weights": ("pretrained_encoder",),
 }
+# Ids that were given another name and meaning.
+RENAMED = {
+    "warmup_epochs": ("warmup", "a fraction of all steps (0.05) or a whole number of optimiser steps"),
+    "warmup_steps": ("warmup", "a fraction of all steps (0.05) or a whole number of optimiser steps"),
+}
 # Ids that say where files lie and what is drawn, not what is computed: two runs that differ in nothing else have one
 # digest.
 PLACES = ("bundle_root", "dataset_dir", "output_dir", "resume", "log_images")
@@ -137,6 +142,7 @@ def check_overrides() -> None:
             problem = override_problem(key, command.typed[key], config, names)
             if problem:
                 problems.append(problem)
+    problems += renamed_problems(config)
     if problems:
         raise SystemExit("\n".join(problems))
     if "datalist" in command.overrides and not _is_read("datalist", config):
@@ -411,6 +417,15 @@ def override_problem(key: str, typed: str, config: Mapping[str, Any], names: str
     return None
 
 
+def renamed_problems(config: Mapping[str, Any]) -> list[str]:
+    """A sentence for each id of the merged files that has another name now, and would change nothing."""
+    return [
+        f"`{old}` in the config files is no more: it is `{new}` now, {meaning}."
+        for old, (new, meaning) in RENAMED.items()
+        if old in config and new in config
+    ]
+
+
 def _unknown_sentence(
     typed: str,
     parents: Sequence[str],
@@ -422,6 +437,9 @@ def _unknown_sentence(
 ) -> str:
     if not parents and typed == f"--no{name}" and f"no{name}" in config:
         return f"{typed} without a value is read as `--{name} False`; write `{typed} True`."
+    if not parents and name in RENAMED and RENAMED[name][0] in ids:
+        new, meaning = RENAMED[name]
+        return f"{typed} is no more: it is {prefix}{new} now, {meaning}."
     aliases = [alias for alias in ALIASES.get(name, ()) if alias in ids]
     near = aliases or difflib.get_close_matches(name, ids, n=1, cutoff=0.6)
     start = f"{typed} names no id of {names}"

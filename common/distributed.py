@@ -14,17 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .networks import to_channels_last
 
-__all__ = ["local_device", "rank", "start", "stop", "validation_sampler", "world_size", "wrap"]
+__all__ = ["local_device", "rank", "start", "stop", "validation_sampler", "wrap"]
 
 
 def rank() -> int:
     """Number of this process in the whole job, from the environment that ``torchrun`` sets."""
     return int(_variable("RANK"))
-
-
-def world_size() -> int:
-    """Number of processes of the whole job, from the environment that ``torchrun`` sets."""
-    return int(_variable("WORLD_SIZE"))
 
 
 def local_device() -> torch.device:

@@ -422,3 +422,14 @@ def test_the_command_waits_for_the_threads_that_fill_a_cache(command, capsys):
     threading.Timer(0.3, go_on.set).start()
     sys.excepthook(raised.type, raised.value, raised.value.__traceback__)
     assert ended == [1]
+
+
+@pytest.mark.parametrize("old", ["warmup_epochs", "warmup_steps"])
+def test_ids_of_earlier_versions_are_refused_with_the_new_one(command, old, tmp_path):
+    sentence = f"--{old} is no more: it is --warmup now, a fraction of all steps"
+    assert (checks.override_problem(old, f"--{old}", {"warmup": 0.05}, "train.json") or "").startswith(sentence)
+    assert checks.renamed_problems({"warmup": 0.05}) == []
+    (tmp_path / "own.json").write_text(json.dumps({"warmup": 0.05, old: 3}))
+    command("--config_file", str(tmp_path / "own.json"))
+    with pytest.raises(SystemExit, match=f"`{old}` in the config files is no more: it is `warmup` now"):
+        checks.check_overrides()

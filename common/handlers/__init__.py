@@ -7,6 +7,7 @@ from .early_stopping import EarlyStopping
 from .encoder_saver import EncoderSaver
 from .epoch_seed import EpochSeed
 from .gradient_clipping import GradientClipping
+from .learning_rate import LearningRate
 from .model_loader import ModelLoader
 from .momentum_teacher import MomentumTeacher
 from .named_classes import NamedClasses
@@ -27,6 +28,7 @@ __all__ = [
     "EncoderSaver",
     "EpochSeed",
     "GradientClipping",
+    "LearningRate",
     "ModelLoader",
     "MomentumTeacher",
     "NamedClasses",

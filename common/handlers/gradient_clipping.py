@@ -6,6 +6,8 @@ import torch
 from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 
+from .optimizer_steps import is_optimizer_step
+
 __all__ = ["GradientClipping"]
 
 
@@ -28,6 +30,8 @@ class GradientClipping:
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
+        if not is_optimizer_step(engine):  # gradients are still being added up
+            return
         trainer: Any = engine
         if getattr(trainer, "scaler", None) is not None:  # with AMP gradients are scaled until here
             trainer.scaler.unscale_(trainer.optimizer)

@@ -4,6 +4,8 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from .optimizer_steps import is_optimizer_step
+
 __all__ = ["MomentumTeacher", "move_teacher"]
 
 
@@ -26,7 +28,8 @@ class MomentumTeacher:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        move_teacher(self.student, self.teacher, self.momentum)
+        if is_optimizer_step(engine):
+            move_teacher(self.student, self.teacher, self.momentum)
 
 
 @torch.no_grad()

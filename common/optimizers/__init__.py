@@ -1,5 +1,6 @@
-"""Parameter groups for optimisers."""
+"""Parameter groups for optimisers, and learning rates over a run."""
 
+from .run_schedule import CosineSchedule, ExponentialSchedule, PolynomialSchedule, RunSchedule
 from .weight_decay import decay_groups
 
-__all__ = ["decay_groups"]
+__all__ = ["CosineSchedule", "ExponentialSchedule", "PolynomialSchedule", "RunSchedule", "decay_groups"]

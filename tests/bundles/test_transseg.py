@@ -24,7 +24,7 @@ SAMPLE = {
     "batch_size": 2,
     "max_epochs": 1,
     "val_interval": 1,
-    "warmup_steps": 1,
+    "warmup": 1,
 }
 TINY = {
     "segmentation_net#encoder#hidden_size": 24,
@@ -253,6 +253,7 @@ def test_learning_rate_rises_and_falls_by_the_step(run, tmp_path):
     workflow = run("train.json", "datasets/sample.json", output_dir=str(tmp_path), execute=False, batches_per_epoch=40)
     optimizer, scheduler = (workflow.parser.get_parsed_content(name) for name in ("optimizer", "lr_scheduler"))
     rates = []
+    scheduler.begin(40)
     for _ in range(40):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()

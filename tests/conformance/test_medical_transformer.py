@@ -79,7 +79,8 @@ def test_recipe(name):
     assert found == {
         "learning_rate": 1e-4, "max_epochs": 150, "patience": 30, "batch_size": 10, "val_interval": 1,
     }  # fmt: skip
-    assert parser["optimizer"]["_target_"] == "torch.optim.Adam" and parser["lr_scheduler"]["gamma"] == 0.99
+    assert parser["optimizer"]["_target_"] == "torch.optim.Adam"
+    assert (parser["lr_scheduler"]["gamma"], parser["lr_scheduler"]["periods"]) == (0.99, 150)
 
 
 def test_the_papers_volumes():

@@ -11,12 +11,12 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Loss
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import LrScheduleHandler, ValidationHandler
-from monai.optimizers import WarmupCosineSchedule
+from monai.handlers import ValidationHandler
 from torch import nn
 
-from common.handlers import Checkpoint, EpochSeed
+from common.handlers import Checkpoint, EpochSeed, LearningRate
 from common.handlers.momentum_teacher import move_teacher
+from common.optimizers import CosineSchedule
 
 
 class Student(nn.Module):
@@ -40,7 +40,7 @@ def make(path, max_epochs=4, samples=6, resume=False, width=4, interval=1):
     torch.manual_seed(3)
     net = Student(width)
     optimizer = torch.optim.AdamW(net.student.parameters(), lr=0.05)
-    scheduler = WarmupCosineSchedule(optimizer, warmup_steps=1, t_total=max_epochs)
+    scheduler = CosineSchedule(optimizer, warmup=0.2)
     generator = torch.Generator().manual_seed(1)
     data = [{"image": torch.randn(2, generator=generator), "label": torch.ones(1)} for _ in range(samples)]
     loader = DataLoader(Dataset(data), batch_size=2, shuffle=True)
@@ -56,7 +56,7 @@ def make(path, max_epochs=4, samples=6, resume=False, width=4, interval=1):
         device=torch.device("cpu"), max_epochs=max_epochs, train_data_loader=loader, network=net,
         loss_function=nn.MSELoss(), optimizer=optimizer, decollate=False,
         train_handlers=[
-            EpochSeed(0), LrScheduleHandler(scheduler, print_lr=False), ValidationHandler(1, evaluator),
+            EpochSeed(0), LearningRate(scheduler), ValidationHandler(1, evaluator),
             Checkpoint(path, save_dict, resume, interval, evaluator),
         ],
     )  # fmt: skip
