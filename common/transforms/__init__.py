@@ -22,6 +22,7 @@ from .save_dicom_seg import SaveDicomSegd
 from .save_volume import SaveVolumed
 from .select_channel import SelectChanneld
 from .spacing import Spacingd
+from .stored_grid import StoredGridd
 from .target import Targetd
 from .texture import RandomTexture, gibbs_noise
 from .token_views import TokenViews, noise_mask
@@ -51,6 +52,7 @@ __all__ = [
     "ScaleForegroundPercentilesd",
     "SelectChanneld",
     "Spacingd",
+    "StoredGridd",
     "Targetd",
     "TokenViews",
     "foreground_mask",

@@ -75,14 +75,9 @@ def fine_tuned(run_bundle, tiny, pretrained, tmp_path_factory):
     return folder, began, workflow
 
 
-# Brains larger than this are not padded. What a poor network says about padding counts in an evaluation and is cut off
-# from a label map, and the two are compared.
-NO_PADDING = {"image_size": [16, 16, 16]}
-
-
 @pytest.fixture(scope="module")
 def evaluated(run_bundle, tiny, fine_tuned):
-    run_bundle("train.json", "evaluate.json", tiny["unetr"], output_dir=str(fine_tuned[0]), **NO_PADDING)
+    run_bundle("train.json", "evaluate.json", tiny["unetr"], output_dir=str(fine_tuned[0]))
     return fine_tuned[0] / "eval"
 
 
@@ -154,7 +149,6 @@ def test_evaluation_and_inference_agree(run_bundle, tiny, cohort, fine_tuned, ev
         task="structures4",
         model_path=str(fine_tuned[0] / "model.pt"),
         output_dir=str(tmp_path),
-        **NO_PADDING,
     )
     items = json.loads((cohort / "structures4.json").read_text())["test"]
     table = {Path(row["filename"]).name: row for row in rows(evaluated / "val_mean_dice_raw.csv")}

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import nibabel as nib
+import torch
+from monai.config import KeysCollection
+from monai.transforms import (
+    Activations,
+    Compose,
+    Invertd,
+    InvertibleTransform,
+    MapTransform,
+    Orientation,
+    allow_missing_keys_mode,
+)
+
+from ..volumes import by, volume_name
+
+
+class StoredGridd(MapTransform):
+    """Bring a prediction back to the grid of the scan's file, beside the label as its file has it.
+
+    Stands first in the postprocessing of an evaluation, so that scores are those of the label maps that inference
+    writes. The prediction goes the way of `inference.json`: scores become probabilities (softmax), which are resampled;
+    what follows takes the largest. The label is read anew and goes through what precedes the first change of its grid,
+    such as the map to classes: it is never resampled, and what preprocessing cut off counts.
+
+    Args:
+        keys: predictions, scores (C, *spatial).
+        transform: preprocessing that made the network's input; all of it that moves voxels has to be invertible.
+        enabled: False hands items on as they are, on the network's grid.
+        image_key: image that the network took.
+        label_key: label image.
+        allow_missing_keys: whether items may lack keys.
+
+    Raises:
+        ValueError: the label was not loaded from a file, or image and label files have different shapes; with the file.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        transform: Compose,
+        enabled: bool = True,
+        image_key: str = "image",
+        label_key: str = "label",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.enabled, self.label_key = enabled, label_key
+        self._softmax = Activations(softmax=True)
+        self._invert = Invertd(keys, transform, image_key, nearest_interp=False, allow_missing_keys=allow_missing_keys)
+        self._load = []
+        for step in transform.flatten().transforms:
+            if isinstance(step, MapTransform) and label_key in step.keys:
+                if isinstance(step, InvertibleTransform):
+                    break
+                self._load.append(step)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        if not self.enabled:
+            return d
+        for key in self.key_iterator(d):
+            d[key] = self._softmax(d[key])
+        d = self._invert(d)
+        label = self._stored(d)
+        for key in self.key_iterator(d):
+            if nib.aff2axcodes(label.affine) != nib.aff2axcodes(
+                d[key].affine
+            ):  # voxels in another order, as in training
+                label = Orientation(axcodes=nib.aff2axcodes(d[key].affine), labels=None)(label)
+            if label.shape[1:] != d[key].shape[1:]:
+                raise ValueError(
+                    f"{volume_name(label, self.label_key)} has the shape {by(label.shape[1:])}, but its image "
+                    f"{volume_name(d[key], key)} has {by(d[key].shape[1:])}; image and label have to be on one grid, "
+                    "or set --native false to score on the network's."
+                )
+            d[self.label_key] = label.to(d[key].device)
+        return d
+
+    def _stored(self, d: Mapping[Hashable, Any]) -> Any:
+        """The label on the grid of its file, in classes."""
+        file = getattr(d[self.label_key], "meta", {}).get("filename_or_obj")
+        if not file:
+            raise ValueError(
+                f"The label under the key {self.label_key!r} was not loaded from a file, so that there is no grid of "
+                "its own to score on: set --native false."
+            )
+        item = {key: value for key, value in d.items() if not isinstance(value, torch.Tensor)}
+        item[self.label_key] = file
+        for step in self._load:
+            with allow_missing_keys_mode(step):
+                item = step(item)
+        return item[self.label_key]
