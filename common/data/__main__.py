@@ -20,16 +20,18 @@ def prepare(
 ) -> None:
     """Write the datalist of a data set, or make the sample.
 
-    Sets: abide, acdc, adni, bids, brats, cc359, decathlon, ixi, oasis1, synapse.
+    Sets: abide, acdc, adni, bids, brats, cc359, decathlon (nnU-Net's layout too), folders (scans and masks of equal
+    names in two folders), ixi, oasis1, synapse.
 
     Options of all sets: --validation and --test (number of subjects, or their share below 1; for synapse by default no
-    validation scans and the published test scans), --seed, --domain, --numbering (of the masks, where the set does not
-    say it: freesurfer, dlmuse, msd_brats, ...), --require label,age (leave out scans that lack one), --check
+    validation scans and the published test scans), --seed, --subject 'REGEX' (what in a scan's path is the subject,
+    such as 'patient[0-9]+'; one subject stays in one list), --domain, --numbering (of the masks, where the set does
+    not say it: freesurfer, dlmuse, msd_brats, ...), --require label,age (leave out scans that lack one), --check
     none|header|full. Options of one set: abide --min_age 13 (0 keeps scans without an age) and --controls True|False
     (False keeps subjects with autism); oasis1 --image norm,orig --label seg35|seg4 (skull stripping needs --image
-    orig, norm has no skull); cc359 --masks machine_learning|staple|manual;
-    bids --suffix T1w --label_pattern '*_dseg' --diagnoses control,patient. The sample takes --subjects,
-    --unlabelled, --seed and --spacing; its --output is a folder (by default in the cache).
+    orig, norm has no skull); cc359 --masks machine_learning|staple|manual; folders --images images --labels labels
+    --label_ending _seg; bids --suffix T1w --label_pattern '*_dseg' --diagnoses control,patient. The sample takes
+    --subjects, --unlabelled, --seed and --spacing; its --output is a folder (by default in the cache).
 
     Args:
         name: which set.

@@ -295,14 +295,23 @@ def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
             "with `python -m common.data prepare`. Pre-training reads `pretrain_datalist` where the config has it; "
             "inference takes a folder of scans too: `--datalist FOLDER`."
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a byte-order mark
-    except (OSError, ValueError) as error:
-        raise DatalistError(f"{path} cannot be read as JSON ({error}): correct it or write it anew.") from error
-    names = (*SECTIONS, *_SPELLINGS)
-    if not isinstance(content, dict) or not any(isinstance(content.get(name), list) for name in names):
+    content = read_json(path)
+    if not any(isinstance(content.get(name), list) for name in (*SECTIONS, *_SPELLINGS)):
         raise DatalistError(f"{path} is no datalist: it has none of the lists {', '.join(SECTIONS)}, unlabelled.")
     return content
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Content of a JSON file that holds a dictionary, empty where it holds another thing.
+
+    Raises:
+        DatalistError: the file cannot be read, or is no JSON.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # on Windows with a byte-order mark
+    except (OSError, ValueError) as error:
+        raise DatalistError(f"{path} cannot be read as JSON ({error}): correct it or write it anew.") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _base_dirs(base_dir: Any, paths: Sequence[Path]) -> list[Path]:

@@ -4,18 +4,27 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .files import item, scans, stem
+from .files import add_once, is_mask_folder, item, scans, stem
 
-_NAME = re.compile(r"(patient\d{3})_frame\d{2}")
+_NAME = re.compile(r"patient\d{3}_frame\d{2}")
 
 
 def collect_acdc(source: Path) -> list[dict[str, Any]]:
     """ACDC (Bernard et al., IEEE TMI 2018): cine MRI of the heart, two frames of each patient with masks.
 
     Reads `patient001/patient001_frame01.nii.gz` with `patient001_frame01_gt.nii.gz`, wherever they lie below the
-    folder; the whole cine (`patient001_4d.nii.gz`) is left out. The subject is the patient, so that both frames stay in
-    one list. Masks have 1 right ventricle, 2 myocardium, 3 left ventricle.
+    folder, or with a mask of the same name in a folder `labels` (`masks`, `gt`, ...); the whole cine
+    (`patient001_4d.nii.gz`) is left out. The subject is the patient, so that both frames stay in one list. Masks have
+    1 right ventricle, 2 myocardium, 3 left ventricle.
+
+    Raises:
+        DatalistError: two images or two masks have one name.
     """
-    files = {stem(file): file for file in scans(source, "**/patient*")}
-    frames = {name: match[1] for name in sorted(files) if (match := _NAME.fullmatch(name))}
-    return [item(files[name], label=files.get(f"{name}_gt"), subject=patient) for name, patient in frames.items()]
+    images: dict[str, Path] = {}
+    masks: dict[str, Path] = {}
+    for file in scans(source, "**/patient*"):
+        name = stem(file).removesuffix("_gt")
+        if _NAME.fullmatch(name):
+            is_mask = name != stem(file) or is_mask_folder(file.parent)
+            add_once(masks if is_mask else images, name, file, "masks" if is_mask else "images")
+    return [item(images[name], label=masks.get(name), subject=name.split("_")[0]) for name in sorted(images)]

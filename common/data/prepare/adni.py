@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .files import item, number, read_table, scans
+from .files import add_once, item, number, read_table, scans
 
 _SUBJECT = re.compile(r"\d{3}_S_\d{4,5}")
 _IMAGE_ID = re.compile(r"_I(\d+)$")
@@ -19,6 +19,9 @@ def collect_adni(source: Path) -> list[dict[str, Any]]:
     name of their image (Ledig et al., Scientific Reports 2018), and the search result of the archive as CSV with the
     columns "Image Data ID", "Group" and "Age". Diagnoses: 0 normal, 1 mild cognitive impairment, 2 Alzheimer's
     disease. Several visits of a subject stay in one list.
+
+    Raises:
+        DatalistError: two masks have one name.
     """
     rows: dict[int, dict[str, str]] = {}
     for row in read_table(source, ("*.csv", "*.tsv")):
@@ -26,7 +29,10 @@ def collect_adni(source: Path) -> list[dict[str, Any]]:
         if image_id:
             rows[int(image_id[1])] = row
     files = scans(source, "**/*")
-    labels = {_key(p): p for p in files if p.name.startswith(_PREFIX)}
+    labels: dict[str, Path] = {}
+    for file in files:
+        if file.name.startswith(_PREFIX):
+            add_once(labels, _key(file), file, "masks")
     items = []
     for image in files:
         subject = _SUBJECT.search(image.name)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,23 @@ from typing import Any
 from ..datalist import DatalistError
 from .files import item, number, read_table, scans, stem, text_or_none
 
+# What BIDS derivatives add to the name of the image that they come from.
+_DERIVED = {
+    "space",
+    "cohort",
+    "atlas",
+    "roi",
+    "seg",
+    "scale",
+    "res",
+    "den",
+    "label",
+    "desc",
+    "hemi",
+    "from",
+    "to",
+    "mode",
+}
 _DIAGNOSIS_COLUMNS = ("diagnosis", "group", "dx")
 
 
@@ -15,8 +33,9 @@ def collect_bids(
 ) -> list[dict[str, Any]]:
     """A BIDS folder: `sub-*/[ses-*/]anat/*_T1w.nii.gz` and `participants.tsv`.
 
-    Labels are looked for in `derivatives/**` and beside the image: files of the same subject and session whose name
-    begins as the image's does before its suffix and matches a pattern. Ages and diagnoses are those of
+    Labels are looked for in `derivatives/**` and beside the image: files whose name has all entities of the image's
+    (`sub`, `ses`, `acq`, `run`, ...) with the same values, no other than those that derivatives add (`space`, `desc`,
+    `res`, `label`, ...), and matches a pattern. Ages and diagnoses are those of
     `participants.tsv` (columns `age`; `diagnosis`, `group` or `dx`).
 
     Args:
@@ -31,14 +50,19 @@ def collect_bids(
     """
     rows = {row.get("participant_id", ""): row for row in read_table(source, ("participants.tsv",))}
     classes = _diagnosis_classes(rows, diagnoses)
+    derived: dict[str, list[Path]] = {}
+    for file in scans(source, "derivatives/**/sub-*"):
+        if fnmatch(stem(file), label_pattern):
+            derived.setdefault(stem(file).split("_")[0], []).append(file)
     items = []
     for image in sorted(scans(source, f"sub-*/anat/*_{suffix}") + scans(source, f"sub-*/ses-*/anat/*_{suffix}")):
         subject = image.relative_to(source).parts[0]
         row = rows.get(subject, {})
+        beside = [file for file in scans(image.parent, "sub-*") if fnmatch(stem(file), label_pattern)]
         items.append(
             item(
                 image,
-                label=_label(source, image, subject, suffix, label_pattern),
+                label=_label(image, suffix, [*derived.get(subject, []), *beside]),
                 subject=subject,
                 age=number(row.get("age")),
                 diagnosis=classes.get(_diagnosis(row)),
@@ -47,13 +71,23 @@ def collect_bids(
     return items
 
 
-def _label(source: Path, image: Path, subject: str, suffix: str, pattern: str) -> Path | None:
-    prefix = stem(image).removesuffix(suffix)
-    candidates = scans(source, f"derivatives/**/{subject}/**/{prefix}*") + scans(image.parent, f"{prefix}*")
-    found = [p for p in candidates if p != image and fnmatch(stem(p), pattern)]
+def _label(image: Path, suffix: str, candidates: Sequence[Path]) -> Path | None:
+    own = _entities(image)
+    found = []
+    for file in candidates:
+        entities = _entities(file)
+        others = entities.keys() - own.keys() - _DERIVED
+        named = entities.get("mod", suffix) == suffix
+        if file != image and not others - {"mod"} and named and own.items() <= entities.items():
+            found.append(file)
     if len(found) > 1:
         raise DatalistError(f"{image} has several labels, {found[0]} and {found[1]}: narrow `--label_pattern`.")
     return found[0] if found else None
+
+
+def _entities(file: Path) -> dict[str, str]:
+    """The entities of a name, `sub-01_ses-2_T1w` -> {"sub": "01", "ses": "2"}."""
+    return {key: value for key, dash, value in (part.partition("-") for part in stem(file).split("_")) if dash}
 
 
 def _diagnosis(row: dict[str, str]) -> str | None:

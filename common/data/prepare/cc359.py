@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..datalist import DatalistError
-from .files import item, scans, stem
+from .files import add_once, item, scans, stem
 
 _NAME = re.compile(r"(CC\d{4})_(?:philips|siemens|ge)_(?:15|3)_(\d+)_[MF]", re.IGNORECASE)
 _MASKS = {"machine_learning": "_ss", "staple": "_staple", "manual": "_manual"}
@@ -24,19 +24,21 @@ def collect_cc359(source: Path, masks: str = "machine_learning") -> list[dict[st
             eight automatic methods) or `manual` (12 subjects).
 
     Raises:
-        DatalistError: `masks` is none of these.
+        DatalistError: `masks` is none of these, or two images or two masks have one name.
     """
     if masks not in _MASKS:
         raise DatalistError(f"`masks` is {masks!r}; CC359 has {', '.join(_MASKS)}.")
     suffix = _MASKS[masks]
-    labels, images = {}, {}
+    labels: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for file in scans(source, "**/CC*"):
         match = _NAME.match(stem(file))
         if match and stem(file) == match[0]:
-            images[match[0]] = (file, match)
+            add_once(images, match[0], file, "images")
         elif match and stem(file) == match[0] + suffix and "hippocampus" not in str(file.relative_to(source)).lower():
-            labels[match[0]] = file
-    return [
-        item(file, label=labels.get(name), subject=match[1], age=float(match[2]))
-        for name, (file, match) in sorted(images.items())
-    ]
+            add_once(labels, match[0], file, "masks")
+    items = []
+    for name, file in sorted(images.items()):
+        _, subject, age, _ = _NAME.split(name)
+        items.append(item(file, label=labels.get(name), subject=subject, age=float(age)))
+    return items

@@ -3,6 +3,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from .bids import collect_bids
 from .brats import collect_brats
 from .cc359 import collect_cc359
 from .decathlon import collect_decathlon
+from .files import scans, some, stem
+from .folders import collect_folders
 from .ixi import collect_ixi
 from .oasis1 import collect_oasis1
 from .split import split_by_subject
@@ -32,6 +35,7 @@ COLLECTORS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "brats": collect_brats,
     "cc359": collect_cc359,
     "decathlon": collect_decathlon,
+    "folders": collect_folders,
     "ixi": collect_ixi,
     "oasis1": collect_oasis1,
     "synapse": collect_synapse,
@@ -46,6 +50,9 @@ _NUMBERING_OF = {
     "oasis1": "oasis_{label}",
     "synapse": "btcv",
 }
+_TEST = "published_test"  # of items that a set is published with as its test scans, with labels
+_NO_DOMAIN = ("bids", "decathlon", "folders")
+_EACH_FOR_ITSELF = ("decathlon", "folders")  # layouts that do not say what a subject is
 # The split where none is asked for, validation and test: that of Zhang et al., or the one that a set is known by.
 _SPLIT = (0.1, 0.2)
 _SPLIT_OF: dict[str, tuple[float, float | tuple[str, ...]]] = {"synapse": (0, SYNAPSE_TEST)}
@@ -59,6 +66,7 @@ def prepare(
     validation: float | None = None,
     test: float | None = None,
     seed: int = 0,
+    subject: str | None = None,
     domain: str | None = None,
     numbering: str | None = None,
     require: str | None = None,
@@ -82,7 +90,9 @@ def prepare(
         test: number of test subjects, or below 1 their share, by default 0.2; for `synapse` by default the published
             ones, and others are drawn when it is given.
         seed: seed of the split.
-        domain: `domain` of the items; by default the name of the set (none for `bids` and `decathlon`).
+        subject: regular expression that finds the subject in the path of a scan below `source`, without its suffix: its
+            first group, else all that it matches (`'patient\\d+'`). In place of what the set takes for the subject.
+        domain: `domain` of the items; by default the name of the set (none for `bids`, `decathlon` and `folders`).
         numbering: how the masks are numbered (see `label_map`); written into the datalist, so that a run which takes
             them for something else is refused. By default that of the published masks of `acdc`, `adni`, `cc359`,
             `oasis1` and `synapse`, and for the other sets none.
@@ -97,7 +107,8 @@ def prepare(
 
     Raises:
         DatalistError: the set, an option or the numbering is unknown, the folder is missing or holds no scan, a file
-            is broken, the split is impossible, or the output exists.
+            is broken, subjects seem to have several scans each and `subject` is not given, the split is impossible, or
+            the output exists.
     """
     if name not in COLLECTORS:
         raise DatalistError(f"Unknown data set {name!r}; known are {', '.join(COLLECTORS)}.")
@@ -126,12 +137,19 @@ def prepare(
     if not items:
         layout = (inspect.getdoc(collect) or "").partition("Args:")[0].strip()
         raise DatalistError(f"No scan of {name} is below {folder}. What is looked for: {' '.join(layout.split())}")
+    published = {_first(x) for x in items if x.pop(_TEST, False)}
+    if subject is not None:
+        items = _with_subjects(items, subject, folder)
+    elif name in _EACH_FOR_ITSELF:
+        _refuse_several_a_subject(items)
+    lone = [] if name == "bids" else _lone_masks(items, folder)
+    published_subjects = {x["subject"] for x in items if _first(x) in published}
     found = len(items)
     required = [] if require is None else require.split(",") if isinstance(require, str) else list(require)
     items = [x for x in items if all(key in x for key in required)]
     if not items:
         raise DatalistError(f"None of the {found} scans below {folder} has {' and '.join(required)}.")
-    domain = domain or (None if name in ("bids", "decathlon") else name)
+    domain = domain or (None if name in _NO_DOMAIN else name)
     if domain:
         items = [x | {"domain": domain} for x in items]
     raise_problems(find_problems([_as_text(x) for x in items], check), f"of {name} below {folder}")
@@ -143,6 +161,8 @@ def prepare(
     if numbering and any("label" in x for x in items):
         content["numbering"] = numbering
     split = _SPLIT_OF.get(name, _SPLIT)
+    if published_subjects:
+        split = split[0], tuple(sorted({x["subject"] for x in items} & published_subjects))
     content |= split_by_subject(
         items,
         split[0] if validation is None else validation,
@@ -151,8 +171,67 @@ def prepare(
         required or ["label"],
     )
     content["left_out"] = found - sum(len(v) for v in content.values() if isinstance(v, list))
+    if lone:
+        content["masks_without_scan"] = lone
     write_datalist(output, content, force)
     return content
+
+
+def _first(x: dict[str, Any]) -> Path:
+    return Path(x["image"][0] if isinstance(x["image"], list) else x["image"])
+
+
+def _with_subjects(items: list[dict[str, Any]], pattern: str, folder: Path) -> list[dict[str, Any]]:
+    """Items whose subject is what the pattern finds in their paths."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise DatalistError(f"--subject {pattern!r} is no regular expression ({error}): correct it.") from error
+    result = []
+    without = []
+    for x in items:
+        path = Path(os.path.relpath(_first(x), folder))
+        match = compiled.search((path.parent / stem(path)).as_posix())
+        known = next((group for group in match.groups() if group), match[0]) if match else ""
+        if not known:
+            without.append(path.as_posix())
+        result.append(x | {"subject": known})
+    if without:
+        raise DatalistError(
+            f"--subject {pattern!r} finds nothing in {len(without)} of {len(items)} scans ({some(without)}): widen it."
+        )
+    return result
+
+
+def _refuse_several_a_subject(items: list[dict[str, Any]]) -> None:
+    """Scans that a layout takes for a subject each, but whose names say that some are of one.
+
+    They do where names that differ in their last part alone make up groups, and there are several such groups.
+    """
+    groups: dict[str, list[str]] = {}
+    for x in items:
+        name = str(x["subject"])
+        if name != stem(_first(x)) and not stem(_first(x)).startswith(f"{Path(name).name}"):
+            return  # the set's own file says what a subject is
+        groups.setdefault(re.sub(r"[_/-]?[^_/-]*$", "", name), []).append(name)
+    together = {group: names for group, names in groups.items() if group and len(names) > 1}
+    if len(together) < 2 or 2 * sum(map(len, together.values())) < len(items):
+        return
+    group, names = next(iter(sorted(together.items())))
+    raise DatalistError(
+        f"{len(items)} scans seem to be of {len(groups)} subjects ({some(names, 3)} of {group}): say what a subject is "
+        "with --subject, a regular expression such as '([^/]*)[_-][^/]*$', so that none is in two lists; where each "
+        "scan is of a subject of its own, --subject '.*'."
+    )
+
+
+def _lone_masks(items: list[dict[str, Any]], folder: Path) -> list[str]:
+    """Files that lie among masks, in folders that hold nothing else, and belong to no scan."""
+    images = {Path(p).parent for x in items for p in (x["image"] if isinstance(x["image"], list) else [x["image"]])}
+    masks = {Path(x["label"]) for x in items if isinstance(x.get("label"), str | Path)}
+    among = {mask.parent for mask in masks} - images
+    lone = [p for parent in sorted(among) for p in scans(parent) if p not in masks]
+    return [Path(os.path.relpath(p, folder)).as_posix() for p in lone]
 
 
 def numbering_hint(content: dict[str, Any]) -> str | None:
@@ -179,10 +258,20 @@ def describe(content: dict[str, Any]) -> str:
         text = f"{len(items)} scans of {len({x.get('subject', i) for i, x in enumerate(items)})} subjects"
         text += "".join(f", {n} {what}" for what, n in counts.items() if n)
         text += "".join(f", diagnosis {k}: {n}" for k, n in sorted(diagnoses.items()))
+        if name == "unlabelled":
+            text += f" ({some([_name(x) for x in items])})"
         lines.append(f"{name:<11}{text}")
     if content.get("left_out"):
         lines.append(f"{'left out':<11}{content['left_out']} scans without what is required")
+    lone = content.get("masks_without_scan") or []
+    if lone:
+        lines.append(f"masks without a scan, of no use: {len(lone)} ({some(lone)})")
     return "\n".join(lines)
+
+
+def _name(x: dict[str, Any]) -> str:
+    image = x.get("image", "?")
+    return Path(image[0] if isinstance(image, list) and image else str(image)).name
 
 
 def _as_text(x: dict[str, Any]) -> dict[str, Any]:

@@ -4,38 +4,95 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..datalist import load_datalist
-from .files import by_stem, item, scans, stem
+from ..datalist import SECTIONS, DatalistError, load_datalist, read_json
+from .files import NIFTI, by_stem, item, scans, some, stem
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 def collect_decathlon(source: Path) -> list[dict[str, Any]]:
-    """A folder in the layout of the Medical Segmentation Decathlon.
+    """A folder in the layout of the Medical Segmentation Decathlon, or of nnU-Net (versions 1 and 2).
 
-    Takes what its `dataset.json` names, or `imagesTr`, `labelsTr` and `imagesTs` where there is none. Images with
-    the endings `_0000`, `_0001`, ... are modalities of one item. The Decathlon's test scans have no labels: they are
-    for pre-training.
+    Takes what its `dataset.json` names, or `imagesTr`, `labelsTr`, `imagesTs` and `labelsTs` where there is none, or
+    one of nnU-Net, which names no files or names them without their channel. Images with the endings `_0000`, `_0001`,
+    ... are channels of one item. The Decathlon's test scans have no labels: they are for pre-training. Those of
+    nnU-Net with labels in `labelsTs` are the test list.
+
+    Raises:
+        DatalistError: two files have one name, no mask has a scan of its name, a case lacks a channel, or the files are
+            no NIfTI files.
     """
+    description: dict[str, Any] = {}
     if (source / "dataset.json").is_file():
-        lists = load_datalist(source / "dataset.json", check="none", label_key=None)
-        labelled = load_datalist(source / "dataset.json", check="none")
-        label_of = {_first(x["image"]): x["label"] for items in labelled.values() for x in items if "label" in x}
-        return [
-            item(_paths(x["image"]), label=_paths(label_of.get(_first(x["image"]))), subject=_subject(x))
-            for items in lists.values()
-            for x in items
-        ]
-    labels = by_stem(scans(source / "labelsTr"), "labels")
+        description = read_json(source / "dataset.json")
+        ending = description.get("file_ending", NIFTI[0])
+        if ending not in NIFTI:
+            raise DatalistError(f"{source / 'dataset.json'} has files that end in {ending!r}: convert them to .nii.gz.")
+        if _names_its_files(source, description):
+            lists = load_datalist(source / "dataset.json", check="none", label_key=None)
+            labelled = load_datalist(source / "dataset.json", check="none")
+            label_of = {_first(x["image"]): x["label"] for items in labelled.values() for x in items if "label" in x}
+            return [
+                item(_paths(x["image"]), label=_paths(label_of.get(_first(x["image"]))), subject=_subject(x))
+                for items in lists.values()
+                for x in items
+            ]
+    channels = description.get("channel_names") or (description.get("modality") if description else None)
     items = []
-    for folder in ("imagesTr", "imagesTs"):
-        modalities: dict[str, list[Path]] = {}
-        for image in scans(source / folder):
-            name = stem(image)
-            case = re.sub(r"_\d{4}$", "", name)
-            modalities.setdefault(name if name in labels or case not in labels else case, []).append(image)
-        for name, images in modalities.items():
-            label = labels.get(name) if folder == "imagesTr" else None
-            items.append(item(images[0] if len(images) == 1 else images, label=label, subject=name))
+    for part in ("Tr", "Ts"):
+        images = by_stem(scans(source / f"images{part}"), "images")
+        labels = by_stem(scans(source / f"labels{part}"), "labels")
+        cases = _cases(images, labels, bool(channels))
+        unknown = [name for name in labels if name not in cases]
+        if labels and len(unknown) == len(labels):
+            raise DatalistError(
+                f"None of the {len(labels)} masks in {source / f'labels{part}'} has a scan of its name in "
+                f"images{part} ({some(unknown)}): give both the same names."
+            )
+        for name, files in cases.items():
+            _check_channels(source / f"images{part}" / name, files, channels)
+            found = item(files[0] if len(files) == 1 else files, label=labels.get(name), subject=name)
+            if part == "Ts" and "label" in found:
+                found["published_test"] = True
+            items.append(found)
     return items
+
+
+def _names_its_files(source: Path, description: dict[str, Any]) -> bool:
+    """Whether the lists of a `dataset.json` are those of the files; nnU-Net's leave out the channel or name none."""
+    entries = [x for name in SECTIONS for x in description.get(name) or []]
+    if not entries and (source / "imagesTr").is_dir():
+        return False
+    images = [x.get("image") if isinstance(x, dict) else x for x in entries]
+    files = [source / image for image in images if isinstance(image, str)]
+    bare = [file for file in files if not file.exists() and scans(file.parent, f"{stem(file)}_0000")]
+    return not bare
+
+
+def _cases(images: dict[str, Path], labels: dict[str, Path], has_channels: bool) -> dict[str, list[Path]]:
+    """Files of each case: its channels, where names end in their numbers, else the one of its name."""
+    matches = {name: match for name in images if (match := _CHANNEL.fullmatch(name)) and name not in labels}
+    if not has_channels and not any(match[1] in labels for match in matches.values()):
+        first = {match[1] for match in matches.values() if match[2] == "0000"}
+        # Without masks to tell by: numbers that begin at 0000 for every name are channels, else they count scans.
+        if labels or len(first) < 2 or any(match[1] not in first for match in matches.values()):
+            matches = {}
+    cases: dict[str, list[Path]] = {}
+    for name, file in images.items():
+        cases.setdefault(matches[name][1] if name in matches else name, []).append(file)
+    return cases
+
+
+def _check_channels(case: Path, files: list[Path], channels: Any) -> None:
+    """Every case has the channels that `dataset.json` names."""
+    endings = [match[2] for file in files if (match := _CHANNEL.fullmatch(stem(file)))]
+    missing = [f"{i:04d}" for i in range(len(channels or [])) if f"{i:04d}" not in endings]
+    if len(endings) == len(files) and case.name != stem(files[0]) and missing:
+        raise DatalistError(
+            f"{case} lacks the channel {', '.join(missing)} of dataset.json: add it or remove the case."
+        )
+    if len(files) > len(channels or files):
+        raise DatalistError(f"{case} has {len(files)} channels and dataset.json names {len(channels)}: correct one.")
 
 
 def _first(image: Any) -> str:

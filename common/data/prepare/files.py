@@ -12,6 +12,9 @@ from typing import Any
 from ..datalist import DatalistError
 
 NIFTI = (".nii.gz", ".nii")
+MASK_FOLDER = re.compile(
+    r"(labels?|masks?|gts?|ground_?truths?|segs?|segmentations?|annotations?)(Tr|Ts)?", re.IGNORECASE
+)
 _MISSING = {"", "n/a", "na", "nan", "none", "null"}
 
 
@@ -45,9 +48,29 @@ def by_stem(files: Sequence[Path], what: str) -> dict[str, Path]:
     """
     result: dict[str, Path] = {}
     for file in files:
-        if result.setdefault(stem(file), file) != file:
-            raise DatalistError(f"Two {what} have one name: {result[stem(file)]} and {file}; keep one of them.")
+        add_once(result, stem(file), file, what)
     return result
+
+
+def add_once(found: dict[str, Path], name: str, file: Path, what: str) -> None:
+    """Enter a file under its name.
+
+    Raises:
+        DatalistError: another file has this name.
+    """
+    if found.setdefault(name, file) != file:
+        raise DatalistError(f"Two {what} have one name: {found[name]} and {file}; keep one of them.")
+
+
+def is_mask_folder(folder: Path) -> bool:
+    """Whether a folder is called as those of masks are: `labels`, `labelsTr`, `masks`, `gt`, ..."""
+    return MASK_FOLDER.fullmatch(folder.name) is not None
+
+
+def some(names: Sequence[Any], most: int = 5) -> str:
+    """Names in a row, the first few of them."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
 
 
 def read_table(source: Path, names: Iterable[str]) -> list[dict[str, str]]:
