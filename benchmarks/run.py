@@ -85,6 +85,9 @@ HEAD = """# Benchmarks
 
 Written by `python benchmarks/run.py`, a section a benchmark. Times are medians; both sides of a row were timed in
 turns, in one run. A ratio above 1 means that ours takes less.
+
+Each section is of its date. Those of 25 and 26 November 2026 are as of the old code until measured anew: intensities,
+padding and schedules were corrected since.
 """
 
 
