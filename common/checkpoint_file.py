@@ -21,7 +21,7 @@ import torch
 from .files import atomic_write
 from .volumes import first_line
 
-__all__ = ["read_checkpoint", "save_checkpoint"]
+__all__ = ["checked_record", "read_checkpoint", "save_checkpoint"]
 
 RECORD = "record.json"
 
@@ -58,7 +58,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
     try:
-        record = _checked_record(path)
+        record = checked_record(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
@@ -70,7 +70,12 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     return content, record
 
 
-def _checked_record(path: Path) -> dict[str, Any]:
+def checked_record(path: Path) -> dict[str, Any]:
+    """The record of a file, after its checksums were compared; empty where it has none or is no archive.
+
+    Raises:
+        ValueError, or what damaged bytes lead ``zipfile`` to: a checksum does not match, or it cannot be read.
+    """
     if not zipfile.is_zipfile(path):
         return {}
     with zipfile.ZipFile(path) as archive:

@@ -14,6 +14,7 @@ import argparse
 import ast
 import copy
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from . import doctor
+from .volumes import first_line
 
 __all__ = ["apply_overlays", "check_imports", "pack", "rewrite_config"]
 
@@ -75,7 +77,8 @@ def pack(
         FileNotFoundError: a part of the bundle, an overlay or a file of weights is missing.
         FileExistsError: the output exists and ``force`` is false.
         ValueError: a config or a module names ``common`` in a way that cannot be packed, MONAI Label would take
-            the weights for another network's, or an overlay changes nothing or cannot be applied.
+            the weights for another network's, a file of weights is damaged or none, or an overlay changes nothing or
+            cannot be applied.
     """
     bundle = bundle.resolve()
     urls = {Path(path): url for path, url in (weight_urls or {}).items()}
@@ -452,6 +455,34 @@ def _check_weights(paths: Sequence[Path]) -> None:
                 f"{path.name} cannot stand in models/: MONAI Label may take any .pt there for the network's weights; "
                 "name the downstream network's weights model.pt, and an encoder's .safetensors."
             )
+        _read_weights(path)
+
+
+def _read_weights(path: Path) -> None:
+    """Refuse a file of weights that its users could not read: cut short, damaged, or a page of some server."""
+    import torch
+
+    from .checkpoint_file import checked_record, read_checkpoint
+    from .weights.encoder_file import read_encoder
+
+    if path.suffix == ".pt":
+        content, _ = read_checkpoint(path)
+        state = content.get("model", content) if isinstance(content, Mapping) else None
+        if not isinstance(state, Mapping) or not any(isinstance(value, torch.Tensor) for value in state.values()):
+            raise ValueError(f"{path} holds no state dict: give a model.pt that configs/train.json wrote.")
+    elif path.suffix == ".safetensors":
+        read_encoder(path)
+    elif path.suffix in (".ts", ".onnx"):
+        try:
+            if path.suffix == ".ts":
+                checked_record(path)
+                torch.jit.load(path, map_location="cpu")
+            elif importlib.util.find_spec("onnx") is not None:
+                importlib.import_module("onnx.checker").check_model(str(path))
+        except Exception as error:  # a damaged file ends in whatever error its bytes lead to
+            raise ValueError(f"{path} is no readable {path.suffix} file ({first_line(error)}).") from error
+    else:
+        raise ValueError(f"{path} is no file of weights by its name: give .pt, .safetensors, .ts or .onnx.")
 
 
 def _bundle_files(bundle: Path) -> Iterator[Path]:

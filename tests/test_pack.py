@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -8,9 +9,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from monai.bundle import ConfigParser
 
 from common import doctor, pack
+from common.checkpoint_file import save_checkpoint
+from common.weights import save_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,14 +57,15 @@ def make_bundle(folder: Path, **configs: str) -> Path:
         "configs/tasks/skull.json": '{"max_epochs": 2}\n',
         "configs/logging.conf": LOGGING,
         "docs/README.md": "# toy\n",
-        "models/model.pt": "weights",
-        "models/encoder.safetensors": "encoder",
         "eval/patient.nii.gz": "image",
         **{f"configs/{name}.json": text for name, text in configs.items()},
     }
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
+    net = torch.nn.Linear(2, 2)
+    save_checkpoint(net.state_dict(), folder / "models" / "model.pt")
+    save_encoder(net, folder / "models" / "encoder.safetensors", {"method": "MAE"})
     return folder
 
 
@@ -201,7 +206,7 @@ def test_weights_inside_and_by_address(bundle, tmp_path):
     assert entry == {
         "path": "models/encoder.safetensors",
         "url": "https://example.org/encoder.safetensors",
-        "hash_val": "9ff94c3eb0c1d350b76101c553e6e70c1178b96fc7fd738182e39e2a3f1b9ebe",
+        "hash_val": hashlib.sha256(encoder.read_bytes()).hexdigest(),
         "hash_type": "sha256",
     }
 
@@ -217,9 +222,78 @@ def test_weights_inside_and_by_address(bundle, tmp_path):
 def test_refuses_weights(bundle, tmp_path, weights, error, sentence):
     (tmp_path / "old").mkdir()
     for name in ("encoder.pt", "model.pt", "old/model.pt"):
-        (tmp_path / name).touch()
+        write_weights(tmp_path / name)
     with pytest.raises(error, match=sentence):
         pack.pack(bundle, tmp_path / "out", [tmp_path / name for name in weights])
+
+
+def write_weights(path: Path) -> None:
+    net = torch.nn.Linear(8, 8)
+    if path.suffix == ".pt":
+        save_checkpoint({"model": net.state_dict()}, path)
+    elif path.suffix == ".safetensors":
+        save_encoder(net, path, {"method": "MAE"})
+    elif path.suffix == ".ts":
+        torch.jit.script(net).save(str(path))
+    else:
+        pytest.importorskip("onnx")
+        torch.onnx.export(net, (torch.zeros(1, 8),), str(path), dynamo=False)
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) * 2 // 3]
+
+
+def as_page(content: bytes) -> bytes:
+    return b"<!DOCTYPE html><html>404</html>"
+
+
+def as_pointer(content: bytes) -> bytes:
+    """What a clone without Git LFS holds."""
+    return b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["model.pt", "encoder.safetensors", "model.ts", "model.onnx"])
+def test_weights_are_read_before_they_are_packed(bundle, tmp_path, name):
+    path = tmp_path / name
+    write_weights(path)
+    whole = path.read_bytes()
+    assert f"models/{name}" in names(pack.pack(bundle, tmp_path / "sound", [path])[0])
+    for spoil in (cut, as_page, as_pointer):
+        path.write_bytes(spoil(whole))
+        for given in ({"weights": [path]}, {"weight_urls": {str(path): "https://example.org/x"}}):
+            with pytest.raises(ValueError, match=f"{path} .*readable|{path} .*damaged") as raised:
+                pack.pack(bundle, tmp_path / "out", **given)
+            assert len(str(raised.value).splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["model.pt", "encoder.safetensors", "model.ts"])
+def test_a_flipped_bit_is_not_packed(bundle, tmp_path, name):
+    path = tmp_path / name
+    torch.manual_seed(0)
+    write_weights(path)
+    content = bytearray(path.read_bytes())
+    torch.manual_seed(0)
+    content[content.index(torch.nn.Linear(8, 8).weight.detach().numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path} .*damaged"):
+        pack.pack(bundle, tmp_path / "out", [path])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("model.pt", [1, 2], "holds no state dict: give a model.pt"),
+        ("model.pt", {"epoch": 3}, "holds no state dict"),
+        ("model.bin", {"a": torch.zeros(2)}, r"by its name: give \.pt, \.safetensors, \.ts or \.onnx"),
+    ],
+)
+def test_what_is_no_state_dict_is_not_packed(bundle, tmp_path, name, content, sentence):
+    torch.save(content, tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} .*{sentence}"):
+        pack.pack(bundle, tmp_path / "out", [tmp_path / name])
 
 
 @pytest.mark.parametrize("part", ["LICENSE", "configs/metadata.json"])
