@@ -12,7 +12,7 @@ import torch
 from ..checkpoint_file import read_checkpoint
 from .encoder_file import FORMAT_VERSION, read_safetensors, write_state
 from .inflate import INFLATIONS
-from .soundness import refuse_unsound
+from .soundness import refuse_gaps, refuse_unsound
 from .vision_transformers import IMAGE_KINDS, inflate, read_folder
 
 __all__ = ["KINDS", "convert", "medicalnet", "monai_mae", "swin_unetr_ssl", "unetr_mae"]
@@ -98,6 +98,7 @@ def convert(
         )
     try:
         converted, architecture = KINDS[kinds[0]][0](state)
+        refuse_gaps(converted)
     except KeyError as error:
         raise ValueError(
             f"{source} is no checkpoint of the kind {kinds[0]}: it lacks tensors ({error}), and has such as "

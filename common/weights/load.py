@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,6 +91,14 @@ def load_encoder(
     target = encoder.state_dict()
     state = match_position_form(state, target)
     refuse_unsound(path, state, target)
+    # Files that were converted before Swin UNETR V2 was told from V1 hold these convolutions and are recorded as V1.
+    other = next((name for name in sorted(state.keys() ^ target.keys()) if re.match(r"swin\.layers\dc\.", name)), None)
+    if other is not None:
+        where = ("the file", "this encoder") if other in state else ("this encoder", "the file")
+        raise ValueError(
+            f"{path}: {where[0]} holds {other}, of Swin UNETR V2, and {where[1]} is of V1, which computes something "
+            "else; use the network that the weights are of."
+        )
     report = TransferReport(str(path), sizes={name: tensor.numel() for name, tensor in target.items()})
     report.warnings = compare_contract(record, contract) + compare_architecture(record, encoder)
     architecture: dict[str, Any] = getattr(encoder, "architecture", dict)()

@@ -130,13 +130,13 @@ def vit(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
 
 
 def swin(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
-    """Swin transformers of ``transformers`` and of their authors (Liu et al., ICCV 2021), and their Video Swin
+    """Swin transformers of ``transformers``, of timm and of their authors (Liu et al., ICCV 2021), and their Video Swin
     transformers (CVPR 2022), which are told by a patch embedding with a depth.
 
     Raises:
         ValueError: a tensor of a block that they have not, such as Swin v2's logit scales.
     """
-    renamed = {_rename(name, _STAGE): tensor for name, tensor in state.items()}
+    renamed = _merging_ends_its_stage({_rename(name, _STAGE): tensor for name, tensor in state.items()})
     converted = {name: tensor for name, tensor in renamed.items() if _KEPT_STAGE.match(name)}
     _refuse_others(renamed, _KEPT_STAGE, "Swin")
     for name in [name for name in renamed if re.match(r"stages\..*\.attention\.q_proj\.", name)]:
@@ -247,6 +247,17 @@ def _layers(state: Mapping[str, torch.Tensor], kind: str) -> State:
             if bias is not None:
                 renamed[f"{prefix}{part}_proj.bias"] = bias
     return {name: tensor for name, tensor in renamed.items() if _KEPT.match(name)}
+
+
+def _merging_ends_its_stage(state: State) -> State:
+    """Merging of patches under the number of the stage that it ends, as its authors count; timm from 0.9 on has it at
+    the start of the stage that follows."""
+    stages = {int(name.split(".")[1]) for name in state if name.startswith("stages.")}
+    mergings = {int(name.split(".")[1]) for name in state if name.startswith("mergings.")}
+    if not mergings or mergings != stages - {0}:
+        return state
+    earlier = {name: re.sub(r"^mergings\.(\d+)", lambda found: f"mergings.{int(found[1]) - 1}", name) for name in state}
+    return {earlier[name]: tensor for name, tensor in state.items()}
 
 
 def _refuse_others(names: Iterable[str], kept: re.Pattern[str], kind: str) -> None:

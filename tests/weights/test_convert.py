@@ -12,7 +12,7 @@ from monai.networks.nets import MaskedAutoEncoderViT, SwinUNETR
 from torch import nn
 
 from common.networks import UNETR, DilatedResNet, LegacyPatchMerging, SwinEncoder, ViTEncoder
-from common.weights import convert, load_encoder, read_encoder
+from common.weights import convert, load_encoder, read_encoder, save_encoder
 
 SIZE, GRID = (32, 16, 48), (2, 1, 3)
 HIDDEN, HEADS, DEPTH = 24, 3, 4
@@ -228,6 +228,41 @@ def test_swin_unetr_v2_is_refused(paths):
     with pytest.raises(ValueError, match=r"source.pt is no .*it holds layers1c\..* of Swin UNETR V2"):
         convert(*paths)
     assert not paths[1].exists()
+
+
+@pytest.mark.parametrize("file_is_v2", [True, False])
+def test_files_of_swin_unetr_v2_from_before_it_was_told_are_refused(paths, file_is_v2):
+    save_encoder(SwinEncoder(swin(use_v2=file_is_v2).swinViT), paths[1], {"method": "SSL"})
+    same, other = (SwinEncoder(swin(use_v2=v2).swinViT) for v2 in (file_is_v2, not file_is_v2))
+    assert load_encoder(same, paths[1]).covered == 1
+    with pytest.raises(ValueError, match=r"encoder.safetensors: .* holds swin.layers1c\..* of Swin UNETR V2"):
+        load_encoder(other, paths[1], min_share=0.5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda n, t: None if "layers2.0.downsample.reduction" in n else t,
+        lambda n, t: None if "layers2.0.blocks.0.norm2.bias" in n else t,
+        lambda n, t: None if "attn.qkv.weight" in n and "layers1" not in n else t,
+        lambda n, t: None if ".layers3." in n else t,
+        lambda n, t: t[: len(t) // 2] if "layers2.0.blocks.0.attn.qkv.weight" in n else t,
+    ],
+)
+def test_a_part_that_would_stay_as_drawn_is_refused(paths, change):
+    state = {name: change(name, tensor) for name, tensor in swin().state_dict().items()}
+    torch.save({name: tensor for name, tensor in state.items() if tensor is not None}, paths[0])
+    with pytest.raises(ValueError, match="is no checkpoint of the kind swin_unetr_ssl"):
+        convert(*paths)
+    assert not paths[1].exists()
+
+
+@pytest.mark.parametrize("missing", ["blocks.1.attn.qkv.weight", "blocks.2.mlp.fc1.bias", "blocks.0.norm2.weight"])
+def test_a_mae_that_lacks_a_part_is_refused(paths, missing):
+    state = randomise(Published()).state_dict()
+    torch.save({name: tensor for name, tensor in state.items() if name != missing}, paths[0])
+    with pytest.raises(ValueError, match="is no checkpoint of the kind unetr_mae: 1 tensors of its blocks"):
+        convert(*paths)
 
 
 def test_a_refusal_says_what_the_file_has(paths):

@@ -139,6 +139,16 @@ def as_published(kind, model, tmp_path):
     return tmp_path / "model.pth", {"mean": MEAN, "std": STD, "num_heads": 3}
 
 
+def as_timm(kind, model, tmp_path):
+    """As timm has them from 0.9 on: Swin merges patches at the start of a stage, not at the end of the one before."""
+    names = timm_names(kind, model.state_dict())
+    later = {
+        re.sub(r"(\d+)\.downsample", lambda found: f"{int(found[1]) + 1}.downsample", n): t for n, t in names.items()
+    }
+    torch.save(later, tmp_path / "timm.pth")
+    return tmp_path / "timm.pth", {"mean": MEAN, "std": STD, "num_heads": 3}
+
+
 def as_teacher(kind, model, tmp_path):
     """As DINO's full checkpoints."""
     state = {f"module.backbone.{name}": tensor for name, tensor in timm_names(kind, model.state_dict()).items()}
@@ -146,7 +156,7 @@ def as_teacher(kind, model, tmp_path):
     return tmp_path / "full.pth", {"mean": MEAN, "std": STD, "num_heads": 3}
 
 
-@pytest.mark.parametrize("write", [as_folder, as_safetensors, as_state_dict, as_published, as_teacher])
+@pytest.mark.parametrize("write", [as_folder, as_safetensors, as_state_dict, as_published, as_timm, as_teacher])
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_gives_the_features_of_the_2d_model(models, kind, write, tmp_path):
     source, options = write(kind, models[kind], tmp_path)
@@ -310,6 +320,34 @@ def test_blocks_with_more_in_them_are_refused(models, tmp_path):
         with pytest.raises(ValueError, match=f"is no checkpoint of the kind .*{sentence}"):
             convert(tmp_path / "model.pt", tmp_path / "x.safetensors")
         assert not (tmp_path / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("swin", lambda n: n.replace("layers.1.", "layers.7.")),
+        ("swin", lambda n: n.replace("layers.1.blocks.0", "layers.1.blocks.5")),
+        ("swin", lambda n: None if "layers.1.downsample.reduction" in n else n),
+        ("swin", lambda n: n.replace("layers.2.downsample", "layers.5.downsample")),
+        ("swin", lambda n: None if "downsample" in n else n),
+        ("swin", lambda n: None if "layers.1.blocks.0.attn.qkv.weight" in n else n),
+        ("vit", lambda n: None if "attn.qkv.weight" in n else n),
+        ("vit", lambda n: None if "blocks.1.attn.qkv.bias" in n else n),
+        ("vit", lambda n: None if "blocks.2." in n else n),
+        ("vit", lambda n: n.replace("blocks.1.norm2", "blocks.1.norm3")),
+        ("beit", lambda n: None if "blocks.3.gamma_1" in n else n),
+        ("beit", lambda n: n.replace("blocks.2", "blocks.9")),
+    ],
+)
+def test_a_part_that_would_stay_as_drawn_is_refused(models, kind, change, tmp_path):
+    state = timm_names(kind, models[kind].state_dict())
+    changed = {change(name): tensor for name, tensor in state.items()}
+    changed.pop(None, None)
+    assert changed.keys() != state.keys()
+    torch.save(changed, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="is no checkpoint of the kind") as raised:
+        convert(tmp_path / "model.pt", tmp_path / "x.safetensors", kind=kind)
+    assert len(str(raised.value).splitlines()) == 1 and not (tmp_path / "x.safetensors").exists()
 
 
 VIDEO = functools.partial(VideoSwinEncoder, **STAGES, patch_size=2, window_size=(8, 3, 3))
