@@ -346,6 +346,19 @@ class _Builder:
                 f"{self.held_out[leaks[0]]} list of fine-tuning, too: take it out of pre-training, or set "
                 "`transductive` to allow it, which the report says."
             )
+        if self.settings.transductive:
+            return
+        from ..data.copies import find_copies  # loads what `--plan` can do without
+
+        held: dict[str, list[dict[str, str]]] = {}
+        for file, name in self.held_out.items():
+            held.setdefault(name, []).append({"image": file})
+        copies = [problem for problem in find_copies({"pre-training": seen, **held}) if "pre-training" in problem[1]]
+        if copies:
+            raise CompareError(
+                f"Arm {arm.name!r}: {copies[0][0]} {copies[0][1]}, or set `transductive` to allow it, which the report "
+                "says."
+            )
 
     def pretrain_folder(self, arm: Arm, seed: int | None) -> Path:
         folder = self.settings.output / "pretrain" / arm.name

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..nifti import NiftiError, is_nifti, nifti_affine, read_nifti
 from ..volumes import by, first_line, image_problem, label_problem, non_finite_problem, unknown_label_problem
+from .copies import find_copies
 
 Item = dict[str, Any]
 Problem = tuple[str, str]  # what is wrong with which file
@@ -217,7 +218,7 @@ def keep_target_masks(items: Sequence[Item], domain: str, masks: int | None, see
 def find_overlaps(lists: dict[str, list[Item]]) -> list[Problem]:
     """Images and subjects that stand in more than one list.
 
-    Images are compared by their real paths too: a link to a test scan is that scan.
+    Images are compared by their real paths and their content, too: a link to a test scan is that scan, so is a copy.
     """
     problems: list[Problem] = []
     for what, identity in (("image", _image_name), ("subject", _subject)):
@@ -234,7 +235,7 @@ def find_overlaps(lists: dict[str, list[Item]]) -> list[Problem]:
                     text = f"its subject {item['subject']!r} is in {first[key]} and in {section}"
                 problems.append((_image_name(item), text))
     by_image = {file for file, text in problems if text.startswith("the same image")}
-    problems += [p for p in _links(lists) if p[0] not in by_image]
+    problems += [p for p in (*_links(lists), *find_copies(lists)) if p[0] not in by_image]
     return [p for p in problems if p[0] not in by_image or p[1].startswith("the same image")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -116,6 +117,18 @@ def test_a_scan_that_is_held_out_is_refused_in_pretraining(plan, cohort, tmp_pat
     with pytest.raises(
         CompareError, match=rf"'mae': \S*{Path(test).name} of the pre-training list stands in the test list"
     ):
+        plan(labels="1", pretrain_override=leak)
+    assert runs(plan(labels="1", pretrain_override=leak, transductive=True), "pretrain")
+
+
+def test_a_copy_of_a_held_out_scan_is_refused_in_pretraining(plan, cohort, tmp_path):
+    test = cohort / json.loads((cohort / "structures4.json").read_text())["test"][0]["image"]
+    shutil.copy(test, tmp_path / "patient.nii.gz")
+    content = json.loads((cohort / "unlabelled.json").read_text())
+    content["training"].append({"image": str(tmp_path / "patient.nii.gz")})
+    (tmp_path / "pool.json").write_text(json.dumps(content))
+    leak = {"datalist": str(tmp_path / "pool.json")}
+    with pytest.raises(CompareError, match=rf"'mae': \S*{test.name} in test is a copy of \S*patient.nii.gz in pre-tr"):
         plan(labels="1", pretrain_override=leak)
     assert runs(plan(labels="1", pretrain_override=leak, transductive=True), "pretrain")
 

@@ -575,3 +575,12 @@ def test_a_byte_order_mark_is_read(tmp_path):
     path = make_study(tmp_path)
     path.write_text(path.read_text(), encoding="utf-8-sig")
     assert len(load_datalist(path)["training"]) == 6
+
+
+def test_a_copy_of_a_test_scan_in_training_is_refused(tmp_path):
+    path = make_study(tmp_path)
+    noise = np.random.default_rng(0).normal(size=(12, 12, 12)).astype(np.float32)
+    for name in ("s000", "s009"):
+        write_volume(tmp_path / f"images/{name}.nii.gz", noise)
+    with pytest.raises(DatalistError, match=r"s009.nii.gz: in test is a copy of .*s000.nii.gz in training"):
+        load_datalist(path)
