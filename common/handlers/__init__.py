@@ -17,6 +17,7 @@ from .prediction_table import PredictionTable
 from .pretext_images import PretextImages
 from .progress_bar import ProgressBar
 from .representation_monitor import RepresentationMonitor
+from .score_table import ScoreTable
 from .segmentation_images import SegmentationImages
 from .target_scale import TargetScale
 
@@ -38,6 +39,7 @@ __all__ = [
     "PretextImages",
     "ProgressBar",
     "RepresentationMonitor",
+    "ScoreTable",
     "SegmentationImages",
     "TargetScale",
 ]

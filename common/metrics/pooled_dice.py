@@ -38,8 +38,16 @@ class PooledDice(CumulativeIterationMetric):
 
     def aggregate(self) -> torch.Tensor:
         """Mean Dice of the classes, a scalar; with `per_class` that of each."""
+        dice = self._dice()
+        return dice if self.per_class else dice.nanmean()
+
+    def by_class(self) -> dict[int, float]:
+        """Dice of each class by its channel, NaN for one that is nowhere."""
+        dice = self._dice().tolist()
+        return dict(zip(self.classes or range(1, len(dice) + 1), dice, strict=True))
+
+    def _dice(self) -> torch.Tensor:
         counts: Any = self.get_buffer()
         chosen: Any = slice(1, None) if self.classes is None else self.classes
         both, sizes = counts.sum(0)[chosen].unbind(1)
-        dice = 2 * both / sizes  # 0 / 0, NaN, where a class is nowhere
-        return dice if self.per_class else dice.nanmean()
+        return 2 * both / sizes  # 0 / 0, NaN, where a class is nowhere

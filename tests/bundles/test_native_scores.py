@@ -84,6 +84,12 @@ def test_native_scores_are_those_of_the_written_files(evaluated, scans, bundle):
     folder, predictions = evaluated(bundle)
     score(str(scans / "test/labels"), str(predictions), str(folder / "again.csv"), names=",".join(NAMES))
     again = {(row["case"], row["class"]): row for row in rows(folder / "again.csv")}
+    own = rows(folder / "scores.csv")
+    assert [(row["case"], row["class"]) for row in own] == list(again)
+    for row in own:
+        for column in {"dice", "hd95"} & set(row):
+            theirs = float(again[row["case"], row["class"]][column] or "nan")
+            assert float(row[column] or "nan") == pytest.approx(theirs, abs=1e-4, nan_ok=True)
     for metric, column in (("val_mean_dice", "dice"), ("val_hd95", "hd95")):
         if bundle == "transseg" and column == "hd95":
             continue  # its paper has Dice alone

@@ -221,6 +221,8 @@ def test_evaluation_has_a_row_a_subject_and_pooled_scores(tuned, cohort):
         assert name in text
     values = dict(re.split(r"[\t,]", line)[:2] for line in text.strip().splitlines())
     assert float(values["val_mean_dice"]) == pytest.approx(float(values["val_mean_dice_scored"]), abs=1e-5)
+    by_class = [float(row["dice"]) for row in rows(tuned / "eval/pooled_dice.csv")]
+    assert len(by_class) == 4 and float(values["val_pooled_dice"]) == pytest.approx(sum(by_class) / 4, abs=1e-5)
     assert 0 < float(values["val_pooled_dice"]) < 1 and 0 < float(values["val_pooled_dice_with_background"]) < 1
 
 

@@ -50,3 +50,7 @@ def test_pooled_of_each_class(volumes):
     assert found.shape == (3,) and found[2].isnan()
     assert found[:2].tolist() == pytest.approx([dice(joint[0][c], joint[1][c]) for c in (1, 2)], abs=1e-12)
     assert found.nanmean().item() == pytest.approx(measured_mean, abs=1e-12)
+    assert metric.by_class() == pytest.approx(dict(enumerate(found.tolist(), start=1)), nan_ok=True)
+    chosen = PooledDice([2, 0])
+    measured(chosen, volumes)
+    assert chosen.by_class() == pytest.approx({c: dice(joint[0][c], joint[1][c]) for c in (2, 0)}, abs=1e-12)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+
+from ..files import atomic_write
+from ..metrics import PooledDice
+
+__all__ = ["ScoreTable"]
+
+
+class ScoreTable:
+    """Write the scores of an evaluation as ``python -m common.score`` does: ``scores.csv``, a row a case and class.
+
+    From the tables of MONAI's ``MetricsSaver``, with the names that ``NamedClasses`` gave them: stands behind both. The
+    columns are ``case`` (the scan's file without its ending, with its folders where a name occurs twice), ``class`` and
+    a score each; a cell is empty where a class does not count.
+
+    Args:
+        folder: ``save_dir`` of the ``MetricsSaver``.
+        scores: column -> metric of the evaluator that has a value a case and class, the background left out. One that
+            the evaluator lacks is left out; without any there is no table.
+        pooled: metric of the evaluator whose Dice of each class ``pooled_dice.csv`` has; None for no such table.
+        names: of the pooled classes, class number -> name.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        scores: Mapping[str, str],
+        pooled: PooledDice | None = None,
+        names: Mapping[int | str, str] | None = None,
+    ) -> None:
+        self.folder, self.scores, self.pooled = Path(folder), dict(scores), pooled
+        self.names = {int(number): str(name) for number, name in (names or {}).items()}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        pooled = self.pooled.by_class() if self.pooled is not None else {}  # gathered by all processes
+        if idist.get_rank() != 0:
+            return
+        tables = {
+            column: _read(self.folder / f"{metric}_raw.csv")
+            for column, metric in self.scores.items()
+            if metric in engine.state.metrics
+        }
+        if tables:
+            first = next(iter(tables.values()))
+            cases = dict(zip(first, _short(list(first)), strict=True))
+            rows = [
+                [cases[file], name, *(_cell(table[file][name]) for table in tables.values())]
+                for file, values in first.items()
+                for name in values
+            ]
+            self._write("scores.csv", ["case", "class", *tables], sorted(rows, key=lambda row: row[0]))
+        if pooled:
+            named = [[self.names.get(number, f"class {number}"), _cell(value)] for number, value in pooled.items()]
+            self._write("pooled_dice.csv", ["class", "dice"], named)
+
+    def _write(self, name: str, header: list[str], rows: list[list[Any]]) -> None:
+        with atomic_write(self.folder / name) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def _read(path: Path) -> dict[str, dict[str, float]]:
+    """Values by file and class. MONAI puts no quotation marks around a path that has a comma."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    header = next(csv.reader(lines[:1], skipinitialspace=True))
+    table = {}
+    for line in lines[1:]:
+        file, *values = line.rsplit(",", len(header) - 1)
+        table[file.strip()] = dict(zip(header[1:-1], map(float, values[:-1]), strict=True))  # the last is the mean
+    return table
+
+
+def _short(files: list[str]) -> list[str]:
+    """Names of the cases: files without endings, or their paths below the common folder where a name occurs twice."""
+    stems = [Path(file).name.removesuffix(".gz").removesuffix(".nii") for file in files]
+    if len(set(stems)) == len(stems):
+        return stems
+    common = os.path.commonpath([os.path.dirname(file) for file in files])
+    return [Path(os.path.relpath(f, common)).as_posix().removesuffix(".gz").removesuffix(".nii") for f in files]
+
+
+def _cell(value: float) -> float | str:
+    return "" if value != value else value
