@@ -48,7 +48,8 @@ def atomic_write(path: str | os.PathLike, suffix: str = "") -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None and (type(error) is OSError or error.errno is not None):
+        ours = temporary is None or error.filename in (None, str(temporary))
+        if ours and (type(error) is OSError or error.errno is not None):
             sentence = f"{path} could not be written ({error.strerror or error})"
             raise (OSError(error.errno, sentence) if error.errno is not None else OSError(sentence)) from error
         raise

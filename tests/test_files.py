@@ -65,6 +65,16 @@ def test_a_full_disk_is_named_with_the_file(tmp_path):
     assert str(caught.value) == f"[Errno 28] {path} could not be written (No space left on device)"
 
 
+def test_a_folder_without_permission_is_named_with_the_file(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "temporary")
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
+    with pytest.raises(PermissionError) as caught, atomic_write(tmp_path / "model.pt"):
+        pass
+    assert str(caught.value) == f"[Errno 13] {tmp_path / 'model.pt'} could not be written (Permission denied)"
+
+
 def test_the_error_of_another_file_stays_as_it_is(tmp_path):
     with pytest.raises(FileNotFoundError, match="other") as caught, atomic_write(tmp_path / "model.pt"):
         (tmp_path / "other").read_text()
