@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from ..checks import override_problem, own_sentence
 from ..data.datalist import read_datalist
 from ..files import atomic_write
+from ..transforms import BackgroundPadd, ClearIgnoredd
 from ..weights import load_encoder
 
 __all__ = [
@@ -555,9 +556,17 @@ def _draw(label: np.ndarray, count: int, generator: np.random.Generator, balance
 
 
 def _preprocessing(parser: ConfigParser, labels: bool) -> Compose:
-    """The config's transforms without chance, with or without label images, then a crop or padding to ``roi_size``."""
-    fit = ResizeWithPadOrCropd(["image", "label"], parser.get_parsed_content("roi_size"), mode="constant")
-    preprocessing = Compose([parser.get_parsed_content("validate#preprocessing"), fit]).flatten()
+    """The config's transforms without chance, with or without label images, then a crop or padding to ``roi_size``.
+
+    Padding is background, in label images too where training ignores it.
+    """
+    size = parser.get_parsed_content("roi_size")
+    fit = [
+        BackgroundPadd("image", size),
+        ResizeWithPadOrCropd(["image", "label"], size, mode="constant"),
+        ClearIgnoredd("label"),
+    ]
+    preprocessing = Compose([parser.get_parsed_content("validate#preprocessing"), *fit]).flatten()
     for transform in preprocessing.transforms:
         # Set here and not in the config, whose transforms may be stated in any way.
         if isinstance(transform, MapTransform) and not labels:

@@ -41,6 +41,8 @@ class TwoStageInferer(Inferer):
             loaded elsewhere.
         margin: voxels added to each side of the box, one number or one an axis.
         min_size: a crop is extended to at least this size, as far as the image reaches; one number or one an axis.
+        window: a crop that is smaller is padded to this size with the least value of each channel of the image, its
+            background; the window of ``fine_inferer``, which would pad with 0 itself.
         only_largest: take the largest connected part of what the first stage finds, not every stray voxel.
 
     ``inferer(inputs (B, C, D, H, W), network)`` returns logits (B, num_classes, D, H, W) in float32, with the metadata
@@ -57,6 +59,7 @@ class TwoStageInferer(Inferer):
         coarse_path: str | os.PathLike | None = None,
         margin: int | Sequence[int] = 16,
         min_size: int | Sequence[int] = 0,
+        window: int | Sequence[int] = 0,
         only_largest: bool = True,
     ) -> None:
         super().__init__()
@@ -66,6 +69,7 @@ class TwoStageInferer(Inferer):
         self.margin, self.min_size = ensure_tuple_rep(margin, 3), ensure_tuple_rep(min_size, 3)
         if min(self.margin + self.min_size) < 0:
             raise ValueError(f"`margin` {margin} and `min_size` {min_size} are numbers of voxels, 0 or more.")
+        self.window = ensure_tuple_rep(window, 3)
         self.only_largest = only_largest
         self._loaded = coarse_path is None
 
@@ -91,10 +95,22 @@ class TwoStageInferer(Inferer):
                     f"{name}, image {number} of the batch" if len(images) > 1 else name,
                 )
                 continue
-            depth, height, width = box
-            crop = images[number : number + 1, :, depth, height, width]
-            logits[number, :, depth, height, width] = self.fine_inferer(crop, network, *args, **kwargs)[0].float()
+            place = (slice(None), *box)
+            crop = images[number][place]
+            sides = [self._middle(size, side) for size, side in zip(crop.shape[1:], self.window, strict=True)]
+            inside = (slice(None), *sides)
+            sizes = [max(size, side) for size, side in zip(crop.shape[1:], self.window, strict=True)]
+            padded = images[number].flatten(1).amin(1).view(-1, 1, 1, 1).repeat(1, *sizes)
+            padded[inside] = crop
+            result = self.fine_inferer(padded[None], network, *args, **kwargs)[0].float()
+            logits[number][place] = result[inside]
         return convert_to_dst_type(logits, inputs, dtype=torch.float32)[0]
+
+    @staticmethod
+    def _middle(size: int, window: int) -> slice:
+        """Where a side of ``size`` voxels lies in one that is padded on both ends to ``window``."""
+        start = max(0, window - size) // 2
+        return slice(start, start + size)
 
     def _box(self, mask: torch.Tensor) -> tuple[slice, ...] | None:
         region = largest_component(mask) if self.only_largest else mask

@@ -2,6 +2,7 @@
 
 from .byol import BYOLLoss
 from .contrastive import NTXentLoss
+from .dice_cross_entropy import DiceCrossEntropy
 from .masked_l1 import MaskedL1Loss
 from .masked_reconstruction import MaskedReconstructionLoss
 from .masked_vectors import MaskedVectorsLoss
@@ -13,6 +14,7 @@ from .voxel_cross_entropy import VoxelCrossEntropy
 
 __all__ = [
     "BYOLLoss",
+    "DiceCrossEntropy",
     "MaskedL1Loss",
     "MaskedReconstructionLoss",
     "MaskedVectorsLoss",

@@ -14,7 +14,7 @@ class VoxelCrossEntropy(nn.Module):
     published code, which ignores -1). Labels are taken to the grid of coarser logits by nearest neighbour.
 
     Args:
-        ignore_index: label of voxels that do not count.
+        ignore_index: label of voxels that do not count. Where none does, the loss is 0.
 
     ``forward(logits (B, K, *grid), label (B, 1, *spatial))`` returns a scalar.
     """
@@ -26,4 +26,6 @@ class VoxelCrossEntropy(nn.Module):
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         if label.shape[2:] != logits.shape[2:]:
             label = F.interpolate(label.float(), logits.shape[2:], mode="nearest-exact")
-        return F.cross_entropy(logits.float(), label[:, 0].long(), ignore_index=self.ignore_index)
+        label = label[:, 0].long()
+        total = F.cross_entropy(logits.float(), label, ignore_index=self.ignore_index, reduction="sum")
+        return total / (label != self.ignore_index).sum().clamp_min(1)  # not NaN where no voxel counts

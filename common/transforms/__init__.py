@@ -1,4 +1,5 @@
 from .average_pool import AveragePoold
+from .background_pad import BackgroundPadd
 from .bezier import RandomBezier
 from .canvas import Canvasd
 from .check_volume import CheckVolumed
@@ -9,6 +10,7 @@ from .domain_spacing import DomainSpacingd
 from .foreground_intensity import NormalizeForegroundd, ScaleForegroundPercentilesd, foreground_mask
 from .foreground_volume import ForegroundVolumed
 from .grid_mask import random_grid_mask, random_keep_indices, upsample_mask
+from .ignored import ClearIgnoredd, LabelIndicesd
 from .label_regions import LabelRegionsd
 from .largest_component import LargestComponentd
 from .load_volume import LoadVolumed
@@ -29,13 +31,16 @@ from .token_views import TokenViews, noise_mask
 
 __all__ = [
     "AveragePoold",
+    "BackgroundPadd",
     "Canvasd",
     "CheckVolumed",
+    "ClearIgnoredd",
     "CubeGroup",
     "CutoutSwap",
     "DicomReader",
     "DomainSpacingd",
     "ForegroundVolumed",
+    "LabelIndicesd",
     "LabelRegionsd",
     "LargestComponentd",
     "LoadVolumed",

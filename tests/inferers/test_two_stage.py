@@ -132,3 +132,19 @@ def test_weights_of_the_first_stage_are_read_once(image, tmp_path):
 def test_refusals():
     with pytest.raises(ValueError, match=r"`margin` -1 .* numbers of voxels, 0 or more"):
         inferer(margin=-1)
+
+
+def test_small_crops_are_padded_with_the_background_of_the_image(image):
+    """Of the whole image: a crop of an organ may have no background."""
+    image = MetaTensor(image.as_tensor() - 2, meta=image.meta)
+    fine = Threshold(-1.8)
+    seen = []
+
+    def look(crop, network):
+        seen.append(crop.clone())
+        return network(crop)
+
+    logits = inferer(Threshold(-1.5), fine_inferer=look, margin=0, window=(10, 6, 13))(image, fine)
+    assert seen[0].shape == (1, 1, 10, 6, 13)  # of 4 x 6 x 6
+    assert (seen[0][..., 3:7, :, 3:9] == -1).all() and (seen[0] == -2).sum() == 10 * 6 * 13 - 4 * 6 * 6
+    assert (logits.as_tensor().argmax(1) == 1).sum() == 4 * 6 * 6

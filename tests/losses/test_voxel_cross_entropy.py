@@ -30,3 +30,10 @@ def test_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         loss = VoxelCrossEntropy()(torch.randn(1, 2, 2, 2, 2).bfloat16(), torch.zeros(1, 1, 2, 2, 2))
     assert loss.dtype == torch.float32
+
+
+def test_where_no_voxel_counts():
+    logits = torch.randn(1, 2, 2, 2, 2, requires_grad=True)
+    loss = VoxelCrossEntropy()(logits, torch.full((1, 1, 2, 2, 2), -1.0))
+    loss.backward()
+    assert loss == 0 and not logits.grad.any()

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import SpatialPadd
+
+__all__ = ["BackgroundPadd"]
+
+NOTE = "background"
+
+
+class BackgroundPadd(SpatialPadd):
+    """MONAI's ``SpatialPadd`` that pads an image with its background: the least value of each channel.
+
+    Behind a z-score 0 is the mean of the tissue, and a border of 0 is a body of its own. The value is noted in the
+    metadata the first time, so that what is cropped from a volume later is padded with the volume's background and not
+    with the darkest tissue of the crop. Stand it behind the scaling of intensities, and let none follow between two.
+
+    Args:
+        keys: images, channel first.
+        spatial_size: least size, as of ``SpatialPadd``; a side of 0 or -1 stays as it is.
+        method: ``"symmetric"`` or ``"end"``.
+        allow_missing_keys: whether items may lack keys.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spatial_size: Sequence[int] | int,
+        method: str = "symmetric",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, spatial_size, method=method, allow_missing_keys=allow_missing_keys)
+        self.spatial_size, self.method = spatial_size, method
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
+        result = super().__call__(data, lazy=False)
+        for key in self.key_iterator(result):
+            before, image = torch.as_tensor(data[key]), result[key]
+            noted = before.meta.get(NOTE) if isinstance(before, MetaTensor) else None
+            values = before.flatten(1).amin(1).tolist() if noted is None else list(noted)
+            if isinstance(image, MetaTensor):
+                image.meta = {**image.meta, NOTE: values}
+            voxels = image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
+            least = torch.tensor(values, dtype=voxels.dtype, device=voxels.device)
+            widths = self.padder.compute_pad_width(before.shape[1:])
+            for axis, (start, end) in enumerate(widths):
+                size = voxels.shape[axis]
+                for first, count in ((0, start), (size - end, end)):
+                    if count:
+                        border = voxels.narrow(axis, first, count)
+                        border.copy_(least.view(-1, *(1,) * (voxels.ndim - 1)).expand_as(border))
+        return result
