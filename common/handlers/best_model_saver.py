@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..checkpoint_file import save_checkpoint
+from ..preparation import preparation_record
 from .engine_items import output_items
 
 __all__ = ["BestModelSaver", "best_metric", "discount_nan", "is_new_best"]
@@ -29,11 +30,14 @@ class BestModelSaver:
     Args:
         path: such as ``models/model.pt``; a plain state dict, as MONAI's tools and MONAI Label load it.
         network: the network, not wrapped by DDP. Rank 0 writes.
+        preprocessing: transforms of the images; what they do goes into the file's record, where ``ModelLoader``
+            compares it.
     """
 
-    def __init__(self, path: str | os.PathLike, network: nn.Module) -> None:
+    def __init__(self, path: str | os.PathLike, network: nn.Module, preprocessing: Any = None) -> None:
         self.path = Path(path).absolute()
         self.network = network
+        self.record = {"preparation": preparation_record(preprocessing)} if preprocessing is not None else {}
         self._labels, self._with_foreground = 0, 0
 
     def attach(self, engine: Engine) -> None:
@@ -55,7 +59,7 @@ class BestModelSaver:
 
     def __call__(self, engine: Engine) -> None:
         if is_new_best(engine) and idist.get_rank() == 0:
-            save_checkpoint(self.network.state_dict(), self.path)
+            save_checkpoint(self.network.state_dict(), self.path, self.record)
             logger.info("%s: epoch %d, %s %.4f.", self.path, engine.state.epoch, *best_metric(engine))
         labels, with_foreground = self._labels, self._with_foreground
         if idist.get_world_size() > 1:

@@ -4,12 +4,14 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from torch import nn
 
 from ..checkpoint_file import read_checkpoint
+from ..preparation import compare_preparation, preparation_record
 from ..weights.soundness import refuse_unsound
 
 __all__ = ["ModelLoader", "load_model"]
@@ -25,31 +27,68 @@ class ModelLoader:
     Args:
         path: a state dict, plain or under ``model``, such as ``models/model.pt``.
         network: filled in place; not wrapped by DDP.
+        preprocessing: transforms of the images that the network will see. They have to do what the file's record says
+            of those that it was trained on; files without a record are taken, with a line in the log.
+        accept_preparation: take differences over, with a line in the log for each.
+
+    Raises:
+        ValueError: as ``load_model``; the images are prepared in another way than those that it was trained on.
     """
 
-    def __init__(self, path: str | os.PathLike, network: nn.Module) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        network: nn.Module,
+        preprocessing: Any = None,
+        accept_preparation: bool = False,
+    ) -> None:
         self.path, self.network = Path(path).absolute(), network
+        self.preprocessing, self.accept_preparation = preprocessing, accept_preparation
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        load_model(self.network, self.path)
+        record = load_model(self.network, self.path)
+        if self.preprocessing is not None:
+            self.compare(record)
         if idist.get_rank() == 0:
             logger.info("network read from %s.", self.path)
+
+    def compare(self, record: Mapping[str, Any]) -> None:
+        made = record.get("preparation")
+        if not isinstance(made, Mapping):
+            if idist.get_rank() == 0:
+                logger.info("%s has no record of how its images were prepared: nothing to compare.", self.path)
+            return
+        differences = compare_preparation(made, preparation_record(self.preprocessing))
+        if differences and not self.accept_preparation:
+            raise ValueError(
+                f"{self.path} is of images prepared in another way: {' '.join(differences)} Set these ids, or the "
+                "overlays that set them, as in its training, or take the differences over with --accept_preparation "
+                "True."
+            )
+        if idist.get_rank() == 0:
+            for difference in differences:
+                logger.warning("%s: %s It is taken over (accept_preparation).", self.path, difference)
 
 
 GET_ONE = "train one with configs/train.json, or set model_path (or output_dir)"
 FIT_IT = "use the networks/, tasks/, datasets/ and presets/ files it was trained with"
 
 
-def load_model(network: nn.Module, path: str | os.PathLike, get_one: str = GET_ONE, fit_it: str = FIT_IT) -> None:
+def load_model(
+    network: nn.Module, path: str | os.PathLike, get_one: str = GET_ONE, fit_it: str = FIT_IT
+) -> dict[str, Any]:
     """Fill ``network`` from the state dict in ``path``.
 
     Args:
         network: filled in place.
         path: a state dict, plain or under ``model``.
         get_one, fit_it: what the sentence says to do where there is no such file, and where it is of another network.
+
+    Returns:
+        the file's record, empty where it has none.
 
     Raises:
         FileNotFoundError, ValueError: no such file, no readable checkpoint, one of another network, or values that are
@@ -58,7 +97,7 @@ def load_model(network: nn.Module, path: str | os.PathLike, get_one: str = GET_O
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no model {path}: {get_one}.")
-    state, _ = read_checkpoint(path)
+    state, record = read_checkpoint(path)
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
     if not isinstance(state, Mapping):
@@ -75,3 +114,4 @@ def load_model(network: nn.Module, path: str | os.PathLike, get_one: str = GET_O
         )
     refuse_unsound(path, state, own)
     network.load_state_dict(state)
+    return record

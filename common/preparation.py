@@ -1,0 +1,204 @@
+"""What a network's images went through, read off the transforms themselves.
+
+The record travels in files of encoders and models. Where such a file is loaded, it is compared field by field with the
+transforms of the config that loads it, so that nobody has to write a sentence about them and keep it true.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from monai.transforms import (
+    CenterSpatialCropd,
+    Compose,
+    CropForegroundd,
+    EnsureChannelFirstd,
+    EnsureTyped,
+    Identityd,
+    LoadImaged,
+    MapTransform,
+    Orientationd,
+    RandomizableTrait,
+    Resized,
+    ResizeWithPadOrCropd,
+    Spacingd,
+    SpatialPadd,
+    ToTensord,
+    Transform,
+)
+
+from .transforms.average_pool import AveragePoold
+from .transforms.check_volume import CheckVolumed
+from .transforms.domain_spacing import DomainSpacingd
+from .transforms.noise_background import NoiseBackgroundd
+from .transforms.select_channel import SelectChanneld
+
+__all__ = ["FORMAT_VERSION", "Preparation", "compare_preparation", "preparation_record"]
+
+FORMAT_VERSION = 1
+"""Version of the record; newer ones are refused."""
+
+CROPS = (CenterSpatialCropd, CropForegroundd, ResizeWithPadOrCropd, SpatialPadd)
+"""Transforms that choose a part of the grid: recorded, but no difference, since nets see windows of any place."""
+SILENT = (LoadImaged, EnsureChannelFirstd, EnsureTyped, Identityd, ToTensord, SelectChanneld)
+"""Transforms that change neither the grid nor a value."""
+IDS = {
+    "channels": "in_channels",
+    "orientation": "orientation",
+    "spacing": "spacing",
+    "size": "image_size",
+    "intensity": "intensity",
+}
+"""Compared fields, and the config id that mostly sets each."""
+NOT_ARGUMENTS = ("allow_missing_keys", "dtype", "lazy")
+
+
+@dataclass
+class Preparation:
+    """A pipeline's deterministic part, as far as it concerns one key.
+
+    Attributes:
+        channels: of the image, as the pipeline checks it.
+        orientation: axis codes.
+        spacing: in mm, after pooling; a mapping where each domain has its own.
+        size: to which images are resized.
+        intensity: transforms that change values, in order, each with its class and its arguments; also those that this
+            module does not know.
+        crops: transforms that crop or pad, likewise.
+        format: version of the record.
+    """
+
+    channels: int | None = None
+    orientation: str | None = None
+    spacing: Any = None
+    size: Any = None
+    intensity: list[dict[str, Any]] = field(default_factory=list)
+    crops: list[dict[str, Any]] = field(default_factory=list)
+    format: int = FORMAT_VERSION
+
+
+def preparation_record(transforms: Any, key: str = "image") -> dict[str, Any]:
+    """The record of a pipeline, as JSON values.
+
+    Random transforms are left out, and so are those of other keys.
+
+    Args:
+        transforms: a ``Compose``, a transform, or a sequence of them; composed ones are walked through.
+        key: of the images.
+    """
+    made = Preparation()
+    pooling = 1
+    for transform in _flat(transforms):
+        if key not in getattr(transform, "keys", (key,)) or isinstance(transform, SILENT):
+            continue
+        if isinstance(transform, RandomizableTrait) and not isinstance(transform, NoiseBackgroundd):
+            continue
+        if isinstance(transform, CheckVolumed):
+            made.channels = transform.channels if transform.channels is not None else made.channels
+        elif isinstance(transform, Orientationd):
+            made.orientation = transform.ornt_transform.axcodes
+        elif isinstance(transform, DomainSpacingd):
+            made.spacing = {name: _pixdim(one) for name, one in transform.resample.items()}
+        elif isinstance(transform, Spacingd):
+            made.spacing = _pixdim(transform)
+        elif isinstance(transform, AveragePoold):
+            pooling *= transform.kernel_size
+        elif isinstance(transform, Resized):
+            made.size = _plain(transform.resizer.spatial_size)
+        elif isinstance(transform, CROPS):
+            made.crops.append(_step(transform))
+        else:
+            made.intensity.append(_step(transform))
+    if isinstance(made.spacing, list):
+        made.spacing = [round(pooling * value, 6) for value in made.spacing]
+    return json.loads(json.dumps(asdict(made)))
+
+
+def compare_preparation(
+    made: Mapping[str, Any], used: Mapping[str, Any], fields: Sequence[str] = tuple(IDS)
+) -> list[str]:
+    """One sentence for each field in which a file's record and a pipeline's differ.
+
+    A field that one side does not know is no difference, except for intensities, which a list without entries knows.
+
+    Raises:
+        ValueError: a record of a newer version.
+    """
+    if (made.get("format") or 0) > FORMAT_VERSION:
+        raise ValueError(
+            f"the record of how images were prepared has format {made['format']}, this version reads up to "
+            f"{FORMAT_VERSION}; upgrade."
+        )
+    sentences = []
+    for name in fields:
+        there, here = made.get(name), used.get(name)
+        if there is None or here is None or _agree(there, here):
+            continue
+        sentences.append(f"it was made with {name} {_text(there)}, the images have {_text(here)} (id `{IDS[name]}`).")
+    return sentences
+
+
+def _agree(there: Any, here: Any) -> bool:
+    if there == here:
+        return True
+    if isinstance(there, dict) and isinstance(here, list):  # one of the domains that it was made with
+        return here in there.values()
+    return False
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return ", then ".join(
+            f"{one['transform']}({', '.join(f'{k}={v!r}' for k, v in one.items() if k != 'transform')})"
+            for one in value
+        )
+    return "no transform" if value == [] else str(value)
+
+
+def _flat(transforms: Any) -> Iterator[Any]:
+    if isinstance(transforms, Compose):
+        transforms = transforms.transforms
+    if isinstance(transforms, (list, tuple)):
+        for one in transforms:
+            yield from _flat(one)
+    elif transforms is not None:
+        yield transforms
+
+
+def _pixdim(transform: Spacingd) -> list[float]:
+    return [float(value) for value in np.atleast_1d(transform.spacing_transform.pixdim)]
+
+
+def _step(transform: Any) -> dict[str, Any]:
+    """Class and arguments of a transform, of its dictionary form and of the array transform inside."""
+    arguments = _arguments(transform)
+    for inner in vars(transform).values() if isinstance(transform, MapTransform) else ():
+        if isinstance(inner, Transform):
+            arguments = {**_arguments(inner), **arguments}
+    name = getattr(transform, "__name__", type(transform).__name__)
+    return {"transform": name, **dict(sorted(arguments.items()))}
+
+
+def _arguments(transform: Any) -> dict[str, Any]:
+    names = inspect.signature(type(transform).__init__).parameters
+    values = vars(transform) if hasattr(transform, "__dict__") else {}
+    kept = [n for n in names if n in values and n not in NOT_ARGUMENTS and not n.endswith(("keys", "key"))]
+    return {name: _plain(values[name]) for name in kept}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it; what JSON has not is named by its class."""
+    if isinstance(value, (str, bool, int, float)) or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return getattr(value, "__name__", type(value).__name__)
