@@ -9,6 +9,7 @@ tasks.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 _TABLES = Path(__file__).with_name("label_maps")
 _TISSUES = {1: "cortex", 2: "subcortical grey matter", 3: "white matter", 4: "CSF"}
 
+_STRUCTURES = ("structures33", "structures34")
 _PARTS = ("structures", "tissues", "skull", "classes")  # of a table: name -> labels
 
 NUMBERINGS = (
@@ -42,6 +44,7 @@ TASKS = (
     "skull",
     "structures4",
     "structures33",
+    "structures34",
     "organs8",
     "organs13",
     "hippocampus",
@@ -73,7 +76,8 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
             `task`: the task's own classes, as in predictions of its network and in masks drawn or corrected on them.
         task: `skull` has one class, brain tissue and CSF. `structures4` has 1 cortex, 2 subcortical grey matter,
             3 white matter, 4 CSF. `structures33` has the structures of `oasis_seg35` without the choroid plexuses,
-            1 to 33 in their order (Zhang et al., BIBM 2023, section IV-A). `organs13` has the organs of `btcv`,
+            1 to 33 in their order (Zhang et al., BIBM 2023, section IV-A); `structures34` has the same and 34, the CSF
+            outside of the ventricles. `organs13` has the organs of `btcv`,
             `organs8` the eight of them that TransUNet (arXiv 2102.04306, section 4.1) evaluates: 1 spleen, 2 right
             kidney, 3 left kidney, 4 gallbladder, 5 liver, 6 stomach, 7 aorta, 8 pancreas. `hippocampus` has
             1 anterior, 2 posterior; `brats` 1 edema, 2 non-enhancing tumour core, 3 enhancing tumour; `liver` the liver
@@ -106,7 +110,7 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
         for tissue, labels in table.get("tissues", {}).items():
             groups[int(tissue)] += labels
     else:
-        part = table.get("structures" if task == "structures33" else "classes", {})
+        part = table.get("structures" if task in _STRUCTURES else "classes", {})
         for index in groups:
             groups[index] += part.get(classes[index], [])
     if not any(groups.values()):
@@ -114,6 +118,19 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
     named = {label for labels in groups.values() for label in labels}
     groups[0] = [label for label in known_labels(numbering) - named if label != 0]
     return {index: sorted(groups[index]) for index in sorted(groups)}
+
+
+def class_of_label(groups: Mapping[int, Sequence[int]]) -> list[int]:
+    """The class of each label, from label 0 to the largest that a class names: what `label_map` says, turned round.
+
+    Args:
+        groups: class -> its source labels. A label of no class is background, 0.
+    """
+    table = [0] * (1 + max((label for labels in groups.values() for label in labels), default=0))
+    for number, labels in groups.items():
+        for label in labels:
+            table[label] = int(number)
+    return table
 
 
 def known_labels(numbering: str) -> set[int]:
@@ -139,7 +156,7 @@ def label_names(task: str) -> dict[int, str]:
     elif task == "structures4":
         names = list(_TISSUES.values())
     else:
-        names = _read("structures" if task == "structures33" else "classes")[task]
+        names = _read("structures" if task in _STRUCTURES else "classes")[task]
     return dict(enumerate(["background", *names]))
 
 

@@ -27,11 +27,12 @@ from scipy import ndimage as ndi
 from tqdm import tqdm
 
 from ..files import cache_folder
+from .sample_anatomy import ANATOMY, brain_anatomy, head_anatomy
 
 logger = logging.getLogger(__name__)
 
 # Raised whenever the same parameters give other bits, so that an older cached cohort is not mistaken for this one.
-VERSION = 2
+VERSION = 3
 
 STRUCTURES = {0: "background", 1: "cortex", 2: "subcortical grey matter", 3: "white matter", 4: "CSF"}
 LESIONS = {0: "background", 1: "oedema", 2: "non-enhancing core", 3: "enhancing rim"}
@@ -533,8 +534,9 @@ def make_subject(index: int, seed: int = 0, spacing: float = 2.0, lesion: bool =
         lesion: whether to make the lesion task too (half the time).
 
     Returns:
-        ``subject``, ``age`` (years), ``diagnosis`` (0 or 1), ``domain``; ``head_affine`` with ``t1`` (int16) and
-        ``brain_mask`` (uint8) on the head's grid, 96 x 112 x 96 voxels at 2 mm; ``brain_affine`` with ``t1_brain``
+        ``subject``, ``age`` (years), ``diagnosis`` (0 or 1), ``domain``; ``head_affine`` with ``t1`` (int16),
+        ``brain_mask`` (uint8) and ``anatomy`` (uint16, finer labels of the whole head by FreeSurfer's numbers, see
+        ``sample_anatomy``) on the head's grid, 96 x 112 x 96 voxels at 2 mm; ``brain_affine`` with ``t1_brain``
         (int16), ``structures4`` (uint8), and where asked for ``lesion_image`` (int16, contrasts FLAIR, T1, T1 with
         contrast agent, T2 along the last axis) and ``lesion`` (uint8) on the brain's own, 80 x 96 x 80 at 2 mm.
         ``structures4`` covers the brain mask by the rule of the label maps: 1 cerebral cortex, 2 all other grey matter
@@ -568,6 +570,11 @@ def make_subject(index: int, seed: int = 0, spacing: float = 2.0, lesion: bool =
     wetness += np.float32(2.0 * atrophy["hippocampus"]) * _look(template.temporal_horn, index2)
     tissues = _tissues(template, coordinates, wetness)
     labels = _structures(tissues)
+    anatomy_map = np.zeros(head.shape[1:], np.uint16)
+    anatomy_map[box] = brain_anatomy(labels, coordinates, _look(template.ventricle_distance, index2), _SUBCORTICAL)
+    head_index = (head - template.origin[:, None, None, None].astype(np.float32)) / 2
+    around = (_look(distance, head_index) for distance in (template.skull_distance, template.skin_distance))
+    anatomy_map = head_anatomy(anatomy_map, *around)
 
     csf, grey, white = (value + contents.normal(0, site.spread) for value in (site.csf, site.grey, site.white))
     signal = _signal(tissues, csf, grey, white, (white - grey) / 0.225)
@@ -592,6 +599,7 @@ def make_subject(index: int, seed: int = 0, spacing: float = 2.0, lesion: bool =
         "brain_affine": nib.affines.from_matvec(np.diag([spacing] * 3), _BRAIN_CORNER),
         "t1": t1,
         "brain_mask": mask,
+        "anatomy": anatomy_map,
         "t1_brain": t1[box] * tissues.brain,
         "structures4": labels,
     }
@@ -618,7 +626,7 @@ def _save(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
 
 
 def _write_subject(subject: dict[str, Any], folder: Path, labelled: bool) -> None:
-    kinds = {"t1_brain": "brain_affine"}
+    kinds = {"t1_brain": "brain_affine", "anatomy": "head_affine"}
     if labelled:
         kinds |= {"t1": "head_affine", "brain_mask": "head_affine"}
         kinds |= dict.fromkeys(("structures4", "lesion_image", "lesion"), "brain_affine")
@@ -662,6 +670,14 @@ def _datalists(splits: dict[str, list[int]], seed: int) -> dict[str, dict[str, A
         "validation": items(splits["validation"], "t1_brain", None),
         "test": [],
     }
+    lists["anatomy.json"] = {
+        "name": "sample anatomy",
+        "description": "Label maps to draw images from, none of a test subject; made from the MNI152 template",
+        "labels": {str(number): name for number, name in ANATOMY.items()},
+        "training": items(splits["training"] + splits["unlabelled"], "anatomy", None),
+        "validation": items(splits["validation"], "anatomy", None),
+        "test": [],
+    }
     return lists
 
 
@@ -697,11 +713,12 @@ def make_sample(
 ) -> str:
     """Make the sample cohort, unless it is there already, and return its folder.
 
-    The folder holds ``t1``, ``t1_brain``, ``brain_mask``, ``structures4``, ``lesion_image`` and ``lesion`` with one
-    NIfTI file a subject (see :func:`make_subject`), and the datalists ``structures4.json`` (of ``t1_brain``),
-    ``skull.json`` (of ``t1``), ``lesion.json`` and ``unlabelled.json`` (``t1_brain`` of the training, validation and
-    further, unlabelled subjects, never of test subjects). Each item has ``subject``, ``age``, ``diagnosis`` and
-    ``domain``. It appears at once, complete: processes that ask for it together wait for the first.
+    The folder holds ``t1``, ``t1_brain``, ``brain_mask``, ``anatomy``, ``structures4``, ``lesion_image`` and ``lesion``
+    with one NIfTI file a subject (see :func:`make_subject`), and the datalists ``structures4.json`` (of ``t1_brain``),
+    ``skull.json`` (of ``t1``), ``lesion.json``, ``unlabelled.json`` (``t1_brain`` of the training, validation and
+    further, unlabelled subjects, never of test subjects) and ``anatomy.json`` (label maps of the same). Each item has
+    ``subject``, ``age``, ``diagnosis`` and ``domain``. It appears at once, complete: processes that ask for it together
+    wait for the first.
 
     Args:
         output_dir: folder to make; by default one in the cache (``$XDG_CACHE_HOME`` or ``~/.cache``, then

@@ -8,6 +8,8 @@ from .masked_reconstruction import MaskedReconstructionLoss
 from .masked_vectors import MaskedVectorsLoss
 from .plane_triplet import PlaneTripletLoss
 from .rcr import RCRLoss
+from .restoration import RestorationLoss
+from .segmented_labels import SegmentedLabelsLoss
 from .softmax_dice_focal import SoftmaxDiceFocalLoss
 from .token_contrast import TokenContrastiveLoss
 from .voxel_cross_entropy import VoxelCrossEntropy
@@ -21,6 +23,8 @@ __all__ = [
     "NTXentLoss",
     "PlaneTripletLoss",
     "RCRLoss",
+    "RestorationLoss",
+    "SegmentedLabelsLoss",
     "SoftmaxDiceFocalLoss",
     "TokenContrastiveLoss",
     "VoxelCrossEntropy",

@@ -5,6 +5,7 @@ that the others load without ``transformers``.
 """
 
 from .branch_decoder import BranchDecoder, MultiBranchNet
+from .cpu_autocast import autocast_on_cpu
 from .dense_aspp import DenseASPP
 from .dilated_resnet import DilatedResNet
 from .heads import EncoderClassifier, EncoderRegressor
@@ -18,8 +19,10 @@ from .nnformer import NNFormer, NNFormerEncoder
 from .onnx_net import OnnxNet
 from .plane_encoder import PlaneEncoder
 from .pooled_classifier import PooledClassifier
+from .residual_encoder_unet import ResidualEncoder, ResidualEncoderUNet
 from .slice_transformer import SliceTransformer
 from .swin_encoder import SwinEncoder
+from .unet_encoders import DynUNetEncoder, MedNeXtEncoder, ResidualUNetEncoder, SegResNetEncoder
 from .unetr import UNETR, SeparablePositions
 from .vit_encoder import ViTEncoder
 from .weights_guard import whole_weights
@@ -30,11 +33,13 @@ __all__ = [
     "ChannelsLastInstanceNorm3d",
     "DenseASPP",
     "DilatedResNet",
+    "DynUNetEncoder",
     "EncoderClassifier",
     "EncoderRegressor",
     "LegacyPatchMerging",
     "LungDecoder",
     "Med3DNet",
+    "MedNeXtEncoder",
     "MedicalNetHead",
     "MultiBranchNet",
     "MultiViewClassifier",
@@ -46,10 +51,15 @@ __all__ = [
     "OnnxNet",
     "PlaneEncoder",
     "PooledClassifier",
+    "ResidualEncoder",
+    "ResidualEncoderUNet",
+    "ResidualUNetEncoder",
+    "SegResNetEncoder",
     "SeparablePositions",
     "SliceTransformer",
     "SwinEncoder",
     "ViTEncoder",
+    "autocast_on_cpu",
     "to_channels_last",
     "whole_weights",
 ]

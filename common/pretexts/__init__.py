@@ -4,8 +4,20 @@ from .mae import MAE
 from .masked_encoding_vectors import MaskedEncodingVectors
 from .plane_exemplar import PlaneExemplar
 from .rcr import RCR
+from .restoration import Restoration
 from .simmim import SimMIM
+from .synthetic_segmentation import SyntheticSegmentation
 from .token_byol import TokenBYOL
 from .token_contrast import TokenContrast
 
-__all__ = ["MAE", "RCR", "MaskedEncodingVectors", "PlaneExemplar", "SimMIM", "TokenBYOL", "TokenContrast"]
+__all__ = [
+    "MAE",
+    "RCR",
+    "MaskedEncodingVectors",
+    "PlaneExemplar",
+    "Restoration",
+    "SimMIM",
+    "SyntheticSegmentation",
+    "TokenBYOL",
+    "TokenContrast",
+]

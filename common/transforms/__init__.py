@@ -5,6 +5,7 @@ from .canvas import Canvasd
 from .check_volume import CheckVolumed
 from .cube_group import CubeGroup, rot90_batch
 from .cutout_swap import CutoutSwap
+from .damage import CellMask, GenesisDamage
 from .dicom_reader import DicomReader
 from .domain_spacing import DomainSpacingd
 from .foreground_intensity import NormalizeForegroundd, ScaleForegroundPercentilesd, foreground_mask
@@ -20,11 +21,14 @@ from .noise_background import NoiseBackgroundd
 from .number_to_class import NumberToClassd
 from .patchify import patchify, unpatchify
 from .rand_region_crop import RandRegionCropd
+from .rand_synthetic_image import RandSyntheticImaged
+from .random_deformation import RandomDeformation
 from .save_dicom_seg import SaveDicomSegd
 from .save_volume import SaveVolumed
 from .select_channel import SelectChanneld
 from .spacing import Spacingd
 from .stored_grid import StoredGridd
+from .synthetic_contrast import SyntheticContrast
 from .target import Targetd
 from .texture import RandomTexture, gibbs_noise
 from .token_views import TokenViews, noise_mask
@@ -33,6 +37,7 @@ __all__ = [
     "AveragePoold",
     "BackgroundPadd",
     "Canvasd",
+    "CellMask",
     "CheckVolumed",
     "ClearIgnoredd",
     "CubeGroup",
@@ -40,6 +45,7 @@ __all__ = [
     "DicomReader",
     "DomainSpacingd",
     "ForegroundVolumed",
+    "GenesisDamage",
     "LabelIndicesd",
     "LabelRegionsd",
     "LargestComponentd",
@@ -50,7 +56,9 @@ __all__ = [
     "NormalizeForegroundd",
     "NumberToClassd",
     "RandRegionCropd",
+    "RandSyntheticImaged",
     "RandomBezier",
+    "RandomDeformation",
     "RandomTexture",
     "SaveDicomSegd",
     "SaveVolumed",
@@ -58,6 +66,7 @@ __all__ = [
     "SelectChanneld",
     "Spacingd",
     "StoredGridd",
+    "SyntheticContrast",
     "Targetd",
     "TokenViews",
     "foreground_mask",

@@ -74,6 +74,18 @@ SMALL: dict[str, Small] = {
         AT_4_MM | A_BATCH | {"image_size": [64] * 3, "roi_size": [64] * 3},
         [1, 64, 64, 64],
     ),
+    "ssl3d": Small(
+        [SAMPLE],
+        AT_4_MM
+        | A_BATCH
+        | {
+            "map_size": [48, 64, 48],
+            "image_size": [40, 48, 40],
+            "roi_size": [32, 48, 32],
+            "segmentation_net#filters": [4, 4, 8, 8, 8],
+        },
+        [1, 32, 48, 32],
+    ),
     "transseg": Small(
         [SAMPLE],
         A_BATCH

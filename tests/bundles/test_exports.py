@@ -81,7 +81,7 @@ def compute_the_same(exported, net, window: list[int]) -> None:
         image = torch.rand(batch, *window)
         with torch.no_grad():
             expected = net(image)
-            torch.testing.assert_close(exported(image), expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
+            torch.testing.assert_close(exported(image), expected, atol=3e-5 * float(expected.abs().max()), rtol=1e-4)
 
 
 def are_the_same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:

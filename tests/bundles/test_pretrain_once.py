@@ -419,3 +419,15 @@ def test_monai_label_finds_what_it_asks_for(tiny, turned, fine_tuned):
     names = next(iter(metadata["outputs"].values()))["channel_def"]
     assert {int(key): name for key, name in names.items()}[0] == "background"
     assert len(next(iter(metadata["inputs"].values()))["spatial_shape"]) == 3
+
+
+def test_synthseg_trains_on_no_real_image(run_bundle, tiny, tmp_path):
+    """With the preset an image is drawn from its mask: another each time, with the mask's own borders."""
+    workflow = run_bundle("train.json", tiny["unetr"], "presets/synthseg.json", output_dir=str(tmp_path), execute=False)
+    dataset = workflow.parser.get_parsed_content("train#dataset")
+    first, second = (dataset[0] for _ in range(2))
+    first, second = (item[0] if isinstance(item, list) else item for item in (first, second))
+    assert first["image"].shape == first["label"].shape and not torch.equal(first["image"], second["image"])
+    assert set(first["label"].unique().tolist()) <= set(range(5)) and len(first["label"].unique()) > 2
+    between = torch.stack([first["image"][first["label"] == c].mean() for c in first["label"].unique()]).std()
+    assert between > 0.01 and first["image"].min() >= 0 and first["image"].max() <= 1

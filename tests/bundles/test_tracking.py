@@ -22,7 +22,7 @@ def test_settings_differ_in_the_experiment_alone():
     settings = {bundle.name: read(bundle / "configs/tracking.json") for bundle in BUNDLES}
     for name, one in settings.items():
         assert one["configs"].pop("experiment_name") == name
-    assert len(settings) == 5 and all(one == settings["simtrot"] for one in settings.values())
+    assert len(settings) > 1 and all(one == settings["simtrot"] for one in settings.values())
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)

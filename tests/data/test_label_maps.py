@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import common.data.label_maps as module
-from common.data import label_map, label_names
+from common.data import class_of_label, label_map, label_names
 from common.transforms import MapLabelsd
 
 # Of other sets than brain MRI with its structures.
@@ -252,3 +252,11 @@ def test_every_task_knows_the_same_labels(numbering):
         fits += 1
         assert {0}.union(*groups.values()) == module.known_labels(numbering)
     assert fits
+
+
+def test_class_of_label_turns_a_map_round():
+    groups = label_map("freesurfer", "structures34")
+    table = class_of_label(groups)
+    assert all(table[label] == number for number, labels in groups.items() for label in labels)
+    assert table[24] == 34 and label_names("structures34")[34] == "CSF" and table[165] == table[0] == 0
+    assert class_of_label({0: [], 1: [2], 2: [4, 1]}) == [0, 2, 1, 0, 2]

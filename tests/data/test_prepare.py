@@ -583,6 +583,7 @@ def test_the_documented_overlays_take_the_numberings_that_are_written(tmp_path):
         *(("pretrain_once", name) for name in ("adni", "cc359", "oasis1")),
         ("medical_transformer", "brats"),
         ("simtrot", "synapse"),
+        ("ssl3d", "acdc"),
         ("transseg", "acdc"),
     }
 

@@ -1,0 +1,142 @@
+"""Finer labels for the sample's subjects, in FreeSurfer's numbers: what synthetic images are drawn from.
+
+The borders between tissues are the subject's own. Which structure a voxel of a tissue belongs to is told by its place
+in the template, from ellipsoids, planes and distances: near enough to draw images from and to pre-train on, and no
+truth to score against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+__all__ = ["ANATOMY", "brain_anatomy", "head_anatomy"]
+
+ANATOMY = {
+    0: "background",
+    2: "Left-Cerebral-White-Matter",
+    3: "Left-Cerebral-Cortex",
+    4: "Left-Lateral-Ventricle",
+    5: "Left-Inf-Lat-Vent",
+    7: "Left-Cerebellum-White-Matter",
+    8: "Left-Cerebellum-Cortex",
+    10: "Left-Thalamus",
+    11: "Left-Caudate",
+    12: "Left-Putamen",
+    13: "Left-Pallidum",
+    14: "3rd-Ventricle",
+    15: "4th-Ventricle",
+    16: "Brain-Stem",
+    17: "Left-Hippocampus",
+    18: "Left-Amygdala",
+    24: "CSF",
+    26: "Left-Accumbens",
+    28: "Left-Ventral-DC",
+    41: "Right-Cerebral-White-Matter",
+    42: "Right-Cerebral-Cortex",
+    43: "Right-Lateral-Ventricle",
+    44: "Right-Inf-Lat-Vent",
+    46: "Right-Cerebellum-White-Matter",
+    47: "Right-Cerebellum-Cortex",
+    49: "Right-Thalamus",
+    50: "Right-Caudate",
+    51: "Right-Putamen",
+    52: "Right-Pallidum",
+    53: "Right-Hippocampus",
+    54: "Right-Amygdala",
+    58: "Right-Accumbens",
+    60: "Right-Ventral-DC",
+    165: "Skull",
+    258: "Head-ExtraCerebral",
+}
+
+_RIGHT = {2: 41, 3: 42, 4: 43, 5: 44, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54, 26: 58, 28: 60}
+_DEEP = {
+    "thalamus": 10,
+    "caudate": 11,
+    "putamen": 12,
+    "pallidum": 13,
+    "accumbens": 26,
+    "hippocampus": 17,
+    "amygdala": 18,
+}
+_BONE = 6.5  # mm, the thickness of the skull
+
+
+def brain_anatomy(
+    labels: np.ndarray,
+    coordinates: np.ndarray,
+    ventricle_distance: np.ndarray,
+    ellipsoids: Mapping[str, tuple],
+    stem_half_width: float = 17.0,
+) -> np.ndarray:
+    """Labels of the brain's structures, uint16.
+
+    Args:
+        labels: tissue of each voxel: 1 cortex, 2 other grey matter, 3 white matter, 4 CSF, 0 outside of the brain.
+        coordinates: place of each voxel in the template (3, *shape) in mm, x to the right, y forward, z up.
+        ventricle_distance: mm to the border of the lateral and third ventricles, negative inside.
+        ellipsoids: deep grey matter of the right side by name: centre, radii, turn about the vertical (see ``sample``).
+        stem_half_width: mm from the axis of the brain stem to its side.
+    """
+    x, y, z = coordinates
+    side, made = abs(x), np.zeros(labels.shape, np.uint16)
+    # The same planes by which the template tells the cerebellum's grey matter from the cortex.
+    tentorium = 23 * np.exp(-((x / 20) ** 2) - ((y + 52) / 28) ** 2) + 4 * np.exp(-((x / 30) ** 2)) - 23
+    tentorium -= 0.7 * np.maximum(side + 1.2 * (y + 34) - 20, 0)
+    cerebellum = (z < tentorium) & (y < -32)
+    stem_axis = np.where(z > -12, -24.0, -24.0 + (z + 12) * 0.28)
+    stem = (np.hypot(x, y - stem_axis) < stem_half_width) & (z < -6)
+
+    made[labels == 1] = 3
+    grey = labels == 2
+    numbers = np.array([_DEEP[name.split()[0]] for name in ellipsoids], np.uint16)
+    points = (side[grey], y[grey], z[grey])
+    distances = np.stack([_outside(points, *ellipsoid) for ellipsoid in ellipsoids.values()])
+    nearest = distances.argmin(0)
+    made[grey] = np.where(distances.min(0) < 5, numbers[nearest], 28)
+    made[grey & cerebellum] = 8
+
+    white = labels == 3
+    made[white] = 2
+    diencephalon = ((side - 9) / 9) ** 2 + ((y + 14) / 12) ** 2 + ((z + 9) / 7) ** 2 < 1
+    made[white & diencephalon] = 28
+    made[white & cerebellum] = 7
+    made[white & stem & ~diencephalon] = 16
+
+    csf = labels == 4
+    made[csf] = 24
+    inner = csf & (ventricle_distance < 1.5)
+    made[inner] = 4
+    made[inner & (side < 4) & (y > -28) & (y < 4) & (z > -12) & (z < 12)] = 14
+    made[csf & (side > 18) & (z < -3) & (z > -24) & (y < -4) & (y > -36)] = 5
+    made[csf & (side < 12) & (z < -18) & (z > -46) & (y < -32) & (y > -52)] = 15
+
+    for left, right in _RIGHT.items():
+        made[(made == left) & (x > 0)] = right
+    return made
+
+
+def head_anatomy(brain: np.ndarray, skull_distance: np.ndarray, skin_distance: np.ndarray) -> np.ndarray:
+    """Labels of the whole head, uint16: those of the brain, and what lies around it.
+
+    Args:
+        brain: labels of the brain's structures on the head's grid, 0 elsewhere.
+        skull_distance: mm outside the inner table of the skull, negative inside.
+        skin_distance: mm outside the skin, negative inside.
+    """
+    made = np.where(skin_distance < 0, np.uint16(258), np.uint16(0))
+    made[(skull_distance < _BONE) & (skin_distance < -2)] = 165
+    made[skull_distance < 0] = 24
+    made[brain > 0] = brain[brain > 0]
+    return made
+
+
+def _outside(points: Any, centre: Any, radii: Any, yaw: float) -> np.ndarray:
+    """Approximate signed distance in mm to an ellipsoid turned about the vertical axis."""
+    x, y, z = (p - c for p, c in zip(points, centre, strict=True))
+    c, s = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
+    x, y = c * x - s * y, s * x + c * y
+    return (np.sqrt((x / radii[0]) ** 2 + (y / radii[1]) ** 2 + (z / radii[2]) ** 2) - 1) * min(radii)

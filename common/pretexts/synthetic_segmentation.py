@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+__all__ = ["SyntheticSegmentation"]
+
+
+class SyntheticSegmentation(nn.Module):
+    """Segmentation of images that are drawn from their label maps, each time with another contrast and shape.
+
+    A network that has to find the same anatomy whatever the contrast learns shapes and not a scanner (SynthSeg: Billot
+    et al., Medical Image Analysis 2023). No real image is needed, and where the label maps come from a template no
+    patient's data at all.
+
+    Args:
+        network: a segmentation network with a class for each target.
+        deformation: moves a batch of label maps, such as ``common.transforms.RandomDeformation``; None moves none.
+        contrast: draws images from label maps, such as ``common.transforms.SyntheticContrast``.
+        normalize: the transform of items with an ``image`` (C, *spatial) by which scans are brought to the intensities
+            that the network sees in fine-tuning, such as ``common.transforms.NormalizeForegroundd``; None leaves
+            images in 0..1.
+        targets: the class of each label, from label 0 on, where the maps hold labels that are drawn but not to be
+            segmented (skull, scalp); None takes the labels for classes.
+
+    ``forward(label map (B, 1, *spatial))`` returns ``logits`` (B, K, *spatial), or a list of them from a network with
+    deep supervision, the ``labels`` (B, 1, *spatial) that they are to show, and the ``drawn`` image.
+
+    Raises:
+        ValueError: when called: a label beyond ``targets``, or a map that holds one label only.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        contrast: Callable[[torch.Tensor], torch.Tensor],
+        deformation: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        normalize: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]] | None = None,
+        targets: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.contrast, self.deformation, self.normalize = contrast, deformation, normalize
+        self.targets = torch.as_tensor(targets, dtype=torch.long) if targets is not None else None
+
+    @torch.no_grad()
+    def draw(self, label_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, C, *spatial) and the classes (B, 1, *spatial) of their voxels."""
+        label_map = label_map.round().long()
+        flat = label_map.flatten(1)
+        if (flat.amin(1) == flat.amax(1)).any():
+            raise ValueError(
+                "A label map to draw an image from holds one label only: crop around the labels, or leave out maps "
+                "that have none."
+            )
+        if self.deformation is not None:
+            label_map = self.deformation(label_map)
+        image = self.contrast(label_map)
+        if self.normalize is not None:
+            image = torch.stack([torch.as_tensor(self.normalize({"image": one})["image"]) for one in image])
+        if self.targets is not None:
+            highest = int(label_map.max())
+            if highest >= len(self.targets):
+                raise ValueError(f"A label map holds the label {highest}, beyond the {len(self.targets)} of targets.")
+            label_map = self.targets.to(label_map.device)[label_map]
+        return image, label_map
+
+    def forward(self, label_map: torch.Tensor) -> dict[str, torch.Tensor]:
+        with torch.autocast(label_map.device.type, enabled=False):
+            image, labels = self.draw(label_map)
+        return {"logits": self.network(image), "labels": labels, "drawn": image}
+
+    def pictures(
+        self, image: torch.Tensor, prediction: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Classes, the image drawn from them, and the classes found in it, each (B, 1, *spatial) in 0..1.
+
+        ``prediction`` is what ``forward`` returned for the label maps ``image``.
+        """
+        logits = prediction["logits"]
+        logits = logits[0] if isinstance(logits, list | tuple) else logits
+        found = logits.argmax(1, keepdim=True)
+        scale = max(logits.shape[1] - 1, 1)
+        return prediction["labels"] / scale, prediction["drawn"][:, :1], found / scale

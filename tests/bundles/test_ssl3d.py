@@ -1,0 +1,129 @@
+"""The bundle `ssl3d`: every network, pre-trained on synthetic images and fine-tuned, tiny."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from common.checks import first_cause
+from common.data import label_map, label_names
+from common.weights import read_encoder
+
+SAMPLE = "datasets/sample.json"
+SMALL = {
+    "spacing": [4.0, 4.0, 4.0],
+    "map_size": [48, 64, 48],
+    "image_size": [40, 48, 40],
+    "roi_size": [32, 48, 32],
+    "batches_per_epoch": 1,
+    "max_epochs": 1,
+    "val_interval": 1,
+}
+THIN = {
+    "dynunet_small": {"segmentation_net#filters": [4, 4, 8, 8, 8]},
+    "mednext": {"segmentation_net#init_filters": 4},
+    "resenc": {"segmentation_net#features": [8, 8, 16, 16, 16], "segmentation_net#blocks": [1, 2, 1, 1, 1]}
+    | {"segmentation_net#strides": [1, 2, 2, 2, 2]},
+    "resenc_small": {"segmentation_net#features": [8, 8, 16, 16, 16]},
+    "segresnet": {"segmentation_net#init_filters": 8},
+}
+
+
+@pytest.fixture
+def run(run_bundle):
+    def run(*files, **overrides):
+        return run_bundle(*files, bundle="ssl3d", **(SMALL | overrides))
+
+    return run
+
+
+@pytest.mark.way("run", bundle="ssl3d")
+@pytest.mark.parametrize("network", THIN)
+def test_any_network_is_pretrained_and_fine_tuned(run, tmp_path, network, caplog, event_images):
+    files, thin = [SAMPLE, f"networks/{network}.json"], THIN[network]
+    run("pretrain.json", *files, output_dir=str(tmp_path), **thin)
+    state, record = read_encoder(tmp_path / "encoder.safetensors")
+    assert record["method"] == "SyntheticSegmentation" and record["spacing"] == [4.0] * 3
+    assert list(event_images(tmp_path / "tensorboard")) == ["validation/0"]
+
+    with caplog.at_level(logging.INFO):
+        path = str(tmp_path / "encoder.safetensors")
+        tuned = run("train.json", *files, output_dir=str(tmp_path), pretrained_encoder=path, execute=False, **thin)
+    encoder, net = (tuned.parser.get_parsed_content(name) for name in ("encoder", "segmentation_net"))
+    assert all(torch.equal(value.cpu(), state[name]) for name, value in encoder.state_dict().items())
+    report = caplog.text[caplog.text.index("transfer report") :]
+    assert "100.0%" in report.partition("adapted")[0] and "warning" not in report.lower()
+    held = {id(p) for p in encoder.parameters()}
+    left = [name for name, p in net.named_parameters() if id(p) not in held]
+    # What the file does not hold are the last layers.
+    assert left and all(name.startswith(("output_block", "out_0", "decoder.seg_layers", "conv_final")) for name in left)
+
+
+@pytest.mark.parametrize(
+    ("network", "pretext"), [("dynunet_small", "mae"), ("resenc", "genesis"), ("segresnet", "mae")]
+)
+def test_images_are_restored(run, tmp_path, network, pretext, caplog, event_images):
+    """The restoring pretexts read scans, and what they train fits the network that is fine-tuned, decoder included."""
+    thin = THIN[network]
+    files = [SAMPLE, f"networks/{network}.json"]
+    run("pretrain.json", *files, f"pretexts/{pretext}.json", output_dir=str(tmp_path), **thin)
+    state, record = read_encoder(tmp_path / "encoder.safetensors")
+    assert record["method"] == "Restoration" and record["data"].endswith("unlabelled.json")
+    assert list(event_images(tmp_path / "tensorboard")) == ["validation/0"]
+    with caplog.at_level(logging.INFO):
+        path = str(tmp_path / "encoder.safetensors")
+        tuned = run("train.json", *files, output_dir=str(tmp_path), pretrained_encoder=path, execute=False, **thin)
+    encoder = tuned.parser.get_parsed_content("encoder")
+    assert all(torch.equal(value.cpu(), state[name]) for name, value in encoder.state_dict().items())
+    assert "100.0%" in caplog.text.partition("transfer report")[2].partition("adapted")[0]
+
+
+def test_it_learns_to_segment_scans_without_a_mask(run, tmp_path, cohort):
+    """Pre-trained on label maps alone, the whole network finds more of a scan than one class everywhere would."""
+    files = [SAMPLE, "presets/whole_net.json"]
+    fitted = {"batches_per_epoch": 30, "batch_size": 2, "val_interval": 1, "learning_rate": 0.004}
+    run("pretrain.json", *files, output_dir=str(tmp_path), **fitted, **THIN["dynunet_small"])
+    out = tmp_path / "masks"
+    run(
+        "inference.json",
+        SAMPLE,
+        workflow_type="infer",
+        dataset_dir=str(cohort / "t1_brain"),
+        datalist="@dataset_dir",
+        model_path=str(tmp_path / "model.pt"),
+        output_dir=str(out),
+        **THIN["dynunet_small"],
+    )
+    found = nib.load(out / "sub-001_seg.nii.gz").get_fdata()
+    truth = nib.load(cohort / "structures4" / "sub-001.nii.gz").get_fdata()
+    inside = truth > 0
+    dice = 2 * ((found > 0) & inside).sum() / ((found > 0).sum() + inside.sum())
+    assert dice > 0.6, dice
+
+
+@pytest.mark.parametrize("task", ["structures4", "structures33", "structures34", "skull"])
+def test_each_task_has_targets_for_the_maps(run, task, cohort):
+    workflow = run("pretrain.json", SAMPLE, f"tasks/{task}.json", execute=False, output_dir="unused")
+    targets = workflow.parser.get_parsed_content("targets")
+    numbers = set(np.unique(nib.load(cohort / "anatomy" / "sub-001.nii.gz").dataobj).tolist())
+    classes = {targets[number] for number in numbers}
+    assert {0} < classes <= set(label_names(task)) and workflow.parser["num_classes"] == len(label_names(task))
+    groups = label_map("freesurfer", task)
+    assert all(number in groups[targets[number]] or targets[number] == 0 for number in numbers)
+    assert targets[165] == targets[258] == 0  # skull and scalp
+
+
+def test_a_map_of_one_label_is_refused_by_name(run, tmp_path, cohort):
+    image = nib.load(cohort / "anatomy" / "sub-001.nii.gz")
+    nib.save(nib.Nifti1Image(np.full(image.shape, 3, np.uint8), image.affine), tmp_path / "one.nii.gz")
+    (tmp_path / "maps.json").write_text(json.dumps({"training": [{"image": "one.nii.gz"}], "validation": []}))
+    with pytest.raises(Exception) as caught:
+        run("pretrain.json", SAMPLE, dataset_dir=str(tmp_path), pretrain_datalist=str(tmp_path / "maps.json"),
+            output_dir=str(tmp_path / "out"))  # fmt: skip
+    cause = first_cause(caught.value)
+    assert isinstance(cause, ValueError) and "one.nii.gz" in str(cause) and "constant" in str(cause)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from common.transforms import RandomDeformation, RandSyntheticImaged, SyntheticContrast
+
+
+@pytest.fixture
+def item():
+    label = torch.zeros(1, 16, 16, 16)
+    label[:, 3:9, 3:13, 3:13], label[:, 9:13, 3:13, 3:13] = 1, 2
+    affine = torch.diag(torch.tensor([2.0, 2, 2, 1], dtype=torch.float64))
+    meta = {"filename_or_obj": "case.nii.gz"}
+    return {
+        "image": MetaTensor(torch.rand(1, 16, 16, 16), affine=affine, meta=meta),
+        "label": MetaTensor(label, affine),
+    }
+
+
+def test_the_image_is_drawn_from_the_label_that_stands_beside_it(item):
+    transform = RandSyntheticImaged(
+        deformation=RandomDeformation(), contrast=SyntheticContrast(std=(0, 0), bias=0, gamma=0, sharp=1)
+    )
+    transform.set_random_state(0)
+    made = transform(item)
+    assert made["image"].shape == item["image"].shape and not torch.equal(made["label"], item["label"])
+    assert torch.equal(made["image"].affine, item["image"].affine)
+    assert made["image"].meta["filename_or_obj"] == "case.nii.gz"
+    means = [made["image"][made["label"] == label].mean() for label in range(3)]
+    between = torch.stack(means).std()
+    within = torch.stack([made["image"][made["label"] == label].std() for label in range(3)]).mean()
+    assert between > 2 * within
+
+
+def test_monais_seed_repeats_it_and_leaves_torchs_generator_alone(item):
+    made = []
+    for _ in range(2):
+        transform = RandSyntheticImaged(deformation=RandomDeformation())
+        transform.set_random_state(4)
+        torch.manual_seed(9)
+        made += [transform(item)["image"], transform(item)["image"]]
+        assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(9)))
+    assert torch.equal(made[0], made[2]) and torch.equal(made[1], made[3]) and not torch.equal(made[0], made[1])
+
+
+def test_another_map_may_hold_more_than_is_segmented(item):
+    item["map"] = item["label"] + 1
+    item["label"] = (item["label"] == 2).float()
+    transform = RandSyntheticImaged(source_key="map", deformation=RandomDeformation())
+    transform.set_random_state(0)
+    made = transform(item)
+    assert set(made["label"].unique().tolist()) == {0, 1}
+    item["map"] = item["label"].clone()
+    transform.set_random_state(0)
+    assert torch.equal(transform(item)["label"], made["label"])  # moved by the same draw, with whatever source
+
+
+def test_prob_keeps_real_images(item):
+    transform = RandSyntheticImaged(prob=0.4)
+    transform.set_random_state(0)
+    real = [torch.equal(transform(item)["image"], item["image"]) for _ in range(60)]
+    assert 0.4 < sum(real) / 60 < 0.8
+
+
+def test_an_item_needs_no_image(item):
+    del item["image"]
+    assert RandSyntheticImaged()(item)["image"].shape == (1, 16, 16, 16)
+
+
+def test_what_it_cannot_draw_from_is_refused(item):
+    with pytest.raises(ValueError, match="no 'mask'"):
+        RandSyntheticImaged(label_key="mask")(item)
+    with pytest.raises(ValueError, match="no label but 0"):
+        RandSyntheticImaged()({"label": torch.zeros(1, 8, 8, 8)})
+    with pytest.raises(ValueError, match="one channel"):
+        RandSyntheticImaged()({"label": torch.ones(2, 8, 8, 8)})
+    with pytest.raises(ValueError, match="prob"):
+        RandSyntheticImaged(prob=2)
