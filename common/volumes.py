@@ -75,7 +75,7 @@ def volume_name(volume: Any, key: Hashable) -> str:
 def some(values: np.ndarray, count: int = 5) -> str:
     """The first of the different values, smallest first."""
     unique = np.unique(values)
-    return ", ".join(f"{v:g}" for v in unique[:count].tolist()) + (", ..." if unique.size > count else "")
+    return ", ".join(f"{v:.9g}" for v in unique[:count].tolist()) + (", ..." if unique.size > count else "")
 
 
 def by(shape: Sequence[float]) -> str:

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from ..files import atomic_write
+from ..nifti import nifti_affine, read_nifti
 from .execute import machine, read_json, read_outcome, versions, write_json
 from .plan import Plan, Run, example_root
 from .settings import CompareError
@@ -304,13 +305,13 @@ def mapped_label(item: dict[str, Any], stem: str, plan: Plan) -> str | None:
     if any(not isinstance(group, (list, tuple)) for group in groups.values()):
         return None  # several numberings in one run: which is this item's is the transform's business
     path = plan.settings.output / "examples" / f"{stem}.nii.gz"
-    source: Any = nib.load(item["label"])  # type: ignore[attr-defined]
+    source = read_nifti(item["label"])
     values = np.asarray(source.dataobj)
     classes = np.zeros(values.shape, np.uint8)
     for number, labels in groups.items():
         classes[np.isin(values, labels)] = number
     path.parent.mkdir(exist_ok=True)
-    nib.save(nib.Nifti1Image(classes, source.affine), path)  # type: ignore[attr-defined]
+    nib.save(nib.Nifti1Image(classes, nifti_affine(item["label"], source)), path)  # type: ignore[attr-defined]
     return str(path)
 
 

@@ -310,7 +310,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # on Windows with a byte-order mark
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last where it is nested too deeply
         raise DatalistError(f"{path} cannot be read as JSON ({error}): correct it or write it anew.") from error
     return content if isinstance(content, dict) else {}
 
@@ -391,7 +391,7 @@ def _item(
             result[name] = _absolute(base_dir, value)
         elif isinstance(value, list) and all(isinstance(v, str) for v in value):
             result[name] = [_absolute(base_dir, v) for v in value]
-        elif name == "label" and isinstance(value, int | float):
+        elif name == "label" and isinstance(value, int | float) and not isinstance(value, bool):
             result[name] = value
         else:
             problems.append((where, f"{key!r} is {value!r}, which is no path"))

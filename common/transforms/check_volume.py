@@ -61,6 +61,11 @@ class CheckVolumed(MapTransform):
             return d
         label = d[self.label_key]
         name = volume_name(label, self.label_key)
+        if len(label) != 1:
+            raise ValueError(
+                f"{name} has {len(label)} channels, but a mask has one, with a number for each class: make one of them "
+                "(argmax)."
+            )
         problem = label_problem(convert_to_numpy(label), self.num_classes)
         if problem:
             raise ValueError(f"{name} {problem}; correct the label, its map (`MapLabelsd`) or the number of classes.")

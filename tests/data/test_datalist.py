@@ -584,3 +584,23 @@ def test_a_copy_of_a_test_scan_in_training_is_refused(tmp_path):
         write_volume(tmp_path / f"images/{name}.nii.gz", noise)
     with pytest.raises(DatalistError, match=r"s009.nii.gz: in test is a copy of .*s000.nii.gz in training"):
         load_datalist(path)
+
+
+def test_json_that_is_nested_too_deeply_is_refused_by_name(tmp_path):
+    path = tmp_path / "deep.json"
+    path.write_text('{"training": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(DatalistError, match=r"deep.json cannot be read as JSON"):
+        load_datalist(path)
+
+
+def test_a_label_that_is_true_is_no_class(tmp_path):
+    path = edit(make_study(tmp_path), lambda content: content["training"][0].update(label=True))
+    with pytest.raises(DatalistError, match=r"'label' is True, which is no path"):
+        load_datalist(path)
+
+
+def test_labels_next_to_whole_numbers_are_told_in_full(tmp_path):
+    path = make_study(tmp_path)
+    write_volume(tmp_path / "labels/s000.nii.gz", np.full(SHAPE, 0.9999999, np.float64))
+    with pytest.raises(DatalistError, match=r"s000.nii.gz: has labels that are no whole numbers \(0.9999999\)"):
+        load_datalist(path, check="full", num_classes=2)

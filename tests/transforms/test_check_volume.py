@@ -54,6 +54,12 @@ def test_one_sentence_names_file_and_fault(key, bad, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_mask_of_several_channels_is_refused():
+    data = {"image": volume(), "label": volume([0, 1], shape=(4, 4, 5, 6), name="/data/label.nii.gz")}
+    with pytest.raises(ValueError, match=r"^/data/label.nii.gz has 4 channels, but a mask has one"):
+        CheckVolumed("image", "label", 4)(data)
+
+
 def test_labels_are_unbounded_without_num_classes_but_not_negative():
     data = good() | {"label": volume([1000])}
     CheckVolumed("image", "label")(data)
