@@ -1,12 +1,19 @@
+"""Identity of scans by their content: copies under other names, compressed or not.
+
+The content of a `.gz` file is what it unpacks to. Two scans are the same where their content is the same to the byte;
+the same voxels in another file format or type, or resampled, are not found.
+"""
+
 from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["find_copies"]
+__all__ = ["content_digest", "find_copies", "image_files"]
 
 BLOCK = 16_384
 SMALLEST = 4096
@@ -14,27 +21,25 @@ SMALLEST = 4096
 
 
 def find_copies(lists: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, str]]:
-    """Images of one list that are, byte for byte, an image of another list under another name.
+    """Images of one list that have, under another name, the content of an image of another list.
 
-    Only files of equal size are read, and of those whole only the ones whose beginnings, middles and ends are equal, so
-    that a list of different scans costs next to nothing. The same voxels in another file format, compressed anew or
-    resampled are not found.
+    Only files of equal size (unpacked) are read, and of those whole only the ones whose checksums in the `.gz` files,
+    or else whose beginnings, middles and ends, are equal, so that a list of different scans costs next to nothing.
 
     Returns:
         for each copy the file and what is wrong with it. Files that are not there, and DICOM series, are passed over.
     """
     by_size: dict[int, list[tuple[str, str]]] = defaultdict(list)  # list and file
     for section, items in lists.items():
-        for item in items:
-            image = item["image"]
-            for file in [image] if isinstance(image, str) else image:
-                size = os.path.getsize(file) if os.path.isfile(file) else 0
-                if size >= SMALLEST:
-                    by_size[size].append((section, file))
+        for file in image_files(items):
+            size = _unpacked_size(file)
+            if size is not None:
+                by_size[size].append((section, file))
     problems = []
     for files in by_size.values():
-        for alike in _groups(files, _sample):
-            for same in _groups(alike, _whole):
+        quick = _checksum if any(_is_packed(file) for _, file in files) else _sample
+        for alike in _groups(files, quick):
+            for same in _groups(alike, content_digest):
                 (where, other), *rest = same
                 problems += [
                     (file, f"in {section} is a copy of {other} in {where}: keep it in one list")
@@ -44,7 +49,71 @@ def find_copies(lists: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[
     return problems
 
 
-def _groups(files: Sequence[tuple[str, str]], key: Any) -> list[list[tuple[str, str]]]:
+def image_files(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The files (or DICOM folders) of the items' images, each once."""
+    images = (x["image"] for x in items)
+    return list(dict.fromkeys(str(file) for x in images for file in ([x] if isinstance(x, str) else x)))
+
+
+def content_digest(file: str) -> str:
+    """SHA-256 of a file's content, its first 32 digits; a digest of the path where the content cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        for block in _content(file):
+            digest.update(block)
+    except (OSError, zlib.error):  # a damaged file, which the check of the headers or loading names
+        digest = hashlib.sha256(os.path.realpath(file).encode())
+    return digest.hexdigest()[:32]
+
+
+def _is_packed(file: str) -> bool:
+    return str(file).endswith(".gz")
+
+
+def _unpacked_size(file: str) -> int | None:
+    """Size of the content modulo 2^32; `None` for folders, and for files that are missing or too small for a scan."""
+    try:
+        if not os.path.isfile(file) or os.path.getsize(file) < SMALLEST:
+            return None
+        return int.from_bytes(_end(file)[4:], "little") if _is_packed(file) else os.path.getsize(file) % 2**32
+    except OSError:
+        return None
+
+
+def _end(file: str) -> bytes:
+    """The last 8 bytes: of a `.gz` file checksum and size of its content."""
+    with open(file, "rb") as stream:
+        stream.seek(-8, os.SEEK_END)
+        return stream.read()
+
+
+def _checksum(file: str) -> str:
+    """CRC-32 of the content, as `.gz` files have it at their end."""
+    if _is_packed(file):
+        return f"{int.from_bytes(_end(file)[:4], 'little'):08x}"
+    value = 0
+    for block in _content(file):
+        value = zlib.crc32(block, value)
+    return f"{value:08x}"
+
+
+def _content(file: str) -> Iterator[bytes]:
+    """Blocks of the content; reading, unpacking and hashing them let other threads run."""
+    with open(file, "rb") as stream:
+        if not _is_packed(file):
+            while block := stream.read(1 << 20):
+                yield block
+            return
+        unpack = zlib.decompressobj(wbits=31)
+        while block := stream.read(1 << 18):
+            while block:
+                yield unpack.decompress(block)
+                block = unpack.unused_data
+                if block:  # a file of several parts
+                    unpack = zlib.decompressobj(wbits=31)
+
+
+def _groups(files: Sequence[tuple[str, str]], key: Callable[[str], Any]) -> list[list[tuple[str, str]]]:
     """Files that have equal keys and are of more than one list."""
     groups = defaultdict(list)
     if len({section for section, _ in files}) > 1:
@@ -61,11 +130,3 @@ def _sample(file: str) -> bytes:
             stream.seek(max(start, 0))
             parts.append(stream.read(BLOCK))
     return b"".join(parts)
-
-
-def _whole(file: str) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..nifti import NiftiError, is_nifti, nifti_affine, read_nifti
 from ..volumes import by, first_line, image_problem, label_problem, non_finite_problem, unknown_label_problem
-from .copies import find_copies
+from .copies import find_copies, image_files
 
 Item = dict[str, Any]
 Problem = tuple[str, str]  # what is wrong with which file
@@ -221,36 +221,30 @@ def find_overlaps(lists: dict[str, list[Item]]) -> list[Problem]:
     Images are compared by their real paths and their content, too: a link to a test scan is that scan, so is a copy.
     """
     problems: list[Problem] = []
-    for what, identity in (("image", _image_name), ("subject", _subject)):
-        first: dict[Any, str] = {}
-        reported: set[Any] = set()
-        for section, items in lists.items():
-            for item in items:
-                key = identity(item)
-                if key is None or first.setdefault(key, section) == section or key in reported:
-                    continue
-                reported.add(key)
-                text = f"the same {what} is in {first[key]} and in {section}"
-                if what == "subject":
-                    text = f"its subject {item['subject']!r} is in {first[key]} and in {section}"
-                problems.append((_image_name(item), text))
-    by_image = {file for file, text in problems if text.startswith("the same image")}
-    problems += [p for p in (*_links(lists), *find_copies(lists)) if p[0] not in by_image]
-    return [p for p in problems if p[0] not in by_image or p[1].startswith("the same image")]
-
-
-def _links(lists: dict[str, list[Item]]) -> list[Problem]:
-    """Images of one list that are, under another name, an image of another list."""
-    first: dict[str, tuple[str, str]] = {}
-    problems: list[Problem] = []
+    first: dict[str, tuple[str, str]] = {}  # where a file stands, and by which name
     for section, items in lists.items():
         for item in items:
-            image = item["image"]
-            for file in [image] if isinstance(image, str) else image:
+            for file in image_files([item]):
                 where, other = first.setdefault(os.path.realpath(file), (section, file))
-                if where != section and other != file:
-                    text = f"in {section} leads to the same file as {other} in {where}: keep it in one list"
-                    problems.append((_image_name(item), text))
+                if where == section:
+                    continue
+                text = f"leads to the same file as {other} in {where}: keep it in one list"
+                same = f"the same image is in {where} and in {section}"
+                problems.append((file, same if other == file else f"in {section} {text}"))
+    told = {file for file, _ in problems}
+    problems += [p for p in find_copies(lists) if p[0] not in told]
+    told = {file for file, _ in problems}
+    subjects: dict[tuple, str] = {}
+    reported: set[tuple] = set()
+    for section, items in lists.items():
+        for item in items:
+            key = _subject(item)
+            if key is None or subjects.setdefault(key, section) == section or key in reported:
+                continue
+            reported.add(key)
+            if told.isdisjoint(image_files([item])):
+                text = f"its subject {item['subject']!r} is in {subjects[key]} and in {section}"
+                problems.append((_image_name(item), text))
     return problems
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,8 +30,8 @@ def lists(training, test):
 
 def test_different_scans_of_one_size_are_no_copies(scans, monkeypatch):
     read = []
-    whole = copies._whole
-    monkeypatch.setattr(copies, "_whole", lambda file: read.append(file) or whole(file))
+    whole = copies.content_digest
+    monkeypatch.setattr(copies, "content_digest", lambda file: read.append(file) or whole(file))
     assert find_copies(lists(scans[:3], scans[3:])) == [] and read == []
     assert find_copies(lists(scans[:4], scans[4:])) == [] and sorted(read) == scans[3:]
 
@@ -50,3 +52,37 @@ def test_links_small_files_and_missing_ones_are_passed_over(scans, tmp_path):
         (tmp_path / name).write_bytes(b"0" * 4000)
     test = [str(tmp_path / name) for name in ("link.nii", "b", "missing.nii", "")]
     assert find_copies(lists([scans[0], str(tmp_path / "a"), "missing.nii"], test)) == []
+
+
+def test_a_copy_is_found_packed_unpacked_and_packed_anew(scans, tmp_path):
+    packed, anew, parts = (str(tmp_path / name) for name in ("packed.nii.gz", "anew.nii.gz", "parts.nii.gz"))
+    content = Path(scans[0]).read_bytes()
+    for file, level, mtime in ((packed, 9, 1), (anew, 1, 2)):
+        Path(file).write_bytes(gzip.compress(content, level, mtime=mtime))
+    assert Path(packed).read_bytes() != Path(anew).read_bytes()
+    for training, test in (([scans[0]], [packed]), ([packed], [*scans[1:], scans[0]]), ([packed], [anew])):
+        assert [file for file, _ in find_copies(lists(training, test))] == test[-1:]
+    # Packed in two parts a file has the checksum of the second; its own copies are found.
+    Path(parts).write_bytes(gzip.compress(content[:200_000]) + gzip.compress(content[200_000:]))
+    assert copies.content_digest(parts) == copies.content_digest(scans[0])
+    shutil.copy(parts, tmp_path / "copy.nii.gz")
+    assert [Path(file).name for file, _ in find_copies(lists([parts], [str(tmp_path / "copy.nii.gz")]))] == [
+        "copy.nii.gz"
+    ]
+
+
+def test_different_packed_scans_are_not_unpacked(scans, tmp_path, monkeypatch):
+    files = []
+    for file in scans:
+        files.append(str(tmp_path / (Path(file).name + ".gz")))
+        Path(files[-1]).write_bytes(gzip.compress(Path(file).read_bytes()))
+    monkeypatch.setattr(copies, "content_digest", None)
+    assert find_copies(lists(files[:3], files[3:])) == []
+
+
+def test_a_damaged_file_is_no_copy_and_no_traceback(scans, tmp_path):
+    whole = gzip.compress(Path(scans[0]).read_bytes())
+    damaged = [str(tmp_path / name) for name in ("a.nii.gz", "b.nii.gz")]
+    for file in damaged:
+        Path(file).write_bytes(whole[:100] + bytes(100) + whole[200:])
+    assert find_copies(lists(damaged[:1], damaged[1:])) == []

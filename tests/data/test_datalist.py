@@ -131,6 +131,19 @@ def test_unknown_list_is_named(tmp_path):
         load_datalist(make_study(tmp_path), training_sections=("trainnig",))
 
 
+def test_a_file_of_several_is_refused_in_two_lists(tmp_path):
+    """Contrasts of a scan are files of their own: one that training and test share is a leak as well."""
+    path = make_study(tmp_path)
+
+    def share(content):
+        for section, number in (("training", 0), ("test", 8)):
+            content[section][0]["image"] = [f"images/s00{number}.nii.gz", "images/s001.nii.gz"]
+        content["training"].pop(1)
+
+    with pytest.raises(DatalistError, match=r"1 file .*\n.*s001.nii.gz: the same image is in training and in test"):
+        load_datalist(edit(path, share))
+
+
 def test_several_datalists_are_merged(tmp_path):
     paths = [make_study(tmp_path / d, prefix=d, domain=d) for d in ("a", "b")]
     lists = load_datalist(paths)
