@@ -348,12 +348,12 @@ class _Builder:
             )
         if self.settings.transductive:
             return
-        from ..data.copies import find_copies  # loads what `--plan` can do without
+        from ..data.copies import find_copies
 
         held: dict[str, list[dict[str, str]]] = {}
         for file, name in self.held_out.items():
             held.setdefault(name, []).append({"image": file})
-        copies = [problem for problem in find_copies({"pre-training": seen, **held}) if "pre-training" in problem[1]]
+        copies = find_copies({"pre-training": seen, **held})
         if copies:
             raise CompareError(
                 f"Arm {arm.name!r}: {copies[0][0]} {copies[0][1]}, or set `transductive` to allow it, which the report "

@@ -134,7 +134,7 @@ def load_datalist(
 
     if fold is not None:
         _split(lists, fold, num_folds, pool_test, seed if split_seed is None else split_seed)
-    problems += find_overlaps(lists)
+    problems += find_overlaps(lists, content=check != "none")
     if target_domain is not None:
         lists["training"] = keep_target_masks(lists["training"], target_domain, target_masks, seed)
         for section in ("validation", "test"):
@@ -215,10 +215,11 @@ def keep_target_masks(items: Sequence[Item], domain: str, masks: int | None, see
     return [x for x in items if x.get("domain") != domain or id(x) in kept]
 
 
-def find_overlaps(lists: dict[str, list[Item]]) -> list[Problem]:
+def find_overlaps(lists: dict[str, list[Item]], content: bool = True) -> list[Problem]:
     """Images and subjects that stand in more than one list.
 
-    Images are compared by their real paths and their content, too: a link to a test scan is that scan, so is a copy.
+    Images are compared by their real paths, and by their content where asked for: a link to a test scan is that scan,
+    so is a copy.
     """
     problems: list[Problem] = []
     first: dict[str, tuple[str, str]] = {}  # where a file stands, and by which name
@@ -232,7 +233,8 @@ def find_overlaps(lists: dict[str, list[Item]]) -> list[Problem]:
                 same = f"the same image is in {where} and in {section}"
                 problems.append((file, same if other == file else f"in {section} {text}"))
     told = {file for file, _ in problems}
-    problems += [p for p in find_copies(lists) if p[0] not in told]
+    if content:
+        problems += [p for p in find_copies(lists) if p[0] not in told]
     told = {file for file, _ in problems}
     subjects: dict[tuple, str] = {}
     reported: set[tuple] = set()

@@ -27,7 +27,7 @@ from scipy import ndimage as ndi
 from tqdm import tqdm
 
 from ..files import cache_folder
-from .sample_anatomy import ANATOMY, brain_anatomy, head_anatomy
+from .sample_anatomy import ANATOMY, brain_anatomy, ellipsoid_distance, head_anatomy, stem_axis, tentorium
 
 logger = logging.getLogger(__name__)
 
@@ -119,15 +119,6 @@ def _signed_distance(mask: np.ndarray, voxel: float) -> np.ndarray:
     return (voxel * (outside - inside + np.where(mask, 0.5, -0.5))).astype(np.float32)
 
 
-def _ellipsoid(grid: tuple, centre: Any, radii: Any, yaw: float = 0.0) -> np.ndarray:
-    """Approximate signed distance in mm to an ellipsoid turned about the vertical axis."""
-    x, y, z = (g - c for g, c in zip(grid, centre, strict=True))
-    c, s = math.cos(math.radians(yaw)), math.sin(math.radians(yaw))
-    x, y = c * x - s * y, s * x + c * y
-    inside = np.sqrt((x / radii[0]) ** 2 + (y / radii[1]) ** 2 + (z / radii[2]) ** 2)
-    return ((inside - 1) * min(radii)).astype(np.float32)
-
-
 def _push(distance: np.ndarray, voxel: float, reach: float) -> np.ndarray:
     """Unit vectors away from a surface, fading with a Gaussian of width ``reach`` (mm): shape (3, ...)."""
     smooth = ndi.gaussian_filter(distance, 1.5 / voxel)
@@ -182,15 +173,15 @@ def _template() -> _Template:
     beside[near] = np.clip((3.5 - _signed_distance(ventricles[near], 1)) / 2, 0, 1)
     deep = np.zeros(t1.shape, np.float32)
     deep_grid = (abs(x[near[0]]), y[:, near[1]], z[:, :, near[2]])
-    distances = [_ellipsoid(deep_grid, *ellipsoid) for ellipsoid in _SUBCORTICAL.values()]
+    distances = [ellipsoid_distance(deep_grid, *ellipsoid) for ellipsoid in _SUBCORTICAL.values()]
     deep[near] = _ramp(-np.minimum.reduce(distances), 2.0)
 
     # The maps call the pallidum and the outer thalamus half white, the brain stem half grey, and the partial volume
     # around the ventricles grey; put each where an anatomist would. `detail`, below, keeps the image as it was.
     moved = deep * np.clip((0.92 - white) / 0.25, 0, 1) * white
     grey, white = grey + moved, white - moved
-    stem_axis = np.where(z > -12, -24.0, -24.0 + (z + 12) * 0.28)
-    stem = _ramp(17 - np.sqrt(x**2 + (y - stem_axis) ** 2), 3) * _ramp(-6 - z, 6) * (1 - deep)
+    middle = stem_axis(z)
+    stem = _ramp(17 - np.sqrt(x**2 + (y - middle) ** 2), 3) * _ramp(-6 - z, 6) * (1 - deep)
     moved = stem * grey
     grey, white = grey - moved, white + moved
     rim = beside * (1 - deep) * grey
@@ -202,10 +193,8 @@ def _template() -> _Template:
     detail = (t1 - sum(s * tissue for s, tissue in zip(signal, (csf, grey, white), strict=True))) * brain
 
     # By the rule of the label maps the cerebellum's grey matter is no cortex: what lies behind the brain stem and below
-    # the tentorium, a tent with its ridge on the midline that slopes down to the petrous bones in front.
-    tentorium = 23 * np.exp(-((x / 20) ** 2) - ((y + 52) / 28) ** 2) + 4 * np.exp(-((x / 30) ** 2)) - 23
-    tentorium -= 0.7 * np.maximum(abs(x) + 1.2 * (y + 34) - 20, 0)
-    deep[(z < tentorium) & (y < -32)] = 1
+    # the tentorium.
+    deep[(z < tentorium(x, y)) & (y < -32)] = 1
 
     # Averaging has worn the thin motor cortex off the vertex; a person has it, in the image as in the labels.
     margin = np.clip((0.92 - ndi.gaussian_filter(brain.astype(np.float32), 3, truncate=3)) / 0.2, 0, 1)
@@ -218,16 +207,20 @@ def _template() -> _Template:
     closed = (ndi.distance_transform_edt(ndi.distance_transform_edt(~closed) < 7) > 6.2)[8:-8, 8:-8, 8:-8]
     hull = ndi.gaussian_filter(_signed_distance(closed, 2), 2)
     cx, cy, cz = coarse
-    axis = stem_axis[..., ::2]
+    axis = middle[..., ::2]
     cord = np.sqrt(cx**2 + (cy - axis) ** 2).astype(np.float32) + np.zeros_like(hull)
     skull = np.minimum(hull, np.maximum(cord - 9, cz + 62))
-    face = np.minimum(_ellipsoid(coarse, (0, 32, -62), (64, 60, 72)), _ellipsoid(coarse, (0, 90, -56), (13, 17, 22)))
+    face = np.minimum(
+        ellipsoid_distance(coarse, (0, 32, -62), (64, 60, 72)), ellipsoid_distance(coarse, (0, 90, -56), (13, 17, 22))
+    )
     neck = np.maximum(np.sqrt((cx / 1.05) ** 2 + (cy + 30) ** 2) - 56, cz + 58)
     blocks = np.stack([hull - 13, face, neck])
     skin = -6 * np.log(np.exp(-np.clip(blocks, -60, 120) / 6).sum(0))
 
     mirrored = (abs(cx), cy, cz)
-    hippocampus = np.minimum.reduce([_ellipsoid(mirrored, *e) for n, e in _SUBCORTICAL.items() if "hippocampus" in n])
+    hippocampus = np.minimum.reduce(
+        [ellipsoid_distance(mirrored, *e) for n, e in _SUBCORTICAL.items() if "hippocampus" in n]
+    )
     ventricle_distance = _signed_distance(ventricles[half], 2)
     # Hippocampal loss opens the temporal horn, above and outside the hippocampus.
     above = np.clip((hippocampus + 1) / 1.5, 0, 1) * np.clip((4 - hippocampus) / 2, 0, 1)
@@ -424,14 +417,15 @@ def _head_signal(
     muscle = np.maximum(_ramp(-12 - z, 12), _ramp(abs(x) - 52, 8) * _ramp(22 - z, 10) * _ramp(42 - y, 10))
     layer = 4.0 + 0.6 * fatness + 1.2 * skin_map
     fat = np.maximum(fat, _ramp(depth - 1.8, spacing) * np.maximum(_ramp(layer - depth, spacing), 1 - muscle))
-    eyes = _ellipsoid((abs(x), y, z), (31, 62, -34), (13, 13, 13))
-    fat = np.maximum(fat, _ramp(-_ellipsoid((abs(x), y, z), (28, 52, -34), (15, 20, 15)), 3))
+    eyes = ellipsoid_distance((abs(x), y, z), (31, 62, -34), (13, 13, 13))
+    fat = np.maximum(fat, _ramp(-ellipsoid_distance((abs(x), y, z), (28, 52, -34), (15, 20, 15)), 3))
     signal = 0.45 + (site.fat - 0.45) * fat
     signal += (0.16 - signal) * _ramp(-eyes, spacing)
     air = np.minimum(
-        _ellipsoid((abs(x), y, z), (6, 62, -54), (5, 26, 18)), _ellipsoid((abs(x), y, z), (27, 52, -64), (11, 15, 14))
+        ellipsoid_distance((abs(x), y, z), (6, 62, -54), (5, 26, 18)),
+        ellipsoid_distance((abs(x), y, z), (27, 52, -64), (11, 15, 14)),
     )
-    air = np.minimum(air, _ellipsoid((x, y, z), (0, 18, -84), (10, 9, 40)))
+    air = np.minimum(air, ellipsoid_distance((x, y, z), (0, 18, -84), (10, 9, 40)))
     signal *= 1 - 0.93 * _ramp(-air + 1.5 * streaks, spacing)
     signal *= _ramp(depth, spacing)
     # Compact bone has no signal; the marrow between its tables does.

@@ -7,12 +7,13 @@ truth to score against.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-__all__ = ["ANATOMY", "brain_anatomy", "head_anatomy"]
+__all__ = ["ANATOMY", "brain_anatomy", "ellipsoid_distance", "head_anatomy", "stem_axis", "tentorium"]
 
 ANATOMY = {
     0: "background",
@@ -83,18 +84,14 @@ def brain_anatomy(
     """
     x, y, z = coordinates
     side, made = abs(x), np.zeros(labels.shape, np.uint16)
-    # The same planes by which the template tells the cerebellum's grey matter from the cortex.
-    tentorium = 23 * np.exp(-((x / 20) ** 2) - ((y + 52) / 28) ** 2) + 4 * np.exp(-((x / 30) ** 2)) - 23
-    tentorium -= 0.7 * np.maximum(side + 1.2 * (y + 34) - 20, 0)
-    cerebellum = (z < tentorium) & (y < -32)
-    stem_axis = np.where(z > -12, -24.0, -24.0 + (z + 12) * 0.28)
-    stem = (np.hypot(x, y - stem_axis) < stem_half_width) & (z < -6)
+    cerebellum = (z < tentorium(x, y)) & (y < -32)
+    stem = (np.hypot(x, y - stem_axis(z)) < stem_half_width) & (z < -6)
 
     made[labels == 1] = 3
     grey = labels == 2
     numbers = np.array([_DEEP[name.split()[0]] for name in ellipsoids], np.uint16)
     points = (side[grey], y[grey], z[grey])
-    distances = np.stack([_outside(points, *ellipsoid) for ellipsoid in ellipsoids.values()])
+    distances = np.stack([ellipsoid_distance(points, *ellipsoid) for ellipsoid in ellipsoids.values()])
     nearest = distances.argmin(0)
     made[grey] = np.where(distances.min(0) < 5, numbers[nearest], 28)
     made[grey & cerebellum] = 8
@@ -134,9 +131,22 @@ def head_anatomy(brain: np.ndarray, skull_distance: np.ndarray, skin_distance: n
     return made
 
 
-def _outside(points: Any, centre: Any, radii: Any, yaw: float) -> np.ndarray:
+def ellipsoid_distance(grid: tuple, centre: Any, radii: Any, yaw: float = 0.0) -> np.ndarray:
     """Approximate signed distance in mm to an ellipsoid turned about the vertical axis."""
-    x, y, z = (p - c for p, c in zip(points, centre, strict=True))
-    c, s = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
+    x, y, z = (g - c for g, c in zip(grid, centre, strict=True))
+    c, s = math.cos(math.radians(yaw)), math.sin(math.radians(yaw))
     x, y = c * x - s * y, s * x + c * y
-    return (np.sqrt((x / radii[0]) ** 2 + (y / radii[1]) ** 2 + (z / radii[2]) ** 2) - 1) * min(radii)
+    inside = np.sqrt((x / radii[0]) ** 2 + (y / radii[1]) ** 2 + (z / radii[2]) ** 2)
+    return ((inside - 1) * min(radii)).astype(np.float32)
+
+
+def tentorium(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Height in mm of the roof of the cerebellum: a tent with its ridge on the midline that slopes down to the petrous
+    bones in front."""
+    height = 23 * np.exp(-((x / 20) ** 2) - ((y + 52) / 28) ** 2) + 4 * np.exp(-((x / 30) ** 2)) - 23
+    return height - 0.7 * np.maximum(abs(x) + 1.2 * (y + 34) - 20, 0)
+
+
+def stem_axis(z: np.ndarray) -> np.ndarray:
+    """Where the axis of brain stem and spinal cord lies, front to back in mm, at a height."""
+    return np.where(z > -12, -24.0, -24.0 + (z + 12) * 0.28)

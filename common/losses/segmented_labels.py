@@ -1,10 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from monai.losses import DeepSupervisionLoss
 from torch import nn
+from torch.nn.modules.loss import _Loss
 
 __all__ = ["SegmentedLabelsLoss"]
 
@@ -20,7 +22,7 @@ class SegmentedLabelsLoss(nn.Module):
     second's and so on, divided by the sum of the weights, as in nnU-Net.
     """
 
-    def __init__(self, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, loss: _Loss) -> None:
         super().__init__()
         self.loss = loss
 
@@ -28,10 +30,6 @@ class SegmentedLabelsLoss(nn.Module):
         labels, logits = prediction["labels"], prediction["logits"]
         levels = logits if isinstance(logits, list | tuple) else [logits]
         with torch.autocast(labels.device.type, enabled=False):
-            total = labels.new_zeros((), dtype=torch.float32)
-            for number, level in enumerate(levels):
-                seen = labels
-                if level.shape[2:] != labels.shape[2:]:
-                    seen = nn.functional.interpolate(labels.float(), level.shape[2:], mode="nearest-exact").long()
-                total = total + self.loss(level.float(), seen) / 2**number
-            return total / sum(0.5**number for number in range(len(levels)))
+            total = sum(0.5**number for number in range(len(levels)))
+            weights = [0.5**number / total for number in range(len(levels))]
+            return DeepSupervisionLoss(self.loss, weights=weights)(levels, labels.float())

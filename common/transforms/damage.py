@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from .bezier import RandomBezier
-from .grid_mask import random_grid_mask, upsample_mask
+from .grid_mask import random_cell_mask
 
 __all__ = ["CellMask", "GenesisDamage", "shuffle_cells"]
 
@@ -35,11 +35,7 @@ class CellMask:
         spatial = image.shape[2:]
         if len(self.size) != len(spatial):
             raise ValueError(f"Images of {len(spatial)} axes cannot be masked in cells of {list(self.size)}.")
-        grid = [-(-voxels // side) for voxels, side in zip(spatial, self.size, strict=True)]
-        covered = [cells * side for cells, side in zip(grid, self.size, strict=True)]
-        mask = upsample_mask(random_grid_mask(len(image), grid, self.ratio, device=image.device), covered)
-        for axis, voxels in enumerate(spatial, start=1):
-            mask = mask.narrow(axis, 0, voxels)
+        mask = random_cell_mask(len(image), spatial, self.size, self.ratio, image.device)
         return image.masked_fill(mask[:, None], self.fill), mask
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 
@@ -14,9 +13,6 @@ class ForegroundVolumed(MapTransform):
         keys: label images with an affine, channel first.
         allow_missing_keys: whether items may lack keys.
     """
-
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

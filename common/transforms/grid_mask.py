@@ -53,6 +53,27 @@ def upsample_mask(mask: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return mask
 
 
+def random_cell_mask(
+    batch: int, size: Sequence[int], cell: Sequence[int], ratio: float, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """Random masks of voxels (batch, *size), of whole cells but for those at the end, which are cut where a side of the
+    image is no multiple.
+
+    Args:
+        batch: number of samples; each has its own draw.
+        size: voxels along each axis.
+        cell: voxels along each axis of a cell.
+        ratio: share of the cells that are masked, 0 to 1.
+        device: where the mask is made.
+    """
+    grid = [-(-voxels // side) for voxels, side in zip(size, cell, strict=True)]
+    covered = [cells * side for cells, side in zip(grid, cell, strict=True)]
+    mask = upsample_mask(random_grid_mask(batch, grid, ratio, device=device), covered)
+    for axis, voxels in enumerate(size, start=1):
+        mask = mask.narrow(axis, 0, voxels)
+    return mask
+
+
 def random_keep_indices(
     batch: int,
     tokens: int,

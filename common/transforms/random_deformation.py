@@ -8,6 +8,9 @@ from torch.nn import functional as F
 
 __all__ = ["RandomDeformation", "smooth_noise"]
 
+LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+"""torch's names of linear interpolation by the number of axes."""
+
 
 class RandomDeformation:
     """Random affine map and smooth invertible deformation of label maps, for a batch on its device, each its own draw.
@@ -124,7 +127,7 @@ class RandomDeformation:
         ratio = torch.tensor([(m - 1) / max(n - 1, 1) for m, n in zip(coarse, size, strict=True)], device=device)
         velocity = smooth_noise(batch, len(size), coarse, [math.ceil(n * self.knots) for n in size], device)
         flow = integrate(velocity * _column(std * ratio, len(size)))
-        flow = F.interpolate(flow, tuple(size), mode=_linear(len(size)), align_corners=True)
+        flow = F.interpolate(flow, tuple(size), mode=LINEAR[len(size)], align_corners=True)
         return flow / ratio.view(1, -1, *[1] * len(size))
 
     def _swap_sides(self, labels: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
@@ -154,7 +157,7 @@ def smooth_noise(
 ) -> torch.Tensor:
     """Gaussian noise at the knots of a coarse lattice, interpolated linearly: (B, channels, *size)."""
     lattice = torch.randn(batch, channels, *(max(2, k) for k in knots), device=device)
-    return F.interpolate(lattice, tuple(size), mode=_linear(len(size)), align_corners=True)
+    return F.interpolate(lattice, tuple(size), mode=LINEAR[len(size)], align_corners=True)
 
 
 def _look_up(volume: torch.Tensor, place: torch.Tensor, mode: str) -> torch.Tensor:
@@ -164,10 +167,6 @@ def _look_up(volume: torch.Tensor, place: torch.Tensor, mode: str) -> torch.Tens
     half = torch.tensor([max(n - 1, 1) / 2 for n in volume.shape[2:]], device=place.device)
     place = (place / half.view(1, -1, *[1] * axes)).flip(1).movedim(1, -1)
     return F.grid_sample(volume, place, mode=mode, padding_mode="zeros", align_corners=True)
-
-
-def _linear(axes: int) -> str:
-    return {1: "linear", 2: "bilinear", 3: "trilinear"}[axes]
 
 
 def _column(value: torch.Tensor, axes: int) -> torch.Tensor:

@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+from monai.networks.layers import separable_filtering
 from torch.nn import functional as F
 
-from .random_deformation import smooth_noise
+from .random_deformation import LINEAR, smooth_noise
 
 __all__ = ["SyntheticContrast"]
 
@@ -182,16 +183,14 @@ class SyntheticContrast:
             voxel, thickness, spacing: voxel size and slice thickness of the acquisition and spacing of the image, mm.
         """
         size = tuple(image.shape[1:])
-        for axis, (t, s) in enumerate(zip(thickness, spacing, strict=True)):
-            image = blur(image, 0.5 if t == s else 0.75 * t / s, axis)
+        image = blur(image, [0.5 if t == s else 0.75 * t / s for t, s in zip(thickness, spacing, strict=True)])
         coarse = [max(1, int(n * s / v)) for n, s, v in zip(size, spacing, voxel, strict=True)]
         if tuple(coarse) != size:
             image = _nearest(image, coarse)
         if self.noise:
             image = image + self.noise * torch.rand((), device=image.device) * torch.randn_like(image)
         if tuple(coarse) != size:
-            mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
-            image = F.interpolate(image[None], size, mode=mode)[0]
+            image = F.interpolate(image[None], size, mode=LINEAR[len(size)])[0]
         return image.clamp(0, 1)
 
 
@@ -203,17 +202,16 @@ def rescale(image: torch.Tensor) -> torch.Tensor:
     return (image - low.view(shape)) / (high - low).clamp(min=1e-6).view(shape)
 
 
-def blur(image: torch.Tensor, sigma: float, axis: int) -> torch.Tensor:
-    """Gaussian blur of (C, *spatial) along one spatial axis, ``sigma`` in voxels; borders are continued."""
-    if sigma <= 0 or image.shape[axis + 1] < 2:
-        return image
-    radius = max(1, math.ceil(2.5 * sigma))
-    taps = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
-    kernel = torch.exp(-taps.square() / (2 * sigma**2))
-    moved = image.movedim(axis + 1, -1)
-    lines = F.pad(moved.reshape(1, -1, moved.shape[-1]), (radius, radius), mode="replicate").transpose(0, 1)
-    lines = F.conv1d(lines, (kernel / kernel.sum()).view(1, 1, -1))
-    return lines.reshape(moved.shape).movedim(-1, axis + 1)
+def blur(image: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
+    """Gaussian blur of (C, *spatial), ``sigma`` in voxels, one an axis; borders are continued."""
+    kernels = []
+    for size, width in zip(image.shape[1:], sigma, strict=True):
+        # An axis without width, or with a single voxel, is not blurred.
+        radius = max(1, math.ceil(2.5 * width)) if width > 0 and size > 1 else 0
+        taps = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+        kernel = torch.exp(-taps.square() / (2 * width**2)) if radius else torch.ones_like(taps)
+        kernels.append(kernel / kernel.sum())
+    return separable_filtering(image[None], kernels, mode="replicate")[0]
 
 
 def _nearest(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .cube_group import CubeGroup
-from .grid_mask import random_grid_mask, upsample_mask
+from .grid_mask import random_cell_mask
 
 __all__ = ["TokenViews", "noise_mask"]
 
@@ -92,9 +92,5 @@ def noise_mask(
             f"images of {list(size)} voxels cannot be masked in cells of {list(cell)}: set mask_size to {len(size)} "
             "numbers, each no larger than the image, best a divisor of it."
         )
-    grid = [-(-voxels // side) for voxels, side in zip(size, cell, strict=True)]
-    covered = [cells * side for cells, side in zip(grid, cell, strict=True)]
-    mask = upsample_mask(random_grid_mask(len(image), grid, ratio, device=image.device), covered)
-    for axis, voxels in enumerate(size, start=1):
-        mask = mask.narrow(axis, 0, voxels)
+    mask = random_cell_mask(len(image), size, cell, ratio, image.device)
     return torch.where(mask[:, None], torch.randn_like(image) * noise, image), mask

@@ -63,7 +63,7 @@ def test_the_image_is_normalised_as_told(maps):
 
 def test_the_loss_is_that_of_the_logits_and_labels(maps):
     prediction = pretext(targets=[0, 1, 2, 2])(maps)
-    inner = lambda logits, labels: F.cross_entropy(logits, labels[:, 0])  # noqa: E731
+    inner = lambda logits, labels: F.cross_entropy(logits, labels[:, 0].long())  # noqa: E731
     value = SegmentedLabelsLoss(inner)(prediction, maps)
     torch.testing.assert_close(value, F.cross_entropy(prediction["logits"], prediction["labels"][:, 0]))
     coarse = prediction["logits"][:, :, ::2, ::2, ::2]
