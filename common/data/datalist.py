@@ -4,7 +4,8 @@ The format is the Medical Segmentation Decathlon's (Antonelli et al., Nature Com
 `validation` and `test` of items with an `image` (a file, a list of files with one modality each, or a DICOM folder),
 a `label`, and where the study has them `age` in years, `diagnosis`, `domain` (the set an item comes from) and
 `subject`. Paths are relative to the folder of the JSON file. Scans without a label may stand in a list `unlabelled`;
-`numbering` beside the lists may say how the label images are numbered (see `label_map`).
+`numbering` beside the lists may say how the label images are numbered (see `label_map`). The form of MONAI's Auto3DSeg
+is read, too: a list `testing` is the test list, and items may state the `fold` (from 0) in which they are held out.
 """
 
 from __future__ import annotations
@@ -77,8 +78,9 @@ def load_datalist(
         fold: when given, training and validation (never test) are pooled and split anew into `num_folds` parts by
             subject, or by image where an item has no `subject`; part `fold` becomes the validation list. Items of
             other lists in `training_sections` have no part in the draw, so that pre-training and fine-tuning on one
-            file hold out the same subjects; they are trained on unless their subject is held out.
-        num_folds: number of parts.
+            file hold out the same subjects; they are trained on unless their subject is held out. Nothing is drawn
+            where the items state a `fold` themselves: those of this number are held out.
+        num_folds: number of parts that are drawn.
         pool_test: with `fold`, the test list joins the pool; part `fold` becomes the test list, the part after it the
             validation list and the other parts the training list, so that each item is tested once in all folds (the
             cross-validation of Jun et al., Medical Transformer, section 4.1.1). All its items need a label then.
@@ -155,7 +157,8 @@ def _split(lists: dict[str, list[Item]], fold: int, num_folds: int, pool_test: b
     lists["training"], held_out = split_fold(pool, fold, num_folds, seed)
     if pool_test:
         lists["test"] = held_out
-        chosen = {id(x) for x in split_fold(pool, (fold + 1) % num_folds, num_folds, seed)[1]}
+        count = len({x["fold"] for x in pool}) if pool and "fold" in pool[0] else num_folds
+        chosen = {id(x) for x in split_fold(pool, (fold + 1) % count, num_folds, seed)[1]}
         lists["validation"] = [x for x in lists["training"] if id(x) in chosen]
         lists["training"] = [x for x in lists["training"] if id(x) not in chosen]
     else:
@@ -169,11 +172,19 @@ def _split(lists: dict[str, list[Item]], fold: int, num_folds: int, pool_test: b
 def split_fold(items: Sequence[Item], fold: int, num_folds: int, seed: int = 0) -> tuple[list[Item], list[Item]]:
     """Training and validation items of one fold; items of one subject stay together.
 
+    Items that state a `fold` are split by it, and the draw's arguments are not used.
+
     Raises:
-        ValueError: `fold` is not in `[0, num_folds)`, or there are fewer subjects than folds.
+        DatalistError: only some items state a fold, one states no whole number, or the numbers are not 0, 1 and so on.
+        ValueError: there is no such fold, or there are fewer subjects than folds.
     """
-    if not 0 <= fold < num_folds:
-        raise ValueError(f"`fold` is {fold}; with `num_folds` {num_folds} it has to be from 0 to {num_folds - 1}.")
+    stated = _stated_folds(items)
+    count = len(set(stated)) or num_folds
+    if not 0 <= fold < count:
+        what = "as the items of the datalist state their folds," if stated else f"with `num_folds` {count}"
+        raise ValueError(f"`fold` is {fold}; {what} it has to be from 0 to {count - 1}.")
+    if stated:
+        return [x for x in items if x["fold"] != fold], [x for x in items if x["fold"] == fold]
     groups = sorted({_group(x) for x in items})
     if len(groups) < num_folds:
         raise ValueError(
@@ -183,6 +194,25 @@ def split_fold(items: Sequence[Item], fold: int, num_folds: int, seed: int = 0) 
     random.Random(seed).shuffle(groups)
     held_out = set(groups[fold::num_folds])
     return [x for x in items if _group(x) not in held_out], [x for x in items if _group(x) in held_out]
+
+
+def _stated_folds(items: Sequence[Item]) -> list[int]:
+    """The `fold` of each item, empty where none states one."""
+    if not any("fold" in x for x in items):
+        return []
+    lacking = next((x for x in items if "fold" not in x), None)
+    if lacking is not None:
+        raise DatalistError(
+            f"{_image_name(lacking)} states no `fold`, but other items of training and validation (and of test, with "
+            "`pool_test`) do: state one for each, or for none to have them drawn."
+        )
+    wrong = next((x for x in items if isinstance(x["fold"], bool) or not isinstance(x["fold"], int)), None)
+    if wrong is not None:
+        raise DatalistError(f"The `fold` of {_image_name(wrong)} is {wrong['fold']!r}: it has to be a whole number.")
+    numbers = sorted({x["fold"] for x in items})
+    if numbers != list(range(len(numbers))):
+        raise DatalistError(f"The items state the folds {', '.join(map(str, numbers))}: number them 0, 1 and so on.")
+    return [x["fold"] for x in items]
 
 
 def keep_fraction(items: Sequence[Item], fraction: float, seed: int = 0) -> list[Item]:
@@ -276,7 +306,7 @@ def find_problems(
 
 
 def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
-    """Content of a datalist file as it is written.
+    """Content of a datalist file as it is written; a list `testing` is called `test`.
 
     Raises:
         DatalistError: the file is missing, is no JSON, or holds no list of items.
@@ -293,6 +323,10 @@ def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
             "inference takes a folder of scans too: `--datalist FOLDER`."
         )
     content = read_json(path)
+    if "testing" in content:  # as MONAI's Auto3DSeg calls it
+        if "test" in content:
+            raise DatalistError(f"{path} has a list `test` and a list `testing`, which mean the same: keep one.")
+        content["test"] = content.pop("testing")
     if not any(isinstance(content.get(name), list) for name in (*SECTIONS, *_SPELLINGS)):
         raise DatalistError(f"{path} is no datalist: it has none of the lists {', '.join(SECTIONS)}, unlabelled.")
     return content

@@ -275,6 +275,52 @@ def test_pretraining_holds_out_what_fine_tuning_does(tmp_path, pool_test):
         assert all(set(x) == {"image", "subject"} for x in lists["training"])
 
 
+def test_folds_that_the_items_state_are_honoured(tmp_path):
+    """The form of MONAI's Auto3DSeg: `fold` in the training items, and a list `testing`."""
+    path = make_study(tmp_path, 7, 0, 2)
+
+    def state(content):
+        for number, entry in enumerate(content["training"]):
+            entry["fold"] = number % 3
+        content["testing"] = content.pop("test")
+
+    edit(path, state)
+    for fold in range(3):
+        lists = load_datalist(path, fold=fold, split_seed=fold)
+        assert names(lists["validation"]) == [f"s{n:03d}" for n in range(fold, 7, 3)]
+        assert len(lists["training"]) == 7 - len(lists["validation"]) and names(lists["test"]) == ["s007", "s008"]
+    whole = load_datalist(path)
+    assert len(whole["training"]) == 7 and whole["validation"] == []
+    with pytest.raises(ValueError, match="`fold` is 3; as the items .* from 0 to 2"):
+        load_datalist(path, fold=3)
+    edit(path, lambda c: [x.update(subject="one") for x in c["training"][:2]])
+    with pytest.raises(DatalistError, match=r"its subject 'one' is in training and in validation"):
+        load_datalist(path, fold=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda c: c["training"][1].pop("fold"), r"s001.nii.gz states no `fold`, but other"),
+        (lambda c: c["training"][2].update(fold="two"), r"The `fold` of \S*s002.nii.gz is 'two'"),
+        (lambda c: [x.update(fold=x["fold"] + 1) for x in c["training"]], "the folds 1, 2: number them 0, 1"),
+        (lambda c: c.update(testing=[]), "a list `test` and a list `testing`"),
+    ],
+)
+def test_stated_folds_that_are_not_whole(tmp_path, change, sentence):
+    path = make_study(tmp_path, 4, 0, 2)
+    edit(path, lambda c: [x.update(fold=n % 2) for n, x in enumerate(c["training"])])
+    with pytest.raises(DatalistError, match=sentence):
+        load_datalist(edit(path, change), fold=0)
+
+
+def test_stated_folds_with_the_test_list_among_them(tmp_path):
+    path = make_study(tmp_path, 6, 0, 3)
+    edit(path, lambda c: [x.update(fold=n % 3) for n, x in enumerate(c["training"] + c["test"])])
+    lists = load_datalist(path, fold=2, pool_test=True)
+    assert names(lists["test"]) == ["s002", "s005", "s008"] and names(lists["validation"]) == ["s000", "s003", "s006"]
+
+
 def test_folds_have_a_seed_of_their_own(tmp_path):
     path = make_study(tmp_path, 12, 4, 4)
     first, second, other = (
