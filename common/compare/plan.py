@@ -19,6 +19,7 @@ from .settings import Arm, CompareError, Settings
 __all__ = ["BundleConfig", "Plan", "Run", "example_root", "make_plan"]
 
 STAGES = ("pretrain", "train", "evaluate", "infer", "probe")
+ALLOW = "set `transductive` to allow it, which the report says"
 SPLIT = ("fold", "split_seed", "pool_test", "data#num_folds")
 """Ids by which the lists of a datalist are drawn anew."""
 
@@ -221,9 +222,7 @@ class _Builder:
         self.evaluate = self.read("evaluate", settings.override)
         _ = self.evaluate.metrics  # refused now rather than after hours
         self.test = self.evaluate.get("data")[self.evaluate.get("evaluated_list", "test")]
-        self.held_out: dict[str, str] = {}
         for name, items in (("validation", self.train.get("data")["validation"]), ("test", self.test)):
-            self.held_out |= dict.fromkeys(_files(items), name)
             if len(items) < settings.processes:
                 raise CompareError(
                     f"--processes {settings.processes}: every process needs a {name} item, and there are {len(items)}."
@@ -289,6 +288,7 @@ class _Builder:
         for arm in self.settings.arms:
             if arm.pretrain:
                 yield from self.pretraining(arm)
+            self.check_encoder(arm)
         for fraction, labels in self.fractions.items():
             for seed in self.settings.seeds:
                 for arm in self.settings.arms:
@@ -336,28 +336,59 @@ class _Builder:
                 **first,
             )
 
+    def held_out(self, arm: Arm) -> dict[str, Any]:
+        """The lists by which fine-tuning is chosen and judged, in this arm, whose override may draw others."""
+        train, evaluate = self.train, self.evaluate
+        if arm.override:
+            override = {**self.settings.override, **arm.override}
+            train, evaluate = self.read("train", override), self.read("evaluate", override)
+        judged = evaluate.get("evaluated_list", "test")
+        return {"validation": train.get("data")["validation"], "test": evaluate.get("data")[judged]}
+
     def check_leak(self, arm: Arm, seen: Sequence[Mapping[str, Any]]) -> None:
         """Refuse a pre-training that sees what fine-tuning is chosen or judged by."""
-        leaks = [file for file in _files(seen) if file in self.held_out]
-        if leaks and not self.settings.transductive:
-            more = f" and {len(leaks) - 1} more" if len(leaks) > 1 else ""
-            raise CompareError(
-                f"Arm {arm.name!r}: {leaks[0]}{more} of the pre-training list stands in the "
-                f"{self.held_out[leaks[0]]} list of fine-tuning, too: take it out of pre-training, or set "
-                "`transductive` to allow it, which the report says."
-            )
         if self.settings.transductive:
             return
         from ..data.copies import find_copies
 
-        held: dict[str, list[dict[str, str]]] = {}
-        for file, name in self.held_out.items():
-            held.setdefault(name, []).append({"image": file})
-        copies = find_copies({"pre-training": seen, **held})
-        if copies:
+        held = self.held_out(arm)
+        where = {file: name for name, items in held.items() for file in _files(items)}
+        leaks = [file for file in _files(seen) if file in where]
+        if leaks:
+            more = f" and {len(leaks) - 1} more" if len(leaks) > 1 else ""
             raise CompareError(
-                f"Arm {arm.name!r}: {copies[0][0]} {copies[0][1]}, or set `transductive` to allow it, which the report "
-                "says."
+                f"Arm {arm.name!r}: {leaks[0]}{more} of the pre-training list stands in the {where[leaks[0]]} list of "
+                f"fine-tuning, too: take it out of pre-training, or {ALLOW}."
+            )
+        copies = [problem for problem in find_copies({"pre-training": seen, **held}) if "pre-training" in problem[1]]
+        if copies:
+            raise CompareError(f"Arm {arm.name!r}: {copies[0][0]} {copies[0][1]}, or {ALLOW}.")
+        known = getattr(seen, "subjects", {})
+        for name, items in held.items():
+            subjects = getattr(items, "subjects", {})
+            both = [digest for digest in known if digest in subjects]
+            if both:
+                raise CompareError(
+                    f"Arm {arm.name!r}: {known[both[0]]} of the pre-training list is of the subject of "
+                    f"{subjects[both[0]]} in the {name} list of fine-tuning: take it out of pre-training, or {ALLOW}."
+                )
+
+    def check_encoder(self, arm: Arm) -> None:
+        """Refuse an encoder file that was made elsewhere of what fine-tuning is chosen or judged by."""
+        if self.settings.transductive or arm.encoder is None:
+            return
+        from ..data.seen import find_seen
+        from ..weights.encoder_file import read_record
+
+        try:
+            scans = read_record(arm.encoder).get("scans")
+        except ValueError as error:
+            raise CompareError(f"Arm {arm.name!r}: {error}") from error
+        found = find_seen(scans, self.held_out(arm), ("validation", "test"))
+        if found:
+            raise CompareError(
+                f"Arm {arm.name!r}: {arm.encoder} {', and '.join(found)}: take an encoder that has not seen them, or "
+                f"{ALLOW}."
             )
 
     def pretrain_folder(self, arm: Arm, seed: int | None) -> Path:
@@ -370,6 +401,8 @@ class _Builder:
         override = {**self.places, **settings.override, **arm.override}
         config = self.read("train", override)
         override |= {"fraction": fraction, "seed": seed + arm.seed_offset}
+        if settings.transductive and "transductive" in config.ids:
+            override["transductive"] = True
         if arm.seed_offset:
             override["data#seed"] = seed  # the labels that the other arms have
 

@@ -10,10 +10,10 @@ import hashlib
 import os
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["content_digest", "find_copies", "image_files"]
+__all__ = ["content_digest", "content_key", "find_copies", "image_files"]
 
 BLOCK = 16_384
 SMALLEST = 4096
@@ -51,8 +51,20 @@ def find_copies(lists: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[
 
 def image_files(items: Sequence[Mapping[str, Any]]) -> list[str]:
     """The files (or DICOM folders) of the items' images, each once."""
-    images = (x["image"] for x in items)
+    images = (x["image"] for x in items if "image" in x)
     return list(dict.fromkeys(str(file) for x in images for file in ([x] if isinstance(x, str) else x)))
+
+
+def content_key(file: str, sizes: Collection[str] | None = None) -> str | None:
+    """Size and checksum of a file's content in hexadecimal digits, such as ``1f40-9ae0dd31``.
+
+    `None` where there is no scan, and for content of other sizes than those in `sizes`. Of a `.gz` file it is read off
+    the last bytes, other files of a size asked for are read whole.
+    """
+    size = _unpacked_size(file)
+    if size is None or (sizes is not None and f"{size:x}" not in sizes):
+        return None
+    return f"{size:x}-{_checksum(file)}"
 
 
 def content_digest(file: str) -> str:

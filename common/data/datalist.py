@@ -10,11 +10,12 @@ is read, too: a list `testing` is the test list, and items may state the `fold` 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,21 @@ MAX_OFFSET_IN_VOXELS = 0.1
 _SPELLINGS = {"unlabelled": ("unlabelled", "unlabeled"), "unlabeled": ("unlabelled", "unlabeled")}
 _ORIGIN = "__origin__"  # identity of an item for the draws: which datalist, and the image as written there
 _LIST = "__list__"  # the list of the file that an item stands in
+
+
+class Items(list[Item]):
+    """A list of items that knows its subjects and the lists that it came with.
+
+    `subjects` has a digest of every subject and one of its images. Two datalists that lie in one folder and give an
+    item the same `subject` and `domain` mean one person by it. `lists` are all lists of the datalist, by name.
+    """
+
+    def __init__(
+        self, items: Iterable[Item] = (), subjects: Mapping[str, str] | None = None, lists: Any = None
+    ) -> None:
+        super().__init__(items)
+        self.subjects: dict[str, str] = dict(subjects or {})
+        self.lists: dict[str, Items] = {} if lists is None else lists
 
 
 class DatalistError(ValueError):
@@ -63,7 +79,7 @@ def load_datalist(
     num_classes: int | None = None,
     numbering: str | None = None,
     known_labels: Collection[int] | None = None,
-) -> dict[str, list[Item]]:
+) -> dict[str, Items]:
     """Read, split and check one datalist or several.
 
     Args:
@@ -106,7 +122,7 @@ def load_datalist(
     Returns:
         The lists `training`, `validation` and `test` of items with absolute paths, in the order of the file. A list
         that the file lacks is empty. Keys that not every item of a list has are left out of it, since a batch needs
-        the same keys; other keys are passed on unchanged.
+        the same keys; other keys are passed on unchanged. The `subjects` of all items stay known (see `Items`).
 
     Raises:
         DatalistError: a file or folder is missing or wrong, a required list is empty, or the masks have another
@@ -128,7 +144,8 @@ def load_datalist(
     paths = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(p) for p in path]
     where = ", ".join(str(p) for p in paths)
     problems: list[Problem] = []
-    lists = _merge(paths, _base_dirs(base_dir, paths), image_key, label_key, training_sections, numbering, problems)
+    base_dirs = _base_dirs(base_dir, paths)
+    lists = _merge(paths, base_dirs, image_key, label_key, training_sections, numbering, problems)
     if pool_test and label_key is not None:
         lacking = [x for x in lists["test"] if "label" not in x]
         problems += [(_image_name(x), f"has no {label_key!r}, and `pool_test` trains on test items") for x in lacking]
@@ -145,7 +162,21 @@ def load_datalist(
     problems += [(where, _empty_list(name, target_domain)) for name in required if not lists[name]]
     problems += find_problems([x for section in SECTIONS for x in lists[section]], check, num_classes, known_labels)
     raise_problems(problems, where)
-    return {section: _with_common_keys(lists[section]) for section in SECTIONS}
+    result: dict[str, Items] = {}
+    for section in SECTIONS:
+        subjects = _subject_digests(lists[section], base_dirs)
+        result[section] = Items(_with_common_keys(lists[section]), subjects, result)
+    return result
+
+
+def _subject_digests(items: Sequence[Item], base_dirs: Sequence[Path]) -> dict[str, str]:
+    digests: dict[str, str] = {}
+    for item in items:
+        key = _subject(item)
+        if key is not None:
+            named = json.dumps([os.path.realpath(base_dirs[key[0]]), *key[1:]])
+            digests.setdefault(hashlib.sha256(named.encode()).hexdigest()[:16], _image_name(item))
+    return digests
 
 
 def _split(lists: dict[str, list[Item]], fold: int, num_folds: int, pool_test: bool, seed: int) -> None:

@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from ..nifti import NiftiError, is_nifti, nifti_affine
-from .datalist import SECTIONS, DatalistError, Item, load_datalist, read_datalist
+from .datalist import SECTIONS, DatalistError, Item, Items, load_datalist, read_datalist
 from .label_maps import label_map
 
 KEYS = ("name", "datalist", "dataset_dir", "label_key", "num_classes", "numbering", "task", "channel", "spacing")
@@ -38,7 +38,7 @@ def load_domains(
     seed: int = 0,
     split_seed: int | None = None,
     check: str = "header",
-) -> dict[str, list[Item]]:
+) -> dict[str, Items]:
     """Read, split and check the datalists of all domains.
 
     Args:
@@ -60,7 +60,8 @@ def load_domains(
         ValueError: a domain lacks a key, has an unknown one, or has the name of another.
     """
     _check(domains)
-    lists: dict[str, list[Item]] = {section: [] for section in SECTIONS}
+    lists: dict[str, Items] = {}
+    lists |= {section: Items(lists=lists) for section in SECTIONS}
     label_maps = domain_label_maps(domains)
     for branch, domain in enumerate(domains):
         key = domain.get("label_key", "label")
@@ -91,6 +92,7 @@ def load_domains(
         own = {"domain": domain["name"], "branch": branch, "channel": domain.get("channel", 0)}
         for section, items in found.items():
             lists[section] += [{"image": x["image"], "label": x["label"], **own} for x in items if "label" in x]
+            lists[section].subjects |= found[section].subjects
     return lists
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..checkpoint_file import save_checkpoint
+from ..data.seen import SeenScans
 from ..preparation import preparation_record
+from ..weights.encoder_file import read_record
 from .engine_items import output_items
 
 __all__ = ["BestModelSaver", "best_metric", "discount_nan", "is_new_best"]
@@ -32,15 +35,30 @@ class BestModelSaver:
         network: the network, not wrapped by DDP. Rank 0 writes.
         preprocessing: transforms of the images; what they do goes into the file's record, where ``ModelLoader``
             compares it.
+        scans: items by the name of their list; what is in ``training`` and ``validation`` goes into the record, too
+            (``common.data.seen``), with which an evaluation compares its scans.
+        encoder: encoder file that the training starts from, whose scans are taken over; None for none.
     """
 
-    def __init__(self, path: str | os.PathLike, network: nn.Module, preprocessing: Any = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        network: nn.Module,
+        preprocessing: Any = None,
+        scans: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        encoder: str | os.PathLike | None = None,
+    ) -> None:
         self.path = Path(path).absolute()
         self.network = network
         self.record = {"preparation": preparation_record(preprocessing)} if preprocessing is not None else {}
+        self.scans, self.encoder = scans, encoder
+        self._seen: SeenScans | None = None
         self._labels, self._with_foreground = 0, 0
 
     def attach(self, engine: Engine) -> None:
+        if self.scans is not None and idist.get_rank() == 0:
+            earlier = read_record(self.encoder).get("scans") if self.encoder else None
+            self._seen = SeenScans(self.scans, ("training", "validation"), earlier)
         engine.add_event_handler(Events.STARTED, self._forget)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._watch)
         engine.add_event_handler(Events.COMPLETED, self)
@@ -59,7 +77,8 @@ class BestModelSaver:
 
     def __call__(self, engine: Engine) -> None:
         if is_new_best(engine) and idist.get_rank() == 0:
-            save_checkpoint(self.network.state_dict(), self.path, self.record)
+            record = self.record | ({} if self._seen is None else {"scans": self._seen.record()})
+            save_checkpoint(self.network.state_dict(), self.path, record)
             logger.info("%s: epoch %d, %s %.4f.", self.path, engine.state.epoch, *best_metric(engine))
         labels, with_foreground = self._labels, self._with_foreground
         if idist.get_world_size() > 1:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..checks import config_digest
-from ..weights.encoder_file import read_encoder, save_encoder, write_state
+from ..data.seen import SeenScans
+from ..weights.encoder_file import read_encoder, read_record, save_encoder, write_state
 from .best_model_saver import best_metric, discount_nan, is_new_best
 
 __all__ = ["EncoderSaver"]
@@ -32,6 +33,9 @@ class EncoderSaver:
         method: name of the pretext.
         data: one line on what was trained on.
         evaluator: MONAI evaluator whose key metric chooses.
+        scans: items by the name of their list; what is in ``training``, and with an evaluator in ``validation``, goes
+            into the record (``common.data.seen``), with which fine-tuning and evaluation compare their scans.
+        earlier: encoder file that the training starts from, whose scans are taken over; None for none.
     """
 
     def __init__(
@@ -42,18 +46,28 @@ class EncoderSaver:
         method: str,
         data: str,
         evaluator: Engine | None = None,
+        scans: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        earlier: str | os.PathLike | None = None,
     ) -> None:
         self.path = Path(path).absolute()
         self.best = self.path.with_name(f".{self.path.stem}.best{self.path.suffix}")
         self.encoder = encoder
         self.record = {**contract, "method": method, "data": data}
         self.evaluator = evaluator
+        self.scans, self.earlier = scans, earlier
+        self.seen: SeenScans | None = None
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.look_at_scans)
         engine.add_event_handler(Events.EPOCH_STARTED(once=1), self.discard)
         engine.add_event_handler(Events.COMPLETED, self.finish)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self.keep_best)
+
+    def look_at_scans(self) -> None:
+        if self.scans is not None and idist.get_rank() == 0:
+            used = ("training",) if self.evaluator is None else ("training", "validation")
+            self.seen = SeenScans(self.scans, used, read_record(self.earlier).get("scans") if self.earlier else None)
 
     def discard(self) -> None:
         """Drop what an earlier run in this folder left behind."""
@@ -73,11 +87,11 @@ class EncoderSaver:
         validation: Any = self.evaluator.state if self.evaluator is not None else None
         if self.best.exists():
             state, record = read_encoder(self.best)
-            record["config_digest"] = config_digest()
+            record |= {"config_digest": config_digest(), **self.made_of()}
             write_state(state, self.path, record)
             self.best.unlink()
         elif validation is None or validation.best_metric_epoch == -1:  # never validated
-            record = {**self.record, "epochs": engine.state.epoch, "config_digest": config_digest()}
+            record = {**self.record, "epochs": engine.state.epoch, "config_digest": config_digest(), **self.made_of()}
             save_encoder(self.encoder, self.path, record)
         else:
             return  # a finished run was resumed; its best encoder is already in place
@@ -85,3 +99,6 @@ class EncoderSaver:
         chosen = validation is not None and validation.best_metric_epoch != -1
         which = "the best in validation" if chosen else "the last; validation did not choose it"
         logger.info("encoder of epoch %s (%s) written to %s.", record.get("epochs"), which, self.path)
+
+    def made_of(self) -> dict[str, Any]:
+        return {} if self.seen is None else {"scans": self.seen.record()}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..checkpoint_file import read_checkpoint
+from ..data.seen import refuse_seen
+from ..files import atomic_write
 from ..preparation import compare_preparation, preparation_record
 from ..weights.soundness import refuse_unsound
 
@@ -30,9 +32,14 @@ class ModelLoader:
         preprocessing: transforms of the images that the network will see. They have to do what the file's record says
             of those that it was trained on; files without a record are taken, with a line in the log.
         accept_preparation: take differences over, with a line in the log for each.
+        scans, judged_by: items that the network is evaluated on, and the name of their list. A file whose record has
+            scans or subjects of them is refused (``common.data.seen.refuse_seen``).
+        transductive: take it all the same, with a warning.
+        note: text file that says so beside the scores; it is removed where there is nothing to say.
 
     Raises:
-        ValueError: as ``load_model``; the images are prepared in another way than those that it was trained on.
+        ValueError: as ``load_model``; the images are prepared in another way than those that it was trained on; it was
+            trained on scans that it is evaluated on.
     """
 
     def __init__(
@@ -41,9 +48,15 @@ class ModelLoader:
         network: nn.Module,
         preprocessing: Any = None,
         accept_preparation: bool = False,
+        scans: Sequence[Mapping[str, Any]] | None = None,
+        judged_by: str = "test",
+        transductive: bool = False,
+        note: str | os.PathLike | None = None,
     ) -> None:
         self.path, self.network = Path(path).absolute(), network
         self.preprocessing, self.accept_preparation = preprocessing, accept_preparation
+        self.scans, self.judged_by, self.transductive = scans, judged_by, transductive
+        self.note = None if note is None else Path(note).absolute()
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self)
@@ -52,8 +65,22 @@ class ModelLoader:
         record = load_model(self.network, self.path)
         if self.preprocessing is not None:
             self.compare(record)
+        if self.scans is not None:
+            self.look_for_scans(record, self.scans)
         if idist.get_rank() == 0:
             logger.info("network read from %s.", self.path)
+
+    def look_for_scans(self, record: Mapping[str, Any], scans: Sequence[Mapping[str, Any]]) -> None:
+        found = refuse_seen(
+            self.path, record.get("scans"), {self.judged_by: scans}, (self.judged_by,), self.transductive
+        )
+        if self.note is None or idist.get_rank() != 0:
+            return
+        self.note.unlink(missing_ok=True)
+        if found:
+            with atomic_write(self.note) as temporary:
+                lines = [f"Transductive: {self.path} {phrase}." for phrase in found]
+                temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
     def compare(self, record: Mapping[str, Any]) -> None:
         made = record.get("preparation")

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..files import atomic_write
 
-__all__ = ["FORMAT_VERSION", "read_encoder", "save_encoder"]
+__all__ = ["FORMAT_VERSION", "read_encoder", "read_record", "save_encoder"]
 
 FORMAT_VERSION = 2
 """Version of the record in the file's header; a reader refuses newer ones. From 2 on files carry a digest."""
@@ -23,7 +23,7 @@ FORMAT_VERSION = 2
 DIGEST = "sha256"
 """Entry of the stored record with the digest of all else; readers do not see it."""
 
-SINGLE: dict[str, type] = {"architecture": dict, "format": int, "architecture.in_channels": int}
+SINGLE: dict[str, type] = {"architecture": dict, "format": int, "architecture.in_channels": int, "scans": dict}
 LISTS = ("spatial_size", "spacing", "value_range", "architecture.grid", "architecture.patch_size")
 """Entries of a record that readers compute with: of one type, or numbers in a list. Each may be missing or null."""
 
@@ -37,7 +37,8 @@ def save_encoder(encoder: nn.Module, path: str | os.PathLike, record: Mapping[st
         encoder: its ``state_dict()`` is written; ``architecture()``, where it has that method, goes into the record.
         path: target; parent folders are made. The old file stays until the new one is whole.
         record: JSON-serialisable facts: ``method``, ``spatial_size``, ``spacing``, ``orientation``, ``intensity``,
-            ``value_range``, ``data``, ``epochs``, ``config_digest``. The format version and package versions are added.
+            ``value_range``, ``data``, ``epochs``, ``config_digest``, ``scans`` (``common.data.seen``). The format
+            version and package versions are added.
 
     Raises:
         TypeError: the record holds something that JSON does not.
@@ -86,6 +87,31 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
                     "`python -m common.weights convert`."
                 ) from error
         raise
+    record = _parse(path, metadata)
+    digest = record.pop(DIGEST, None)
+    if digest != _digest(state, record) and (digest is not None or record.get("format") == FORMAT_VERSION):
+        raise ValueError(f"{path} is damaged (its content does not match its digest): take another copy of it.")
+    return state, _checked(path, record)
+
+
+def read_record(path: str | os.PathLike) -> dict[str, Any]:
+    """Record of an encoder file alone, without a look at its tensors and its digest.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_encoder``.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return read_encoder(path)[1]  # says what is wrong
+    record = _parse(path, metadata)
+    record.pop(DIGEST, None)
+    return _checked(path, record)
+
+
+def _parse(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     header = metadata.get("record")
     try:
         record = json.loads(header or "")
@@ -96,9 +122,10 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
             f"{path} has no record of its pre-processing, so it is no encoder file; convert foreign weights with "
             "`python -m common.weights convert`."
         )
-    digest = record.pop(DIGEST, None)
-    if digest != _digest(state, record) and (digest is not None or record.get("format") == FORMAT_VERSION):
-        raise ValueError(f"{path} is damaged (its content does not match its digest): take another copy of it.")
+    return record
+
+
+def _checked(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     wrong = next((key for key in (*SINGLE, *LISTS) if not _well_formed(key, _value(record, key))), None)
     if wrong is not None:
         raise ValueError(
@@ -106,7 +133,7 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
         )
     if (record.get("format") or 0) > FORMAT_VERSION:
         raise ValueError(f"{path} has format {record['format']}, this version reads up to {FORMAT_VERSION}; upgrade.")
-    return state, record
+    return record
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

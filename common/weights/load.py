@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.seen import refuse_seen
 from .adapt import adapt_channels, match_position_form, resample_positions, token_grid
 from .encoder_file import read_encoder
 from .inflate import INFLATIONS, inflate_depth, resample_grid_positions, resample_relative_positions
@@ -49,6 +50,8 @@ def load_encoder(
     min_share: float = 0.9,
     inflation: str = "centring",
     required: Sequence[str] = (),
+    held_out: Sequence[Mapping[str, Any]] | None = None,
+    transductive: bool = False,
 ) -> TransferReport | None:
     """Fill an encoder from an encoder file, log a transfer report, and refuse a load that covers too little.
 
@@ -71,6 +74,9 @@ def load_encoder(
             than it was made with is refused.
         required: beginnings of names; every tensor of the encoder with such a name has to come from the file, as it is
             or adapted, as where it is frozen afterwards. A share says nothing of small layers.
+        held_out: the validation list. A file whose record has scans or subjects of it, or of the test list of the same
+            datalist, is refused (``common.data.seen.refuse_seen``).
+        transductive: take it all the same, with a warning.
 
     Returns:
         The report, or None from scratch.
@@ -79,7 +85,7 @@ def load_encoder(
         FileNotFoundError, ValueError: as ``read_encoder``; the file covers less than ``min_share``, lacks a
             ``required`` tensor, is of another architecture, or holds tensors that are not sound
             (``refuse_unsound``); an unknown ``inflation``, or another than
-            ``centring`` that the file or the encoder cannot have.
+            ``centring`` that the file or the encoder cannot have; it was trained on scans of ``held_out``.
     """
     if inflation not in (*INFLATIONS, "random"):
         raise ValueError(f"inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}, random.")
@@ -87,6 +93,9 @@ def load_encoder(
         logger.info("no pretrained encoder: training from scratch.")
         return None
     state, record = read_encoder(path)
+    if held_out is not None:
+        lists = {"validation": held_out, "test": getattr(held_out, "lists", {}).get("test", [])}
+        refuse_seen(path, record.get("scans"), lists, ("validation", "test"), transductive)
     contract = dict(contract or {})
     target = encoder.state_dict()
     state = match_position_form(state, target)

@@ -64,7 +64,8 @@ def folder(tiny, small_files, cohort, run_ranks, tmp_path_factory):
         for name, files, overrides in (
             ("pretrain", ["pretrain.json", "multi_gpu_pretrain.json"], pretrain),
             ("train", ["train.json", "multi_gpu_train.json"], train),
-            ("evaluate", ["train.json", "evaluate.json", "multi_gpu_evaluate.json"], {}),
+            # the test scans chose the network here, which is refused otherwise
+            ("evaluate", ["train.json", "evaluate.json", "multi_gpu_evaluate.json"], {"transductive": True}),
         ):
             configs = ROOT / "bundles" / bundle / "configs"
             *base, multi_gpu = (str(configs / file) for file in files)
@@ -122,6 +123,7 @@ def test_evaluation_is_that_of_one_process(folder, run_bundle, tiny, tmp_path):
         output_dir=str(tmp_path),
         model_path=str(folder / "model.pt"),
         device="cpu",
+        transductive=True,
     )
     for name in ("val_mean_dice", "val_mean_dice_with_background", "val_hd95"):
         two, one = rows(folder / f"eval/{name}_raw.csv"), rows(tmp_path / f"eval/{name}_raw.csv")

@@ -9,9 +9,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from common.compare.plan import BundleConfig, _data_digest, make_plan
 from common.compare.settings import CompareError, read_settings
+from common.data import load_datalist
+from common.data.seen import SeenScans
+from common.weights.encoder_file import write_state
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,6 +135,56 @@ def test_a_copy_of_a_held_out_scan_is_refused_in_pretraining(plan, cohort, tmp_p
     with pytest.raises(CompareError, match=rf"'mae': \S*{test.name} in test is a copy of \S*patient.nii.gz in pre-tr"):
         plan(labels="1", pretrain_override=leak)
     assert runs(plan(labels="1", pretrain_override=leak, transductive=True), "pretrain")
+
+
+def test_an_arm_with_lists_of_its_own_is_compared_with_these(plan, cohort):
+    """One fold of fine-tuning may hold out what the pre-training of another was trained on."""
+    same = {"datalist": str(cohort / "structures4.json"), "task": "structures4"}
+    folds = {"data#num_folds": 4}
+    arms = {"scratch": None, "mae": {"pretrain": [], "override": {"fold": 2}, "pretrain_override": {"fold": 1}}}
+    given = {"labels": "1", "arms": arms, "override": {"fold": 1, **folds}, "pretrain_override": {**same, **folds}}
+    with pytest.raises(CompareError, match=r"'mae': \S+ of the pre-training list stands in the validation list"):
+        plan(**given)
+    found = plan(**given, transductive=True)
+    assert {run.override["transductive"] for run in runs(found, "train") + runs(found, "evaluate")} == {True}
+    arms["mae"]["override"] = {"fold": 1}
+    assert all("transductive" not in run.override for run in plan(**given).runs)
+
+
+def test_another_scan_of_a_held_out_subject_is_refused_in_pretraining(plan, cohort):
+    content = json.loads((cohort / "skull.json").read_text())  # whole heads, where fine-tuning sees brains
+    heads = {"datalist": str(cohort / "heads.json")}
+    moved = content["test"][0]
+    try:
+        (cohort / "heads.json").write_text(json.dumps({"training": [*content["training"], moved]}))
+        with pytest.raises(
+            CompareError, match=rf"{moved['image']} of the pre-training list is of the subject of \S+ in"
+        ):
+            plan(labels="1", pretrain_override=heads | {"validate#dataset#data": []})
+    finally:
+        (cohort / "heads.json").unlink()
+
+
+def test_an_encoder_made_elsewhere_is_compared_by_its_record(plan, cohort, tmp_path):
+    lists = load_datalist(cohort / "structures4.json")
+    path = tmp_path / "theirs.safetensors"
+    arms = f"scratch,theirs={path}"
+
+    def save(seen):
+        scans = SeenScans({"training": seen}, ("training",)).record()
+        write_state({"weight": torch.zeros(1)}, path, {"scans": scans})
+
+    save(lists["training"])
+    assert len(runs(plan(labels="1", arms=arms), "train")) == 2
+    save([*lists["training"], lists["validation"][0]])
+    with pytest.raises(
+        CompareError, match=rf"'theirs': {path} was trained on \S+ of the validation list: .*transductive"
+    ):
+        plan(labels="1", arms=arms)
+    assert len(runs(plan(labels="1", arms=arms, transductive=True), "train")) == 2
+    path.write_bytes(b"nothing")
+    with pytest.raises(CompareError, match=r"'theirs': .* is not a readable safetensors file"):
+        plan(labels="1", arms=arms)
 
 
 def test_pretraining_once_a_seed(plan):

@@ -291,7 +291,7 @@ def test_folds_that_the_items_state_are_honoured(tmp_path):
         assert len(lists["training"]) == 7 - len(lists["validation"]) and names(lists["test"]) == ["s007", "s008"]
     whole = load_datalist(path)
     assert len(whole["training"]) == 7 and whole["validation"] == []
-    with pytest.raises(ValueError, match="`fold` is 3; as the items .* from 0 to 2"):
+    with pytest.raises(ValueError, match=r"`fold` is 3; as the items .* from 0 to 2"):
         load_datalist(path, fold=3)
     edit(path, lambda c: [x.update(subject="one") for x in c["training"][:2]])
     with pytest.raises(DatalistError, match=r"its subject 'one' is in training and in validation"):

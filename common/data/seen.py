@@ -1,0 +1,155 @@
+"""The scans that a network has seen: a record of them in its file, compared with those that it is judged by."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from .copies import content_digest, content_key, image_files
+
+__all__ = ["SeenScans", "find_seen", "refuse_seen"]
+
+logger = logging.getLogger(__name__)
+
+Items = Sequence[Mapping[str, Any]]
+
+TRAINED = {"pretraining": "was pre-trained on", "training": "was trained on"}
+CHOSEN = {"validation": "was chosen by"}
+
+
+class SeenScans:
+    """Make the record of what a training uses, in a thread beside it.
+
+    The record has for each part the content of the files (size, CRC-32 and the first half of the SHA-256 of what they
+    unpack to) and digests of the subjects, no names. DICOM series are in it by their subjects alone.
+
+    Args:
+        lists: items by the name of their list, as `load_datalist` gives them.
+        used: of `training`, and `validation` where it chooses the weights.
+        earlier: record of the weights that the training starts from; what they were trained on becomes the part
+            `pretraining`.
+    """
+
+    def __init__(
+        self, lists: Mapping[str, Items], used: Sequence[str], earlier: Mapping[str, Any] | None = None
+    ) -> None:
+        self._lists, self._used, self._earlier = lists, used, earlier or {}
+        self._record: dict[str, Any] = {}
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._make, name="seen scans", daemon=True)
+        self._thread.start()
+
+    def record(self) -> dict[str, Any]:
+        """JSON values; waits until they are there."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._record
+
+    def _make(self) -> None:
+        try:
+            before = {"pretraining": ("pretraining", "training"), "validation": ("validation",)}
+            for part in ("pretraining", "training", "validation"):
+                own = [_contents(self._lists, part)] if part in self._used else []
+                own += [_part(self._earlier, name) for name in before.get(part, ())]
+                merged = {key: sorted({x for found in own for x in found[key]}) for key in ("files", "subjects")}
+                if any(merged.values()):
+                    self._record[part] = merged
+        except Exception as error:  # raised where the record is asked for
+            self._error = error
+
+
+def find_seen(record: Mapping[str, Any] | None, lists: Mapping[str, Items], names: Sequence[str]) -> list[str]:
+    """What of the lists `names` a record has, a phrase for each list and part of the record.
+
+    Validation scans may have chosen the weights before, as they do again; scans of other lists may not.
+    """
+    phrases = []
+    for name in names:
+        for part, verb in (TRAINED if name == "validation" else {**TRAINED, **CHOSEN}).items():
+            seen = _part(record or {}, part)
+            files = _files_in(seen["files"], image_files(lists[name]))
+            subjects: Mapping[str, str] = getattr(lists[name], "subjects", {})
+            known = set(seen["subjects"])
+            others = [image for digest, image in subjects.items() if digest in known and image not in files]
+            if files:
+                phrases.append(f"{verb} {_some(files)} of the {name} list")
+            if others:
+                which = "subject" if len(others) == 1 else "subjects"
+                phrases.append(f"{verb} other scans of the {which} of {_some(others)} of the {name} list")
+    return phrases
+
+
+def refuse_seen(
+    path: Any,
+    record: Mapping[str, Any] | None,
+    lists: Mapping[str, Items],
+    names: Sequence[str],
+    transductive: bool = False,
+) -> list[str]:
+    """Refuse weights that have seen scans that they are judged by.
+
+    Files are found where their content is the same to the byte, packed or not and under whatever name, subjects where
+    both datalists lie in one folder. Files of weights without a record, as foreign ones have none, are taken, with a
+    line in the log.
+
+    Args:
+        path: the file of the weights.
+        record: made by `SeenScans`.
+        lists: items by the name of their list, as `load_datalist` gives them.
+        names: of the lists that the weights are judged by.
+        transductive: take them all the same, with a warning in the log.
+
+    Returns:
+        what was found (see `find_seen`).
+
+    Raises:
+        ValueError: they have seen some, and `transductive` is not set.
+    """
+    if record is None:
+        logger.info("%s has no record of the scans that it was trained on: nothing to compare.", path)
+        return []
+    phrases = find_seen(record, lists, names)
+    if phrases and not transductive:
+        raise ValueError(
+            f"{path} {', and '.join(phrases)}: take weights that have not seen them, take these scans out of the list, "
+            "or set `transductive` to true to go on all the same, which the log says."
+        )
+    for phrase in phrases:
+        logger.warning("transductive: %s %s; scores say less of new scans.", path, phrase)
+    return phrases
+
+
+def _contents(lists: Mapping[str, Items], name: str) -> dict[str, list[str]]:
+    """Content of each file, `SIZE-CRC-SHA`, and the subjects."""
+    files = image_files(lists.get(name, []))
+    keys = {file: content_key(file) for file in files}
+    contents = [f"{key}-{content_digest(file)}" for file, key in keys.items() if key is not None]
+    return {"files": contents, "subjects": list(getattr(lists.get(name), "subjects", {}))}
+
+
+def _part(record: Mapping[str, Any], name: str) -> dict[str, list[str]]:
+    part = record.get(name)
+    part = part if isinstance(part, Mapping) else {}
+    return {key: [x for x in part.get(key) or [] if isinstance(x, str)] for key in ("files", "subjects")}
+
+
+def _files_in(contents: Sequence[str], files: Sequence[str]) -> list[str]:
+    """Files whose content is among the contents. Only those of an equal size and checksum are unpacked."""
+    seen = set(contents)
+    keys = {content.rpartition("-")[0] for content in contents}
+    sizes = {key.partition("-")[0] for key in keys}
+
+    def is_seen(file: str) -> bool:
+        key = content_key(file, sizes)
+        return key in keys and f"{key}-{content_digest(file)}" in seen
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return [file for file, found in zip(files, pool.map(is_seen, files), strict=True) if found]
+
+
+def _some(files: Sequence[str]) -> str:
+    return files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")

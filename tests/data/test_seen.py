@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from common.data import load_datalist, load_domains
+from common.data.seen import SeenScans, find_seen, refuse_seen
+
+BOTH = ("training", "validation")
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a datalist; what is in a scan's file follows from its name, whose first letters are its subject."""
+
+    def make(folder, lists, subjects=False, name="list.json"):
+        content = {}
+        for section, scans in lists.items():
+            content[section] = []
+            for scan in scans:
+                values = np.random.default_rng(list(scan.encode())).normal(size=(12, 12, 12)).astype(np.float32)
+                path = tmp_path / folder / f"{scan}.nii.gz"
+                path.parent.mkdir(exist_ok=True)
+                if not path.exists():
+                    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+                entry = {"image": path.name, "label": path.name}
+                content[section].append(entry | ({"subject": scan[:2]} if subjects else {}))
+        path = tmp_path / folder / name
+        path.write_text(json.dumps(content))
+        return path
+
+    return make
+
+
+def record_of(path, used=BOTH, earlier=None, **given):
+    record = SeenScans(load_datalist(path, **given), used, earlier).record()
+    return json.loads(json.dumps(record))
+
+
+def test_a_scan_of_training_is_found_under_another_name_and_unpacked(write, tmp_path):
+    record = record_of(write("a", {"training": ["t1", "t2"], "validation": ["v1"]}))
+    assert {part: len(found["files"]) for part, found in record.items()} == {"training": 2, "validation": 1}
+    lists = load_datalist(write("b", {"validation": ["v1", "n1"], "test": ["n2", "n3"]}))
+    assert find_seen(record, lists, ["validation", "test"]) == []  # validation scans choose here as they did there
+    for change, name in ((gzip.decompress, "patient.nii"), (bytes, "patient.nii.gz")):
+        file = tmp_path / "b" / name
+        file.write_bytes(change((tmp_path / "a" / "t2.nii.gz").read_bytes()))
+        lists["test"].append({"image": str(file)})
+        assert find_seen(record, lists, ["test"]) == [f"was trained on {file} of the test list"]
+        lists["test"].pop()
+    lists["test"] = lists["validation"]
+    assert find_seen(record, lists, ["test"]) == [f"was chosen by {tmp_path}/b/v1.nii.gz of the test list"]
+
+
+def test_other_scans_of_a_subject_are_found_in_one_folder_alone(write, tmp_path):
+    record = record_of(write("a", {"training": ["s1_t1", "s2_t1"]}, subjects=True))
+    assert "s1" not in json.dumps(record)  # no names leave with the weights
+    lists = load_datalist(write("a", {"test": ["s1_t2", "s3_t1", "s2_t2"]}, subjects=True, name="other.json"))
+    assert find_seen(record, lists, ["test"]) == [
+        f"was trained on other scans of the subjects of {tmp_path}/a/s1_t2.nii.gz and 1 more of the test list"
+    ]
+    elsewhere = load_datalist(write("b", {"test": ["s1_t2", "s3_t1", "s2_t2"]}, subjects=True))
+    assert find_seen(record, elsewhere, ["test"]) == []  # number 1 of another study
+
+
+def test_what_the_weights_started_from_counts(write, tmp_path):
+    earlier = record_of(write("a", {"training": ["t1"], "validation": ["v1"]}))
+    record = record_of(write("b", {"training": ["t2"], "validation": ["v2"]}), earlier=earlier)
+    assert {part: len(found["files"]) for part, found in record.items()} == {
+        "pretraining": 1, "training": 1, "validation": 2
+    }  # fmt: skip
+    third = record_of(write("c", {"training": ["t3"]}), ("training",), record)
+    lists = load_datalist(write("d", {"test": ["t1", "n1"]}))
+    for found in (record, third):
+        assert find_seen(found, lists, ["test"]) == [f"was pre-trained on {tmp_path}/d/t1.nii.gz of the test list"]
+    assert len(third["pretraining"]["files"]) == 2
+
+
+def test_refused_by_one_sentence_or_said(write, caplog):
+    record = record_of(write("a", {"training": ["t1", "t2"]}))
+    lists = load_datalist(write("b", {"test": ["t1", "t2", "n1"]}))
+    with pytest.raises(ValueError, match=r"model.pt was trained on \S*t1.nii.gz and 1 more of the test list: .*transd"):
+        refuse_seen("model.pt", record, lists, ["test"])
+    assert len(refuse_seen("model.pt", record, lists, ["test"], transductive=True)) == 1
+    assert "transductive: model.pt was trained on" in caplog.text
+    with caplog.at_level("INFO"):
+        assert refuse_seen("old.pt", None, lists, ["test"]) == []
+    assert "old.pt has no record of the scans" in caplog.text
+
+
+def test_records_that_are_malformed_hold_nothing(write):
+    lists = load_datalist(write("b", {"test": ["t1"]}))
+    for record in ({"training": []}, {"training": {"files": None, "subjects": [3]}}, {"training": {"files": ["x"]}}):
+        assert find_seen(record, lists, ["test"]) == []
+
+
+def test_subjects_of_domains_and_folds_are_known(write):
+    path = write("a", {"training": [f"s{n}_t1" for n in range(5)], "test": ["s8_t1"]}, subjects=True)
+    lists = load_domains([{"name": "one", "datalist": str(path), "num_classes": 2}], fold=0, check="none")
+    assert [len(lists[name].subjects) for name in ("training", "validation", "test")] == [4, 1, 1]
+    again = load_datalist(path, fold=0, check="none")
+    assert all(items.subjects == again[name].subjects and items.lists is lists for name, items in lists.items())
+    assert pickle.loads(pickle.dumps(lists))["test"].subjects == lists["test"].subjects
+
+
+def test_an_error_comes_out_where_the_record_is_asked_for():
+    with pytest.raises(TypeError):
+        SeenScans({"training": [None]}, BOTH).record()
