@@ -13,7 +13,7 @@ from ..checkpoint_file import read_checkpoint
 from .encoder_file import FORMAT_VERSION, read_safetensors, write_state
 from .inflate import INFLATIONS
 from .soundness import refuse_gaps, refuse_unsound
-from .vision_transformers import IMAGE_KINDS, inflate, read_folder
+from .vision_transformers import HUB_FILES, IMAGE_KINDS, inflate, read_folder, source_normalisation
 
 __all__ = ["KINDS", "convert", "medicalnet", "monai_mae", "swin_unetr_ssl", "unetr_mae"]
 
@@ -65,20 +65,23 @@ def convert(
         image_size: side of the slices, or height and width, for which positions are resampled; by default they are when
             the file is loaded.
         mean, std: per channel, of images in 0..1, by which the source's images were normalised. By default what
-            ``preprocessor_config.json`` says, or the kind's: 0.5 for BEiT, ImageNet's for the others.
+            ``preprocessor_config.json`` or timm's ``config.json`` says, or what names of tensors or of the file tell:
+            0.5 for BEiT, ImageNet's for BEiT v2, DINO, DeiT, MAE and Swin. Recorded, with what said so.
         value_range: range that the intensity rule of the bundle scales images to; recorded, and compared with the
             images' at fine-tuning.
 
     Raises:
         FileNotFoundError, ValueError: no such file, Python objects beside tensors, names of no known kind, values that
-            are NaN, infinite or no floats, or
-            ``slices`` or ``inflation`` of what is not inflated.
+            are NaN, infinite or no floats, ``slices`` or ``inflation`` of what is not inflated, ``mean`` without
+            ``std``, or neither where nothing tells them.
     """
     config: dict[str, Any] = {}
     preprocessor: dict[str, Any] = {}
     file = Path(source)
     if file.is_dir():
         file, config, preprocessor = read_folder(file)
+    elif file.name in HUB_FILES and file.is_file():
+        config, preprocessor = read_folder(file.parent)[1:]
     state = _read_checkpoint(file)
     if inflation not in INFLATIONS:
         raise ValueError(f"--inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}.")
@@ -112,7 +115,17 @@ def convert(
     if slices != 1 and (kinds[0] not in IMAGE_KINDS or architecture["name"] == "VideoSwinEncoder"):
         raise ValueError(f"{source} is of volumes or videos, which are not inflated: leave out --slices.")
     if kinds[0] in IMAGE_KINDS:
-        normalisation = IMAGE_KINDS[kinds[0]][2]
+        if (mean is None) != (std is None):
+            raise ValueError("--mean and --std belong together: give both, or neither.")
+        normalisation: dict[str, Any]
+        if mean is not None and std is not None:
+            normalisation = {"mean": list(mean), "std": list(std), "from": "--mean and --std"}
+        else:
+            name = (file.parent if file.name in HUB_FILES else file).resolve().name
+            try:
+                normalisation = source_normalisation(kinds[0], state, name, config, preprocessor)
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}.") from error
         size = [image_size] * 2 if isinstance(image_size, int) else image_size
         if architecture["name"] == "DinoEncoder":
             architecture["num_heads"] = num_heads or config.get("num_attention_heads", architecture["num_heads"])
@@ -122,8 +135,8 @@ def convert(
             slices,
             inflation,
             in_channels,
-            mean or preprocessor.get("image_mean", normalisation["mean"]),
-            std or preprocessor.get("image_std", normalisation["std"]),
+            normalisation["mean"],
+            normalisation["std"],
             value_range,
             size,
         )
@@ -157,6 +170,7 @@ def convert(
     )
     if conversion is not None:
         record["conversion"] = conversion
+        record["normalisation"] = normalisation
         record["value_range"] = list(value_range)
     if slices > 1:
         record["inflation"] = inflation
@@ -271,7 +285,7 @@ KINDS: dict[str, tuple[Callable[[Mapping[str, torch.Tensor]], tuple[State, dict[
     "monai_mae": (monai_mae, r"^mask_tokens$"),
     "swin_unetr_ssl": (swin_unetr_ssl, r"layers1\.0\.blocks\.0\.attn\.qkv"),
     "medicalnet": (medicalnet, r"^layer1\.0\.conv1\.weight$"),
-} | {name: (convert_kind, mark) for name, (convert_kind, mark, _) in IMAGE_KINDS.items()}
+} | IMAGE_KINDS
 """Kinds of checkpoints: the converter, and the tensor name by which a checkpoint is told."""
 
 

@@ -18,12 +18,15 @@ from .inflate import (
     resample_relative_positions,
 )
 
-__all__ = ["beit", "inflate", "read_folder", "swin", "vit"]
+__all__ = ["beit", "inflate", "read_folder", "source_normalisation", "swin", "vit"]
 
 State = dict[str, torch.Tensor]
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of the file of weights in a folder of the hub."""
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+HALVES = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
 # Names as `transformers` has them since version 5.24, of those of its earlier versions, which most files of the hub
 # have, and of the projects' own (timm's).
@@ -218,7 +221,7 @@ def read_folder(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     Raises:
         FileNotFoundError: the folder holds no weights in one file.
     """
-    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
+    files = [folder / name for name in HUB_FILES]
     found = next((file for file in files if file.is_file()), None)
     if found is None:
         raise FileNotFoundError(
@@ -290,9 +293,61 @@ def _architecture(state: State, name: str) -> dict[str, Any]:
     }
 
 
-IMAGE_KINDS: dict[str, tuple[Callable[[Mapping[str, torch.Tensor]], tuple[State, dict[str, Any]]], str, dict]] = {
-    "beit": (beit, r"\.(lambda|gamma)_1$", HALVES),
-    "swin": (swin, r"layers\.0\.blocks\.0\.", IMAGENET),
-    "vit": (vit, r"(^|\.)(embeddings\.position_embeddings|pos_embed)$", IMAGENET),
+# What tells by which mean and standard deviation a kind's images were normalised: of tensors' names, `model_type` in
+# `config.json`, and the name of the file. Shapes are the same whatever they were, and so are most names.
+_NORMALISATIONS: dict[str, tuple[tuple[str, str, dict[str, list[float]]], ...]] = {
+    "beit": (
+        ("tensor", r"^(.*\.)?cls_pt_layers\.", IMAGENET),  # blocks that only BEiT v2 has while it is pre-trained
+        ("model_type", r"^beit$", HALVES),  # `transformers` has no v2
+        ("file", r"beit_?v2", IMAGENET),
+        ("file", r"^beit_(base|large)_patch", HALVES),
+    ),
+    "swin": (("tensor", "", IMAGENET),),
+    "vit": (
+        ("tensor", r"^head\.(mlp|last_layer)\.", IMAGENET),  # DINO
+        ("tensor", r"(^|\.)decoder_pos_embed$", IMAGENET),  # MAE
+        ("model_type", r"^(deit|vit_mae|vit_msn)$", IMAGENET),
+        ("file", r"dino|deit|mae|ibot|moco", IMAGENET),
+        ("file", r"augreg|in21k", HALVES),  # Google's
+    ),
 }
-"""Kinds of 2-D checkpoints: the converter, the name by which they are told, and the normalisation they mostly have."""
+
+
+def source_normalisation(
+    kind: str,
+    names: Iterable[str],
+    file: str,
+    config: Mapping[str, Any],
+    preprocessor: Mapping[str, Any],
+) -> dict[str, Any]:
+    """``mean`` and ``std`` per channel of images in 0..1 by which a 2-D checkpoint's images were normalised, and what
+    said so (``from``): its preprocessor's or timm's settings, else names of its tensors, its configuration or its file.
+
+    Raises:
+        ValueError: nothing tells, as of a BEiT that may be of version 1 (0.5) or 2 (ImageNet's).
+    """
+    settings = (
+        ("preprocessor_config.json", preprocessor, "image_mean", "image_std"),
+        ("config.json", config.get("pretrained_cfg") or config, "mean", "std"),  # as timm writes it
+    )
+    for said, content, mean, std in settings:
+        if content.get(mean) is not None and content.get(std) is not None:
+            return {"mean": list(content[mean]), "std": list(content[std]), "from": said}
+    clues = {"tensor": list(names), "model_type": [str(config.get("model_type", ""))], "file": [file]}
+    for clue, pattern, normalisation in _NORMALISATIONS[kind]:
+        found = next((text for text in clues[clue] if re.search(pattern, text)), None)
+        if found is not None:
+            return {**normalisation, "from": f"{clue} {found}" if pattern else "all of this kind"}
+    raise ValueError(
+        f"nothing tells by which mean and standard deviation the images of this {kind} were normalised: give --mean "
+        f"and --std, ImageNet's {IMAGENET['mean']} and {IMAGENET['std']} (BEiT v2, DINO, DeiT, MAE), or 0.5 in all "
+        "channels (BEiT, Google's ViT)"
+    )
+
+
+IMAGE_KINDS: dict[str, tuple[Callable[[Mapping[str, torch.Tensor]], tuple[State, dict[str, Any]]], str]] = {
+    "beit": (beit, r"\.(lambda|gamma)_1$"),
+    "swin": (swin, r"layers\.0\.blocks\.0\."),
+    "vit": (vit, r"(^|\.)(embeddings\.position_embeddings|pos_embed)$"),
+}
+"""Kinds of 2-D checkpoints: the converter, and the name by which they are told."""

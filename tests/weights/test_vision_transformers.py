@@ -9,6 +9,7 @@ import re
 import fire
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -173,6 +174,71 @@ def test_gives_the_features_of_the_2d_model(models, kind, write, tmp_path):
     with torch.no_grad():
         expected, made = last_map(kind, models[kind], normalised), encoder(window)[-1][..., 0]
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+
+
+def beit_of_version_2(names):
+    """A self-supervised BEiT v2 in its authors' names, whose class token has two blocks of its own."""
+    cls = {n.replace("blocks.0", "cls_pt_layers.0"): t for n, t in names.items() if n.startswith("blocks.0.")}
+    return names | cls | {"mask_token": torch.zeros(1, 1, 24), "lm_head.weight": torch.zeros(8, 24)}
+
+
+def test_images_of_beit_v2_are_normalised_as_those_of_imagenet(models, tmp_path):
+    names = beit_of_version_2(timm_names("beit", models["beit"].state_dict()))
+    torch.save({"model": names}, tmp_path / "pretrained.pth")
+    record = convert(tmp_path / "pretrained.pth", tmp_path / "encoder.safetensors")
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    said = "tensor cls_pt_layers.0.norm1.weight"
+    assert record["normalisation"] == {"mean": mean, "std": std, "from": said}
+    encoder = ENCODERS["beit"](1, SIZE).eval()
+    load_encoder(encoder, tmp_path / "encoder.safetensors")
+    window = torch.rand(2, 1, *SIZE, SLICES) * 2 - 1
+    unit = (window[..., 2].expand(-1, 3, -1, -1) + 1) / 2
+    normalised = (unit - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    with torch.no_grad():
+        expected, made = last_map("beit", models["beit"], normalised), encoder(window)[-1][..., 0]
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "mean"),
+    [
+        ("beit", "beit_base_patch16_224_pt22k_ft22k.pth", 0.5),
+        ("beit", "beitv2_base_patch16_224_pt1k_ft21k.pth", 0.485),
+        ("vit", "dino_vitbase16_pretrain.pth", 0.485),
+        ("vit", "deit_base_patch16_224-b5f2ef4d.pth", 0.485),
+        ("vit", "mae_pretrain_vit_base.pth", 0.485),
+        ("swin", "swin_base_patch4_window7_224_22k.pth", 0.485),
+    ],
+)
+def test_published_names_tell_the_normalisation(models, kind, name, mean, tmp_path):
+    torch.save({"model": timm_names(kind, models[kind].state_dict())}, tmp_path / name)
+    record = convert(tmp_path / name, tmp_path / "encoder.safetensors")
+    assert record["normalisation"]["mean"][0] == mean
+    assert f"normalisation folded in: mean [{mean}, " in record["conversion"][0]
+
+
+@pytest.mark.parametrize("kind", ["beit", "vit"])
+def test_a_normalisation_that_nothing_tells_is_asked_for(models, kind, tmp_path):
+    """BEiT and BEiT v2, or DeiT and Google's ViT, differ in no tensor."""
+    source, output = tmp_path / "model.pth", tmp_path / "encoder.safetensors"
+    torch.save(timm_names(kind, models[kind].state_dict()), source)
+    with pytest.raises(ValueError, match=f"model.pth: nothing tells by which mean .* this {kind} .*: give --mean and"):
+        convert(source, output)
+    with pytest.raises(ValueError, match="--mean and --std belong together"):
+        convert(source, output, mean=MEAN)
+    assert not output.exists()
+    assert convert(source, output, mean=MEAN, std=STD)["normalisation"]["from"] == "--mean and --std"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_timms_folders_tell_the_normalisation(models, whole, tmp_path):
+    names = timm_names("beit", models["beit"].state_dict())
+    save_file({name: tensor.contiguous() for name, tensor in names.items()}, tmp_path / "model.safetensors")
+    settings = {"architecture": "beitv2_base_patch16_224", "pretrained_cfg": {"mean": MEAN, "std": STD}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    source = tmp_path if whole else tmp_path / "model.safetensors"
+    record = convert(source, tmp_path / "encoder.safetensors")
+    assert record["normalisation"] == {"mean": MEAN, "std": STD, "from": "config.json"}
 
 
 def test_says_what_it_did(models, tmp_path):
