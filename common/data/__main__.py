@@ -26,7 +26,8 @@ def prepare(
     Options of all sets: --validation and --test (number of subjects, or their share below 1; for synapse by default no
     validation scans and the published test scans), --seed, --subject 'REGEX' (what in a scan's path is the subject,
     such as 'patient[0-9]+'; one subject stays in one list), --domain, --numbering (of the masks, where the set does
-    not say it: freesurfer, dlmuse, msd_brats, ...), --require label,age (leave out scans that lack one), --check
+    not say it: freesurfer, dlmuse, msd_brats, ...), --require label,age (leave out scans that lack one),
+    --transductive True (the published test part, where it has no labels, joins the scans for pre-training), --check
     none|header|full. Options of one set: abide --min_age 13 (0 keeps scans without an age) and --controls True|False
     (False keeps subjects with autism); oasis1 --image norm,orig --label seg35|seg4 (skull stripping needs --image
     orig, norm has no skull); cc359 --masks machine_learning|staple|manual; folders --images images --labels labels

@@ -14,7 +14,7 @@ import pytest
 from common.data import DatalistError, load_datalist
 from common.data.label_maps import NUMBERINGS
 from common.data.prepare import COLLECTORS, merge, prepare, write_datalist
-from common.data.prepare.datasets import _NUMBERING_OF
+from common.data.prepare.datasets import _NUMBERING_OF, describe
 from common.data.prepare.split import split_by_subject
 
 SECTIONS = ("training", "validation", "test")
@@ -47,7 +47,7 @@ def test_acdc(tmp_path):
     touch(tmp_path, "training/patient001/patient001_4d.nii.gz", "testing/patient101/patient101_frame01.nii.gz")
     assert collect("acdc", tmp_path) == [
         *({"image": f"{name}.nii.gz", "label": f"{name}_gt.nii.gz", "subject": name.split("/")[1]} for name in names),
-        {"image": "testing/patient101/patient101_frame01.nii.gz", "subject": "patient101"},
+        {"image": "testing/patient101/patient101_frame01.nii.gz", "subject": "patient101", "published_test": True},
     ]
 
 
@@ -145,7 +145,7 @@ def test_decathlon(tmp_path, with_json):
     assert collect("decathlon", tmp_path) == [
         {"image": "imagesTr/case_1.nii.gz", "label": "labelsTr/case_1.nii.gz", "subject": "case_1"},
         {"image": "imagesTr/case_2.nii.gz", "label": "labelsTr/case_2.nii.gz", "subject": "case_2"},
-        {"image": "imagesTs/case_3.nii.gz", "subject": "case_3"},
+        {"image": "imagesTs/case_3.nii.gz", "subject": "case_3", "published_test": True},
     ]
 
 
@@ -201,7 +201,9 @@ def test_decathlon_with_all_contrasts_in_a_file(brats, tmp_path):
     assert sorted(x["subject"] for x in items) == [f"BRATS_{i:03d}" for i in range(1, 41)]
     assert all(nib.load(x["image"]).shape == (3, 4, 5, 4) and x["domain"] == "brats" for x in items)
     assert all(Path(x["image"]).name == Path(x["label"]).name for x in items)
-    unlabelled = json.loads(output.read_text())["unlabelled"]
+    content = json.loads(output.read_text())
+    assert "unlabelled" not in content and content["test_scans_left_out"] == 2
+    unlabelled = prepare("decathlon", brats, output, **options, transductive=True, force=True)["unlabelled"]
     assert [x["subject"] for x in unlabelled] == ["BRATS_485", "BRATS_486"]
     with pytest.raises(DatalistError, match=r"numbered as 'msd_brats', but the config id `numbering` is 'freesurfer'"):
         load_datalist(output, numbering="freesurfer")
@@ -255,7 +257,8 @@ def test_synapse_layouts(tmp_path, images, labels, image, label):
 def test_synapse_scans_without_labels(tmp_path):
     btcv(tmp_path, "RawData/Training/img", "RawData/Training/label", numbers=["0001"])
     touch(tmp_path, "RawData/Testing/img/img0061.nii.gz")
-    assert collect("synapse", tmp_path)[1] == {"image": "RawData/Testing/img/img0061.nii.gz", "subject": "0061"}
+    scan = {"image": "RawData/Testing/img/img0061.nii.gz", "subject": "0061", "published_test": True}
+    assert collect("synapse", tmp_path)[1] == scan
 
 
 @pytest.mark.parametrize(("images", "labels"), [("imagesTr", "labelsTr"), ("img", "label")])
@@ -284,7 +287,7 @@ def test_synapse_has_the_published_split(tmp_path):
     assert {k: len(v) for k, v in lists.items()} == {"training": 18, "validation": 0, "test": 12}
     assert [x["subject"] for x in lists["test"]] == BTCV_TEST
     assert [x["subject"] for x in lists["training"]] == [n for n in BTCV if n not in BTCV_TEST]
-    assert [x["subject"] for x in content["unlabelled"]] == ["0061"] and content["numbering"] == "btcv"
+    assert "unlabelled" not in content and content["numbering"] == "btcv"
     assert {x["domain"] for x in lists["training"]} == {"synapse"}
 
 
@@ -417,6 +420,47 @@ def test_brats_has_the_contrasts_in_the_decathlons_order(tmp_path, folder):
         "subject": subject,
     }
     assert len(items) == 3 and "label" not in items["BraTS20_Validation_001"]
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("acdc", ["testing/patient101/patient101_frame01.nii.gz"]),
+        ("brats", [f"Validation/Brats18_A_1/Brats18_A_1_{c}.nii.gz" for c in ("flair", "t1", "t1ce", "t2")]),
+        ("decathlon", ["imagesTs/case_9.nii.gz"]),
+        ("synapse", ["Testing/img/img0061.nii.gz"]),
+        ("synapse", ["img/img0080.nii.gz"]),  # of this number wherever it lies
+    ],
+)
+def test_published_test_scans_are_no_scans_for_pretraining(tmp_path, capsys, name, files):
+    """Weights that have seen the scans that a challenge ranks by are not to be ranked by them."""
+    root, output = tmp_path / "set", tmp_path / "a.json"
+    labelled = {
+        "acdc": [f"training/p/patient00{n}_frame01{end}.nii.gz" for n in range(4) for end in ("", "_gt")],
+        "brats": [f"s{n}/s{n}_{c}.nii.gz" for n in range(4) for c in ("flair", "t1", "t1ce", "t2", "seg")],
+        "decathlon": [f"{folder}Tr/case_{n}.nii.gz" for n in range(4) for folder in ("images", "labels")],
+        "synapse": [f"{what}/{what}000{n}.nii.gz" for n in range(4) for what in ("img", "label")],
+    }[name]
+    touch(root, *files)
+    options = {"validation": 1, "test": 1}
+    with pytest.raises(DatalistError, match=r"All 1 scans below .* published test part, .* --transductive True"):
+        prepare(name, root, output, **options)
+    touch(root, *labelled)
+    content = prepare(name, root, output, **options)
+    assert "unlabelled" not in content and content["test_scans_left_out"] == 1
+    assert [len(content[section]) for section in SECTIONS] == [2, 1, 1] and content["left_out"] == 0
+    assert "1 scans of the published test part" in describe(content)
+    content = prepare(name, root, output, **options, transductive=True, force=True)
+    assert [Path(np.atleast_1d(x["image"])[0]) for x in content["unlabelled"]] == [root / files[0]]
+    assert "test_scans_left_out" not in content
+
+
+def test_acdcs_testing_patients_are_the_test_list(tmp_path):
+    names = [f"{part}/p/patient{n}_frame01" for part, n in (("training", f"00{i}") for i in range(5))]
+    names += ["testing/p/patient101_frame01"]
+    touch(tmp_path / "acdc", *(f"{name}{end}.nii.gz" for name in names for end in ("", "_gt")))
+    content = prepare("acdc", tmp_path / "acdc", tmp_path / "a.json", validation=1)
+    assert split_of(content)["test"] == {"patient101"} and len(content["training"]) == 4
 
 
 def test_brats_finds_the_mask_of_subject_355(tmp_path):

@@ -170,7 +170,7 @@ def test_nnunet(tmp_path, version, channels):
     }
     if version:
         (root / "dataset.json").write_text(json.dumps(content[version]))
-    pairs, subjects, written = made("decathlon", root)
+    pairs, subjects, written = made("decathlon", root, transductive=True)
     expected = {f"imagesTr/la_{i:03d}_0000.nii.gz": f"labelsTr/la_{i:03d}.nii.gz" for i in range(8)}
     assert pairs == expected | {f"imagesTs/la_{i}_0000.nii.gz": None for i in (100, 101, 102)}
     assert subjects["unlabelled"] == {"la_100", "la_101", "la_102"}

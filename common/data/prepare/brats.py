@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..datalist import DatalistError
-from .files import item, scans, stem
+from .files import is_below, item, scans, stem
 
 _MODALITIES = ("flair", "t1", "t1ce", "t2")
 _MISNAMED_MASK = "W39_1998.09.19_Segm"  # of BraTS20_Training_355, as published
@@ -14,8 +14,8 @@ def collect_brats(source: Path) -> list[dict[str, Any]]:
     """BraTS 2017 to 2020: `**/NAME/NAME_flair.nii.gz`, `_t1`, `_t1ce`, `_t2` and `_seg`, a folder a subject.
 
     An image has four channels in the order FLAIR, T1, T1 with contrast agent, T2, which is the Decathlon's. Without
-    `_seg`, as in the validation part, a scan has no label; subject 355 of BraTS 2020, whose mask has kept the name of
-    the hospital, has its own.
+    `_seg` a scan has no label; those of the validation and test parts, by which the challenge ranked, stand in folders
+    of such a name. Subject 355 of BraTS 2020, whose mask has kept the name of the hospital, has its own.
 
     Raises:
         DatalistError: a subject lacks a modality.
@@ -29,5 +29,6 @@ def collect_brats(source: Path) -> list[dict[str, Any]]:
             raise DatalistError(f"{first.parent} lacks {', '.join(missing)}: complete or remove this subject.")
         image = [found[name][0] for name in _MODALITIES]
         masks = found["seg"] or scans(first.parent, _MISNAMED_MASK)
-        items.append(item(image, label=masks[0] if masks else None, subject=subject))
+        judged = not masks and is_below(first, source, ".*(validation|test).*")
+        items.append(item(image, label=masks[0] if masks else None, subject=subject, published_test=judged or None))
     return items

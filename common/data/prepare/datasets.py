@@ -50,7 +50,7 @@ _NUMBERING_OF = {
     "oasis1": "oasis_{label}",
     "synapse": "btcv",
 }
-_TEST = "published_test"  # of items that a set is published with as its test scans, with labels
+_TEST = "published_test"  # of items that a set is published with as its test part, with labels or without
 _NO_DOMAIN = ("bids", "decathlon", "folders")
 _EACH_FOR_ITSELF = ("decathlon", "folders")  # layouts that do not say what a subject is
 # The split where none is asked for, validation and test: that of Zhang et al., or the one that a set is known by.
@@ -70,6 +70,7 @@ def prepare(
     domain: str | None = None,
     numbering: str | None = None,
     require: str | None = None,
+    transductive: bool = False,
     check: str = "header",
     force: bool = False,
     **options: Any,
@@ -87,8 +88,8 @@ def prepare(
         source: folder of the data set.
         output: datalist to write; its paths are relative to its folder.
         validation: number of validation subjects, or below 1 their share; by default 0.1, and 0 for `synapse`.
-        test: number of test subjects, or below 1 their share, by default 0.2; for `synapse` by default the published
-            ones, and others are drawn when it is given.
+        test: number of test subjects, or below 1 their share, by default 0.2; where a set has a published test part
+            with labels by default that, and others are drawn when it is given.
         seed: seed of the split.
         subject: regular expression that finds the subject in the path of a scan below `source`, without its suffix: its
             first group, else all that it matches (`'patient\\d+'`). In place of what the set takes for the subject.
@@ -98,6 +99,9 @@ def prepare(
             `oasis1` and `synapse`, and for the other sets none.
         require: keys, separated by commas, that items must have (`label`, `age`, `diagnosis`); others are left out. All
             that are kept then count as labelled, with a mask or without; else those with a mask do.
+        transductive: the test part that a set is published with, where it has no labels, joins the scans for
+            pre-training (the list `unlabelled`). By default it is left out: weights that have seen it are not to be
+            judged by it.
         check: how the files are checked before anything is written, as in `load_datalist`.
         force: replace an existing file.
         options: options of the collector of this set.
@@ -107,8 +111,8 @@ def prepare(
 
     Raises:
         DatalistError: the set, an option or the numbering is unknown, the folder is missing or holds no scan, a file
-            is broken, subjects seem to have several scans each and `subject` is not given, the split is impossible, or
-            the output exists.
+            is broken, subjects seem to have several scans each and `subject` is not given, all scans are of a test part
+            without labels, the split is impossible, or the output exists.
     """
     if name not in COLLECTORS:
         raise DatalistError(f"Unknown data set {name!r}; known are {', '.join(COLLECTORS)}.")
@@ -143,7 +147,15 @@ def prepare(
     elif name in _EACH_FOR_ITSELF:
         _refuse_several_a_subject(items)
     lone = [] if name == "bids" else _lone_masks(items, folder)
-    published_subjects = {x["subject"] for x in items if _first(x) in published}
+    kept = [x for x in items if transductive or "label" in x or _first(x) not in published]
+    hidden = len(items) - len(kept)
+    if not kept:
+        raise DatalistError(
+            f"All {len(items)} scans below {folder} are of the published test part, which has no labels: add the "
+            "training part, or take them for pre-training with --transductive True."
+        )
+    items = kept
+    published_subjects = {x["subject"] for x in items if _first(x) in published and "label" in x}
     found = len(items)
     required = [] if require is None else require.split(",") if isinstance(require, str) else list(require)
     items = [x for x in items if all(key in x for key in required)]
@@ -171,6 +183,8 @@ def prepare(
         required or ["label"],
     )
     content["left_out"] = found - sum(len(v) for v in content.values() if isinstance(v, list))
+    if hidden:
+        content["test_scans_left_out"] = hidden
     if lone:
         content["masks_without_scan"] = lone
     write_datalist(output, content, force)
@@ -263,6 +277,11 @@ def describe(content: dict[str, Any]) -> str:
         lines.append(f"{name:<11}{text}")
     if content.get("left_out"):
         lines.append(f"{'left out':<11}{content['left_out']} scans without what is required")
+    if content.get("test_scans_left_out"):
+        lines.append(
+            f"{'left out':<11}{content['test_scans_left_out']} scans of the published test part, which has no labels "
+            "(--transductive True takes them for pre-training)"
+        )
     lone = content.get("masks_without_scan") or []
     if lone:
         lines.append(f"masks without a scan, of no use: {len(lone)} ({some(lone)})")

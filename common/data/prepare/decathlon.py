@@ -15,8 +15,8 @@ def collect_decathlon(source: Path) -> list[dict[str, Any]]:
 
     Takes what its `dataset.json` names, or `imagesTr`, `labelsTr`, `imagesTs` and `labelsTs` where there is none, or
     one of nnU-Net, which names no files or names them without their channel. Images with the endings `_0000`, `_0001`,
-    ... are channels of one item. The Decathlon's test scans have no labels: they are for pre-training. Those of
-    nnU-Net with labels in `labelsTs` are the test list.
+    ... are channels of one item. Scans of `imagesTs`, and those that `dataset.json` has under `test`, are the published
+    test part; the Decathlon's have no labels.
 
     Raises:
         DatalistError: two files have one name, no mask has a scan of its name, a case lacks a channel, or the files are
@@ -33,8 +33,13 @@ def collect_decathlon(source: Path) -> list[dict[str, Any]]:
             labelled = load_datalist(source / "dataset.json", check="none")
             label_of = {_first(x["image"]): x["label"] for items in labelled.values() for x in items if "label" in x}
             return [
-                item(_paths(x["image"]), label=_paths(label_of.get(_first(x["image"]))), subject=_subject(x))
-                for items in lists.values()
+                item(
+                    _paths(x["image"]),
+                    label=_paths(label_of.get(_first(x["image"]))),
+                    subject=_subject(x),
+                    published_test=section == "test" or None,
+                )
+                for section, items in lists.items()
                 for x in items
             ]
     channels = description.get("channel_names") or (description.get("modality") if description else None)
@@ -51,10 +56,8 @@ def collect_decathlon(source: Path) -> list[dict[str, Any]]:
             )
         for name, files in cases.items():
             _check_channels(source / f"images{part}" / name, files, channels)
-            found = item(files[0] if len(files) == 1 else files, label=labels.get(name), subject=name)
-            if part == "Ts" and "label" in found:
-                found["published_test"] = True
-            items.append(found)
+            image = files[0] if len(files) == 1 else files
+            items.append(item(image, label=labels.get(name), subject=name, published_test=part == "Ts" or None))
     return items
 
 

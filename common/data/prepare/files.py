@@ -102,6 +102,15 @@ def text_or_none(text: Any) -> str | None:
     return None if value.lower() in _MISSING else value
 
 
+def is_below(file: Path, source: Path, name: str) -> bool:
+    """Whether a folder between `source` and a file has a name that matches a regular expression; case does not matter.
+
+    `source` itself does not count: whoever gives the folder of a test part means its scans.
+    """
+    folders = file.relative_to(source).parts[:-1]
+    return any(re.fullmatch(name, folder, re.IGNORECASE) for folder in folders)
+
+
 def item(image: Any, **keys: Any) -> dict[str, Any]:
     """Item of a datalist without the keys that are unknown."""
     return {"image": image} | {k: v for k, v in keys.items() if v is not None}

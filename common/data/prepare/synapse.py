@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..datalist import DatalistError
-from .files import item, scans, stem
+from .files import is_below, item, scans, stem
 
 _NAME = re.compile(r"(?:img|label)(\d{4})(?:_0000)?")
 
@@ -13,15 +13,17 @@ _NAME = re.compile(r"(?:img|label)(\d{4})(?:_0000)?")
 SYNAPSE_TEST = (
     "0001", "0002", "0003", "0004", "0008", "0022", "0025", "0029", "0032", "0035", "0036", "0038",
 )  # fmt: skip
+_CHALLENGE_TEST = {f"{number:04d}" for number in range(61, 81)}  # without labels
 
 
 def collect_synapse(source: Path) -> list[dict[str, Any]]:
     """Multi-Atlas Labeling Beyond the Cranial Vault, abdomen (BTCV, www.synapse.org, syn3193805): CT, 13 organs.
 
     Reads `RawData/Training/img/img0001.nii.gz` with `RawData/Training/label/label0001.nii.gz` and, where it is there,
-    the unlabelled `RawData/Testing/img/img0061.nii.gz`, wherever these lie below the folder; so also `img` and
-    `label` alone, and `imagesTr` with `labelsTr` (names `img0001` or `label0001`, with or without `_0000`). Scans of
-    `imagesTs` that are in another folder too are taken from there. The subject is the set's own number, `0001`.
+    `RawData/Testing/img/img0061.nii.gz`, of the published test part, which has no labels, wherever these lie below the
+    folder; so also `img` and `label` alone, and `imagesTr` with `labelsTr` (names `img0001` or `label0001`, with or
+    without `_0000`). Scans of `imagesTs` that are in another folder too are taken from there. The subject is the set's
+    own number, `0001`.
 
     Raises:
         DatalistError: two images or two labels have one number.
@@ -38,7 +40,11 @@ def collect_synapse(source: Path) -> list[dict[str, Any]]:
         if first != file and not _in_test_folder(file):
             what = "labels" if is_label else "images"
             raise DatalistError(f"Two {what} have the number {match[1]}: {first} and {file}; keep one of them.")
-    return [item(images[n], label=labels.get(n), subject=n) for n in sorted(images)]
+    items = []
+    for n, image in sorted(images.items()):
+        judged = n not in labels and (n in _CHALLENGE_TEST or is_below(image, source, "testing|imagesTs"))
+        items.append(item(image, label=labels.get(n), subject=n, published_test=judged or None))
+    return items
 
 
 def _in_test_folder(file: Path) -> bool:
