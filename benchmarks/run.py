@@ -26,7 +26,9 @@ from timing import Row  # noqa: E402
 NAMES = (
     "contrastive_loss",
     "cutout",
+    "dice_cross_entropy",
     "fine_tuning_step",
+    "instance_norm",
     "mae_step",
     "med3d_step",
     "multi_view",

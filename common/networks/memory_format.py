@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 __all__ = ["ChannelsLastInstanceNorm3d", "to_channels_last"]
@@ -27,7 +30,75 @@ class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
                 self.momentum if self.momentum is not None else 0.0,
                 self.eps,
             )
+        if (
+            torch.is_grad_enabled()
+            and input.device.type == "cpu"
+            and input.is_contiguous(memory_format=torch.channels_last_3d)
+        ):
+            # As a plain tensor: a MetaTensor comes out as a view, after which no activation in place may stand.
+            return _InstanceNorm.apply(input.as_subclass(torch.Tensor), self.weight, self.bias, self.eps)
         return F.group_norm(input, self.num_features, self.weight, self.bias, self.eps)
+
+
+class _InstanceNorm(torch.autograd.Function):
+    """Torch's group norm with one channel a group, of ``channels_last_3d`` input on a CPU, and a gradient of its own.
+
+    Torch's gradient takes 5 times as long there in float32, and 10 to 20 times in bfloat16.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, image: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+    ) -> torch.Tensor:
+        batch, channels = image.shape[:2]
+        output, mean, scale = torch.native_group_norm(
+            image, weight, bias, batch, channels, image[0, 0].numel(), channels, eps
+        )
+        ctx.save_for_backward(image, weight, mean, scale)
+        ctx.biased = bias is not None
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        image, weight, mean, scale = ctx.saved_tensors
+        batch, channels = image.shape[:2]
+        gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
+        result = torch.empty_like(image)
+        voxels = image[0, 0].numel()
+        # Several voxels make a row: torch is slow where a row has few elements.
+        rows, width = voxels, channels
+        while rows % 2 == 0 and width < 512:
+            rows, width = rows // 2, width * 2
+        images, gradients, results = (
+            tensor.movedim(1, -1).reshape(batch, rows, width) for tensor in (image, gradient, result)
+        )
+        precision = torch.promote_types(image.dtype, torch.float32)
+        pieces = [
+            slice(start, start + 2**16 // width) for start in range(0, rows, 2**16 // width)
+        ]  # fit a core's cache
+        by_weight, by_bias = torch.zeros(2, channels, dtype=precision)
+        for number in range(batch):
+            shift, scaled = torch.zeros(2, width, dtype=precision)
+            for piece in pieces:
+                change = gradients[number, piece].to(precision)
+                shift += change.sum(0)
+                scaled += (change * images[number, piece]).sum(0)
+            shift, scaled = (total.view(-1, channels).sum(0) for total in (shift, scaled))
+            scaled = (scaled - mean[number] * shift) * scale[number]  # of the gradient and the normalised image
+            by_bias += shift
+            by_weight += scaled
+            factor = scale[number] if weight is None else weight * scale[number]
+            slope = -factor * scale[number] * scaled / voxels
+            offset = -factor * shift / voxels - slope * mean[number]
+            factor, slope, offset = (
+                values.to(precision).repeat(width // channels) for values in (factor, slope, offset)
+            )
+            for piece in pieces:
+                change = gradients[number, piece] * factor
+                results[number, piece] = change.addcmul_(images[number, piece].to(precision), slope).add_(offset)
+        affine = weight is not None
+        return result, by_weight.to(weight.dtype) if affine else None, by_bias if ctx.biased else None, None
 
 
 def to_channels_last(network: nn.Module, device: torch.device | str | None = None) -> nn.Module:

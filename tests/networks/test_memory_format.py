@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.networks.nets import SwinUNETR
 from torch import nn
 
@@ -34,6 +35,49 @@ def test_equals_torchs_instance_norm_and_keeps_the_format(affine):
         torch.testing.assert_close(b, a)
     assert found[0].is_contiguous(memory_format=torch.channels_last_3d)
     assert not found[0].is_contiguous()
+
+
+def channels_last(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return image.to(memory_format=torch.channels_last_3d).requires_grad_()
+
+
+@pytest.mark.parametrize("size", [(4, 6, 2), (5, 3, 7)])
+@pytest.mark.parametrize("affine", [False, True])
+def test_the_gradient_is_that_of_finite_differences(affine, size):
+    norm = to_channels_last(nn.InstanceNorm3d(3, affine=affine).double())
+    if affine:
+        nn.init.normal_(norm.weight)
+    parameters = list(norm.parameters())
+    assert torch.autograd.gradcheck(lambda image, *_: norm(image), (channels_last(2, 3, *size), *parameters))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [torch.Tensor, MetaTensor])
+def test_an_activation_in_place(kind, dtype):
+    norm = to_channels_last(nn.InstanceNorm3d(3, affine=True))
+    image = channels_last(2, 3, 4, 4, 4, dtype=dtype)
+    results = [nn.LeakyReLU(inplace=inplace)(norm(kind(image))) for inplace in (True, False)]
+    in_place, apart = (torch.autograd.grad(result.square().sum(), image)[0] for result in results)
+    torch.testing.assert_close(in_place, apart)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_many_voxels_is_as_exact_as_torchs(dtype):
+    """Against torch's instance norm in float64, of an image far from zero mean."""
+    norm = nn.InstanceNorm3d(12, affine=True)
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    image = channels_last(2, 12, 40, 24, 32, dtype=dtype)
+    with torch.no_grad():
+        image += 3
+    weight = torch.linspace(-1, 1, image.numel(), dtype=torch.float64).view(image.shape).sin().to(dtype)
+    found = torch.autograd.grad(to_channels_last(copy.deepcopy(norm))(image), image, weight)[0]
+    group_norm = nn.functional.group_norm(image, 12, norm.weight, norm.bias, norm.eps)
+    torchs = torch.autograd.grad(group_norm, image, weight)[0]
+    exact = image.detach().double().contiguous().requires_grad_()
+    expected = torch.autograd.grad(norm.double()(exact), exact, weight.double())[0]
+    assert (found - expected).abs().max() <= 1.2 * (torchs - expected).abs().max()
+    assert found.is_contiguous(memory_format=torch.channels_last_3d) and found.dtype == dtype
 
 
 def test_a_net_with_convolutions_of_both_kinds():
