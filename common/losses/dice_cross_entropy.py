@@ -10,8 +10,7 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["DiceCrossEntropy"]
 
-# Voxels at a time on a CPU: the chances of 8,192 voxels and 34 classes stay in a core's cache.
-CHUNK = 8192
+PIECE: int | None = None  # voxels at a time, where they shall not follow from the number of classes
 
 
 class DiceCrossEntropy(nn.Module):
@@ -83,13 +82,14 @@ class _Sums(torch.autograd.Function):
         precision, device = torch.promote_types(logits.dtype, torch.float32), logits.device
         overlap, chances = torch.zeros(2, *logits.shape[:2], dtype=precision, device=device)
         entropy = torch.zeros((), dtype=precision, device=device)
-        for image, scores, truth in _pieces(logits, label):
-            counted = truth.any(1, keepdim=True)
-            logs = scores.to(precision).log_softmax(1)
-            entropy -= logs.masked_fill(~truth, 0).sum()
-            chance = logs.exp_().mul_(counted)
-            overlap[image] += (chance * truth).sum(0)
-            chances[image] += (chance.square_() if squared else chance).sum(0)
+        for image, scores, truth in _pieces(logits, label, precision):
+            counted = truth.sum(0)
+            chance = scores.exp()
+            total = chance.sum(0)
+            entropy += (total.log() * counted).sum() - scores.mul_(truth).sum()
+            chance *= counted / total
+            overlap[image] += (chance * truth).sum(1)
+            chances[image] += (chance.square_() if squared else chance).sum(1)
         ctx.save_for_backward(logits, label)
         ctx.squared = squared
         return overlap, chances, entropy
@@ -101,26 +101,40 @@ class _Sums(torch.autograd.Function):
     ) -> tuple[torch.Tensor, None, None]:
         logits, label = ctx.saved_tensors
         gradient = torch.empty_like(logits)
-        for (image, scores, truth), (_, target, _) in zip(
-            _pieces(logits, label), _pieces(gradient, label), strict=True
-        ):
-            counted = truth.any(1, keepdim=True)
-            chance = scores.to(by_overlap.dtype).softmax(1)
-            change = truth * by_overlap[image]  # by each chance
-            change += chance * (2 * by_chances[image]) if ctx.squared else by_chances[image]
-            change -= (change * chance).sum(1, keepdim=True) - by_entropy  # by each score, with the next line
+        if gradient.flatten(2).data_ptr() != gradient.data_ptr():  # axes in another order: no view of the voxels
+            gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        targets = (part for image in gradient for part in _split(image.flatten(1)))
+        for target, (image, scores, truth) in zip(targets, _pieces(logits, label, by_overlap.dtype), strict=True):
+            chance = scores.exp_()
+            chance /= chance.sum(0)
+            change = truth * by_overlap[image, :, None]  # by each chance
+            if ctx.squared:
+                change.addcmul_(chance, 2 * by_chances[image, :, None])
+            else:
+                change += by_chances[image, :, None]
+            counted = truth.sum(0)
+            change -= (change * chance).sum(0) - by_entropy  # by each score, with the next two lines
             change *= chance
-            change -= truth * by_entropy
+            change -= truth.mul_(by_entropy)
             target.copy_(change.mul_(counted))
         return gradient, None, None
 
 
-def _pieces(logits: torch.Tensor, label: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Number of the image, scores (voxels, K) as a view, and one-hot truth (voxels, K) of a part of its voxels."""
-    classes = torch.arange(logits.shape[1], device=logits.device)
-    for image in range(len(logits)):
-        voxels = logits[image].flatten(1).T
-        size = CHUNK if logits.device.type == "cpu" else len(voxels)
-        for start in range(0, len(voxels), size):
-            piece = slice(start, start + size)
-            yield image, voxels[piece], label[image, piece, None] == classes
+def _split(voxels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Parts of (K, voxels) that stay in a core's cache."""
+    size = max(4096, 2**18 // len(voxels)) if voxels.device.type == "cpu" else voxels.shape[1]
+    return voxels.split(PIECE or size, dim=1)
+
+
+def _pieces(
+    logits: torch.Tensor, label: torch.Tensor, precision: torch.dtype
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Number of the image, scores less their largest and one-hot truth, both (K, voxels), of a part of its voxels."""
+    classes = torch.arange(logits.shape[1], device=logits.device)[:, None]
+    for number, (image, truth) in enumerate(zip(logits, label, strict=True)):
+        start = 0
+        for part in _split(image.flatten(1)):
+            scores = part.contiguous().to(precision)
+            end = start + scores.shape[1]
+            yield number, scores - scores.amax(0), (truth[start:end] == classes).to(precision)
+            start = end

@@ -11,7 +11,7 @@ from common.losses import DiceCrossEntropy, dice_cross_entropy
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """So that these small images have several."""
-    monkeypatch.setattr(dice_cross_entropy, "CHUNK", 50)
+    monkeypatch.setattr(dice_cross_entropy, "PIECE", 50)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
@@ -49,6 +49,13 @@ def test_the_gradient_is_that_of_finite_differences(squared):
     logits = torch.randn(2, 4, 3, 5, 6, dtype=torch.float64, requires_grad=True)
     label = torch.randint(-1, 4, (2, 1, 3, 5, 6))
     assert torch.autograd.gradcheck(lambda scores: DiceCrossEntropy(squared_pred=squared)(scores, label), logits)
+
+
+def test_axes_in_another_order():
+    logits, label = torch.randn(2, 3, 4, 5, 6, requires_grad=True), torch.randint(3, (2, 1, 6, 5, 4))
+    losses = DiceCrossEntropy(True), DiceCELoss(to_onehot_y=True, softmax=True)
+    ours, monai = (torch.autograd.grad(loss(logits.transpose(2, 4), label), logits)[0] for loss in losses)
+    torch.testing.assert_close(ours, monai)
 
 
 def test_in_two_dimensions_and_of_meta_tensors():
