@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from monai.utils import convert_to_tensor
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -53,7 +52,9 @@ class DiceCrossEntropy(nn.Module):
         self.ignore_index = ignore_index
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        logits, label = convert_to_tensor(logits), convert_to_tensor(label)  # MetaTensors are slow, piece by piece
+        logits, label = (
+            part.as_subclass(torch.Tensor) for part in (logits, label)
+        )  # MetaTensors are slow by the piece
         batch, classes = logits.shape[:2]
         if label.shape != (batch, 1, *logits.shape[2:]):
             raise ValueError(f"logits of shape {tuple(logits.shape)} and a label of shape {tuple(label.shape)}.")
