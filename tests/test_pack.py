@@ -12,8 +12,13 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from common import doctor, pack
+from common import doctor
 from common.checkpoint_file import save_checkpoint
+from common.pack import pack
+from common.pack.__main__ import main
+from common.pack.modules import check_imports, package_files
+from common.pack.overlays import apply_overlays, changed_configs
+from common.pack.targets import rewrite_config
 from common.weights import save_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +84,7 @@ def names(folder: Path) -> set[str]:
 
 
 def test_takes_the_bundle_and_the_code_and_nothing_else(bundle, tmp_path):
-    folder, archive = pack.pack(bundle, tmp_path / "out")
+    folder, archive = pack(bundle, tmp_path / "out")
     assert (folder.name, archive.name) == ("toy", "toy_v0.1.0.zip")
     found = names(folder)
     code = {name for name in found if name.startswith("scripts/common/")}
@@ -92,12 +97,13 @@ def test_takes_the_bundle_and_the_code_and_nothing_else(bundle, tmp_path):
         "docs/README.md",
         "scripts/__init__.py",
     }
-    source = {
-        path.relative_to(doctor.PACKAGE_FOLDER).as_posix()
-        for path in doctor.PACKAGE_FOLDER.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+    assert {name.removeprefix("scripts/common/") for name in code} == {
+        "__init__.py",
+        "checks.py",
+        "doctor.py",  # which checks.py imports, and so on
+        "files.py",
+        "requirements.txt",
     }
-    assert {name.removeprefix("scripts/common/") for name in code} == source - {"pack.py"} | {"requirements.txt"}
     assert [str(r) for r in doctor.requirements(folder / "scripts" / "common")] == [
         str(r) for r in doctor.requirements() if r.marker is None
     ]
@@ -106,16 +112,16 @@ def test_takes_the_bundle_and_the_code_and_nothing_else(bundle, tmp_path):
 
 
 def test_same_input_same_bytes(bundle, tmp_path):
-    _, first = pack.pack(bundle, tmp_path / "first")
+    _, first = pack(bundle, tmp_path / "first")
     for path in bundle.rglob("*"):
         os.utime(path, (1e9, 1e9))
     (bundle / "LICENSE").chmod(0o600)
-    _, second = pack.pack(bundle, tmp_path / "second")
+    _, second = pack(bundle, tmp_path / "second")
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_rewrites_targets_and_keeps_the_rest_as_written(bundle, tmp_path):
-    folder, _ = pack.pack(bundle, tmp_path / "out")
+    folder, _ = pack(bundle, tmp_path / "out")
     expected = TRAIN.replace('"common.', '"scripts.common.').replace(
         '"initialize": [\n', '"initialize": [\n        {"_target_": "site.addsitedir", "sitedir": "@bundle_root"},\n'
     )
@@ -146,7 +152,7 @@ def test_rewrites_targets_and_keeps_the_rest_as_written(bundle, tmp_path):
 )
 @pytest.mark.parametrize("indent", [None, 4])
 def test_rewrite_config(config, expected, indent):
-    assert json.loads(pack.rewrite_config(json.dumps(config, indent=indent), "x.json")) == expected
+    assert json.loads(rewrite_config(json.dumps(config, indent=indent), "x.json")) == expected
 
 
 @pytest.mark.parametrize(
@@ -165,28 +171,152 @@ def test_rewrite_config(config, expected, indent):
 )
 def test_refuses_what_it_cannot_rewrite(value, sentence):
     with pytest.raises(ValueError) as caught:
-        pack.rewrite_config(json.dumps({"a": value}), "x.json")
+        rewrite_config(json.dumps({"a": value}), "x.json")
     assert str(caught.value).startswith(sentence)
+
+
+NETS = '''"""Networks."""
+
+from .large import Large, grow
+from .small import Small
+
+__all__ = ["Large", "Small", "grow"]
+'''
+
+
+@pytest.fixture
+def package(tmp_path):
+    folder = tmp_path / "common"
+    modules = {
+        "__init__": "",
+        "nets/__init__": NETS,
+        "nets/small": "from .. import tools\nclass Small: ...\n",
+        "nets/large": "from ..tools import work\nclass Large: ...\ndef grow(): ...\n",
+        "tools": "def work():\n    from .later import x\n    from .nets import Small\n",
+        "later": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .never import Kind\nx = 1\n",
+        "never": "Kind = int\n",
+        "tables": "from pathlib import Path\nnames = Path(__file__).with_name('names.json')\n"
+        "words = Path(__file__).with_name('words') / 'a.json'\n",
+        "own/__init__": "from ..later import x\nfrom .part import y\nz = [x, y]\n",
+        "own/part": "y = 2\n",
+    }
+    for name, text in modules.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.py").write_text(text)
+    (folder / "words").mkdir()
+    for name in ("names.json", "other.json", "words/a.json", "words/a.txt"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+NEEDED = {
+    "common.nets.Small": "nets/__init__ nets/small tools later",
+    "common.nets.small.Small": "nets/__init__ nets/small tools later",
+    "common.nets.grow": "nets/__init__ nets/large nets/small tools later",
+    "common.later.x": "later",
+    "common.own.part.y": "own/__init__ own/part later",  # the package's own statements run, too
+    "common.own.z": "own/__init__ own/part later",
+}
+
+
+@pytest.mark.parametrize("target", NEEDED)
+def test_what_a_target_needs(package, target):
+    files = package_files([target], package)
+    assert set(files) == {f"{name}.py" for name in ["__init__", *NEEDED[target].split()]}
+    whole = NETS if "nets/large.py" in files else '"""Networks."""\n\nfrom .small import Small\n\n__all__ = ["Small"]\n'
+    assert files.get("nets/__init__.py", whole.encode()).decode() == whole
+
+
+def test_tables_come_with_the_module_that_names_them(package):
+    assert set(package_files(["common.tables.names"], package)) == {
+        "__init__.py",
+        "tables.py",
+        "names.json",
+        "words/a.json",
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("common.nets.Huge", "common.nets has no Huge"),
+        ("common.nothing", "common has no nothing"),
+        ("common.nets.SMALL.Small", "common.nets has no SMALL"),
+    ],
+)
+def test_targets_that_are_not_there(package, target, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        package_files([target], package)
+
+
+def test_every_table_is_packed_with_some_module():
+    code = {path.relative_to(doctor.PACKAGE_FOLDER) for path in doctor.PACKAGE_FOLDER.rglob("*.py")}
+    files = package_files(".".join(("common", *path.with_suffix("").parts)).removesuffix(".__init__") for path in code)
+    assert set(files) == {
+        path.relative_to(doctor.PACKAGE_FOLDER).as_posix()
+        for path in doctor.PACKAGE_FOLDER.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    for path in doctor.PACKAGE_FOLDER.rglob("*.py"):  # where nothing stays behind, nothing is cut
+        assert files[path.relative_to(doctor.PACKAGE_FOLDER).as_posix()] == path.read_bytes()
+
+
+# Of each packed bundle, in a process without `common`: that every module can be imported, and every target is there.
+IMPORT_ALL = """
+import importlib, json, pydoc, sys
+from pathlib import Path
+
+def targets(value):
+    if isinstance(value, dict):
+        yield from [value["_target_"]] if "_target_" in value else []
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
+        yield from targets(item)
+
+for bundle in sys.argv[1:]:
+    sys.path.insert(0, bundle)
+    code = Path(bundle) / "scripts"
+    names = {name for path in Path(bundle).rglob("*.json") for name in targets(json.loads(path.read_text()))}
+    names = {name for name in names if name.startswith("scripts.")}
+    modules = [".".join(path.relative_to(bundle).with_suffix("").parts) for path in code.rglob("*.py")]
+    modules = [name.removesuffix(".__init__") for name in modules]
+    for module in modules:
+        importlib.import_module(module)
+    lost = [name for name in names if pydoc.locate(name) is None]
+    print("bundle", len(names) > 40, len(modules) > 40, lost, any("compare" in name for name in modules))
+    sys.path.remove(bundle)
+    for module in [module for module in sys.modules if module.split(".")[0] == "scripts"]:
+        del sys.modules[module]
+"""
+
+
+def test_packs_have_what_their_configs_name(without_common, tmp_path):
+    bundles = sorted(path for path in (ROOT / "bundles").iterdir() if path.is_dir())
+    packed = [str(pack(bundle, tmp_path)[0]) for bundle in bundles]
+    done = subprocess.run(
+        [sys.executable, "-c", without_common + IMPORT_ALL, *packed], capture_output=True, text=True, cwd=tmp_path
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("bundle")]
+    assert lines == ["bundle True True [] False"] * len(bundles), done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("line", ["import common", "import os, common.data", "from common.data import x"])
 def test_refuses_absolute_imports(line):
     with pytest.raises(ValueError, match=r"common/x\.py, line 2: imports common by name"):
-        pack.check_imports(f"import torch\n{line}\n", "common/x.py")
+        check_imports(f"import torch\n{line}\n", "common/x.py")
 
 
 def test_accepts_relative_imports():
-    pack.check_imports("from . import common\nfrom ..common import y\nimport commonmark\n", "common/x.py")
+    check_imports("from . import common\nfrom ..common import y\nimport commonmark\n", "common/x.py")
 
 
 def test_does_not_overwrite_unless_told(bundle, tmp_path):
-    folder, archive = pack.pack(bundle, tmp_path)
+    folder, archive = pack(bundle, tmp_path)
     (folder / "mine.txt").touch()
     with pytest.raises(FileExistsError, match="pass --force"):
-        pack.pack(bundle, tmp_path)
+        pack(bundle, tmp_path)
     assert (folder / "mine.txt").exists()
     before = archive.read_bytes()
-    pack.pack(bundle, tmp_path, force=True)
+    pack(bundle, tmp_path, force=True)
     assert not (folder / "mine.txt").exists()
     assert archive.read_bytes() == before
 
@@ -194,13 +324,13 @@ def test_does_not_overwrite_unless_told(bundle, tmp_path):
 def test_a_failure_leaves_nothing_behind(tmp_path):
     bundle = make_bundle(tmp_path / "toy", wrong='{"imports": ["$import common"]}')
     with pytest.raises(ValueError, match=r"configs/wrong\.json: `imports#0` refers to common"):
-        pack.pack(bundle, tmp_path / "out")
+        pack(bundle, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_weights_inside_and_by_address(bundle, tmp_path):
     model, encoder = bundle / "models" / "model.pt", bundle / "models" / "encoder.safetensors"
-    folder, _ = pack.pack(bundle, tmp_path / "out", [model], {str(encoder): "https://example.org/encoder.safetensors"})
+    folder, _ = pack(bundle, tmp_path / "out", [model], {str(encoder): "https://example.org/encoder.safetensors"})
     assert {name for name in names(folder) if name.startswith("models/")} == {"models/model.pt"}
     [entry] = ConfigParser.load_config_file(folder / "large_files.yml")["large_files"]
     assert entry == {
@@ -224,7 +354,7 @@ def test_refuses_weights(bundle, tmp_path, weights, error, sentence):
     for name in ("encoder.pt", "model.pt", "old/model.pt"):
         write_weights(tmp_path / name)
     with pytest.raises(error, match=sentence):
-        pack.pack(bundle, tmp_path / "out", [tmp_path / name for name in weights])
+        pack(bundle, tmp_path / "out", [tmp_path / name for name in weights])
 
 
 def write_weights(path: Path) -> None:
@@ -259,12 +389,12 @@ def test_weights_are_read_before_they_are_packed(bundle, tmp_path, name):
     path = tmp_path / name
     write_weights(path)
     whole = path.read_bytes()
-    assert f"models/{name}" in names(pack.pack(bundle, tmp_path / "sound", [path])[0])
+    assert f"models/{name}" in names(pack(bundle, tmp_path / "sound", [path])[0])
     for spoil in (cut, as_page, as_pointer):
         path.write_bytes(spoil(whole))
         for given in ({"weights": [path]}, {"weight_urls": {str(path): "https://example.org/x"}}):
             with pytest.raises(ValueError, match=f"{path} .*readable|{path} .*damaged") as raised:
-                pack.pack(bundle, tmp_path / "out", **given)
+                pack(bundle, tmp_path / "out", **given)
             assert len(str(raised.value).splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
@@ -279,7 +409,7 @@ def test_a_flipped_bit_is_not_packed(bundle, tmp_path, name):
     content[content.index(torch.nn.Linear(8, 8).weight.detach().numpy().tobytes())] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path} .*damaged"):
-        pack.pack(bundle, tmp_path / "out", [path])
+        pack(bundle, tmp_path / "out", [path])
 
 
 @pytest.mark.parametrize(
@@ -293,19 +423,19 @@ def test_a_flipped_bit_is_not_packed(bundle, tmp_path, name):
 def test_what_is_no_state_dict_is_not_packed(bundle, tmp_path, name, content, sentence):
     torch.save(content, tmp_path / name)
     with pytest.raises(ValueError, match=f"{name} .*{sentence}"):
-        pack.pack(bundle, tmp_path / "out", [tmp_path / name])
+        pack(bundle, tmp_path / "out", [tmp_path / name])
 
 
 @pytest.mark.parametrize("part", ["LICENSE", "configs/metadata.json"])
 def test_incomplete_bundle(bundle, tmp_path, part, capsys):
     (bundle / part).unlink()
-    assert pack.main([str(bundle), "--output", str(tmp_path / "out")]) == 1
+    assert main([str(bundle), "--output", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.strip().endswith(f"is no complete bundle: it has no {part}.")
 
 
 def test_command_line(bundle, tmp_path, capsys):
     weights = str(bundle / "models" / "model.pt")
-    assert pack.main([str(bundle), "--output", str(tmp_path), "--weights-url", f"{weights}=https://a.org/?x=1"]) == 0
+    assert main([str(bundle), "--output", str(tmp_path), "--weights-url", f"{weights}=https://a.org/?x=1"]) == 0
     assert "toy_v0.1.0.zip" in capsys.readouterr().out
     assert 'url: "https://a.org/?x=1"' in (tmp_path / "toy" / "large_files.yml").read_text()
 
@@ -347,7 +477,7 @@ def test_packed_bundles_in_one_foreign_process(bundle, without_common, tmp_path)
     """Two toys, which share code and then do not."""
     packed = []
     for source in (bundle, make_bundle(tmp_path / "bundles" / "other")):
-        _, archive = pack.pack(source, tmp_path / "packed")
+        _, archive = pack(source, tmp_path / "packed")
         with zipfile.ZipFile(archive) as stream:
             stream.extractall(tmp_path / "unpacked")
         packed.append(str(tmp_path / "unpacked" / source.name))
@@ -406,7 +536,7 @@ BASE = {
 )
 def test_overlays_are_applied_as_monai_does(overlays, changed, tmp_path):
     base = json.loads(json.dumps(BASE))
-    assert pack.apply_overlays(base, overlays) == BASE | changed
+    assert apply_overlays(base, overlays) == BASE | changed
     assert base == BASE
     known = all(key.lstrip("+").replace("::", "#").split("#")[0] in BASE for one in overlays for key in one)
     if known:
@@ -448,7 +578,7 @@ def test_the_packed_files_have_the_overlays(served, tmp_path, capsys):
     (served / "configs" / "tasks" / "tissue.json").write_text(json.dumps(overlay))
     arguments = [str(served), "--output", str(tmp_path), "--name", "tissue"]
     arguments += ["--config_file", "tasks/tissue.json", "--override", "in_channels=2", "max_epochs=7", "digest=null"]
-    assert pack.main(arguments) == 0
+    assert main(arguments) == 0
     configs = tmp_path / "tissue" / "configs"
     assert (tmp_path / "tissue_v0.1.0.zip").is_file()
     inference, train = (json.loads((configs / f"{name}.json").read_text()) for name in ("inference", "train"))
@@ -474,7 +604,7 @@ def test_the_packed_files_have_the_overlays(served, tmp_path, capsys):
     # A task of the user's own has numbers for names.
     overlay |= {"task": "mine", "num_classes": 3}
     (served / "configs" / "tasks" / "tissue.json").write_text(json.dumps(overlay))
-    assert pack.main([*arguments, "--force"]) == 0
+    assert main([*arguments, "--force"]) == 0
     formats = json.loads((configs / "metadata.json").read_text())["network_data_format"]
     assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "class 1", "2": "class 2"}
 
@@ -483,11 +613,11 @@ def test_inference_keeps_its_datalist_unless_told():
     """Where an overlay names the list of its data set, a folder of images would not be enough."""
     bundle = ROOT / "bundles" / "medical_transformer"
     files = [Path("tasks/structures4.json"), Path("datasets/sample.json")]
-    packed = pack._changed_configs(bundle, files, {})
+    packed = changed_configs(bundle, files, {})
     inference, train = (json.loads(packed[f"{name}.json"]) for name in ("inference", "train"))
     assert inference["datalist"] == "@dataset_dir" and "sample_lists" not in inference
     assert "@sample_lists" in train["datalist"] and "sample_lists" in train
-    packed = pack._changed_configs(bundle, files, {"datalist": "/data/list.json"})
+    packed = changed_configs(bundle, files, {"datalist": "/data/list.json"})
     assert {json.loads(packed[f"{name}.json"])["datalist"] for name in ("inference", "train")} == {"/data/list.json"}
 
 
@@ -500,7 +630,7 @@ def test_the_packed_readme_says_what_it_is(served, tmp_path):
     elsewhere.write_text(json.dumps({"roi_size": [4, 4, 4], "datalist": "/d/list.json"}))
 
     def readme(*arguments: str) -> str:
-        assert pack.main([str(served), "--output", str(tmp_path / "out"), "--force", *arguments]) == 0
+        assert main([str(served), "--output", str(tmp_path / "out"), "--force", *arguments]) == 0
         assert (tmp_path / "out" / "toy" / "scripts" / "common" / "requirements.txt").is_file()
         text = (tmp_path / "out" / "toy" / "docs" / "README.md").read_text()
         assert text.startswith("# toy\n\nPacked by `common.pack` from `toy` 0.1.0 of MONAI Transfer Bundles")
@@ -531,7 +661,7 @@ def test_metadata_says_one_thing(name):
     written = json.loads((bundle / "configs" / "metadata.json").read_text())
     overlays = {"medical_transformer": ["tasks/structures4.json"], "pretrain_once": ["tasks/skull.json"]}
     files = [Path("datasets/sample.json"), *map(Path, overlays.get(name, []))]
-    packed = json.loads(pack._changed_configs(bundle, files, {})["metadata.json"])
+    packed = json.loads(changed_configs(bundle, files, {})["metadata.json"])
     tissues = "1 cortex, 2 subcortical grey matter, 3 white matter, 4 CSF"
     assert packed["label_classes"] == f"0 background, {'1 brain' if name == 'pretrain_once' else tissues}"
     for metadata in (written, packed):
@@ -546,7 +676,7 @@ def test_metadata_says_one_thing(name):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--config_file", "tasks/no.json"], "there is no config file tasks/no.json"),
+        (["--config_file", "tasks/no.json"], "No config file tasks/no.json"),
         (["--override", "epochs=3"], "--override epochs sets `epochs`, and no base file of toy has such an id"),
         (["--override", "train#handlers#0=3"], "`train#handlers#0` changes a part of what evaluate.json sets"),
         (["--name", "a/b"], "--name 'a/b': use letters"),
@@ -555,6 +685,6 @@ def test_metadata_says_one_thing(name):
 def test_refuses_overlays_that_do_nothing(served, tmp_path, capsys, arguments, sentence):
     train = json.loads((served / "configs" / "train.json").read_text())
     (served / "configs" / "train.json").write_text(json.dumps(train | {"train": {"handlers": [0]}}))
-    assert pack.main([str(served), "--output", str(tmp_path / "out"), *arguments]) == 1
+    assert main([str(served), "--output", str(tmp_path / "out"), *arguments]) == 1
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

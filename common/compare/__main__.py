@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
 import os
 import re
 import shlex
@@ -18,6 +17,7 @@ import fire
 from fire.decorators import SetParseFns
 
 from ..checks import parse_flags
+from ..json_files import read_json
 from .collect import collect, write_example_list
 from .estimate import equal_time, estimate
 from .execute import execute, hold_folder
@@ -151,12 +151,7 @@ def _config_ids(given: Mapping[str, str]) -> dict[str, str]:
             given.get("settings"), **{name: given.get(name) for name in ("bundle", "arms", "output")}
         ).bundle
         files = {option: bundle / "configs" / f"{stage}.json" for option, stage in _STAGE_OF.items()}
-        return {
-            name: option
-            for option, file in files.items()
-            if file.is_file()
-            for name in json.loads(file.read_text(encoding="utf-8"))
-        }
+        return {name: option for option, file in files.items() if file.is_file() for name in read_json(file)}
     except (CompareError, OSError, ValueError):
         return {}
 

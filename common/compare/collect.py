@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 import re
@@ -15,8 +14,9 @@ import nibabel as nib
 import numpy as np
 
 from ..files import atomic_write
+from ..json_files import read_json, write_json
 from ..nifti import nifti_affine, read_nifti
-from .execute import machine, read_json, read_outcome, versions, write_json
+from .execute import machine, read_outcome, versions
 from .plan import Plan, Run, example_root
 from .settings import CompareError
 
@@ -72,7 +72,7 @@ def collect(plan: Plan, command: str | None) -> None:
     if settings.probe:
         _write_table(settings.output / "probes.csv", PROBES, probes)
     examples = [row for run in done if run.stage == "infer" for row in example_rows(run, plan)]
-    write_json(settings.output / "examples.json", examples)
+    write_json(settings.output / "examples.json", examples, default=str)
     write_json(
         settings.output / "comparison.json",
         {
@@ -95,10 +95,11 @@ def collect(plan: Plan, command: str | None) -> None:
             "steps": max((run.steps for run in plan.runs if run.stage == "train"), default=None),
             "metrics": plan.evaluate.metrics,
             "structure_names": names,
-            "command": command or read_json(settings.output / "comparison.json").get("command", ""),
+            "command": command or read_json(settings.output / "comparison.json", {}).get("command", ""),
             "packages": _distinct([outcomes[id(run)].get("packages", versions()) for run in done]),
             "machine": _distinct([outcomes[id(run)].get("machine", machine()) for run in done]),
         },
+        default=str,
     )
 
 
@@ -254,7 +255,7 @@ def cost_row(run: Run, outcome: dict[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def probe_rows(run: Run, names: dict[int, str]) -> Iterator[dict[str, Any]]:
-    content = json.loads((run.folder / f"probe-{run.target}.rows.json").read_text(encoding="utf-8"))
+    content = read_json(run.folder / f"probe-{run.target}.rows.json")
     for row in content["rows"]:
         structure = str(row.get("structure", "mean"))
         if structure.isdigit():

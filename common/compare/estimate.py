@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from ..json_files import read_json, write_json
 from .collect import curve_rows
-from .execute import read_json, read_outcome, run_child, write_json
+from .execute import read_outcome, run_child
 from .plan import Plan, Run
 from .settings import CompareError
 
@@ -145,7 +146,7 @@ def equal_time(plan: Plan, may_probe: bool = True) -> dict[tuple[str, int], int]
     for arm in plan.settings.arms:  # in the order in which they start from each other
         spent[arm.name] += spent[arm.pretrain_from] if arm.pretrain_from else 0.0
     record = plan.settings.output / "equal_time.json"
-    before = read_json(record)
+    before = read_json(record, {})
     if before.get("pretraining_seconds") != spent:
         if not may_probe:
             return {}

@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..checks import REFUSED
-from ..files import atomic_write
+from ..json_files import read_json, write_json
 from .plan import Plan, Run
 from .settings import CompareError, Settings
 
@@ -54,7 +54,7 @@ def hold_folder(settings: Settings) -> Iterator[None]:
     try:
         record = settings.output / "settings.json"
         if record.is_file():
-            before = json.loads(record.read_text(encoding="utf-8"))
+            before = read_json(record)
             now = json.loads(json.dumps(settings.fixed()))
             changed = [name for name in now if before.get(name) != now[name]]
             if changed:
@@ -73,7 +73,7 @@ def execute(plan: Plan, say: Callable[[str], None] = print) -> None:
 
     From here on the output folder is this comparison's.
     """
-    write_json(plan.settings.output / "settings.json", plan.settings.fixed())
+    write_json(plan.settings.output / "settings.json", plan.settings.fixed(), default=str)
     devices: queue.Queue[str] = queue.Queue()
     for device in plan.settings.devices:
         devices.put(device)
@@ -143,7 +143,7 @@ def _do(
     run: Run, title: str, device: str, settings: Settings, say: Callable[[str], None], stopping: threading.Event
 ) -> None:
     before = read_outcome(run)
-    unfinished = [path.parent for path in run.needs if read_json(path).get("status") != "done"]
+    unfinished = [path.parent for path in run.needs if read_json(path, {}).get("status") != "done"]
     missing = [path for path in run.inputs if not path.is_file()]
     if unfinished or missing:
         reason = "a run that it needs is not done: " if unfinished else "there is no "
@@ -212,7 +212,7 @@ def run_child(run: Run, settings: Settings, device: str = "") -> dict[str, Any]:
     run.folder.mkdir(parents=True, exist_ok=True)
     command = run.command(settings)
     (run.folder / f"{run.key}.command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
-    write_json(run.folder / f"{run.key}.config.json", run.config())
+    write_json(run.folder / f"{run.key}.config.json", run.config(), default=str)
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
     # The child finds the `common` that this process runs, whatever the working folder is.
     root = str(Path(__file__).resolve().parents[2])
@@ -316,20 +316,12 @@ def failure_reason(log: Path, begin: int, code: int) -> str:
 
 def read_outcome(run: Run) -> dict[str, Any]:
     """What became of a run; empty where it was never started."""
-    return read_json(run.outcome)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty where there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+    return read_json(run.outcome, {})
 
 
 def _write_outcome(run: Run, outcome: Mapping[str, Any]) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_json(run.outcome, outcome)
+    write_json(run.outcome, outcome, default=str)
 
 
 def versions() -> dict[str, str]:
@@ -347,8 +339,3 @@ def machine() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name(0)}, {platform.system()}"
     return f"CPU, {os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
-
-
-def write_json(path: Path, content: Any) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=4, default=str) + "\n", encoding="utf-8")

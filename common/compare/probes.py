@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from ..checks import override_problem, own_sentence
 from ..data.datalist import read_datalist
-from ..files import atomic_write
+from ..json_files import write_json
 from ..transforms import BackgroundPadd, ClearIgnoredd
 from ..weights import load_encoder
 
@@ -283,8 +283,7 @@ def run_probes(
         for (probe, metric, structure), value in scores.items()
     ]
     content = {"target": target, "labels": len(training), "rows": rows}
-    with atomic_write(output) as temporary:
-        temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    write_json(output, content)
     return content
 
 

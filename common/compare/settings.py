@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from ..json_files import read_json
+from ..overlays import find_overlay, parse_overrides
 
 __all__ = ["Arm", "CompareError", "Settings", "read_settings"]
 
@@ -157,11 +158,11 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
     if settings is not None:
         path = Path(settings).absolute()
         try:
-            merged = json.loads(path.read_text(encoding="utf-8"))
+            merged = read_json(path)
         except FileNotFoundError:
             raise CompareError(f"No settings file {path}.") from None
         except ValueError as error:
-            raise CompareError(f"{path} cannot be read as JSON ({error}).") from error
+            raise CompareError(str(error)) from error
         for name in merged:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -317,10 +318,10 @@ def _encoder(file: str, name: str, base: Path) -> str:
 
 
 def _config(name: str, bundle: Path, base: Path) -> str:
-    for folder in (base, bundle, bundle / "configs"):
-        if (folder / name).is_file():
-            return str((folder / name).absolute())
-    raise CompareError(f"No config file {name}: neither in {base} nor in {bundle} or its configs.")
+    try:
+        return str(find_overlay(name, bundle, base))
+    except FileNotFoundError as error:
+        raise CompareError(str(error)) from None
 
 
 def _place(path: Any, base: Path) -> str | None:
@@ -342,26 +343,10 @@ def _devices(value: Any) -> tuple[str, ...]:
 
 
 def _overrides(value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if isinstance(value, Mapping):
-        return dict(value)
-    result = {}
-    if not isinstance(value, (str, list, tuple)):
-        raise CompareError(f"--override {value!r}: write id=value.")
-    # a space may also stand inside a value, such as a list
-    for text in re.split(r"\s+(?=[\w#:]+=)", value.strip()) if isinstance(value, str) else value:
-        key, equals, part = str(text).partition("=")
-        if not equals:
-            raise CompareError(f"--override {text!r} has no value; write id=value.")
-        try:
-            result[key] = json.loads(part)
-        except ValueError:
-            try:
-                result[key] = ast.literal_eval(part)
-            except (ValueError, SyntaxError):
-                result[key] = part
-    return result
+    try:
+        return parse_overrides(value)
+    except ValueError as error:
+        raise CompareError(str(error)) from None
 
 
 # What the comparison sets by itself, and with what else to say it.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..json_files import read_json
 from .statistics import Difference, Scores, compare_arms
 
 __all__ = ["Tables"]
@@ -20,7 +20,7 @@ class Tables:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.about: dict[str, Any] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+        self.about: dict[str, Any] = read_json(folder / "comparison.json")
 
     @property
     def arms(self) -> list[str]:
@@ -105,7 +105,7 @@ class Tables:
     def examples(self) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
         """Subject, and its entry of each arm."""
         path = self.folder / "examples.json"
-        entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        entries = read_json(path, [])
         for subject in dict.fromkeys(entry["subject"] for entry in entries):
             yield subject, {entry["arm"]: entry for entry in entries if entry["subject"] == subject}
 

@@ -23,6 +23,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from ..json_files import read_json
 from ..nifti import NiftiError, is_nifti, nifti_affine, read_nifti
 from ..volumes import by, first_line, image_problem, label_problem, non_finite_problem, unknown_label_problem
 from .copies import find_copies, image_files
@@ -353,7 +354,7 @@ def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
             "with `python -m common.data prepare`. Pre-training reads `pretrain_datalist` where the config has it; "
             "inference takes a folder of scans too: `--datalist FOLDER`."
         )
-    content = read_json(path)
+    content = read_dictionary(path)
     if "testing" in content:  # as MONAI's Auto3DSeg calls it
         if "test" in content:
             raise DatalistError(f"{path} has a list `test` and a list `testing`, which mean the same: keep one.")
@@ -363,16 +364,17 @@ def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
+def read_dictionary(path: str | os.PathLike) -> dict[str, Any]:
     """Content of a JSON file that holds a dictionary, empty where it holds another thing.
 
     Raises:
         DatalistError: the file cannot be read, or is no JSON.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # on Windows with a byte-order mark
-    except (OSError, ValueError, RecursionError) as error:  # the last where it is nested too deeply
-        raise DatalistError(f"{path} cannot be read as JSON ({error}): correct it or write it anew.") from error
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        cause = error.__cause__ or error
+        raise DatalistError(f"{path} cannot be read as JSON ({cause}): correct it or write it anew.") from error
     return content if isinstance(content, dict) else {}
 
 

@@ -8,11 +8,12 @@ tasks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from ..json_files import read_json
 
 _TABLES = Path(__file__).with_name("label_maps")
 _TISSUES = {1: "cortex", 2: "subcortical grey matter", 3: "white matter", 4: "CSF"}
@@ -162,7 +163,7 @@ def label_names(task: str) -> dict[int, str]:
 
 @cache
 def _read(name: str) -> dict[str, Any]:
-    return json.loads((_TABLES / f"{name}.json").read_text(encoding="utf-8"))
+    return read_json(_TABLES / f"{name}.json")
 
 
 def _check(what: str, name: str, known: tuple[str, ...]) -> None:

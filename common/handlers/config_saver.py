@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from ignite.engine import Engine, Events
 
 from ..checks import config_digest, running_config
 from ..files import atomic_write
+from ..json_files import to_json
 from .event_file import EventFile
 
 __all__ = ["ConfigSaver"]
@@ -48,7 +48,7 @@ class ConfigSaver:
         self._kept = True
         if config is None:
             return
-        text = json.dumps(config, indent=4, ensure_ascii=False, default=str) + "\n"
+        text = to_json(config, default=str)
         with atomic_write(self.path) as temporary:
             temporary.write_text(text, encoding="utf-8")
         # Markdown: indented, a block is shown as it is.

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..datalist import SECTIONS, DatalistError, load_datalist, read_json
+from ..datalist import SECTIONS, DatalistError, load_datalist, read_dictionary
 from .files import NIFTI, by_stem, item, scans, some, stem
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -24,7 +24,7 @@ def collect_decathlon(source: Path) -> list[dict[str, Any]]:
     """
     description: dict[str, Any] = {}
     if (source / "dataset.json").is_file():
-        description = read_json(source / "dataset.json")
+        description = read_dictionary(source / "dataset.json")
         ending = description.get("file_ending", NIFTI[0])
         if ending not in NIFTI:
             raise DatalistError(f"{source / 'dataset.json'} has files that end in {ending!r}: convert them to .nii.gz.")

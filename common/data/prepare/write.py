@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...files import atomic_write
+from ...json_files import write_json
 from ..datalist import SECTIONS, DatalistError, read_datalist
 
 LISTS = (*SECTIONS, "unlabelled")
@@ -35,9 +34,7 @@ def write_datalist(path: str | os.PathLike, content: dict[str, Any], force: bool
         ]
     if not content["unlabelled"]:
         del content["unlabelled"]
-    text = json.dumps(content, indent=4, ensure_ascii=False) + "\n"
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_json(path, content)
 
 
 def merge(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:

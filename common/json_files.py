@@ -1,0 +1,55 @@
+"""JSON files: reading, and writing in one step."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .files import atomic_write
+
+__all__ = ["read_json", "to_json", "write_json"]
+
+
+def read_json(path: str | os.PathLike, default: Any = ...) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: of the file.
+        default: returned where there is no such file.
+
+    Raises:
+        FileNotFoundError: there is no such file, and no default.
+        ValueError: the file is no JSON; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # on Windows with a byte-order mark
+    except FileNotFoundError:
+        if default is ...:
+            raise
+        return default
+    except (ValueError, RecursionError) as error:  # the last where it is nested too deeply
+        raise ValueError(f"{path} cannot be read as JSON ({error}).") from error
+
+
+def write_json(path: str | os.PathLike, content: Any, default: Callable[[Any], Any] | None = None) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Args:
+        path: of the file.
+        content: dictionaries, lists, text, numbers.
+        default: gives what is written in place of a value that JSON has no form for, such as ``str`` its text.
+
+    Raises:
+        OSError: the file cannot be written.
+        TypeError: JSON has no form for a value, and there is no ``default``.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(to_json(content, default), encoding="utf-8")
+
+
+def to_json(content: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """The text of a JSON file, indented by four spaces."""
+    return json.dumps(content, indent=4, ensure_ascii=False, default=default) + "\n"

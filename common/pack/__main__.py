@@ -1,0 +1,63 @@
+"""The command ``python -m common.pack``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..overlays import parse_overrides
+from .archive import pack
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m common.pack", description="Make a bundle self-contained.")
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument("--output", type=Path, default=Path("packed"), help="folder to write to (default: packed)")
+    parser.add_argument("--weights", type=Path, nargs="+", default=[], metavar="FILE", help="files for models/")
+    parser.add_argument(
+        "--weights-url",
+        nargs="+",
+        default=[],
+        metavar="FILE=URL",
+        help="files for models/ that stay out: large_files.yml lists address and SHA-256",
+    )
+    parser.add_argument("--force", action="store_true", help="replace what an earlier call wrote")
+    parser.add_argument(
+        "--config_file",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="overlays to write into the base files, for what reads one file only, such as MONAI Label",
+    )
+    parser.add_argument(
+        "--override", nargs="+", default=[], metavar="ID=VALUE", help="values by id, after the overlays"
+    )
+    parser.add_argument("--name", help="name of the packed bundle (default: that of the folder)")
+    options = parser.parse_args(arguments)
+    urls = dict(item.partition("=")[::2] for item in options.weights_url)
+    if not all(urls.values()):
+        parser.error("--weights-url wants FILE=URL")
+    try:
+        folder, archive = pack(
+            options.bundle,
+            options.output,
+            options.weights,
+            urls,
+            options.force,
+            options.config_file,
+            parse_overrides(options.override),
+            options.name,
+        )
+    except (OSError, ValueError) as error:
+        print(f"cannot pack {options.bundle}: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {folder} and {archive}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

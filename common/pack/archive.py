@@ -1,0 +1,149 @@
+"""The folder and the archive of a packed bundle."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import doctor
+from ..json_files import read_json
+from .modules import package_files
+from .overlays import changed_configs
+from .readme import note
+from .targets import config_targets, rewrite_config
+from .weights import check_weights, large_files
+
+__all__ = ["pack"]
+
+# What a bundle consists of. Anything else in its folder is what runs wrote, perhaps from patients' images.
+BUNDLE_FILES = ("LICENSE", "configs", "docs")
+
+
+def pack(
+    bundle: Path,
+    output: Path,
+    weights: Sequence[Path] = (),
+    weight_urls: Mapping[str, str] | None = None,
+    force: bool = False,
+    config_file: Sequence[Path] = (),
+    override: Mapping[str, Any] | None = None,
+    name: str | None = None,
+) -> tuple[Path, Path]:
+    """Write ``output/NAME/`` and ``output/NAME_vVERSION.zip``; the same input gives the same bytes.
+
+    Taken are ``LICENSE``, ``configs/`` and ``docs/``, as ``scripts/common/`` the modules of ``common`` that the configs
+    use, and the weights that are named. Whatever else lies in the bundle's folder stays behind.
+
+    Args:
+        bundle: folder of the bundle.
+        output: folder to write to; made when missing.
+        weights: files that come along as ``models/<file name>``.
+        weight_urls: addresses by path of a local copy; such a file does not come along, ``large_files.yml`` lists
+            its address and SHA-256 for ``python -m monai.bundle download_large_files``.
+        force: replace what an earlier call wrote.
+        config_file: overlays that are written into the base files, in order, each in the working folder, the bundle or
+            its ``configs/``. ``metadata.json`` then names the channels, classes and sizes that come of it. The
+            ``datalist`` of ``inference.json`` stays as it is, unless ``override`` names it.
+        override: values by id, after the overlays.
+        name: what the packed bundle is called, the folder's name if None. MONAI Label offers it as the model's name.
+
+    Raises:
+        FileNotFoundError: a part of the bundle, an overlay or a file of weights is missing.
+        FileExistsError: the output exists and ``force`` is false.
+        ValueError: a config or a module names ``common`` in a way that cannot be packed, MONAI Label would take
+            the weights for another network's, a file of weights is damaged or none, or an overlay changes nothing or
+            cannot be applied.
+    """
+    bundle = bundle.resolve()
+    urls = {Path(path): url for path, url in (weight_urls or {}).items()}
+    _check_bundle(bundle)
+    check_weights([*weights, *urls])
+    version = read_json(bundle / "configs" / "metadata.json")["version"]
+    name = name or bundle.name
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"--name {name!r}: use letters, digits, '_', '-' and '.', it becomes a folder's name.")
+    folder, archive = output / name, output / f"{name}_v{version}.zip"
+    changed = changed_configs(bundle, config_file, override or {})
+    for target in (folder, archive):
+        if target.exists() and not force:
+            raise FileExistsError(f"{target} exists; pass --force to replace it, or another --output.")
+
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=f".{name}.") as made:
+        draft = Path(made) / name
+        targets: set[str] = set()
+        for path in _bundle_files(bundle):
+            part = path.relative_to(bundle)
+            if part.parts[0] == "configs" and path.suffix == ".json":
+                text = changed.get(path.name) if len(part.parts) == 2 else None
+                text = path.read_text(encoding="utf-8") if text is None else text
+                if path.name != "metadata.json":
+                    text = rewrite_config(text, str(part))
+                    targets |= config_targets(text)
+                _write(draft / part, text)
+            elif part.as_posix() == "docs/README.md":
+                text = note(bundle, version, config_file, override or {}, changed, weights, urls)
+                title, _, rest = path.read_text(encoding="utf-8").partition("\n")
+                _write(draft / part, f"{title}\n\n{text}\n---\n{rest}")
+            else:
+                _copy(path, draft / part)
+        code = draft / "scripts" / "common"
+        _write(code.parent / "__init__.py", "")
+        for place, content in package_files(targets).items():
+            (code / place).parent.mkdir(parents=True, exist_ok=True)
+            (code / place).write_bytes(content)
+        needed = [str(requirement) for requirement in doctor.requirements() if requirement.marker is None]
+        _write(code / "requirements.txt", "\n".join(needed) + "\n")
+        for path in weights:
+            _copy(path, draft / "models" / path.name)
+        if urls:
+            _write(draft / "large_files.yml", large_files(urls))
+        draft_archive = Path(made) / archive.name
+        _zip(draft, draft_archive)
+        if folder.exists():
+            os.replace(folder, Path(made) / "replaced")
+        os.replace(draft, folder)
+        os.replace(draft_archive, archive)
+    return folder, archive
+
+
+def _check_bundle(bundle: Path) -> None:
+    for part in ("LICENSE", "configs/metadata.json"):
+        if not (bundle / part).is_file():
+            raise FileNotFoundError(f"{bundle} is no complete bundle: it has no {part}.")
+
+
+def _bundle_files(bundle: Path) -> Iterator[Path]:
+    for name in BUNDLE_FILES:
+        part = bundle / name
+        found = [part] if part.is_file() else sorted(part.rglob("*"))
+        yield from (path for path in found if path.is_file() and not path.name.startswith("."))
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _zip(folder: Path, archive: Path) -> None:
+    """Zip ``folder`` under its own name, with fixed times, modes and order."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as stream:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                entry = zipfile.ZipInfo(path.relative_to(folder.parent).as_posix(), (1980, 1, 1, 0, 0, 0))
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                entry.create_system = 3
+                entry.external_attr = 0o644 << 16
+                with path.open("rb") as source, stream.open(entry, "w") as target:
+                    shutil.copyfileobj(source, target)

@@ -1,0 +1,219 @@
+"""Which modules of ``common`` a bundle uses: those that its configs' targets stand in, and what these import."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+from ..doctor import PACKAGE_FOLDER
+
+__all__ = ["check_imports", "package_files", "target_problem"]
+
+# Tables that go with the code (`package_data` of setup.cfg).
+DATA_SUFFIXES = (".json",)
+
+Parts = tuple[str, ...]
+"""A dotted name without its ``common``."""
+
+
+def package_files(targets: Iterable[str], folder: Path = PACKAGE_FOLDER) -> dict[str, bytes]:
+    """Contents by path, relative to ``folder``, of what the targets need of the package, and no more.
+
+    Imports are read, not run, so that those inside functions count, too. A package's ``__init__`` that only hands on
+    what its modules define is cut to the modules that come along: else one network would bring all of them. Tables come
+    with the module that names their file or folder, beside which they lie.
+
+    Args:
+        targets: dotted names that begin with ``common.``.
+        folder: of the package.
+
+    Raises:
+        ValueError: a target names nothing there is, or a module imports ``common`` by name.
+    """
+    used = _Used(folder)
+    for target in sorted(set(targets)):
+        used.add(_parts(target))
+    return dict(sorted(used.files()))
+
+
+def target_problem(target: str, folder: Path = PACKAGE_FOLDER) -> str | None:
+    """That the package lacks what a target names, as the end of a sentence; ``None`` where it does not."""
+    try:
+        _Used(folder).find(_parts(target))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def check_imports(text: str, name: str) -> None:
+    """Refuse a Python file that imports ``common`` by name, which a packed bundle has under another one.
+
+    Args:
+        text: content of the file.
+        name: what the error message calls it.
+
+    Raises:
+        ValueError: naming the line.
+    """
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules = [node.module or ""]
+        else:
+            continue
+        if any(module.split(".")[0] == "common" for module in modules):
+            raise ValueError(f"{name}, line {node.lineno}: imports common by name; make the import relative.")
+
+
+class _Used:
+    """The modules that are needed so far."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.modules: dict[Parts, Path] = {}
+
+    def add(self, parts: Parts) -> None:
+        """Take the module that defines a name, the packages around it, and what they import."""
+        found = self.find(parts)
+        for module in (found[:length] for length in range(len(found) + 1)):
+            if module in self.modules:
+                continue
+            path = self.modules[module] = self.path(module)
+            tree = _parse(path)
+            if _only_hands_on(path):
+                continue
+            check_imports(path.read_text(encoding="utf-8"), (Path("common") / path.relative_to(self.folder)).as_posix())
+            for base, name, _ in _relative_imports(tree, module, path.name == "__init__.py"):
+                self.add((*base, name))
+
+    def find(self, parts: Parts) -> Parts:
+        """The module that defines a name, through the packages that hand it on."""
+        module: Parts = ()
+        for number, name in enumerate(parts):
+            path = self.path(module)
+            if path.name != "__init__.py":
+                break  # the rest are a module's own names
+            if name in _members(path.parent):
+                module = (*module, name)
+                continue
+            tree = _parse(path)
+            for base, original, known_as in _relative_imports(tree, module, is_package=True):
+                if known_as == name:
+                    return self.find((*base, original, *parts[number + 1 :]))
+            if name not in _defined(tree):
+                raise ValueError(f"{'.'.join(('common', *module))} has no {name}")
+            break
+        return module
+
+    def path(self, module: Parts) -> Path:
+        package = self.folder.joinpath(*module) / "__init__.py"
+        return package if package.is_file() else self.folder.joinpath(*module).with_suffix(".py")
+
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        for module, path in self.modules.items():
+            content = self.cut(module) if _only_hands_on(path) else path.read_bytes()
+            yield path.relative_to(self.folder).as_posix(), content
+            for table in _tables(path):
+                yield table.relative_to(self.folder).as_posix(), table.read_bytes()
+
+    def cut(self, package: Parts) -> bytes:
+        """An ``__init__`` without what it takes from modules that stay behind."""
+        path = self.path(package)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        gone = set()
+        for node in reversed(_parse(path).body):
+            if isinstance(node, ast.ImportFrom):
+                behind = [a for a in node.names if self.find((*package, a.asname or a.name)) not in self.modules]
+                there = [alias for alias in node.names if alias not in behind]
+                gone |= {alias.asname or alias.name for alias in behind}
+                if behind:
+                    kept = [ast.unparse(ast.ImportFrom(node.module, there, node.level)) + "\n"] if there else []
+                    lines[node.lineno - 1 : node.end_lineno] = kept
+        for node in ast.parse("".join(lines)).body:
+            if gone and isinstance(node, ast.Assign) and _names_exports(node):
+                names = [name for name in ast.literal_eval(node.value) if name not in gone]
+                lines[node.lineno - 1 : node.end_lineno] = [f"__all__ = {_list(names)}\n"]
+        return "".join(lines).lstrip("\n").encode()
+
+
+@cache
+def _members(package: Path) -> frozenset[str]:
+    """Modules and packages in a package, as they are written: a file system may take ``MAE.py`` for ``mae.py``."""
+    found = (path for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file())
+    return frozenset(path.stem for path in found)
+
+
+@cache
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _parts(target: str) -> Parts:
+    return tuple(target.split(".")[1:])
+
+
+def _list(names: list[str]) -> str:
+    line = "[" + ", ".join(f'"{name}"' for name in names) + "]"
+    return line if len(line) < 100 else "[\n" + "".join(f'    "{name}",\n' for name in names) + "]"
+
+
+def _relative_imports(tree: ast.Module, module: Parts, is_package: bool) -> Iterator[tuple[Parts, str, str]]:
+    """Of each name that is imported from the package: the module or package it comes from, itself, and its name here.
+
+    What only a type checker imports is left out.
+    """
+    for node in _run_nodes(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            up = node.level - is_package
+            base = module[: len(module) - up] + tuple((node.module or "").split(".") if node.module else ())
+            for alias in node.names:
+                yield base, alias.name, alias.asname or alias.name
+
+
+def _run_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            for other in child.orelse:
+                yield from _run_nodes(other)
+        else:
+            yield from _run_nodes(child)
+
+
+def _only_hands_on(path: Path) -> bool:
+    """Whether a package's file holds a docstring, relative imports and constants, nothing that may use its imports."""
+    return path.name == "__init__.py" and all(
+        (isinstance(node, ast.ImportFrom) and node.level > 0)
+        or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        or (isinstance(node, ast.Assign) and (_names_exports(node) or isinstance(node.value, ast.Constant)))
+        for node in _parse(path).body
+    )
+
+
+def _names_exports(node: ast.Assign) -> bool:
+    return [target.id for target in node.targets if isinstance(target, ast.Name)] == ["__all__"]
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """Names that a module's own statements give a meaning to."""
+    names = set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        else:
+            names |= {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+    return names
+
+
+def _tables(path: Path) -> Iterator[Path]:
+    """Data files that lie beside a module, or in a folder there, and that it names."""
+    constants = (node.value for node in ast.walk(_parse(path)) if isinstance(node, ast.Constant))
+    words = {value for value in constants if isinstance(value, str)}
+    for place in path.parent.iterdir():
+        if place.name in words and place.suffix in DATA_SUFFIXES:
+            yield place
+        elif place.name in words and place.is_dir() and not (place / "__init__.py").is_file():
+            yield from (table for table in place.rglob("*") if table.suffix in DATA_SUFFIXES)

@@ -1,0 +1,99 @@
+"""Overlays that are written into a bundle's base files."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..json_files import read_json, to_json
+from ..overlays import find_overlay
+from .metadata import described
+from .targets import strings
+
+__all__ = ["apply_overlays", "changed_configs"]
+
+# Config files that stand alone; `evaluate.json` and those of several GPUs are overlays on them.
+BASE_FILES = ("pretrain.json", "train.json", "inference.json")
+
+
+def apply_overlays(base: Mapping[str, Any], overlays: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge overlays into the config of a base file, as ``monai.bundle run`` does with a list of files.
+
+    An overlay serves several base files. What changes a part that this one lacks, and ids that nothing in it reads
+    (such as the pretext in ``inference.json``), are left out.
+
+    Raises:
+        ValueError: a ``+`` entry meets a value of another kind.
+    """
+    from monai.bundle import ConfigParser
+    from monai.bundle.utils import merge_kv
+
+    parser = ConfigParser(config=copy.deepcopy(dict(base)))
+    for overlay in overlays:
+        for key, value in overlay.items():
+            path = key.lstrip("+").replace("::", "#")
+            there = path.rpartition("#")[0] if not key.startswith("+") else path
+            if not there or there in parser:
+                merge_kv(parser, key, copy.deepcopy(value))
+    config: dict[str, Any] = parser.get()
+    while True:
+        others = {key: _references(value) for key, value in config.items()}
+        unread = [key for key in config if key not in base and not any(key in o for k, o in others.items() if k != key)]
+        if not unread:
+            return config
+        for key in unread:
+            del config[key]
+
+
+def changed_configs(bundle: Path, files: Sequence[Path], override: Mapping[str, Any]) -> dict[str, str]:
+    """Text of the config files that overlays change, by file name."""
+    if not files and not override:
+        return {}
+    folder = bundle / "configs"
+    found = [find_overlay(path, bundle) for path in files]
+    overlays = [(path.name, read_json(path)) for path in found]
+    overlays += [(f"--override {key}", {key: value}) for key, value in override.items()]
+    bases = {name: read_json(folder / name) for name in BASE_FILES if (folder / name).is_file()}
+    known = set().union(*bases.values(), *(_references(config) for config in bases.values()))
+    evaluate = read_json(folder / "evaluate.json", {})
+    known |= {key.split("#")[0] for key in evaluate}
+    known |= {name for _, overlay in overlays for name in _references(overlay)}
+    for source, overlay in overlays:
+        for key in overlay:
+            if key.lstrip("+").replace("::", "#").split("#")[0] not in known:
+                raise ValueError(f"{source} sets `{key}`, and no base file of {bundle.name} has such an id.")
+    changes = [overlay for _, overlay in overlays]
+    result = {name: apply_overlays(config, changes) for name, config in bases.items()}
+    if "datalist" in bases.get("inference.json", {}):
+        # A list of the data set that was trained on is none of the images to come, a folder of which is enough.
+        lists = [{key: value for key, value in one.items() if key != "datalist"} for one in changes[: len(found)]]
+        result["inference.json"] = apply_overlays(bases["inference.json"], [*lists, *changes[len(found) :]])
+    if evaluate:
+        result["evaluate.json"] = _overlay_overlay(evaluate, changes)
+    if "inference.json" in result:
+        metadata = read_json(folder / "metadata.json")
+        result["metadata.json"] = described(metadata, result["inference.json"], bases["inference.json"])
+    return {name: to_json(config) for name, config in result.items()}
+
+
+def _overlay_overlay(config: dict[str, Any], changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``evaluate.json`` when the files that came after it are written into ``train.json``, before it."""
+    from monai.bundle.utils import merge_kv
+
+    config = copy.deepcopy(config)
+    for overlay in changes:
+        for key, value in overlay.items():
+            path = key.lstrip("+").replace("::", "#")
+            if path in config:
+                merge_kv(config, f"+{path}" if key.startswith("+") else path, copy.deepcopy(value))
+            elif any(path.startswith(f"{own}#") for own in config):
+                raise ValueError(f"`{key}` changes a part of what evaluate.json sets, which packing cannot do.")
+    return config
+
+
+def _references(value: Any) -> set[str]:
+    """Top-level ids that a part of a config refers to."""
+    return {name for _, text in strings(value) for name in re.findall(r"[@%](\w+)", text)}

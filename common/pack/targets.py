@@ -1,0 +1,60 @@
+"""Names of ``common`` in a bundle's configs, as a packed bundle has them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from .modules import target_problem
+
+__all__ = ["config_targets", "rewrite_config", "strings"]
+
+# Before anything else, so that `initialize` finds `scripts` from any working folder: MONAI adds the bundle's folder to
+# the import path only after it.
+ADD_BUNDLE_TO_PATH = '{"_target_": "site.addsitedir", "sitedir": "@bundle_root"}'
+
+
+def rewrite_config(text: str, name: str) -> str:
+    """Let every ``_target_`` of a config name ``scripts.common.`` in place of ``common.``, and make the bundle's folder
+    importable in the first step of ``initialize``; all else stays as it is written.
+
+    Args:
+        text: content of the config file.
+        name: what error messages call the file.
+
+    Raises:
+        ValueError: a ``_target_`` names a part that ``common`` lacks, or another entry refers to ``common``.
+    """
+    new = re.sub(r'("_target_"\s*:\s*")common\.', r"\1scripts.common.", text)
+    new = re.sub(r'"initialize"\s*:\s*\[(\s*)(?!\])', rf'"initialize": [\1{ADD_BUNDLE_TO_PATH},\1', new)
+    for where, value in strings(json.loads(new)):
+        if where[-1:] == ("_target_",) and value.startswith("scripts.common."):
+            problem = target_problem(value.removeprefix("scripts."))
+            if problem:
+                raise ValueError(f"{name}: `{'#'.join(where)}` names {value.removeprefix('scripts.')}, and {problem}.")
+        elif "_desc_" not in where and re.search(r"(?<![\w./])common\.[a-z_]|\b(import|from)\s+common\b", value):
+            raise ValueError(
+                f"{name}: `{'#'.join(where)}` refers to common in `{value}`, where packing cannot change it; "
+                "name what it needs in a `_target_`."
+            )
+    return new
+
+
+def config_targets(text: str) -> set[str]:
+    """Every ``_target_`` of a config that ``rewrite_config`` wrote and that names the collection's code."""
+    found = {value for where, value in strings(json.loads(text)) if where[-1:] == ("_target_",)}
+    return {target.removeprefix("scripts.") for target in found if target.startswith("scripts.common.")}
+
+
+def strings(value: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every text in a part of a config, with the keys that lead to it."""
+    if isinstance(value, str):
+        yield where, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from strings(item, (*where, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from strings(item, (*where, str(index)))

@@ -1,0 +1,69 @@
+"""Files of weights that go into a pack, read before they do."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..volumes import first_line
+
+__all__ = ["check_weights", "large_files"]
+
+
+def check_weights(paths: Sequence[Path]) -> None:
+    names = [path.name for path in paths]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two files of weights are called {twice[0]}; models/ holds one of that name.")
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file of weights {path}.")
+        if path.suffix == ".pt" and path.name != "model.pt":
+            raise ValueError(
+                f"{path.name} cannot stand in models/: MONAI Label may take any .pt there for the network's weights; "
+                "name the downstream network's weights model.pt, and an encoder's .safetensors."
+            )
+        _read_weights(path)
+
+
+def _read_weights(path: Path) -> None:
+    """Refuse a file of weights that its users could not read: cut short, damaged, or a page of some server."""
+    import torch
+
+    from ..checkpoint_file import checked_record, read_checkpoint
+    from ..weights.encoder_file import read_encoder
+
+    if path.suffix == ".pt":
+        content, _ = read_checkpoint(path)
+        state = content.get("model", content) if isinstance(content, Mapping) else None
+        if not isinstance(state, Mapping) or not any(isinstance(value, torch.Tensor) for value in state.values()):
+            raise ValueError(f"{path} holds no state dict: give a model.pt that configs/train.json wrote.")
+    elif path.suffix == ".safetensors":
+        read_encoder(path)
+    elif path.suffix in (".ts", ".onnx"):
+        try:
+            if path.suffix == ".ts":
+                checked_record(path)
+                torch.jit.load(path, map_location="cpu")
+            elif importlib.util.find_spec("onnx") is not None:
+                importlib.import_module("onnx.checker").check_model(str(path))
+        except Exception as error:  # a damaged file ends in whatever error its bytes lead to
+            raise ValueError(f"{path} is no readable {path.suffix} file ({first_line(error)}).") from error
+    else:
+        raise ValueError(f"{path} is no file of weights by its name: give .pt, .safetensors, .ts or .onnx.")
+
+
+def large_files(urls: Mapping[Path, str]) -> str:
+    lines = ["large_files:"]
+    for path, url in urls.items():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        lines += [
+            f'  - path: "models/{path.name}"',
+            f'    url: "{url}"',
+            f'    hash_val: "{digest}"',
+            '    hash_type: "sha256"',
+        ]
+    return "\n".join(lines) + "\n"
