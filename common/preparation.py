@@ -38,7 +38,14 @@ from .transforms.domain_spacing import DomainSpacingd
 from .transforms.noise_background import NoiseBackgroundd
 from .transforms.select_channel import SelectChanneld
 
-__all__ = ["FORMAT_VERSION", "Preparation", "compare_preparation", "preparation_record"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Preparation",
+    "compare_preparation",
+    "field_text",
+    "preparation_record",
+    "refuse_preparation",
+]
 
 FORMAT_VERSION = 1
 """Version of the record; newer ones are refused."""
@@ -53,8 +60,11 @@ IDS = {
     "spacing": "spacing",
     "size": "image_size",
     "intensity": "intensity",
+    "value_range": "intensity",
 }
 """Compared fields, and the config id that mostly sets each."""
+RANGES = (("b_min", "b_max"), ("minv", "maxv"))
+"""Arguments of transforms that scale images to a range."""
 NOT_ARGUMENTS = ("allow_missing_keys", "dtype", "lazy")
 
 
@@ -69,6 +79,7 @@ class Preparation:
         size: to which images are resized.
         intensity: transforms that change values, in order, each with its class and its arguments; also those that this
             module does not know.
+        value_range: to which the last of them scales images; None where it scales to none.
         crops: transforms that crop or pad, likewise.
         format: version of the record.
     """
@@ -77,7 +88,8 @@ class Preparation:
     orientation: str | None = None
     spacing: Any = None
     size: Any = None
-    intensity: list[dict[str, Any]] = field(default_factory=list)
+    intensity: list[dict[str, Any]] | None = field(default_factory=list)
+    value_range: list[float] | None = None
     crops: list[dict[str, Any]] = field(default_factory=list)
     format: int = FORMAT_VERSION
 
@@ -92,6 +104,7 @@ def preparation_record(transforms: Any, key: str = "image") -> dict[str, Any]:
         key: of the images.
     """
     made = Preparation()
+    intensity: list[dict[str, Any]] = []
     pooling = 1
     for transform in _flat(transforms):
         if key not in getattr(transform, "keys", (key,)) or isinstance(transform, SILENT):
@@ -113,9 +126,11 @@ def preparation_record(transforms: Any, key: str = "image") -> dict[str, Any]:
         elif isinstance(transform, CROPS):
             made.crops.append(_step(transform))
         else:
-            made.intensity.append(_step(transform))
+            intensity.append(_step(transform))
     if isinstance(made.spacing, list):
         made.spacing = [round(pooling * value, 6) for value in made.spacing]
+    made.intensity = intensity
+    made.value_range = _range(intensity[-1]) if intensity else None
     return json.loads(json.dumps(asdict(made)))
 
 
@@ -125,6 +140,7 @@ def compare_preparation(
     """One sentence for each field in which a file's record and a pipeline's differ.
 
     A field that one side does not know is no difference, except for intensities, which a list without entries knows.
+    Ranges of values are compared where one side knows no more of its intensities.
 
     Raises:
         ValueError: a record of a newer version.
@@ -137,27 +153,52 @@ def compare_preparation(
     sentences = []
     for name in fields:
         there, here = made.get(name), used.get(name)
+        if name == "value_range" and made.get("intensity") is not None and used.get("intensity") is not None:
+            continue
         if there is None or here is None or _agree(there, here):
             continue
-        sentences.append(f"it was made with {name} {_text(there)}, the images have {_text(here)} (id `{IDS[name]}`).")
+        sentences.append(
+            f"it was made with {name} {field_text(there)}, the images have {field_text(here)} (id `{IDS[name]}`)."
+        )
     return sentences
+
+
+def refuse_preparation(path: Any, differences: Sequence[str], accepted: bool) -> None:
+    """Refuse the weights of ``path``, made of images that were prepared in another way, unless that is ``accepted``.
+
+    Raises:
+        ValueError: with the differences (``compare_preparation``), of which there are some.
+    """
+    if differences and not accepted:
+        raise ValueError(
+            f"{path} is of images prepared in another way: {' '.join(differences)} Set these ids, or the overlays that "
+            "set them, as in its training, or take the differences over with --accept_preparation True."
+        )
 
 
 def _agree(there: Any, here: Any) -> bool:
     if there == here:
         return True
-    if isinstance(there, dict) and isinstance(here, list):  # one of the domains that it was made with
-        return here in there.values()
+    if isinstance(there, dict) and here:  # domains that it was made with
+        return all(one in there.values() for one in (here.values() if isinstance(here, dict) else [here]))
     return False
 
 
-def _text(value: Any) -> str:
+def field_text(value: Any) -> str:
+    """A field's value as messages have it."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return ", then ".join(
             f"{one['transform']}({', '.join(f'{k}={v!r}' for k, v in one.items() if k != 'transform')})"
             for one in value
         )
     return "no transform" if value == [] else str(value)
+
+
+def _range(step: Mapping[str, Any]) -> list[float] | None:
+    for low, high in RANGES:
+        if step.get(low) is not None and step.get(high) is not None:
+            return [float(step[low]), float(step[high])]
+    return None
 
 
 def _flat(transforms: Any) -> Iterator[Any]:

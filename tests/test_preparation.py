@@ -44,6 +44,7 @@ def test_the_record_is_read_off_the_transforms():
         "intensity": [
             {"transform": "ScaleIntensityRanged", "a_max": 250, "a_min": -175, "b_max": 1.0, "b_min": 0.0, "clip": True}
         ],
+        "value_range": [0.0, 1.0],
         "format": 1,
     }
 

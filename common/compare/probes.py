@@ -232,10 +232,10 @@ def run_probes(
 ) -> dict[str, Any]:
     """Fit both probes on the training list of a bundle's ``train.json`` and write what they reach on the test list.
 
-    From the config come ``encoder``, ``pretrained_encoder``, ``contract``, ``data``, ``validate#preprocessing``,
-    ``roi_size``, ``num_classes`` (for label images), ``device`` and ``seed``, which decides the random encoder and the
-    voxels. Images are then cropped or padded with 0 around their centre to ``roi_size``, since a ViT takes one size;
-    what lies outside of it is neither seen nor judged.
+    From the config come ``encoder``, ``pretrained_encoder``, ``data``, ``validate#preprocessing``, ``roi_size``,
+    ``num_classes`` (for label images), ``device`` and ``seed``, which decides the random encoder and the voxels. Images
+    are then cropped or padded with 0 around their centre to ``roi_size``, since a ViT takes one size; what lies outside
+    of it is neither seen nor judged.
 
     Label images are predicted voxel by voxel. For training, at most ``training_voxels`` of each volume are drawn, as
     many of each of its classes as there are; of each test volume, at most ``test_voxels`` of the cropped volume without
@@ -379,7 +379,8 @@ def _encoder(parser: ConfigParser, seed: int, path: str | os.PathLike | None) ->
         torch.manual_seed(seed)
         encoder = parser.get_parsed_content("encoder")
     path = parser.get_parsed_content("pretrained_encoder") if path is None else path
-    load_encoder(encoder, path, parser.get_parsed_content("contract"))
+    images, size = (parser.get_parsed_content(name) for name in ("validate#preprocessing", "roi_size"))
+    load_encoder(encoder, path, images, size)
     return encoder.requires_grad_(False).eval()
 
 

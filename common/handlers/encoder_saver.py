@@ -12,7 +12,8 @@ from torch import nn
 
 from ..checks import config_digest
 from ..data.seen import SeenScans
-from ..weights.encoder_file import read_encoder, read_record, save_encoder, write_state
+from ..preparation import preparation_record
+from ..weights.encoder_file import read_record, save_encoder
 from .best_model_saver import best_metric, discount_nan, is_new_best
 
 __all__ = ["EncoderSaver"]
@@ -29,12 +30,14 @@ class EncoderSaver:
     Args:
         path: such as ``models/encoder.safetensors``.
         encoder: the encoder inside the pretext.
-        contract: of the images, what ``common.weights.load_encoder`` compares: ``spacing``, ``orientation`` and so on.
+        preprocessing: transforms of the images; what they do goes into the record, where
+            ``common.weights.load_encoder`` compares it.
         method: name of the pretext.
         data: one line on what was trained on.
         evaluator: MONAI evaluator whose key metric chooses.
         scans: items by the name of their list; what is in ``training``, and with an evaluator in ``validation``, goes
             into the record (``common.data.seen``), with which fine-tuning and evaluation compare their scans.
+        spatial_size: of what the encoder takes at a time, for its token grid.
         earlier: encoder file that the training starts from, whose scans are taken over; None for none.
     """
 
@@ -42,17 +45,20 @@ class EncoderSaver:
         self,
         path: str | os.PathLike,
         encoder: nn.Module,
-        contract: Mapping[str, Any],
+        preprocessing: Any,
         method: str,
         data: str,
         evaluator: Engine | None = None,
         scans: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        spatial_size: Sequence[int] | None = None,
         earlier: str | os.PathLike | None = None,
     ) -> None:
         self.path = Path(path).absolute()
         self.best = self.path.with_name(f".{self.path.stem}.best{self.path.suffix}")
         self.encoder = encoder
-        self.record = {**contract, "method": method, "data": data}
+        self.record: dict[str, Any] = {"preparation": preparation_record(preprocessing), "method": method, "data": data}
+        if spatial_size is not None:
+            self.record["spatial_size"] = list(spatial_size)
         self.evaluator = evaluator
         self.scans, self.earlier = scans, earlier
         self.seen: SeenScans | None = None
@@ -77,8 +83,7 @@ class EncoderSaver:
     def keep_best(self, evaluator: Engine) -> None:
         if is_new_best(evaluator) and idist.get_rank() == 0:
             name, value = best_metric(evaluator)
-            record = {**self.record, "epochs": evaluator.state.epoch, name: value}
-            save_encoder(self.encoder, self.best, record)
+            self.save(self.best, {"epochs": evaluator.state.epoch, name: value})
         discount_nan(evaluator)
 
     def finish(self, engine: Engine) -> None:
@@ -86,19 +91,18 @@ class EncoderSaver:
             return
         validation: Any = self.evaluator.state if self.evaluator is not None else None
         if self.best.exists():
-            state, record = read_encoder(self.best)
-            record |= {"config_digest": config_digest(), **self.made_of()}
-            write_state(state, self.path, record)
-            self.best.unlink()
+            epoch = read_record(self.best).get("epochs")
+            os.replace(self.best, self.path)
         elif validation is None or validation.best_metric_epoch == -1:  # never validated
-            record = {**self.record, "epochs": engine.state.epoch, "config_digest": config_digest(), **self.made_of()}
-            save_encoder(self.encoder, self.path, record)
+            epoch = engine.state.epoch
+            self.save(self.path, {"epochs": epoch})
         else:
             return  # a finished run was resumed; its best encoder is already in place
         # MONAI logs "Got new best metric" of every validation, whether it chooses or not.
         chosen = validation is not None and validation.best_metric_epoch != -1
         which = "the best in validation" if chosen else "the last; validation did not choose it"
-        logger.info("encoder of epoch %s (%s) written to %s.", record.get("epochs"), which, self.path)
+        logger.info("encoder of epoch %s (%s) written to %s.", epoch, which, self.path)
 
-    def made_of(self) -> dict[str, Any]:
-        return {} if self.seen is None else {"scans": self.seen.record()}
+    def save(self, path: Path, facts: Mapping[str, Any]) -> None:
+        scans = {} if self.seen is None else {"scans": self.seen.record()}
+        save_encoder(self.encoder, path, {**self.record, **facts, "config_digest": config_digest(), **scans})

@@ -13,7 +13,7 @@ from torch import nn
 from ..checkpoint_file import read_checkpoint
 from ..data.seen import refuse_seen
 from ..files import atomic_write
-from ..preparation import compare_preparation, preparation_record
+from ..preparation import compare_preparation, preparation_record, refuse_preparation
 from ..weights.soundness import refuse_unsound
 
 __all__ = ["ModelLoader", "load_model"]
@@ -89,12 +89,7 @@ class ModelLoader:
                 logger.info("%s has no record of how its images were prepared: nothing to compare.", self.path)
             return
         differences = compare_preparation(made, preparation_record(self.preprocessing))
-        if differences and not self.accept_preparation:
-            raise ValueError(
-                f"{self.path} is of images prepared in another way: {' '.join(differences)} Set these ids, or the "
-                "overlays that set them, as in its training, or take the differences over with --accept_preparation "
-                "True."
-            )
+        refuse_preparation(self.path, differences, self.accept_preparation)
         if idist.get_rank() == 0:
             for difference in differences:
                 logger.warning("%s: %s It is taken over (accept_preparation).", self.path, difference)

@@ -4,12 +4,14 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..checkpoint_file import read_checkpoint
+from ..preparation import Preparation
 from .encoder_file import FORMAT_VERSION, read_safetensors, write_state
 from .inflate import INFLATIONS
 from .soundness import refuse_gaps, refuse_unsound
@@ -57,7 +59,8 @@ def convert(
             ``common.networks.LegacyPatchMerging``. Recorded in the
             file; loading into another encoder warns.
         spatial_size, spacing, orientation, intensity, data: what the weights were trained on, for the record; say what
-            you know, since fine-tuning warns where its images differ.
+            you know, since fine-tuning warns where its images differ. Intensities are told in words, which fine-tuning
+            shows beside its own.
         slices: K, slices of a window. The default of 1 makes a file that is inflated when it is loaded, to any K and in
             any way; with more it is for nets of that K only, and the record says how it was inflated.
         inflation: ``centring`` or ``average`` (``common.weights.inflate.inflate_depth``), for more than one slice.
@@ -152,8 +155,14 @@ def convert(
         "method": f"converted from {kinds[0]} checkpoint {Path(source).name}",
         "architecture": architecture,
         "spatial_size": list(spatial_size) if spatial_size else None,
-        "spacing": list(spacing) if spacing else None,
-        "orientation": orientation,
+        "preparation": asdict(
+            Preparation(
+                spacing=[float(value) for value in spacing] if spacing else None,
+                orientation=orientation,
+                intensity=None,  # in words at most
+                value_range=[float(value) for value in value_range] if conversion is not None else None,
+            )
+        ),
         "intensity": intensity,
         "data": data,
     }
@@ -171,7 +180,6 @@ def convert(
     if conversion is not None:
         record["conversion"] = conversion
         record["normalisation"] = normalisation
-        record["value_range"] = list(value_range)
     if slices > 1:
         record["inflation"] = inflation
     write_state({name: tensor.contiguous().clone() for name, tensor in converted.items()}, output, record)

@@ -23,7 +23,14 @@ FORMAT_VERSION = 2
 DIGEST = "sha256"
 """Entry of the stored record with the digest of all else; readers do not see it."""
 
-SINGLE: dict[str, type] = {"architecture": dict, "format": int, "architecture.in_channels": int, "scans": dict}
+SINGLE: dict[str, type] = {
+    "architecture": dict,
+    "format": int,
+    "architecture.in_channels": int,
+    "scans": dict,
+    "preparation": dict,
+    "preparation.format": int,
+}
 LISTS = ("spatial_size", "spacing", "value_range", "architecture.grid", "architecture.patch_size")
 """Entries of a record that readers compute with: of one type, or numbers in a list. Each may be missing or null."""
 
@@ -36,9 +43,9 @@ def save_encoder(encoder: nn.Module, path: str | os.PathLike, record: Mapping[st
     Args:
         encoder: its ``state_dict()`` is written; ``architecture()``, where it has that method, goes into the record.
         path: target; parent folders are made. The old file stays until the new one is whole.
-        record: JSON-serialisable facts: ``method``, ``spatial_size``, ``spacing``, ``orientation``, ``intensity``,
-            ``value_range``, ``data``, ``epochs``, ``config_digest``, ``scans`` (``common.data.seen``). The format
-            version and package versions are added.
+        record: JSON-serialisable facts: ``method``, ``preparation`` (``common.preparation``), ``spatial_size`` of what
+            the encoder takes at a time, ``data``, ``epochs``, ``config_digest``, ``scans`` (``common.data.seen``). The
+            format version and package versions are added.
 
     Raises:
         TypeError: the record holds something that JSON does not.

@@ -10,18 +10,19 @@ import torch
 from torch import nn
 
 from ..data.seen import refuse_seen
+from ..preparation import compare_preparation, field_text, preparation_record, refuse_preparation
 from .adapt import adapt_channels, match_position_form, resample_positions, token_grid
 from .encoder_file import read_encoder
 from .inflate import INFLATIONS, inflate_depth, resample_grid_positions, resample_relative_positions
 from .report import TransferReport
 from .soundness import refuse_unsound
 
-__all__ = ["compare_architecture", "compare_contract", "load_encoder"]
+__all__ = ["compare_architecture", "compare_images", "load_encoder"]
 
 logger = logging.getLogger(__name__)
 
-CONTRACT = ("spacing", "orientation", "intensity", "value_range", "spatial_size")
-"""Keys of a record that the data fed to the encoder must agree with."""
+STATED = ("spacing", "orientation", "value_range")
+"""Fields of the images that files without a record of their preparation state, too."""
 
 SHAPELESS = (
     "depth",  # a shallower net finds all its tensors in a deeper one
@@ -46,7 +47,9 @@ CONVERT_AGAIN = "convert the weights again with"
 def load_encoder(
     encoder: nn.Module,
     path: str | os.PathLike | None,
-    contract: Mapping[str, Any] | None = None,
+    preprocessing: Any = None,
+    spatial_size: Sequence[int] | None = None,
+    accept_preparation: bool = True,
     min_share: float = 0.9,
     inflation: str = "centring",
     required: Sequence[str] = (),
@@ -64,9 +67,11 @@ def load_encoder(
     Args:
         encoder: filled in place.
         path: an encoder file, or None (or "") to train from scratch, which is logged.
-        contract: ``spacing``, ``orientation``, ``intensity``, ``value_range`` and ``spatial_size`` of the images that
-            the encoder will see; each difference to the file's record is logged as a warning. ``spatial_size`` also
-            gives the token grid.
+        preprocessing: transforms of the images that the encoder will see, compared field by field with what the file's
+            record says of those that it was trained on (``common.preparation``). Of files without such a record a line
+            in the log says so.
+        spatial_size: of what the encoder takes at a time, which gives the token grid.
+        accept_preparation: log each difference as a warning; False refuses the file instead.
         min_share: share of the encoder's elements that the file must cover.
         inflation: how the weight of a patch embedding of a single slice fills one of several: ``centring``,
             ``average`` (``common.weights.inflate.inflate_depth``), or ``random`` to leave it as it was drawn, whatever
@@ -85,7 +90,8 @@ def load_encoder(
         FileNotFoundError, ValueError: as ``read_encoder``; the file covers less than ``min_share``, lacks a
             ``required`` tensor, is of another architecture, or holds tensors that are not sound
             (``refuse_unsound``); an unknown ``inflation``, or another than
-            ``centring`` that the file or the encoder cannot have; it was trained on scans of ``held_out``.
+            ``centring`` that the file or the encoder cannot have; it was trained on scans of ``held_out``, or on
+            images prepared in another way where that is not accepted.
     """
     if inflation not in (*INFLATIONS, "random"):
         raise ValueError(f"inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}, random.")
@@ -96,7 +102,6 @@ def load_encoder(
     if held_out is not None:
         lists = {"validation": held_out, "test": getattr(held_out, "lists", {}).get("test", [])}
         refuse_seen(path, record.get("scans"), lists, ("validation", "test"), transductive)
-    contract = dict(contract or {})
     target = encoder.state_dict()
     state = match_position_form(state, target)
     refuse_unsound(path, state, target)
@@ -109,8 +114,14 @@ def load_encoder(
             "else; use the network that the weights are of."
         )
     report = TransferReport(str(path), sizes={name: tensor.numel() for name, tensor in target.items()})
-    report.warnings = compare_contract(record, contract) + compare_architecture(record, encoder)
     architecture: dict[str, Any] = getattr(encoder, "architecture", dict)()
+    differences = compare_images(path, record, preprocessing)
+    made_size = record.get("spatial_size")
+    one_size = any("position_embeddings" in name for name in target)  # a ViT's
+    if one_size and made_size and spatial_size is not None and list(made_size) != list(spatial_size):
+        differences.append(f"it was made with spatial_size {list(made_size)}, the images have {list(spatial_size)}.")
+    refuse_preparation(path, differences, accept_preparation)
+    report.warnings = differences + compare_architecture(record, encoder)
     _check_inflation(path, state, record, encoder, inflation)
 
     new_state = {}
@@ -123,11 +134,11 @@ def load_encoder(
             report.new.append(name)
             report.unused[name] = DRAWN
             continue
-        if source.shape == tensor.shape and not _same_tokens_other_grid(name, record, contract, architecture):
+        if source.shape == tensor.shape and not _same_tokens_other_grid(name, record, spatial_size, architecture):
             new_state[name] = source
             report.loaded.append(name)
             continue
-        adapted, how = _adapt(name, source, tensor, record, contract)
+        adapted, how = _adapt(name, source, tensor, record, spatial_size)
         if adapted is None:
             adapted, how = _adapt_slices(name, source, tensor, record, architecture, inflation) or (None, how)
         if adapted is None:
@@ -176,17 +187,29 @@ def load_encoder(
     return report
 
 
-def compare_contract(record: Mapping[str, Any], contract: Mapping[str, Any]) -> list[str]:
-    """One sentence for each key of ``contract`` in which the data differs from what the encoder was made for."""
-    sentences = []
-    for key in CONTRACT:
-        made, used = record.get(key), contract.get(key)
-        if made is None or used is None:
-            continue
-        made, used = (list(value) if isinstance(value, (list, tuple)) else value for value in (made, used))
-        if made != used:
-            sentences.append(f"the encoder was made with {key} {made}, the images have {used}.")
-    return sentences
+def compare_images(path: str | os.PathLike, record: Mapping[str, Any], preprocessing: Any) -> list[str]:
+    """One sentence for each difference of the images that ``preprocessing`` makes to those of the file's record.
+
+    Files of before there was a record of preparation, and converted weights, know some fields at most; what they say
+    of intensities in words is told, and not compared.
+    """
+    if preprocessing is None:
+        return []
+    used, made = preparation_record(preprocessing), record.get("preparation")
+    words = record.get("intensity")
+    if made is None:
+        made = {name: record.get(name) for name in STATED}
+        made["spacing"] = made["spacing"] or record.get("domain_spacings")  # files of med3d
+        known = ", ".join(f"{name} {value}" for name, value in made.items() if value is not None) or "nothing"
+        logger.info("%s has no record of how its images were prepared; it states %s.", path, known)
+    if made.get("intensity") is None and words:
+        logger.info(
+            "%s: intensities are stated in words, %r, and not compared; the images have %s.",
+            path,
+            words,
+            field_text(used["intensity"]),
+        )
+    return compare_preparation(made, used)
 
 
 def compare_architecture(record: Mapping[str, Any], encoder: nn.Module) -> list[str]:
@@ -201,16 +224,20 @@ def compare_architecture(record: Mapping[str, Any], encoder: nn.Module) -> list[
 
 
 def _adapt(
-    name: str, source: torch.Tensor, tensor: torch.Tensor, record: Mapping[str, Any], contract: Mapping[str, Any]
+    name: str,
+    source: torch.Tensor,
+    tensor: torch.Tensor,
+    record: Mapping[str, Any],
+    spatial_size: Sequence[int] | None,
 ) -> tuple[torch.Tensor | None, str]:
     """The source tensor in the target's shape and how it was made, or None and why not."""
     shapes = f"{tuple(source.shape)} in the file, {tuple(tensor.shape)} in the encoder"
     if name.endswith("position_embeddings") and source.ndim == 3 and source.shape[2] == tensor.shape[2]:
         patch = record.get("architecture", {}).get("patch_size", [16, 16, 16])
         grid = token_grid(source.shape[1], record.get("spatial_size"), patch)
-        new_grid = token_grid(tensor.shape[1], contract.get("spatial_size"), patch)
+        new_grid = token_grid(tensor.shape[1], spatial_size, patch)
         if grid is None or new_grid is None:
-            return None, f"token grids of the position tables unknown ({shapes}); give spatial_size in the contract"
+            return None, f"token grids of the position tables unknown ({shapes}); give spatial_size"
         return resample_positions(source, grid, new_grid), f"positions resampled from grid {grid} to {new_grid}"
     same_but_channels = (
         source.ndim in (4, 5) and source.shape[0] == tensor.shape[0] and source.shape[2:] == tensor.shape[2:]
@@ -296,7 +323,7 @@ def _check_inflation(
 
 
 def _same_tokens_other_grid(
-    name: str, record: Mapping[str, Any], contract: Mapping[str, Any], architecture: Mapping[str, Any]
+    name: str, record: Mapping[str, Any], used: Sequence[int] | None, architecture: Mapping[str, Any]
 ) -> bool:
     """Whether ``name`` is a position table whose grid has changed, which a number of tokens need not show."""
     if name == "position_table" or name.endswith("position_bias_table"):
@@ -304,8 +331,7 @@ def _same_tokens_other_grid(
         new_grid: Any = architecture.get("grid")
         return bool(grid and new_grid) and list(grid) != list(new_grid)
     made: Any = record.get("spatial_size")
-    used: Any = contract.get("spatial_size")
-    return name.endswith("position_embeddings") and bool(made and used) and list(made) != list(used)
+    return name.endswith("position_embeddings") and bool(made and used) and list(made) != list(used or ())
 
 
 def _misfit(report: TransferReport, record: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:

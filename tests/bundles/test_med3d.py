@@ -48,8 +48,10 @@ def test_pretraining(encoder, event_images):
     assert list(event_images(encoder / "tensorboard")) == ["validation/0"]
     state, record = read_encoder(encoder / "encoder.safetensors")
     assert record["method"] == "MultiBranchNet" and record["architecture"]["name"] == "DilatedResNet"
-    assert record["domain_spacings"] == {"heads": [4, 4, 4], "lesions": [4, 4, 4]}
-    assert record["intensity"].startswith("percentiles 0.5 to 99.5")
+    made = record["preparation"]
+    assert made["spacing"] == {"heads": [4, 4, 4], "lesions": [4, 4, 4]}
+    (step,) = made["intensity"]
+    assert (step["transform"], step["lower"], step["upper"]) == ("NormalizeForegroundd", 0.5, 99.5)
     assert {Path(path).name for path in record["data"]} == {"skull.json", "lesion.json"}
     assert state["conv1.weight"].shape == (16, 1, 7, 7, 7)
 

@@ -67,7 +67,7 @@ def test_stage_2_trains_the_transformer_only(pretrained):
     changed = {name for name in first if not torch.equal(first[name], second[name])}
     assert changed and all(name.startswith("transformer.") for name in changed)
     assert (record1["method"], record2["method"]) == ("PlaneExemplar", "MaskedEncodingVectors")
-    assert record2["architecture"]["embed_dim"] == 16 and record2["spacing"] == [4.0, 4.0, 4.0]
+    assert record2["architecture"]["embed_dim"] == 16 and record2["preparation"]["spacing"] == [4.0, 4.0, 4.0]
     dataset = workflow.parser.get_parsed_content("train#dataset")
     assert dataset[0]["image"].shape == (40 + 48 + 40, 16)
 

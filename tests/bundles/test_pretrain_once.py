@@ -89,8 +89,11 @@ def test_pretraining_writes_the_encoder_and_what_it_needs(pretrained):
     encoder = workflow.parser.get_parsed_content("encoder")
     assert set(state) == set(encoder.state_dict())
     assert record["method"] == "MAE" and record["epochs"] in (1, 2)
-    assert (record["spacing"], record["orientation"], record["spatial_size"]) == ([4.0] * 3, "RAS", [32, 48, 32])
-    assert record["intensity"] == "percentiles [5, 95] (foreground: tissue) to 0..1, clipped"
+    made = record["preparation"]
+    assert (made["spacing"], made["orientation"], record["spatial_size"]) == ([4.0] * 3, "RAS", [32, 48, 32])
+    (step,) = made["intensity"]
+    assert step["transform"] == "ScaleForegroundPercentilesd" and made["value_range"] == [0.0, 1.0]
+    assert (step["lower"], step["upper"], step["foreground"]) == (5, 95, "tissue")
     assert record["architecture"]["hidden_size"] == 24
 
 

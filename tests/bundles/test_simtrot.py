@@ -84,7 +84,8 @@ def test_any_network_with_any_pretext(run, tmp_path, network, pretext, event_ima
     state, record = read_encoder(tmp_path / "encoder.safetensors")
     kinds = {"simtrot": "TokenContrast", "simclr": "TokenContrast", "btrot": "TokenBYOL", "byol": "TokenBYOL"}
     assert record["method"] == kinds.get(pretext, {"simmim": "SimMIM"}.get(pretext, pretext.upper()))
-    assert record["intensity"] == "percentiles 1 to 99 of the foreground to 0..1, clipped"
+    (step,) = record["preparation"]["intensity"]
+    assert (step["transform"], step["lower"], step["upper"]) == ("ScaleForegroundPercentilesd", 1, 99)
 
     pictured = pretext in ("mae", "rcr", "simmim")  # the others restore no image
     assert list(event_images(tmp_path / "tensorboard")) == ["validation/0"] * pictured

@@ -48,7 +48,8 @@ def test_any_network_is_pretrained_and_fine_tuned(run, tmp_path, network, caplog
     files, thin = [SAMPLE, f"networks/{network}.json"], THIN[network]
     run("pretrain.json", *files, output_dir=str(tmp_path), **thin)
     state, record = read_encoder(tmp_path / "encoder.safetensors")
-    assert record["method"] == "SyntheticSegmentation" and record["spacing"] == [4.0] * 3
+    assert record["method"] == "SyntheticSegmentation" and record["preparation"]["spacing"] == [4.0] * 3
+    assert [step["transform"] for step in record["preparation"]["intensity"]] == ["NormalizeForegroundd"]
     assert list(event_images(tmp_path / "tensorboard")) == ["validation/0"]
 
     with caplog.at_level(logging.INFO):
@@ -74,6 +75,7 @@ def test_images_are_restored(run, tmp_path, network, pretext, caplog, event_imag
     run("pretrain.json", *files, f"pretexts/{pretext}.json", output_dir=str(tmp_path), **thin)
     state, record = read_encoder(tmp_path / "encoder.safetensors")
     assert record["method"] == "Restoration" and record["data"].endswith("unlabelled.json")
+    assert [step["transform"] for step in record["preparation"]["intensity"]] == ["NormalizeForegroundd"]
     assert list(event_images(tmp_path / "tensorboard")) == ["validation/0"]
     with caplog.at_level(logging.INFO):
         path = str(tmp_path / "encoder.safetensors")

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.data import label_names
 from common.data.prepare.split import split_by_subject
+from common.preparation import preparation_record
 from common.transforms import noise_mask
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "transseg" / "configs"
@@ -161,21 +162,20 @@ def test_classes_and_intensities_of_each_set(name):
     def scaled(*presets):
         parser = configs(f"datasets/{name}.json", *(f"presets/{preset}.json" for preset in presets))
         result = parser.get_parsed_content("intensity")(image)["image"][0]
-        contract = parser.get_parsed_content("contract")
-        assert contract["value_range"] == parser.get_parsed_content("intensity_range")
-        return parser, [round(value, 2) for value in result.tolist()], contract["intensity"]
+        made = preparation_record(parser.get_parsed_content("validate#preprocessing"))
+        assert made["value_range"] == parser.get_parsed_content("intensity_range")
+        (step,) = made["intensity"]
+        return parser, [round(value, 2) for value in result.tolist()], step
 
-    parser, values, rule = scaled()
+    parser, values, step = scaled()
     assert len(parser.get_parsed_content("label_map")) == parser["num_classes"] == classes + 1
-    assert (min(values), max(values)) == (-1, 1) and rule.startswith("percentiles") == (name in MRI)
-    assert rule.endswith(" to -1..1, clipped")
+    assert (min(values), max(values)) == (-1, 1) and ("lower" in step) == (name in MRI) and step["clip"]
     steps = parser["max_epochs"] * parser["batches_per_epoch"]
     assert steps == (250_000 if name in ("brain", "pancreas", "vessel") else 25_000)  # table 6
-    _, values, rule = scaled("official_code")
-    assert (min(values), max(values)) == (0, 1) and rule.startswith("percentiles") == (name in MRI)
-    assert rule.endswith(" to 0..1, clipped")
-    _, values, rule = scaled("ct_window", "official_code")
-    assert values == [0, 0, 0.5, 1, 1] and rule == f"window {low:g}..{high:g} to 0..1, clipped"
+    _, values, step = scaled("official_code")
+    assert (min(values), max(values)) == (0, 1) and ("lower" in step) == (name in MRI) and step["clip"]
+    _, values, step = scaled("ct_window", "official_code")
+    assert values == [0, 0, 0.5, 1, 1] and (step["a_min"], step["a_max"], step["clip"]) == (low, high, True)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "datasets").glob("*.json")))

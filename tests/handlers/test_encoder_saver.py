@@ -9,14 +9,16 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Loss
 from monai.engines import SupervisedEvaluator
 from monai.handlers import ValidationHandler
+from monai.transforms import Orientationd, ScaleIntensityd, Spacingd
 from torch import nn
 
 import common.handlers.encoder_saver as module
 import common.weights.encoder_file as encoder_file
 from common.handlers import Checkpoint, EncoderSaver
+from common.preparation import preparation_record
 from common.weights import read_encoder
 
-CONTRACT = {"spacing": [1.0, 1.0, 1.0], "orientation": "RAS", "intensity": "0..1", "spatial_size": [32, 32, 32]}
+IMAGES = [Orientationd("image", "RAS", labels=None), Spacingd("image", (1.0, 1.0, 1.0)), ScaleIntensityd("image")]
 
 
 class Killed(Exception):
@@ -41,7 +43,7 @@ def run(path, values, validate=True, resume=False, kill=None, max_epochs=None):
             },
         )  # fmt: skip
         ValidationHandler(1, evaluator).attach(trainer)
-    EncoderSaver(path, encoder, CONTRACT, "MAE", "145 brains", evaluator).attach(trainer)
+    EncoderSaver(path, encoder, IMAGES, "MAE", "145 brains", evaluator, spatial_size=(32, 32, 32)).attach(trainer)
     if kill is not None:
 
         @trainer.on(Events.EPOCH_COMPLETED(once=kill))
@@ -95,7 +97,7 @@ def test_the_encoder_of_the_best_validation(path, monkeypatch):
     run(path, [3, 1, 2])
     assert weight(path) == (1, 2) and files(path) == [path.name]
     record = read_encoder(path)[1]
-    assert {key: record[key] for key in CONTRACT} == CONTRACT
+    assert record["preparation"] == preparation_record(IMAGES) and record["spatial_size"] == [32, 32, 32]
     assert (record["method"], record["data"], record["val_loss"]) == ("MAE", "145 brains", 1.0)
     assert record["config_digest"] == "abc" and record["format"] == 2
 
@@ -142,23 +144,34 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_end_writes_the_encoder
 
 def test_a_kill_while_writing_leaves_the_old_file(path, monkeypatch):
     run(path, [3, 2])
-    before, save = path.read_bytes(), encoder_file.save_file
+    before = path.read_bytes()
 
     def fail(state, file, metadata):
-        if '"config_digest"' in metadata["record"]:  # the last write of a run
-            with open(file, "wb") as half:
-                half.write(b"half")
-            raise Killed
-        save(state, file, metadata=metadata)
+        with open(file, "wb") as half:
+            half.write(b"half")
+        raise Killed
 
     monkeypatch.setattr(encoder_file, "save_file", fail)
     with pytest.raises(Killed):
         run(path, [1, 7])
-    assert path.read_bytes() == before
-    assert files(path) == [".encoder.best.safetensors", path.name]
+    assert path.read_bytes() == before and files(path) == [path.name]
     monkeypatch.undo()
-    run(path, [1, 7], resume=True)
+    run(path, [1, 7])
     assert weight(path) == (1, 1) and files(path) == [path.name]
+
+
+def test_each_best_encoder_is_written_once(path, monkeypatch):
+    """Whole, with digest and scans: the end of the run gives it its name and reads no tensor."""
+    writes, save = [], encoder_file.save_file
+
+    def count(state, file, metadata):
+        writes.append(metadata["record"])
+        save(state, file, metadata=metadata)
+
+    monkeypatch.setattr(encoder_file, "save_file", count)
+    run(path, [3, 1, 2])
+    assert len(writes) == 2 and all('"config_digest"' in record for record in writes)
+    assert weight(path) == (1, 2)
 
 
 def test_only_rank_0_writes(path, monkeypatch):

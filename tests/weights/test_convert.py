@@ -121,7 +121,7 @@ def test_published_unetr_mae(paths, position, wrap):
     torch.save(wrap(net.state_dict()), paths[0])
     record = convert(*paths, num_heads=HEADS, spatial_size=SIZE, spacing=[1, 1, 1], intensity="0..1")
     encoder = unetr(position=position, norm_eps=1e-6)
-    report = load_encoder(encoder, paths[1], {"spatial_size": SIZE}, min_share=1.0)
+    report = load_encoder(encoder, paths[1], spatial_size=SIZE, min_share=1.0)
     assert report.covered == 1 and not report.unused and not report.warnings
     image = image_of()
     with torch.no_grad():
@@ -130,7 +130,9 @@ def test_published_unetr_mae(paths, position, wrap):
     assert record == read_encoder(paths[1])[1]
     assert record["architecture"] == {k: v for k, v in encoder.architecture().items() if k != "tokens"}
     assert record["method"] == "converted from unetr_mae checkpoint source.pt"
-    assert record["spatial_size"] == list(SIZE) and record["orientation"] is None and record["intensity"] == "0..1"
+    known = {"spacing": [1.0, 1.0, 1.0], "orientation": None, "intensity": None, "value_range": None}
+    assert record["preparation"].items() >= known.items()
+    assert record["spatial_size"] == list(SIZE) and record["intensity"] == "0..1"  # in words
 
 
 def test_monai_mae(paths):
@@ -145,7 +147,7 @@ def test_monai_mae(paths):
     torch.save(net.state_dict() | old, paths[0])
     record = convert(*paths, num_heads=HEADS, spatial_size=SIZE)
     encoder = unetr()
-    report = load_encoder(encoder, paths[1], {"spatial_size": SIZE}, min_share=1.0)
+    report = load_encoder(encoder, paths[1], spatial_size=SIZE, min_share=1.0)
     assert report.covered == 1 and not report.unused and not report.warnings
     assert record["architecture"] == {k: v for k, v in encoder.architecture().items() if k != "tokens"}
     image = image_of()
@@ -428,5 +430,6 @@ def test_command_line(paths):
     command += ["--spacing", "[1,1,1.5]", "--orientation", "RSP"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
     record = json.loads(done.stdout)
-    assert record["spacing"] == [1, 1, 1.5] and record["orientation"] == "RSP"
+    made = record["preparation"]
+    assert made["spacing"] == [1, 1, 1.5] and made["orientation"] == "RSP"
     assert record == read_encoder(paths[1])[1]

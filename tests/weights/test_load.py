@@ -5,13 +5,27 @@ import logging
 import pytest
 import torch
 from monai.networks.nets import SwinUNETR
+from monai.transforms import Compose, NormalizeIntensityd, Orientationd, ScaleIntensityd, Spacingd
 
 from common.networks import UNETR, DilatedResNet, LegacyPatchMerging, MultiViewEncoder, SwinEncoder, ViTEncoder
+from common.preparation import preparation_record
+from common.transforms import CheckVolumed, DomainSpacingd
 from common.weights import load_encoder, save_encoder
 from common.weights.encoder_file import read_encoder, write_state
 
 SIZE = (32, 16, 48)
-CONTRACT = {"spacing": [1.0, 1.0, 1.0], "orientation": "RAS", "intensity": "z-score", "spatial_size": list(SIZE)}
+WORDS = {"spacing": [1.0, 1.0, 1.0], "orientation": "RAS", "intensity": "z-score", "spatial_size": list(SIZE)}
+"""What files said of their images before there was a record of preparation."""
+
+
+def images(spacing=(1.0, 1.0, 1.0), axcodes="RAS", intensity=NormalizeIntensityd, channels=1):
+    resample = DomainSpacingd("image", spacing) if isinstance(spacing, dict) else Spacingd("image", spacing)
+    check, turn = CheckVolumed("image", channels=channels), Orientationd("image", axcodes, labels=None)
+    return Compose([check, turn, resample, intensity("image")])
+
+
+def made_of(**arguments):
+    return {"preparation": preparation_record(images(**arguments)), "spatial_size": list(SIZE)}
 
 
 def make(seed=0, channels=1, size=SIZE, num_heads=3, hidden_size=24, **arguments):
@@ -59,8 +73,8 @@ def test_from_scratch_is_logged(caplog, nothing):
 def test_everything_loads(path, caplog):
     caplog.set_level(logging.INFO)
     source, target = make(0), make(1)
-    save_encoder(source, path, {**CONTRACT, "method": "MAE"})
-    report = load_encoder(target, path, CONTRACT)
+    save_encoder(source, path, {**made_of(), "method": "MAE"})
+    report = load_encoder(target, path, images(), SIZE)
     assert same(target.state_dict(), source.state_dict())
     assert report.covered == 1 and len(report.loaded) == len(source.state_dict())
     assert not (report.adapted or report.new or report.unused or report.warnings)
@@ -69,7 +83,7 @@ def test_everything_loads(path, caplog):
 
 def test_the_report_counts_tensors_and_shares(path):
     source, target = make(0), make(1)
-    save_encoder(source, path, CONTRACT)
+    save_encoder(source, path, made_of())
 
     def change(state, record):
         del state["vit.norm.weight"]
@@ -78,7 +92,7 @@ def test_the_report_counts_tensors_and_shares(path):
 
     edit(path, change)
     before = clone(target)
-    report = load_encoder(target, path, CONTRACT)
+    report = load_encoder(target, path, images(), SIZE)
     total = sum(tensor.numel() for tensor in before.values())
     assert report.new == ["vit.norm.weight", "vit.norm.bias"]
     assert report.unused == {
@@ -168,8 +182,8 @@ def test_another_architecture_is_refused(path, caplog):
 @pytest.mark.parametrize(("old", "new"), [(1, 4), (4, 1)])
 def test_other_channels_are_adapted(path, old, new):
     source, target = make(0, channels=old), make(1, channels=new)
-    save_encoder(source, path, CONTRACT)
-    report = load_encoder(target, path, CONTRACT)
+    save_encoder(source, path, made_of())
+    report = load_encoder(target, path, images(), SIZE)
     assert report.adapted == {
         "vit.patch_embedding.patch_embeddings.weight": f"{old} input channels to {new}",
     }
@@ -185,8 +199,8 @@ def test_other_channels_are_adapted(path, old, new):
 @pytest.mark.parametrize(("size", "grid"), [((48, 32, 32), (3, 2, 2)), ((48, 32, 16), (3, 2, 1))])
 def test_positions_are_resampled_to_another_grid(path, size, grid):
     source, target = make(0), make(1, size=size)
-    save_encoder(source, path, CONTRACT)
-    report = load_encoder(target, path, {**CONTRACT, "spatial_size": list(size)})
+    save_encoder(source, path, made_of())
+    report = load_encoder(target, path, images(), size)
     name = "vit.patch_embedding.position_embeddings"
     assert report.adapted == {name: f"positions resampled from grid (2, 1, 3) to {grid}"} and report.covered == 1
     before, after = (e.state_dict()[name][0].unflatten(0, g) for e, g in ((source, (2, 1, 3)), (target, grid)))
@@ -243,28 +257,72 @@ def test_another_scope_of_the_norm_is_warned_of(path):
     assert "made with norm_scope volume, this one has slice." in warning
 
 
+TWO = {"brain": (1.0, 1.0, 1.0), "liver": (2.0, 2.0, 3.0)}
+
+
 @pytest.mark.parametrize(
-    ("key", "value", "sentence"),
+    ("made", "change", "sentence"),
     [
-        ("spacing", [2, 2, 2], r"made with spacing [1.0, 1.0, 1.0], the images have [2, 2, 2]."),
-        ("orientation", "LPS", "made with orientation RAS, the images have LPS."),
-        ("intensity", "percentiles", "made with intensity z-score, the images have percentiles."),
+        (
+            {},
+            {"spacing": (2, 2, 2)},
+            "made with spacing [1.0, 1.0, 1.0], the images have [2.0, 2.0, 2.0] (id `spacing`).",
+        ),
+        ({"spacing": TWO}, {"spacing": (3, 3, 3)}, "'liver': [2.0, 2.0, 3.0]}, the images have [3.0, 3.0, 3.0]"),
+        ({"spacing": TWO}, {"spacing": {"liver": (2, 2, 2)}}, "the images have {'liver': [2.0, 2.0, 2.0]}"),
+        ({}, {"axcodes": "LPS"}, "made with orientation RAS, the images have LPS (id `orientation`)."),
+        ({}, {"intensity": ScaleIntensityd}, "the images have ScaleIntensityd("),
+        ({}, {"channels": 2}, "made with channels 1, the images have 2 (id `in_channels`)."),
     ],
 )
-def test_differences_of_the_images_are_warned_of(path, caplog, key, value, sentence):
-    save_encoder(make(0), path, CONTRACT)
-    report = load_encoder(make(1), path, {**CONTRACT, key: value})
+def test_differences_of_the_images_are_told(path, caplog, made, change, sentence):
+    """As warnings, or as refusals where they are not accepted; nothing changes in the encoder then."""
+    save_encoder(make(0), path, made_of(**made))
+    report = load_encoder(make(1), path, images(**change), SIZE)
     assert len(report.warnings) == 1 and sentence in report.warnings[0]
     assert [record.levelname for record in caplog.records if sentence in record.message] == ["WARNING"]
+    encoder = make(1)
+    before = clone(encoder)
+    with pytest.raises(ValueError, match=r"prepared in another way: .*--accept_preparation True") as refusal:
+        load_encoder(encoder, path, images(**change), SIZE, accept_preparation=False)
+    assert sentence in str(refusal.value) and same(encoder.state_dict(), before)
 
 
-@pytest.mark.parametrize("missing", ["record", "contract"])
-def test_what_one_side_does_not_say_is_no_difference(path, missing):
-    save_encoder(make(0), path, {} if missing == "record" else CONTRACT)
-    report = load_encoder(make(1), path, CONTRACT if missing == "record" else None)
-    assert not report.warnings
-    save_encoder(make(0), path, {**CONTRACT, "spacing": (1, 1, 1)})
-    assert not load_encoder(make(1), path, {"spacing": (1.0, 1.0, 1.0)}).warnings
+@pytest.mark.parametrize("spacing", [(2, 2, 3), {"liver": (2, 2, 3)}, TWO])
+def test_the_spacing_of_one_of_its_domains_is_no_difference(path, spacing):
+    save_encoder(make(0), path, made_of(spacing=TWO))
+    load_encoder(make(1), path, images(spacing=spacing), SIZE, accept_preparation=False)
+
+
+def test_another_size_is_told_where_positions_depend_on_it(path):
+    save_encoder(make(0), path, made_of())
+    (warning,) = load_encoder(make(1, size=(48, 16, 32)), path, images(), (48, 16, 32)).warnings
+    assert "made with spatial_size [32, 16, 48], the images have [48, 16, 32]." in warning
+    save_encoder(DilatedResNet(10, width=4), path, made_of())
+    assert not load_encoder(DilatedResNet(10, width=4), path, images(), (48, 16, 32)).warnings
+
+
+def test_old_files_load_and_say_what_they_do_not_know(path, caplog):
+    """Their numbers are compared, their words are shown."""
+    caplog.set_level(logging.INFO)
+    save_encoder(make(0), path, WORDS)
+    assert not load_encoder(make(1), path, images(), SIZE).warnings
+    assert (
+        "no record of how its images were prepared; it states spacing [1.0, 1.0, 1.0], orientation RAS." in caplog.text
+    )
+    assert "stated in words, 'z-score', and not compared; the images have NormalizeIntensityd(" in caplog.text
+    (warning,) = load_encoder(make(1), path, images(spacing=(2, 2, 2)), SIZE).warnings
+    assert "made with spacing [1.0, 1.0, 1.0], the images have [2.0, 2.0, 2.0]" in warning
+    save_encoder(make(0), path, {"domain_spacings": {"a": [4, 4, 4]}})
+    (warning,) = load_encoder(make(1), path, images(), SIZE).warnings
+    assert "made with spacing {'a': [4, 4, 4]}" in warning
+
+
+def test_what_one_side_does_not_say_is_no_difference(path):
+    save_encoder(make(0), path, {})
+    assert not load_encoder(make(1), path, images(), SIZE).warnings
+    save_encoder(make(0), path, made_of())
+    assert not load_encoder(make(1), path).warnings
 
 
 @pytest.mark.parametrize(
@@ -276,8 +334,8 @@ def test_what_one_side_does_not_say_is_no_difference(path, missing):
     ],
 )
 def test_differences_that_no_shape_shows_are_warned_of(path, arguments, sentence):
-    save_encoder(make(0), path, CONTRACT)
-    report = load_encoder(make(1, **arguments), path, CONTRACT)
+    save_encoder(make(0), path, made_of())
+    report = load_encoder(make(1, **arguments), path, images(), SIZE)
     assert len(report.warnings) == 1 and sentence in report.warnings[0]
 
 
@@ -308,7 +366,7 @@ def test_values_that_are_not_finite_are_refused(path, bad):
     source, target = make(0), make(1)
     with torch.no_grad():
         source.vit.blocks[1].mlp.linear1.weight[3, 4] = bad
-    save_encoder(source, path, CONTRACT)
+    save_encoder(source, path, made_of())
     before = clone(target)
     with pytest.raises(ValueError, match=r"vit.blocks.1.mlp.linear1.weight holds values that are not finite"):
         load_encoder(target, path)
@@ -319,8 +377,8 @@ def test_values_that_are_not_finite_are_refused(path, bad):
 def test_separable_positions_load_into_either_form(path, form):
     source = make(0, class_token=True, position="separable")
     target = make(1, class_token=True, position=form)
-    save_encoder(source, path, CONTRACT)
-    report = load_encoder(target, path, CONTRACT, min_share=1.0)
+    save_encoder(source, path, made_of())
+    report = load_encoder(target, path, images(), SIZE, min_share=1.0)
     assert report.covered == 1 and not report.unused and not report.adapted
     image = image_of()
     with torch.no_grad():

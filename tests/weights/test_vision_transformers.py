@@ -9,6 +9,7 @@ import re
 import fire
 import pytest
 import torch
+from monai.transforms import ScaleIntensityRanged
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
@@ -258,11 +259,11 @@ def test_images_in_another_range_are_warned_of(models, tmp_path):
     source, options = as_state_dict("beit", models["beit"], tmp_path)
     for value_range in ([-1, 1], [0, 1]):
         convert(source, tmp_path / "encoder.safetensors", value_range=value_range, **options)
-        contract = {"value_range": [0.0, 1.0]}
-        warnings = load_encoder(ENCODERS["beit"](1, SIZE), tmp_path / "encoder.safetensors", contract).warnings
+        images = ScaleIntensityRanged("image", -175, 250, b_min=0.0, b_max=1.0, clip=True)
+        warnings = load_encoder(ENCODERS["beit"](1, SIZE), tmp_path / "encoder.safetensors", images).warnings
         assert len(warnings) == (value_range == [-1, 1])
     convert(source, tmp_path / "encoder.safetensors", **options)
-    (warning,) = load_encoder(ENCODERS["beit"](1, SIZE), tmp_path / "encoder.safetensors", contract).warnings
+    (warning,) = load_encoder(ENCODERS["beit"](1, SIZE), tmp_path / "encoder.safetensors", images).warnings
     assert "made with value_range [-1.0, 1.0], the images have [0.0, 1.0]" in warning
 
 
