@@ -311,10 +311,13 @@ def _pretraining(name: str, overlays: Sequence[str], bundle: Path, base: Path) -
 
 
 def _encoder(file: str, name: str, base: Path) -> str:
+    from ..weights.shipped import find_encoder, shipped_encoders  # loads torch
+
     path = (base / file).absolute()
-    if not path.is_file():
-        raise CompareError(f"Arm {name!r}: no encoder file {path}.")
-    return str(path)
+    try:
+        return str(find_encoder(file if file in shipped_encoders() and not path.is_file() else path))
+    except FileNotFoundError as error:
+        raise CompareError(f"Arm {name!r}: {error}") from error
 
 
 def _config(name: str, bundle: Path, base: Path) -> str:

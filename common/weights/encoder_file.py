@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..files import atomic_write
+from .shipped import find_encoder
 
 __all__ = ["FORMAT_VERSION", "read_encoder", "read_record", "save_encoder"]
 
@@ -71,18 +72,13 @@ def write_state(state: dict[str, torch.Tensor], path: str | os.PathLike, record:
 
 
 def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """State dict and record of an encoder file.
+    """State dict and record of an encoder file, or of an encoder that comes along, by its name.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not a safetensors file, no record, a malformed one, a newer
             format, or content that does not match the file's digest. Files of before there were digests have none.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no encoder file {path}: give the path of an encoder.safetensors written by pre-training or by "
-            "`python -m common.weights convert`, or null to train from scratch."
-        )
+    path = find_encoder(path)
     try:
         state, metadata = read_safetensors(path)
     except ValueError as error:
@@ -107,7 +103,7 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: as ``read_encoder``.
     """
-    path = Path(path)
+    path = find_encoder(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from common.weights import read_encoder, save_encoder, shipped
+from common.weights.encoder_file import read_record
+
+
+@pytest.fixture
+def by_name(tmp_path, monkeypatch):
+    folder = tmp_path / "encoders"
+    monkeypatch.setattr(shipped, "FOLDER", folder)
+    save_encoder(nn.Conv3d(1, 2, 3), folder / "head.safetensors", {"method": "a test"})
+    return folder / "head.safetensors"
+
+
+def test_an_encoder_is_found_by_its_name(by_name):
+    assert shipped.shipped_encoders() == ["head"]
+    assert shipped.find_encoder("head") == by_name
+    assert read_record("head")["method"] == "a test"
+    assert read_encoder("head")[0].keys() == read_encoder(by_name)[0].keys()
+
+
+def test_a_file_comes_before_a_name(by_name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_encoder(nn.Conv3d(1, 2, 3), "head", {"method": "the user's"})
+    assert read_record("head")["method"] == "the user's"
+
+
+@pytest.mark.parametrize("path", ["hand", "folder/head", "head.safetensors", ""])
+def test_what_is_not_there_is_refused_with_the_names_that_are(by_name, path):
+    with pytest.raises(FileNotFoundError, match=r"that comes along \(head\)"):
+        read_encoder(path)
+    with pytest.raises(FileNotFoundError, match=r"that comes along \(head\)"):
+        read_record(path)
+
+
+def test_every_shipped_file_can_be_read():
+    for name in shipped.shipped_encoders():
+        file = shipped.find_encoder(name)
+        assert file.stat().st_size < 15e6
+        _, record = read_encoder(name)
+        assert record["scans"] in (None, {}) or not any(record["scans"].values()), "made from nobody's scans"
+        assert file.with_suffix(".md").is_file()
