@@ -11,6 +11,7 @@ import os
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 __all__ = ["content_digest", "content_key", "find_copies", "image_files"]
@@ -29,23 +30,20 @@ def find_copies(lists: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[
     Returns:
         for each copy the file and what is wrong with it. Files that are not there, and DICOM series, are passed over.
     """
-    by_size: dict[int, list[tuple[str, str]]] = defaultdict(list)  # list and file
-    for section, items in lists.items():
-        for file in image_files(items):
-            size = _unpacked_size(file)
-            if size is not None:
-                by_size[size].append((section, file))
+    named = [(section, file) for section, items in lists.items() for file in image_files(items)]
     problems = []
-    for files in by_size.values():
-        quick = _checksum if any(_is_packed(file) for _, file in files) else _sample
-        for alike in _groups(files, quick):
-            for same in _groups(alike, content_digest):
-                (where, other), *rest = same
-                problems += [
-                    (file, f"in {section} is a copy of {other} in {where}: keep it in one list")
-                    for section, file in rest
-                    if section != where and os.path.realpath(file) != os.path.realpath(other)
-                ]
+    # Mostly waiting for the file system and for zlib, which both release the GIL.
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        for files in _groups(named, _unpacked_size, pool):
+            quick = _checksum if any(_is_packed(file) for _, file in files) else _sample
+            for alike in _groups(files, quick, pool):
+                for same in _groups(alike, content_digest, pool):
+                    (where, other), *rest = same
+                    problems += [
+                        (file, f"in {section} is a copy of {other} in {where}: keep it in one list")
+                        for section, file in rest
+                        if section != where and os.path.realpath(file) != os.path.realpath(other)
+                    ]
     return problems
 
 
@@ -67,12 +65,19 @@ def content_key(file: str, sizes: Collection[str] | None = None) -> str | None:
     return f"{size:x}-{_checksum(file)}"
 
 
-def content_digest(file: str) -> str:
-    """SHA-256 of a file's content, its first 32 digits; a digest of the path where the content cannot be read."""
+def content_digest(file: str, most: int | None = None) -> str:
+    """SHA-256 of a file's content, or of its first `most` bytes, the first 32 digits of it.
+
+    Where the content cannot be read it is a digest of the path.
+    """
     digest = hashlib.sha256()
     try:
         for block in _content(file):
-            digest.update(block)
+            digest.update(block if most is None else block[:most])
+            if most is not None:
+                most -= len(block)
+                if most <= 0:
+                    break
     except (OSError, zlib.error):  # a damaged file, which the check of the headers or loading names
         digest = hashlib.sha256(os.path.realpath(file).encode())
     return digest.hexdigest()[:32]
@@ -125,12 +130,15 @@ def _content(file: str) -> Iterator[bytes]:
                     unpack = zlib.decompressobj(wbits=31)
 
 
-def _groups(files: Sequence[tuple[str, str]], key: Callable[[str], Any]) -> list[list[tuple[str, str]]]:
-    """Files that have equal keys and are of more than one list."""
+def _groups(
+    files: Sequence[tuple[str, str]], key: Callable[[str], Any], pool: ThreadPoolExecutor
+) -> list[list[tuple[str, str]]]:
+    """Files that have equal keys, which are not `None`, and are of more than one list."""
     groups = defaultdict(list)
     if len({section for section, _ in files}) > 1:
-        for section, file in files:
-            groups[key(file)].append((section, file))
+        for named, found in zip(files, pool.map(key, [file for _, file in files]), strict=True):
+            groups[found].append(named)
+    groups.pop(None, None)
     return [group for group in groups.values() if len({section for section, _ in group}) > 1]
 
 

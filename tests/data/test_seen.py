@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.data import load_datalist, load_domains
+from common.data import copies, load_datalist, load_domains
 from common.data.seen import SeenScans, find_seen, refuse_seen
 
 BOTH = ("training", "validation")
@@ -55,6 +55,32 @@ def test_a_scan_of_training_is_found_under_another_name_and_unpacked(write, tmp_
         lists["test"].pop()
     lists["test"] = lists["validation"]
     assert find_seen(record, lists, ["test"]) == [f"was chosen by {tmp_path}/b/v1.nii.gz of the test list"]
+
+
+def test_large_scans_are_told_by_their_beginning(tmp_path, monkeypatch):
+    """The cost of a record does not grow with the size of packed scans; a file of several parts is read whole."""
+    scans = np.random.default_rng(0).integers(0, 255, (2, 9_000_000), dtype=np.uint8)
+    read = []
+    content = copies._content
+
+    def watch(file):
+        for block in content(file):
+            read.append(len(block))
+            yield block
+
+    monkeypatch.setattr(copies, "_content", watch)
+    files = [tmp_path / f"{name}.nii.gz" for name in ("one", "parts")]
+    for file, scan, end in zip(files, scans, (b"", gzip.compress(b"")), strict=True):
+        file.write_bytes(gzip.compress(scan.tobytes(), 1) + end)
+    record = SeenScans({"training": [{"image": str(files[0])}]}, ("training",)).record()
+    assert 1 << 22 <= sum(read) < (1 << 22) + (1 << 20)
+    lists = {"test": [{"image": str(file)} for file in files]}
+    assert find_seen(record, lists, ["test"]) == [f"was trained on {files[0]} of the test list"]
+    read.clear()
+    record = SeenScans({"training": [{"image": str(files[1])}]}, ("training",)).record()
+    assert sum(read) == 9_000_000 and find_seen(record, lists, ["test"]) == [
+        f"was trained on {files[1]} of the test list"
+    ]
 
 
 def test_other_scans_of_a_subject_are_found_in_one_folder_alone(write, tmp_path):
