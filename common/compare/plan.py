@@ -307,7 +307,7 @@ class _Builder:
             raise CompareError(f"Arm {arm.name!r}: the bundle's pre-training starts from no encoder file.")
         epochs = config.get("max_epochs")
         seen = config.get("data")["training"]
-        self.check_leak(arm, seen)
+        self.check_leak(arm, seen, config.get("data")["validation"] if _is_chosen(config) else [])
         items = len(seen)
         override |= _checkpoint_interval(config, override, epochs)
         data = _data_digest(config, "datalist", "pretrain_datalist")
@@ -345,13 +345,22 @@ class _Builder:
         judged = evaluate.get("evaluated_list", "test")
         return {"validation": train.get("data")["validation"], "test": evaluate.get("data")[judged]}
 
-    def check_leak(self, arm: Arm, seen: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse a pre-training that sees what fine-tuning is chosen or judged by."""
+    def check_leak(
+        self, arm: Arm, seen: Sequence[Mapping[str, Any]], chosen_by: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Refuse a pre-training that sees what fine-tuning is chosen or judged by, or is chosen by what judges."""
         if self.settings.transductive:
             return
         from ..data.copies import find_copies
 
         held = self.held_out(arm)
+        judged = set(_files(held["test"]))
+        first = next((file for file in _files(chosen_by) if file in judged), None)
+        if first is not None:
+            raise CompareError(
+                f"Arm {arm.name!r}: {first} of the validation list of pre-training, which chooses the encoder, stands "
+                f"in the test list of fine-tuning, too: take it out of pre-training, or {ALLOW}."
+            )
         where = {file: name for name, items in held.items() for file in _files(items)}
         leaks = [file for file in _files(seen) if file in where]
         if leaks:
@@ -477,6 +486,12 @@ def _checkpoint_interval(config: BundleConfig, override: Mapping[str, Any], epoc
     if "checkpoint_interval" not in config.ids or "checkpoint_interval" in override:
         return {}
     return {"checkpoint_interval": max(1, epochs // 10)}
+
+
+def _is_chosen(config: BundleConfig) -> bool:
+    """Whether the best epoch in validation is the encoder that a pre-training keeps."""
+    handlers = config.parser.get().get("train", {}).get("handlers") or []
+    return any("EncoderSaver" in str(x.get("_target_")) and x.get("evaluator") for x in handlers)
 
 
 def _files(items: Sequence[Mapping[str, Any]]) -> list[str]:

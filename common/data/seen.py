@@ -59,11 +59,25 @@ class SeenScans:
             for part in ("pretraining", "training", "validation"):
                 own = [_contents(self._lists, part)] if part in self._used else []
                 own += [_part(self._earlier, name) for name in before.get(part, ())]
+                if part == "training" and part in self._used:
+                    self._say_what_is_both(own[0]["files"])
                 merged = {key: sorted({x for found in own for x in found[key]}) for key in ("files", "subjects")}
                 if any(merged.values()):
                     self._record[part] = merged
         except Exception as error:  # raised where the record is asked for
             self._error = error
+
+    def _say_what_is_both(self, files: Sequence[str]) -> None:
+        """No leak, but with an encoder that learnt from masks no transfer either."""
+        before = {x for part in TRAINED for x in _part(self._earlier, part)["files"]}
+        both = len(before.intersection(files))
+        if both:
+            logger.info(
+                "%d of the %d training scans are those that the weights at the start were trained on already: scores "
+                "say nothing of a transfer to other data.",
+                both,
+                len(files),
+            )
 
 
 def find_seen(record: Mapping[str, Any] | None, lists: Mapping[str, Items], names: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.compare.plan import BundleConfig, _data_digest, make_plan
+from common.compare.plan import BundleConfig, _data_digest, _is_chosen, make_plan
 from common.compare.settings import CompareError, read_settings
 from common.data import load_datalist
 from common.data.seen import SeenScans
@@ -149,6 +149,24 @@ def test_an_arm_with_lists_of_its_own_is_compared_with_these(plan, cohort):
     assert {run.override["transductive"] for run in runs(found, "train") + runs(found, "evaluate")} == {True}
     arms["mae"]["override"] = {"fold": 1}
     assert all("transductive" not in run.override for run in plan(**given).runs)
+
+
+def test_a_test_scan_may_not_choose_the_encoder(plan, cohort):
+    """Fine-tuning would refuse such an encoder, after hours of pre-training."""
+    content = json.loads((cohort / "structures4.json").read_text())
+    content["validation"] = [{"image": content.pop("test")[0]["image"]}]
+    given = {"labels": "1", "pretrain_override": {"datalist": str(cohort / "chosen.json")}}
+    try:
+        (cohort / "chosen.json").write_text(json.dumps(content))
+        with pytest.raises(CompareError, match=r"'mae': \S+ of the validation list of pre-training, which chooses the"):
+            plan(**given)
+        assert runs(plan(**given, transductive=True), "pretrain")
+    finally:
+        (cohort / "chosen.json").unlink()
+    chosen = {}
+    for path in ROOT.glob("bundles/*/configs/pretrain.json"):
+        chosen[path.parts[-3]] = _is_chosen(BundleConfig([str(path)], {}, path.parents[1]))
+    assert {name for name, is_chosen in chosen.items() if not is_chosen} == {"med3d", "simtrot"}  # these keep the last
 
 
 def test_another_scan_of_a_held_out_subject_is_refused_in_pretraining(plan, cohort):

@@ -31,6 +31,15 @@ def test_defaults_and_comma_separated_lists(tmp_path):
     assert settings.equal == "steps" and settings.examples == 1
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("bundles/*/compare*.json")), ids=lambda path: path.stem)
+def test_shipped_settings_pretrain_on_no_list_that_is_held_out(path):
+    content = json.loads(path.read_text())
+    arms = content["arms"]
+    given = [content, *(filter(None, arms.values()) if isinstance(arms, dict) else ())]
+    lists = {name for one in given for name in one.get("pretrain_override", {}).get("lists", [])}
+    assert content.get("transductive", False) or not lists & {"validation", "test"}
+
+
 def test_fire_hands_over_numbers_and_tuples(tmp_path):
     settings = read(tmp_path, fractions=0.5, seeds=(0, 1), steps=7, arms=("scratch", "again=scratch"), probe=True)
     assert settings.fractions == (0.5,) and settings.seeds == (0, 1) and settings.steps == 7

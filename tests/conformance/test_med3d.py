@@ -72,6 +72,8 @@ def test_3dseg8():
         "brain": 4, "hippocampus": 3, "prostate": 3, "liver": 3, "heart": 2, "pancreas": 3, "vessel": 3, "spleen": 2,
     }  # fmt: skip
     assert read("datasets/3dseg8.json")["domains"] == read("pretrain.json")["domains"]
+    without = [domain for domain in read("pretrain.json")["domains"] if domain["name"] != "liver"]
+    assert read("datasets/domains_without_liver.json")["domains"] == without  # LiTS is the Decathlon's liver
     with torch.device("meta"):
         net = parser.get_parsed_content("network_def")
     assert [branch.out_channels for branch in net.decoder.branches] == parser.get_parsed_content("branch_classes")

@@ -107,6 +107,16 @@ def test_what_the_weights_started_from_counts(write, tmp_path):
     assert len(third["pretraining"]["files"]) == 2
 
 
+def test_the_same_scans_on_both_sides_are_said(write, caplog):
+    """Training scans are no leak, but an encoder that learnt from their masks is not transferred to new data."""
+    earlier = record_of(write("a", {"training": ["t1", "t2", "t3"]}))
+    with caplog.at_level("INFO"):
+        record_of(write("b", {"training": ["t4"]}), earlier=earlier)
+        assert "training scans" not in caplog.text
+        record_of(write("c", {"training": ["t1", "t2", "t5"]}), earlier=earlier)
+    assert "2 of the 3 training scans are those that the weights at the start" in caplog.text
+
+
 def test_refused_by_one_sentence_or_said(write, caplog):
     record = record_of(write("a", {"training": ["t1", "t2"]}))
     lists = load_datalist(write("b", {"test": ["t1", "t2", "n1"]}))
