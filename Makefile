@@ -7,7 +7,7 @@ LABEL_VENV ?= .venv-label
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo label-demo test matrix lint bench clean
+.PHONY: demo label-demo test matrix boilerplate lint bench clean
 
 demo: $(STAMP)
 	$(RUN) demo/run.py
@@ -25,6 +25,10 @@ matrix: $(STAMP)
 	status=0; OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m way \
 		--junitxml build/matrix.xml || status=$$?; \
 	$(RUN) tests/matrix.py build/matrix.xml docs/matrix.md && exit $$status
+
+# The files that are alike in every bundle, made anew from their base files
+boilerplate: $(STAMP)
+	$(RUN) -m tools.boilerplate
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

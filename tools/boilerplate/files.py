@@ -1,0 +1,93 @@
+"""What the files hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from common.json_files import read_json, to_json
+
+__all__ = ["boilerplate"]
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+# Stages that run in several processes, each with the template of its `multi_gpu_*.json`.
+STAGES = {"pretrain": "multi_gpu_train", "train": "multi_gpu_train", "evaluate": "multi_gpu_evaluate"}
+SEEDING = "$monai.utils.set_determinism("
+
+
+def boilerplate(bundle: Path, license_file: Path) -> dict[str, str]:
+    """Text by path, relative to the bundle, of the files that are not written by hand.
+
+    Args:
+        bundle: folder with ``configs/train.json``, ``evaluate.json``, ``inference.json`` and, where it pre-trains,
+            ``pretrain.json``.
+        license_file: is copied.
+
+    Raises:
+        FileNotFoundError: a base file is missing.
+        KeyError: a base file lacks a part that a file follows from.
+    """
+    configs = bundle / "configs"
+    inference = read_json(configs / "inference.json")
+    made = {
+        "inference_onnx.json": _template("inference_onnx", bundle),
+        "inference_trt.json": _tensorrt(bundle, inference),
+        "outputs/dicom_seg.json": _dicom_seg(bundle, inference),
+        "outputs/nifti.json": {"save_output": inference["save_output"]},
+        "tracking.json": _template("tracking", bundle),
+    }
+    for stage, template in STAGES.items():
+        if stage != "pretrain" or (configs / "pretrain.json").is_file():
+            made[f"multi_gpu_{stage}.json"] = _multi_gpu(bundle, stage, template)
+    return {
+        "LICENSE": license_file.read_text(encoding="utf-8"),
+        "configs/logging.conf": (TEMPLATES / "logging.conf").read_text(encoding="utf-8"),
+        **{f"configs/{name}": to_json(content) for name, content in made.items()},
+    }
+
+
+def _template(name: str, bundle: Path) -> dict[str, Any]:
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: named(item) for key, item in value.items()}
+        return bundle.name if value == "{bundle}" else value
+
+    return named(read_json(TEMPLATES / f"{name}.json"))
+
+
+def _multi_gpu(bundle: Path, stage: str, template: str) -> dict[str, Any]:
+    """The stage in several processes, which start before the first random number is drawn."""
+    base = read_json(bundle / "configs" / f"{stage}.json")
+    made = _template(template, bundle)
+    steps = base["initialize"]
+    seeding = next((n for n, step in enumerate(steps) if str(step).startswith(SEEDING)), None)
+    if seeding is None:
+        raise ValueError(f"`initialize` of {stage}.json has no step {SEEDING}...)")
+    made["initialize"] = [*steps[:seeding], *made["initialize"], *steps[seeding:]]
+    # Samplers of our own share their batches among processes by themselves.
+    if "train#sampler" in made and not base["train"]["dataloader"]["shuffle"]:
+        del made["train#sampler"], made["train#dataloader#shuffle"]
+    if base.get("validate", {}).get("sampler") is not None:
+        del made["validate#sampler"]
+    # What else a bundle gives to `wrap`, such as batch norms that are to be synchronised, is its own.
+    made["network"] |= read_json(bundle / "configs" / f"multi_gpu_{stage}.json", made)["network"]
+    return made
+
+
+def _tensorrt(bundle: Path, inference: dict[str, Any]) -> dict[str, Any]:
+    """The network of inference, compiled for batches of as many windows as the inferer takes at once."""
+    made = _template("inference_trt", bundle)
+    inferer = inference["inferer"]
+    windows = inferer.get("sw_batch_size") or inference.get(str(inferer.get("chunk")).lstrip("@")) or 1
+    made["trt_args"]["dynamic_batchsize"] = [1, windows, windows]
+    made["trt_net"] = inference["network"]
+    return made
+
+
+def _dicom_seg(bundle: Path, inference: dict[str, Any]) -> dict[str, Any]:
+    """DICOM SEG where inference writes NIfTI."""
+    made = _template("dicom_seg", bundle)
+    made["save_output"]["folder_layout"] = (
+        inference["save_output"]["folder_layout"] | made["save_output"]["folder_layout"]
+    )
+    return made
