@@ -11,7 +11,7 @@ from ..doctor import PACKAGE_FOLDER
 
 __all__ = ["check_imports", "package_files", "target_problem"]
 
-# Tables that go with the code (`package_data` of setup.cfg).
+# Tables that go with the code. Encoders that come with the collection stay out: a pack has the weights that were named.
 DATA_SUFFIXES = (".json",)
 
 Parts = tuple[str, ...]
