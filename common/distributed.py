@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .networks import to_channels_last
+from .networks.sync_batch_norm import sync_batch_norms
 
-__all__ = ["local_device", "rank", "start", "stop", "validation_sampler", "wrap"]
+__all__ = ["local_device", "rank", "share_of_batch", "start", "stop", "validation_sampler", "wrap"]
 
 
 def rank() -> int:
@@ -41,13 +42,14 @@ def start() -> None:
     idist.sync()
 
 
-def wrap(network: nn.Module, device: torch.device, sync_batch_norm: bool = False) -> DistributedDataParallel:
+def wrap(network: nn.Module, device: torch.device, sync_batch_norm: bool = True) -> DistributedDataParallel:
     """The network on its device, in the memory format of the single-process configs, wrapped for several processes.
 
     Args:
         network: changed in place.
         device: of this process.
-        sync_batch_norm: whether batch norms take the batches of all GPUs together; on CPUs torch cannot.
+        sync_batch_norm: whether batch norms take the batches of all processes together, as one process with the whole
+            batch would.
 
     Raises:
         RuntimeError: ``start`` has not run, because a later config file replaced ``initialize``.
@@ -56,12 +58,35 @@ def wrap(network: nn.Module, device: torch.device, sync_batch_norm: bool = False
         raise RuntimeError(
             "the process group is not started: name the multi_gpu_*.json file last, after evaluate.json."
         )
-    if sync_batch_norm and device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if sync_batch_norm:
+        network = sync_batch_norms(network, device)
     to_channels_last(network, device)
     devices = [device] if device.type == "cuda" else None
-    # MONAI's ViT holds parameters that its forward never uses.
-    return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=True)
+    # MONAI's ViT holds parameters that its forward never uses. Buffers are alike in all processes already: weights are
+    # drawn and loaded alike, norms are synchronised. To send them in each forward would pair up forwards of different
+    # scans in validation, where processes have windows of different number.
+    return DistributedDataParallel(
+        network, device_ids=devices, find_unused_parameters=True, broadcast_buffers=not sync_batch_norm
+    )
+
+
+def share_of_batch(batch_size: int, processes: int | None = None) -> int:
+    """Items of a batch that each process takes; ``batch_size`` is that of all processes together.
+
+    Args:
+        batch_size: of a training step.
+        processes: by default those that ignite knows.
+
+    Raises:
+        ValueError: the processes cannot have equal parts.
+    """
+    processes = idist.get_world_size() if processes is None else processes
+    if batch_size % processes:
+        raise ValueError(
+            f"batch_size is {batch_size}, that of all processes together, and {processes} processes cannot share it "
+            f"equally: give a multiple of {processes}, or another --nproc_per_node."
+        )
+    return batch_size // processes
 
 
 def validation_sampler(dataset: Sized) -> DistributedSampler:

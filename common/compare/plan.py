@@ -149,20 +149,21 @@ class BundleConfig:
             )
         return dict(metrics)
 
-    def batch(self, processes: int) -> int:
+    @property
+    def batch(self) -> int:
         """Items of a training step, of all processes."""
-        return self.get("train#dataloader#batch_size", 1) * processes
+        return self.get("train#dataloader#batch_size", 1)
 
-    def steps_per_epoch(self, items: int, processes: int) -> int:
+    def steps_per_epoch(self, items: int) -> int:
         """Steps of an epoch: ``batches_per_epoch`` where the config states it, else one pass over the items.
 
         A config that has the id, but null, takes whole batches only (``common.data.volume_sampler``).
         """
         batches = self.get("batches_per_epoch", 0)
         if batches:
-            return max(1, batches // processes)
+            return batches
         whole = math.floor if batches is None else math.ceil
-        return max(1, whole(items / self.batch(processes)))
+        return max(1, whole(items / self.batch))
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ class _Builder:
         training = len(self.train.get("data")["training"])
         self.fractions = _fractions(settings, training)
         self.data = _data_digest(self.train)
-        self.full_steps = self.train.get("max_epochs") * self.train.steps_per_epoch(training, settings.processes)
+        self.full_steps = self.train.get("max_epochs") * self.train.steps_per_epoch(training)
 
     def files(self, stage: str, overlays: Sequence[str] = ()) -> tuple[str, ...]:
         """Base files, the overlays of every stage, those given, and the one for several processes."""
@@ -328,10 +329,10 @@ class _Builder:
                 own,
                 folder,
                 seed=seed,
-                steps=epochs * config.steps_per_epoch(items, settings.processes),
+                steps=epochs * config.steps_per_epoch(items),
                 epochs=epochs,
                 items=items,
-                batch=config.batch(settings.processes),
+                batch=config.batch,
                 data=data,
                 **first,
             )
@@ -421,7 +422,7 @@ class _Builder:
             path = Path(arm.encoder or self.pretrain_folder(arm, seed) / "encoder.safetensors")
             encoder, inputs = {"pretrained_encoder": str(path)}, (path,)
         pretrained = (inputs[0].with_name("pretrain.json"),) if arm.pretrain else ()
-        per_epoch = config.steps_per_epoch(labels, settings.processes)
+        per_epoch = config.steps_per_epoch(labels)
         epochs = self.epochs(arm, labels, config, per_epoch)
         train = {**override, **encoder, **_checkpoint_interval(config, override, epochs), "max_epochs": epochs}
         train["val_interval"] = max(1, epochs // settings.validations)
@@ -437,7 +438,7 @@ class _Builder:
             return Run(stage, arm.name, self.files(stage), own, folder, seed, fraction, labels, **given)
 
         length = {"steps": epochs * per_epoch, "epochs": epochs, "items": labels}
-        length["batch"] = config.batch(settings.processes)
+        length["batch"] = config.batch
         yield run("train", {**train, "resume": True, **place}, **length)
         yield run("evaluate", {**override, **place})
         shown = seed == settings.seeds[0] and labels == min(self.fractions.values())

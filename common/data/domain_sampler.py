@@ -8,6 +8,8 @@ from typing import Any
 import ignite.distributed as idist
 from torch.utils.data import DistributedSampler
 
+from ..distributed import share_of_batch
+
 __all__ = ["DomainSampler"]
 
 
@@ -17,13 +19,13 @@ class DomainSampler(DistributedSampler):
     A net with one branch a domain is trained so (Chen et al., arXiv 1904.00625, section 3.2). An epoch's batches are
     shared out among the domains, at least one for each, and mixed; passes over a domain's
     items follow each other, from epoch to epoch in another order. Give the loader the same ``batch_size``. The order is
-    a function of seed and epoch, which MONAI's trainer sets. Under torchrun the batches are dealt to the processes,
-    which may have different domains at a time; the same batches are made in each.
+    a function of seed and epoch, which MONAI's trainer sets. Under torchrun the batches are those of one process, and
+    each process takes its part of every one.
 
     Args:
         data: the items, as the data set has them, with a ``domain``.
-        batch_size: items a batch. A domain with fewer items repeats them.
-        batches: batches an epoch, of all processes together; None for one pass over as many items as there are.
+        batch_size: items a batch, of all processes together. A domain with fewer items repeats them.
+        batches: batches an epoch; None for one pass over as many items as there are.
         balance: 1 gives each domain an equal share of the batches, 0 one in proportion to its items, and between them
             one in proportion to ``items ** (1 - balance)``.
         key: of the domain in an item.
@@ -31,7 +33,8 @@ class DomainSampler(DistributedSampler):
         num_replicas, rank: processes and the number of this one; by default those that ignite knows.
 
     Raises:
-        ValueError: an item without a domain, ``balance`` outside of 0 to 1, or fewer batches than processes or domains.
+        ValueError: an item without a domain, ``balance`` outside of 0 to 1, fewer batches than domains, or one
+            that the processes cannot share.
     """
 
     def __init__(
@@ -57,27 +60,22 @@ class DomainSampler(DistributedSampler):
                 )
             self.items.setdefault(item[key], []).append(number)
         self.batch_size = batch_size
-        total = max(1, len(data) // batch_size) if batches is None else batches
-        self.batches = total // num_replicas
-        if self.batches < 1:
+        self.batches = max(1, len(data) // batch_size) if batches is None else batches
+        self.share = share_of_batch(batch_size, num_replicas)
+        if self.batches < len(self.items):
             raise ValueError(
-                f"{total} batches an epoch are none for each of {num_replicas} processes: raise batches_per_epoch, or "
-                "lower batch_size."
-            )
-        if self.batches * num_replicas < len(self.items):
-            raise ValueError(
-                f"{self.batches * num_replicas} batches an epoch are fewer than the {len(self.items)} domains, so that "
+                f"{self.batches} batches an epoch are fewer than the {len(self.items)} domains, so that "
                 "some would never be trained: raise batches_per_epoch, or lower batch_size."
             )
         weights = {name: len(items) ** (1 - balance) for name, items in self.items.items()}
-        self.shares = _share_out(self.batches * num_replicas, weights)
+        self.shares = _share_out(self.batches, weights)
 
     def __len__(self) -> int:
-        return self.batches * self.batch_size
+        return self.batches * self.share
 
     def __iter__(self) -> Iterator[int]:
-        mine = itertools.islice(self._batches(), self.rank, None, self.num_replicas)
-        return itertools.chain.from_iterable(mine)
+        start = self.rank * self.share
+        return itertools.chain.from_iterable(batch[start : start + self.share] for batch in self._batches())
 
     def _batches(self) -> Iterator[list[int]]:
         draw = random.Random(f"{self.seed} {self.epoch}")

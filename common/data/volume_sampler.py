@@ -8,6 +8,8 @@ from typing import Any
 import ignite.distributed as idist
 from torch.utils.data import DistributedSampler
 
+from ..distributed import share_of_batch
+
 __all__ = ["VolumeSampler"]
 
 
@@ -18,23 +20,24 @@ class VolumeSampler(DistributedSampler):
     batches, as nnU-Net does (250), whatever the number of volumes. Passes over the data follow each other; an item
     that would meet its own volume in a batch waits for the next. Give the loader the same ``batch_size``, and take one
     crop a volume. The order is a function of seed and epoch, which MONAI's trainer sets. Under torchrun the batches are
-    dealt to the processes; the same batches are made in each.
+    those of one process, and each process takes its part of every one.
 
     Args:
         data: the items, as the data set has them.
-        batch_size: items a batch.
-        batches: batches an epoch, of all processes together; None for one pass over the data (rounded down).
+        batch_size: items a batch, of all processes together.
+        batches: batches an epoch; None for one pass over the data (rounded down).
         key: items with an equal value of this, and of ``domain`` where they have one, are taken for one volume; items
             without it, and None, count as volumes of their own.
         distinct: False lets volumes meet themselves in a batch, as fine-tuning with a single label must.
         seed: of the order.
-        fixed: the order of the first epoch in every epoch, for validation.
+        fixed: the order of the first epoch in every epoch, for validation; whole batches are then dealt to the
+            processes, so that what is compared within a batch is the same for any number of them.
         name: of the data in messages, as "the validation list", where its batches are as small as they can be: the
             advice then is to add scans.
         num_replicas, rank: processes and the number of this one; by default those that ignite knows.
 
     Raises:
-        ValueError: there are fewer volumes than ``batch_size``, or no batch for each process.
+        ValueError: there are fewer volumes than ``batch_size``, no batch, or one that the processes cannot share.
     """
 
     def __init__(
@@ -70,24 +73,31 @@ class VolumeSampler(DistributedSampler):
                 f"{count} volumes cannot fill a batch of {batch_size} different ones: lower batch_size, or add data."
             )
         self.batch_size = batch_size
-        self.batches = (len(data) // batch_size if batches is None else batches) // num_replicas
+        self.batches = len(data) // batch_size if batches is None else batches
+        self.share = batch_size
+        if fixed:
+            self.batches //= num_replicas
+        else:
+            self.share = share_of_batch(batch_size, num_replicas)
         if self.batches < 1 and name is not None:
             raise ValueError(
                 f"{name} has {len(data)} scans, which make no batch of {batch_size} for each of {num_replicas} "
                 f"processes: give {batch_size * num_replicas} scans or more, or use fewer processes."
             )
         if self.batches < 1:
-            raise ValueError(
-                f"{len(data)} items make no batch of {batch_size} for each of {num_replicas} processes: lower "
-                "batch_size."
-            )
+            of_each = f" for each of {num_replicas} processes" if fixed else ""
+            raise ValueError(f"{len(data)} items make no batch of {batch_size}{of_each}: lower batch_size.")
 
     def __len__(self) -> int:
-        return self.batches * self.batch_size
+        return self.batches * self.share
 
     def __iter__(self) -> Iterator[int]:
-        mine = itertools.islice(self._batches(), self.rank, self.batches * self.num_replicas, self.num_replicas)
-        return itertools.chain.from_iterable(mine)
+        if self.fixed:
+            mine = itertools.islice(self._batches(), self.rank, self.batches * self.num_replicas, self.num_replicas)
+            return itertools.chain.from_iterable(mine)
+        start = self.rank * self.share
+        batches = itertools.islice(self._batches(), self.batches)
+        return itertools.chain.from_iterable(batch[start : start + self.share] for batch in batches)
 
     def _batches(self) -> Iterator[list[int]]:
         """Batches without end. Of a volume with more items than can be placed, the surplus of four passes waits."""

@@ -13,6 +13,7 @@ from .segmented_labels import SegmentedLabelsLoss
 from .softmax_dice_focal import SoftmaxDiceFocalLoss
 from .token_contrast import TokenContrastiveLoss
 from .voxel_cross_entropy import VoxelCrossEntropy
+from .whole_batch import WholeBatchLoss
 
 __all__ = [
     "BYOLLoss",
@@ -28,4 +29,5 @@ __all__ = [
     "SoftmaxDiceFocalLoss",
     "TokenContrastiveLoss",
     "VoxelCrossEntropy",
+    "WholeBatchLoss",
 ]

@@ -17,6 +17,9 @@ class MaskedVectorsLoss(nn.Module):
     slice's plane. It returns a scalar, in float32: the sum over the planes of their mean squared errors.
     """
 
+    shared = ("weight",)
+    """What is no part of the batch, for ``WholeBatchLoss``."""
+
     def forward(self, prediction: dict[str, torch.Tensor], image: Any = None) -> torch.Tensor:
         error = (prediction["prediction"].float() - prediction["target"].float()).square().mean(dim=(0, 2))
         return (error * prediction["weight"]).sum()

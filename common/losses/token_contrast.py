@@ -28,7 +28,8 @@ class TokenContrastiveLoss(nn.Module):
 
     The similarities are made a block of rows at a time and never kept: the gradient is accumulated along with the
     value, so memory grows with ``rows * 2N`` instead of ``(2N)^2``. The arithmetic is in float32 (float64 for float64
-    input), also under autocast. The negatives are those of this process's batch.
+    input), also under autocast. The negatives are those of the batch it is given
+    (``WholeBatchLoss`` gathers those of other processes).
 
     Args:
         temperature: divisor of the cosine similarities, larger than 0.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import skip_init
 from torch.utils.checkpoint import checkpoint
 
@@ -206,7 +207,7 @@ def _statistics_untouched(module: nn.Module) -> Iterator[None]:
 
     They still take their running statistics, without effect: autograd saved them in the first pass and asks for them.
     """
-    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm3d)]
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]  # synchronised ones as well
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

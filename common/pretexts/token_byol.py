@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..networks.sync_batch_norm import needs_several_values
 from ..transforms import TokenViews
 from .token_contrast import check_strides, to_tokens
 
@@ -76,7 +77,7 @@ class TokenBYOL(nn.Module):
         return [self._perceive(branch.projector, to_tokens(map, self.pooled)) for map in maps]
 
     def _perceive(self, perceptron: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-        if self.training and tokens.shape[0] * tokens.shape[1] < 2:
+        if self.training and tokens.shape[0] * tokens.shape[1] < 2 and needs_several_values(perceptron):
             raise ValueError("BYOL's batch norm needs two vectors: set batch_size to 2 or more.")
         return perceptron(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
 

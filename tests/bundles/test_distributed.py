@@ -31,8 +31,8 @@ for name, files, overrides in json.load(open(sys.argv[1])):
     workflow.run()
     parser = workflow.parser
     weights = hashlib.sha256()
-    for parameter in parser.get_parsed_content("network_def").parameters():
-        weights.update(parameter.detach().numpy().tobytes())
+    for tensor in parser.get_parsed_content("network_def").state_dict().values():  # running statistics too
+        weights.update(tensor.numpy().tobytes())
     metrics = parser.get_parsed_content("validate#evaluator").state.metrics
     report = {"weights": weights.hexdigest(), "metrics": {key: float(v) for key, v in metrics.items()}}
     report["steps"] = workflow.trainer.state.epoch_length if name != "evaluate" else None
@@ -51,12 +51,11 @@ def folder(tiny, small_files, cohort, run_ranks, tmp_path_factory):
         overlays = [tiny["unetr"]] if bundle == "pretrain_once" else overlays
         output = folder / bundle
         common = {"dataset_dir": str(cohort), "output_dir": str(output), "max_epochs": 1}
-        common |= {"batch_size": 2 if bundle == "transseg" else 1, "batches_per_epoch": 2}
+        common |= {"batch_size": 2, "batches_per_epoch": 2}
         # The cohort has one validation volume, and each process needs one; of med3d's two domains each has one.
         pretrain = {} if bundle == "med3d" else {"validate#dataset#data": "$@data['training']"}
-        if bundle == "medical_transformer":  # exemplars are told apart within a batch, and each process needs one
-            pretrain = {f"{part}#dataset#data": "$@data['training'] * 2" for part in ("train", "validate")}
-            pretrain["batch_size"] = 2
+        if bundle == "medical_transformer":  # exemplars are told apart within a batch of validation, one a process
+            pretrain = {"validate#dataset#data": "$@data['training'] * 2"}
         train = {
             "validate#dataset#data": "$@data['test']",
             "pretrained_encoder": str(output / "encoder.safetensors"),

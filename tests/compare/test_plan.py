@@ -238,7 +238,7 @@ def test_several_processes_go_through_torchrun_and_the_multi_gpu_files(plan, coh
     found = plan(labels="3", processes=2, steps=4, datalist=str(tmp_path / "two.json"))
     train = runs(found, "train")[0]
     assert train.files[-1].endswith("multi_gpu_train.json")
-    assert train.override["max_epochs"] == 4  # a step an epoch: 3 items, 2 processes with 2 each
+    assert train.override["max_epochs"] == 2  # as with one process: two steps an epoch, of 3 items in batches of 2
     command = train.command(found.settings)
     assert "torch.distributed.run" in command and "--nproc_per_node=2" in command
     assert "torch.distributed.run" not in runs(found, "infer")[0].command(found.settings)
@@ -329,10 +329,10 @@ def test_epochs_of_a_stated_length():
     bundle = ROOT / "bundles" / "simtrot"
     files = [str(bundle / "configs" / name) for name in ("train.json", "datasets/sample.json")]
 
-    def steps(items, processes=1, **override):
-        return BundleConfig(files, override, bundle).steps_per_epoch(items, processes)
+    def steps(items, **override):
+        return BundleConfig(files, override, bundle).steps_per_epoch(items)
 
-    assert (steps(1), steps(12), steps(12, processes=2)) == (6, 6, 3)
+    assert (steps(1), steps(12)) == (6, 6)
     assert [steps(items, batches_per_epoch=None) for items in (1, 2, 5)] == [1, 1, 2]
 
 

@@ -56,9 +56,19 @@ def test_fixed_is_the_order_of_the_first_epoch_in_every_epoch():
         assert list(sampler) == first != list(other)
 
 
-def test_processes_share_the_batches():
-    alone = batches(VolumeSampler(SUBJECTS, 2, batches=6), 2)
-    shares = [batches(VolumeSampler(SUBJECTS, 2, batches=6, num_replicas=2, rank=rank), 2) for rank in (0, 1)]
+def test_processes_share_each_batch():
+    alone = batches(VolumeSampler(SUBJECTS, 4, batches=6), 4)
+    shares = [batches(VolumeSampler(SUBJECTS, 4, batches=6, num_replicas=2, rank=rank), 2) for rank in (0, 1)]
+    assert [one + other for one, other in zip(*shares, strict=True)] == alone
+    with pytest.raises(ValueError, match=r"batch_size is 3, that of all processes together, and 2 .* a multiple of 2"):
+        VolumeSampler(SUBJECTS, 3, num_replicas=2, rank=0)
+
+
+def test_processes_have_whole_batches_of_validation():
+    alone = batches(VolumeSampler(SUBJECTS, 2, batches=6, fixed=True), 2)
+    shares = [
+        batches(VolumeSampler(SUBJECTS, 2, batches=6, fixed=True, num_replicas=2, rank=rank), 2) for rank in (0, 1)
+    ]
     assert shares == [alone[0::2], alone[1::2]]
 
 
@@ -77,8 +87,8 @@ def test_a_named_list_asks_for_scans():
     with pytest.raises(ValueError, match=r"the validation list has 1 volumes, too few for .* give 2 scans"):
         VolumeSampler([{"subject": "a"}] * 3, 2, name="the validation list")
     with pytest.raises(ValueError, match=r"list has 3 scans, which make no batch of 2 for each of 2 .* give 4 scans"):
-        VolumeSampler([{}] * 3, 2, name="the validation list", num_replicas=2, rank=0)
-    assert len(VolumeSampler([{}] * 4, 2, name="the validation list", num_replicas=2, rank=0)) == 2
+        VolumeSampler([{}] * 3, 2, name="the validation list", fixed=True, num_replicas=2, rank=0)
+    assert len(VolumeSampler([{}] * 4, 2, name="the validation list", fixed=True, num_replicas=2, rank=0)) == 2
 
 
 def test_without_a_key_or_a_value_each_item_is_a_volume():
@@ -97,4 +107,4 @@ def test_too_few():
     with pytest.raises(ValueError, match="0 volumes"):
         VolumeSampler([], 1, distinct=False)
     with pytest.raises(ValueError, match="no batch of 3 for each of 4 processes"):
-        VolumeSampler(SUBJECTS, 3, num_replicas=4, rank=0)
+        VolumeSampler(SUBJECTS, 3, fixed=True, num_replicas=4, rank=0)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from monai.data import MetaTensor
+from torch import nn
+
+__all__ = ["WholeBatchLoss"]
+
+
+class WholeBatchLoss(nn.Module):
+    """The loss of the whole batch, of which each of several processes has a part of equal size.
+
+    Predictions and targets of all processes are gathered, and each computes the same loss of them: negatives are those
+    of the whole batch, a Dice over the batch is that of the whole batch, and voxels that do not count are left out of
+    one mean. The gradients that ``DistributedDataParallel`` averages are then those of one process with the whole
+    batch. The gather costs memory and time for all predictions and targets; ``enabled=False`` averages the processes'
+    own losses, which is the same for losses that are a mean over samples.
+
+    Args:
+        loss: called with a prediction and a target: tensors with the batch first, or sequences of them. Of a mapping,
+            which pretexts predict, the parts that the loss reads are gathered, but for those that it names in
+            ``shared``, and the target, which pretexts do not read, is left as it is.
+        enabled: see above. With one process nothing is done in any case.
+    """
+
+    def __init__(self, loss: nn.Module, enabled: bool = True) -> None:
+        super().__init__()
+        self.loss = loss
+        self.enabled = enabled
+
+    def forward(self, prediction: Any, target: Any = None) -> torch.Tensor:
+        if not (self.enabled and dist.is_initialized() and dist.get_world_size() > 1):
+            return self.loss(prediction, target)
+        if isinstance(prediction, Mapping):
+            return self.loss(_Gathered(prediction, getattr(self.loss, "shared", ())), target)
+        return self.loss(_gather(prediction), _gather(target))
+
+
+class _Gathered(Mapping):
+    """Parts of a prediction, each gathered when it is first read: all processes read the same in the same order."""
+
+    def __init__(self, parts: Mapping[str, Any], shared: tuple[str, ...]) -> None:
+        self.parts = parts
+        self.read = {name: parts[name] for name in shared if name in parts}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.read:
+            self.read[name] = _gather(self.parts[name])
+        return self.read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+
+def _gather(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_gather(part) for part in value]
+    if not isinstance(value, torch.Tensor) or value.ndim == 0:
+        return value
+    return _AllGather.apply(value.as_tensor() if isinstance(value, MetaTensor) else value)
+
+
+class _AllGather(torch.autograd.Function):
+    """Tensors of all processes, one after the other.
+
+    Every process computes the same of them, so the gradient of the sum of their losses is that of its own times their
+    number: nothing has to be exchanged, and the average that DDP takes is the gradient of one loss.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        ctx.rows = len(tensor)
+        # As bytes: gloo does not have every type.
+        mine = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, mine)
+        return torch.cat([part.view(tensor.dtype).view(tensor.shape) for part in parts])
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        start = dist.get_rank() * ctx.rows
+        return grad[start : start + ctx.rows] * dist.get_world_size()
