@@ -73,7 +73,7 @@ def compare(
         labels: numbers of training items instead of shares.
         seeds: by commas.
         equal: steps, epochs or time (pre-training included).
-        steps: optimiser steps of a fine-tuning.
+        steps: optimiser steps of a fine-tuning, up to whole passes over the labels; other numbers are said.
         epochs: passes over the labels, with --equal epochs.
         validations: validations during a fine-tuning.
         config_file: overlays for every stage, by commas.
@@ -95,6 +95,8 @@ def compare(
     with hold_folder(asked):
         planned = make_plan(asked, try_items=not report)
         write_example_list(planned)
+        for line in planned.other_steps():
+            say(line)
         if plan:
             print(estimate(planned))
             return

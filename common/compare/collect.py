@@ -83,6 +83,7 @@ def collect(plan: Plan, command: str | None) -> None:
                     "description": arm.describe(),
                     "one_pretraining": not (arm.is_scratch or arm.pretrain_per_seed),
                     "pretrain_from": arm.pretrain_from,
+                    "made_elsewhere": arm.encoder is not None,
                     "against": arm.against,
                 }
                 for arm in settings.arms

@@ -139,7 +139,10 @@ def learning_curves(tables: Tables) -> Figure | None:
         minutes = [(row["seconds"] + tables.pretraining_seconds(arm)) / 60 for row in validation]
         axes[0, 1].plot(minutes, value, "o-", color=shade, markersize=3)
         axes[0, 2].plot([row["step"] for row in loss], _smooth([row["value"] for row in loss]), color=shade)
-    for axis, label in zip(axes[0], ("steps", "minutes, pre-training included", "steps"), strict=True):
+    minutes_label = "minutes, pre-training included"
+    if tables.made_elsewhere:
+        minutes_label += f"\n(but that of {plain(', '.join(tables.made_elsewhere))}: not known)"
+    for axis, label in zip(axes[0], ("steps", minutes_label, "steps"), strict=True):
         axis.set_xlabel(label)
     for axis in axes[0, :2]:
         widen(axis, tables.main_metric)

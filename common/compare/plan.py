@@ -185,6 +185,19 @@ class Plan:
         """Share of the training list -> number of its items."""
         return _fractions(self.settings, len(self.train.get("data")["training"]))
 
+    def other_steps(self) -> list[str]:
+        """Where fine-tuning takes other steps than asked for, since it makes whole passes over the labels."""
+        asked = self.settings.steps
+        if asked is None or self.settings.equal != "steps":
+            return []
+        runs = [run for run in self.runs if run.stage == "train" and run.steps != asked]
+        lines = [
+            f"--steps {asked}: fine-tuning on {run.labels} labels takes {run.steps}, since it makes whole passes over "
+            f"them, of {run.steps // run.epochs} steps each."
+            for run in runs
+        ]
+        return list(dict.fromkeys(lines))
+
 
 def make_plan(
     settings: Settings, extra_steps: Mapping[tuple[str, int], int] | None = None, try_items: bool = False

@@ -278,7 +278,7 @@ def _cost_table(tables: Tables) -> Block:
         rows.append(
             [
                 arm,
-                _time(pretraining),
+                "not known (an encoder file)" if arm in tables.made_elsewhere else _time(pretraining),
                 f"{_time(sum(train) / len(train))} ({_range(steps)} steps)" if train else "-",
                 str(len(train)),
                 _time(sum(seconds["evaluate"])),

@@ -97,6 +97,11 @@ class Tables:
             arm = self.about["arms"][arm].get("pretrain_from")
         return spent
 
+    @property
+    def made_elsewhere(self) -> list[str]:
+        """Arms from encoder files that this comparison did not make, so that nobody knows what they cost."""
+        return [name for name, arm in self.about["arms"].items() if arm.get("made_elsewhere")]
+
     @cached_property
     def predictions(self) -> list[dict[str, Any]]:
         """Predicted and true numbers of scans, for tasks whose target is one."""

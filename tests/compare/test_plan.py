@@ -69,6 +69,16 @@ def test_steps_are_equal_whatever_the_number_of_labels(plan):
     assert {run.steps for run in runs(plan(labels="1,3"), "train")} == {4}
 
 
+def test_other_steps_than_asked_for_are_said(plan):
+    found = plan(labels="1,3", steps=3)  # with three labels a pass takes two steps
+    taken = {run.labels: run.steps for run in runs(found, "train")}
+    assert taken == {1: 3, 3: 4}
+    (line,) = found.other_steps()
+    assert line.startswith("--steps 3: fine-tuning on 3 labels takes 4, ") and "of 2 steps each" in line
+    assert plan(labels="1,3", steps=4).other_steps() == [] == plan(labels="3").other_steps()
+    assert plan(labels="3", equal="epochs", epochs=5).other_steps() == []
+
+
 def test_equal_epochs_and_extra_steps(plan):
     found = plan(labels="1,3", equal="epochs", epochs=5)
     assert {run.labels: run.steps for run in runs(found, "train")} == {1: 5, 3: 10}

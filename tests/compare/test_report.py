@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from common.compare import collect
+from common.compare.figures import learning_curves
 from common.compare.report import write_report
+from common.compare.tables import Tables
 
 ARMS = {"scratch": "from scratch", "mae": "pre-trained by <pretrain.json>"}
 
@@ -160,6 +162,15 @@ def test_a_pretraining_that_may_have_seen_test_scans_is_said_first(folder):
     assert "Transductive" not in write_report(folder).read_text()
     (folder / "comparison.json").write_text(json.dumps(about | {"transductive": True}))
     assert "## Outcome\n\n- Transductive: pre-training may have seen" in write_report(folder).read_text()
+
+
+def test_what_an_encoder_file_cost_is_not_known(folder):
+    about = json.loads((folder / "comparison.json").read_text())
+    about["arms"]["mae"]["made_elsewhere"] = True
+    (folder / "comparison.json").write_text(json.dumps(about))
+    text = write_report(folder).read_text()
+    assert "| mae | not known (an encoder file) |" in text and "| scratch | 0 s |" in text
+    assert "but that of mae: not known" in learning_curves(Tables(folder)).axes[1].get_xlabel()
 
 
 def test_one_seed_is_called_what_it_is(folder):
