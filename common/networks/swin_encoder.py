@@ -51,4 +51,5 @@ class SwinEncoder(nn.Module):
             "num_heads": [layer.blocks[0].attn.num_heads for layer in layers],
             "window_size": list(layers[0].window_size),
             "patch_merging": type(layers[0].downsample).__name__,
+            "use_v2": hasattr(self.swin, "layers1c"),
         }

@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,18 @@ from ..checkpoint_file import read_checkpoint
 from ..preparation import Preparation
 from .encoder_file import FORMAT_VERSION, read_safetensors, write_state
 from .inflate import INFLATIONS
-from .soundness import refuse_gaps, refuse_unsound
+from .kind import Kind, Source, State, refuse_gaps
+from .soundness import refuse_unsound
 from .vision_transformers import HUB_FILES, IMAGE_KINDS, inflate, read_folder, source_normalisation
+from .volume_networks import VOLUME_KINDS
 
-__all__ = ["KINDS", "convert", "medicalnet", "monai_mae", "swin_unetr_ssl", "unetr_mae"]
+__all__ = ["KINDS", "convert"]
 
 logger = logging.getLogger(__name__)
 
-State = dict[str, torch.Tensor]
+KINDS: dict[str, Kind] = VOLUME_KINDS | IMAGE_KINDS
+"""Kinds of checkpoints by their names, in the order in which they are looked for: MAE of volumes has positions of a
+plain ViT beside its own."""
 
 
 def convert(
@@ -42,8 +46,12 @@ def convert(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     value_range: Sequence[float] = (-1.0, 1.0),
+    leave_out: str | None = None,
 ) -> dict[str, Any]:
     """Turn a foreign checkpoint into an encoder file and return its record.
+
+    Every tensor of the source is used or left out by a rule of its kind, and every tensor of the encoder filled; the
+    record says how many were left out of which part.
 
     Args:
         source: a ``.pt``/``.pth`` file (read with ``weights_only=True``), a ``.safetensors`` file, or a folder that
@@ -72,11 +80,14 @@ def convert(
             0.5 for BEiT, ImageNet's for BEiT v2, DINO, DeiT, MAE and Swin. Recorded, with what said so.
         value_range: range that the intensity rule of the bundle scales images to; recorded, and compared with the
             images' at fine-tuning.
+        leave_out: regular expression of names of further tensors that the encoder does not need, such as those of a
+            head that no rule knows.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, Python objects beside tensors, names of no known kind, values that
-            are NaN, infinite or no floats, ``slices`` or ``inflation`` of what is not inflated, ``mean`` without
-            ``std``, or neither where nothing tells them.
+        FileNotFoundError, ValueError: no such file, Python objects beside tensors, names of no known kind, tensors that
+            no rule of the kind uses or leaves out, parts of the encoder that are not there, values that are NaN,
+            infinite or no floats, ``slices`` or ``inflation`` of what is not inflated, ``mean`` without ``std``, or
+            neither where nothing tells them.
     """
     config: dict[str, Any] = {}
     preprocessor: dict[str, Any] = {}
@@ -93,24 +104,28 @@ def convert(
             f"--inflation {inflation} is for more than one slice: give --slices, or leave it out and set inflation "
             "when you fine-tune."
         )
-    marks = ((name, entry[1]) for name, entry in KINDS.items())
-    # In their order: MAE of volumes has positions of a plain ViT beside its own.
-    found = [name for name, mark in marks if any(re.search(mark, key) for key in state)]
+    found = [name for name, known in KINDS.items() if any(re.search(known.mark, key) for key in state)]
     kinds = [kind] if kind else found[:1]
     if len(kinds) != 1 or kinds[0] not in KINDS:
         names = ", ".join(list(state)[:3])
         raise ValueError(
             f"{source} is of no known kind (tensors such as {names}); give --kind, one of {', '.join(KINDS)}."
         )
+    found_kind = KINDS[kinds[0]]
+    chosen = {} if leave_out is None else {f"--leave_out {leave_out}": leave_out}
+    tensors = Source(state, found_kind.left_out | chosen)
     try:
-        converted, architecture = KINDS[kinds[0]][0](state)
-        refuse_gaps(converted)
+        converted, architecture = found_kind.convert(tensors)
+        left_out = tensors.left_out()
+        with torch.device("meta"):
+            network = found_kind.network(architecture, converted)
+        refuse_gaps(converted, network, found_kind.fresh)
     except KeyError as error:
         raise ValueError(
             f"{source} is no checkpoint of the kind {kinds[0]}: it lacks tensors ({error}), and has such as "
             f"{', '.join(list(state)[:3])}."
         ) from error
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise ValueError(f"{source} is no checkpoint of the kind {kinds[0]}: {error}.") from error
     # Of what is taken only: masks of attention that are left out may hold infinities.
     refuse_unsound(source, converted)
@@ -143,13 +158,12 @@ def convert(
             value_range,
             size,
         )
-        conversion.append(f"{len(converted)} tensors made of {len(state)}; heads, final norms and poolers left out")
+        parts = ", ".join(f"{what} ({len(names)})" for what, names in left_out.items())
+        conversion.append(f"{len(converted)} tensors made of {len(state)}; left out: {parts or 'none'}")
     elif architecture["name"] == "ViTEncoder":
         architecture["num_heads"] = num_heads
-    elif architecture["name"] == "SwinEncoder":
-        # Names as MONAI had them only while its patch merging was the old one, such as in model_swinvit.pt.
-        old = any(re.search(r"\.blocks\.\d+\.mlp\.fc1\.", name) for name in state)
-        architecture["patch_merging"] = "LegacyPatchMerging" if legacy_patch_merging or old else "PatchMerging"
+    elif architecture["name"] == "SwinEncoder" and legacy_patch_merging:
+        architecture["patch_merging"] = "LegacyPatchMerging"
     record: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "method": f"converted from {kinds[0]} checkpoint {Path(source).name}",
@@ -165,17 +179,17 @@ def convert(
         ),
         "intensity": intensity,
         "data": data,
+        "left_out": {what: len(names) for what, names in left_out.items()},
     }
-    taken = {tensor.data_ptr() for tensor in converted.values()}
-    left_out = [name for name, tensor in state.items() if tensor.data_ptr() not in taken]
+    passed = [name for part in left_out.values() for name in part]
     logger.info(
         "%s: %d tensors of %d converted as %s of a %s%s.",
         source,
-        len(state) - len(left_out),
+        len(state) - len(passed),
         len(state),
         kinds[0],
         architecture["name"],
-        f"; left out: {', '.join(left_out)}" if left_out else "",
+        f"; left out: {', '.join(passed)}" if passed else "",
     )
     if conversion is not None:
         record["conversion"] = conversion
@@ -184,117 +198,6 @@ def convert(
         record["inflation"] = inflation
     write_state({name: tensor.contiguous().clone() for name, tensor in converted.items()}, output, record)
     return record
-
-
-def unetr_mae(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
-    """Encoder of the published UNETR-MAE checkpoints (Zhang et al., BIBM 2023): timm block names, a class token,
-    separable positions (``pos_embed_spatial``, ``pos_embed_temporal``, ``pos_embed_class``).
-
-    The decoder, timm's unused head and its 2-D positions are left out.
-    """
-    renames = (
-        (r"^patch_embed\.proj\.", "patch_embedding.patch_embeddings."),
-        (r"\.attn\.proj\.", ".attn.out_proj."),
-        (r"\.mlp\.fc(\d)\.", r".mlp.linear\1."),
-        (r"^cls_token$", "parametrizations.cls_token.original0"),
-        (r"^pos_embed_class$", "parametrizations.cls_token.original1"),
-        (r"^pos_embed_temporal$", "patch_embedding.parametrizations.position_embeddings.original0"),
-        (r"^pos_embed_spatial$", "patch_embedding.parametrizations.position_embeddings.original1"),
-    )
-    keep = re.compile(r"(patch_embed\.proj|blocks|norm)\.|cls_token$|pos_embed_(temporal|spatial|class)$")
-    converted = {}
-    for name, tensor in state.items():
-        if keep.match(name):
-            for pattern, replacement in renames:
-                name = re.sub(pattern, replacement, name)
-            converted[f"vit.{name}"] = tensor
-    _fill_unused_norms(converted)
-    return converted, _vit_architecture(converted) | {"norm_eps": 1e-6}
-
-
-def monai_mae(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
-    """Encoder of a ``monai.networks.nets.MaskedAutoEncoderViT`` state dict.
-
-    Its final norm is the last entry of ``blocks``; in ``ViT`` it is ``norm``.
-    """
-    blocks = [int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.norm1", name)]
-    if not blocks:
-        raise KeyError("blocks.0.norm1.weight")
-    depth = 1 + max(blocks)
-    converted = {}
-    for name, tensor in state.items():
-        if name == "cls_token" or name.startswith("patch_embedding."):
-            converted[f"vit.{name}"] = tensor
-        elif name.startswith("blocks.") and ".cross_attn." not in name:
-            converted["vit." + name.replace(f"blocks.{depth}.", "norm.")] = tensor
-    _fill_unused_norms(converted)
-    return converted, _vit_architecture(converted) | {"norm_eps": 1e-5}
-
-
-def swin_unetr_ssl(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
-    """Swin transformer of Swin UNETR checkpoints: the self-supervised ones of Tang et al. (CVPR 2022), old names
-    (``module.layers1...mlp.fc1``) and new (``swinViT.layers1...mlp.linear1``), and whole Swin UNETR state dicts.
-    """
-    converted = {}
-    for name, tensor in state.items():
-        name = re.sub(r"^(swinViT|swin_vit)\.", "", name)
-        if re.match(r"layers\dc\.", name):
-            raise ValueError(
-                f"it holds {name}, of Swin UNETR V2 (use_v2), and the encoder here is of V1, which computes something "
-                "else"
-            )
-        if re.match(r"(patch_embed|layers\d)\.", name):
-            converted["swin." + re.sub(r"\.mlp\.fc(\d)\.", r".mlp.linear\1.", name)] = tensor
-    projection = converted["swin.patch_embed.proj.weight"]
-    return converted, {
-        "name": "SwinEncoder",
-        "in_channels": projection.shape[1],
-        "patch_size": list(projection.shape[2:]),
-        "feature_size": projection.shape[0],
-    }
-
-
-def medicalnet(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
-    """Backbone of the published MedicalNet checkpoints (Chen et al., arXiv 1904.00625): a ``DilatedResNet``.
-
-    Depth, shortcut and channels are read off the tensors, and every tensor of such a backbone has to be there, since
-    a load without a match would otherwise train from scratch without a word. The segmentation or classification layers
-    (``conv_seg``, ``fc``) are left out; counters of batches, which old PyTorch did not write, begin at 0.
-    """
-    from ..networks.dilated_resnet import BLOCKS, DilatedResNet
-
-    converted = {name: tensor for name, tensor in state.items() if not re.match(r"(conv_seg|fc)\.", name)}
-    stem = converted["conv1.weight"]
-    if stem.ndim != 5:
-        raise ValueError(f"conv1.weight has the shape {tuple(stem.shape)}, which is no kernel of a 3-D convolution")
-    blocks = tuple(len({n.split(".")[1] for n in converted if n.startswith(f"layer{layer}.")}) for layer in range(1, 5))
-    bottleneck = "layer1.0.conv3.weight" in converted
-    depths = [depth for depth, known in BLOCKS.items() if known == blocks and (depth >= 50) == bottleneck]
-    if not depths:
-        kind = "bottleneck" if bottleneck else "basic"
-        raise ValueError(f"its layers have {blocks} {kind} blocks, as no ResNet of depth {', '.join(map(str, BLOCKS))}")
-    shortcut = "B" if any(".downsample." in name for name in converted) else "A"
-    with torch.device("meta"):
-        net = DilatedResNet(depths[0], stem.shape[1], shortcut, width=stem.shape[0])
-    expected = net.state_dict()
-    for name in expected:
-        if name.endswith(".num_batches_tracked"):
-            converted.setdefault(name, torch.tensor(0))
-    wrong = [name for name, tensor in expected.items() if getattr(converted.get(name), "shape", None) != tensor.shape]
-    wrong += [name for name in converted if name not in expected]
-    if wrong:
-        kind = f"a ResNet-{depths[0]} with shortcut {shortcut}"
-        raise ValueError(f"{len(wrong)} tensors are not those of {kind} ({', '.join(wrong[:3])})")
-    return {name: converted[name] for name in expected}, net.architecture()
-
-
-KINDS: dict[str, tuple[Callable[[Mapping[str, torch.Tensor]], tuple[State, dict[str, Any]]], str]] = {
-    "unetr_mae": (unetr_mae, r"^pos_embed_spatial$"),
-    "monai_mae": (monai_mae, r"^mask_tokens$"),
-    "swin_unetr_ssl": (swin_unetr_ssl, r"layers1\.0\.blocks\.0\.attn\.qkv"),
-    "medicalnet": (medicalnet, r"^layer1\.0\.conv1\.weight$"),
-} | IMAGE_KINDS
-"""Kinds of checkpoints: the converter, and the tensor name by which a checkpoint is told."""
 
 
 HOLDERS = ("teacher", "state_dict", "model_state_dict", "network_weights", "model", "network", "net", "student")
@@ -323,25 +226,3 @@ def _read_checkpoint(path: Path) -> State:
             f"{path} holds no state dict: give a file with a state dict, or one under 'state_dict' or 'model'."
         )
     return state
-
-
-def _fill_unused_norms(state: State) -> None:
-    """Add the norm for cross-attention that MONAI's transformer block holds and never uses, as it starts."""
-    for name in [name for name in state if name.endswith(".norm1.weight")]:
-        prefix = name.removesuffix("norm1.weight") + "norm_cross_attn."
-        state.setdefault(prefix + "weight", torch.ones_like(state[name]))
-        state.setdefault(prefix + "bias", torch.zeros_like(state[name]))
-
-
-def _vit_architecture(state: State) -> dict[str, Any]:
-    projection = state["vit.patch_embedding.patch_embeddings.weight"]
-    return {
-        "name": "ViTEncoder",
-        "in_channels": projection.shape[1],
-        "patch_size": list(projection.shape[2:]),
-        "hidden_size": projection.shape[0],
-        "mlp_dim": state["vit.blocks.0.mlp.linear1.weight"].shape[0],
-        "num_layers": len([name for name in state if name.endswith(".norm1.weight")]),
-        "qkv_bias": "vit.blocks.0.attn.qkv.bias" in state,
-        "class_token": any("cls_token" in name for name in state),
-    }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .adapt import adapt_channels
 from .inflate import (
@@ -17,10 +18,9 @@ from .inflate import (
     resample_grid_positions,
     resample_relative_positions,
 )
+from .kind import Kind, Source, State
 
-__all__ = ["beit", "inflate", "read_folder", "source_normalisation", "swin", "vit"]
-
-State = dict[str, torch.Tensor]
+__all__ = ["IMAGE_KINDS", "beit", "inflate", "read_folder", "source_normalisation", "swin", "vit"]
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of the file of weights in a folder of the hub."""
@@ -31,7 +31,7 @@ HALVES = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 # Names as `transformers` has them since version 5.24, of those of its earlier versions, which most files of the hub
 # have, and of the projects' own (timm's).
 _LAYER = (
-    (r"^(?:module\.)?(?:backbone\.)?(?:(?:beit|vit)\.)?", ""),
+    (r"^(?:beit|vit|deit)\.", ""),
     (r"^encoder\.layer\.", "layers."),
     (r"^blocks\.", "layers."),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embedding."),
@@ -55,16 +55,11 @@ _KEPT = re.compile(
     r"(cls_token|position_table|patch_embedding\.(weight|bias))$|position_biases\.\d+\.|"
     r"layers\.\d+\.(attention\.[qkvo]_proj\.|mlp\.fc[12]\.|layernorm_(before|after)\.|lambda_[12]$)"
 )
-# Of blocks and what stands ahead of them: what is not kept there makes another architecture.
-_OF_OTHERS = re.compile(
-    r"layers\.\d+\.|stages\.|norm_pre\.|(embeddings\.)?(register_tokens|reg_token|dist_token|distillation_token)$"
-)
-_MADE_OTHERWISE = re.compile(r"\.attention\.(qkv\.|[qv]_bias$|[qkv]_proj\.)|\.relative_position_index$|\.attn_mask$")
 _SHARED_TABLE = re.compile(
-    r"(rel_pos_bias|encoder\.relative_position_bias|shared_position_bias)\.relative_position_bias_table$"
+    r"^(rel_pos_bias|encoder\.relative_position_bias|shared_position_bias)\.relative_position_bias_table$"
 )
 _STAGE = (
-    (r"^(?:module\.)?(?:backbone\.)?(?:swin\.)?(?:encoder\.)?", ""),
+    (r"^(?:swin\.)?(?:encoder\.)?", ""),
     (r"^embeddings\.patch_embeddings\.projection\.|^patch_embed\.proj\.", "patch_embedding."),
     (r"^embeddings\.norm\.|^patch_embed\.norm\.", "patch_norm."),
     (r"^layers\.(\d+)\.downsample\.", r"mergings.\1."),
@@ -86,18 +81,19 @@ _KEPT_STAGE = re.compile(
 )
 
 
-def beit(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
-    """BEiT of ``transformers`` or of its authors (Bao et al., ICLR 2022), with tables of relative positions of each
-    block or one for all of them.
+def beit(source: Source) -> tuple[State, dict[str, Any]]:
+    """BEiT of ``transformers`` or of its authors (Bao et al., ICLR 2022), version 2 too (Peng et al., 2022), with
+    tables of relative positions of each block, one for all of them, or both, which are added.
 
     Raises:
-        ValueError: a tensor of a block that BEiT has not, or absolute positions.
+        ValueError: a tensor that BEiT has not, or absolute positions.
     """
-    converted = _layers(state, "BEiT")
-    shared = next((tensor for name, tensor in state.items() if _SHARED_TABLE.search(name)), None)
+    converted = _layers(source)
+    shared = converted.pop("shared_table", None)
     numbers = sorted({int(name.split(".")[1]) for name in converted if name.startswith("layers.")})
     if shared is not None:
-        converted |= {f"position_biases.{n}.relative_position_bias_table": shared.clone() for n in numbers}
+        for name in (f"position_biases.{n}.relative_position_bias_table" for n in numbers):
+            converted[name] = converted[name] + shared if name in converted else shared.clone()
     table = converted["position_biases.0.relative_position_bias_table"]
     absolute = converted.pop("position_table", None)
     if absolute is not None and bool(absolute.any()):
@@ -110,17 +106,17 @@ def beit(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
     }
 
 
-def vit(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
+def vit(source: Source) -> tuple[State, dict[str, Any]]:
     """Plain vision transformers with absolute positions: of ``transformers``, timm, DINO (Caron et al., ICCV 2021).
 
     Raises:
-        ValueError: a tensor of a block that they have not, such as DINOv2's layer scales, or positions that are not
-            those of a class token and a square of patches.
+        ValueError: a tensor that they have not, such as DINOv2's layer scales, or positions that are not those of a
+            class token and a square of patches.
     """
-    converted = _layers(state, "a plain ViT")
-    scale = next((name for name in converted if re.search(r"\.lambda_|^position_biases", name)), None)
+    converted = _layers(source)
+    scale = next((name for name in converted if re.search(r"\.lambda_|^position_biases|^shared_table", name)), None)
     if scale is not None:
-        raise ValueError(f"it holds {scale}, which a plain ViT has not")
+        raise ValueError(f"it holds {scale}, as we call it, which a plain ViT has not")
     side = round((converted["position_table"].shape[1] - 1) ** 0.5)
     if side**2 + 1 != converted["position_table"].shape[1]:
         raise ValueError("positions that are not those of a class token and a square of patches")
@@ -132,29 +128,31 @@ def vit(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
     }
 
 
-def swin(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, Any]]:
+def swin(source: Source) -> tuple[State, dict[str, Any]]:
     """Swin transformers of ``transformers``, of timm and of their authors (Liu et al., ICCV 2021), and their Video Swin
     transformers (CVPR 2022), which are told by a patch embedding with a depth.
 
     Raises:
-        ValueError: a tensor of a block that they have not, such as Swin v2's logit scales.
+        ValueError: a tensor that they have not, such as Swin v2's logit scales.
     """
-    renamed = _merging_ends_its_stage({_rename(name, _STAGE): tensor for name, tensor in state.items()})
-    converted = {name: tensor for name, tensor in renamed.items() if _KEPT_STAGE.match(name)}
-    _refuse_others(renamed, _KEPT_STAGE, "Swin")
-    for name in [name for name in renamed if re.match(r"stages\..*\.attention\.q_proj\.", name)]:
-        parts = [renamed[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
+    names = _merging_ends_its_stage(source.renamed(_STAGE))
+    converted = {name: source.take(old) for name, old in names.items() if _KEPT_STAGE.match(name)}
+    joint = re.compile(r"stages\..*\.attention\.[qkv]_proj\.")
+    apart = {name: source.take(old) for name, old in names.items() if joint.match(name)}
+    source.left_out()
+    for name in (name for name in apart if ".q_proj." in name):
+        parts = [apart[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
         converted[name.replace("attention.q_proj", "attn.qkv")] = torch.cat(parts)
     projection = converted["patch_embedding.weight"]
-    blocks = [name.split(".")[1:3] for name in converted if name.endswith(".norm1.weight")]
-    stages = sorted({int(stage) for stage, _ in blocks})
+    blocks = [name.split(".")[1:3] for name in converted if name.startswith("stages.")]
+    stages = range(1 + max(int(stage) for stage, _ in blocks))
     tables = [converted[f"stages.{stage}.0.attn.relative_position_bias_table"] for stage in stages]
     architecture: dict[str, Any] = {
         "name": "SwinSliceEncoder",
         "in_channels": projection.shape[1],
         "patch_size": projection.shape[-1],
         "embed_dim": projection.shape[0],
-        "depths": [sum(int(s) == stage for s, _ in blocks) for stage in stages],
+        "depths": [1 + max(int(number) for s, number in blocks if int(s) == stage) for stage in stages],
         "num_heads": [table.shape[1] for table in tables],
     }
     if projection.ndim == 5:
@@ -235,45 +233,59 @@ def read_folder(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     return found, settings[0], settings[1]
 
 
-def _layers(state: Mapping[str, torch.Tensor], kind: str) -> State:
-    """Tensors of a transformer of equal blocks, in our names; the joint projection of timm's names is taken apart."""
-    renamed = {_rename(name, _LAYER): tensor for name, tensor in state.items()}
-    _refuse_others(renamed, _KEPT, kind)
-    for name in [name for name in renamed if name.endswith("attention.qkv.weight")]:
+def _layers(source: Source) -> State:
+    """Tensors of a transformer of equal blocks, in our names; the joint projection of timm's names is taken apart, and
+    a table of positions for all blocks is ``shared_table``."""
+    names = source.renamed(_LAYER)
+    converted = {name: source.take(old) for name, old in names.items() if _KEPT.match(name)}
+    for name in [name for name in names if re.match(r"layers\.\d+\.attention\.qkv\.weight$", name)]:
         prefix = name.removesuffix("qkv.weight")
-        weights = renamed[name].chunk(3)
-        biases: Sequence[torch.Tensor | None] = [renamed.get(f"{prefix}q_bias"), None, renamed.get(f"{prefix}v_bias")]
-        if f"{prefix}qkv.bias" in renamed:
-            biases = renamed[f"{prefix}qkv.bias"].chunk(3)
-        for part, weight, bias in zip("qkv", weights, biases, strict=True):
-            renamed[f"{prefix}{part}_proj.weight"] = weight
-            if bias is not None:
-                renamed[f"{prefix}{part}_proj.bias"] = bias
-    return {name: tensor for name, tensor in renamed.items() if _KEPT.match(name)}
+        joint = source.take(names[name]).chunk(3)
+        converted |= {f"{prefix}{part}_proj.weight": weight for part, weight in zip("qkv", joint, strict=True)}
+        if f"{prefix}qkv.bias" in names:
+            biases = source.take(names[f"{prefix}qkv.bias"]).chunk(3)
+            converted |= {f"{prefix}{part}_proj.bias": bias for part, bias in zip("qkv", biases, strict=True)}
+        for part in ("q", "v"):
+            if f"{prefix}{part}_bias" in names:
+                converted[f"{prefix}{part}_proj.bias"] = source.take(names[f"{prefix}{part}_bias"])
+    for name, old in names.items():
+        if _SHARED_TABLE.search(name):
+            converted["shared_table"] = source.take(old)
+    source.left_out()
+    return converted
 
 
-def _merging_ends_its_stage(state: State) -> State:
+def _merging_ends_its_stage(names: Mapping[str, str]) -> dict[str, str]:
     """Merging of patches under the number of the stage that it ends, as its authors count; timm from 0.9 on has it at
     the start of the stage that follows."""
-    stages = {int(name.split(".")[1]) for name in state if name.startswith("stages.")}
-    mergings = {int(name.split(".")[1]) for name in state if name.startswith("mergings.")}
+    stages = {int(name.split(".")[1]) for name in names if name.startswith("stages.")}
+    mergings = {int(name.split(".")[1]) for name in names if name.startswith("mergings.")}
     if not mergings or mergings != stages - {0}:
-        return state
-    earlier = {name: re.sub(r"^mergings\.(\d+)", lambda found: f"mergings.{int(found[1]) - 1}", name) for name in state}
-    return {earlier[name]: tensor for name, tensor in state.items()}
+        return dict(names)
+    return {
+        re.sub(r"^mergings\.(\d+)", lambda found: f"mergings.{int(found[1]) - 1}", name): old
+        for name, old in names.items()
+    }
 
 
-def _refuse_others(names: Iterable[str], kept: re.Pattern[str], kind: str) -> None:
-    """Raise if a block has a tensor that would be left out: the rest would load, and compute another thing."""
-    for name in names:
-        if _OF_OTHERS.match(name) and not kept.match(name) and not _MADE_OTHERWISE.search(name):
-            raise ValueError(f"it holds {name}, which {kind} has not")
+def _slices(architecture: Mapping[str, Any], state: State) -> nn.Module:
+    """The encoder of slices of this architecture, for an image size that fits its tables."""
+    from ..networks.beit_encoder import BeitEncoder
+    from ..networks.dino_encoder import DinoEncoder
+    from ..networks.swin_slice_encoder import SwinSliceEncoder, VideoSwinEncoder
 
-
-def _rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
+    settings = dict(architecture)
+    name, patch, grid = settings.pop("name"), settings["patch_size"], settings.pop("grid", None)
+    if grid is not None:
+        size = [side * patch for side in grid]
+        if name == "BeitEncoder":
+            return BeitEncoder(img_size=size, out_blocks=[1], **settings)
+        return DinoEncoder(img_size=size, out_blocks=[1], **{**settings, "num_heads": 1})  # heads are a guess so far
+    if name == "VideoSwinEncoder":
+        return VideoSwinEncoder(img_size=[patch * 7 * 2 ** len(settings["depths"])] * 2, **settings)
+    window = settings.pop("window_size")[0]
+    size = [patch * window * 2 ** len(settings["depths"])] * 2
+    return SwinSliceEncoder(img_size=size, window_size=window, **settings)
 
 
 def _architecture(state: State, name: str) -> dict[str, Any]:
@@ -289,6 +301,7 @@ def _architecture(state: State, name: str) -> dict[str, Any]:
         "patch_size": projection.shape[-1],
         "hidden_size": projection.shape[0],
         "mlp_dim": len(up),
+        # The highest number, so that one left out in between is missed.
         "num_layers": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers.")),
     }
 
@@ -345,9 +358,30 @@ def source_normalisation(
     )
 
 
-IMAGE_KINDS: dict[str, tuple[Callable[[Mapping[str, torch.Tensor]], tuple[State, dict[str, Any]]], str]] = {
-    "beit": (beit, r"\.(lambda|gamma)_1$"),
-    "swin": (swin, r"layers\.0\.blocks\.0\."),
-    "vit": (vit, r"(^|\.)(embeddings\.position_embeddings|pos_embed)$"),
+_HEADS = {
+    "classification head": r"^(head|classifier|fc_norm|pre_logits|cls_head)\.",
+    "final norm or pooler": r"^((beit|vit|deit|swin)\.)?(norm|layernorm|pooler(\.layernorm|\.dense)?)\.",
+    "mask token": r"^((beit|vit|deit|swin)\.)?(embeddings\.)?(mask_token|masked_embed)$",
+    "self-supervised head or decoder": r"^(lm_head|decoder|decoder_\w+)(\.|$)",
+    "segmentation or detection": r"^(decode_head|auxiliary_head|neck|rpn_head|roi_head)\.",
+    "indices and masks of windows": r"\.(relative_position_index|attn_mask)$",
 }
-"""Kinds of 2-D checkpoints: the converter, and the name by which they are told."""
+
+IMAGE_KINDS = {
+    "beit": Kind(
+        beit,
+        r"\.(lambda|gamma)_1$",
+        _HEADS
+        | {"pyramid": r"^(beit\.)?fpn\d\.", "class token's blocks of BEiT v2": r"^cls_pt_(layers|norm|lm_head)\."},
+        _slices,
+    ),
+    "swin": Kind(
+        swin,
+        r"layers\.0\.blocks\.0\.",
+        _HEADS | {"norms of maps": r"^(swin\.)?norm\d\.|^hidden_states_norms\."},
+        _slices,
+        fresh=("norms.",),
+    ),
+    "vit": Kind(vit, r"(^|\.)(embeddings\.position_embeddings|pos_embed)$", _HEADS, _slices),
+}
+"""Kinds of 2-D checkpoints by their names."""

@@ -37,6 +37,7 @@ def test_the_encoder_is_a_view():
 def test_architecture(arguments, merging):
     assert SwinEncoder(make(**arguments).swinViT).architecture() == {
         "name": "SwinEncoder",
+        "use_v2": False,
         "in_channels": 1,
         "patch_size": [2, 2, 2],
         "feature_size": 12,

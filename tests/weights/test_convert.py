@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.networks.nets import MaskedAutoEncoderViT, SwinUNETR
+from monai.networks.nets import UNETR as MonaiUNETR
+from monai.networks.nets import MaskedAutoEncoderViT, SwinUNETR, ViT, ViTAutoEnc
 from torch import nn
 
 from common.networks import UNETR, DilatedResNet, LegacyPatchMerging, SwinEncoder, ViTEncoder
@@ -225,11 +226,100 @@ def test_known_prefixes_and_holders(paths, prefix, holder):
     assert load_encoder(SwinEncoder(swin().swinViT), paths[1], min_share=1.0).covered == 1
 
 
-def test_swin_unetr_v2_is_refused(paths):
-    torch.save(swin(use_v2=True).state_dict(), paths[0])
-    with pytest.raises(ValueError, match=r"source.pt is no .*it holds layers1c\..* of Swin UNETR V2"):
+LAYOUTS = {
+    "a whole Swin UNETR": new_names,
+    "the transformer alone": bare_names,
+    "SwinViT by another name": lambda s: {k.replace("swinViT", "swin_vit"): v for k, v in s.items()},
+    "self-supervised": ssl_head_names,
+    "old names, from DataParallel": old_names,
+}
+
+
+@pytest.mark.parametrize("v2", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_swin_unetr_of_both_versions_in_every_layout(paths, layout, v2):
+    """Built where the network is of the file's version and merges patches as it did, else refused or told."""
+    merging = {"downsample": LegacyPatchMerging} if "old" in layout else {}
+    net = randomise(swin(use_v2=v2, **merging))
+    torch.save({"state_dict": LAYOUTS[layout](net.state_dict())}, paths[0])
+    architecture = convert(*paths)["architecture"]
+    right = SwinEncoder(swin(use_v2=v2, **merging).eval().swinViT)
+    assert architecture == right.architecture()
+    report = load_encoder(right, paths[1], min_share=1.0)
+    assert report.covered == 1 and not report.unused and not report.warnings
+    image = image_of((32, 32, 32))
+    with torch.no_grad():
+        expected = net.swinViT(image)
+    assert_same_features(expected, right, image)
+    other = SwinEncoder(swin(use_v2=not v2, **merging).swinViT)
+    with pytest.raises(ValueError, match=r"encoder.safetensors: .* holds swin.layers1c\..* of Swin UNETR V2"):
+        load_encoder(other, paths[1], min_share=0.5)
+    warned = load_encoder(
+        SwinEncoder(swin(use_v2=v2, **({} if merging else {"downsample": LegacyPatchMerging})).swinViT), paths[1]
+    )
+    assert ["patch_merging" in warning for warning in warned.warnings] == [True]
+
+
+@pytest.mark.parametrize(
+    ("added", "named"),
+    [
+        ("swinViT.layers1.0.blocks.0.attn.logit_scale", True),
+        ("swinViT.patch_embed.norm.weight", True),
+        ("swinViT.layers5.0.blocks.0.norm1.weight", True),
+        ("swinViT.layers1.0.blocks.0.ls.gamma", True),
+        ("adapter.weight", True),
+        ("rotation_head.weight", False),
+        ("contrastive_head.bias", False),
+        ("convTrans3d.weight", False),
+        ("norm.weight", False),
+        ("organ_embedding", False),
+    ],
+)
+def test_a_tensor_that_no_rule_knows_is_refused_by_name(paths, added, named):
+    torch.save({"state_dict": swin().state_dict() | {added: torch.zeros(12)}}, paths[0])
+    if not named:
+        left_out = convert(*paths)["left_out"]
+        assert left_out.pop("Swin UNETR's convolutions") > 10 and list(left_out.values()) == [1]
+        return
+    with pytest.raises(ValueError, match=f"{added.removeprefix('swinViT.')}"):
         convert(*paths)
     assert not paths[1].exists()
+
+
+def test_what_no_rule_knows_is_left_out_by_choice_only(paths):
+    torch.save(swin().state_dict() | {"adapter.weight": torch.zeros(3)}, paths[0])
+    with pytest.raises(ValueError, match=r"it holds adapter.weight, which .*; if the encoder does not .* --leave_out"):
+        convert(*paths)
+    assert convert(*paths, leave_out="^adapter")["left_out"]["--leave_out ^adapter"] == 1
+
+
+def vit(**arguments):
+    return ViT(1, SIZE, 16, HIDDEN, 40, DEPTH, HEADS, qkv_bias=True, **arguments)
+
+
+def unetr_of_monai():
+    return MonaiUNETR(1, 2, SIZE, 4, HIDDEN, 40, HEADS, qkv_bias=True)
+
+
+def autoencoder_of_monai():
+    return ViTAutoEnc(1, SIZE, 16, hidden_size=HIDDEN, mlp_dim=40, num_layers=DEPTH, num_heads=HEADS)
+
+
+@pytest.mark.parametrize("make", [vit, unetr_of_monai, autoencoder_of_monai])
+def test_vits_of_monai(paths, make):
+    net = randomise(make())
+    torch.save(net.state_dict(), paths[0])
+    record = convert(*paths, num_heads=HEADS, spatial_size=SIZE)
+    assert record["method"].startswith("converted from monai_vit")
+    transformer = getattr(net, "vit", net)
+    encoder = ViTEncoder(vit() if make is not unetr_of_monai else unetr_of_monai().vit)
+    if make is autoencoder_of_monai:
+        assert not record["architecture"]["qkv_bias"]
+        encoder = ViTEncoder(ViT(1, SIZE, 16, HIDDEN, 40, DEPTH, HEADS))
+    report = load_encoder(encoder.eval(), paths[1], spatial_size=SIZE, min_share=1.0)
+    assert report.covered == 1 and not report.unused and not report.warnings
+    own = encoder.vit.state_dict()
+    assert all(torch.equal(tensor, transformer.state_dict()[name]) for name, tensor in own.items())
 
 
 @pytest.mark.parametrize("file_is_v2", [True, False])
@@ -263,7 +353,7 @@ def test_a_part_that_would_stay_as_drawn_is_refused(paths, change):
 def test_a_mae_that_lacks_a_part_is_refused(paths, missing):
     state = randomise(Published()).state_dict()
     torch.save({name: tensor for name, tensor in state.items() if name != missing}, paths[0])
-    with pytest.raises(ValueError, match="is no checkpoint of the kind unetr_mae: 1 tensors of its blocks"):
+    with pytest.raises(ValueError, match="is no checkpoint of the kind unetr_mae: 1 tensors of its network"):
         convert(*paths)
 
 
@@ -334,7 +424,10 @@ def foreign(path):
         (text, "is not a readable checkpoint, or holds Python objects"),
         (numbers, "holds no state dict: give a file with a state dict"),
         (a_list, "holds no state dict"),
-        (foreign, r"of no known kind \(tensors such as weight, bias\); give --kind, one of unetr_mae, monai_mae, swin"),
+        (
+            foreign,
+            r"of no known kind \(tensors such as weight, bias\); give --kind, one of unetr_mae, monai_mae",
+        ),
     ],
 )
 def test_checkpoints_that_cannot_be_converted(paths, write, message):
@@ -392,8 +485,11 @@ def test_the_other_shortcut_warns(paths):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"module.layer2.0.bn1.weight": None}, r"1 tensors are not those of a ResNet-10 .*layer2.0.bn1.weight"),
-        ({"module.layer5.0.x": torch.zeros(1)}, r"1 tensors are not those of a ResNet-10 .*layer5.0.x"),
+        (
+            {"module.layer2.0.bn1.weight": None},
+            r"1 tensors of its network .*layer2.0.bn1.weight",
+        ),
+        ({"module.layer5.0.x": torch.zeros(1)}, "it holds layer5.0.x, which this kind has not"),
         ({"module.conv1.weight": torch.zeros(4, 3, 7, 7)}, r"\(4, 3, 7, 7\), which is no kernel of a 3-D"),
         ({"module.layer2.1.conv1.weight": torch.zeros(1)}, r"\(1, 2, 1, 1\) basic blocks, as no ResNet"),
     ],

@@ -278,6 +278,19 @@ def test_one_table_for_all_blocks(tmp_path):
     assert all(torch.equal(table, model.shared_position_bias.relative_position_bias_table) for table in tables)
 
 
+def test_one_table_for_all_blocks_beside_their_own(tmp_path):
+    """`transformers` and the authors' code add the two."""
+    settings = BeitConfig(**COMMON, use_shared_relative_position_bias=True, use_relative_position_bias=True)
+    model = randomise(BeitModel(settings))
+    model.save_pretrained(tmp_path)
+    convert(tmp_path, tmp_path / "encoder.safetensors")
+    state, _ = read_encoder(tmp_path / "encoder.safetensors")
+    shared = model.shared_position_bias.relative_position_bias_table
+    for number, layer in enumerate(model.layers):
+        own = layer.relative_position_bias.relative_position_bias_table
+        torch.testing.assert_close(state[f"position_biases.{number}.relative_position_bias_table"], own + shared)
+
+
 @pytest.fixture
 def single(models, tmp_path):
     """A file of each kind as it is made by default: inflated when it is loaded."""
@@ -371,16 +384,16 @@ def test_blocks_with_more_in_them_are_refused(models, tmp_path):
     stages = {"embed_dim": 12, "depths": [1, 1], "num_heads": [1, 2], "image_size": 16, "window_size": 2}
     plain = timm_names("vit", models["vit"].state_dict())
     cases = {
-        "layers.0.layer_scale1.lambda1, which a plain ViT has not": dino2,
-        "layers.0.ls1.gamma": plain | {"blocks.0.ls1.gamma": torch.ones(24)},
-        "layers.2.attention.q_norm.weight": plain | {"blocks.2.attn.q_norm.weight": torch.ones(8)},
-        "layers.1.mlp.w12.weight": plain | {"blocks.1.mlp.w12.weight": torch.ones(8, 24)},
+        "layer.*0.layer_scale1.lambda1 .*which this kind has not": dino2,
+        "blocks.0.ls1.gamma": plain | {"blocks.0.ls1.gamma": torch.ones(24)},
+        "blocks.2.attn.q_norm.weight": plain | {"blocks.2.attn.q_norm.weight": torch.ones(8)},
+        "blocks.1.mlp.w12.weight": plain | {"blocks.1.mlp.w12.weight": torch.ones(8, 24)},
         "norm_pre.weight": plain | {"norm_pre.weight": torch.ones(24)},
         "reg_token": plain | {"reg_token": torch.ones(1, 4, 24)},
         "gated": plain | {"blocks.0.mlp.fc2.weight": torch.ones(24, 20)},
-        "BEiT has not": models["beit"].state_dict() | {"beit.layers.0.attention.k_norm.weight": torch.ones(8)},
+        "k_norm.weight, which": models["beit"].state_dict() | {"beit.layers.0.attention.k_norm.weight": torch.ones(8)},
         "absolute positions": models["beit"].state_dict() | {"embeddings.position_embeddings": torch.ones(1, 26, 24)},
-        "logit_scale, which Swin has not": Swinv2Model(Swinv2Config(**stages)).state_dict(),
+        "logit_scale .*which this kind has not": Swinv2Model(Swinv2Config(**stages)).state_dict(),
     }
     for sentence, state in cases.items():
         torch.save(dict(state), tmp_path / "model.pt")
