@@ -9,7 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from .volumes import by
+from .volumes import VolumeError, by
 
 __all__ = ["NiftiError", "is_nifti", "nifti_affine", "read_nifti"]
 
@@ -20,8 +20,8 @@ MAX_SCALE_DIFFERENCE = 0.01  # of sform and pixdim, as a share: more than the ro
 _UNITS = {1: ("metres", 1000.0), 3: ("microns", 0.001)}  # of NIfTI's xyzt_units -> its size in mm; all else is mm
 
 
-class NiftiError(ValueError):
-    """A NIfTI file cannot be used; the message is the end of a sentence that begins with the file."""
+class NiftiError(VolumeError):
+    """A NIfTI file cannot be used."""
 
 
 def is_nifti(file: str | os.PathLike) -> bool:

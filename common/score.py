@@ -21,7 +21,7 @@ from scipy.spatial import KDTree
 from .command_line import run_command
 from .files import atomic_write
 from .nifti import NiftiError, nifti_affine, read_nifti
-from .volumes import by, diagonal, label_problem
+from .volumes import by, diagonal, label_problem, whole_labels
 
 __all__ = ["ScoreError", "match", "score", "score_masks"]
 
@@ -262,7 +262,7 @@ def _compare_headers(cases: Mapping[str, tuple[Path, Path]]) -> None:
 def _read(path: Path) -> np.ndarray:
     """A label map as whole numbers."""
     try:
-        values = np.asanyarray(read_nifti(path).dataobj)
+        values = whole_labels(np.asanyarray(read_nifti(path).dataobj), str(path))
     except NiftiError as error:
         raise ScoreError(f"{path} {error}: write it anew.") from error
     except (OSError, ValueError, EOFError, zlib.error) as error:

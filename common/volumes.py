@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Hashable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "VolumeError",
     "by",
     "diagonal",
     "first_line",
@@ -18,7 +20,16 @@ __all__ = [
     "some",
     "unknown_label_problem",
     "volume_name",
+    "whole_labels",
 ]
+
+logger = logging.getLogger(__name__)
+
+NEARLY_WHOLE = 1e-6
+
+
+class VolumeError(ValueError):
+    """A file of a volume cannot be used; the message is the end of a sentence that begins with the file."""
 
 
 def non_finite_problem(values: np.ndarray) -> str | None:
@@ -35,6 +46,33 @@ def image_problem(image: np.ndarray) -> str | None:
     if problem is None and image.min() == image.max():
         return f"is constant (every voxel is {image.flat[0]:g})"
     return problem
+
+
+def whole_labels(labels: np.ndarray, name: str) -> np.ndarray:
+    """The labels, rounded where they lie within 1e-6 of a whole number, as slope and offset of a header leave them.
+
+    It is said once, with the name of the first label image. Labels that are further off stay as they are.
+    """
+    if not np.issubdtype(labels.dtype, np.inexact):
+        return labels
+    whole = np.round(labels)
+    off = labels != whole
+    if not off.any():
+        return labels
+    with np.errstate(invalid="ignore"):  # infinite ones
+        near = np.abs(labels - whole) <= NEARLY_WHOLE
+    if (off & near).any():
+        _say_rounded(name, some(labels[off & near], 3))
+    return np.where(near, whole, labels)
+
+
+_told: set[str] = set()
+
+
+def _say_rounded(name: str, values: str) -> None:
+    if not _told:
+        _told.add(name)
+        logger.warning("%s has labels next to whole numbers (%s), which are rounded, here and elsewhere.", name, values)
 
 
 def label_problem(labels: np.ndarray, num_classes: int | None = None) -> str | None:

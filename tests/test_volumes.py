@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.volumes import first_line, label_problem, some
+from common import volumes
+from common.volumes import first_line, label_problem, some, whole_labels
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,16 @@ def test_some_are_few_and_different():
 def test_first_line():
     assert first_line(ValueError("\nwhy\nwhere")) == "why"
     assert first_line(ValueError()) == "ValueError"
+
+
+def test_labels_next_to_whole_numbers_are_rounded_and_it_is_said_once(caplog, monkeypatch):
+    monkeypatch.setattr(volumes, "_told", set())
+    labels = np.array([0.9999999, 2, 2.00001, np.nan, np.inf, -1e-8])
+    for name in ("a.nii.gz", "b.nii.gz"):
+        np.testing.assert_equal(whole_labels(labels, name), [1, 2, 2.00001, np.nan, np.inf, 0])
+    assert len(caplog.records) == 1
+    assert caplog.messages[0].startswith(
+        "a.nii.gz has labels next to whole numbers (-1e-08, 0.9999999), which are rounded"
+    )
+    whole = np.array([0.0, 3.0])
+    assert whole_labels(whole, "c") is whole

@@ -18,14 +18,24 @@ import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 
+from ..dicom import holds_dicom
 from ..json_files import read_json
 from ..nifti import NiftiError, is_nifti, nifti_affine, read_nifti
-from ..volumes import by, first_line, image_problem, label_problem, non_finite_problem, unknown_label_problem
+from ..volumes import (
+    VolumeError,
+    by,
+    first_line,
+    image_problem,
+    label_problem,
+    non_finite_problem,
+    unknown_label_problem,
+    whole_labels,
+)
 from .copies import find_copies, image_files
 
 Item = dict[str, Any]
@@ -112,8 +122,8 @@ def load_datalist(
         split_seed: seed of the draw of the folds alone, so that runs of several seeds hold out the same items; `None`
             is `seed`.
         check: `"header"` looks at existence, headers, shapes and affines, `"full"` at every voxel as well (not finite;
-            an image of one file that is constant; labels), `"none"` at nothing. Headers and voxels are read of NIfTI
-            files; of other formats only the existence is checked.
+            an image of one file that is constant; labels), `"none"` at nothing. `"header"` reads headers of NIfTI files
+            only; of other formats it checks that they are there, and of folders that they hold DICOM.
         num_classes: labels have to lie in `[0, num_classes)`; checked for numbers always, for images with `"full"`.
         numbering: how the run takes the label images to be numbered (see `label_map`); a file that names another
             `numbering` at its top level is refused. `None`, and a file that names none, check nothing.
@@ -516,7 +526,7 @@ def _item_problems(
         return problem if problem or known_labels is None else unknown_label_problem(labels, known_labels)
 
     problems: list[Problem] = []
-    reference: tuple[str, Any, np.ndarray] | None = None
+    reference: tuple[str, Sequence[int], np.ndarray] | None = None
     label = item.get("label")
     labels = [] if label is None or isinstance(label, int | float) else [label] if isinstance(label, str) else label
     images = [item["image"]] if isinstance(item["image"], str) else item["image"]
@@ -527,40 +537,74 @@ def _item_problems(
         *((file, label_values) for file in labels),
     ]
     for file, check_values in checks:
-        volume, problem = _open(file)
-        if problem is None and volume is not None:
-            try:
-                affine = nifti_affine(file, volume)
-            except NiftiError as error:
-                problems.append((file, str(error)))
-                continue
-            problem = _shape_problem(volume.shape, check_values is label_values)
-            if problem is None and reference is None:
-                reference = (file, volume, affine)
-            elif problem is None and reference is not None:
-                problem = _grid_problem(volume, affine, *reference)
-            if problem is None and full:
-                problem = _read_values(file, check_values)
+        problem = None
+        try:
+            volume = _open(file, full)
+            if volume is not None:
+                problem = _shape_problem(volume.shape, check_values is label_values)
+                if problem is None and reference is None:
+                    reference = (file, volume.shape, volume.affine)
+                elif problem is None and reference is not None:
+                    problem = _grid_problem(volume.shape, volume.affine, *reference)
+                if problem is None and full:
+                    values = volume.values()
+                    problem = check_values(whole_labels(values, file) if check_values is label_values else values)
+        except VolumeError as error:
+            problem = str(error)
         if problem is not None:
             problems.append((file, problem))
     return problems
 
 
-def _open(file: str) -> tuple[Any, str | None]:
-    """The opened NIfTI file, or `None` for other formats, and what is wrong with it."""
+class _Volume(NamedTuple):
+    shape: Sequence[int]  # channels last where there are some
+    affine: np.ndarray
+    values: Callable[[], np.ndarray]
+
+
+def _open(file: str, full: bool) -> _Volume | None:
+    """The volume of a file or DICOM folder; formats other than NIfTI are opened with `full` only.
+
+    Raises:
+        VolumeError: it cannot be used.
+    """
     if os.path.isdir(file):
-        return None, None if os.listdir(file) else "is an empty folder"
-    if not os.path.exists(file):
-        return None, "does not exist"
-    if os.path.getsize(file) == 0:
-        return None, "is empty (0 bytes)"
-    if not is_nifti(file):
-        return None, None
+        if not os.listdir(file):
+            raise VolumeError("is an empty folder")
+        if not holds_dicom(file):
+            raise VolumeError("is a folder without DICOM files; name a file, or the folder of one series")
+    elif not os.path.exists(file):
+        raise VolumeError("does not exist")
+    elif os.path.getsize(file) == 0:
+        raise VolumeError("is empty (0 bytes)")
+    elif is_nifti(file):
+        return _open_nifti(file)
+    if not full:
+        return None
+    from ..transforms.load_volume import read_volume  # brings ITK, which no list of NIfTI files needs
+
+    volume = read_volume(file)
+    shape = volume.shape[1:] if len(volume) == 1 else (*volume.shape[1:], len(volume))
+    return _Volume(shape, np.asarray(volume.affine), volume.numpy)
+
+
+def _open_nifti(file: str) -> _Volume:
     try:
         volume: Any = nib.load(file)
-        return volume, None if 0 not in volume.shape else f"has no voxels (shape {volume.shape})"
     except Exception as error:  # nibabel, zlib and the OS each raise their own kinds
-        return None, f"is no readable NIfTI file ({first_line(error)})"
+        raise VolumeError(f"is no readable NIfTI file ({first_line(error)})") from error
+    if 0 in volume.shape:
+        raise VolumeError(f"has no voxels (shape {volume.shape})")
+
+    def values() -> np.ndarray:
+        try:
+            return np.asanyarray(read_nifti(file).dataobj)
+        except NiftiError:
+            raise
+        except Exception as error:
+            raise VolumeError(f"cannot be read to its end ({first_line(error)})") from error
+
+    return _Volume(volume.shape, nifti_affine(file, volume), values)
 
 
 def _shape_problem(shape: Sequence[int], is_label: bool) -> str | None:
@@ -575,9 +619,13 @@ def _shape_problem(shape: Sequence[int], is_label: bool) -> str | None:
 
 
 def _grid_problem(
-    volume: Any, affine: np.ndarray, reference_file: str, reference: Any, reference_affine: np.ndarray
+    shape: Sequence[int],
+    affine: np.ndarray,
+    reference_file: str,
+    reference_shape: Sequence[int],
+    reference_affine: np.ndarray,
 ) -> str | None:
-    shape, expected = volume.shape[:3], reference.shape[:3]
+    shape, expected = tuple(shape[:3]), tuple(reference_shape[:3])
     if shape != expected:
         return f"has the shape {by(shape)}, but {reference_file} has {by(expected)}"
     corners = np.array(np.meshgrid(*([0, n - 1] for n in (*shape, 1, 1)[:3]), indexing="ij")).reshape(3, -1)
@@ -586,16 +634,6 @@ def _grid_problem(
     if not offset <= MAX_OFFSET_IN_VOXELS * np.linalg.norm(reference_affine[:3, :3], axis=0).min():
         return f"lies up to {offset:.3g} mm away from {reference_file} (their affines differ)"
     return None
-
-
-def _read_values(file: str, check_values: Callable[[np.ndarray], str | None]) -> str | None:
-    try:
-        data = np.asanyarray(read_nifti(file).dataobj)
-    except NiftiError as error:
-        return str(error)
-    except Exception as error:
-        return f"cannot be read to its end ({first_line(error)})"
-    return check_values(data)
 
 
 def raise_problems(problems: Sequence[Problem], where: str) -> None:

@@ -15,19 +15,37 @@ class RandomBezier:
 
     Args:
         falling: probability of a falling map; 0.5 in the published code.
+        strength: how far the control points lie from the diagonal, as a share of what is drawn: 1, the published law;
+            0, no change but that of falling maps, which invert.
+        keep_background: whether voxels of a channel's least value, such as clipped air and padding, stay as they are.
+            The published code maps them too, so that a falling map makes the background white.
         size: entries of the look-up tables that stand for the curves; values between them are interpolated.
 
     ``bezier(image (B, C, *spatial))`` returns a new tensor of the same shape with values in 0..1. Intensities are taken
     to lie in 0..1; what lies outside is clipped.
+
+    Raises:
+        ValueError: ``strength`` is not from 0 to 1.
     """
 
-    def __init__(self, falling: float = 0.5, size: int = 1025) -> None:
-        self.falling, self.size = falling, size
+    def __init__(
+        self, falling: float = 0.5, strength: float = 1.0, keep_background: bool = True, size: int = 1025
+    ) -> None:
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength lies from 0 to 1, not {strength}.")
+        self.falling, self.strength, self.keep_background, self.size = falling, strength, keep_background, size
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         control = torch.rand(len(image), 2, 2, device=image.device)
         falls = torch.rand(len(image), device=image.device) < self.falling
-        return look_up(image, bezier_table(control, falls, self.size))
+        if self.strength < 1:
+            diagonal = torch.tensor([[1.0], [2.0]], device=image.device) / 3  # of the identity
+            control = torch.lerp(diagonal.expand(2, 2), control, self.strength)
+        changed = look_up(image, bezier_table(control, falls, self.size))
+        if not self.keep_background:
+            return changed
+        least = image.amin(tuple(range(2, image.ndim)), keepdim=True)
+        return torch.where(image == least, image.clamp(0, 1), changed)
 
 
 def bezier_table(control: torch.Tensor, falls: torch.Tensor, size: int = 1025) -> torch.Tensor:

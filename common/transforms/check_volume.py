@@ -5,17 +5,18 @@ from typing import Any
 
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
-from monai.utils import convert_to_numpy
+from monai.utils import convert_to_dst_type, convert_to_numpy
 
-from ..volumes import by, image_problem, label_problem, volume_name
+from ..volumes import by, image_problem, label_problem, volume_name, whole_labels
 
 
 class CheckVolumed(MapTransform):
     """Refuse volumes that a network cannot take, and those that would spoil training without a word.
 
-    That is another number of channels, voxels that are not finite, constant images, and labels that do not fit.
+    That is another number of axes or channels, voxels that are not finite, constant images, and labels that do not fit.
 
-    Stands behind loading, where the volumes are channel first, shape (C, *spatial); they pass through unchanged.
+    Stands behind loading, where the volumes are channel first, shape (C, *spatial); they pass through unchanged, but
+    for labels within 1e-6 of whole numbers, which are rounded.
 
     Args:
         keys: images.
@@ -45,6 +46,12 @@ class CheckVolumed(MapTransform):
         d = dict(data)
         images = [key for key in self.key_iterator(d) if key != self.label_key]
         for key in images:
+            if d[key].ndim != 4:
+                axes = d[key].ndim - 1
+                raise ValueError(
+                    f"{volume_name(d[key], key)} has {axes} axes ({by(d[key].shape[1:])}), but a volume has 3; take it "
+                    "out of the datalist."
+                )
             found = len(d[key])
             if self.channels not in (None, found):
                 channels = "1 channel" if self.channels == 1 else f"{self.channels} channels"
@@ -66,7 +73,11 @@ class CheckVolumed(MapTransform):
                 f"{name} has {len(label)} channels, but a mask has one, with a number for each class: make one of them "
                 "(argmax)."
             )
-        problem = label_problem(convert_to_numpy(label), self.num_classes)
+        values = convert_to_numpy(label)
+        whole = whole_labels(values, name)
+        if whole is not values:
+            d[self.label_key] = convert_to_dst_type(whole, label, dtype=label.dtype)[0]
+        problem = label_problem(whole, self.num_classes)
         if problem:
             raise ValueError(f"{name} {problem}; correct the label, its map (`MapLabelsd`) or the number of classes.")
         for key in images:

@@ -67,7 +67,7 @@ class GenesisDamage:
     ) -> None:
         self.shuffle_prob, self.curve_prob, self.paint_prob = shuffle_prob, curve_prob, paint_prob
         self.outside_prob = outside_prob
-        self.curve = RandomBezier(falling)
+        self.curve = RandomBezier(falling, keep_background=False)  # as the published code
 
     def __call__(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         low, high = (torch.stack([f(one) for one in image]) for f in (torch.amin, torch.amax))

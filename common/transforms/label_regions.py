@@ -8,7 +8,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
-from ..volumes import by, label_problem, volume_name
+from ..volumes import by, label_problem, volume_name, whole_labels
 
 
 class LabelRegionsd(MapTransform):
@@ -67,6 +67,9 @@ class LabelRegionsd(MapTransform):
                 f"{volume_name(label, key)} has the shape {by(values.shape) or 'of a number'}; a label image has to be "
                 "channel first with one channel."
             )
+        if values.is_floating_point():
+            rounded = whole_labels(values.numpy(force=True), volume_name(label, key))
+            values = torch.as_tensor(rounded, device=values.device)
         index = values[0].long()
         whole = not values.is_floating_point() or torch.equal(index.to(values.dtype), values[0])
         if not whole or (index < 0).any() or (index >= self.num_classes).any():

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import os
+import threading
 import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -11,8 +13,8 @@ from monai.config import KeysCollection
 from monai.transforms import LoadImaged
 
 from ..dicom import DicomError
-from ..nifti import NiftiError
-from ..volumes import first_line
+from ..volumes import VolumeError, first_line
+from .checked_readers import ArrayReader, MetaImageReader
 from .dicom_reader import DicomReader
 from .nifti_reader import NiftiReader
 
@@ -33,7 +35,8 @@ class LoadVolumed(LoadImaged):
             warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader: nvImageCodec decoder plugin did not")
             super().__init__(keys, *args, **kwargs)
         if self._loader.auto_select:  # a reader that was asked for stays
-            self.register(NiftiReader())
+            for reader in (ArrayReader(), MetaImageReader(), NiftiReader()):
+                self.register(reader)
         self.register(DicomReader())  # asked first, being the last
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
@@ -57,21 +60,54 @@ class LoadVolumed(LoadImaged):
         if not isinstance(files, list | tuple) or not all(isinstance(f, str | os.PathLike) for f in files):
             return None
         for file in map(os.fspath, files):
-            if not os.path.exists(file):
-                return f"{file} does not exist"
-            if os.path.isfile(file) and os.path.getsize(file) == 0:
-                return f"{file} is empty (0 bytes)"
-            try:
-                self._loader(file, reader)
-            except NiftiError as error:
-                return f"{file} {error}"
-            except Exception as error:
-                return f"{file} cannot be read ({_reason(file, error)})"
+            problem = _file_problem(self._loader, file, reader)
+            if problem:
+                return f"{file} {problem}"
         try:
             self._loader(value, reader)
         except Exception as error:
             return f"{', '.join(map(os.fspath, files))} cannot be read as one image ({first_line(error)})"
         return None
+
+
+def read_volume(file: str | os.PathLike) -> Any:
+    """The volume of one file or DICOM folder as `LoadVolumed` loads it, channel first, a `MetaTensor` of float32.
+
+    Raises:
+        VolumeError: it cannot be read.
+    """
+    file = os.fspath(file)
+    with _ONE_AT_A_TIME:  # readers remember their file
+        loader = _loader()
+        try:
+            return loader(file)
+        except DicomError as error:
+            raise VolumeError(str(error).removeprefix(f"{file} ")) from error
+        except Exception as error:
+            raise VolumeError(_file_problem(loader, file) or first_line(error)) from error
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@functools.cache
+def _loader() -> Any:
+    return LoadVolumed("volume", ensure_channel_first=True)._loader
+
+
+def _file_problem(loader: Any, file: str, reader: Any = None) -> str | None:
+    """What is wrong with a file that did not load, as the end of a sentence."""
+    if not os.path.exists(file):
+        return "does not exist"
+    if os.path.isfile(file) and os.path.getsize(file) == 0:
+        return "is empty (0 bytes)"
+    try:
+        loader(file, reader)
+    except VolumeError as error:
+        return str(error)
+    except Exception as error:
+        return f"cannot be read ({_reason(file, error)})"
+    return None
 
 
 def _reason(file: str, error: Exception) -> str:

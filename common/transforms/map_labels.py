@@ -8,7 +8,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
-from ..volumes import some, volume_name
+from ..volumes import some, volume_name, whole_labels
 
 
 class MapLabelsd(MapTransform):
@@ -67,6 +67,10 @@ class MapLabelsd(MapTransform):
         # A plain tensor: indexing a MetaTensor would cost several times as much.
         values = label.as_tensor() if hasattr(label, "as_tensor") else torch.as_tensor(label)
         index = values.long()
+        if values.is_floating_point() and not torch.equal(index.to(values.dtype), values):
+            whole = whole_labels(values.numpy(force=True), volume_name(label, key))
+            values = torch.as_tensor(whole, device=values.device)
+            index = values.long()
         if values.is_floating_point() and not torch.equal(index.to(values.dtype), values):
             fractional = some(values[index.to(values.dtype) != values].numpy(force=True))
             raise ValueError(f"{volume_name(label, key)} has labels that are no whole numbers ({fractional}).")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from common.data import DatalistError, load_datalist
+from common.transforms import CheckVolumed, LabelRegionsd, LoadVolumed, MapLabelsd
 
 SHAPE = (4, 5, 6)
 
@@ -167,7 +168,9 @@ def test_modalities_and_dicom_folder(tmp_path):
         content["training"][0]["image"] = ["images/s000.nii.gz", "images/s001.nii.gz"]
         content["training"][1]["image"] = "dicom"
 
-    lists = load_datalist(edit(path, change), check="full")
+    lists = load_datalist(edit(path, change))
+    with pytest.raises(DatalistError, match=r"1 file or item .*\n  .*dicom: .*1.dcm is damaged or no DICOM image"):
+        load_datalist(path, check="full")
     assert lists["training"][0]["image"] == [str(tmp_path / f"images/s00{i}.nii.gz") for i in (0, 1)]
     assert lists["training"][1]["image"] == str(tmp_path / "dicom")
     write_volume(tmp_path / "images/s001.nii.gz", np.ones((4, 5, 7)))
@@ -496,6 +499,71 @@ def test_full_check_finds_a_truncated_file(tmp_path):
         load_datalist(path, check="full")
 
 
+def spoil(path: Path, place: float) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 16
+    path.write_bytes(data)
+
+
+def other_format(path: Path, data: np.ndarray, compressed: bool = True) -> None:
+    itk = pytest.importorskip("itk")
+    image = itk.image_from_array(data)
+    if data.ndim == 3:
+        image.SetDirection(np.diag([-1.0, -1.0, 1.0]))  # RAS, as write_volume
+    itk.imwrite(image, str(path), compression=compressed)
+
+
+NOISE = np.random.default_rng(0).integers(0, 900, (6, 5, 4)).astype(np.int16)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("scan.mha", lambda p: (other_format(p, NOISE), spoil(p, 0.9)), r"is damaged \(checksum or compressed voxels"),
+        ("scan.mhd", lambda p: (other_format(p, NOISE), spoil(p.with_suffix(".zraw"), 0.6)), r"is damaged \(checksum"),
+        ("scan.mha", lambda p: (other_format(p, NOISE), os.truncate(p, p.stat().st_size - 3)), r".*end too early"),
+        ("scan.mha", lambda p: (other_format(p, NOISE, False), os.truncate(p, 300)), "cannot be read"),
+        ("scan.nrrd", lambda p: (other_format(p, NOISE), spoil(p, 0.9)), "cannot be read"),
+        ("scan.nrrd", lambda p: (other_format(p, NOISE), os.truncate(p, p.stat().st_size // 2)), "cannot be read"),
+        ("scan.nrrd", lambda p: other_format(p, NOISE * np.float32(np.nan)), "voxels that are not finite"),
+        ("scan.mha", lambda p: other_format(p, 0 * NOISE), "is constant"),
+        ("scan.npy", lambda p: np.save(p, NOISE.T * 1j), "holds complex numbers"),
+        ("scan.png", lambda p: other_format(p, NOISE[0].astype(np.uint8)), r"has 2 axes \(4x5\)"),
+        ("scan", lambda p: (p.mkdir(), (p / "readme.txt").write_text("hello")), "is a folder without DICOM files"),
+    ],
+)
+def test_full_check_opens_every_format(tmp_path, name, make, message):
+    path = make_study(tmp_path, training=1, validation=0, test=0)
+    make(tmp_path / name)
+    edit(path, lambda c: c["training"][0].update(image=name))
+    with pytest.raises(DatalistError, match=rf"/{name}: .*?{message}") as error:
+        load_datalist(path, check="full")
+    assert str(error.value).startswith("1 file or item"), error.value
+    if name != "scan":
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            loading = LoadVolumed("image", ensure_channel_first=True)
+            CheckVolumed("image")(loading({"image": str(tmp_path / name)}))
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_full_check_compares_grids_across_formats(tmp_path, ending):
+    """As Slicer's `.seg.nrrd`, which cover the segments only."""
+    path = make_study(tmp_path, training=1, validation=0, test=0)
+    edit(path, lambda c: c["training"][0].update(label="mask" + ending))
+    itk = pytest.importorskip("itk")
+    mask = itk.image_from_array(np.ones(SHAPE[::-1], np.uint8))
+    mask.SetDirection(np.diag([-1.0, -1.0, 1.0]))
+    itk.imwrite(mask, str(tmp_path / ("mask" + ending)))
+    load_datalist(path, check="full", num_classes=2)
+    mask.SetSpacing([1.0, 1.0, 2.0])
+    itk.imwrite(mask, str(tmp_path / ("mask" + ending)))
+    with pytest.raises(DatalistError, match=rf"mask\{ending}: lies up to 5 mm away from .*s000.nii.gz"):
+        load_datalist(path, check="full")
+    other_format(tmp_path / ("mask" + ending), np.ones((6, 5, 3), np.uint8))
+    with pytest.raises(DatalistError, match=rf"mask\{ending}: has the shape 3x5x6, but .*s000.nii.gz has 4x5x6"):
+        load_datalist(path, check="full")
+
+
 def test_full_check_compares_the_checksum(tmp_path):
     path = make_study(tmp_path)
     file = tmp_path / "images/s001.nii.gz"
@@ -658,8 +726,25 @@ def test_a_label_that_is_true_is_no_class(tmp_path):
         load_datalist(path)
 
 
-def test_labels_next_to_whole_numbers_are_told_in_full(tmp_path):
+@pytest.mark.parametrize("near", [0.9999999, 1.0000001])
+def test_labels_next_to_whole_numbers_are_rounded_everywhere(tmp_path, near):
+    """As slope and offset of a header leave them."""
+    path = make_study(tmp_path, training=1, validation=0, test=0)
+    write_volume(tmp_path / "labels/s000.nii.gz", np.full(SHAPE, near, np.float64))
+    items = load_datalist(path, check="full", num_classes=2)["training"]
+    load_datalist(path, check="full", known_labels={0, 1})
+    loaded = LoadVolumed(["image", "label"], ensure_channel_first=True, dtype=np.float64)(items[0])
+    assert (loaded["label"] == near).all()
+    for check in (
+        CheckVolumed("image", "label", 2),
+        MapLabelsd("label", {1: [1]}, other="error"),
+        LabelRegionsd("label", [[1]], 2),
+    ):
+        assert (check(dict(loaded))["label"] == 1).all()
+
+
+def test_labels_further_off_are_told_in_full(tmp_path):
     path = make_study(tmp_path)
-    write_volume(tmp_path / "labels/s000.nii.gz", np.full(SHAPE, 0.9999999, np.float64))
-    with pytest.raises(DatalistError, match=r"s000.nii.gz: has labels that are no whole numbers \(0.9999999\)"):
+    write_volume(tmp_path / "labels/s000.nii.gz", np.full(SHAPE, 0.999998, np.float64))
+    with pytest.raises(DatalistError, match=r"s000.nii.gz: has labels that are no whole numbers \(0.999998\)"):
         load_datalist(path, check="full", num_classes=2)

@@ -74,14 +74,14 @@ def test_a_falling_map_takes_x_of_t_to_y_of_1_minus_t():
 
 def test_each_sample_its_own_draw_and_half_of_them_fall():
     image = torch.linspace(0, 1, 8).view(1, 1, 8, 1, 1).expand(400, 2, 8, 1, 1)
-    result = RandomBezier()(image)
+    result = RandomBezier(keep_background=False)(image)
     assert result.shape == image.shape and torch.equal(result[:, 0], result[:, 1])
     middle = result[:, 0, 4, 0, 0]
     assert len(middle.unique()) > 390 and middle.std() > 0.05
     falling = result[:, 0, 0, 0, 0] > result[:, 0, -1, 0, 0]
     assert 0.4 < falling.float().mean() < 0.6
     for falls in (0.0, 1.0):
-        result = RandomBezier(falling=falls)(image)
+        result = RandomBezier(falling=falls, keep_background=False)(image)
         assert (result[:, 0, 0, 0, 0] == falls).all()
 
 
@@ -124,3 +124,32 @@ def test_a_falling_map_of_the_diagonal_inverts():
     torch.testing.assert_close(look_up(image, symmetric), 1 - image, atol=1e-5, rtol=0)
     # An involution, wherever the points lie.
     torch.testing.assert_close(look_up(look_up(image, table), table), image, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("falling", [0.0, 1.0])
+def test_the_background_stays_whatever_the_tissue_becomes(falling):
+    """Clipped air and padding: falling maps made them white."""
+    image = 0.2 + 0.8 * torch.rand(6, 2, 4, 5, 6)
+    image[..., :2] = 0
+    image[:, 1, ..., :2] = 0.1
+    kept = RandomBezier(falling)(image)
+    assert torch.equal(kept[..., :2], image[..., :2])
+    assert not torch.isclose(kept[..., 2:], image[..., 2:], atol=1e-3).all(dim=(1, 2, 3, 4)).any()
+    torch.manual_seed(7)
+    kept = RandomBezier(falling)(image)
+    torch.manual_seed(7)
+    published = RandomBezier(falling, keep_background=False)(image)
+    assert torch.equal(kept[..., 2:], published[..., 2:])
+    assert (published[:, 0, ..., :2] == falling).all()
+
+
+def test_strength_moves_control_points_to_the_identity():
+    image = torch.rand(8, 1, 4, 4, 4)
+    torch.testing.assert_close(RandomBezier(0.0, strength=0.0)(image), image, atol=1e-5, rtol=0)
+    changes = []
+    for strength in (0.2, 0.6, 1.0):
+        torch.manual_seed(5)
+        changes.append((RandomBezier(0.0, strength=strength)(image) - image).abs().mean())
+    assert 0.01 < changes[0] < changes[1] < changes[2]
+    with pytest.raises(ValueError, match=r"strength lies from 0 to 1, not 1.5"):
+        RandomBezier(strength=1.5)
