@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ OUTPUT = "seg"
 
 
 def list_images(
-    path: str | os.PathLike, base_dir: str | os.PathLike | None = None, section: str = "test"
+    path: str | os.PathLike | Sequence[str | os.PathLike],
+    base_dir: str | os.PathLike | None = None,
+    section: str = "test",
 ) -> list[dict[str, Any]]:
     """Items ``{"image": file}`` to run inference on; in place of a file stands the folder of a DICOM series.
 
@@ -26,7 +29,7 @@ def list_images(
         path: an image file, a folder of images, or a datalist (``.json``). Images of a folder are the image files in
             it, each folder in it that holds DICOM files, and the folder itself if it does; nothing deeper, no
             name that begins with a dot, and no label map that inference has written beside its image (``scan_seg`` of
-            ``scan``), which is logged.
+            ``scan``), which is logged. Several datalists, as training takes them, are merged.
         base_dir: folder that a datalist's paths are relative to, its own folder by default.
         section: list of the datalist.
 
@@ -34,12 +37,14 @@ def list_images(
         FileNotFoundError, ValueError: nothing there, no image in the folder itself, or an empty list in the
             datalist.
     """
-    path = Path(path)
-    if path.suffix == ".json":
-        items = load_datalist(path, base_dir, label_key=None)
+    paths = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(one) for one in path]
+    if len(paths) > 1 or paths[0].suffix == ".json":
+        items = load_datalist(paths, base_dir, label_key=None)
         if not items.get(section):
-            raise ValueError(f"the list '{section}' of {path} is empty; name another with data#section.")
+            names = ", ".join(map(str, paths))
+            raise ValueError(f"the list '{section}' of {names} is empty; name another with data#section.")
         return [{"image": item["image"]} for item in items[section]]
+    path = paths[0]
     if path.is_dir():
         images = _without_outputs(sorted(file for file in path.iterdir() if _is_image(file)))
         images += [path] if holds_dicom(path) else []

@@ -4,11 +4,13 @@ from .class_dice import ClassDice
 from .comparison import is_higher, is_lower
 from .hand_till import HandTillAUC
 from .hd95 import HD95
+from .nsd import NSD
 from .pooled_dice import PooledDice
 from .representation import effective_rank, feature_std, position_cosines
 
 __all__ = [
     "HD95",
+    "NSD",
     "CalibrationSlope",
     "ClassAccuracy",
     "ClassDice",

@@ -8,8 +8,8 @@ Of a structure in one volume:
   0 mm for it would let a net gain by structures that scans lack. `perfect`: the best score, Dice and NSD 1, a distance
   of 0, as some challenges have it.
 
-``ClassDice``, ``HD95`` and ``python -m common.score`` follow it. MONAI's Dice differs for an invented structure, which
-it leaves out, and its mean of no value at all is 0, the worst Dice and the best distance; here it is NaN.
+``ClassDice``, ``HD95``, ``NSD`` and ``python -m common.score`` follow it. MONAI's Dice differs for an invented one,
+which it leaves out, and its mean of no value at all is 0, the worst Dice and the best distance; here it is NaN.
 """
 
 from __future__ import annotations

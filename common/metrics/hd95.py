@@ -13,7 +13,7 @@ from monai.metrics.utils import get_edge_surface_distance
 from ..volumes import diagonal
 from .empty_masks import Empty, check_empty, mean_of_cases, score_empty
 
-__all__ = ["HD95"]
+__all__ = ["HD95", "volume_spacing"]
 
 
 class HD95(HausdorffDistanceMetric):
@@ -55,7 +55,7 @@ class HD95(HausdorffDistanceMetric):
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor, **kwargs) -> torch.Tensor:  # type: ignore[override]
         first = 0 if self.include_background else 1
-        spacing = self.spacing or _spacing(y)
+        spacing = self.spacing or volume_spacing(y, "HD95")
         y_pred, y = (mask.as_tensor() if isinstance(mask, MetaTensor) else mask for mask in (y_pred, y))
         if self.definition == "pooled":
             distance = self._pooled(y_pred[:, first:], y[:, first:], spacing)
@@ -81,8 +81,14 @@ class HD95(HausdorffDistanceMetric):
         return found
 
 
-def _spacing(y: torch.Tensor) -> list[float]:
-    """mm per voxel and axis of a volume of its own."""
+def volume_spacing(y: torch.Tensor, metric: str) -> list[float]:
+    """mm per voxel and axis of a volume of its own.
+
+    Raises:
+        ValueError: it carries none.
+    """
     if not isinstance(y, MetaTensor) or y.affine.ndim != 2:
-        raise ValueError("HD95 has no `spacing` and the truth carries none (an affine): give HD95 the `spacing` in mm.")
+        raise ValueError(
+            f"{metric} has no `spacing` and the truth carries none (an affine): give {metric} the `spacing` in mm."
+        )
     return [float(size) for size in torch.linalg.norm(y.affine[:3, :3].double(), dim=0)]

@@ -359,6 +359,13 @@ def test_source_and_target_presets_take_what_prepare_writes(tmp_path, preset):
     skull = [Path(x["image"]).name for x in data["training"] if x["domain"] == "oasis1"]
     assert set(skull) == {"orig.nii.gz" if parser["task"] == "skull" else "norm.nii.gz"}
 
+    # The same preset fits inference, which takes the test lists of both sets.
+    applied = ConfigParser()
+    applied.read_config([str(CONFIGS / name) for name in ("inference.json", f"presets/{preset}.json")])
+    applied["dataset_dir"] = str(tmp_path)
+    images = {x["image"] for x in applied.get_parsed_content("data")}
+    assert images > {x["image"] for x in data["test"]}
+
     # One set alone, taken for another numbering.
     alone = ConfigParser()
     alone.read_config([str(CONFIGS / name) for name in ("train.json", "datasets/oasis1.json")])
