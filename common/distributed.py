@@ -12,7 +12,7 @@ from monai.data import DistributedSampler
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .networks import to_channels_last
+from .networks import place
 from .networks.sync_batch_norm import sync_batch_norms
 
 __all__ = ["local_device", "rank", "share_of_batch", "start", "stop", "validation_sampler", "wrap"]
@@ -42,12 +42,15 @@ def start() -> None:
     idist.sync()
 
 
-def wrap(network: nn.Module, device: torch.device, sync_batch_norm: bool = True) -> DistributedDataParallel:
-    """The network on its device, in the memory format of the single-process configs, wrapped for several processes.
+def wrap(
+    network: nn.Module, device: torch.device, amp: bool = False, sync_batch_norm: bool = True
+) -> DistributedDataParallel:
+    """The network on its device, placed as the single-process configs place it, wrapped for several processes.
 
     Args:
         network: changed in place.
         device: of this process.
+        amp: as of ``place``.
         sync_batch_norm: whether batch norms take the batches of all processes together, as one process with the whole
             batch would.
 
@@ -60,7 +63,7 @@ def wrap(network: nn.Module, device: torch.device, sync_batch_norm: bool = True)
         )
     if sync_batch_norm:
         network = sync_batch_norms(network, device)
-    to_channels_last(network, device)
+    place(network, device, amp)
     devices = [device] if device.type == "cuda" else None
     # MONAI's ViT holds parameters that its forward never uses. Buffers are alike in all processes already: weights are
     # drawn and loaded alike, norms are synchronised. To send them in each forward would pair up forwards of different

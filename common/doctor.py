@@ -252,13 +252,16 @@ def _devices() -> tuple[list[tuple[str, str, str]], str | None]:
         import torch
     except ImportError as error:
         return [], f"torch cannot be imported ({error}); install the build for this machine from pytorch.org."
+    from .precision import bfloat16_pays
+
     if torch.cuda.is_available():
         count, name = torch.cuda.device_count(), torch.cuda.get_device_name()
-        bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16: set amp to false"
+        bf16 = "bfloat16" if bfloat16_pays("cuda") else "float32, since it has no bfloat16"
         return [("device", "cuda", f"{count} x {name}, CUDA {torch.version.cuda}, {bf16}")], None
     if torch.backends.mps.is_available():
         return [("device", "mps", "Apple GPU; pass --device to use it, the bundles choose CUDA or the CPU")], None
-    return [("device", "cpu", f"{torch.get_num_threads()} threads; no CUDA device is visible to torch")], None
+    bf16 = "bfloat16" if bfloat16_pays("cpu") else "float32, since it has no AVX-512 BF16 or AMX"
+    return [("device", "cpu", f"{torch.get_num_threads()} threads, {bf16}; no CUDA device is visible to torch")], None
 
 
 if __name__ == "__main__":

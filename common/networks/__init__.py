@@ -5,7 +5,6 @@ that the others load without ``transformers``.
 """
 
 from .branch_decoder import BranchDecoder, MultiBranchNet
-from .cpu_autocast import autocast_on_cpu
 from .dense_aspp import DenseASPP
 from .dilated_resnet import DilatedResNet
 from .heads import EncoderClassifier, EncoderRegressor
@@ -17,6 +16,8 @@ from .memory_format import ChannelsLastInstanceNorm3d, to_channels_last
 from .multi_view import MultiViewClassifier, MultiViewEncoder, MultiViewRegressor, MultiViewSegmenter
 from .nnformer import NNFormer, NNFormerEncoder
 from .onnx_net import OnnxNet
+from .padded_convolution import PaddedConv2d, PaddedConv3d, pad_small_images
+from .placement import place
 from .plane_encoder import PlaneEncoder
 from .pooled_classifier import PooledClassifier
 from .residual_encoder_unet import ResidualEncoder, ResidualEncoderUNet
@@ -49,6 +50,8 @@ __all__ = [
     "NNFormer",
     "NNFormerEncoder",
     "OnnxNet",
+    "PaddedConv2d",
+    "PaddedConv3d",
     "PlaneEncoder",
     "PooledClassifier",
     "ResidualEncoder",
@@ -59,7 +62,8 @@ __all__ = [
     "SliceTransformer",
     "SwinEncoder",
     "ViTEncoder",
-    "autocast_on_cpu",
+    "pad_small_images",
+    "place",
     "to_channels_last",
     "whole_weights",
 ]

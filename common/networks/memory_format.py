@@ -31,7 +31,8 @@ class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
                 self.eps,
             )
         if (
-            torch.is_grad_enabled()
+            not torch.jit.is_scripting()
+            and torch.is_grad_enabled()
             and input.device.type == "cpu"
             and input.is_contiguous(memory_format=torch.channels_last_3d)
         ):

@@ -47,7 +47,8 @@ def infer(run_bundle, small_files) -> Callable:
             bundle=bundle,
             workflow_type="inference",
             output_dir=str(output),
-            device="cpu",  # where onnxruntime computes
+            device="cpu",  # where onnxruntime computes,
+            amp=False,  # in float32
             **overrides,
         )
         return {path.name: np.asarray(nib.load(path).dataobj) for path in sorted(output.rglob("*_seg.nii.gz"))}

@@ -156,6 +156,7 @@ def own_inference(server, folder: Path, image: Path, output: Path) -> nib.Nifti1
             datalist=str(image),
             output_dir=str(output),
             device="cpu",
+            amp=False,  # as Label computes
         )
         workflow.initialize()
         workflow.run()

@@ -80,7 +80,6 @@ def _tensorrt(bundle: Path, inference: dict[str, Any]) -> dict[str, Any]:
     inferer = inference["inferer"]
     windows = inferer.get("sw_batch_size") or inference.get(str(inferer.get("chunk")).lstrip("@")) or 1
     made["trt_args"]["dynamic_batchsize"] = [1, windows, windows]
-    made["trt_net"] = inference["network"]
     return made
 
 

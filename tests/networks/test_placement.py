@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from common.networks import autocast_on_cpu
+from common.networks import PaddedConv2d, PaddedConv3d, place
 
 
 class Net(nn.Module):
@@ -28,7 +30,7 @@ def test_the_network_computes_in_bfloat16_and_returns_float32(image):
     torch.manual_seed(0)
     net = Net()
     expected = net(image)["maps"][0]
-    result = autocast_on_cpu(net, "cpu")(image)
+    result = place(net, "cpu", amp=True)(image)
     assert net.seen == torch.bfloat16 and not torch.is_autocast_enabled("cpu")
     assert result["maps"][0].dtype == torch.float32 and result["count"] == 3 and result["label"].dtype == torch.long
     torch.testing.assert_close(result["maps"][0], expected, atol=0.05, rtol=0.05)
@@ -36,21 +38,35 @@ def test_the_network_computes_in_bfloat16_and_returns_float32(image):
 
 
 def test_gradients_and_weights_stay_in_float32(image):
-    net = autocast_on_cpu(Net(), "cpu")
+    net = place(Net(), "cpu", amp=True)
     net(image)["maps"][0].square().mean().backward()
     assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 for p in net.conv.parameters())
 
 
 def test_it_ends_with_an_error_too(image):
-    net = autocast_on_cpu(Net(fail=True), "cpu")
+    net = place(Net(fail=True), "cpu", amp=True)
     for _ in range(2):
         with pytest.raises(ValueError, match="no"):
             net(image)
         assert not torch.is_autocast_enabled("cpu")
 
 
-@pytest.mark.parametrize(("device", "enabled"), [("cpu", False), ("cuda", True)])
-def test_elsewhere_nothing_changes(image, device, enabled):
-    net = autocast_on_cpu(Net(), device, enabled)
+def test_without_amp_it_computes_in_float32(image, caplog):
+    with caplog.at_level("INFO"):
+        net = place(Net(), "cpu")
+        place(Net(), "cpu", amp=True)
     net(image)
     assert net.seen == torch.float32
+    assert net.conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert [record.message.split(", in ")[1] for record in caplog.records] == ["float32.", "bfloat16 (amp)."]
+
+
+def test_a_copy_has_the_hooks_too(image):
+    net = copy.deepcopy(place(Net(), "cpu", amp=True))
+    net(image)
+    assert net.seen == torch.bfloat16 and not torch.is_autocast_enabled("cpu")
+
+
+def test_small_images_are_padded_on_a_cpu():
+    net = place(nn.Sequential(nn.Conv3d(1, 2, 3), nn.Conv2d(1, 2, 3)), "cpu")
+    assert [type(conv) for conv in net] == [PaddedConv3d, PaddedConv2d]

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from .memory_format import to_channels_last
+from .padded_convolution import pad_small_images
+
+__all__ = ["place"]
+
+logger = logging.getLogger(__name__)
+
+
+def place(network: nn.Module, device: torch.device | str, amp: bool = False) -> nn.Module:
+    """Move a network to its device, in place, in the memory format and precision in which it is fastest there.
+
+    The format is that of ``to_channels_last``; on a CPU, ``pad_small_images`` keeps gradients right. With ``amp`` every
+    forward pass runs under ``torch.autocast`` in bfloat16, on any device (MONAI's engines open one for CUDA alone), and
+    the outputs are float32 again: losses and metrics compute in float32, as do optimisers on weights and gradients, and
+    bfloat16 needs no scaled loss. The engine's own ``amp`` stays off.
+
+    Returns:
+        the network.
+    """
+    to_channels_last(network, device)
+    kind = torch.device(device).type
+    if kind == "cpu":
+        pad_small_images(network)
+    if amp:
+        autocast = _Autocast(kind)
+        network.register_forward_pre_hook(autocast.enter)
+        network.register_forward_hook(autocast.leave, always_call=True)
+    logger.info("the network computes on %s, in %s.", device, "bfloat16 (amp)" if amp else "float32")
+    return network
+
+
+class _Autocast:
+    """Hooks around a forward pass; a stack, since a network may be called within itself."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.opened: list[torch.autocast] = []
+
+    def enter(self, module: nn.Module, inputs: Any) -> None:
+        self.opened.append(torch.autocast(self.kind, torch.bfloat16))
+        self.opened[-1].__enter__()
+
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        self.opened.pop().__exit__(None, None, None)
+        return tree_map(_to_float, output)
+
+
+def _to_float(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value

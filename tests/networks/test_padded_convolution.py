@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from common.networks import pad_small_images
+
+
+def gradients(conv, image):
+    image = image.clone().requires_grad_()
+    conv.zero_grad()
+    output = conv(image).float()
+    output.square().sum().backward()
+    return output.detach(), image.grad, *(parameter.grad.clone() for parameter in conv.parameters())
+
+
+@pytest.mark.parametrize("layout", ["row-major", "channels last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [(1, 16), (32, 8)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "size"),
+    [
+        (3, 1, 1, 1, (2, 8, 8)),  # bfloat16: wrong before
+        (3, 1, "same", 1, (1, 1, 1)),
+        (3, 2, 1, 1, (1, 1)),  # bfloat16
+        (7, 2, 3, 1, (6, 6, 6)),  # both
+        (3, 1, 2, 2, (4, 4, 4)),
+        (2, 2, 1, 1, (1, 1, 1)),
+        (3, 1, 1, 1, (5, 6, 7)),  # not small
+    ],
+)
+def test_where_the_kernel_is_larger_than_the_image(kernel, stride, padding, dilation, size, channels, dtype, layout):
+    """Against torch's own code in float64, every time: oneDNN's read memory that no one wrote, here `rubbish`."""
+    torch.manual_seed(0)
+    conv = (nn.Conv3d if len(size) == 3 else nn.Conv2d)(*channels, kernel, stride, padding, dilation)
+    image = torch.randn(2, channels[0], *size)
+    with torch.backends.mkldnn.flags(enabled=False):
+        expected = gradients(copy.deepcopy(conv).double(), image.double())
+    if layout == "channels last":
+        memory_format = torch.channels_last_3d if len(size) == 3 else torch.channels_last
+        conv, image = conv.to(memory_format=memory_format), image.to(memory_format=memory_format)
+    names = list(conv.state_dict())
+    conv = pad_small_images(conv)
+    assert list(conv.state_dict()) == names
+    for _ in range(3):
+        rubbish = [torch.full((4**power,), float("nan")) for power in range(11)]
+        del rubbish
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            found = gradients(conv, image)
+        for a, b in zip(found, expected, strict=True):
+            assert (a - b).abs().max() <= (0.03 if dtype == torch.bfloat16 else 1e-5) * b.abs().max()
+
+
+def test_other_paddings_and_subclasses_stay():
+    class Own(nn.Conv3d):
+        pass
+
+    net = pad_small_images(nn.ModuleList([Own(1, 1, 3), nn.Conv3d(1, 1, 3, padding=1, padding_mode="replicate")]))
+    assert type(net[0]) is Own
+    image = torch.randn(1, 1, 2, 2, 2)
+    torch.testing.assert_close(net[1](image), nn.Conv3d.forward(net[1], image))
