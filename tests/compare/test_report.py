@@ -169,7 +169,7 @@ def test_what_an_encoder_file_cost_is_not_known(folder):
     about["arms"]["mae"]["made_elsewhere"] = True
     (folder / "comparison.json").write_text(json.dumps(about))
     text = write_report(folder).read_text()
-    assert "| mae | not known (an encoder file) |" in text and "| scratch | 0 s |" in text
+    assert "| mae | not known (an encoder file) |" in text and "| scratch | - |" in text
     assert "but that of mae: not known" in learning_curves(Tables(folder)).axes[1].get_xlabel()
 
 
