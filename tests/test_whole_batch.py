@@ -160,7 +160,7 @@ def two(run_ranks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     (folder / "rank.py").write_text(RANK)
     (folder / "test_whole_batch.py").symlink_to(Path(__file__))
-    run_ranks(folder / "rank.py", folder / "found.pt", timeout=120)
+    run_ranks(folder / "rank.py", folder / "found.pt", timeout=300)
     return torch.load(folder / "found.pt", weights_only=True)
 
 

@@ -56,7 +56,7 @@ def test_processes_have_one_branch_at_a_time_and_end_alike(cohort, tmp_path, run
     }
     (tmp_path / "rank.py").write_text(RANK)
     (tmp_path / "job").write_text(json.dumps([[str(CONFIGS / name) for name in FILES], settings]))
-    run_ranks(tmp_path / "rank.py", tmp_path / "job", timeout=120)
+    run_ranks(tmp_path / "rank.py", tmp_path / "job", timeout=300)
 
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first["branches"] == second["branches"] and sorted(first["branches"]) == [0, 0, 1, 1]
