@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +22,10 @@ import torch
 from .files import atomic_write
 from .volumes import first_line
 
-__all__ = ["checked_record", "read_checkpoint", "save_checkpoint"]
+__all__ = ["RECORD", "add_record", "checked_record", "parse_record", "read_checkpoint", "save_checkpoint"]
 
 RECORD = "record.json"
+"""Entry of the archive with the record; of ONNX files, the key of the metadata."""
 
 
 def save_checkpoint(content: Any, path: str | os.PathLike, record: Mapping[str, Any] | None = None) -> None:
@@ -37,8 +39,7 @@ def save_checkpoint(content: Any, path: str | os.PathLike, record: Mapping[str, 
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with zipfile.ZipFile(buffer, "a") as archive:
-        root = archive.namelist()[0].partition("/")[0]
-        archive.writestr(f"{root}/{RECORD}", json.dumps(dict(record or {}), allow_nan=False))
+        _add_entry(archive, record or {})
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
@@ -85,7 +86,41 @@ def checked_record(path: Path) -> dict[str, Any]:
         found = [name for name in archive.namelist() if name.partition("/")[2] == RECORD]
         if not found:
             return {}
-        record = json.loads(archive.read(found[0]))
+        return parse_record(archive.read(found[0]), path)
+
+
+def add_record(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
+    """Give a file that torch wrote, such as a traced net, a record. Atomically.
+
+    Raises:
+        ValueError: it is no such file, is damaged, or has another record.
+    """
+    path = Path(path)
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no file that torch wrote.")
+    had = checked_record(path)
+    if had and had != record:
+        raise ValueError(f"{path} has a record of another model already: export the net again.")
+    if had:
+        return
+    with atomic_write(path) as temporary:
+        shutil.copyfile(path, temporary)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            _add_entry(archive, record)
+
+
+def parse_record(text: str | bytes | None, path: Path) -> dict[str, Any]:
+    """A record as files have it; empty where there is none.
+
+    Raises:
+        ValueError: it is no mapping.
+    """
+    record = json.loads(text or "{}")
     if not isinstance(record, dict):
-        raise ValueError("its record is no mapping")
+        raise ValueError(f"the record of {path} is no mapping")
     return record
+
+
+def _add_entry(archive: zipfile.ZipFile, record: Mapping[str, Any]) -> None:
+    root = archive.namelist()[0].partition("/")[0]
+    archive.writestr(f"{root}/{RECORD}", json.dumps(dict(record), allow_nan=False))

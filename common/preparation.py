@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 from monai.transforms import (
     CenterSpatialCropd,
@@ -41,11 +43,14 @@ from .transforms.select_channel import SelectChanneld
 __all__ = [
     "FORMAT_VERSION",
     "Preparation",
+    "check_preparation",
     "compare_preparation",
     "field_text",
     "preparation_record",
     "refuse_preparation",
 ]
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 """Version of the record; newer ones are refused."""
@@ -61,6 +66,7 @@ IDS = {
     "size": "image_size",
     "intensity": "intensity",
     "value_range": "intensity",
+    "task": "task",
 }
 """Compared fields, and the config id that mostly sets each."""
 RANGES = (("b_min", "b_max"), ("minv", "maxv"))
@@ -81,6 +87,7 @@ class Preparation:
             module does not know.
         value_range: to which the last of them scales images; None where it scales to none.
         crops: transforms that crop or pad, likewise.
+        task: whose classes a model tells, by its name; None of encoders.
         format: version of the record.
     """
 
@@ -91,10 +98,11 @@ class Preparation:
     intensity: list[dict[str, Any]] | None = field(default_factory=list)
     value_range: list[float] | None = None
     crops: list[dict[str, Any]] = field(default_factory=list)
+    task: str | None = None
     format: int = FORMAT_VERSION
 
 
-def preparation_record(transforms: Any, key: str = "image") -> dict[str, Any]:
+def preparation_record(transforms: Any, key: str = "image", task: str | None = None) -> dict[str, Any]:
     """The record of a pipeline, as JSON values.
 
     Random transforms are left out, and so are those of other keys.
@@ -102,8 +110,9 @@ def preparation_record(transforms: Any, key: str = "image") -> dict[str, Any]:
     Args:
         transforms: a ``Compose``, a transform, or a sequence of them; composed ones are walked through.
         key: of the images.
+        task: whose classes the network tells.
     """
-    made = Preparation()
+    made = Preparation(task=task)
     intensity: list[dict[str, Any]] = []
     pooling = 1
     for transform in _flat(transforms):
@@ -157,10 +166,40 @@ def compare_preparation(
             continue
         if there is None or here is None or _agree(there, here):
             continue
-        sentences.append(
-            f"it was made with {name} {field_text(there)}, the images have {field_text(here)} (id `{IDS[name]}`)."
-        )
+        what = "the task has" if name == "task" else "the images have"
+        sentences.append(f"it was made with {name} {field_text(there)}, {what} {field_text(here)} (id `{IDS[name]}`).")
     return sentences
+
+
+def check_preparation(
+    path: Any, record: Mapping[str, Any], used: Mapping[str, Any], accepted: bool, fields: Sequence[str] = tuple(IDS)
+) -> list[str]:
+    """Compare the record of a model's file with what a pipeline does, and log what is accepted or not known.
+
+    Args:
+        path: of the file, or what messages call the weights.
+        record: of the file, with its ``preparation``; empty where it has none.
+        used: record of the pipeline.
+        accepted: whether differences are taken over.
+        fields: that are compared.
+
+    Returns:
+        the differences.
+
+    Raises:
+        ValueError: there are some, and they are not accepted; a record of a newer version.
+    """
+    made = record.get("preparation")
+    if not isinstance(made, Mapping):
+        if idist.get_rank() == 0:
+            logger.info("%s has no record of how its images were prepared: nothing to compare.", path)
+        return []
+    differences = compare_preparation(made, used, fields)
+    refuse_preparation(path, differences, accepted)
+    if idist.get_rank() == 0:
+        for difference in differences:
+            logger.warning("%s: %s It is taken over (accept_preparation).", path, difference)
+    return differences
 
 
 def refuse_preparation(path: Any, differences: Sequence[str], accepted: bool) -> None:

@@ -45,6 +45,7 @@ def test_the_record_is_read_off_the_transforms():
             {"transform": "ScaleIntensityRanged", "a_max": 250, "a_min": -175, "b_max": 1.0, "b_min": 0.0, "clip": True}
         ],
         "value_range": [0.0, 1.0],
+        "task": None,
         "format": 1,
     }
 
@@ -93,3 +94,10 @@ def test_a_difference_is_a_sentence_with_the_id(change, name):
 def test_newer_records_are_refused():
     with pytest.raises(ValueError, match="upgrade"):
         compare_preparation({"format": 2}, {})
+
+
+def test_another_task_is_a_difference_where_both_are_known():
+    lung, liver, none = (preparation_record(pipeline(), task=task) for task in ("lung", "liver", None))
+    (sentence,) = compare_preparation(lung, liver)
+    assert sentence == "it was made with task lung, the task has liver (id `task`)."
+    assert compare_preparation(lung, none) == compare_preparation(none, lung) == []

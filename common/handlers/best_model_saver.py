@@ -14,6 +14,7 @@ from torch import nn
 
 from ..checkpoint_file import save_checkpoint
 from ..data.seen import SeenScans
+from ..networks.weights_guard import mark_preparation
 from ..preparation import preparation_record
 from ..weights.encoder_file import read_record
 from .engine_items import output_items
@@ -34,7 +35,8 @@ class BestModelSaver:
         path: such as ``models/model.pt``; a plain state dict, as MONAI's tools and MONAI Label load it.
         network: the network, not wrapped by DDP. Rank 0 writes.
         preprocessing: transforms of the images; what they do goes into the file's record, where ``ModelLoader``
-            compares it.
+            compares it, and into the state dict's metadata, where ``whole_weights`` does.
+        task: whose classes the network tells, for the record.
         scans: items by the name of their list; what is in ``training`` and ``validation`` goes into the record, too
             (``common.data.seen``), with which an evaluation compares its scans.
         encoder: encoder file that the training starts from, whose scans are taken over; None for none.
@@ -47,10 +49,11 @@ class BestModelSaver:
         preprocessing: Any = None,
         scans: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
         encoder: str | os.PathLike | None = None,
+        task: str | None = None,
     ) -> None:
         self.path = Path(path).absolute()
         self.network = network
-        self.record = {"preparation": preparation_record(preprocessing)} if preprocessing is not None else {}
+        self.record = {"preparation": preparation_record(preprocessing, task=task)} if preprocessing is not None else {}
         self.scans, self.encoder = scans, encoder
         self._seen: SeenScans | None = None
         self._labels, self._with_foreground = 0, 0
@@ -78,7 +81,10 @@ class BestModelSaver:
     def __call__(self, engine: Engine) -> None:
         if is_new_best(engine) and idist.get_rank() == 0:
             record = self.record | ({} if self._seen is None else {"scans": self._seen.record()})
-            save_checkpoint(self.network.state_dict(), self.path, record)
+            weights = self.network.state_dict()
+            if "preparation" in record:
+                mark_preparation(weights, record["preparation"])
+            save_checkpoint(weights, self.path, record)
             logger.info("%s: epoch %d, %s %.4f.", self.path, engine.state.epoch, *best_metric(engine))
         labels, with_foreground = self._labels, self._with_foreground
         if idist.get_world_size() > 1:

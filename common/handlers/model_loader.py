@@ -2,18 +2,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from ..checkpoint_file import read_checkpoint
+from ..checkpoint_file import checked_record, read_checkpoint
 from ..data.seen import refuse_seen
 from ..files import atomic_write
-from ..preparation import compare_preparation, preparation_record, refuse_preparation
+from ..networks.onnx_net import OnnxNet
+from ..networks.weights_guard import forget_preparation
+from ..preparation import check_preparation, preparation_record
 from ..weights.soundness import refuse_unsound
 
 __all__ = ["ModelLoader", "load_model"]
@@ -28,10 +31,12 @@ class ModelLoader:
 
     Args:
         path: a state dict, plain or under ``model``, such as ``models/model.pt``.
-        network: filled in place; not wrapped by DDP.
+        network: filled in place; not wrapped by DDP. Of exported nets, which bring their weights (``OnnxNet``, and what
+            ``torch.jit.load`` gives), only the record in ``path`` is read (``common.exported``).
         preprocessing: transforms of the images that the network will see. They have to do what the file's record says
             of those that it was trained on; files without a record are taken, with a line in the log.
         accept_preparation: take differences over, with a line in the log for each.
+        task: whose classes the network is to tell; one that was trained for another task is refused likewise.
         scans, judged_by: items that the network is evaluated on, and the name of their list. A file whose record has
             scans or subjects of them is refused (``common.data.seen.refuse_seen``).
         transductive: take it all the same, with a warning.
@@ -52,9 +57,11 @@ class ModelLoader:
         judged_by: str = "test",
         transductive: bool = False,
         note: str | os.PathLike | None = None,
+        task: str | None = None,
     ) -> None:
         self.path, self.network = Path(path).absolute(), network
         self.preprocessing, self.accept_preparation = preprocessing, accept_preparation
+        self.task = task
         self.scans, self.judged_by, self.transductive = scans, judged_by, transductive
         self.note = None if note is None else Path(note).absolute()
 
@@ -62,9 +69,14 @@ class ModelLoader:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        record = load_model(self.network, self.path)
-        if self.preprocessing is not None:
+        if isinstance(self.network, OnnxNet):
+            record = self.network.record
             self.compare(record)
+        elif isinstance(self.network, torch.jit.ScriptModule):
+            record = checked_record(self.path)
+            self.compare(record)
+        else:
+            record = load_model(self.network, self.path, judge=self.compare)
         if self.scans is not None:
             self.look_for_scans(record, self.scans)
         if idist.get_rank() == 0:
@@ -83,16 +95,9 @@ class ModelLoader:
                 temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
     def compare(self, record: Mapping[str, Any]) -> None:
-        made = record.get("preparation")
-        if not isinstance(made, Mapping):
-            if idist.get_rank() == 0:
-                logger.info("%s has no record of how its images were prepared: nothing to compare.", self.path)
-            return
-        differences = compare_preparation(made, preparation_record(self.preprocessing))
-        refuse_preparation(self.path, differences, self.accept_preparation)
-        if idist.get_rank() == 0:
-            for difference in differences:
-                logger.warning("%s: %s It is taken over (accept_preparation).", self.path, difference)
+        if self.preprocessing is not None:
+            used = preparation_record(self.preprocessing, task=self.task)
+            check_preparation(self.path, record, used, self.accept_preparation)
 
 
 GET_ONE = "train one with configs/train.json, or set model_path (or output_dir)"
@@ -100,7 +105,11 @@ FIT_IT = "use the networks/, tasks/, datasets/ and presets/ files it was trained
 
 
 def load_model(
-    network: nn.Module, path: str | os.PathLike, get_one: str = GET_ONE, fit_it: str = FIT_IT
+    network: nn.Module,
+    path: str | os.PathLike,
+    get_one: str = GET_ONE,
+    fit_it: str = FIT_IT,
+    judge: Callable[[Mapping[str, Any]], Any] | None = None,
 ) -> dict[str, Any]:
     """Fill ``network`` from the state dict in ``path``.
 
@@ -108,6 +117,7 @@ def load_model(
         network: filled in place.
         path: a state dict, plain or under ``model``.
         get_one, fit_it: what the sentence says to do where there is no such file, and where it is of another network.
+        judge: called with the file's record before the network is filled; what it raises goes on.
 
     Returns:
         the file's record, empty where it has none.
@@ -135,5 +145,8 @@ def load_model(
             f"it with the right shape (not, for example, {example}); {fit_it}."
         )
     refuse_unsound(path, state, own)
+    if judge is not None:
+        judge(record)
+    forget_preparation(state)
     network.load_state_dict(state)
     return record

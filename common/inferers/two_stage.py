@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from monai.utils import convert_to_dst_type, ensure_tuple_rep
 from torch import nn
 
 from ..handlers.model_loader import load_model
+from ..preparation import check_preparation, preparation_record
 from ..transforms.largest_component import largest_component
 from ..volumes import volume_name
 
@@ -39,6 +40,8 @@ class TwoStageInferer(Inferer):
         fine_inferer: how the second network, with which the inferer is called, is applied to a crop.
         coarse_path: the first network's ``model.pt``, read when the inferer is first called; None where its weights are
             loaded elsewhere.
+        preprocessing: transforms of the images. The first network has to be of images prepared so, as its record says.
+        accept_preparation: take differences over, with a line in the log for each.
         margin: voxels added to each side of the box, one number or one an axis.
         min_size: a crop is extended to at least this size, as far as the image reaches; one number or one an axis.
         window: a crop that is smaller is padded to this size with the least value of each channel of the image, its
@@ -61,6 +64,8 @@ class TwoStageInferer(Inferer):
         min_size: int | Sequence[int] = 0,
         window: int | Sequence[int] = 0,
         only_largest: bool = True,
+        preprocessing: Any = None,
+        accept_preparation: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes, self.coarse_network = num_classes, coarse_network
@@ -71,12 +76,13 @@ class TwoStageInferer(Inferer):
             raise ValueError(f"`margin` {margin} and `min_size` {min_size} are numbers of voxels, 0 or more.")
         self.window = ensure_tuple_rep(window, 3)
         self.only_largest = only_largest
+        self.preprocessing, self.accept_preparation = preprocessing, accept_preparation
         self._loaded = coarse_path is None
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self._loaded:
             assert self.coarse_path is not None
-            load_model(self.coarse_network, self.coarse_path, GET_COARSE, FIT_COARSE)
+            load_model(self.coarse_network, self.coarse_path, GET_COARSE, FIT_COARSE, self._judge)
             logger.info("network of the first stage read from %s.", self.coarse_path)
             self._loaded = True
         self.coarse_network.to(inputs.device).eval()
@@ -105,6 +111,11 @@ class TwoStageInferer(Inferer):
             result = self.fine_inferer(padded[None], network, *args, **kwargs)[0].float()
             logits[number][place] = result[inside]
         return convert_to_dst_type(logits, inputs, dtype=torch.float32)[0]
+
+    def _judge(self, record: Mapping[str, Any]) -> None:
+        if self.preprocessing is not None:
+            used = preparation_record(self.preprocessing)
+            check_preparation(self.coarse_path, record, used, self.accept_preparation)
 
     @staticmethod
     def _middle(size: int, window: int) -> slice:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoint_file import RECORD, parse_record
 from ..volumes import by, first_line
 
 __all__ = ["OnnxNet"]
@@ -25,6 +26,8 @@ class OnnxNet(nn.Module):
         path: the ONNX file.
         device: where to compute.
         out_channels: channels of the prediction, such as the number of classes; any if left out.
+
+    ``record`` is what the file says of how its images were prepared (``common.exported``), empty where it says nothing.
 
     Raises:
         ImportError: onnxruntime is not installed.
@@ -58,6 +61,7 @@ class OnnxNet(nn.Module):
             self._session = onnxruntime.InferenceSession(str(self.path), options, providers)
         except Exception as error:  # onnxruntime's own kinds, which share no base class
             raise ValueError(f"{self.path} is no ONNX file that onnxruntime reads ({first_line(error)}).") from error
+        self.record = parse_record(self._session.get_modelmeta().custom_metadata_map.get(RECORD), self.path)
         self.input_shape: Sequence[Any] = self._session.get_inputs()[0].shape
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

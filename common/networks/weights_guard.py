@@ -1,13 +1,31 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-__all__ = ["whole_weights"]
+from ..preparation import check_preparation, preparation_record
+
+__all__ = ["forget_preparation", "mark_preparation", "whole_weights"]
+
+KEY = "preparation"
+"""Entry of a state dict's metadata, which torch saves, reads and hands to those who ask."""
 
 
-def whole_weights(network: nn.Module) -> nn.Module:
+def mark_preparation(state: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Note in a state dict how the images were prepared, for whoever loads it without the file's record."""
+    state._metadata[""][KEY] = dict(record)  # type: ignore[attr-defined]
+
+
+def forget_preparation(state: Mapping[str, Any]) -> None:
+    """Take the note away, where the file's record was compared already."""
+    getattr(state, "_metadata", {}).get("", {}).pop(KEY, None)
+
+
+def whole_weights(
+    network: nn.Module, preprocessing: Any = None, accept_preparation: bool = False, task: str | None = None
+) -> nn.Module:
     """Let a network refuse a state dict that is not its own, also where the caller asks for a tolerant load.
 
     MONAI Label loads ``models/model.pt`` with ``strict=False``, for inference and before training, and only logs which
@@ -15,11 +33,33 @@ def whole_weights(network: nn.Module) -> nn.Module:
     ``_get_network``). A net of which nothing was loaded then answers with a mask of noise. Copies of
     the network refuse as it does; parts that are loaded on their own, such as an encoder, are not concerned.
 
+    Args:
+        network: to be guarded.
+        preprocessing: transforms of the images that it will see. Label runs no handlers, so that a state dict that
+            notes another preparation (``mark_preparation``) is refused here.
+        accept_preparation: take differences over, with a line in the log for each.
+        task: whose classes it is to tell, compared likewise.
+
     Returns:
-        the network, whose ``load_state_dict`` raises a RuntimeError when names are missing or left over.
+        the network, whose ``load_state_dict`` raises a RuntimeError when names are missing or left over, and a
+        ValueError when the weights are of images that were prepared in another way.
     """
+    if preprocessing is not None:
+        guard = _PreparationGuard(preparation_record(preprocessing, task=task), accept_preparation)
+        network.register_load_state_dict_pre_hook(guard)
     network.register_load_state_dict_post_hook(_refuse_others)
     return network
+
+
+class _PreparationGuard:
+    """A hook of ``load_state_dict``."""
+
+    def __init__(self, used: Mapping[str, Any], accepted: bool) -> None:
+        self.used, self.accepted = used, accepted
+
+    def __call__(self, module: nn.Module, state: Mapping[str, Any], prefix: str, metadata: Mapping, *_: Any) -> None:
+        if KEY in metadata:
+            check_preparation("the model", metadata, self.used, self.accepted)
 
 
 def _refuse_others(network: nn.Module, keys: Any) -> None:

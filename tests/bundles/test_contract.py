@@ -397,7 +397,7 @@ def test_overlays_of_exported_nets_change_the_network_alone(bundle):
     base = read(bundle / "configs/inference.json")
     onnx, trt = (read(bundle / f"configs/inference_{name}.json") for name in ("onnx", "trt"))
     assert base["handlers"][0]["_target_"] == "common.handlers.ModelLoader"
-    assert set(onnx) == {"onnx_path", "network", "handlers#0#_disabled_"}
+    assert set(onnx) == {"onnx_path", "network", "handlers#0#path", "handlers#0#network"}
     assert onnx == read(BUNDLES[0] / "configs/inference_onnx.json")
     # TensorRT is given weights by the same handler, and compiles at the first batch.
     assert set(trt) == {"trt_args", "trt_net", "network"}

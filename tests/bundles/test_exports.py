@@ -111,7 +111,7 @@ def test_torchscript_gives_the_same_label_maps(bundle, small, small_files, made,
     checkpoint = str(root / "models/model.pt")
     ckpt_export(filepath=file, ckpt_file=checkpoint, **tracing, **overlays(small_files, bundle))
     compute_the_same(torch.jit.load(file), net, window)
-    in_place = {"network": f"$torch.jit.load({file!r})", "handlers#0#_disabled_": True}
+    in_place = {"network": f"$torch.jit.load({file!r})", "model_path": file, "handlers#0#network": "@network"}
     are_the_same(maps, infer(bundle, tmp_path / "maps", **in_place))
 
 

@@ -240,6 +240,20 @@ def test_weights_of_another_network(served, infer, train, study, masks, tmp_path
 
 
 @pytest.mark.way("bad files refused")
+def test_weights_of_other_images(served, infer, study, masks, tmp_path):
+    """Label runs no handlers: the network itself compares, by what the state dict notes."""
+    folder = tmp_path / served.name
+    shutil.copytree(served, folder)
+    config = folder / "configs" / "inference.json"
+    content = json.loads(config.read_text())
+    made, content["orientation"] = content["orientation"], "LPI"
+    config.write_text(json.dumps(content))
+    expected = f"made with orientation {made}, the images have LPI (id `orientation`)"
+    assert expected in sentence(infer, folder, study[0]["image"])
+    assert list(masks.iterdir()) == []
+
+
+@pytest.mark.way("bad files refused")
 def test_a_mask_with_other_labels_is_not_learnt(served, train, study, tmp_path):
     model = served / "models" / "model.pt"
     before = model.read_bytes()

@@ -24,7 +24,7 @@ def parsed(bundle: str, names: list[str], cohort: Path, **values) -> ConfigParse
 def test_a_model_of_other_images_is_refused(bundle, base, small_files, cohort):
     files = small_files[bundle]
     train = parsed(bundle, ["train.json", *files], cohort)
-    made = {"preparation": preparation_record(train.get_parsed_content("validate#preprocessing"))}
+    made = {"preparation": preparation_record(train.get_parsed_content("validate#preprocessing"), task=train["task"])}
     where = "handlers#0" if base == ["inference.json"] else "validate#handlers#0"
 
     def loader(**values):
@@ -39,4 +39,6 @@ def test_a_model_of_other_images_is_refused(bundle, base, small_files, cohort):
     for name, change in changes:
         with pytest.raises(ValueError, match=f"made with {name} .*accept_preparation"):
             loader(**change).compare(made)
+    with pytest.raises(ValueError, match=rf"made with task another, the task has {train['task']} \(id `task`\)"):
+        loader().compare({"preparation": made["preparation"] | {"task": "another"}})
     loader(**changes[1][1], accept_preparation=True).compare(made)

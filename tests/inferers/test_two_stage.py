@@ -6,9 +6,12 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
+from monai.transforms import Orientationd
 from torch import nn
 
+from common.checkpoint_file import save_checkpoint
 from common.inferers import ResizedInferer, TwoStageInferer
+from common.preparation import preparation_record
 
 
 class Threshold(nn.Module):
@@ -127,6 +130,16 @@ def test_weights_of_the_first_stage_are_read_once(image, tmp_path):
     sentence = r"level, \(2,\) in the file and \(\) here\); .* coarse_net#depth, coarse_net#width, coarse_net#shortcut"
     with pytest.raises(ValueError, match=sentence):
         inferer(coarse, coarse_path=tmp_path / "model.pt")(image, Threshold(0.2))
+
+
+def test_a_first_stage_of_other_images_is_refused(image, tmp_path):
+    images = Orientationd("image", "RAS", labels=None)
+    save_checkpoint(Threshold(0.5).state_dict(), tmp_path / "model.pt", {"preparation": preparation_record(images)})
+    given = {"coarse_path": tmp_path / "model.pt", "preprocessing": Orientationd("image", "LPS", labels=None)}
+    with pytest.raises(ValueError, match=r"model\.pt is of images .* made with orientation RAS, the images have LPS"):
+        inferer(**given)(image, Threshold(0.2))
+    assert inferer(**given, accept_preparation=True)(image, Threshold(0.2)).argmax(1).any()
+    assert inferer(**given | {"preprocessing": images})(image, Threshold(0.2)).argmax(1).any()
 
 
 def test_refusals():

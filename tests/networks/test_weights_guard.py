@@ -5,9 +5,12 @@ import itertools
 
 import pytest
 import torch
+from monai.transforms import Orientationd
 from torch import nn
 
 from common.networks import whole_weights
+from common.networks.weights_guard import mark_preparation
+from common.preparation import preparation_record
 
 
 def net(*widths: int) -> nn.Sequential:
@@ -41,3 +44,30 @@ def test_a_part_loads_by_itself_and_inside_another():
     inner[0].load_state_dict(net(2, 3)[0].state_dict())
     outer = nn.Sequential(inner)
     outer.load_state_dict(nn.Sequential(net(2, 3, 4)).state_dict())
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_refuses_weights_of_images_that_were_prepared_in_another_way(tmp_path, caplog, copied):
+    """As MONAI Label reads and loads them, without our handlers. Of other files nothing is known."""
+    images = Orientationd("image", "RAS", labels=None)
+    state = net(2, 3).state_dict()
+    mark_preparation(state, preparation_record(images, task="lung"))
+    torch.save(state, tmp_path / "model.pt")
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+
+    def load(state, axcodes="RAS", task="lung", **values):
+        network = whole_weights(net(2, 3), Orientationd("image", axcodes, labels=None), task=task, **values)
+        network = copy.deepcopy(network) if copied else network
+        before = network[0].weight.clone()
+        try:
+            network.load_state_dict(state, strict=False)
+        finally:
+            taken = not torch.equal(before, network[0].weight)
+        return taken
+
+    assert load(state) and load(net(2, 3).state_dict(), "LPS")
+    with pytest.raises(ValueError, match=r"made with orientation RAS, the images have LPS .*accept_preparation"):
+        load(state, "LPS")
+    with pytest.raises(ValueError, match=r"made with task lung, the task has liver \(id `task`\)"):
+        load(state, task="liver")
+    assert load(state, "LPS", accept_preparation=True) and "It is taken over (accept_preparation)." in caplog.text
