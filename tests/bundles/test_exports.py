@@ -89,8 +89,8 @@ def are_the_same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> 
     assert ours.keys() == theirs.keys() and len(ours) == 2
     for name, labels in ours.items():
         assert len(np.unique(labels)) > 2
-        # Where two classes are as likely, the last digit decides.
-        assert (theirs[name] != labels).mean() < 1e-4, name
+        # Where two classes are as likely, the last digit decides (docs/exports.md: up to 35 of 76,800 voxels).
+        assert (theirs[name] != labels).mean() < 5e-4, name
 
 
 @pytest.mark.way("TorchScript")
