@@ -69,8 +69,6 @@ def _multi_gpu(bundle: Path, stage: str, template: str) -> dict[str, Any]:
         del made["train#sampler"], made["train#dataloader#shuffle"]
     if base.get("validate", {}).get("sampler") is not None:
         del made["validate#sampler"]
-    # What else a bundle gives to `wrap`, such as batch norms that are not to be synchronised, is its own.
-    made["network"] |= read_json(bundle / "configs" / f"multi_gpu_{stage}.json", made)["network"]
     return made
 
 
