@@ -8,11 +8,14 @@ import re
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["atomic_write", "cache_folder"]
+__all__ = ["atomic_write", "cache_folder", "names_below", "without_ending"]
+
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+"""Of the formats that inference takes, the longer first."""
 
 
 STALE_SECONDS = 600
@@ -56,6 +59,20 @@ def atomic_write(path: str | os.PathLike, suffix: str = "") -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def without_ending(name: str | os.PathLike) -> str:
+    """A file's name, or its path, without the ending of a format of volumes."""
+    name = os.fspath(name)
+    return next((name[: -len(end)] for end in VOLUME_ENDINGS if name.lower().endswith(end)), name)
+
+
+def names_below(files: Sequence[str]) -> list[str]:
+    """Names that tell files apart: their paths below the folder that they share, without endings where they can."""
+    common = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    paths = [Path(os.path.relpath(file, common)).as_posix() for file in files]
+    names = [without_ending(path) for path in paths]
+    return names if len(set(names)) == len(set(paths)) else paths
 
 
 def _host() -> str:

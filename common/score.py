@@ -19,7 +19,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from .command_line import run_command
-from .files import atomic_write
+from .files import atomic_write, without_ending
 from .nifti import NiftiError, nifti_affine, read_nifti
 from .volumes import by, diagonal, label_problem, whole_labels
 
@@ -94,10 +94,10 @@ def match(
     """
     files = [_files(folder) for folder in (truth, prediction)]
     true, predicted = [Path(truth), Path(prediction)]
-    by_path = any(len({_stem(x.name) for x in found}) < len(found) for found in files)
+    by_path = any(len({without_ending(x.name) for x in found}) < len(found) for found in files)
 
     def name(path: Path, folder: Path) -> str:
-        return _stem(path.relative_to(folder).as_posix() if by_path else path.name)
+        return without_ending(path.relative_to(folder).as_posix() if by_path else path.name)
 
     pairs: dict[str, list[Path]] = {}
     for path in files[0]:
@@ -140,10 +140,6 @@ def _files(folder: str | os.PathLike) -> list[Path]:
     if not found:
         raise ScoreError(f"{folder} has no NIfTI file (.nii.gz, .nii): give the folder that has.")
     return found
-
-
-def _stem(name: str) -> str:
-    return next(name.removesuffix(end) for end in ENDINGS if name.endswith(end))
 
 
 def _list(files: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common import files
-from common.files import atomic_write, cache_folder
+from common.files import atomic_write, cache_folder, names_below
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
@@ -133,3 +133,17 @@ def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     assert cache_folder() == tmp_path / "monai-transfer-bundles"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert cache_folder() == Path.home() / ".cache" / "monai-transfer-bundles"
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["/d/s1/t1.nii.gz", "/d/s2/t1.nii.gz"], ["s1/t1", "s2/t1"]),
+        (["/d/a.nii", "/d/b.mha", "/d/c.NRRD", "/d/series"], ["a", "b", "c", "series"]),
+        (["/d/a.nii", "/d/a.mha"], ["a.nii", "a.mha"]),
+        (["/d/a.b.nii.gz"], ["a.b"]),
+        ([], []),
+    ],
+)
+def test_names_tell_files_apart(files, names):
+    assert names_below(files) == names

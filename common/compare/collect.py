@@ -13,7 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ..files import atomic_write
+from ..files import atomic_write, names_below, without_ending
 from ..json_files import read_json, write_json
 from ..nifti import nifti_affine, read_nifti
 from .execute import machine, read_outcome, versions
@@ -132,7 +132,7 @@ def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[s
             continue
         rows = metric_rows(path)
         owners = {_first(item["image"]): str(item["subject"]) for item in plan.test if "subject" in item}
-        names_of_files = subject_names([row["filename"] for row in rows])
+        names_of_files = names_below([row["filename"] for row in rows])
         scores: dict[tuple[str, str], list[float]] = {}
         for row, name in zip(rows, names_of_files, strict=True):
             subject = owners.get(row["filename"], name)
@@ -177,7 +177,7 @@ def prediction_rows(run: Run) -> Iterator[dict[str, Any]]:
         rows = list(csv.DictReader(file))
     if any(name.startswith("probability_") for row in rows for name in row):
         return  # classes
-    for row, name in zip(rows, subject_names([row["filename"] for row in rows]), strict=True):
+    for row, name in zip(rows, names_below([row["filename"] for row in rows]), strict=True):
         truth = float(row["label"] or math.nan)
         yield {**_key(run), "subject": name, "truth": truth, "prediction": float(row["prediction"])}
 
@@ -188,13 +188,6 @@ def _overall(path: Path, metric: str) -> float:
     if metric not in values:
         raise CompareError(f"{path} has no {metric}: the evaluation has to save each of its `metrics` (MetricsSaver).")
     return float(values[metric])
-
-
-def subject_names(files: Sequence[str]) -> list[str]:
-    """Short names that tell the files apart: below their common folder, without the ending."""
-    common = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
-    names = [os.path.relpath(file, common) for file in files]
-    return [name.removesuffix(".gz").removesuffix(".nii") for name in names]
 
 
 def mean_rows(subjects: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -278,7 +271,7 @@ def example_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
         if not image.endswith(NIFTI):
             continue  # the report draws with nibabel
         place = Path(os.path.relpath(image, root))
-        stem = place.name.removesuffix(".gz").removesuffix(".nii")
+        stem = without_ending(place.name)
         written = sorted((run.folder / "predictions" / place.parent).glob("*.nii.gz"))
         prediction = next((path for path in written if path.name.startswith(f"{stem}_")), None)
         if prediction is not None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..dicom import holds_dicom
+from ..files import VOLUME_ENDINGS, without_ending
 from .datalist import load_datalist
 
 __all__ = ["list_images"]
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 OUTPUT = "seg"
 """What the bundles put behind an image's name for its label map."""
 
@@ -49,7 +49,7 @@ def list_images(
         images = _without_outputs(sorted(file for file in path.iterdir() if _is_image(file)))
         images += [path] if holds_dicom(path) else []
         if not images:
-            what = f"no image ({', '.join(SUFFIXES)}, or a folder of DICOM files) in {path}"
+            what = f"no image ({', '.join(VOLUME_ENDINGS)}, or a folder of DICOM files) in {path}"
             deeper = next((file for file in path.rglob("*") if _is_image(file)), None)
             if deeper is not None:
                 raise ValueError(
@@ -66,7 +66,7 @@ def list_images(
 
 def _without_outputs(images: list[Path]) -> list[Path]:
     """The images without the label maps of one of them, as they stand where ``output_dir`` is the images' folder."""
-    stems = {_stem(file) for file in images if not file.is_dir()}
+    stems = {without_ending(file.name) for file in images if not file.is_dir()}
     outputs = [file for file in images if not file.is_dir() and _stem_of_output(file) in stems]
     if outputs:
         logger.info(
@@ -79,13 +79,8 @@ def _without_outputs(images: list[Path]) -> list[Path]:
 
 
 def _stem_of_output(path: Path) -> str | None:
-    stem = _stem(path)
+    stem = without_ending(path.name)
     return stem.removesuffix(f"_{OUTPUT}") if stem.endswith(f"_{OUTPUT}") else None
-
-
-def _stem(path: Path) -> str:
-    ends = sorted(SUFFIXES, key=len, reverse=True)  # .nii.gz before .nii
-    return next(path.name[: -len(end)] for end in ends if path.name.lower().endswith(end))
 
 
 def _is_image(path: Path) -> bool:
@@ -93,4 +88,4 @@ def _is_image(path: Path) -> bool:
         return False  # hidden, such as the companions (`._scan.nii.gz`) that macOS writes on other disks
     if path.is_dir():
         return holds_dicom(path)
-    return path.name.lower().endswith(SUFFIXES)
+    return path.name.lower().endswith(VOLUME_ENDINGS)

@@ -9,13 +9,16 @@ substitute for real data: they let a pipeline be tried, taught and tested withou
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
 import math
 import os
 import shutil
+import time
 import uuid
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +29,7 @@ from filelock import FileLock
 from scipy import ndimage as ndi
 from tqdm import tqdm
 
-from ..files import cache_folder
+from ..files import STALE_ELSEWHERE_SECONDS, cache_folder
 from .sample_anatomy import ANATOMY, brain_anatomy, ellipsoid_distance, head_anatomy, stem_axis, tentorium
 
 logger = logging.getLogger(__name__)
@@ -751,6 +754,7 @@ def _build(folder: Path, parameters: dict[str, Any], digest: str, progress: bool
     count = parameters["subjects"] + parameters["unlabelled"]
     logger.info("Making the sample cohort of %d subjects in %s (once; later runs reuse it).", count, folder)
     # Not tempfile.mkdtemp: its mode 0700 would shut out others who share the cache.
+    _remove_killed(folder)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     temporary.mkdir()
     try:
@@ -770,3 +774,11 @@ def _build(folder: Path, parameters: dict[str, Any], digest: str, progress: bool
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_killed(folder: Path) -> None:
+    """Remove what builds that were killed have left: no build takes a day."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 32}"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE_ELSEWHERE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)

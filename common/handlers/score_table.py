@@ -9,7 +9,7 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
-from ..files import atomic_write
+from ..files import atomic_write, names_below, without_ending
 from ..metrics import PooledDice
 
 __all__ = ["ScoreTable"]
@@ -83,11 +83,8 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
 
 def _short(files: list[str]) -> list[str]:
     """Names of the cases: files without endings, or their paths below the common folder where a name occurs twice."""
-    stems = [Path(file).name.removesuffix(".gz").removesuffix(".nii") for file in files]
-    if len(set(stems)) == len(stems):
-        return stems
-    common = os.path.commonpath([os.path.dirname(file) for file in files])
-    return [Path(os.path.relpath(f, common)).as_posix().removesuffix(".gz").removesuffix(".nii") for f in files]
+    stems = [without_ending(os.path.basename(file)) for file in files]
+    return stems if len(set(stems)) == len(stems) else names_below(files)
 
 
 def _cell(value: float) -> float | str:

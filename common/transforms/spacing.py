@@ -1,15 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Spacingd as MonaiSpacingd
+
+from ..volumes import by, volume_name
 
 
 class Spacingd(MonaiSpacingd):
     """MONAI's `Spacingd` that works where other entries are named after the key, such as `image_path`.
 
     Arguments, result and inverse are those of `monai.transforms.Spacingd`.
+
+    Raises:
+        ValueError: memory cannot hold a resampled volume, as where a header has voxels that are far too large; with
+            its file.
     """
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
@@ -21,5 +29,19 @@ class Spacingd(MonaiSpacingd):
             for k, v in data.items()
             if isinstance(k, str) and k.startswith(prefixes) and k not in self.keys and not isinstance(v, dict)
         }
-        result = super().__call__({k: v for k, v in data.items() if k not in aside}, lazy)
+        try:
+            result = super().__call__({k: v for k, v in data.items() if k not in aside}, lazy)
+        except (RuntimeError, MemoryError) as error:
+            if "allocate" not in str(error) and not isinstance(error, MemoryError):
+                raise
+            volumes = [(key, data[key]) for key in self.keys if isinstance(data.get(key), MetaTensor)]
+            told = "; ".join(f"{volume_name(v, key)} ({by(v.shape[1:])} voxels of {_mm(v)})" for key, v in volumes)
+            raise ValueError(
+                f"{told} cannot be resampled, since memory does not hold the result: correct the voxel sizes in the "
+                "header, or set a coarser `spacing`."
+            ) from error
         return result | aside
+
+
+def _mm(volume: Any) -> str:
+    return "x".join(f"{size:.4g}" for size in volume.pixdim.tolist()) + " mm"

@@ -8,7 +8,7 @@ import math
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from common.compare.collect import curve_rows, mean_rows, prediction_rows, subject_names, subject_rows
+from common.compare.collect import curve_rows, mean_rows, prediction_rows, subject_rows
 from common.compare.plan import Plan, Run
 from common.compare.settings import CompareError
 
@@ -97,12 +97,6 @@ def test_predicted_numbers_of_scans(run):
     assert rows[0]["truth"] == 50 and math.isnan(rows[1]["truth"]) and rows[0].items() >= KEY.items()
     path.write_text("filename,label,prediction,probability_0,probability_1\n/d/a.nii,1,0,0.9,0.1\n")
     assert list(prediction_rows(run)) == []  # classes are predicted
-
-
-def test_subject_names_tell_files_apart():
-    assert subject_names(["/d/s1/t1.nii.gz", "/d/s2/t1.nii.gz"]) == ["s1/t1", "s2/t1"]
-    assert subject_names(["/d/a.nii", "/d/b.mha"]) == ["a", "b.mha"]
-    assert subject_names([]) == []
 
 
 def test_curves_against_steps_and_time_without_the_pause(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from scipy import ndimage as ndi
 
 from common.data import load_datalist, sample
-from common.data.sample import make_sample, make_subject
+from common.data.sample import _remove_killed, make_sample, make_subject
 
 SPACING = 4.0  # an eighth of the voxels
 TINY = {"subjects": 6, "unlabelled": 2, "spacing": SPACING, "progress": False}
@@ -326,3 +326,14 @@ def test_foreign_folders_are_refused(cohort, tmp_path):
 def test_sizes_out_of_range_are_refused(tmp_path, arguments):
     with pytest.raises(ValueError, match="must"):
         make_sample(tmp_path / "sample", **arguments)
+
+
+def test_what_killed_builds_left_is_removed_after_a_day(tmp_path):
+    old, new, other = (tmp_path / f".{name}.{'0a' * 16}" for name in ("sample", "sample", "sample_2"))
+    new = new.with_name(f".sample.{'1b' * 16}")
+    for folder in (old, new, other):
+        (folder / "images").mkdir(parents=True)
+    for folder in (old, other):
+        os.utime(folder, (1, 1))
+    _remove_killed(tmp_path / "sample")
+    assert sorted(tmp_path.iterdir()) == sorted([new, other])

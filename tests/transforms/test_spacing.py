@@ -61,3 +61,14 @@ def test_the_input_is_not_changed():
     before = set(data)
     Spacingd("image", pixdim=PIXDIM)(data)
     assert set(data) == before
+
+
+def test_a_result_that_memory_does_not_hold_names_the_file():
+    """Voxels of 450 mm that should be 0.45 mm: PyTorch's own error has a number of bytes alone."""
+    item = volumes()
+    item["image"].affine = torch.diag(torch.tensor([450.0, 450.0, 450.0, 1], dtype=torch.float64))
+    item["image"] = MetaTensor(torch.rand(1, 60, 60, 60), affine=item["image"].affine, meta=item["image"].meta)
+    with pytest.raises(
+        ValueError, match=r"^/data/scan.nii.gz \(60x60x60 voxels of 450x450x450 mm\) cannot be resampled"
+    ):
+        Spacingd("image", pixdim=(1.0, 1.0, 1.0))(item)

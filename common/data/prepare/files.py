@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...files import without_ending
 from ..datalist import DatalistError
 
 NIFTI = (".nii.gz", ".nii")
@@ -19,8 +20,8 @@ _MISSING = {"", "n/a", "na", "nan", "none", "null"}
 
 
 def stem(path: Path) -> str:
-    """Name of a file without its NIfTI suffix."""
-    return re.sub(r"\.nii(\.gz)?$", "", path.name)
+    """Name of a file without its ending."""
+    return without_ending(path.name)
 
 
 def scans(folder: Path, pattern: str = "*") -> list[Path]:
