@@ -102,6 +102,7 @@ def test_takes_the_bundle_and_the_code_and_nothing_else(bundle, tmp_path):
         "checks.py",
         "doctor.py",  # which checks.py imports, and so on
         "files.py",
+        "precision.py",
         "requirements.txt",
     }
     assert [str(r) for r in doctor.requirements(folder / "scripts" / "common")] == [
