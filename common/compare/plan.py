@@ -366,6 +366,7 @@ class _Builder:
         if self.settings.transductive:
             return
         from ..data.copies import find_copies
+        from ..data.datalist import OTHER_PEOPLE
 
         held = self.held_out(arm)
         judged = set(_files(held["test"]))
@@ -393,7 +394,8 @@ class _Builder:
             if both:
                 raise CompareError(
                     f"Arm {arm.name!r}: {known[both[0]]} of the pre-training list is of the subject of "
-                    f"{subjects[both[0]]} in the {name} list of fine-tuning: take it out of pre-training, or {ALLOW}."
+                    f"{subjects[both[0]]} in the {name} list of fine-tuning ({OTHER_PEOPLE}): take it out of "
+                    f"pre-training, or {ALLOW}."
                 )
 
     def check_encoder(self, arm: Arm) -> None:

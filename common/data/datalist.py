@@ -46,6 +46,9 @@ MAX_PROBLEMS_PRINTED = 20
 # Writers round affines differently; a tenth of a voxel is far from what would misplace a label.
 MAX_OFFSET_IN_VOXELS = 0.1
 
+OTHER_PEOPLE = "where these are other people, of another set, give its items a `domain`"
+"""The way out where equal names of subjects are taken for one person (see `Items`)."""
+
 _SPELLINGS = {"unlabelled": ("unlabelled", "unlabeled"), "unlabeled": ("unlabelled", "unlabeled")}
 _ORIGIN = "__origin__"  # identity of an item for the draws: which datalist, and the image as written there
 _LIST = "__list__"  # the list of the file that an item stands in
@@ -78,7 +81,7 @@ def load_datalist(
     label_key: str | None = "label",
     training_sections: Sequence[str] = ("training",),
     fold: int | None = None,
-    num_folds: int = 5,
+    num_folds: int | None = None,
     pool_test: bool = False,
     fraction: float = 1.0,
     target_domain: str | None = None,
@@ -107,7 +110,8 @@ def load_datalist(
             other lists in `training_sections` have no part in the draw, so that pre-training and fine-tuning on one
             file hold out the same subjects; they are trained on unless their subject is held out. Nothing is drawn
             where the items state a `fold` themselves: those of this number are held out.
-        num_folds: number of parts that are drawn.
+        num_folds: number of parts that are drawn, by default 5. Where the items state their folds, it has to be the
+            number of these.
         pool_test: with `fold`, the test list joins the pool; part `fold` becomes the test list, the part after it the
             validation list and the other parts the training list, so that each item is tested once in all folds (the
             cross-validation of Jun et al., Medical Transformer, section 4.1.1). All its items need a label then.
@@ -190,7 +194,7 @@ def _subject_digests(items: Sequence[Item], base_dirs: Sequence[Path]) -> dict[s
     return digests
 
 
-def _split(lists: dict[str, list[Item]], fold: int, num_folds: int, pool_test: bool, seed: int) -> None:
+def _split(lists: dict[str, list[Item]], fold: int, num_folds: int | None, pool_test: bool, seed: int) -> None:
     """Make fold `fold` of the lists, in place."""
     pooled = SECTIONS if pool_test else SECTIONS[:2]
     taken = lists["training"] + lists["validation"] + (lists["test"] if pool_test else [])
@@ -199,7 +203,7 @@ def _split(lists: dict[str, list[Item]], fold: int, num_folds: int, pool_test: b
     lists["training"], held_out = split_fold(pool, fold, num_folds, seed)
     if pool_test:
         lists["test"] = held_out
-        count = len({x["fold"] for x in pool}) if pool and "fold" in pool[0] else num_folds
+        count = _number_of_folds(_stated_folds(pool), num_folds)
         chosen = {id(x) for x in split_fold(pool, (fold + 1) % count, num_folds, seed)[1]}
         lists["validation"] = [x for x in lists["training"] if id(x) in chosen]
         lists["training"] = [x for x in lists["training"] if id(x) not in chosen]
@@ -211,31 +215,44 @@ def _split(lists: dict[str, list[Item]], fold: int, num_folds: int, pool_test: b
     lists["training"] = [x for x in taken if id(x) in kept or (id(x) not in drawn and _group(x) not in away)]
 
 
-def split_fold(items: Sequence[Item], fold: int, num_folds: int, seed: int = 0) -> tuple[list[Item], list[Item]]:
+def split_fold(
+    items: Sequence[Item], fold: int, num_folds: int | None = None, seed: int = 0
+) -> tuple[list[Item], list[Item]]:
     """Training and validation items of one fold; items of one subject stay together.
 
-    Items that state a `fold` are split by it, and the draw's arguments are not used.
+    Items that state a `fold` are split by it, and nothing is drawn; `num_folds` is 5 where neither says it.
 
     Raises:
-        DatalistError: only some items state a fold, one states no whole number, or the numbers are not 0, 1 and so on.
+        DatalistError: only some items state a fold, one states no whole number, the numbers are not 0, 1 and so on, or
+            they are not `num_folds`.
         ValueError: there is no such fold, or there are fewer subjects than folds.
     """
     stated = _stated_folds(items)
-    count = len(set(stated)) or num_folds
+    count = _number_of_folds(stated, num_folds)
     if not 0 <= fold < count:
         what = "as the items of the datalist state their folds," if stated else f"with `num_folds` {count}"
         raise ValueError(f"`fold` is {fold}; {what} it has to be from 0 to {count - 1}.")
     if stated:
         return [x for x in items if x["fold"] != fold], [x for x in items if x["fold"] == fold]
     groups = sorted({_group(x) for x in items})
-    if len(groups) < num_folds:
+    if len(groups) < count:
         raise ValueError(
-            f"{len(groups)} subjects cannot be split into {num_folds} folds; lower `num_folds` (config id "
+            f"{len(groups)} subjects cannot be split into {count} folds; lower `num_folds` (config id "
             "`data#num_folds`)."
         )
     random.Random(seed).shuffle(groups)
-    held_out = set(groups[fold::num_folds])
+    held_out = set(groups[fold::count])
     return [x for x in items if _group(x) not in held_out], [x for x in items if _group(x) in held_out]
+
+
+def _number_of_folds(stated: Sequence[int], asked: int | None) -> int:
+    count = len(set(stated))
+    if count and asked not in (None, count):
+        raise DatalistError(
+            f"`num_folds` (config id `data#num_folds`) is {asked}, but the items of the datalist state {count} folds: "
+            "leave `num_folds` out, or take `fold` out of the items to have folds drawn."
+        )
+    return count or (5 if asked is None else asked)
 
 
 def _stated_folds(items: Sequence[Item]) -> list[int]:
@@ -317,7 +334,7 @@ def find_overlaps(lists: dict[str, list[Item]], content: bool = True) -> list[Pr
                 continue
             reported.add(key)
             if told.isdisjoint(image_files([item])):
-                text = f"its subject {item['subject']!r} is in {subjects[key]} and in {section}"
+                text = f"its subject {item['subject']!r} is in {subjects[key]} and in {section} ({OTHER_PEOPLE})"
                 problems.append((_image_name(item), text))
     return problems
 

@@ -33,7 +33,7 @@ def load_domains(
     training_sections: Sequence[str] = ("training",),
     fraction: float = 1.0,
     fold: int | None = None,
-    num_folds: int = 5,
+    num_folds: int | None = None,
     required: Sequence[str] = (),
     seed: int = 0,
     split_seed: int | None = None,

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .copies import SMALLEST, content_digest, content_key, image_files
+from .datalist import OTHER_PEOPLE
 
 __all__ = ["SeenScans", "find_seen", "refuse_seen"]
 
@@ -97,7 +98,8 @@ def find_seen(record: Mapping[str, Any] | None, lists: Mapping[str, Items], name
                 phrases.append(f"{verb} {_some(files)} of the {name} list")
             if others:
                 which = "subject" if len(others) == 1 else "subjects"
-                phrases.append(f"{verb} other scans of the {which} of {_some(others)} of the {name} list")
+                found = f"other scans of the {which} of {_some(others)} of the {name} list"
+                phrases.append(f"{verb} {found} ({OTHER_PEOPLE})")
     return phrases
 
 

@@ -296,6 +296,9 @@ def test_folds_that_the_items_state_are_honoured(tmp_path):
     assert len(whole["training"]) == 7 and whole["validation"] == []
     with pytest.raises(ValueError, match=r"`fold` is 3; as the items .* from 0 to 2"):
         load_datalist(path, fold=3)
+    assert load_datalist(path, fold=1, num_folds=3) == load_datalist(path, fold=1)
+    with pytest.raises(DatalistError, match=r"`data#num_folds`\) is 5, but the items .* state 3 folds: leave"):
+        load_datalist(path, fold=1, num_folds=5)
     edit(path, lambda c: [x.update(subject="one") for x in c["training"][:2]])
     with pytest.raises(DatalistError, match=r"its subject 'one' is in training and in validation"):
         load_datalist(path, fold=0)
@@ -607,8 +610,10 @@ def test_the_same_image_in_two_lists(tmp_path):
 def test_the_same_subject_in_two_lists(tmp_path):
     path = make_study(tmp_path)
     edit(path, lambda c: [x.update(subject="p1") for x in (c["training"][0], c["test"][0])])
-    with pytest.raises(DatalistError, match=r"s008.nii.gz: its subject 'p1' is in training and in test"):
+    with pytest.raises(DatalistError, match=r"s008.nii.gz: its subject 'p1' is in training and in test \(.* `domain`"):
         load_datalist(path)
+    edit(path, lambda c: c["test"][0].update(domain="other"))
+    assert len(load_datalist(path)["test"]) == 2
 
 
 def test_long_lists_of_problems_are_cut(tmp_path):

@@ -87,11 +87,24 @@ def test_other_scans_of_a_subject_are_found_in_one_folder_alone(write, tmp_path)
     record = record_of(write("a", {"training": ["s1_t1", "s2_t1"]}, subjects=True))
     assert "s1" not in json.dumps(record)  # no names leave with the weights
     lists = load_datalist(write("a", {"test": ["s1_t2", "s3_t1", "s2_t2"]}, subjects=True, name="other.json"))
-    assert find_seen(record, lists, ["test"]) == [
-        f"was trained on other scans of the subjects of {tmp_path}/a/s1_t2.nii.gz and 1 more of the test list"
-    ]
+    (phrase,) = find_seen(record, lists, ["test"])
+    start = f"was trained on other scans of the subjects of {tmp_path}/a/s1_t2.nii.gz and 1 more of the test list"
+    assert phrase == start + " (where these are other people, of another set, give its items a `domain`)"
     elsewhere = load_datalist(write("b", {"test": ["s1_t2", "s3_t1", "s2_t2"]}, subjects=True))
     assert find_seen(record, elsewhere, ["test"]) == []  # number 1 of another study
+
+
+def test_equal_names_of_two_people_are_refused_with_the_way_out(write):
+    """Two sets in one folder: nothing but `domain` says that their s1 are two people."""
+    source = write("a", {"training": ["s1_t1"]}, subjects=True, name="source.json")
+    target = write("a", {"test": ["s1_t2"]}, subjects=True, name="target.json")
+    record = record_of(source)
+    with pytest.raises(ValueError, match=r"s1_t2.nii.gz of the test list \(where these are other people.* a `domain`"):
+        refuse_seen("encoder", record, load_datalist(target), ["test"])
+    content = json.loads(target.read_text())
+    content["test"][0]["domain"] = "target"
+    target.write_text(json.dumps(content))
+    assert refuse_seen("encoder", record, load_datalist(target), ["test"]) == []
 
 
 def test_what_the_weights_started_from_counts(write, tmp_path):
