@@ -1,4 +1,4 @@
-"""What lies over a bundle's base files: where an overlay is found, and how ``id=value`` is read."""
+"""What lies over a bundle's base files: where an overlay is found, and how lists of files and ``id=value`` are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["find_overlay", "parse_overrides", "parse_value"]
+__all__ = ["find_overlay", "parse_files", "parse_overrides", "parse_value"]
 
 
 def find_overlay(name: str | Path, bundle: Path, base: Path | None = None) -> Path:
@@ -28,6 +28,21 @@ def find_overlay(name: str | Path, bundle: Path, base: Path | None = None) -> Pa
         if (folder / name).is_file():
             return (folder / name).absolute()
     raise FileNotFoundError(f"No config file {name}: neither in {base} nor in {bundle} or its configs.")
+
+
+def parse_files(given: str | Sequence[Any]) -> list[str]:
+    """Names of config files, however a user lists them: as MONAI does (``"['a.json','b.json']"``), by commas, or apart.
+
+    Args:
+        given: one such text, or several of them.
+    """
+    names: list[str] = []
+    for text in [given] if isinstance(given, str) else given:
+        text = str(text).strip()
+        value = parse_value(text) if text.startswith("[") else text.split(",")
+        # a name that merely begins with a bracket is a name
+        names += [str(name).strip() for name in value] if isinstance(value, list) else [text]
+    return [name for name in names if name]
 
 
 def parse_overrides(given: str | Sequence[str] | Mapping[str, Any] | None, option: str = "override") -> dict[str, Any]:

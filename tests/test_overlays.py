@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.overlays import find_overlay, parse_overrides, parse_value
+from common.overlays import find_overlay, parse_files, parse_overrides, parse_value
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,27 @@ from common.overlays import find_overlay, parse_overrides, parse_value
 def test_values(text, value):
     assert parse_value(text) == value
     assert parse_overrides([f"some#id={text}"]) == {"some#id": value}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "['a.json','b/c d.json']",
+        '["a.json", "b/c d.json"]',
+        "a.json,b/c d.json",
+        "a.json, b/c d.json,",
+        ["a.json", "b/c d.json"],
+        ["['a.json','b/c d.json']"],
+        ["a.json,", "b/c d.json"],
+    ],
+)
+def test_one_list_of_files_in_every_spelling(given):
+    assert parse_files(given) == ["a.json", "b/c d.json"]
+
+
+def test_names_of_files_that_are_no_list():
+    assert parse_files(()) == parse_files("") == []
+    assert parse_files("[a].json") == ["[a].json"]
 
 
 @pytest.mark.parametrize(

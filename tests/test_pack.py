@@ -568,7 +568,8 @@ def served(bundle):
     return bundle
 
 
-def test_the_packed_files_have_the_overlays(served, tmp_path, capsys):
+@pytest.mark.parametrize("spelling", ["tasks/tissue.json", "['configs/tasks/tissue.json']", "tasks/tissue.json,"])
+def test_the_packed_files_have_the_overlays(served, tmp_path, capsys, spelling):
     overlay = {
         "task": "structures4",
         "num_classes": 5,
@@ -578,7 +579,7 @@ def test_the_packed_files_have_the_overlays(served, tmp_path, capsys):
     }
     (served / "configs" / "tasks" / "tissue.json").write_text(json.dumps(overlay))
     arguments = [str(served), "--output", str(tmp_path), "--name", "tissue"]
-    arguments += ["--config_file", "tasks/tissue.json", "--override", "in_channels=2", "max_epochs=7", "digest=null"]
+    arguments += ["--config_file", spelling, "--override", "in_channels=2", "max_epochs=7", "digest=null"]
     assert main(arguments) == 0
     configs = tmp_path / "tissue" / "configs"
     assert (tmp_path / "tissue_v0.1.0.zip").is_file()

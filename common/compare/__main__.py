@@ -76,7 +76,7 @@ def compare(
         steps: optimiser steps of a fine-tuning, up to whole passes over the labels; other numbers are said.
         epochs: passes over the labels, with --equal epochs.
         validations: validations during a fine-tuning.
-        config_file: overlays for every stage, by commas.
+        config_file: overlays for every stage, by commas or as MONAI wants them.
         dataset_dir: config id, for every stage.
         datalist: config id, for every stage.
         override: ids and values of fine-tuning and evaluation: 'id=value id=value'.

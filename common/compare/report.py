@@ -124,7 +124,7 @@ def outcome(tables: Tables) -> list[str]:
     for arm, base in tables.pairs:
         for labels in tables.labels:
             found = tables.difference((arm, base), labels, metric)
-            start = f"With {labels} {_plural(labels, 'label')}, {arm} against {base}: "
+            start = f"With {labels} labelled {_plural(labels, 'scan')}, {arm} against {base}: "
             if found is None:
                 lines.append(f"{start}not comparable, no seed was evaluated in both.")
                 continue
@@ -234,7 +234,7 @@ def _structures_table(tables: Tables, labels: int) -> Block:
             cells.append(f"{found.mean:+.3f}, {found.verdict}" if found else "-")
         rows.append([name, *cells])
     heads = [" - ".join(pair) for pair in tables.pairs]
-    return Block("table", header=[f"{labels} {_plural(labels, 'label')}", *tables.arms, *heads], rows=rows)
+    return Block("table", header=[f"{labels} labelled {_plural(labels, 'scan')}", *tables.arms, *heads], rows=rows)
 
 
 def _failures(tables: Tables) -> list[str]:

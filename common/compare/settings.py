@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..json_files import read_json
-from ..overlays import find_overlay, parse_overrides
+from ..overlays import find_overlay, parse_files, parse_overrides
 
 __all__ = ["Arm", "CompareError", "Settings", "read_settings"]
 
@@ -205,7 +205,9 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         steps=_whole(merged["steps"], "steps", 1) if merged.get("steps") is not None else None,
         epochs=_whole(merged["epochs"], "epochs", 1) if merged.get("epochs") is not None else None,
         validations=_whole(merged.get("validations", 4), "validations", 1),
-        config_file=tuple(_config(name, bundle, place("config_file")) for name in _list(merged.get("config_file", ()))),
+        config_file=tuple(
+            _config(name, bundle, place("config_file")) for name in parse_files(merged.get("config_file") or ())
+        ),
         dataset_dir=_place(merged.get("dataset_dir"), place("dataset_dir")),
         datalist=_places(merged.get("datalist"), place("datalist")),
         override=_overrides(merged.get("override")),

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..overlays import parse_overrides
+from ..overlays import parse_files, parse_overrides
 from .archive import pack
 
 
@@ -27,7 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="replace what an earlier call wrote")
     parser.add_argument(
         "--config_file",
-        type=Path,
         nargs="+",
         default=[],
         metavar="FILE",
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.weights,
             urls,
             options.force,
-            options.config_file,
+            [Path(name) for name in parse_files(options.config_file)],
             parse_overrides(options.override),
             options.name,
         )

@@ -96,7 +96,7 @@ def test_predictions_of_the_fewest_and_the_most_labels():
     rows.append(row("mae", 9, 30, 99, seed=1))
     tables = SimpleNamespace(predictions=rows, arms=["scratch", "mae"], about={"baseline": "scratch"})
     figure = predictions(tables)
-    assert [axis.get_title() for axis in figure.axes] == ["1 label", "9 labels"]
+    assert [axis.get_title() for axis in figure.axes] == ["1 labelled scan", "9 labelled scans"]
     drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[1].lines[1:]}
     assert drawn == {"scratch": [], "mae": [[30, 31]]}
     assert predictions(SimpleNamespace(predictions=[])) is None

@@ -116,8 +116,8 @@ def test_numbers_are_those_of_the_subjects(folder):
 def test_outcome_says_what_was_found_and_what_not(folder):
     text = write_report(folder).read_text()
     lines = text.split("## Outcome")[1].split("##")[0].strip().splitlines()
-    assert lines[0].startswith("- With 1 label, mae against scratch: **better** (mean Dice 0.")
-    assert lines[1].startswith("- With 5 labels, mae against scratch: **no difference found**")
+    assert lines[0].startswith("- With 1 labelled scan, mae against scratch: **better** (mean Dice 0.")
+    assert lines[1].startswith("- With 5 labelled scans, mae against scratch: **no difference found**")
     assert "3 seeds, 10 subjects" in lines[0]
     assert "All seeds of mae start from one pre-training" in text
     assert "10.0 min" in text and "| 50 s (16 steps) | 3 |" in text and "2.0 GiB" in text
@@ -130,7 +130,7 @@ def test_an_arm_is_compared_with_the_one_it_names_too(folder):
     about["arms"]["mae"]["against"] = "not run yet"
     (folder / "comparison.json").write_text(json.dumps(about))
     after = write_report(folder).read_text()
-    assert "With 1 label, scratch against mae: **worse**" in after and "scratch against mae" not in before
+    assert "With 1 labelled scan, scratch against mae: **worse**" in after and "scratch against mae" not in before
     rows = {line.split("|")[2].strip(): line.split("|")[3].strip() for line in after.splitlines() if line[:4] == "| 1 "}
     assert float(rows["scratch - mae"]) == -float(rows["mae - scratch"]) < 0
     assert "not run yet" not in after
