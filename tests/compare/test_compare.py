@@ -60,7 +60,7 @@ def finished(cohort, tiny, tmp_path_factory):
         start_new_session=True,
     )
     training = output / "runs/scratch/labels-0001/seed-0/train.json"
-    end = time.time() + 120
+    end = time.time() + 300
     while not training.exists():
         assert first.poll() is None and time.time() < end
         time.sleep(0.1)

@@ -17,6 +17,7 @@ from common.networks.swin_slice_encoder import SwinSliceEncoder, VideoSwinEncode
 from common.networks.transseg import TransSeg
 from common.weights.adapt import adapt_channels
 from common.weights.inflate import inflate_depth, inflate_patch_embedding
+from common.weights.kind import Source
 from common.weights.vision_transformers import beit, swin, vit
 
 SIZE, SLICES = (32, 48), 5
@@ -91,7 +92,9 @@ def published(kind: str):
 
 def inflated(kind: str, model: nn.Module, slices: int = SLICES, in_channels: int = 1, **how) -> nn.Module:
     encoder = ENCODERS[kind](in_channels=in_channels, img_size=SIZES[kind], slices=slices).double().eval()
-    state, _ = {"beit": beit, "vit": vit, "swin": swin}[kind](model.state_dict())
+    state, _ = {"beit": beit, "vit": vit, "swin": swin}[kind](
+        Source(model.state_dict(), {"the end": r"(layernorm|pooler)\."})
+    )
     embedding = [state[f"patch_embedding.{part}"] for part in ("weight", "bias")]
     embedding = inflate_patch_embedding(*embedding, slices, in_channels, **how)
     state |= dict(zip(("patch_embedding.weight", "patch_embedding.bias"), embedding, strict=True))
@@ -204,7 +207,7 @@ def test_decoder_is_that_of_transformers():
     model = randomise(BeitForSemanticSegmentation(BeitConfig(**settings, use_relative_position_bias=True)).double())
     make = functools.partial(BeitEncoder, **TOKENS | {"num_layers": 5})
     net = TransSeg(1, 3, size, make, decoder_channels=24).double().eval()
-    state, _ = beit(model.beit.state_dict())
+    state, _ = beit(Source(model.beit.state_dict(), {"the end": r"(layernorm|pooler)\."}))
     state["patch_embedding.weight"] = inflate_depth(adapt_channels(state["patch_embedding.weight"], 1), SLICES)
     net.encoder.load_state_dict(state)
     net.neck.load_state_dict(model.fpn.state_dict())
