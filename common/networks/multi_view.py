@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -44,6 +45,8 @@ class MultiViewEncoder(nn.Module):
     References:
         - [1] Jun et al., Medical Transformer: Universal Brain Encoder for 3D MRI Analysis.
     """
+
+    spare_weights: ClassVar[dict[str, str]] = {"transformer": r"^transformer\."}  # the paper's table 5
 
     def __init__(
         self,

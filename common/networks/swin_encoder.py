@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import nn
@@ -38,6 +41,24 @@ class SwinEncoder(nn.Module):
                 "set roi_size to such a size."
             )
         return self.swin(image, self.normalize)
+
+    def check_weights(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Refuse weights of the other version of Swin UNETR.
+
+        Version 2 has a convolution ahead of each stage; all else has the same names and shapes and computes something
+        else without it. Encoder files from before the record said it are told by these.
+
+        Raises:
+            ValueError: one has them, and the other not.
+        """
+        names = state.keys() ^ self.state_dict().keys()
+        other = next((name for name in sorted(names) if re.match(r"swin\.layers\dc\.", name)), None)
+        if other is not None:
+            where = ("the file", "this encoder") if other in state else ("this encoder", "the file")
+            raise ValueError(
+                f"{where[0]} holds {other}, of Swin UNETR V2, and {where[1]} is of V1, which computes something else; "
+                "use the network that the weights are of."
+            )
 
     def architecture(self) -> dict:
         """What an encoder file records of the network: name and arguments."""

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from monai.networks.nets.swin_unetr import PatchMergingV2, SwinTransformerBlock, compute_mask, get_window_size
@@ -38,6 +38,10 @@ class SwinSliceEncoder(SliceEncoder):
         - [2] Zhang et al., Adapting Pre-trained Vision Transformers from 2D to 3D through Weight Inflation Improves
           Medical Image Segmentation, ML4H 2022.
     """
+
+    fresh_weights: ClassVar[dict[str, str]] = {
+        "norms of maps": r"^norms\."
+    }  # a Swin that was trained to classify has none
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from monai.networks.nets import DynUNet, MedNeXt, SegResNet
@@ -31,6 +31,8 @@ class DynUNetEncoder(nn.Module):
     ``forward(image (B, C, *spatial))`` returns a map (B, C_i, *grid_i) a stage, finest first; each axis of the image is
     a multiple of the last stride.
     """
+
+    spare_weights: ClassVar[dict[str, str]] = {"decoder": r"^upsamples\."}
 
     def __init__(self, network: DynUNet, decoder: bool = True) -> None:
         super().__init__()
@@ -57,6 +59,8 @@ class DynUNetEncoder(nn.Module):
 class SegResNetEncoder(nn.Module):
     """The encoder of MONAI's ``SegResNet``; arguments and result as of :class:`DynUNetEncoder`."""
 
+    spare_weights: ClassVar[dict[str, str]] = {"decoder": r"^up_(layers|samples)\."}
+
     def __init__(self, network: SegResNet, decoder: bool = True) -> None:
         super().__init__()
         self.convInit, self.down_layers = network.convInit, network.down_layers
@@ -78,6 +82,8 @@ class SegResNetEncoder(nn.Module):
 
 class MedNeXtEncoder(nn.Module):
     """The encoder of MONAI's ``MedNeXt``; arguments and result as of :class:`DynUNetEncoder`."""
+
+    spare_weights: ClassVar[dict[str, str]] = {"decoder": r"^(up_blocks|dec_stages)\."}
 
     def __init__(self, network: MedNeXt, decoder: bool = True) -> None:
         super().__init__()
@@ -106,6 +112,8 @@ class MedNeXtEncoder(nn.Module):
 
 class ResidualUNetEncoder(nn.Module):
     """The encoder of a :class:`ResidualEncoderUNet`; arguments and result as of :class:`DynUNetEncoder`."""
+
+    spare_weights: ClassVar[dict[str, str]] = {"decoder": r"^decoder\."}
 
     def __init__(self, network: ResidualEncoderUNet, decoder: bool = True) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from monai.networks.nets import ViT
@@ -27,6 +27,8 @@ class ViTEncoder(nn.Module):
         ValueError: ``skip_blocks`` are not increasing block numbers, the ViT is not 3-D, or its patch embedding is no
             convolution.
     """
+
+    spare_weights: ClassVar[dict[str, str]] = {"classification head": r"^vit\.classification_head\."}
 
     def __init__(self, vit: ViT, skip_blocks: Sequence[int] | None = None) -> None:
         super().__init__()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,12 @@ SHAPELESS = (
 
 DRAWN = "left as drawn (inflation random)"
 CONVERT_AGAIN = "convert the weights again with"
+ADVICE = re.compile(f"{CONVERT_AGAIN}|give spatial_size")
+"""What reasons say that tell what to do."""
+
+DERIVED = re.compile(r"(num_batches_tracked|relative_position_index)$")
+"""Names of counters and indices that a network makes itself, and that files may lack, such as those of PyTorch 0.3,
+or have from before they were no weights."""
 
 
 def load_encoder(
@@ -50,35 +56,32 @@ def load_encoder(
     preprocessing: Any = None,
     spatial_size: Sequence[int] | None = None,
     accept_preparation: bool = True,
-    min_share: float = 0.9,
     inflation: str = "centring",
-    required: Sequence[str] = (),
     held_out: Sequence[Mapping[str, Any]] | None = None,
     transductive: bool = False,
 ) -> TransferReport | None:
-    """Fill an encoder from an encoder file, log a transfer report, and refuse a load that covers too little.
+    """Fill an encoder from an encoder file, log a transfer report, and refuse a load that does not fill it.
 
-    Tensors whose shape differs are adapted where that has a meaning: the first layer to another number of channels,
-    position tables to another token grid, a patch embedding of single slices to windows of slices. Where it has none,
-    the tensor stays as it was drawn, and a warning says so. Nothing changes in ``encoder`` when the load is refused.
-    What weights do not show, such as the number of attention heads, is compared with the file's record, and differences
-    are logged.
+    Every tensor of the encoder comes from the file, as it is or adapted where that has a meaning: the first layer to
+    another number of channels, position tables to another token grid, a patch embedding of single slices to windows of
+    slices. Every tensor of the file goes into the encoder. What is drawn anew or left out all the same, a rule of the
+    encoder names (below) and the report tells. Nothing changes in ``encoder`` when the load is refused. What weights do
+    not show, such as the number of attention heads, is compared with the file's record, and differences are logged.
 
     Args:
-        encoder: filled in place.
+        encoder: filled in place. It may have ``check_weights(state)``, which raises a ``ValueError`` for weights that
+            it must not take, and regular expressions of names by the part that they are of: ``fresh_weights``, parts
+            that a file may lack as a whole, and ``spare_weights``, parts that the encoder may lack as a whole.
         path: an encoder file, or None (or "") to train from scratch, which is logged.
         preprocessing: transforms of the images that the encoder will see, compared field by field with what the file's
             record says of those that it was trained on (``common.preparation``). Of files without such a record a line
             in the log says so.
         spatial_size: of what the encoder takes at a time, which gives the token grid.
         accept_preparation: log each difference as a warning; False refuses the file instead.
-        min_share: share of the encoder's elements that the file must cover.
         inflation: how the weight of a patch embedding of a single slice fills one of several: ``centring``,
             ``average`` (``common.weights.inflate.inflate_depth``), or ``random`` to leave it as it was drawn, whatever
             the file holds; the bias is the file's. A file for several slices has its inflation already: another one
             than it was made with is refused.
-        required: beginnings of names; every tensor of the encoder with such a name has to come from the file, as it is
-            or adapted, as where it is frozen afterwards. A share says nothing of small layers.
         held_out: the validation list. A file whose record has scans or subjects of it, or of the test list of the same
             datalist, is refused (``common.data.seen.refuse_seen``).
         transductive: take it all the same, with a warning.
@@ -87,11 +90,11 @@ def load_encoder(
         The report, or None from scratch.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_encoder``; the file covers less than ``min_share``, lacks a
-            ``required`` tensor, is of another architecture, or holds tensors that are not sound
-            (``refuse_unsound``); an unknown ``inflation``, or another than
-            ``centring`` that the file or the encoder cannot have; it was trained on scans of ``held_out``, or on
-            images prepared in another way where that is not accepted.
+        FileNotFoundError, ValueError: as ``read_encoder``; the file lacks a tensor of the encoder, or holds one in a
+            shape that does not fit, or one that the encoder has not; it is of another architecture, or holds tensors
+            that are not sound (``refuse_unsound``); an unknown ``inflation``, or another than ``centring`` that the
+            file or the encoder cannot have; it was trained on scans of ``held_out``, or on images prepared in another
+            way where that is not accepted.
     """
     if inflation not in (*INFLATIONS, "random"):
         raise ValueError(f"inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}, random.")
@@ -105,14 +108,12 @@ def load_encoder(
     target = encoder.state_dict()
     state = match_position_form(state, target)
     refuse_unsound(path, state, target)
-    # Files that were converted before Swin UNETR V2 was told from V1 hold these convolutions and are recorded as V1.
-    other = next((name for name in sorted(state.keys() ^ target.keys()) if re.match(r"swin\.layers\dc\.", name)), None)
-    if other is not None:
-        where = ("the file", "this encoder") if other in state else ("this encoder", "the file")
-        raise ValueError(
-            f"{path}: {where[0]} holds {other}, of Swin UNETR V2, and {where[1]} is of V1, which computes something "
-            "else; use the network that the weights are of."
-        )
+    check: Any = getattr(encoder, "check_weights", None)
+    if check is not None:
+        try:
+            check(state)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     report = TransferReport(str(path), sizes={name: tensor.numel() for name, tensor in target.items()})
     architecture: dict[str, Any] = getattr(encoder, "architecture", dict)()
     differences = compare_images(path, record, preprocessing)
@@ -125,60 +126,63 @@ def load_encoder(
     _check_inflation(path, state, record, encoder, inflation)
 
     new_state = {}
+    lacking: dict[str, str] = {}
     for name, tensor in target.items():
         source = state.get(name)
         if source is None:
-            report.new.append(name)
+            fresh = _fresh(name, state, encoder)
+            report.new[name] = fresh or "no tensor of this name in the file"
+            if fresh is None:
+                lacking[name] = report.new[name]
             continue
         if inflation == "random" and _embeds_the_same_patches(name, source, tensor):
-            report.new.append(name)
-            report.unused[name] = DRAWN
+            report.new[name] = report.unused[name] = DRAWN
             continue
         if source.shape == tensor.shape and not _same_tokens_other_grid(name, record, spatial_size, architecture):
             new_state[name] = source
             report.loaded.append(name)
             continue
-        adapted, how = _adapt(name, source, tensor, record, spatial_size)
+        adapted, how = _adapt(name, source, tensor, record, encoder, spatial_size)
         if adapted is None:
             adapted, how = _adapt_slices(name, source, tensor, record, architecture, inflation) or (None, how)
         if adapted is None:
-            report.new.append(name)
-            report.unused[name] = how
+            lacking[name] = report.new[name] = report.unused[name] = how
         else:
             new_state[name] = adapted
             report.adapted[name] = how
-    report.unused.update({name: "no tensor of this name in the encoder" for name in state if name not in target})
+    surplus = []
+    for name in state.keys() - target.keys():
+        spare = _spare(name, target, encoder)
+        report.unused[name] = spare or "no tensor of this name in the encoder"
+        surplus += [] if spare else [name]
+    report.unused = {name: report.unused[name] for name in state if name in report.unused}
 
     logger.debug("all names of the %s", report.text())
-    drawn = [name for name in report.new if report.unused.get(name) == DRAWN]
-    needed = (required,) if isinstance(required, str) else tuple(required)
-    missing = next((name for name in report.new if name.startswith(needed) and name not in drawn), None)
     made = record.get("architecture", {}).get("name")
     same_kind = not made or architecture.get("name", made) == made
-    # Where only the number of slices differs, what to do about it says more than a share.
-    if not (same_kind and missing in report.unused) and report.covered + report.share(drawn) < min_share:
+    surplus.sort()
+    if lacking or surplus:
         logger.warning("%s", report)
+    # What to do about it says more than what else differs.
+    if same_kind and lacking and all(ADVICE.search(why) for why in lacking.values()):
+        name, why = next(iter(lacking.items()))
+        raise ValueError(f"{path} ({_describe(record)}) does not fill {name}, which has to come from the file ({why}).")
+    if lacking:
         raise ValueError(
             f"{path} ({_describe(record)}) fits {report.covered:.1%} of this encoder ({_describe_encoder(encoder)}), "
-            f"less than the {min_share:.0%} asked for: {_misfit(report, record, architecture)}; use the network it was "
-            "made with."
+            f"not all of it: {_misfit(lacking, report, record, architecture)}; use the network it was made with."
         )
     if not same_kind:  # a plain transformer fits BEiT's layers, but is none
         raise ValueError(
             f"{path} holds a {made}, this encoder is a {architecture['name']}; use the network it was made with."
         )
-    if missing is not None:
-        logger.warning("%s", report)
-        why = report.unused.get(missing, "it holds no tensor of this name")
-        advice = "" if CONVERT_AGAIN in why else "; use the network it was made with"
+    if surplus:
+        rest = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
+        differing = _differing(record, architecture)
         raise ValueError(
-            f"{path} ({_describe(record)}) does not fill {missing}, which has to come from the file ({why}){advice}."
-        )
-    unfit = [name for name in report.new if name in report.unused and name not in drawn]
-    if unfit:
-        rest = f" and {len(unfit) - 1} more" if len(unfit) > 1 else ""
-        report.warnings.append(
-            f"not loaded but left as drawn, since the shape does not fit: {unfit[0]} ({report.unused[unfit[0]]}){rest}."
+            f"{path} ({_describe(record)}) holds {surplus[0]}{rest}, which this encoder ({_describe_encoder(encoder)}) "
+            f"has not and no rule leaves out{f': it was {differing}' if differing else ''}; use the network it was "
+            "made with."
         )
     encoder.load_state_dict(new_state, strict=False)
     logger.info("%s", report)
@@ -223,11 +227,35 @@ def compare_architecture(record: Mapping[str, Any], encoder: nn.Module) -> list[
     ]
 
 
+def _part(name: str, rules: Mapping[str, str], others: Collection[str]) -> str | None:
+    """Of which part a tensor is by the first rule, a regular expression, that knows its name; None where one of the
+    ``others`` is of that part, too: of parts there is all or nothing."""
+    what = next((what for what, pattern in rules.items() if re.search(pattern, name)), None)
+    return None if what is None or any(re.search(rules[what], other) for other in others) else what
+
+
+def _fresh(name: str, state: Mapping[str, torch.Tensor], encoder: nn.Module) -> str | None:
+    """Why the file may lack a tensor of the encoder, or None."""
+    if DERIVED.search(name):
+        return "made by the network itself"
+    part = _part(name, getattr(encoder, "fresh_weights", {}), state)
+    return part and f"the file has no {part}"
+
+
+def _spare(name: str, target: Mapping[str, torch.Tensor], encoder: nn.Module) -> str | None:
+    """Why a tensor of the file may be left out, or None."""
+    if DERIVED.search(name):
+        return "made by the network itself"
+    part = _part(name, getattr(encoder, "spare_weights", {}), target)
+    return part and f"the encoder has no {part}"
+
+
 def _adapt(
     name: str,
     source: torch.Tensor,
     tensor: torch.Tensor,
     record: Mapping[str, Any],
+    encoder: nn.Module,
     spatial_size: Sequence[int] | None,
 ) -> tuple[torch.Tensor | None, str]:
     """The source tensor in the target's shape and how it was made, or None and why not."""
@@ -242,7 +270,10 @@ def _adapt(
     same_but_channels = (
         source.ndim in (4, 5) and source.shape[0] == tensor.shape[0] and source.shape[2:] == tensor.shape[2:]
     )
-    if same_but_channels and source.shape[1] == record.get("architecture", {}).get("in_channels", source.shape[1]):
+    had = record.get("architecture", {}).get("in_channels")
+    wanted = getattr(encoder, "in_channels", None)
+    # The image's in both: a layer further on may have as many in one of them.
+    if same_but_channels and had in (None, source.shape[1]) and wanted in (None, tensor.shape[1]) and had != wanted:
         return adapt_channels(source, tensor.shape[1]), f"{source.shape[1]} input channels to {tensor.shape[1]}"
     return None, f"shape differs: {shapes}"
 
@@ -334,20 +365,28 @@ def _same_tokens_other_grid(
     return name.endswith("position_embeddings") and bool(made and used) and list(made) != list(used or ())
 
 
-def _misfit(report: TransferReport, record: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:
-    """By what a refused encoder is another one: its settings, and the first tensor that does not fit."""
+def _differing(record: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:
+    """By which settings the file's encoder is another one, or nothing."""
     made = record.get("architecture", {})
     known = [key for key in made if key in architecture and key not in ("name", "in_channels")]
     differing = [f"{key} {made[key]} and not {architecture[key]}" for key in known if made[key] != architecture[key]]
-    same_kind = made.get("name") == architecture.get("name")
-    parts = [f"it was made with {', '.join(differing)}"] if differing and same_kind else []
-    unfit = next((name for name in report.new if name in report.unused), None)
+    return f"made with {', '.join(differing)}" if differing and made.get("name") == architecture.get("name") else ""
+
+
+def _misfit(
+    lacking: Mapping[str, str], report: TransferReport, record: Mapping[str, Any], architecture: Mapping[str, Any]
+) -> str:
+    """By what a refused encoder is another one: its settings, and the first tensor that does not fit."""
+    differing = _differing(record, architecture)
+    parts = [f"it was {differing}"] if differing else []
+    unfit = next((name for name in lacking if name in report.unused), None)
+    rest = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
     if unfit:
-        parts.append(f"the first tensor that does not fit is {unfit} ({report.unused[unfit]})")
+        parts.append(f"the first tensor that does not fit is {unfit} ({lacking[unfit]})")
     elif len(report.new) == len(report.sizes):
         parts.append("no tensor of the encoder is in it by name")
     else:
-        parts.append(f"it has no tensor {report.new[0]}")
+        parts.append(f"it has no tensor {next(iter(lacking))}{rest}")
     return ", ".join(parts)
 
 

@@ -12,14 +12,14 @@ MAX_NAMES = 10
 class TransferReport:
     """What became of each tensor when an encoder file was loaded.
 
-    Names of the encoder are in ``loaded``, ``adapted`` (with how) or ``new``; names of the file that found no place
-    are in ``unused`` (with why). ``sizes`` holds the number of elements of every tensor of the encoder.
+    Names of the encoder are in ``loaded``, ``adapted`` (with how) or ``new`` (with why); names of the file that found
+    no place are in ``unused`` (with why). ``sizes`` holds the number of elements of every tensor of the encoder.
     """
 
     source: str
     loaded: list[str] = field(default_factory=list)
     adapted: dict[str, str] = field(default_factory=dict)
-    new: list[str] = field(default_factory=list)
+    new: dict[str, str] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class TransferReport:
         lines += [f"  {'unused':<18}{len(self.unused):5d} tensors of the file"]
         lists = {
             "adapted": [f"{name}: {how}" for name, how in self.adapted.items()],
-            "new": self.new,
+            "new": [f"{name}: {why}" for name, why in self.new.items()],
             "unused": [f"{name}: {why}" for name, why in self.unused.items()],
         }
         for kind, names in lists.items():

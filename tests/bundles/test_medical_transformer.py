@@ -100,7 +100,6 @@ def test_stage_2_refuses_plane_encoders_of_other_sizes(run, pretrained, tmp_path
             pretrained_encoder=str(pretrained[0] / "encoder.safetensors"),
             execute=False,
             encoder=TINY["encoder"] | {"embed_dim": 20},
-            **{"initialize#4#min_share": 0.0},
         )
     assert "planes.sagittal.project.weight" in str(first_cause(refused.value))
 

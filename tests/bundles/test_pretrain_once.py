@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.networks.nets import SwinUNETR
 from monai.transforms import LoadImaged, SaveImaged
 
+from common.checks import first_cause
 from common.data import label_names
-from common.weights import read_encoder
+from common.weights import convert, read_encoder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "pretrain_once" / "configs"
 CLASSES = range(1, 5)
@@ -267,6 +269,22 @@ def test_rcr_on_swin_unetr_and_fine_tuning_from_it(run_bundle, tiny, tmp_path):
     )
     assert set(began) == set(state) and all(torch.equal(began[name].cpu(), state[name]) for name in state)
     assert (tmp_path / "model.pt").exists()
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_fine_tuning_takes_a_converted_swin_unetr_of_its_version_only(run_bundle, tiny, tmp_path, v2):
+    net = SwinUNETR(1, 2, feature_size=12, depths=(1, 1, 1, 1), window_size=4, use_v2=v2)
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "foreign.pt")
+    convert(tmp_path / "foreign.pt", tmp_path / "encoder.safetensors")
+    settings = {"pretrained_encoder": str(tmp_path / "encoder.safetensors"), "output_dir": str(tmp_path / "out")}
+    settings |= {"execute": False, "segmentation_net#use_v2": v2}
+    parser = run_bundle("train.json", tiny["swin_unetr"], **settings).parser
+    own = parser.get_parsed_content("encoder").swin.state_dict()
+    assert own.keys() == net.swinViT.state_dict().keys()
+    assert all(torch.equal(tensor.cpu(), net.swinViT.state_dict()[name]) for name, tensor in own.items())
+    with pytest.raises(RuntimeError) as refused:
+        run_bundle("train.json", tiny["swin_unetr"], **settings | {"segmentation_net#use_v2": not v2})
+    assert "of Swin UNETR V2" in str(first_cause(refused.value))
 
 
 def test_skull_task(run_bundle, tiny, tmp_path):

@@ -122,7 +122,7 @@ def test_published_unetr_mae(paths, position, wrap):
     torch.save(wrap(net.state_dict()), paths[0])
     record = convert(*paths, num_heads=HEADS, spatial_size=SIZE, spacing=[1, 1, 1], intensity="0..1")
     encoder = unetr(position=position, norm_eps=1e-6)
-    report = load_encoder(encoder, paths[1], spatial_size=SIZE, min_share=1.0)
+    report = load_encoder(encoder, paths[1], spatial_size=SIZE)
     assert report.covered == 1 and not report.unused and not report.warnings
     image = image_of()
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_monai_mae(paths):
     torch.save(net.state_dict() | old, paths[0])
     record = convert(*paths, num_heads=HEADS, spatial_size=SIZE)
     encoder = unetr()
-    report = load_encoder(encoder, paths[1], spatial_size=SIZE, min_share=1.0)
+    report = load_encoder(encoder, paths[1], spatial_size=SIZE)
     assert report.covered == 1 and not report.unused and not report.warnings
     assert record["architecture"] == {k: v for k, v in encoder.architecture().items() if k != "tokens"}
     image = image_of()
@@ -207,7 +207,7 @@ def test_swin_unetr(paths, names, wrap):
     net, encoder = randomise(swin(**merging)), SwinEncoder(swin(**merging).eval().swinViT)
     torch.save(wrap(names(net.state_dict())), paths[0])
     record = convert(*paths)
-    report = load_encoder(encoder, paths[1], min_share=1.0)
+    report = load_encoder(encoder, paths[1])
     assert report.covered == 1 and not report.unused and not report.warnings
     assert record["architecture"]["feature_size"] == 12
     assert record["architecture"]["patch_merging"] == ("LegacyPatchMerging" if merging else "PatchMerging")
@@ -223,7 +223,7 @@ def test_known_prefixes_and_holders(paths, prefix, holder):
     state = {f"{prefix}{name.replace('swinViT', 'swin_vit')}": x for name, x in swin().state_dict().items()}
     torch.save({holder: state, "epoch": 3}, paths[0])
     convert(*paths)
-    assert load_encoder(SwinEncoder(swin().swinViT), paths[1], min_share=1.0).covered == 1
+    assert load_encoder(SwinEncoder(swin().swinViT), paths[1]).covered == 1
 
 
 LAYOUTS = {
@@ -245,7 +245,7 @@ def test_swin_unetr_of_both_versions_in_every_layout(paths, layout, v2):
     architecture = convert(*paths)["architecture"]
     right = SwinEncoder(swin(use_v2=v2, **merging).eval().swinViT)
     assert architecture == right.architecture()
-    report = load_encoder(right, paths[1], min_share=1.0)
+    report = load_encoder(right, paths[1])
     assert report.covered == 1 and not report.unused and not report.warnings
     image = image_of((32, 32, 32))
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_swin_unetr_of_both_versions_in_every_layout(paths, layout, v2):
     assert_same_features(expected, right, image)
     other = SwinEncoder(swin(use_v2=not v2, **merging).swinViT)
     with pytest.raises(ValueError, match=r"encoder.safetensors: .* holds swin.layers1c\..* of Swin UNETR V2"):
-        load_encoder(other, paths[1], min_share=0.5)
+        load_encoder(other, paths[1])
     warned = load_encoder(
         SwinEncoder(swin(use_v2=v2, **({} if merging else {"downsample": LegacyPatchMerging})).swinViT), paths[1]
     )
@@ -316,7 +316,7 @@ def test_vits_of_monai(paths, make):
     if make is autoencoder_of_monai:
         assert not record["architecture"]["qkv_bias"]
         encoder = ViTEncoder(ViT(1, SIZE, 16, HIDDEN, 40, DEPTH, HEADS))
-    report = load_encoder(encoder.eval(), paths[1], spatial_size=SIZE, min_share=1.0)
+    report = load_encoder(encoder.eval(), paths[1], spatial_size=SIZE)
     assert report.covered == 1 and not report.unused and not report.warnings
     own = encoder.vit.state_dict()
     assert all(torch.equal(tensor, transformer.state_dict()[name]) for name, tensor in own.items())
@@ -328,7 +328,7 @@ def test_files_of_swin_unetr_v2_from_before_it_was_told_are_refused(paths, file_
     same, other = (SwinEncoder(swin(use_v2=v2).swinViT) for v2 in (file_is_v2, not file_is_v2))
     assert load_encoder(same, paths[1]).covered == 1
     with pytest.raises(ValueError, match=r"encoder.safetensors: .* holds swin.layers1c\..* of Swin UNETR V2"):
-        load_encoder(other, paths[1], min_share=0.5)
+        load_encoder(other, paths[1])
 
 
 @pytest.mark.parametrize(
@@ -473,12 +473,16 @@ def test_medicalnet_without_counters(paths):
     assert load_encoder(DilatedResNet(10, width=4), paths[1]).covered == 1
 
 
-def test_the_other_shortcut_warns(paths):
-    torch.save(published_medicalnet(18, "A")[1], paths[0])
-    convert(*paths)
-    report = load_encoder(DilatedResNet(18, shortcut="B", width=4), paths[1])
-    assert report.warnings == ["the encoder was made with shortcut A, this one has B."]
-    with pytest.raises(ValueError, match="less than the 90%"):
+def test_the_other_shortcut_is_refused(paths):
+    """The convolutions of B would stay as drawn, those of A be of no use."""
+    for own, other in (("B", "A"), ("A", "B")):
+        torch.save(published_medicalnet(18, own)[1], paths[0])
+        convert(*paths)
+        assert load_encoder(DilatedResNet(18, shortcut=own, width=4), paths[1]).covered == 1
+        with pytest.raises(ValueError, match=r"layer2\.0\.downsample") as refused:
+            load_encoder(DilatedResNet(18, shortcut=other, width=4), paths[1])
+        assert f"made with shortcut {own} and not {other}" in str(refused.value)
+    with pytest.raises(ValueError, match="not all of it: it was made with depth 18 and not 34"):
         load_encoder(DilatedResNet(34, shortcut="A", width=4), paths[1])
 
 
