@@ -143,9 +143,7 @@ def preparation_record(transforms: Any, key: str = "image", task: str | None = N
     return json.loads(json.dumps(asdict(made)))
 
 
-def compare_preparation(
-    made: Mapping[str, Any], used: Mapping[str, Any], fields: Sequence[str] = tuple(IDS)
-) -> list[str]:
+def compare_preparation(made: Mapping[str, Any], used: Mapping[str, Any]) -> list[str]:
     """One sentence for each field in which a file's record and a pipeline's differ.
 
     A field that one side does not know is no difference, except for intensities, which a list without entries knows.
@@ -160,7 +158,7 @@ def compare_preparation(
             f"{FORMAT_VERSION}; upgrade."
         )
     sentences = []
-    for name in fields:
+    for name in IDS:
         there, here = made.get(name), used.get(name)
         if name == "value_range" and made.get("intensity") is not None and used.get("intensity") is not None:
             continue
@@ -171,9 +169,7 @@ def compare_preparation(
     return sentences
 
 
-def check_preparation(
-    path: Any, record: Mapping[str, Any], used: Mapping[str, Any], accepted: bool, fields: Sequence[str] = tuple(IDS)
-) -> list[str]:
+def check_preparation(path: Any, record: Mapping[str, Any], used: Mapping[str, Any], accepted: bool) -> None:
     """Compare the record of a model's file with what a pipeline does, and log what is accepted or not known.
 
     Args:
@@ -181,10 +177,6 @@ def check_preparation(
         record: of the file, with its ``preparation``; empty where it has none.
         used: record of the pipeline.
         accepted: whether differences are taken over.
-        fields: that are compared.
-
-    Returns:
-        the differences.
 
     Raises:
         ValueError: there are some, and they are not accepted; a record of a newer version.
@@ -193,13 +185,12 @@ def check_preparation(
     if not isinstance(made, Mapping):
         if idist.get_rank() == 0:
             logger.info("%s has no record of how its images were prepared: nothing to compare.", path)
-        return []
-    differences = compare_preparation(made, used, fields)
+        return
+    differences = compare_preparation(made, used)
     refuse_preparation(path, differences, accepted)
     if idist.get_rank() == 0:
         for difference in differences:
             logger.warning("%s: %s It is taken over (accept_preparation).", path, difference)
-    return differences
 
 
 def refuse_preparation(path: Any, differences: Sequence[str], accepted: bool) -> None:

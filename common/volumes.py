@@ -11,6 +11,7 @@ import numpy as np
 
 __all__ = [
     "VolumeError",
+    "and_more",
     "by",
     "diagonal",
     "first_line",
@@ -114,6 +115,11 @@ def some(values: np.ndarray, count: int = 5) -> str:
     """The first of the different values, smallest first."""
     unique = np.unique(values)
     return ", ".join(f"{v:.9g}" for v in unique[:count].tolist()) + (", ..." if unique.size > count else "")
+
+
+def and_more(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def by(shape: Sequence[float]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import PLACES, final_sentence, first_cause, override_problem
+from ..volumes import and_more
 from .settings import Arm, CompareError, Settings
 
 __all__ = ["BundleConfig", "Plan", "Run", "example_root", "make_plan"]
@@ -379,9 +380,8 @@ class _Builder:
         where = {file: name for name, items in held.items() for file in _files(items)}
         leaks = [file for file in _files(seen) if file in where]
         if leaks:
-            more = f" and {len(leaks) - 1} more" if len(leaks) > 1 else ""
             raise CompareError(
-                f"Arm {arm.name!r}: {leaks[0]}{more} of the pre-training list stands in the {where[leaks[0]]} list of "
+                f"Arm {arm.name!r}: {and_more(leaks)} of the pre-training list stands in the {where[leaks[0]]} list of "
                 f"fine-tuning, too: take it out of pre-training, or {ALLOW}."
             )
         copies = [problem for problem in find_copies({"pre-training": seen, **held}) if "pre-training" in problem[1]]

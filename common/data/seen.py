@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from ..volumes import and_more
 from .copies import SMALLEST, content_digest, content_key, image_files
 from .datalist import OTHER_PEOPLE
 
@@ -95,10 +96,10 @@ def find_seen(record: Mapping[str, Any] | None, lists: Mapping[str, Items], name
             known = set(seen["subjects"])
             others = [image for digest, image in subjects.items() if digest in known and image not in files]
             if files:
-                phrases.append(f"{verb} {_some(files)} of the {name} list")
+                phrases.append(f"{verb} {and_more(files)} of the {name} list")
             if others:
                 which = "subject" if len(others) == 1 else "subjects"
-                found = f"other scans of the {which} of {_some(others)} of the {name} list"
+                found = f"other scans of the {which} of {and_more(others)} of the {name} list"
                 phrases.append(f"{verb} {found} ({OTHER_PEOPLE})")
     return phrases
 
@@ -174,7 +175,3 @@ def _files_in(contents: Sequence[str], files: Sequence[str]) -> list[str]:
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         return [file for file, found in zip(files, pool.map(is_seen, files), strict=True) if found]
-
-
-def _some(files: Sequence[str]) -> str:
-    return files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")

@@ -9,8 +9,6 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["DiceCrossEntropy"]
 
-PIECE: int | None = None  # voxels at a time, where they shall not follow from the number of classes
-
 
 class DiceCrossEntropy(nn.Module):
     """MONAI's ``DiceCELoss`` with softmax, on label images; voxels of one label, such as padding, can be left out.
@@ -124,7 +122,7 @@ class _Sums(torch.autograd.Function):
 def _split(voxels: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Parts of (K, voxels) that stay in a core's cache."""
     size = max(4096, 2**18 // len(voxels)) if voxels.device.type == "cpu" else voxels.shape[1]
-    return voxels.split(PIECE or size, dim=1)
+    return voxels.split(size, dim=1)
 
 
 def _pieces(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..volumes import and_more
 from .adapt import match_position_form
 
 __all__ = ["Kind", "Source", "State", "refuse_gaps", "rename"]
@@ -15,7 +16,8 @@ __all__ = ["Kind", "Source", "State", "refuse_gaps", "rename"]
 State = dict[str, torch.Tensor]
 
 DERIVED = ("relative_position_index", "num_batches_tracked")
-"""Ends of the names of tensors that a network makes itself and files may lack."""
+"""Ends of the names of counters and indices that a network makes itself, and that files may lack, such as those of
+PyTorch 0.3, or have from before they were no weights."""
 
 OTHER_SHAPES = ("relative_position_bias_table", "relative_position_index", "patch_embedding.weight")
 """Ends of the names of tensors whose shape is the window's, which converters may not know, or is inflated later."""
@@ -67,10 +69,9 @@ class Source(dict[str, torch.Tensor]):
                 what = next((what for what, rule in self._rules.items() if rule.search(name)), None)
                 (unknown if what is None else parts.setdefault(what, [])).append(name)
         if unknown:
-            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise ValueError(
-                f"it holds {unknown[0]}{more}, which this kind has not and no rule leaves out; if the encoder does not "
-                "need it, give --leave_out with a regular expression of such names"
+                f"it holds {and_more(unknown)}, which this kind has not and no rule leaves out; if the encoder does "
+                "not need it, give --leave_out with a regular expression of such names"
             )
         return parts
 

@@ -11,9 +11,11 @@ from torch import nn
 
 from ..data.seen import refuse_seen
 from ..preparation import compare_preparation, field_text, preparation_record, refuse_preparation
+from ..volumes import and_more
 from .adapt import adapt_channels, match_position_form, resample_positions, token_grid
 from .encoder_file import read_encoder
 from .inflate import INFLATIONS, inflate_depth, resample_grid_positions, resample_relative_positions
+from .kind import DERIVED
 from .report import TransferReport
 from .soundness import refuse_unsound
 
@@ -44,10 +46,6 @@ DRAWN = "left as drawn (inflation random)"
 CONVERT_AGAIN = "convert the weights again with"
 ADVICE = re.compile(f"{CONVERT_AGAIN}|give spatial_size")
 """What reasons say that tell what to do."""
-
-DERIVED = re.compile(r"(num_batches_tracked|relative_position_index)$")
-"""Names of counters and indices that a network makes itself, and that files may lack, such as those of PyTorch 0.3,
-or have from before they were no weights."""
 
 
 def load_encoder(
@@ -177,12 +175,11 @@ def load_encoder(
             f"{path} holds a {made}, this encoder is a {architecture['name']}; use the network it was made with."
         )
     if surplus:
-        rest = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
         differing = _differing(record, architecture)
         raise ValueError(
-            f"{path} ({_describe(record)}) holds {surplus[0]}{rest}, which this encoder ({_describe_encoder(encoder)}) "
-            f"has not and no rule leaves out{f': it was {differing}' if differing else ''}; use the network it was "
-            "made with."
+            f"{path} ({_describe(record)}) holds {and_more(surplus)}, which this encoder "
+            f"({_describe_encoder(encoder)}) has not and no rule leaves out"
+            f"{f': it was {differing}' if differing else ''}; use the network it was made with."
         )
     encoder.load_state_dict(new_state, strict=False)
     logger.info("%s", report)
@@ -236,7 +233,7 @@ def _part(name: str, rules: Mapping[str, str], others: Collection[str]) -> str |
 
 def _fresh(name: str, state: Mapping[str, torch.Tensor], encoder: nn.Module) -> str | None:
     """Why the file may lack a tensor of the encoder, or None."""
-    if DERIVED.search(name):
+    if name.endswith(DERIVED):
         return "made by the network itself"
     part = _part(name, getattr(encoder, "fresh_weights", {}), state)
     return part and f"the file has no {part}"
@@ -244,7 +241,7 @@ def _fresh(name: str, state: Mapping[str, torch.Tensor], encoder: nn.Module) -> 
 
 def _spare(name: str, target: Mapping[str, torch.Tensor], encoder: nn.Module) -> str | None:
     """Why a tensor of the file may be left out, or None."""
-    if DERIVED.search(name):
+    if name.endswith(DERIVED):
         return "made by the network itself"
     part = _part(name, getattr(encoder, "spare_weights", {}), target)
     return part and f"the encoder has no {part}"
@@ -380,13 +377,12 @@ def _misfit(
     differing = _differing(record, architecture)
     parts = [f"it was {differing}"] if differing else []
     unfit = next((name for name in lacking if name in report.unused), None)
-    rest = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
     if unfit:
         parts.append(f"the first tensor that does not fit is {unfit} ({lacking[unfit]})")
     elif len(report.new) == len(report.sizes):
         parts.append("no tensor of the encoder is in it by name")
     else:
-        parts.append(f"it has no tensor {next(iter(lacking))}{rest}")
+        parts.append(f"it has no tensor {and_more(list(lacking))}")
     return ", ".join(parts)
 
 

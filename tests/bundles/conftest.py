@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.utils import convert_to_tensor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,3 +172,17 @@ def small_model(run_bundle, small_files, tmp_path_factory) -> Callable[[str], Pa
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def parsed() -> Callable[..., ConfigParser]:
+    """``parsed(bundle, names, cohort, **values)``: a bundle's config files over each other, on the cohort."""
+
+    def parse(bundle: str, names: list[str], cohort: Path, **values: Any) -> ConfigParser:
+        configs = ROOT / "bundles" / bundle / "configs"
+        parser = ConfigParser()
+        parser.read_config([str(configs / name) for name in names])
+        parser.update({"dataset_dir": str(cohort), "device": "cpu", **values})
+        return parser
+
+    return parse

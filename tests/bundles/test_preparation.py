@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from monai.bundle import ConfigParser
 
 from common.preparation import preparation_record
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def parsed(bundle: str, names: list[str], cohort: Path, **values) -> ConfigParser:
-    configs = ROOT / "bundles" / bundle / "configs"
-    parser = ConfigParser()
-    parser.read_config([str(configs / name) for name in names])
-    parser.update({"dataset_dir": str(cohort), "device": "cpu", **values})
-    return parser
-
 
 @pytest.mark.parametrize("base", [["inference.json"], ["train.json", "evaluate.json"]], ids=["inference", "evaluate"])
-def test_a_model_of_other_images_is_refused(bundle, base, small_files, cohort):
+def test_a_model_of_other_images_is_refused(bundle, base, small_files, parsed, cohort):
     files = small_files[bundle]
     train = parsed(bundle, ["train.json", *files], cohort)
     made = {"preparation": preparation_record(train.get_parsed_content("validate#preprocessing"), task=train["task"])}

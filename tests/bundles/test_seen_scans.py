@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from monai.bundle import ConfigParser
 
 from common.checkpoint_file import read_checkpoint
 from common.data.seen import SeenScans
@@ -15,16 +14,10 @@ from common.weights.encoder_file import read_encoder, save_encoder
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def parsed(bundle: str, names: list[str], cohort: Path, **values) -> ConfigParser:
-    configs = ROOT / "bundles" / bundle / "configs"
-    parser = ConfigParser()
-    parser.read_config([str(configs / name) for name in names])
-    parser.update({"dataset_dir": str(cohort), "device": "cpu", **values})
-    return parser
-
-
 @pytest.mark.parametrize("section", ["validation", "test"])
-def test_fine_tuning_refuses_an_encoder_that_saw_what_is_held_out(bundle, section, small_files, cohort, tmp_path):
+def test_fine_tuning_refuses_an_encoder_that_saw_what_is_held_out(
+    bundle, section, small_files, parsed, cohort, tmp_path
+):
     files = ["train.json", *small_files[bundle]]
     train = parsed(bundle, files, cohort)
     data = train.get_parsed_content("data")
@@ -46,7 +39,7 @@ def test_fine_tuning_refuses_an_encoder_that_saw_what_is_held_out(bundle, sectio
     assert load(seen, transductive=True) is not None
 
 
-def test_evaluation_refuses_a_model_of_the_scans_that_it_is_judged_by(bundle, small_files, cohort, tmp_path):
+def test_evaluation_refuses_a_model_of_the_scans_that_it_is_judged_by(bundle, small_files, parsed, cohort, tmp_path):
     first, *rest = small_files[bundle]
     files = ["train.json", first, "evaluate.json", *rest]
 
