@@ -36,7 +36,7 @@ def add_model_record(model: str, exported: str) -> str:
     """
     for path in (model, exported):
         if not Path(path).is_file():
-            raise FileNotFoundError(f"{path} does not exist.")
+            raise FileNotFoundError(f"{path} does not exist: give the model.pt and the file that was exported from it.")
     record = checked_record(Path(model))
     if "preparation" not in record:
         raise ValueError(f"{model} has no record of how its images were prepared; train it anew to have one.")

@@ -24,9 +24,9 @@ def find_encoder(path: str | os.PathLike) -> Path:
         return file
     if file.name == str(path) and file.name in shipped_encoders():
         return FOLDER / f"{file.name}.safetensors"
-    names = ", ".join(shipped_encoders()) or "none"
+    names = shipped_encoders()
+    by_name = f", the name of an encoder that comes along ({', '.join(names)})," if names else ","
     raise FileNotFoundError(
         f"no encoder file {path}: give the path of an encoder.safetensors written by pre-training or by "
-        f"`python -m common.weights convert`, the name of an encoder that comes along ({names}), or null to train from "
-        "scratch."
+        f"`python -m common.weights convert`{by_name} or null to train from scratch."
     )
