@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -47,6 +48,11 @@ class BeitEncoder(SliceEncoder):
         - [2] Zhang et al., Adapting Pre-trained Vision Transformers from 2D to 3D through Weight Inflation Improves
           Medical Image Segmentation, ML4H 2022.
     """
+
+    layer_names: ClassVar[tuple[str, ...]] = (
+        r"(?:patch_embedding|cls_token)\b",
+        r"(?:layers|position_biases)\.(\d+)\.",
+    )
 
     def __init__(
         self,

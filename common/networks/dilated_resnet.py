@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -56,6 +56,8 @@ class DilatedResNet(nn.Module):
     Raises:
         ValueError: another depth or shortcut, or dilations that are not two.
     """
+
+    layer_names: ClassVar[tuple[str, ...]] = (r"(?:conv|bn)1\.", r"layer(\d)\.", r"bn_last\.")
 
     def __init__(
         self,

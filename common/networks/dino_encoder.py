@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -32,6 +33,11 @@ class DinoEncoder(SliceEncoder):
         - [2] Zhang et al., Adapting Pre-trained Vision Transformers from 2D to 3D through Weight Inflation Improves
           Medical Image Segmentation, ML4H 2022, section 3.3.
     """
+
+    layer_names: ClassVar[tuple[str, ...]] = (
+        r"(?:patch_embedding|cls_token|position_table)\b",
+        r"layers\.(\d+)\.",
+    )
 
     def __init__(
         self,

@@ -47,6 +47,14 @@ class MultiViewEncoder(nn.Module):
     """
 
     spare_weights: ClassVar[dict[str, str]] = {"transformer": r"^transformer\."}  # the paper's table 5
+    layer_names: ClassVar[tuple[str, ...]] = (
+        r"planes\.\w+\.stem\.",
+        r"planes\.\w+\.stages\.(\d+)\.",
+        r"planes\.\w+\.project\.",
+        r"transformer\.segments\.",
+        r"transformer\.layers\.(\d+)\.",
+        r"transformer\.norm\.",
+    )
 
     def __init__(
         self,

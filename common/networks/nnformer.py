@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from monai.networks.layers import DropPath
@@ -120,6 +120,8 @@ class NNFormerEncoder(nn.Module):
     ``forward(image (B, C, D, H, W))`` returns one normalised map a stage, finest first, with
     ``embed_dim * (1, 2, 4, ...)`` channels.
     """
+
+    layer_names: ClassVar[tuple[str, ...]] = (r"patch_embed\.", r"(?:layers\.|norm)(\d+)\.")
 
     def __init__(
         self,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
@@ -22,6 +23,8 @@ class SwinEncoder(nn.Module):
     ``forward(image (B, C, D, H, W))`` returns five maps with ``feature_size * (1, 2, 4, 8, 16)`` channels and strides
     2, 4, 8, 16, 32 (for patch size 2); each axis of the image is a multiple of the last stride.
     """
+
+    layer_names: ClassVar[tuple[str, ...]] = (r"swin\.patch_embed\.", r"swin\.layers(\d)c?\.")
 
     def __init__(self, swin: SwinTransformer, normalize: bool = True) -> None:
         super().__init__()

@@ -13,6 +13,10 @@ from .slice_encoder import SliceEmbedding, SliceEncoder, initialise
 __all__ = ["SwinSliceEncoder", "VideoSwinEncoder"]
 
 
+LAYERS = (r"(?:patch_embedding|video_embedding|patch_norm)\.", r"(?:stages|mergings|norms)\.(\d+)\.")
+"""Layers of both encoders below: a stage goes with the norm of its map and the step to the next."""
+
+
 class SwinSliceEncoder(SliceEncoder):
     """Swin transformer [1] on windows of K neighbouring slices [2, section 3.3].
 
@@ -42,6 +46,7 @@ class SwinSliceEncoder(SliceEncoder):
     fresh_weights: ClassVar[dict[str, str]] = {
         "norms of maps": r"^norms\."
     }  # a Swin that was trained to classify has none
+    layer_names: ClassVar[tuple[str, ...]] = LAYERS
 
     def __init__(
         self,
@@ -109,6 +114,8 @@ class VideoSwinEncoder(SliceEncoder):
         - [2] Zhang et al., Adapting Pre-trained Vision Transformers from 2D to 3D through Weight Inflation Improves
           Medical Image Segmentation, ML4H 2022, section 4.3.
     """
+
+    layer_names: ClassVar[tuple[str, ...]] = LAYERS
 
     def __init__(
         self,

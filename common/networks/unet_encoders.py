@@ -33,6 +33,7 @@ class DynUNetEncoder(nn.Module):
     """
 
     spare_weights: ClassVar[dict[str, str]] = {"decoder": r"^upsamples\."}
+    layer_names: ClassVar[tuple[str, ...]] = (r"input_block\.", r"downsamples\.(\d+)\.", r"bottleneck\.")
 
     def __init__(self, network: DynUNet, decoder: bool = True) -> None:
         super().__init__()
@@ -60,6 +61,7 @@ class SegResNetEncoder(nn.Module):
     """The encoder of MONAI's ``SegResNet``; arguments and result as of :class:`DynUNetEncoder`."""
 
     spare_weights: ClassVar[dict[str, str]] = {"decoder": r"^up_(layers|samples)\."}
+    layer_names: ClassVar[tuple[str, ...]] = (r"convInit\.", r"down_layers\.(\d+)\.")
 
     def __init__(self, network: SegResNet, decoder: bool = True) -> None:
         super().__init__()
@@ -84,6 +86,11 @@ class MedNeXtEncoder(nn.Module):
     """The encoder of MONAI's ``MedNeXt``; arguments and result as of :class:`DynUNetEncoder`."""
 
     spare_weights: ClassVar[dict[str, str]] = {"decoder": r"^(up_blocks|dec_stages)\."}
+    layer_names: ClassVar[tuple[str, ...]] = (
+        r"stem\.",
+        r"(?:enc_stages|down_blocks)\.(\d+)\.",  # a stage with the step to the next
+        r"bottleneck\.",
+    )
 
     def __init__(self, network: MedNeXt, decoder: bool = True) -> None:
         super().__init__()
@@ -114,6 +121,7 @@ class ResidualUNetEncoder(nn.Module):
     """The encoder of a :class:`ResidualEncoderUNet`; arguments and result as of :class:`DynUNetEncoder`."""
 
     spare_weights: ClassVar[dict[str, str]] = {"decoder": r"^decoder\."}
+    layer_names: ClassVar[tuple[str, ...]] = (r"encoder\.stem\.", r"encoder\.stages\.(\d+)\.")
 
     def __init__(self, network: ResidualEncoderUNet, decoder: bool = True) -> None:
         super().__init__()

@@ -29,6 +29,11 @@ class ViTEncoder(nn.Module):
     """
 
     spare_weights: ClassVar[dict[str, str]] = {"classification head": r"^vit\.classification_head\."}
+    layer_names: ClassVar[tuple[str, ...]] = (
+        r"vit\.(?:patch_embedding|cls_token|parametrizations)\b",
+        r"vit\.blocks\.(\d+)\.",
+        r"vit\.norm\.",
+    )
 
     def __init__(self, vit: ViT, skip_blocks: Sequence[int] | None = None) -> None:
         super().__init__()
