@@ -7,7 +7,7 @@ LABEL_VENV ?= .venv-label
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo label-demo test matrix boilerplate lint bench clean
+.PHONY: demo label-demo test matrix boilerplate format lint bench clean
 
 demo: $(STAMP)
 	$(RUN) demo/run.py
@@ -30,9 +30,16 @@ matrix: $(STAMP)
 boilerplate: $(STAMP)
 	$(RUN) -m tools.boilerplate
 
+# Python and the bundles' JSON files in the form that lint asks for
+format: $(STAMP)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+	$(RUN) -m tools.format_json
+
 lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m tools.format_json --check
 	$(RUN) -m mypy common
 
 bench: $(STAMP)

@@ -12,6 +12,9 @@ from .files import atomic_write
 
 __all__ = ["read_json", "to_json", "write_json"]
 
+WIDTH = 100
+"""Characters that a line with a list may have, its indent and the comma behind it included."""
+
 
 def read_json(path: str | os.PathLike, default: Any = ...) -> Any:
     """The content of a JSON file.
@@ -51,5 +54,37 @@ def write_json(path: str | os.PathLike, content: Any, default: Callable[[Any], A
 
 
 def to_json(content: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """The text of a JSON file, indented by four spaces."""
-    return json.dumps(content, indent=4, ensure_ascii=False, default=default) + "\n"
+    """The text of a JSON file, indented by four spaces; a list without dictionaries stands on one line where it fits.
+
+    Args:
+        content: as of `write_json`.
+        default: as of `write_json`.
+
+    Raises:
+        TypeError: JSON has no form for a value, and there is no ``default``.
+    """
+    plain = json.loads(json.dumps(content, ensure_ascii=False, default=default))
+    return _text(plain, 0, 0) + "\n"
+
+
+def _text(value: Any, indent: int, before: int) -> str:
+    """A value in a line that begins with ``indent`` spaces and holds ``before`` characters in front of it."""
+    if isinstance(value, dict) and value:
+        keys = [json.dumps(key, ensure_ascii=False) + ": " for key in value]
+        parts = [
+            key + _text(item, indent + 4, indent + 4 + len(key)) for key, item in zip(keys, value.values(), strict=True)
+        ]
+        start, end = "{}"
+    else:
+        if not isinstance(value, list) or not _has_dictionary(value):
+            line = json.dumps(value, ensure_ascii=False)
+            if not isinstance(value, list) or not value or before + len(line) < WIDTH:
+                return line
+        parts = [_text(item, indent + 4, indent + 4) for item in value]
+        start, end = "[]"
+    inside = ",\n".join(" " * (indent + 4) + part for part in parts)
+    return f"{start}\n{inside}\n{' ' * indent}{end}"
+
+
+def _has_dictionary(value: list[Any]) -> bool:
+    return any(isinstance(item, dict) or (isinstance(item, list) and _has_dictionary(item)) for item in value)

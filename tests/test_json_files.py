@@ -17,6 +17,49 @@ def test_what_is_written_is_read(tmp_path):
     assert json.loads(text) == content
 
 
+def test_short_lists_stand_on_one_line():
+    content = {
+        "sizes": [[-0.3, 0.4], [1, 2]],
+        "keys": ["image", "ä"],
+        "run": [{"a": [1]}, "$b"],
+        "deep": [[{}]],
+        "long": ["x" * 50, "y" * 50],
+        "none": [],
+    }
+    text = to_json(content)
+    assert json.loads(text) == content and list(json.loads(text)) == list(content)
+    assert to_json(json.loads(text)) == text
+    expected = f"""{{
+    "sizes": [[-0.3, 0.4], [1, 2]],
+    "keys": ["image", "ä"],
+    "run": [
+        {{
+            "a": [1]
+        }},
+        "$b"
+    ],
+    "deep": [
+        [
+            {{}}
+        ]
+    ],
+    "long": [
+        "{"x" * 50}",
+        "{"y" * 50}"
+    ],
+    "none": []
+}}
+"""
+    assert text == expected
+
+
+@pytest.mark.parametrize("length", [82, 83])
+def test_a_line_has_a_hundred_characters_at_most(length):
+    lines = to_json({"a": {"b": ["x" * length]}}).splitlines()
+    # `        "b": ["x..."]` and a comma that may follow
+    assert lines[2] == ('        "b": ["' + "x" * length + '"]' if length < 83 else '        "b": [')
+
+
 def test_a_byte_order_mark_is_read(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-8-sig")
     assert read_json(tmp_path / "a.json") == {"a": 1}
