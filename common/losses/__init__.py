@@ -3,6 +3,7 @@
 from .byol import BYOLLoss
 from .contrastive import NTXentLoss
 from .dice_cross_entropy import DiceCrossEntropy
+from .drawn_class import DrawnClassLoss
 from .masked_l1 import MaskedL1Loss
 from .masked_reconstruction import MaskedReconstructionLoss
 from .masked_vectors import MaskedVectorsLoss
@@ -18,6 +19,7 @@ from .whole_batch import WholeBatchLoss
 __all__ = [
     "BYOLLoss",
     "DiceCrossEntropy",
+    "DrawnClassLoss",
     "MaskedL1Loss",
     "MaskedReconstructionLoss",
     "MaskedVectorsLoss",

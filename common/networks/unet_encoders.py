@@ -3,7 +3,8 @@
 Views, not copies: each holds the very modules of a segmentation network, under the names that they have there. With
 ``decoder`` the modules of the decoder belong to the encoder file, too, as everything but the last layers, which turn
 features into classes; ``forward`` does not run them. Where a pretext trains the whole network, the decoder is as
-pre-trained as the encoder.
+pre-trained as the encoder; a pretext of the encoder alone leaves it out of the file, which fine-tuning takes all the
+same, and the transfer report says so.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class DynUNetEncoder(nn.Module):
     """
 
     spare_weights: ClassVar[dict[str, str]] = {"decoder": r"^upsamples\."}
+    fresh_weights = spare_weights
     layer_names: ClassVar[tuple[str, ...]] = (r"input_block\.", r"downsamples\.(\d+)\.", r"bottleneck\.")
 
     def __init__(self, network: DynUNet, decoder: bool = True) -> None:
@@ -61,6 +63,7 @@ class SegResNetEncoder(nn.Module):
     """The encoder of MONAI's ``SegResNet``; arguments and result as of :class:`DynUNetEncoder`."""
 
     spare_weights: ClassVar[dict[str, str]] = {"decoder": r"^up_(layers|samples)\."}
+    fresh_weights = spare_weights
     layer_names: ClassVar[tuple[str, ...]] = (r"convInit\.", r"down_layers\.(\d+)\.")
 
     def __init__(self, network: SegResNet, decoder: bool = True) -> None:
@@ -86,6 +89,7 @@ class MedNeXtEncoder(nn.Module):
     """The encoder of MONAI's ``MedNeXt``; arguments and result as of :class:`DynUNetEncoder`."""
 
     spare_weights: ClassVar[dict[str, str]] = {"decoder": r"^(up_blocks|dec_stages)\."}
+    fresh_weights = spare_weights
     layer_names: ClassVar[tuple[str, ...]] = (
         r"stem\.",
         r"(?:enc_stages|down_blocks)\.(\d+)\.",  # a stage with the step to the next
@@ -121,6 +125,7 @@ class ResidualUNetEncoder(nn.Module):
     """The encoder of a :class:`ResidualEncoderUNet`; arguments and result as of :class:`DynUNetEncoder`."""
 
     spare_weights: ClassVar[dict[str, str]] = {"decoder": r"^decoder\."}
+    fresh_weights = spare_weights
     layer_names: ClassVar[tuple[str, ...]] = (r"encoder\.stem\.", r"encoder\.stages\.(\d+)\.")
 
     def __init__(self, network: ResidualEncoderUNet, decoder: bool = True) -> None:

@@ -5,6 +5,7 @@ from .masked_encoding_vectors import MaskedEncodingVectors
 from .plane_exemplar import PlaneExemplar
 from .rcr import RCR
 from .restoration import Restoration
+from .rotation import Rotation
 from .simmim import SimMIM
 from .synthetic_segmentation import SyntheticSegmentation
 from .token_byol import TokenBYOL
@@ -16,6 +17,7 @@ __all__ = [
     "MaskedEncodingVectors",
     "PlaneExemplar",
     "Restoration",
+    "Rotation",
     "SimMIM",
     "SyntheticSegmentation",
     "TokenBYOL",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +16,8 @@ from common.data import label_map, label_names
 from common.weights import read_encoder
 
 SAMPLE = "datasets/sample.json"
+CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "ssl3d" / "configs"
+PRETEXTS = tuple(sorted(path.stem for path in (CONFIGS / "pretexts").glob("*.json")))
 SMALL = {
     "spacing": [4.0, 4.0, 4.0],
     "map_size": [48, 64, 48],
@@ -83,6 +86,47 @@ def test_images_are_restored(run, tmp_path, network, pretext, caplog, event_imag
     encoder = tuned.parser.get_parsed_content("encoder")
     assert all(torch.equal(value.cpu(), state[name]) for name, value in encoder.state_dict().items())
     assert "100.0%" in caplog.text.partition("transfer report")[2].partition("adapted")[0]
+
+
+# Pretexts of the encoder alone: their method, a network, and what their crops need.
+OF_ENCODERS = {
+    "rotation": ("Rotation", "segresnet", {}),
+}
+
+
+@pytest.mark.parametrize("pretext", OF_ENCODERS)
+def test_encoders_are_pretrained(run, tmp_path, pretext, caplog, event_images):
+    """On scans, without a decoder, which fine-tuning then begins as it is drawn."""
+    method, network, sizes = OF_ENCODERS[pretext]
+    thin, files = THIN[network] | sizes, [SAMPLE, f"networks/{network}.json"]
+    run("pretrain.json", *files, f"pretexts/{pretext}.json", output_dir=str(tmp_path), batch_size=2, **thin)
+    state, record = read_encoder(tmp_path / "encoder.safetensors")
+    assert record["method"] == method and record["data"].endswith("unlabelled.json")
+    assert [step["transform"] for step in record["preparation"]["intensity"]] == ["NormalizeForegroundd"]
+    assert list(event_images(tmp_path / "tensorboard")) == []
+    with caplog.at_level(logging.INFO):
+        path = str(tmp_path / "encoder.safetensors")
+        tuned = run("train.json", *files, output_dir=str(tmp_path), pretrained_encoder=path, execute=False, **thin)
+    now = tuned.parser.get_parsed_content("encoder").state_dict()
+    assert 0 < len(state) < len(now) and all(torch.equal(now[name].cpu(), value) for name, value in state.items())
+    assert "warning" not in caplog.text.partition("transfer report")[2].lower()
+
+
+@pytest.mark.parametrize("network", THIN)
+@pytest.mark.parametrize("pretext", PRETEXTS)
+def test_any_pretext_over_any_network(run, tmp_path, network, pretext):
+    """A loss that is finite, and gradients in the encoder."""
+    files, sizes = [SAMPLE, f"networks/{network}.json", f"pretexts/{pretext}.json"], OF_ENCODERS.get(pretext, [{}])[-1]
+    workflow = run("pretrain.json", *files, output_dir=str(tmp_path), execute=False, **THIN[network], **sizes)
+    get = workflow.parser.get_parsed_content
+    net, loss, encoder = (get(name) for name in ("network_def", "loss", "encoder"))
+    image = torch.stack([get("train#dataset")[number]["image"].as_tensor() for number in (0, 1)])
+    value = loss(net(image), image)
+    assert torch.isfinite(value)
+    value.backward()
+    assert sum(float(p.grad.abs().sum()) for p in encoder.parameters() if p.grad is not None) > 0
+    held = {name.split(".")[0] for name, p in encoder.named_parameters() if p.grad is None}
+    assert not held, "parts that the encoder file would hold, and that nothing trained"
 
 
 def test_it_learns_to_segment_scans_without_a_mask(run, tmp_path, cohort):

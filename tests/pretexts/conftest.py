@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from monai.networks.nets import DynUNet
 from torch import nn
+
+from common.networks import DynUNetEncoder
 
 
 class Cells(nn.Module):
@@ -20,3 +25,14 @@ class Cells(nn.Module):
 @pytest.fixture
 def cells() -> type[Cells]:
     return Cells
+
+
+@pytest.fixture
+def unet() -> Callable[..., DynUNetEncoder]:
+    """A small convolutional encoder, of 1, 2 and 4 voxels a cell."""
+
+    def make(decoder: bool = False) -> DynUNetEncoder:
+        net = DynUNet(3, 1, 2, [3, 3, 3], [1, 2, 2], [2, 2], filters=[4, 6, 8])
+        return DynUNetEncoder(net, decoder=decoder)
+
+    return make

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = ["DrawnClassLoss"]
+
+
+class DrawnClassLoss(nn.Module):
+    """Cross-entropy of a pretext that draws a class for each image and asks for it, in float32 under autocast.
+
+    ``forward(prediction, image)`` reads ``logits`` (B, K) and ``labels`` (B,) and returns a scalar.
+    """
+
+    def forward(self, prediction: Mapping[str, torch.Tensor], image: torch.Tensor | None = None) -> torch.Tensor:
+        logits = prediction["logits"]
+        with torch.autocast(logits.device.type, enabled=False):
+            return F.cross_entropy(logits.float(), prediction["labels"])
