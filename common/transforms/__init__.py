@@ -23,6 +23,7 @@ from .patchify import patchify, unpatchify
 from .rand_region_crop import RandRegionCropd
 from .rand_synthetic_image import RandSyntheticImaged
 from .random_deformation import RandomDeformation
+from .random_folds import RandomFolds
 from .save_dicom_seg import SaveDicomSegd
 from .save_volume import SaveVolumed
 from .select_channel import SelectChanneld
@@ -59,6 +60,7 @@ __all__ = [
     "RandSyntheticImaged",
     "RandomBezier",
     "RandomDeformation",
+    "RandomFolds",
     "RandomTexture",
     "SaveDicomSegd",
     "SaveVolumed",

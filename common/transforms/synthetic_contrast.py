@@ -24,6 +24,9 @@ class SyntheticContrast:
     Args:
         mean: range of the mean intensity of a label.
         std: range of the standard deviation within a label.
+        known: means of labels in a contrast that is known, such as T1: pairs of a list of labels and a range. Other labels
+            keep ``mean``.
+        known_share: probability that an image has the known contrast, each mean drawn from its label's own range.
         shared: groups of labels that share their Gaussian, such as the left and the right hippocampus.
         parts: each label of a sample is cut into 1 to this many parts with means of their own, along smooth random
             surfaces, so that an image has borders that its labels lack (after Anatomix: Dey et al., ICLR 2025). 1 cuts
@@ -54,6 +57,8 @@ class SyntheticContrast:
         self,
         mean: Sequence[float] = (25.0, 225.0),
         std: Sequence[float] = (5.0, 25.0),
+        known: Sequence[tuple[Sequence[int], Sequence[float]]] = (),
+        known_share: float = 0.0,
         shared: Sequence[Sequence[int]] = (),
         parts: int = 1,
         outside: Sequence[int] = (),
@@ -71,13 +76,14 @@ class SyntheticContrast:
         noise: float = 0.0,
         channels: int = 1,
     ) -> None:
-        for name, pair in {"mean": mean, "std": std}.items():
+        for name, pair in {"mean": mean, "std": std, **{f"known of {ids}": pair for ids, pair in known}}.items():
             if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
                 raise ValueError(f"{name} is a range of two numbers from 0 on, the lower first, not {list(pair)}.")
         for name, share in {
             "isotropic": isotropic,
             "sharp": sharp,
             "strip": strip,
+            "known_share": known_share,
             "black + dark": black + dark,
         }.items():
             if not 0 <= share <= 1:
@@ -85,6 +91,7 @@ class SyntheticContrast:
         if parts < 1 or channels < 1:
             raise ValueError(f"parts and channels are 1 or more, not {parts} and {channels}.")
         self.mean, self.std, self.parts, self.channels = tuple(mean), tuple(std), parts, channels
+        self.known, self.known_share = [(list(ids), tuple(pair)) for ids, pair in known], known_share
         self.shared = [sorted(group) for group in shared]
         self.outside, self.strip = torch.as_tensor(list(outside), dtype=torch.long), strip
         self.black, self.dark, self.bias, self.bias_knots, self.gamma = black, dark, bias, bias_knots, gamma
@@ -136,7 +143,8 @@ class SyntheticContrast:
             index = index * self.parts + self.draw_parts(index, count)
             count *= self.parts
         shape = (batch, self.channels, count)
-        mean = self.mean[0] + (self.mean[1] - self.mean[0]) * torch.rand(shape, device=index.device)
+        low, high = self.draw_ranges(batch, highest + 1, index.device)
+        mean = low + (high - low) * torch.rand(shape, device=index.device)
         std = self.std[0] + (self.std[1] - self.std[0]) * torch.rand(shape, device=index.device)
         chance = torch.rand(batch, self.channels, 1, device=index.device)
         black, dark = chance < self.black, (chance >= self.black) & (chance < self.black + self.dark)
@@ -146,6 +154,21 @@ class SyntheticContrast:
         flat = index.flatten(2).expand(-1, self.channels, -1)
         image = mean.gather(2, flat) + std.gather(2, flat) * torch.randn(flat.shape, device=index.device)
         return image.view(batch, self.channels, *labels.shape[2:])
+
+    def draw_ranges(self, batch: int, count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Least and largest mean intensity of each of ``count`` labels and their parts, each (B, channels, N)."""
+        low = torch.full((count,), self.mean[0])
+        high = torch.full((count,), self.mean[1])
+        plain = torch.stack([low, high]).to(device)
+        for ids, pair in self.known:
+            low[[label for label in ids if label < count]] = pair[0]
+            high[[label for label in ids if label < count]] = pair[1]
+        ranges = plain.expand(batch, self.channels, 2, count)
+        if self.known and self.known_share:
+            chosen = torch.rand(batch, self.channels, 1, 1, device=device) < self.known_share
+            ranges = torch.where(chosen, torch.stack([low, high]).to(device), ranges)
+        ranges = ranges.repeat_interleave(self.parts, -1)
+        return ranges[:, :, 0], ranges[:, :, 1]
 
     def draw_parts(self, index: torch.Tensor, count: int) -> torch.Tensor:
         """The part 0..parts - 1 of its label that each voxel lies in, (B, 1, *spatial)."""

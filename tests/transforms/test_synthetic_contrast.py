@@ -39,6 +39,25 @@ def test_means_and_deviations_fill_their_ranges(labels):
     assert 3.8 < deviations.min() < 4.4 and 7.6 < deviations.max() < 8.3
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_known_contrast_keeps_its_ranges_in_its_share_of_images(labels, parts):
+    dark, bright = [1, 3], [2, 200]
+    paint = SyntheticContrast(
+        **{**PLAIN, "std": (0, 0)}, known=[(dark, (30, 40)), (bright, (200, 210))], known_share=0.5, parts=parts
+    )
+    torch.manual_seed(0)
+    images = torch.cat([paint.draw_intensities(labels) for _ in range(200)])
+    known = 0
+    for image in images:
+        low, high = image[0][labels[0, 0] == 1], image[0][labels[0, 0] == 2]
+        inside = bool(low.min() >= 30 and low.max() <= 40 and high.min() >= 200 and high.max() <= 210)
+        known += inside
+    assert 75 <= known <= 125
+    # A label that the table does not name keeps the general range in all images.
+    others = torch.stack([image[0][labels[0, 0] == 4].mean() for image in images])
+    assert others.min() < 60 and others.max() > 190
+
+
 def test_groups_share_a_gaussian(labels):
     torch.manual_seed(0)
     image = SyntheticContrast(**PLAIN, shared=[(3, 1), (2, 4), (7, 200)]).draw_intensities(labels)[0, 0]

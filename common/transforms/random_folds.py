@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from .random_deformation import LINEAR
+from .synthetic_contrast import blur
+
+__all__ = ["RandomFolds"]
+
+
+class RandomFolds:
+    """Gyri and sulci on the smooth cortex of a template's label maps, for a batch on its device, each its own draw.
+
+    The average of many brains has no folds: its cortex is a smooth sheet over a ball of white matter, and a network
+    that has only seen such maps finds smooth sheets in real scans, too. This pulls the labels along the normal of the
+    brain's surface, inwards on a network of thin random sheets (where the fluid and the cortex from outside come to
+    lie) and outwards between them. Only the labels named here change, and only into one another; all others stay where
+    they are. The sheets are where a band-limited Gaussian field is near zero. Random numbers come from torch's
+    global generator of the device.
+
+    Args:
+        groups: the labels (cortex, white matter, fluid) of each side that folds, such as ``[[3, 2, 24], [42, 41, 24]]``
+            of FreeSurfer's. Fluid may be shared by the sides.
+        spacing: voxel size of the label maps in mm, a number or one an axis.
+        depth: range of the depth of the sulci, mm.
+        outward: range of how far the ridges between them come out, mm.
+        distance: range of the distance between sulci, mm.
+        width: range of the width of a sulcus, as a share of the distance.
+        trim: fluid within a random distance, up to this, of label 0 becomes label 0, mm, for skull stripping differs in
+            how much fluid it leaves. Fluid behind other labels, such as the ventricles', is out of reach.
+        keep: probability that a sample keeps all of its fluid.
+
+    ``fold(labels (B, 1, *spatial))`` returns label maps of the same shape and dtype.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[int]],
+        spacing: float | Sequence[float] = 1.0,
+        depth: Sequence[float] = (3.0, 12.0),
+        outward: Sequence[float] = (0.0, 4.0),
+        distance: Sequence[float] = (14.0, 28.0),
+        width: Sequence[float] = (0.15, 0.45),
+        trim: float = 6.0,
+        keep: float = 0.3,
+    ) -> None:
+        if not groups or any(len(group) != 3 for group in groups):
+            raise ValueError(
+                f"groups is a list of three labels each, those of cortex, white matter and fluid, not {groups}."
+            )
+        for name, pair in {"depth": depth, "outward": outward, "distance": distance, "width": width}.items():
+            if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
+                raise ValueError(f"{name} is a range of two numbers from 0 on, the lower first, not {list(pair)}.")
+        if not distance[0] > 0 or not width[0] > 0:
+            raise ValueError(f"distance and width are above 0, not {list(distance)} and {list(width)}.")
+        if not trim >= 0 or not 0 <= keep <= 1:
+            raise ValueError(f"trim is 0 or more and keep a probability, not {trim} and {keep}.")
+        self.groups, self.spacing = [tuple(group) for group in groups], spacing
+        self.depth, self.outward, self.distance, self.width = (
+            tuple(depth),
+            tuple(outward),
+            tuple(distance),
+            tuple(width),
+        )
+        self.trim, self.keep = trim, keep
+
+    def __call__(self, labels: torch.Tensor) -> torch.Tensor:
+        axes = labels.ndim - 2
+        spacing = [float(self.spacing)] * axes if isinstance(self.spacing, int | float) else list(self.spacing)
+        return torch.stack([self.fold(one, spacing) for one in labels])
+
+    def fold(self, labels: torch.Tensor, spacing: Sequence[float]) -> torch.Tensor:
+        """One label map (1, *spatial), folded."""
+        device, size = labels.device, labels.shape[1:]
+        axes = len(size)
+        members = torch.tensor(sorted({label for group in self.groups for label in group}), device=device)
+        solid = torch.tensor(sorted({label for group in self.groups for label in group[:2]}), device=device)
+        fluids = torch.tensor(sorted({group[2] for group in self.groups}), device=device)
+        folds = torch.isin(labels, members)
+        # Everything that is neither outside nor fluid is inside: the normal points out of the brain.
+        inside = torch.isin(labels, solid).float()
+        smooth = blur(inside, [6.0 / s for s in spacing])[0]
+        slopes = torch.gradient(smooth, spacing=[float(s) for s in spacing])
+        normal = -torch.stack(slopes)
+        normal = normal / normal.square().sum(0, keepdim=True).sqrt().clamp(min=2e-3)
+        distance = self._between(self.distance, device)
+        field = self._field(size, spacing, float(distance), device)
+        width = self._between(self.width, device)
+        sheets = torch.exp(-0.5 * (field / (math.pi / 2 * width)).square())  # 1 in the middle of a sulcus, 0 between
+        depth, outward = self._between(self.depth, device), self._between(self.outward, device)
+        pull = (sheets * (depth + outward) - outward) * normal  # in mm: where the label comes from
+        lines = [torch.arange(n, device=device, dtype=torch.float32) for n in size]
+        grid = torch.stack(torch.meshgrid(*lines, indexing="ij"))
+        place = grid + pull / torch.tensor(spacing, device=device).view(-1, *[1] * axes)
+        half = torch.tensor([max(n - 1, 1) / 2 for n in size], device=device).view(-1, *[1] * axes)
+        place = (place / half - 1).flip(0).movedim(0, -1)
+        source = F.grid_sample(
+            labels[None].float(), place[None], mode="nearest", padding_mode="border", align_corners=True
+        )
+        source = source[0].to(labels.dtype)
+        folded = torch.where(folds & torch.isin(source, members), source, labels)
+        if self.trim and float(torch.rand((), device=device)) >= self.keep:
+            folded = self._trimmed(folded, fluids, spacing)
+        return folded
+
+    def _trimmed(self, labels: torch.Tensor, fluids: torch.Tensor, spacing: Sequence[float]) -> torch.Tensor:
+        """The map without the fluid that lies within a random distance of what is neither fluid nor brain."""
+        reach = self.trim * float(torch.rand((), device=labels.device))
+        steps = max(0, round(reach / min(spacing)))
+        fluid = torch.isin(labels, fluids)
+        pool = getattr(F, f"max_pool{len(spacing)}d")
+        outside = (labels == 0).float()
+        for _ in range(steps):
+            # Through fluid only: the ventricles are not reached, nor what lies behind the cortex.
+            outside = torch.where(fluid | (outside > 0), pool(outside[None], 3, 1, 1)[0], torch.zeros_like(outside))
+        return torch.where(fluid & (outside > 0), torch.zeros_like(labels), labels)
+
+    def _field(
+        self, size: Sequence[int], spacing: Sequence[float], distance: float, device: torch.device
+    ) -> torch.Tensor:
+        """Gaussian noise of unit variance whose zero sheets are about ``distance`` mm apart, (*size)."""
+        coarse = [max(4, math.ceil(n * s * 2 / distance)) for n, s in zip(size, spacing, strict=True)]
+        noise = torch.randn(1, 1, *coarse, device=device)
+        field = F.interpolate(
+            noise, tuple(size), mode="bicubic" if len(size) == 2 else LINEAR[len(size)], align_corners=True
+        )
+        field = blur(field[0], [distance / 8 / s for s in spacing])[0]
+        return (field - field.mean()) / field.std().clamp(min=1e-6)
+
+    def _between(self, pair: Sequence[float], device: torch.device) -> torch.Tensor:
+        return pair[0] + (pair[1] - pair[0]) * torch.rand((), device=device)
