@@ -38,6 +38,7 @@ class EncoderSaver:
         scans: items by the name of their list; what is in ``training``, and with an evaluator in ``validation``, goes
             into the record (``common.data.seen``), with which fine-tuning and evaluation compare their scans.
         spatial_size: of what the encoder takes at a time, for its token grid.
+        task: whose classes the network tells, recorded where the last layers belong to the file (``heads``).
         earlier: encoder file that the training starts from, whose scans are taken over; None for none.
     """
 
@@ -52,11 +53,13 @@ class EncoderSaver:
         scans: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
         spatial_size: Sequence[int] | None = None,
         earlier: str | os.PathLike | None = None,
+        task: str | None = None,
     ) -> None:
         self.path = Path(path).absolute()
         self.best = self.path.with_name(f".{self.path.stem}.best{self.path.suffix}")
         self.encoder = encoder
-        self.record: dict[str, Any] = {"preparation": preparation_record(preprocessing), "method": method, "data": data}
+        preparation = preparation_record(preprocessing, task=task if getattr(encoder, "heads", False) else None)
+        self.record: dict[str, Any] = {"preparation": preparation, "method": method, "data": data}
         if spatial_size is not None:
             self.record["spatial_size"] = list(spatial_size)
         self.evaluator = evaluator

@@ -15,8 +15,10 @@ from ..checkpoint_file import checked_record, read_checkpoint
 from ..data.seen import refuse_seen
 from ..files import atomic_write
 from ..networks.onnx_net import OnnxNet
-from ..networks.weights_guard import forget_preparation
+from ..networks.weights_guard import fill_shared, forget_preparation
 from ..preparation import check_preparation, preparation_record
+from ..weights.encoder_file import read_encoder
+from ..weights.shipped import find_encoder, shipped_encoders
 from ..weights.soundness import refuse_unsound
 
 __all__ = ["ModelLoader", "load_model"]
@@ -30,7 +32,8 @@ class ModelLoader:
     It runs as a handler, not in ``initialize``, so that a packed bundle works from any folder.
 
     Args:
-        path: a state dict, plain or under ``model``, such as ``models/model.pt``.
+        path: a state dict, plain or under ``model``, such as ``models/model.pt``; or an encoder file that holds the last
+            layers, too, or the name of one that comes along (``common.weights.find_encoder``).
         network: filled in place; not wrapped by DDP. Of exported nets, which bring their weights (``OnnxNet``, and what
             ``torch.jit.load`` gives), only the record in ``path`` is read (``common.exported``).
         preprocessing: transforms of the images that the network will see. They have to do what the file's record says
@@ -59,7 +62,8 @@ class ModelLoader:
         note: str | os.PathLike | None = None,
         task: str | None = None,
     ) -> None:
-        self.path, self.network = Path(path).absolute(), network
+        self.path = (find_encoder(path) if str(path) in shipped_encoders() else Path(path)).absolute()
+        self.network = network
         self.preprocessing, self.accept_preparation = preprocessing, accept_preparation
         self.task = task
         self.scans, self.judged_by, self.transductive = scans, judged_by, transductive
@@ -115,7 +119,7 @@ def load_model(
 
     Args:
         network: filled in place.
-        path: a state dict, plain or under ``model``.
+        path: a state dict, plain or under ``model``, or an encoder file (.safetensors) of the whole network.
         get_one, fit_it: what the sentence says to do where there is no such file, and where it is of another network.
         judge: called with the file's record before the network is filled; what it raises goes on.
 
@@ -129,12 +133,13 @@ def load_model(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no model {path}: {get_one}.")
-    state, record = read_checkpoint(path)
+    state, record = read_encoder(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds no state dict: give a model.pt written by configs/train.json.")
     own = network.state_dict()
+    fill_shared(state, own)
     fits = [name for name, tensor in own.items() if getattr(state.get(name), "shape", None) == tensor.shape]
     if len(fits) < len(own) or len(state) > len(own):
         example = next(name for name in [*own, *state] if name not in fits)

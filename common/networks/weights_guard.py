@@ -1,13 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..preparation import check_preparation, preparation_record
 
-__all__ = ["forget_preparation", "mark_preparation", "whole_weights"]
+__all__ = ["fill_shared", "forget_preparation", "mark_preparation", "whole_weights"]
 
 KEY = "preparation"
 """Entry of a state dict's metadata, which torch saves, reads and hands to those who ask."""
@@ -21,6 +22,21 @@ def mark_preparation(state: Mapping[str, Any], record: Mapping[str, Any]) -> Non
 def forget_preparation(state: Mapping[str, Any]) -> None:
     """Take the note away, where the file's record was compared already."""
     getattr(state, "_metadata", {}).get("", {}).pop(KEY, None)
+
+
+def fill_shared(state: MutableMapping[str, Any], own: Mapping[str, torch.Tensor]) -> None:
+    """Give a state dict all names of the tensors that a network, whose state dict is ``own``, holds under several.
+
+    MONAI's ``DynUNet`` names each layer twice; a file that names it once holds the whole network all the same.
+    """
+    first = {}
+    for name, tensor in own.items():
+        if name in state:
+            first.setdefault((tensor.data_ptr(), tensor.shape), name)
+    for name, tensor in own.items():
+        other = first.get((tensor.data_ptr(), tensor.shape))
+        if name not in state and other is not None and tensor.numel():
+            state[name] = state[other]
 
 
 def whole_weights(
@@ -47,6 +63,7 @@ def whole_weights(
     if preprocessing is not None:
         guard = _PreparationGuard(preparation_record(preprocessing, task=task), accept_preparation)
         network.register_load_state_dict_pre_hook(guard)
+    network.register_load_state_dict_pre_hook(_fill)
     network.register_load_state_dict_post_hook(_refuse_others)
     return network
 
@@ -60,6 +77,10 @@ class _PreparationGuard:
     def __call__(self, module: nn.Module, state: Mapping[str, Any], prefix: str, metadata: Mapping, *_: Any) -> None:
         if KEY in metadata:
             check_preparation("the model", metadata, self.used, self.accepted)
+
+
+def _fill(module: nn.Module, state: MutableMapping[str, Any], *_: Any) -> None:
+    fill_shared(state, module.state_dict())
 
 
 def _refuse_others(network: nn.Module, keys: Any) -> None:

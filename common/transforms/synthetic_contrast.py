@@ -24,8 +24,8 @@ class SyntheticContrast:
     Args:
         mean: range of the mean intensity of a label.
         std: range of the standard deviation within a label.
-        known: means of labels in a contrast that is known, such as T1: pairs of a list of labels and a range. Other labels
-            keep ``mean``.
+        known: means of labels in a contrast that is known, such as T1: pairs of a list of labels and a range. Other
+            labels keep ``mean``.
         known_share: probability that an image has the known contrast, each mean drawn from its label's own range.
         shared: groups of labels that share their Gaussian, such as the left and the right hippocampus.
         parts: each label of a sample is cut into 1 to this many parts with means of their own, along smooth random

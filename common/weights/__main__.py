@@ -1,12 +1,15 @@
-"""``python -m common.weights convert SOURCE OUTPUT`` and ``python -m common.weights show FILE``."""
+"""``python -m common.weights convert SOURCE OUTPUT``, ``show FILE`` and ``model FILE OUTPUT``."""
 
 from __future__ import annotations
 
 import functools
 import json
 import logging
+from collections import OrderedDict
 
+from ..checkpoint_file import save_checkpoint
 from ..command_line import run_command
+from ..networks.weights_guard import mark_preparation
 from .convert import convert
 from .encoder_file import read_encoder
 
@@ -18,6 +21,30 @@ def show(path: str) -> str:
     return "\n".join([json.dumps(record, indent=4), *rows])
 
 
+def model(path: str, output: str) -> str:
+    """Write an encoder file that holds the last layers, too, as the ``model.pt`` of a bundle, for MONAI Label and packs.
+
+    Args:
+        path: an encoder file, or the name of one that comes along.
+        output: such as ``bundles/ssl3d/models/model.pt``.
+
+    Raises:
+        ValueError: the file holds no last layers.
+    """
+    state, record = read_encoder(path)
+    task = (record.get("preparation") or {}).get("task")
+    if task is None:
+        raise ValueError(
+            f"{path} has no last layers, which tell classes: fine-tune it with configs/train.json, or pre-train with "
+            "heads set to true."
+        )
+    state = OrderedDict(state)
+    state._metadata = OrderedDict({"": {"version": 1}})
+    mark_preparation(state, record["preparation"])
+    save_checkpoint(state, output, {name: record[name] for name in ("preparation", "scans") if name in record})
+    return f"{output} tells the classes of {task}."
+
+
 @functools.wraps(convert)
 def _convert(*args, **kwargs) -> str:
     return json.dumps(convert(*args, **kwargs), indent=4)
@@ -25,4 +52,4 @@ def _convert(*args, **kwargs) -> str:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run_command({"convert": _convert, "show": show}, "python -m common.weights")
+    run_command({"convert": _convert, "show": show, "model": model}, "python -m common.weights")

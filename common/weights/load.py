@@ -57,6 +57,7 @@ def load_encoder(
     inflation: str = "centring",
     held_out: Sequence[Mapping[str, Any]] | None = None,
     transductive: bool = False,
+    task: str | None = None,
 ) -> TransferReport | None:
     """Fill an encoder from an encoder file, log a transfer report, and refuse a load that does not fill it.
 
@@ -83,6 +84,8 @@ def load_encoder(
         held_out: the validation list. A file whose record has scans or subjects of it, or of the test list of the same
             datalist, is refused (``common.data.seen.refuse_seen``).
         transductive: take it all the same, with a warning.
+        task: whose classes the network is to tell. Where the last layers belong to ``encoder`` (``heads``), a file of
+            another task is refused: its tensors may fit, its classes do not.
 
     Returns:
         The report, or None from scratch.
@@ -90,7 +93,7 @@ def load_encoder(
     Raises:
         FileNotFoundError, ValueError: as ``read_encoder``; the file lacks a tensor of the encoder, or holds one in a
             shape that does not fit, or one that the encoder has not; it is of another architecture, or holds tensors
-            that are not sound (``refuse_unsound``); an unknown ``inflation``, or another than ``centring`` that the
+            that are not sound (``refuse_unsound``); its last layers are of another task; an unknown ``inflation``, or another than ``centring`` that the
             file or the encoder cannot have; it was trained on scans of ``held_out``, or on images prepared in another
             way where that is not accepted.
     """
@@ -106,6 +109,12 @@ def load_encoder(
     target = encoder.state_dict()
     state = match_position_form(state, target)
     refuse_unsound(path, state, target)
+    made_task = (record.get("preparation") or {}).get("task")
+    if getattr(encoder, "heads", False) and None not in (task, made_task) and task != made_task:
+        raise ValueError(
+            f"the last layers of {path} tell the classes of {made_task}, not those of {task}: set heads to false to "
+            "take all but them, or give the task that the file was made for."
+        )
     check: Any = getattr(encoder, "check_weights", None)
     if check is not None:
         try:

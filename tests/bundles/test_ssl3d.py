@@ -14,6 +14,7 @@ import torch
 from common.checks import first_cause
 from common.data import label_map, label_names
 from common.weights import read_encoder
+from common.weights.__main__ import model
 
 SAMPLE = "datasets/sample.json"
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "ssl3d" / "configs"
@@ -141,7 +142,7 @@ def test_it_learns_to_segment_scans_without_a_mask(run, tmp_path, cohort):
         workflow_type="infer",
         dataset_dir=str(cohort / "t1_brain"),
         datalist="@dataset_dir",
-        model_path=str(tmp_path / "model.pt"),
+        model_path=str(tmp_path / "encoder.safetensors"),
         output_dir=str(out),
         **THIN["dynunet_small"],
     )
@@ -150,6 +151,54 @@ def test_it_learns_to_segment_scans_without_a_mask(run, tmp_path, cohort):
     inside = truth > 0
     dice = 2 * ((found > 0) & inside).sum() / ((found > 0).sum() + inside.sum())
     assert dice > 0.6, dice
+
+
+def test_fine_tuning_goes_on_with_the_layers_of_the_classes(run, tmp_path, cohort):
+    """With ``heads``, a fine-tuning for the same task begins where pre-training ended, and one for another is refused."""
+    files, thin = [SAMPLE, "presets/whole_net.json"], THIN["dynunet_small"]
+    run("pretrain.json", *files, output_dir=str(tmp_path), **thin)
+    path = str(tmp_path / "encoder.safetensors")
+    state, record = read_encoder(path)
+    assert record["preparation"]["task"] == "structures4"
+    tuned = run("train.json", *files, output_dir=str(tmp_path), pretrained_encoder=path, execute=False, **thin)
+    own = tuned.parser.get_parsed_content("segmentation_net").state_dict()
+    assert len(state) < len(own)  # MONAI's DynUNet names its layers twice
+    for name in ("output_block.conv.conv.weight", "output_block.conv.conv.bias"):
+        assert torch.equal(own[name].cpu(), state[name])
+    settings = {"pretrained_encoder": path, "output_dir": str(tmp_path), "execute": False, **thin}
+    with pytest.raises(Exception) as caught:
+        run("train.json", *files, task="skull", **settings)
+    cause = first_cause(caught.value)
+    assert isinstance(cause, ValueError) and "tell the classes of structures4, not those of skull" in str(cause)
+    # Without its last layers, the same file serves any task.
+    run("train.json", SAMPLE, **settings)
+
+
+def test_a_whole_network_becomes_a_model_for_label(run, tmp_path, cohort):
+    files, thin = [SAMPLE, "presets/whole_net.json"], THIN["dynunet_small"]
+    run("pretrain.json", *files, output_dir=str(tmp_path), **thin)
+    state, _ = read_encoder(tmp_path / "encoder.safetensors")
+    model(str(tmp_path / "encoder.safetensors"), str(tmp_path / "model.pt"))
+    used = run(
+        "inference.json", SAMPLE, workflow_type="infer", dataset_dir=str(cohort / "t1_brain"), datalist="@dataset_dir",
+        output_dir=str(tmp_path / "masks"), execute=False, **thin,
+    )  # fmt: skip
+    network = used.parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True), strict=False)  # as Label does
+    own = network.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in state.items())
+    other = run(
+        "inference.json", SAMPLE, workflow_type="infer", dataset_dir=str(cohort / "t1_brain"), datalist="@dataset_dir",
+        output_dir=str(tmp_path / "masks"), execute=False, **thin | {"spacing": [3.0, 3.0, 3.0]},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="spacing"):
+        other.parser.get_parsed_content("network_def").load_state_dict(
+            torch.load(tmp_path / "model.pt", weights_only=True), strict=False
+        )
+    run("pretrain.json", SAMPLE, output_dir=str(tmp_path / "headless"), **thin)
+    with pytest.raises(ValueError, match="has no last layers"):
+        model(str(tmp_path / "headless" / "encoder.safetensors"), str(tmp_path / "none.pt"))
+    assert not (tmp_path / "none.pt").exists()
 
 
 @pytest.mark.parametrize("task", ["structures4", "structures33", "structures34", "skull"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from monai.networks.nets import DynUNet, MedNeXt, SegResNet
@@ -90,3 +92,26 @@ def test_a_size_that_is_no_multiple_is_refused(kind):
     net, view, _, _ = kind
     with pytest.raises(ValueError, match="multiple of"):
         view(net)(torch.randn(1, 1, 7, 16, 12))
+
+
+def test_with_heads_it_holds_the_whole_network(kind):
+    net, view, head, _ = kind
+    whole = view(net, heads=True)
+    held = {id(p) for p in whole.parameters()}
+    assert held == {id(p) for p in net.parameters()}
+    assert {name for name in whole.state_dict()} <= set(net.state_dict())
+    added = whole.state_dict().keys() - view(net).state_dict().keys()
+    assert added and all(name.startswith(head) for name in added)
+    # A file with heads fits the view without them, by a rule.
+    assert all(any(re.search(rule, name) for rule in view.spare_weights.values()) for name in added)
+
+
+def test_heads_of_deep_supervision_belong_to_them():
+    net = DynUNet(
+        3, 1, 2, [3, 3, 3], [1, 2, 2], [2, 2], filters=[4, 6, 8], deep_supervision=True, deep_supr_num=1
+    )  # fmt: skip
+    assert {id(p) for p in DynUNetEncoder(net, heads=True).parameters()} == {id(p) for p in net.parameters()}
+    net = MedNeXt(
+        3, 4, 1, 2, kernel_size=3, blocks_down=[1, 2], blocks_bottleneck=1, blocks_up=[1, 1], deep_supervision=True
+    )
+    assert {id(p) for p in MedNeXtEncoder(net, heads=True).parameters()} == {id(p) for p in net.parameters()}
