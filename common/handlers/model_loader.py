@@ -32,8 +32,8 @@ class ModelLoader:
     It runs as a handler, not in ``initialize``, so that a packed bundle works from any folder.
 
     Args:
-        path: a state dict, plain or under ``model``, such as ``models/model.pt``; or an encoder file that holds the last
-            layers, too, or the name of one that comes along (``common.weights.find_encoder``).
+        path: a state dict, plain or under ``model``, such as ``models/model.pt``; or an encoder file that holds the
+            last layers, too, or the name of one that comes along (``common.weights.find_encoder``).
         network: filled in place; not wrapped by DDP. Of exported nets, which bring their weights (``OnnxNet``, and what
             ``torch.jit.load`` gives), only the record in ``path`` is read (``common.exported``).
         preprocessing: transforms of the images that the network will see. They have to do what the file's record says
