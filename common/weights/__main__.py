@@ -22,7 +22,7 @@ def show(path: str) -> str:
 
 
 def model(path: str, output: str) -> str:
-    """Write an encoder file that holds the last layers, too, as the ``model.pt`` of a bundle, for MONAI Label and packs.
+    """Write an encoder file that holds the last layers, too, as a bundle's ``model.pt``, for MONAI Label and packs.
 
     Args:
         path: an encoder file, or the name of one that comes along.

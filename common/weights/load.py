@@ -92,10 +92,10 @@ def load_encoder(
 
     Raises:
         FileNotFoundError, ValueError: as ``read_encoder``; the file lacks a tensor of the encoder, or holds one in a
-            shape that does not fit, or one that the encoder has not; it is of another architecture, or holds tensors
-            that are not sound (``refuse_unsound``); its last layers are of another task; an unknown ``inflation``, or another than ``centring`` that the
-            file or the encoder cannot have; it was trained on scans of ``held_out``, or on images prepared in another
-            way where that is not accepted.
+            shape that does not fit, or one that the encoder has not; it is of another architecture, or its last layers
+            are of another task; it holds tensors that are not sound (``refuse_unsound``); an unknown ``inflation``, or
+            another than ``centring`` that the file or the encoder cannot have; it was trained on scans of ``held_out``,
+            or on images prepared in another way where that is not accepted.
     """
     if inflation not in (*INFLATIONS, "random"):
         raise ValueError(f"inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}, random.")

@@ -154,7 +154,7 @@ def test_it_learns_to_segment_scans_without_a_mask(run, tmp_path, cohort):
 
 
 def test_fine_tuning_goes_on_with_the_layers_of_the_classes(run, tmp_path, cohort):
-    """With ``heads``, a fine-tuning for the same task begins where pre-training ended, and one for another is refused."""
+    """With ``heads``, fine-tuning for the same task begins where pre-training ended; for another, it is refused."""
     files, thin = [SAMPLE, "presets/whole_net.json"], THIN["dynunet_small"]
     run("pretrain.json", *files, output_dir=str(tmp_path), **thin)
     path = str(tmp_path / "encoder.safetensors")
