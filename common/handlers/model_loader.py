@@ -139,7 +139,7 @@ def load_model(
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds no state dict: give a model.pt written by configs/train.json.")
     own = network.state_dict()
-    fill_shared(state, own)
+    state = fill_shared(state, own)
     fits = [name for name, tensor in own.items() if getattr(state.get(name), "shape", None) == tensor.shape]
     if len(fits) < len(own) or len(state) > len(own):
         example = next(name for name in [*own, *state] if name not in fits)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -24,19 +25,23 @@ def forget_preparation(state: Mapping[str, Any]) -> None:
     getattr(state, "_metadata", {}).get("", {}).pop(KEY, None)
 
 
-def fill_shared(state: MutableMapping[str, Any], own: Mapping[str, torch.Tensor]) -> None:
-    """Give a state dict all names of the tensors that a network, whose state dict is ``own``, holds under several.
+def fill_shared(state: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> OrderedDict[str, Any]:
+    """A state dict with all names of the tensors that a network, whose state dict is ``own``, holds under several.
 
     MONAI's ``DynUNet`` names each layer twice; a file that names it once holds the whole network all the same.
     """
-    first = {}
+    names: dict[Any, str] = {}
     for name, tensor in own.items():
         if name in state:
-            first.setdefault((tensor.data_ptr(), tensor.shape), name)
+            names.setdefault((tensor.data_ptr(), tensor.shape), name)
+    filled: Any = OrderedDict(state)
+    if hasattr(state, "_metadata"):  # versions of the layers
+        filled._metadata = state._metadata
     for name, tensor in own.items():
-        other = first.get((tensor.data_ptr(), tensor.shape))
+        other = names.get((tensor.data_ptr(), tensor.shape))
         if name not in state and other is not None and tensor.numel():
-            state[name] = state[other]
+            filled[name] = state[other]
+    return filled
 
 
 def whole_weights(
@@ -80,7 +85,7 @@ class _PreparationGuard:
 
 
 def _fill(module: nn.Module, state: MutableMapping[str, Any], *_: Any) -> None:
-    fill_shared(state, module.state_dict())
+    state.update(fill_shared(state, module.state_dict()))
 
 
 def _refuse_others(network: nn.Module, keys: Any) -> None:

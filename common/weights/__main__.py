@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 from collections import OrderedDict
+from typing import Any
 
 from ..checkpoint_file import save_checkpoint
 from ..command_line import run_command
@@ -38,10 +39,10 @@ def model(path: str, output: str) -> str:
             f"{path} has no last layers, which tell classes: fine-tune it with configs/train.json, or pre-train with "
             "heads set to true."
         )
-    state = OrderedDict(state)
-    state._metadata = OrderedDict({"": {"version": 1}})
-    mark_preparation(state, record["preparation"])
-    save_checkpoint(state, output, {name: record[name] for name in ("preparation", "scans") if name in record})
+    weights: Any = OrderedDict(state)
+    weights._metadata = OrderedDict({"": {}})
+    mark_preparation(weights, record["preparation"])
+    save_checkpoint(weights, output, {name: record[name] for name in ("preparation", "scans") if name in record})
     return f"{output} tells the classes of {task}."
 
 

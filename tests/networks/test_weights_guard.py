@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from monai.transforms import Orientationd
 from torch import nn
 
 from common.networks import whole_weights
-from common.networks.weights_guard import mark_preparation
+from common.networks.weights_guard import fill_shared, mark_preparation
 from common.preparation import preparation_record
 
 
@@ -71,3 +72,19 @@ def test_refuses_weights_of_images_that_were_prepared_in_another_way(tmp_path, c
     with pytest.raises(ValueError, match=r"made with task lung, the task has liver \(id `task`\)"):
         load(state, task="liver")
     assert load(state, "LPS", accept_preparation=True) and "It is taken over (accept_preparation)." in caplog.text
+
+
+def test_a_tensor_of_several_names_is_filled_by_one():
+    twice = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    twice.append(twice[0])  # named twice, as MONAI's DynUNet names its layers
+    state = twice.state_dict()
+    once = OrderedDict((name, tensor + 1) for name, tensor in state.items() if not name.startswith("2."))
+    once._metadata = state._metadata
+    filled = fill_shared(once, state)
+    assert filled.keys() == state.keys() and filled._metadata is state._metadata
+    assert torch.equal(filled["2.weight"], state["0.weight"] + 1)
+    assert "2.weight" not in once
+    whole_weights(twice).load_state_dict(once)
+    assert torch.equal(twice[2].weight, once["0.weight"])
+    with pytest.raises(RuntimeError, match="another network"):
+        twice.load_state_dict({name: tensor for name, tensor in once.items() if name != "1.weight"})
