@@ -20,6 +20,7 @@ from .mirrored_layout import MirroredLayout
 from .noise_background import NoiseBackgroundd
 from .number_to_class import NumberToClassd
 from .patchify import patchify, unpatchify
+from .rand_affine_within import RandAffineWithind
 from .rand_region_crop import RandRegionCropd
 from .rand_synthetic_image import RandSyntheticImaged
 from .random_deformation import RandomDeformation
@@ -56,6 +57,7 @@ __all__ = [
     "NoiseBackgroundd",
     "NormalizeForegroundd",
     "NumberToClassd",
+    "RandAffineWithind",
     "RandRegionCropd",
     "RandSyntheticImaged",
     "RandomBezier",

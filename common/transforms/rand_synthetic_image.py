@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
 
 from ..volumes import volume_name
+from .ignored import IGNORED
 from .synthetic_contrast import SyntheticContrast
 
 __all__ = ["RandSyntheticImaged"]
@@ -22,7 +23,8 @@ class RandSyntheticImaged(Randomizable, MapTransform):
 
     Args:
         keys: the images that are replaced; each gets a contrast of its own. An item need not have them.
-        label_key: label map (1, *spatial) of the item, 0 or more. It is deformed in place of the item's.
+        label_key: label map (1, *spatial) of the item, 0 or more; -1, which does not count, is drawn as background. It
+            is deformed in place of the item's, and what comes from outside of it becomes -1.
         source_key: label map the images are drawn from, on the grid of the label; it may hold more labels than are to
             be segmented (skull, scalp). None draws from ``label_key``.
         deformation: moves label maps; None leaves them as they are.
@@ -65,16 +67,20 @@ class RandSyntheticImaged(Randomizable, MapTransform):
                 f"{name} has the shape {list(source.shape)}, the label {list(label.shape)}: images are drawn from "
                 "label maps of one channel on one grid."
             )
-        if source.min() == source.max():
+        if source.clamp_min(0).min() == source.max():
             raise ValueError(
-                f"{name} holds no label but {int(source.min())}: images are drawn from two labels or more."
+                f"{name} holds no label but {int(source.max())}: images are drawn from two labels or more."
             )
         # One draw of MONAI's generator decides all others, and torch's own goes on as if nothing had happened.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.R.randint(2**31))
+            counted = label != IGNORED
+            label, source = (_plain(part).clamp_min(0) for part in (label, source))
             if self.deformation is not None:
-                label, source = self.deformation(torch.cat((_plain(label), _plain(source)))[None])[0][:, None]
-            images = {key: self.contrast(_plain(source)[None])[0] for key in self.keys}
+                maps = torch.cat((label, source, _plain(counted).to(label.dtype)))
+                label, source, counted = self.deformation(maps[None])[0][:, None]  # 0 where they come from outside
+            label = label.where(counted != 0, IGNORED)
+            images = {key: self.contrast(source[None])[0] for key in self.keys}
         d[self.label_key] = _like(label, d[self.label_key])
         for key, image in images.items():
             d[key] = _like(image, d.get(key, d[self.label_key]))

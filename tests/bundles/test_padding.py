@@ -1,4 +1,4 @@
-"""What stands around a volume: its background, and no class but it."""
+"""What stands around a volume: it looks as its background does, and counts in neither losses nor scores."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
+from torch.nn import functional as F
 
 from common.data import load_datalist
+from common.metrics import HD95, ClassDice
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles"
 LARGE = {"spacing": [4.0] * 3, "image_size": [80] * 3, "map_size": [80] * 3, "roi_size": [80] * 3}
@@ -41,7 +43,7 @@ def faces(volume: torch.Tensor) -> torch.Tensor:
         ("ssl3d", ["pretrain.json", "datasets/sample.json", "pretexts/mae.json"]),
     ],
 )
-def test_padding_is_the_background_and_of_its_class(cohort, bundle, files):
+def test_padding_is_the_background_and_of_no_class(cohort, bundle, files):
     parser = parsed(bundle, *files, **LARGE, dataset_dir=str(cohort))
     where = "deterministic_transforms"
     if where not in parser.get():
@@ -53,7 +55,7 @@ def test_padding_is_the_background_and_of_its_class(cohort, bundle, files):
     assert image.shape == (1, 80, 80, 80)
     assert (faces(image) == image.min()).all()
     if "train.json" in files:
-        assert not faces(item["label"]).any() and item["label"].any()
+        assert (faces(item["label"]) == -1).all() and (item["label"] > 0).any()
         assert image.min() < image[item["label"] > 0].median()
     else:
         assert image.min() < image.mean()
@@ -69,7 +71,7 @@ def background(bundle: str, value: float, shape: list[int], **parts) -> MetaTens
         if "prob" in step:
             parser[f"augmentation#{number}#prob"] = 1.0
         item = parser.get_parsed_content(f"augmentation#{number}")(item)
-    assert not item["label"].any()
+    assert (item["label"] <= 0).all()
     return item["image"]
 
 
@@ -82,3 +84,57 @@ def test_augmentation_leaves_a_crop_of_background_one_value(bundle, value, shape
     for _ in range(4):
         made = background(bundle, value, shape)
         assert made.max() - made.min() < 1e-4
+
+
+SAMPLE = "datasets/sample.json"
+
+
+@pytest.mark.parametrize(
+    ("bundle", "files"),
+    [
+        ("simtrot", [SAMPLE]),
+        ("pretrain_once", [SAMPLE]),
+        ("medical_transformer", ["tasks/structures4.json", SAMPLE]),
+        ("med3d", [SAMPLE]),
+        ("med3d", [SAMPLE, "presets/short.json"]),
+        ("ssl3d", [SAMPLE]),
+        ("transseg", []),
+    ],
+)
+def test_padded_voxels_move_neither_loss_nor_scores(cohort, bundle, files):
+    windows = bundle == "transseg"  # pads the windows that it trains on, not volumes
+    sizes = {"image_size": [48, 48]} if windows else LARGE
+    parser = parsed(bundle, "train.json", *files, "evaluate.json", native=False, **sizes)
+    parser.update({"dataset_dir": str(cohort), "task": "structures4", "numbering": "oasis_seg4", "num_classes": 5})
+    item = load_datalist(cohort / "structures4.json", check="none")["training"][0]
+    where = "deterministic_transforms"
+    for step in parser.get_parsed_content(where if where in parser.get() else f"train#{where}"):
+        item = step(item)
+    if windows:
+        parser["augmentation#0#max_zoom"] = 0.8
+        for step in parser.get_parsed_content("augmentation"):
+            item = step(item)
+    label = item["label"].as_tensor()[None].float()
+    loss, classes = parser.get_parsed_content("loss"), parser.get_parsed_content("num_classes")
+    logits, changed = [], []
+    for scale in (1, 2, 4) if "DeepSupervision" in type(loss).__name__ else (1,):
+        one = F.interpolate(label, [side // scale for side in label.shape[2:]], mode="nearest-exact")
+        padding = one == -1
+        assert padding.any() and (one > 0).any()
+        logits.append(torch.randn(1, classes, *one.shape[2:], requires_grad=True))
+        changed.append(torch.where(padding, 9 * torch.randn(1, classes, *one.shape[2:]), logits[-1].detach()))
+    value = loss(logits if len(logits) > 1 else logits[0], label)
+    torch.testing.assert_close(loss(changed if len(changed) > 1 else changed[0], label), value)
+    value.backward()
+    for one in logits:
+        padding = F.interpolate(label, one.shape[2:], mode="nearest-exact")[:, 0] == -1
+        assert not one.grad.movedim(1, -1)[padding].any() and one.grad.any()
+    if windows:
+        return
+    found = []
+    for prediction in (logits[0].detach()[0], changed[0][0]):
+        scored = parser.get_parsed_content("validate#postprocessing")({**item, "pred": prediction})
+        metrics = [ClassDice(), ClassDice(include_background=True), HD95(definition="larger")]
+        found.append([metric([scored["pred"]], [scored["label"]]) for metric in metrics])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)

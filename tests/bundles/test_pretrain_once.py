@@ -292,7 +292,7 @@ def test_skull_task(run_bundle, tiny, tmp_path):
     workflow = run_bundle("train.json", tiny["unetr"], "tasks/skull.json", **overrides)
     assert workflow.parser.get_parsed_content("network_def").out.conv.conv.out_channels == 2
     batch = next(iter(workflow.parser.get_parsed_content("validate#dataloader")))
-    assert batch["label"].unique().tolist() == [0, 1]
+    assert batch["label"].unique().tolist() == [-1, 0, 1]  # -1 is padding
 
 
 def test_structures33_through_the_label_map(run_bundle, tiny, tmp_path):
@@ -323,7 +323,7 @@ def test_structures33_through_the_label_map(run_bundle, tiny, tmp_path):
     class_of = {value: index for index, group in groups.items() for value in group} | {0: 0}
     expected = np.vectorize(class_of.get)(source)
     inside = (slice(2, -2),) * 3
-    padded = np.zeros(label.shape[1:])
+    padded = np.full(label.shape[1:], -1)
     offsets = [(n - (m - 4)) // 2 for n, m in zip(padded.shape, source.shape, strict=True)]
     padded[tuple(slice(o, o + m - 4) for o, m in zip(offsets, source.shape, strict=True))] = expected[inside]
     np.testing.assert_array_equal(label[0].numpy(), padded)
@@ -456,6 +456,6 @@ def test_synthseg_trains_on_no_real_image(run_bundle, tiny, tmp_path):
     first, second = (dataset[0] for _ in range(2))
     first, second = (item[0] if isinstance(item, list) else item for item in (first, second))
     assert first["image"].shape == first["label"].shape and not torch.equal(first["image"], second["image"])
-    assert set(first["label"].unique().tolist()) <= set(range(5)) and len(first["label"].unique()) > 2
-    between = torch.stack([first["image"][first["label"] == c].mean() for c in first["label"].unique()]).std()
+    assert set(first["label"].unique().tolist()) <= set(range(-1, 5)) and len(first["label"].unique()) > 2
+    between = torch.stack([first["image"][first["label"] == c].mean() for c in range(5)]).std()
     assert between > 0.01 and first["image"].min() >= 0 and first["image"].max() <= 1

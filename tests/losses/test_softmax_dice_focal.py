@@ -32,6 +32,19 @@ def test_is_dice_plus_focal_of_the_true_class(gamma):
     assert float(SoftmaxDiceFocalLoss(gamma, 2.0, 0.5)(logits, label)) == pytest.approx(2 * dice + focal / 2, abs=1e-5)
 
 
+def test_ignored_pixels_count_in_neither_part():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 6, 5, 1, dtype=torch.float64, requires_grad=True)
+    label = torch.randint(3, (2, 1, 6, 5, 1))
+    padded, loss = label.clone(), SoftmaxDiceFocalLoss()
+    padded[:, :, 4:] = -1
+    made = loss(logits, padded)
+    torch.testing.assert_close(made, loss(logits[:, :, :4], label[:, :, :4]))
+    made.backward()
+    assert not logits.grad[:, :, 4:].any() and logits.grad[:, :, :4].all()
+    assert torch.isfinite(loss(logits, torch.full_like(label, -1)))
+
+
 def test_without_exponent_the_focal_part_is_cross_entropy():
     torch.manual_seed(0)
     logits, label = torch.randn(2, 4, 6, 6, 1), torch.randint(4, (2, 1, 6, 6, 1))

@@ -49,6 +49,13 @@ def test_images_and_masks_are_counted_each(caplog):
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["/d/scan.nii.gz", "/d/mask.nii.gz"]
 
 
+def test_what_is_added_has_a_value_and_is_not_counted(caplog):
+    found = Canvasd("label", [6, 16, 14], value=-1)({"label": brain(1)})["label"]
+    assert (found[:, :, :2] == -1).all() and (found[:, :, 2:-2] >= 0).all()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("/d/scan.nii.gz: 25.0 % of its voxels")
+
+
 def test_missing_keys_are_not_counted(caplog):
     assert Canvasd(["image", "mask"], [8, 16, 10], allow_missing_keys=True)({"image": brain(2)}).keys() == {"image"}
     assert not caplog.records

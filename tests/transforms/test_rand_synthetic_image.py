@@ -51,10 +51,27 @@ def test_another_map_may_hold_more_than_is_segmented(item):
     transform = RandSyntheticImaged(source_key="map", deformation=RandomDeformation())
     transform.set_random_state(0)
     made = transform(item)
-    assert set(made["label"].unique().tolist()) == {0, 1}
+    assert set(made["label"].unique().tolist()) == {-1, 0, 1}  # -1 is what comes from outside of the map
     item["map"] = item["label"].clone()
     transform.set_random_state(0)
     assert torch.equal(transform(item)["label"], made["label"])  # moved by the same draw, with whatever source
+
+
+@pytest.mark.parametrize("deformation", [None, RandomDeformation(velocity=0, sided=[[1, 2]], flip_axis=0)])
+def test_what_does_not_count_is_drawn_as_background(item, deformation):
+    item["label"][:, :, 14:] = -1
+    drawn = {}
+
+    def contrast(source):
+        drawn["source"] = source
+        return source.float()
+
+    transform = RandSyntheticImaged(deformation=deformation, contrast=contrast)
+    transform.set_random_state(1)
+    label = transform(item)["label"]
+    assert torch.equal(drawn["source"][0], label.as_tensor().clamp_min(0))
+    assert set(label.unique().tolist()) == {-1, 0, 1, 2}
+    assert deformation is not None or torch.equal(label, item["label"])
 
 
 def test_prob_keeps_real_images(item):
@@ -74,6 +91,8 @@ def test_what_it_cannot_draw_from_is_refused(item):
         RandSyntheticImaged(label_key="mask")(item)
     with pytest.raises(ValueError, match="no label but 0"):
         RandSyntheticImaged()({"label": torch.zeros(1, 8, 8, 8)})
+    with pytest.raises(ValueError, match="no label but 0"):
+        RandSyntheticImaged()({"label": torch.tensor([0.0, -1]).view(1, 2, 1, 1)})
     with pytest.raises(ValueError, match="one channel"):
         RandSyntheticImaged()({"label": torch.ones(2, 8, 8, 8)})
     with pytest.raises(ValueError, match="prob"):
