@@ -18,8 +18,8 @@ class SyntheticSegmentation(nn.Module):
     Args:
         network: a segmentation network with a class for each target.
         deformation: moves a batch of label maps, such as ``common.transforms.RandomDeformation``; None moves none.
-        folds: folds the smooth cortex of a template's maps after they moved, such as ``common.transforms.RandomFolds``;
-            None folds none, which is right for maps of real brains.
+        changes: further changes of the moved maps, in their order, such as ``common.transforms.RandomFolds`` and
+            ``RandomStrip``; entries that are None are left out.
         contrast: draws images from label maps, such as ``common.transforms.SyntheticContrast``.
         normalize: the transform of items with an ``image`` (C, *spatial) by which scans are brought to the intensities
             that the network sees in fine-tuning, such as ``common.transforms.NormalizeForegroundd``; None leaves
@@ -41,11 +41,12 @@ class SyntheticSegmentation(nn.Module):
         deformation: Callable[[torch.Tensor], torch.Tensor] | None = None,
         normalize: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]] | None = None,
         targets: Sequence[int] | None = None,
-        folds: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        changes: Sequence[Callable[[torch.Tensor], torch.Tensor] | None] = (),
     ) -> None:
         super().__init__()
         self.network = network
-        self.contrast, self.deformation, self.folds, self.normalize = contrast, deformation, folds, normalize
+        self.contrast, self.deformation, self.normalize = contrast, deformation, normalize
+        self.changes = [change for change in changes if change is not None]
         self.targets = torch.as_tensor(targets, dtype=torch.long) if targets is not None else None
 
     @torch.no_grad()
@@ -60,8 +61,8 @@ class SyntheticSegmentation(nn.Module):
             )
         if self.deformation is not None:
             label_map = self.deformation(label_map)
-        if self.folds is not None:
-            label_map = self.folds(label_map)
+        for change in self.changes:
+            label_map = change(label_map)
         image = self.contrast(label_map)
         if self.normalize is not None:
             image = torch.stack([torch.as_tensor(self.normalize({"image": one})["image"]) for one in image])

@@ -25,6 +25,7 @@ from .rand_region_crop import RandRegionCropd
 from .rand_synthetic_image import RandSyntheticImaged
 from .random_deformation import RandomDeformation
 from .random_folds import RandomFolds
+from .random_strip import RandomStrip
 from .save_dicom_seg import SaveDicomSegd
 from .save_volume import SaveVolumed
 from .select_channel import SelectChanneld
@@ -63,6 +64,7 @@ __all__ = [
     "RandomBezier",
     "RandomDeformation",
     "RandomFolds",
+    "RandomStrip",
     "RandomTexture",
     "SaveDicomSegd",
     "SaveVolumed",

@@ -30,9 +30,6 @@ class RandomFolds:
         outward: range of how far the ridges between them come out, mm.
         distance: range of the distance between sulci, mm.
         width: range of the width of a sulcus, as a share of the distance.
-        trim: fluid within a random distance, up to this, of label 0 becomes label 0, mm, for skull stripping differs in
-            how much fluid it leaves. Fluid behind other labels, such as the ventricles', is out of reach.
-        keep: probability that a sample keeps all of its fluid.
 
     ``fold(labels (B, 1, *spatial))`` returns label maps of the same shape and dtype.
 
@@ -48,8 +45,6 @@ class RandomFolds:
         outward: Sequence[float] = (0.0, 4.0),
         distance: Sequence[float] = (14.0, 28.0),
         width: Sequence[float] = (0.15, 0.45),
-        trim: float = 6.0,
-        keep: float = 0.3,
     ) -> None:
         if not groups or any(len(group) != 3 for group in groups):
             raise ValueError(
@@ -60,8 +55,6 @@ class RandomFolds:
                 raise ValueError(f"{name} is a range of two numbers from 0 on, the lower first, not {list(pair)}.")
         if not distance[0] > 0 or not width[0] > 0:
             raise ValueError(f"distance and width are above 0, not {list(distance)} and {list(width)}.")
-        if not trim >= 0 or not 0 <= keep <= 1:
-            raise ValueError(f"trim is 0 or more and keep a probability, not {trim} and {keep}.")
         self.groups, self.spacing = [tuple(group) for group in groups], spacing
         self.depth, self.outward, self.distance, self.width = (
             tuple(depth),
@@ -69,7 +62,6 @@ class RandomFolds:
             tuple(distance),
             tuple(width),
         )
-        self.trim, self.keep = trim, keep
 
     def __call__(self, labels: torch.Tensor) -> torch.Tensor:
         axes = labels.ndim - 2
@@ -82,9 +74,9 @@ class RandomFolds:
         axes = len(size)
         members = torch.tensor(sorted({label for group in self.groups for label in group}), device=device)
         solid = torch.tensor(sorted({label for group in self.groups for label in group[:2]}), device=device)
-        fluids = torch.tensor(sorted({group[2] for group in self.groups}), device=device)
         folds = torch.isin(labels, members)
-        # Everything that is neither outside nor fluid is inside: the normal points out of the brain.
+        # The normal points out of cortex and white matter, towards nuclei and ventricles, too; what would come from
+        # those is no member and stays out.
         inside = torch.isin(labels, solid).float()
         smooth = blur(inside, [6.0 / s for s in spacing])[0]
         slopes = torch.gradient(smooth, spacing=[float(s) for s in spacing])
@@ -105,22 +97,7 @@ class RandomFolds:
             labels[None].float(), place[None], mode="nearest", padding_mode="border", align_corners=True
         )
         source = source[0].to(labels.dtype)
-        folded = torch.where(folds & torch.isin(source, members), source, labels)
-        if self.trim and float(torch.rand((), device=device)) >= self.keep:
-            folded = self._trimmed(folded, fluids, spacing)
-        return folded
-
-    def _trimmed(self, labels: torch.Tensor, fluids: torch.Tensor, spacing: Sequence[float]) -> torch.Tensor:
-        """The map without the fluid that lies within a random distance of what is neither fluid nor brain."""
-        reach = self.trim * float(torch.rand((), device=labels.device))
-        steps = max(0, round(reach / min(spacing)))
-        fluid = torch.isin(labels, fluids)
-        pool = getattr(F, f"max_pool{len(spacing)}d")
-        outside = (labels == 0).float()
-        for _ in range(steps):
-            # Through fluid only: the ventricles are not reached, nor what lies behind the cortex.
-            outside = torch.where(fluid | (outside > 0), pool(outside[None], 3, 1, 1)[0], torch.zeros_like(outside))
-        return torch.where(fluid & (outside > 0), torch.zeros_like(labels), labels)
+        return torch.where(folds & torch.isin(source, members), source, labels)
 
     def _field(
         self, size: Sequence[int], spacing: Sequence[float], distance: float, device: torch.device

@@ -30,7 +30,7 @@ def border(labels, a, b):
 
 def test_a_smooth_cortex_gets_folds_and_all_else_stays(head):
     torch.manual_seed(0)
-    fold = RandomFolds([[CORTEX, WHITE, FLUID]], spacing=2.0, depth=(8, 8), outward=(3, 3), trim=0)
+    fold = RandomFolds([[CORTEX, WHITE, FLUID]], spacing=2.0, depth=(8, 8), outward=(3, 3))
     folded = fold(head.repeat(2, 1, 1, 1, 1))
     assert folded.dtype == head.dtype
     for one in folded:
@@ -49,7 +49,7 @@ def test_labels_come_from_where_the_pull_says(head, monkeypatch):
         layers[:, :, start:stop] = label
     rng = np.random.default_rng(0)
     field = torch.as_tensor(rng.normal(size=(40, 24, 24)), dtype=torch.float32)
-    fold = RandomFolds([[CORTEX, WHITE, FLUID]], spacing=2.0, depth=(7, 7), outward=(3, 3), width=(0.4, 0.4), trim=0)
+    fold = RandomFolds([[CORTEX, WHITE, FLUID]], spacing=2.0, depth=(7, 7), outward=(3, 3), width=(0.4, 0.4))
     monkeypatch.setattr(fold, "_field", lambda *args: field)
     folded = fold(layers)[0, 0].numpy()
     column = layers[0, 0, :, 0, 0].tolist()
@@ -68,21 +68,6 @@ def test_labels_come_from_where_the_pull_says(head, monkeypatch):
     assert compared > 5_000
 
 
-def test_fluid_is_trimmed_from_outside_only(head):
-    naked = torch.where(head == SKULL, torch.zeros_like(head), head)
-    fold = RandomFolds([[CORTEX, WHITE, FLUID]], spacing=1.0, depth=(0, 0), outward=(0, 0), trim=50, keep=0)
-    torch.manual_seed(1)
-    trimmed = fold(naked)
-    changed = trimmed != naked
-    assert changed.any() and (naked[changed] == FLUID).all() and (trimmed[changed] == 0).all()
-    ventricle = (head == FLUID)[0, 0, 18:30, 18:30, 18:30]
-    assert ventricle.any() and (trimmed[0, 0, 18:30, 18:30, 18:30][ventricle] == FLUID).all()
-    # A skull holds the fluid in: nothing is stripped there.
-    assert torch.equal(fold(head), head)
-    kept = RandomFolds([[CORTEX, WHITE, FLUID]], depth=(0, 0), outward=(0, 0), trim=50, keep=1)
-    assert torch.equal(kept(naked), naked)
-
-
 def test_the_seed_decides(head):
     fold = RandomFolds([[CORTEX, WHITE, FLUID]], spacing=2.0)
     results = []
@@ -98,7 +83,7 @@ def test_sides_fold_by_their_own_labels(head):
     right[..., 24:, :, :][right[..., 24:, :, :] == CORTEX] = 42
     right[..., 24:, :, :][right[..., 24:, :, :] == WHITE] = 41
     torch.manual_seed(0)
-    fold = RandomFolds([[CORTEX, WHITE, FLUID], [42, 41, FLUID]], spacing=2.0, depth=(8, 8), trim=0)
+    fold = RandomFolds([[CORTEX, WHITE, FLUID], [42, 41, FLUID]], spacing=2.0, depth=(8, 8))
     folded = fold(right)
     assert border(folded, 42, 41) > border(right, 42, 41)
 
@@ -110,7 +95,6 @@ def test_sides_fold_by_their_own_labels(head):
         ({"groups": [[3, 2]]}, "three labels"),
         ({"depth": (5, 2)}, "depth is a range"),
         ({"distance": (0, 2)}, "above 0"),
-        ({"keep": 2}, "probability"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
