@@ -4,7 +4,7 @@ from .datalist import DatalistError, load_datalist
 from .domain_batch import prepare_domain_batch
 from .domains import domain_classes, domain_datalists, domain_label_maps, domain_spacings, load_domains, median_spacing
 from .image_list import list_images
-from .label_maps import class_of_label, label_map, label_names
+from .label_maps import class_of_label, label_map, label_names, num_classes
 from .pretext_batch import prepare_image
 from .sample import make_sample
 
@@ -22,6 +22,7 @@ __all__ = [
     "load_domains",
     "make_sample",
     "median_spacing",
+    "num_classes",
     "prepare_domain_batch",
     "prepare_image",
 ]

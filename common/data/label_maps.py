@@ -64,7 +64,7 @@ TASKS = (
 )
 
 
-def label_map(numbering: str, task: str) -> dict[int, list[int]]:
+def label_map(numbering: str, task: str, num_classes: int | None = None) -> dict[int, list[int]]:
     """Source labels of each class of a task, background included.
 
     Args:
@@ -85,6 +85,7 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
             with its tumours as one class, `liver_tumour` both apart; `lung` the lungs, `lung_tumour` and `colon` the
             tumours of the Decathlon's sets; `acdc`, `heart`, `prostate`, `pancreas`, `vessel`, `spleen` what
             `label_names` says.
+        num_classes: what the network is made for, background included; compared with the task where it is given.
 
     Returns:
         Class -> its source labels, for every class. A class that the numbering lacks has an empty list; 0 has the
@@ -92,10 +93,16 @@ def label_map(numbering: str, task: str) -> dict[int, list[int]]:
         unknown.
 
     Raises:
-        ValueError: the numbering or the task is unknown, or the numbering has no class of the task at all.
+        ValueError: the numbering or the task is unknown, the numbering has no class of the task at all, or the task has
+            another number of classes.
     """
     _check("numbering", numbering, NUMBERINGS)
     classes = label_names(task)
+    if num_classes not in (None, len(classes)):
+        raise ValueError(
+            f"num_classes is {num_classes}, but the task {task!r} has {len(classes)} classes with the background: "
+            "leave num_classes out, since it follows from the task, or set the task that is meant."
+        )
     if numbering == "task":
         return {index: [index] if index else [] for index in classes}
     table = _read(numbering)
@@ -159,6 +166,18 @@ def label_names(task: str) -> dict[int, str]:
     else:
         names = _read("structures" if task in _STRUCTURES else "classes")[task]
     return dict(enumerate(["background", *names]))
+
+
+def num_classes(task: str) -> int:
+    """Number of classes of a task, background included: channels of a network for it.
+
+    Raises:
+        ValueError: the task is unknown.
+    """
+    try:
+        return len(label_names(task))
+    except ValueError as error:
+        raise ValueError(f"{error} For a task of your own set num_classes, the background included.") from None
 
 
 @cache

@@ -16,6 +16,7 @@ import torch
 from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
 from monai.bundle.config_item import ConfigComponent
 
+from common.data.label_maps import TASKS
 from common.json_files import to_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,7 +181,7 @@ def test_metadata(bundle):
     inference = merged(bundle, "inference.json")
     image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
     assert len(image["channel_def"]) == image["num_channels"] == inference["in_channels"]
-    assert len(pred["channel_def"]) == pred["num_channels"] == inference["num_classes"]
+    assert len(pred["channel_def"]) == pred["num_channels"] == inference.get_parsed_content("num_classes")
     assert pred["channel_def"]["0"] == "background"
     assert image["spatial_shape"] == inference.get_parsed_content("roi_size")
     # A net of windows of slices predicts the slice in the middle.
@@ -347,6 +348,10 @@ def deterministic_transforms(name: str, config: dict) -> list:
     return config.get("deterministic_transforms") or config["train"]["deterministic_transforms"]
 
 
+def classes_of(config: dict) -> int:
+    return ConfigParser(config={key: config[key] for key in ("task", "num_classes")}).get_parsed_content("num_classes")
+
+
 @pytest.mark.parametrize("name", ["pretrain.json", "inference.json"])
 @each_bundle
 def test_base_files_agree(bundle, name):
@@ -358,6 +363,8 @@ def test_base_files_agree(bundle, name):
         train |= read(bundle / "configs" / PRETRAINED_LIKE[bundle.name]) if bundle.name in PRETRAINED_LIKE else {}
         if bundle.name in PRETRAINED_LIKE:
             train |= {key: config[key] for key in ("segmentation_net", "num_classes")}
+    if "unlabelled" in (config["task"], train["task"]):  # a list, no task that a number of classes follows from
+        train, config = (one | {"num_classes": classes_of(one)} for one in (train, config))
     differing = [key for key in SHARED if key in train and key in config and train[key] != config[key]]
     assert differing == [], f"{name} and train.json differ"
     if "map_size" in config:
@@ -366,6 +373,16 @@ def test_base_files_agree(bundle, name):
     if "padding" in config:  # which stands apart from them here
         assert theirs.pop() == image_part(config["padding"])[0] | {"spatial_size": "@image_size"}
     assert ours == theirs
+
+
+@each_config
+def test_the_number_of_classes_follows_from_the_task(path):
+    """It is stated for tasks that no table knows alone, and whoever changes it is told by the map of the labels."""
+    config = read(path)
+    assert not (isinstance(config.get("num_classes"), int) and config.get("task") in TASKS)
+    for where, part in walk(config):
+        if isinstance(part, dict) and part.get("_target_") == "common.data.label_map" and path.name != "pretrain.json":
+            assert part["num_classes"] == "@num_classes", where
 
 
 @each_bundle
@@ -387,7 +404,8 @@ def test_outputs_differ_in_what_is_written_alone(bundle):
     assert seg["save_output"]["folder_layout"] == base["save_output"]["folder_layout"] | {"extension": ".dcm"}
     assert seg["save_output"]["algorithm_name"] == bundle.name
     parser = merged(bundle, "inference.json", "outputs/dicom_seg.json")
-    assert [int(number) for number in parser.get_parsed_content("segment_names")] == list(range(parser["num_classes"]))
+    names, classes = (parser.get_parsed_content(key) for key in ("segment_names", "num_classes"))
+    assert [int(number) for number in names] == list(range(classes))
     others = [read(other / "configs/outputs/dicom_seg.json") for other in BUNDLES]
     for other in others:
         other["save_output"]["algorithm_name"] = bundle.name

@@ -140,8 +140,16 @@ def test_unknown_label(sentence, data):
 
 
 def test_label_outside_the_classes(sentence, data):
-    text = sentence("train.json", num_classes=3)
+    """With a task and a map of the user's own."""
+    own = {number: [number] for number in range(5)}
+    text = sentence("train.json", label_map=own, num_classes=3)
     assert f"{data}/label0.nii.gz has labels outside 0 to 2 (3, 4)" in text
+
+
+@pytest.mark.parametrize("classes", [3, 7])
+def test_a_number_of_classes_that_is_not_the_tasks(sentence, classes):
+    text = sentence("train.json", num_classes=classes)
+    assert text.startswith(f"num_classes is {classes}, but the task 'structures4' has 5 classes with the background: ")
 
 
 @pytest.mark.parametrize("files", [("pretrain.json",), ("train.json",), ("inference.json",)])
@@ -194,7 +202,9 @@ def test_model_that_does_not_load(sentence, tmp_path, files, spoil, expected):
 
 def test_model_of_another_task(sentence, run_bundle, tiny, data, tmp_path):
     run_bundle("train.json", tiny["unetr"], output_dir=str(tmp_path), dataset_dir=str(data), max_epochs=1)
-    text = sentence("train.json", "evaluate.json", model_path=str(tmp_path / "model.pt"), num_classes=7)
+    text = sentence(
+        "train.json", "evaluate.json", model_path=str(tmp_path / "model.pt"), **{"segmentation_net#out_channels": 7}
+    )
     assert f"{tmp_path}/model.pt is of another network" in text and "tasks/" in text
 
 

@@ -373,7 +373,7 @@ def test_source_and_target_presets_take_what_prepare_writes(tmp_path, preset):
     domains = [x["domain"] for x in data["training"]]
     assert set(domains) == {"oasis1", target} == set(groups) and domains.count(target) == 2
     assert {x["domain"] for x in data["validation"] + data["test"]} == {target}
-    assert len(groups[target]) == parser["num_classes"]
+    assert len(groups[target]) == parser.get_parsed_content("num_classes")
     skull = [Path(x["image"]).name for x in data["training"] if x["domain"] == "oasis1"]
     assert set(skull) == {"orig.nii.gz" if parser["task"] == "skull" else "norm.nii.gz"}
 

@@ -207,7 +207,8 @@ def test_each_task_has_targets_for_the_maps(run, task, cohort):
     targets = workflow.parser.get_parsed_content("targets")
     numbers = set(np.unique(nib.load(cohort / "anatomy" / "sub-001.nii.gz").dataobj).tolist())
     classes = {targets[number] for number in numbers}
-    assert {0} < classes <= set(label_names(task)) and workflow.parser["num_classes"] == len(label_names(task))
+    assert {0} < classes <= set(label_names(task))
+    assert workflow.parser.get_parsed_content("num_classes") == len(label_names(task))
     groups = label_map("freesurfer", task)
     assert all(number in groups[targets[number]] or targets[number] == 0 for number in numbers)
     assert targets[165] == targets[258] == 0  # skull and scalp

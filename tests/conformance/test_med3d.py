@@ -87,7 +87,8 @@ DATASETS = sorted(path.stem for path in (CONFIGS / "datasets").glob("*.json"))
 def test_classes_of_a_data_set_are_those_of_its_label_map(name):
     parser = parsed("train.json", f"datasets/{name}.json")
     classes = parser.get_parsed_content("label_map")
-    assert len(classes) == len(parser.get_parsed_content("structure_names")) == parser["num_classes"]
+    names, count = (parser.get_parsed_content(key) for key in ("structure_names", "num_classes"))
+    assert len(classes) == len(names) == count
     assert all(classes[number] for number in range(1, len(classes)))
     assert all(size >= roi for size, roi in zip(parser["image_size"], parser["roi_size"], strict=True))
 
@@ -153,7 +154,7 @@ def test_a_data_set_with_its_task_gives_logits_of_the_crop(overlays):
         image = torch.empty(1, parser.get_parsed_content("in_channels"), *parser["roi_size"])
         logits = net(image)
     crop = () if "nodule" in overlays else tuple(parser["roi_size"])
-    assert logits.shape == (1, parser["num_classes"], *crop)
+    assert logits.shape == (1, parser.get_parsed_content("num_classes"), *crop)
     for name in ("preprocessing", "inferer", "postprocessing"):
         assert callable(parser.get_parsed_content(name))
 

@@ -171,7 +171,7 @@ def test_classes_and_intensities_of_each_set(name):
         return parser, [round(value, 2) for value in result.tolist()], step
 
     parser, values, step = scaled()
-    assert len(parser.get_parsed_content("label_map")) == parser["num_classes"] == classes + 1
+    assert len(parser.get_parsed_content("label_map")) == parser.get_parsed_content("num_classes") == classes + 1
     assert (min(values), max(values)) == (-1, 1) and ("lower" in step) == (name in MRI) and step["clip"]
     steps = parser["max_epochs"] * parser["batches_per_epoch"]
     assert steps == (250_000 if name in ("brain", "pancreas", "vessel") else 25_000)  # table 6

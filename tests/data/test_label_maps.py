@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import common.data.label_maps as module
-from common.data import class_of_label, label_map, label_names
+from common.data import class_of_label, label_map, label_names, num_classes
 from common.transforms import MapLabelsd
 
 # Of other sets than brain MRI with its structures.
@@ -260,3 +260,17 @@ def test_class_of_label_turns_a_map_round():
     assert all(table[label] == number for number, labels in groups.items() for label in labels)
     assert table[24] == 34 and label_names("structures34")[34] == "CSF" and table[165] == table[0] == 0
     assert class_of_label({0: [], 1: [2], 2: [4, 1]}) == [0, 2, 1, 0, 2]
+
+
+def test_number_of_classes():
+    assert [num_classes(task) for task in TASKS] == [len(label_names(task)) for task in TASKS]
+    assert (num_classes("skull"), num_classes("structures33"), num_classes("organs8")) == (2, 34, 9)
+    with pytest.raises(ValueError, match=r"Unknown task 'mine'; known are .* For a task of your own set num_classes"):
+        num_classes("mine")
+
+
+def test_a_number_of_classes_that_is_not_the_tasks_is_refused():
+    assert label_map("binary", "skull", 2) == label_map("binary", "skull")
+    for classes in (1, 3):
+        with pytest.raises(ValueError, match=rf"num_classes is {classes}, but the task 'skull' has 2 classes with the"):
+            label_map("binary", "skull", classes)
