@@ -623,6 +623,17 @@ def test_inference_keeps_its_datalist_unless_told():
     assert {json.loads(packed[f"{name}.json"])["datalist"] for name in ("inference", "train")} == {"/data/list.json"}
 
 
+def test_a_schedule_is_written_into_fine_tuning_alone():
+    bundle = ROOT / "bundles" / "ssl3d"
+    files = [Path("datasets/sample.json"), Path("schedules/frozen.json")]
+    packed, without = (changed_configs(bundle, some, {}) for some in (files, files[:1]))
+    train = json.loads(packed.pop("train.json"))
+    assert train["optimizer"]["params"]["_target_"] == "common.optimizers.parameter_groups"
+    assert train["train"]["handlers"][-1]["_target_"] == "common.handlers.FrozenEncoder" and train["rate_factor"] == 0.1
+    without.pop("train.json")
+    assert packed == without
+
+
 def test_the_packed_readme_says_what_it_is(served, tmp_path):
     (served / "configs" / "inference.json").write_text(
         json.dumps(BASE | {"dataset_dir": "/d", "datalist": "@dataset_dir"})

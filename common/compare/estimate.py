@@ -168,7 +168,7 @@ def equal_time(plan: Plan, may_probe: bool = True) -> dict[tuple[str, int], int]
 def _kind(run: Run, plan: Plan) -> tuple:
     """Runs of a kind cost the same a step: one net, and batches of one size."""
     arm = next(arm for arm in plan.settings.arms if arm.name == run.arm)
-    own = run.arm if run.stage == "pretrain" or arm.override else ""
+    own = run.arm if run.stage == "pretrain" or arm.override or arm.overlays else ""
     return run.stage, own, min(run.items, run.batch)
 
 

@@ -284,14 +284,14 @@ class _Builder:
 
     def try_items(self) -> None:
         """Load the first training and test item with the transforms of fine-tuning and evaluation, in each arm."""
-        tried: list[Mapping[str, Any]] = []
+        tried: list[Any] = []
         for arm in self.settings.arms:
             override = {**self.settings.override, **arm.override}
-            if override in tried:
+            if (arm.overlays, override) in tried:
                 continue
-            tried.append(override)
+            tried.append((arm.overlays, override))
             for stage, shared in (("train", self.train), ("evaluate", self.evaluate)):
-                config = self.read(stage, override) if arm.override else shared
+                config = self.read(stage, override, arm.overlays) if arm.override or arm.overlays else shared
                 section = "training" if stage == "train" else config.get("evaluated_list", "test")
                 transforms = config.get("validate#preprocessing") or dict
                 try:
@@ -354,9 +354,10 @@ class _Builder:
     def held_out(self, arm: Arm) -> dict[str, Any]:
         """The lists by which fine-tuning is chosen and judged, in this arm, whose override may draw others."""
         train, evaluate = self.train, self.evaluate
-        if arm.override:
+        if arm.override or arm.overlays:
             override = {**self.settings.override, **arm.override}
-            train, evaluate = self.read("train", override), self.read("evaluate", override)
+            train = self.read("train", override, arm.overlays)
+            evaluate = self.read("evaluate", override, arm.overlays)
         judged = evaluate.get("evaluated_list", "test")
         return {"validation": train.get("data")["validation"], "test": evaluate.get("data")[judged]}
 
@@ -424,7 +425,7 @@ class _Builder:
         settings = self.settings
         folder = settings.output / "runs" / arm.name / f"labels-{labels:04d}" / f"seed-{seed}"
         override = {**self.places, **settings.override, **arm.override}
-        config = self.read("train", override)
+        config = self.read("train", override, arm.overlays)
         override |= {"fraction": fraction, "seed": seed + arm.seed_offset}
         if settings.transductive and "transductive" in config.ids:
             override["transductive"] = True
@@ -450,7 +451,8 @@ class _Builder:
             if stage in ("train", "probe"):
                 reads = {"inputs": inputs, "needs": pretrained}
             given = {**reads, "data": self.data, **more}
-            return Run(stage, arm.name, self.files(stage), own, folder, seed, fraction, labels, **given)
+            files = self.files(stage, () if stage == "infer" else arm.overlays)
+            return Run(stage, arm.name, files, own, folder, seed, fraction, labels, **given)
 
         length = {"steps": epochs * per_epoch, "epochs": epochs, "items": labels}
         length["batch"] = config.batch

@@ -31,6 +31,8 @@ class Arm:
         encoder: an encoder file to start from instead.
         pretrain_override: ids and values for its pre-training.
         override: ids and values for its fine-tuning and evaluation.
+        schedule: config file of its fine-tuning's schedule, absolute, or None for that of the other files; in settings
+            the name of a file in ``configs/schedules``, or a file.
         seed_offset: added to the seed of training, not to that of the draw of the labels: a repetition of another arm.
         pretrain_per_seed: pre-train once a seed instead of once.
         pretrain_from: name of an arm, earlier in the list, whose encoder its pre-training starts from; for methods
@@ -43,10 +45,16 @@ class Arm:
     encoder: str | None = None
     pretrain_override: Mapping[str, Any] = field(default_factory=dict)
     override: Mapping[str, Any] = field(default_factory=dict)
+    schedule: str | None = None
     seed_offset: int = 0
     pretrain_per_seed: bool = False
     pretrain_from: str | None = None
     against: str | None = None
+
+    @property
+    def overlays(self) -> tuple[str, ...]:
+        """Config files of its fine-tuning and evaluation, over those of every arm."""
+        return () if self.schedule is None else (self.schedule,)
 
     @property
     def is_scratch(self) -> bool:
@@ -61,6 +69,7 @@ class Arm:
         else:
             text = "from scratch"
         changes = [f"{key} {value}" for key, value in {**self.pretrain_override, **self.override}.items()]
+        changes += [f"schedule {Path(self.schedule).stem}"] if self.schedule else []
         changes += [f"seeds + {self.seed_offset}"] * bool(self.seed_offset)
         return f"{text} ({', '.join(changes)})" if changes else text
 
@@ -278,6 +287,7 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
             encoder=_encoder(content["encoder"], name, base) if content.get("encoder") else None,
             pretrain_override=_overrides(content.get("pretrain_override")),
             override=_overrides(content.get("override")),
+            schedule=_schedule(content["schedule"], name, bundle, base) if content.get("schedule") else None,
             seed_offset=_whole(content.get("seed_offset", 0), "seed_offset", 0),
             pretrain_per_seed=bool(content.get("pretrain_per_seed", False)),
             pretrain_from=content.get("pretrain_from"),
@@ -310,6 +320,18 @@ def _pretraining(name: str, overlays: Sequence[str], bundle: Path, base: Path) -
         raise CompareError(f"Arm {name!r}: {bundle.name} has no configs/pretrain.json; name an encoder file instead.")
     files = [overlay for overlay in overlays if Path(overlay).name != "pretrain.json"]
     return (str(bundle / "configs" / "pretrain.json"), *(_config(overlay, bundle, base) for overlay in files))
+
+
+def _schedule(schedule: Any, name: str, bundle: Path, base: Path) -> str:
+    known = {path.stem: path for path in sorted(bundle.glob("configs/schedules/*.json"))}
+    if schedule in known:
+        return str(known[schedule])
+    if not str(schedule).endswith(".json"):
+        raise CompareError(
+            f"Arm {name!r}: unknown schedule {schedule!r}; known to {bundle.name} are {', '.join(known) or 'none'}, or "
+            "name a config file."
+        )
+    return _config(str(schedule), bundle, base)
 
 
 def _encoder(file: str, name: str, base: Path) -> str:

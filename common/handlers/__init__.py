@@ -6,6 +6,7 @@ from .config_saver import ConfigSaver
 from .early_stopping import EarlyStopping
 from .encoder_saver import EncoderSaver
 from .epoch_seed import EpochSeed
+from .frozen_encoder import FrozenEncoder
 from .gradient_clipping import GradientClipping
 from .learning_rate import LearningRate
 from .model_loader import ModelLoader
@@ -28,6 +29,7 @@ __all__ = [
     "EarlyStopping",
     "EncoderSaver",
     "EpochSeed",
+    "FrozenEncoder",
     "GradientClipping",
     "LearningRate",
     "ModelLoader",

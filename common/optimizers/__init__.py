@@ -1,7 +1,7 @@
 """Parameter groups for optimisers, and learning rates over a run."""
 
-from .parameter_groups import parameter_groups
-from .run_schedule import CosineSchedule, ExponentialSchedule, PolynomialSchedule, RunSchedule
+from .groups import parameter_groups
+from .run_schedule import CosineSchedule, ExponentialSchedule, PolynomialSchedule, RunSchedule, SawtoothSchedule
 from .weight_decay import decay_groups
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "ExponentialSchedule",
     "PolynomialSchedule",
     "RunSchedule",
+    "SawtoothSchedule",
     "decay_groups",
     "parameter_groups",
 ]

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["CosineSchedule", "ExponentialSchedule", "PolynomialSchedule", "RunSchedule"]
+__all__ = ["CosineSchedule", "ExponentialSchedule", "PolynomialSchedule", "RunSchedule", "SawtoothSchedule"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +29,11 @@ class RunSchedule(LRScheduler):
         ValueError: ``warmup`` is negative, or 1 and more with a decimal point.
     """
 
+    encoder_rests = False
+    """Whether the encoder is left as it is at this step (``common.handlers.FrozenEncoder``)."""
+
     def __init__(self, optimizer: Optimizer, warmup: float = 0, warmup_start: float = 0.0) -> None:
-        whole = isinstance(warmup, int) and not isinstance(warmup, bool)
-        if not ((whole and warmup >= 0) or (isinstance(warmup, float) and 0 <= warmup < 1)):
-            raise ValueError(
-                f"warmup is {warmup!r}; it has to be a fraction of all steps (0.05) or a whole number of steps (20)."
-            )
+        _check_length("warmup", warmup)
         self.warmup = warmup
         self.warmup_start = warmup_start
         self.total: int | None = None
@@ -42,11 +42,12 @@ class RunSchedule(LRScheduler):
     def begin(self, total: int) -> None:
         """Say how many optimiser steps the run has."""
         self.total = total
-        if self.warmup >= total:
+        steps = self.steps_to_full_rate()
+        if steps >= total:
             logger.warning(
                 "the warm-up of %d steps is longer than the run of %d, so that the full learning rate is never "
                 "reached: give `warmup` as a fraction, 0.05.",
-                self.warmup,
+                steps,
                 total,
             )
         self._set_rates()
@@ -57,17 +58,32 @@ class RunSchedule(LRScheduler):
             if step > 0:
                 raise RuntimeError("the schedule was not told the steps of the run: use common.handlers.LearningRate.")
             return self.warmup_start if self.warmup else 1.0
-        warmup = self.warmup * self.total if isinstance(self.warmup, float) else self.warmup
+        return self.tooth(step, self.steps(self.warmup), self.total)
+
+    def group_factor(self, step: int, group: Mapping[str, Any]) -> float:
+        """The same of one group of the optimiser."""
+        return self.factor(step)
+
+    def tooth(self, step: float, warmup: float, total: float) -> float:
+        """A rise in ``warmup`` steps and the shape behind it, up to ``total``."""
         if step < warmup:
             return self.warmup_start + (1 - self.warmup_start) * step / warmup
-        return self.shape(min((step - warmup) / max(self.total - warmup, 1e-12), 1.0))
+        return self.shape(min((step - warmup) / max(total - warmup, 1e-12), 1.0))
+
+    def steps(self, length: float) -> float:
+        """Of a part of the run, given as a fraction of it or a number of steps."""
+        return length * (self.total or 0) if isinstance(length, float) else length
+
+    def steps_to_full_rate(self) -> float:
+        return self.steps(self.warmup)
 
     def shape(self, progress: float) -> float:
         """Of the rate, from 0, where the warm-up ends, to 1, the end of the run."""
         raise NotImplementedError
 
     def get_lr(self) -> list[Any]:
-        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
+        groups = zip(self.base_lrs, self.optimizer.param_groups, strict=True)
+        return [rate * self.group_factor(self.last_epoch, group) for rate, group in groups]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's.
@@ -115,6 +131,62 @@ class PolynomialSchedule(RunSchedule):
         return (1 - progress) ** self.power
 
 
+class SawtoothSchedule(PolynomialSchedule):
+    """Two teeth: the decoder and the head alone, then the whole net (nnssl's fine-tuning from a pre-trained encoder).
+
+    In the first part of the run, of ``decoder`` steps, the rate of what is not the encoder rises in a straight line
+    through the first half and falls to 0 through the second, by ``(1 - progress) ** power``; the encoder rests, for
+    which ``common.handlers.FrozenEncoder`` is to be among the trainer's handlers. From there on all groups rise
+    through ``warmup`` steps and fall to the end of the run.
+
+    Args:
+        optimizer: with groups of ``parameter_groups``, which tell the encoder from the others.
+        power: exponent.
+        decoder: steps of the first part; a fraction of all steps or a number of steps, as ``warmup``.
+        warmup, warmup_start: of ``RunSchedule``; the start is that of both teeth.
+
+    Raises:
+        ValueError: no group, or each, is of an encoder; ``decoder`` or ``warmup`` is no such number.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        power: float = 0.9,
+        decoder: float = 0.05,
+        warmup: float = 0.05,
+        warmup_start: float = 0.02,
+    ) -> None:
+        _check_length("decoder", decoder)
+        encoder = [group.get("part") == "encoder" for group in optimizer.param_groups]
+        if not any(encoder) or all(encoder):
+            raise ValueError(
+                "a sawtooth trains the decoder first and needs an optimiser that tells the encoder from it: give it "
+                "the groups of common.optimizers.parameter_groups."
+            )
+        self.decoder = decoder
+        super().__init__(optimizer, power, warmup, warmup_start)
+
+    @property
+    def encoder_rests(self) -> bool:  # type: ignore[override]
+        return self.total is None or self.last_epoch < self.steps(self.decoder)
+
+    def factor(self, step: int) -> float:
+        if self.total is None:
+            return super().factor(step)
+        first = self.steps(self.decoder)
+        if step < first:
+            return self.tooth(step, first / 2, first)
+        return self.tooth(step - first, self.steps(self.warmup), self.total - first)
+
+    def group_factor(self, step: int, group: Mapping[str, Any]) -> float:
+        resting = group.get("part") == "encoder" and step < self.steps(self.decoder)
+        return 0.0 if resting else self.factor(step)
+
+    def steps_to_full_rate(self) -> float:
+        return self.steps(self.decoder) + self.steps(self.warmup)
+
+
 class ExponentialSchedule(RunSchedule):
     """Times ``gamma`` in each of ``periods`` equal parts of the run, without a jump between them.
 
@@ -141,3 +213,11 @@ class ExponentialSchedule(RunSchedule):
 
     def shape(self, progress: float) -> float:
         return self.gamma ** (self.periods * progress)
+
+
+def _check_length(name: str, length: Any) -> None:
+    whole = isinstance(length, int) and not isinstance(length, bool)
+    if not ((whole and length >= 0) or (isinstance(length, float) and 0 <= length < 1)):
+        raise ValueError(
+            f"{name} is {length!r}; it has to be a fraction of all steps (0.05) or a whole number of steps (20)."
+        )

@@ -66,7 +66,11 @@ def changed_configs(bundle: Path, files: Sequence[Path], override: Mapping[str, 
             if key.lstrip("+").replace("::", "#").split("#")[0] not in known:
                 raise ValueError(f"{source} sets `{key}`, and no base file of {bundle.name} has such an id.")
     changes = [overlay for _, overlay in overlays]
-    result = {name: apply_overlays(config, changes) for name, config in bases.items()}
+    schedules = [read_json(path) for path in found if path.parent.name == "schedules"]  # of fine-tuning alone
+    others = [overlay for overlay in changes if overlay not in schedules]
+    result = {
+        name: apply_overlays(config, changes if name == "train.json" else others) for name, config in bases.items()
+    }
     if "datalist" in bases.get("inference.json", {}):
         # A list of the data set that was trained on is none of the images to come, a folder of which is enough.
         lists = [{key: value for key, value in one.items() if key != "datalist"} for one in changes[: len(found)]]

@@ -24,6 +24,7 @@ BUNDLES = sorted(path.parent for path in (ROOT / "bundles").glob("*/configs"))
 CONFIGS = [path for bundle in BUNDLES for path in sorted(bundle.rglob("configs/**/*.json"))]
 SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
 
+SCHEDULES = ("scratch", "warmup", "sawtooth", "frozen", "layer_decay")
 BASE = ("pretrain.json", "train.json", "evaluate.json", "inference.json")
 FILES = (
     "LICENSE",
@@ -39,6 +40,7 @@ FILES = (
     "configs/datasets/sample.json",
     "configs/outputs/dicom_seg.json",
     "configs/outputs/nifti.json",
+    *(f"configs/schedules/{name}.json" for name in SCHEDULES),
     "docs/README.md",
     "docs/data_license.txt",
 )
@@ -413,6 +415,23 @@ def test_outputs_differ_in_what_is_written_alone(bundle):
 
 
 @each_bundle
+def test_schedules_are_alike_and_take_what_the_bundle_states(bundle):
+    """Whatever its optimiser is, with the rate and weight decay of its ids, in groups that tell the encoder."""
+    optimizer = read(bundle / "configs/train.json")["optimizer"]
+    for name in SCHEDULES:
+        overlay = read(bundle / f"configs/schedules/{name}.json")
+        assert overlay == read(BUNDLES[0] / f"configs/schedules/{name}.json")
+        parser = merged(bundle, "train.json", f"schedules/{name}.json")
+        others = {key: value for key, value in parser["optimizer"].items() if key != "params"}
+        assert others == {key: value for key, value in optimizer.items() if key != "params"}
+        groups = parser["optimizer#params"]
+        assert (groups["network"], groups["encoder"]) == ("@network", "@encoder")
+        assert groups["learning_rate"] == "$@rate_factor * @learning_rate" and groups["weight_decay"] == "@weight_decay"
+        frozen = [one for one in parser["train#handlers"] if one["_target_"] == "common.handlers.FrozenEncoder"]
+        assert len(frozen) == (name in ("sawtooth", "frozen")), name
+
+
+@each_bundle
 def test_overlays_of_exported_nets_change_the_network_alone(bundle):
     base = read(bundle / "configs/inference.json")
     onnx, trt = (read(bundle / f"configs/inference_{name}.json") for name in ("onnx", "trt"))
@@ -494,7 +513,11 @@ def test_network_overlays_fit_every_base_file(path, monkeypatch):
 
 @pytest.mark.parametrize(
     "path",
-    [p for f in ("tasks", "datasets", "presets", "networks", "pretexts", "outputs") for p in overlays(f)],
+    [
+        path
+        for folder in ("tasks", "datasets", "presets", "networks", "pretexts", "schedules", "outputs")
+        for path in overlays(folder)
+    ],
     ids=ident,
 )
 def test_overlays_change_ids_that_exist(path):

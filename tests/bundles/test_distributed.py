@@ -68,7 +68,9 @@ def folder(tiny, small_files, cohort, run_ranks, tmp_path_factory):
         ):
             configs = ROOT / "bundles" / bundle / "configs"
             *base, multi_gpu = (str(configs / file) for file in files)
-            files = [*base, *(str(configs / file) for file in overlays), multi_gpu]
+            # batch norms that rest at first, and parameters that train only then
+            schedule = ["schedules/sawtooth.json"] if (bundle, name) == ("med3d", "train") else []
+            files = [*base, *(str(configs / file) for file in (*overlays, *schedule)), multi_gpu]
             jobs.append((name, files, common | overrides))
     (folder / "jobs").write_text(json.dumps(jobs))
     (folder / "rank.py").write_text(RANK)

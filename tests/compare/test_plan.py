@@ -260,6 +260,22 @@ def test_only_ids_that_inference_has_reach_it(plan):
     assert override["orientation"] == "LPS" and not {"weight_decay", "fraction", "seed"} & set(override)
 
 
+def test_a_schedule_lies_over_the_files_of_its_arms_fine_tuning(plan, tmp_path):
+    arms = {"scratch": None, "warm": {"pretrain": [], "schedule": "warmup", "override": {"rate_factor": 0.3}}}
+    found = plan(labels="1", arms=arms, probe="age", try_items=True)
+    for stage in ("train", "evaluate", "probe"):
+        scratch, warm = (runs(found, stage, arm=arm)[0] for arm in ("scratch", "warm"))
+        assert warm.files == (*scratch.files, str(found.settings.bundle / "configs/schedules/warmup.json"))
+        assert warm.override["rate_factor"] == 0.3 and "rate_factor" not in scratch.override
+    for stage in ("pretrain", "infer"):
+        for run in runs(found, stage):
+            assert not any("schedules" in file for file in run.files) and "rate_factor" not in run.override
+    several = plan(labels="1", arms={"control": {"schedule": "scratch"}}, processes=1)
+    assert several.settings.baseline == "control"
+    with pytest.raises(CompareError, match="rate_factor"):
+        plan(labels="1", arms={"scratch": {"override": {"rate_factor": 0.3}}})
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

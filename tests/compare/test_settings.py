@@ -60,6 +60,9 @@ def test_arms_of_every_form(tmp_path):
             "long": {"pretrain": ["mine.json"], "pretrain_override": {"max_epochs": 9}, "pretrain_per_seed": True},
             "again": {"seed_offset": 100},
             "slow": {"encoder": "x.safetensors", "override": {"learning_rate": 1e-5}},
+            "warm": {"encoder": "x.safetensors", "schedule": "warmup"},
+            "control": {"schedule": "scratch"},
+            "own": {"pretrain": [], "schedule": "mine.json"},
         },
     }
     (tmp_path / "settings.json").write_text(json.dumps(content))
@@ -72,6 +75,9 @@ def test_arms_of_every_form(tmp_path):
     assert arms["long"].pretrain_override == {"max_epochs": 9} and arms["long"].pretrain_per_seed
     assert arms["again"].is_scratch and "seeds + 100" in arms["again"].describe()
     assert arms["slow"].override == {"learning_rate": 1e-5} and not arms["slow"].pretrain
+    assert arms["warm"].overlays == (str(BUNDLE / "configs/schedules/warmup.json"),)
+    assert arms["warm"].describe().endswith("(schedule warmup)") and arms["slow"].overlays == ()
+    assert arms["control"].is_scratch and arms["own"].overlays == (str(tmp_path / "mine.json"),)
 
 
 def test_an_argument_wins_over_the_file(tmp_path):
@@ -103,6 +109,11 @@ def test_settings_that_the_bundles_ship(path, tmp_path):
         ({"arms": "x=/none.safetensors"}, "no encoder file /none.safetensors"),
         ({"arms": "x=/none.json"}, "No config file /none.json"),
         ({"arms": {"x": {"pretrian": []}}}, "unknown key 'pretrian'"),
+        (
+            {"arms": {"x": {"schedule": "warm"}}},
+            "'warm'; known to pretrain_once are frozen, layer_decay, sawtooth, scratch",
+        ),
+        ({"arms": {"x": {"schedule": "/none.json"}}}, "No config file /none.json"),
         ({"arms": ""}, "--arms is empty"),
         ({"fractions": "0.5,2"}, "--fractions: 2 has to be above 0 and at most 1"),
         ({"fractions": "0.5", "labels": "3"}, "give one of them"),

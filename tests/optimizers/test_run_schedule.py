@@ -11,7 +11,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from common.optimizers import CosineSchedule, ExponentialSchedule, PolynomialSchedule, RunSchedule
+from common.optimizers import CosineSchedule, ExponentialSchedule, PolynomialSchedule, RunSchedule, SawtoothSchedule
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
@@ -139,3 +139,54 @@ def test_states_of_other_runs_are_refused():
     schedule.load_state_dict(state | {"last_epoch": 4})
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
     assert isinstance(schedule, RunSchedule)
+
+
+def parts(total, make, lr=1.0):
+    """Rates of an encoder's group and of another, at each step."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "part": part} for part in ("encoder", "decoder")]
+    optimizer = torch.optim.SGD(groups, lr)
+    schedule = make(optimizer)
+    schedule.begin(total)
+    found = []
+    for _ in range(total):
+        found.append((*(group["lr"] for group in optimizer.param_groups), schedule.encoder_rests))
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_a_sawtooth_by_hand():
+    """1000 steps, as nnssl's 1000 epochs: 25 up and 25 down for the decoder, 50 up and 900 down for all."""
+    found = parts(1000, lambda one: SawtoothSchedule(one, 0.9, 0.05, 0.05, warmup_start=0.02), 1e-3)
+    expected = {
+        0: (0, 0.02e-3),
+        5: (0, (0.02 + 0.98 * 0.2) * 1e-3),
+        25: (0, 1e-3),
+        35: (0, 0.6**0.9 * 1e-3),
+        49: (0, 0.04**0.9 * 1e-3),
+        50: (0.02e-3, 0.02e-3),
+        75: (0.51e-3, 0.51e-3),
+        100: (1e-3, 1e-3),
+        550: (0.5**0.9 * 1e-3, 0.5**0.9 * 1e-3),
+        999: ((1 / 900) ** 0.9 * 1e-3, (1 / 900) ** 0.9 * 1e-3),
+    }
+    for step, (encoder, decoder) in expected.items():
+        assert found[step][:2] == pytest.approx((encoder, decoder)), step
+    assert [rests for _, _, rests in found] == [True] * 50 + [False] * 950
+
+
+def test_teeth_in_steps_and_one_shape_for_every_length():
+    found = parts(10, lambda one: SawtoothSchedule(one, 1.0, decoder=4, warmup=2, warmup_start=0.0))
+    assert [rate for _, rate, _ in found] == pytest.approx([0, 0.5, 1, 0.5, 0, 0.5, 1, 0.75, 0.5, 0.25])
+    long, short = (parts(total, lambda one: SawtoothSchedule(one, decoder=0.2, warmup=0.1)) for total in (1000, 100))
+    assert [rate for one in short for rate in one] == pytest.approx([rate for one in long[::10] for rate in one])
+
+
+def test_a_sawtooth_needs_groups_and_lengths(caplog):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
+    with pytest.raises(ValueError, match=r"give it the groups of common\.optimizers\.parameter_groups"):
+        SawtoothSchedule(optimizer)
+    with pytest.raises(ValueError, match=r"decoder is 1\.5; it has to be a fraction"):
+        parts(10, lambda one: SawtoothSchedule(one, decoder=1.5))
+    parts(10, lambda one: SawtoothSchedule(one, decoder=6, warmup=5))
+    assert "warm-up of 11 steps is longer than the run of 10" in caplog.text

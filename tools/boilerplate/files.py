@@ -36,6 +36,7 @@ def boilerplate(bundle: Path, license_file: Path) -> dict[str, str]:
         "outputs/nifti.json": {"save_output": inference["save_output"]},
         "tracking.json": _template("tracking", bundle),
     }
+    made |= {f"schedules/{path.name}": read_json(path) for path in sorted((TEMPLATES / "schedules").glob("*.json"))}
     for stage, template in STAGES.items():
         if stage != "pretrain" or (configs / "pretrain.json").is_file():
             made[f"multi_gpu_{stage}.json"] = _multi_gpu(bundle, stage, template)
