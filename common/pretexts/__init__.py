@@ -1,9 +1,12 @@
 """Pretext tasks: modules that wrap an encoder and return what their loss needs."""
 
+from .exemplar import Exemplar
+from .jigsaw import Jigsaw
 from .mae import MAE
 from .masked_encoding_vectors import MaskedEncodingVectors
 from .plane_exemplar import PlaneExemplar
 from .rcr import RCR
+from .relative_location import RelativeLocation
 from .restoration import Restoration
 from .rotation import Rotation
 from .simmim import SimMIM
@@ -14,8 +17,11 @@ from .token_contrast import TokenContrast
 __all__ = [
     "MAE",
     "RCR",
+    "Exemplar",
+    "Jigsaw",
     "MaskedEncodingVectors",
     "PlaneExemplar",
+    "RelativeLocation",
     "Restoration",
     "Rotation",
     "SimMIM",

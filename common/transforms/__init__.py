@@ -34,6 +34,7 @@ from .stored_grid import StoredGridd
 from .synthetic_contrast import SyntheticContrast
 from .target import Targetd
 from .texture import RandomTexture, gibbs_noise
+from .tiles import cut_tiles, distant_permutations, pad_tiles
 from .token_views import TokenViews, noise_mask
 
 __all__ = [
@@ -75,9 +76,12 @@ __all__ = [
     "SyntheticContrast",
     "Targetd",
     "TokenViews",
+    "cut_tiles",
+    "distant_permutations",
     "foreground_mask",
     "gibbs_noise",
     "noise_mask",
+    "pad_tiles",
     "patchify",
     "random_grid_mask",
     "random_keep_indices",

@@ -91,7 +91,10 @@ def test_images_are_restored(run, tmp_path, network, pretext, caplog, event_imag
 
 # Pretexts of the encoder alone: their method, a network, and what their crops need.
 OF_ENCODERS = {
+    "exemplar": ("Exemplar", "resenc_small", {}),
+    "jigsaw": ("Jigsaw", "mednext", {}),
     "rotation": ("Rotation", "segresnet", {}),
+    "rpl": ("RelativeLocation", "dynunet_small", {}),
 }
 
 
