@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.transforms import Orientationd
 
 from common import doctor
 from common.checkpoint_file import save_checkpoint
+from common.exported import add_model_record
 from common.pack import pack
 from common.pack.__main__ import main
 from common.pack.modules import check_imports, package_files
 from common.pack.overlays import apply_overlays, changed_configs
 from common.pack.targets import rewrite_config
+from common.preparation import preparation_record
 from common.weights import save_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -609,6 +612,45 @@ def test_the_packed_files_have_the_overlays(served, tmp_path, capsys, spelling):
     assert main([*arguments, "--force"]) == 0
     formats = json.loads((configs / "metadata.json").read_text())["network_data_format"]
     assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "class 1", "2": "class 2"}
+
+
+PREPARED = BASE | {
+    "accept_preparation": False,
+    "orientation": "RAS",
+    "preprocessing": {
+        "_target_": "Compose",
+        "transforms": [{"_target_": "Orientationd", "keys": "image", "axcodes": "@orientation", "labels": None}],
+    },
+    "run": ["$print(@roi_size, @network_def, @task, @preprocessing, @accept_preparation)"],
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["model.pt", "model.ts", "model.onnx"])
+def test_a_model_of_other_images_is_not_packed(served, tmp_path, capsys, caplog, name):
+    (served / "configs" / "inference.json").write_text(json.dumps(PREPARED))
+    record = {"preparation": preparation_record(Orientationd("image", "LPS", labels=None), task="skull")}
+    save_checkpoint({"model": torch.nn.Linear(8, 8).state_dict()}, tmp_path / "model.pt", record)
+    if name != "model.pt":
+        write_weights(tmp_path / name)
+        add_model_record(str(tmp_path / "model.pt"), str(tmp_path / name))
+
+    def packed(*arguments):
+        given = [str(served), "--output", str(tmp_path / "out"), "--force", "--weights", str(tmp_path / name)]
+        return main([*given, *arguments]), capsys.readouterr().err
+
+    for arguments, sentence in (
+        ((), "made with orientation LPS, the images have RAS (id `orientation`)"),
+        (("--override", "orientation=LPS", "task=tissue"), "made with task skull, the task has tissue"),
+    ):
+        status, said = packed(*arguments)
+        assert status == 1 and sentence in said and f"{tmp_path / name} is of images" in said
+        assert len(said.splitlines()) == 1 and not (tmp_path / "out").exists()
+    assert packed("--override", "orientation=LPS")[0] == 0
+    assert packed("--accept_preparation", "True")[0] == 0
+    assert "made with orientation LPS" in caplog.text
+    config = json.loads((tmp_path / "out" / "toy" / "configs" / "inference.json").read_text())
+    assert config["accept_preparation"] is True and config["orientation"] == "RAS"
 
 
 def test_inference_keeps_its_datalist_unless_told():

@@ -6,7 +6,7 @@ import csv
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,7 @@ def collect(plan: Plan, command: str | None) -> None:
             },
             "baseline": settings.baseline,
             "fractions": list(plan.fractions()),
+            "training_subjects": training_subjects(plan),
             "seeds": list(settings.seeds),
             "equal": settings.equal,
             "transductive": settings.transductive,
@@ -107,6 +108,25 @@ def collect(plan: Plan, command: str | None) -> None:
 def _distinct(values: Sequence[Any]) -> list[Any]:
     """Each value once; runs of one folder may have been made on several machines."""
     return [value for number, value in enumerate(values) if value not in values[:number]]
+
+
+def training_subjects(plan: Plan) -> dict[int, list[int]]:
+    """Number of training items -> the numbers of their subjects, over seeds; empty where each item has its own.
+
+    Nothing is said of items without ``subject``.
+    """
+    items = plan.train.get("data")["training"]
+    if not all("subject" in item for item in items) or _subjects(items) == len(items):
+        return {}
+    found: dict[int, set[int]] = {}
+    for run in plan.runs:
+        if run.stage == "train" and run.arm == plan.settings.arms[0].name and run.labels is not None:
+            found.setdefault(run.labels, set()).add(_subjects(plan.training_items(run)))
+    return {labels: sorted(counts) for labels, counts in sorted(found.items())}
+
+
+def _subjects(items: Sequence[Mapping[str, Any]]) -> int:
+    return len({(str(item.get("domain", "")), str(item["subject"])) for item in items})
 
 
 def structure_names(plan: Plan) -> dict[int, str]:

@@ -174,7 +174,7 @@ def structures(tables: Tables) -> Figure | None:
         axis.set_yticks(range(len(names)), [plain(name) for name in names])
         axis.invert_yaxis()
         axis.set_xlabel(plain(metric_name(tables.main_metric)))
-        axis.set_title(f"{n} labelled {'scan' if n == 1 else 'scans'}", fontsize=10)
+        axis.set_title(tables.labelled(n), fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
 
@@ -199,7 +199,7 @@ def predictions(tables: Tables) -> Figure | None:
         axis.set_aspect("equal")
         axis.set_xlabel("true")
         axis.set_ylabel("predicted")
-        axis.set_title(f"{n} labelled {'scan' if n == 1 else 'scans'}", fontsize=10)
+        axis.set_title(tables.labelled(n), fontsize=10)
     axes[0, 0].legend(frameon=False)
     return figure
 

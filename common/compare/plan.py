@@ -186,6 +186,11 @@ class Plan:
         """Share of the training list -> number of its items."""
         return _fractions(self.settings, len(self.train.get("data")["training"]))
 
+    def training_items(self, run: Run) -> list[dict[str, Any]]:
+        """The items that a fine-tuning is trained on."""
+        files = [file for file in run.files if not Path(file).name.startswith("multi_gpu_")]
+        return BundleConfig(files, run.override, self.settings.bundle).get("data")["training"]
+
     def other_steps(self) -> list[str]:
         """Where fine-tuning takes other steps than asked for, since it makes whole passes over the labels."""
         asked = self.settings.steps

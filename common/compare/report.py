@@ -14,7 +14,7 @@ from typing import Any
 from ..files import atomic_write
 from .figures import draw_all, metric_name
 from .statistics import MIN_SUBJECTS, Difference, mean_and_spread
-from .tables import Tables
+from .tables import Tables, plural, span
 
 __all__ = ["write_report"]
 
@@ -124,7 +124,7 @@ def outcome(tables: Tables) -> list[str]:
     for arm, base in tables.pairs:
         for labels in tables.labels:
             found = tables.difference((arm, base), labels, metric)
-            start = f"With {labels} labelled {_plural(labels, 'scan')}, {arm} against {base}: "
+            start = f"With {tables.labelled(labels)}, {arm} against {base}: "
             if found is None:
                 lines.append(f"{start}not comparable, no seed was evaluated in both.")
                 continue
@@ -133,7 +133,7 @@ def outcome(tables: Tables) -> list[str]:
             lines.append(
                 f"{start}**{found.verdict}** ({metric_name(metric)} {ours:.3f} against {theirs:.3f}, difference "
                 f"{found.mean:+.3f}{f', 95 % interval {_interval(interval)}' if interval else ''}, "
-                f"{found.seeds} {_plural(found.seeds, 'seed')}, {found.subjects} {_plural(found.subjects, 'subject')})."
+                f"{found.seeds} {plural(found.seeds, 'seed')}, {found.subjects} {plural(found.subjects, 'subject')})."
             )
     return lines
 
@@ -234,7 +234,7 @@ def _structures_table(tables: Tables, labels: int) -> Block:
             cells.append(f"{found.mean:+.3f}, {found.verdict}" if found else "-")
         rows.append([name, *cells])
     heads = [" - ".join(pair) for pair in tables.pairs]
-    return Block("table", header=[f"{labels} labelled {_plural(labels, 'scan')}", *tables.arms, *heads], rows=rows)
+    return Block("table", header=[tables.labelled(labels), *tables.arms, *heads], rows=rows)
 
 
 def _failures(tables: Tables) -> list[str]:
@@ -279,7 +279,7 @@ def _cost_table(tables: Tables) -> Block:
             [
                 arm,
                 "not known (an encoder file)" if arm in tables.made_elsewhere else _time(pretraining),
-                f"{_time(sum(train) / len(train))} ({_range(steps)} steps)" if train else "-",
+                f"{_time(sum(train) / len(train))} ({span(steps)} steps)" if train else "-",
                 str(len(train)),
                 _time(sum(seconds["evaluate"])),
                 _time(sum(row["seconds"] for row in costs)),
@@ -303,16 +303,8 @@ def _making(tables: Tables) -> list[str]:
     ]
 
 
-def _range(numbers: Sequence[int]) -> str:
-    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-
-
 def _interval(interval: tuple[float, float] | None) -> str:
     return f"{interval[0]:+.3f} to {interval[1]:+.3f}" if interval else "-"
-
-
-def _plural(number: int, word: str) -> str:
-    return word if number == 1 else f"{word}s"
 
 
 def _time(seconds: float) -> str:

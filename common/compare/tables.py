@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from ..json_files import read_json
 from .statistics import Difference, Scores, compare_arms
 
-__all__ = ["Tables"]
+__all__ = ["Tables", "plural", "span"]
 
 
 class Tables:
@@ -73,6 +73,12 @@ class Tables:
     def labels(self) -> list[int]:
         return sorted({row["labels"] for row in self.subjects})
 
+    def labelled(self, labels: int) -> str:
+        """What was fine-tuned on, such as "4 labelled scans of 2 subjects" where a subject has several."""
+        counts = (self.about.get("training_subjects") or {}).get(str(labels))  # keys of JSON are texts
+        text = f"{labels} labelled {plural(labels, 'scan')}"
+        return f"{text} of {span(counts)} {plural(counts[-1], 'subject')}" if counts else text
+
     @cached_property
     def structures(self) -> list[str]:
         """Names in the order of the evaluation, without the mean."""
@@ -121,3 +127,12 @@ def _number(key: str, value: str) -> Any:
     if key in ("fraction", "value", "seconds", "peak_memory_mb", "truth", "prediction"):
         return float(value) if value else math.nan
     return value
+
+
+def plural(number: int, word: str) -> str:
+    return word if number == 1 else f"{word}s"
+
+
+def span(numbers: Sequence[int]) -> str:
+    """ "2 to 4" of sorted numbers."""
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..overlays import parse_files, parse_overrides
+from ..overlays import parse_files, parse_overrides, parse_value
 from .archive import pack
 
 
@@ -35,6 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--override", nargs="+", default=[], metavar="ID=VALUE", help="values by id, after the overlays"
     )
+    parser.add_argument(
+        "--accept_preparation",
+        default=False,
+        type=parse_value,
+        metavar="True",
+        help="take a model whose images were prepared in another way than the pack's, there and wherever it runs",
+    )
     parser.add_argument("--name", help="name of the packed bundle (default: that of the folder)")
     options = parser.parse_args(arguments)
     urls = dict(item.partition("=")[::2] for item in options.weights_url)
@@ -48,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             urls,
             options.force,
             [Path(name) for name in parse_files(options.config_file)],
-            parse_overrides(options.override),
+            parse_overrides(options.override)
+            | ({"accept_preparation": True} if options.accept_preparation is True else {}),
             options.name,
         )
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ from .modules import package_files
 from .overlays import changed_configs
 from .readme import note
 from .targets import config_targets, rewrite_config
-from .weights import check_weights, large_files
+from .weights import check_weights, compare_weights, large_files
 
 __all__ = ["pack"]
 
@@ -57,8 +58,9 @@ def pack(
         FileNotFoundError: a part of the bundle, an overlay or a file of weights is missing.
         FileExistsError: the output exists and ``force`` is false.
         ValueError: a config or a module names ``common`` in a way that cannot be packed, MONAI Label would take
-            the weights for another network's, a file of weights is damaged or none, or an overlay changes nothing or
-            cannot be applied.
+            the weights for another network's, a file of weights is damaged or none, a model was trained on images
+            that were prepared in another way than ``inference.json`` prepares them (``accept_preparation`` takes it),
+            or an overlay changes nothing or cannot be applied.
     """
     bundle = bundle.resolve()
     urls = {Path(path): url for path, url in (weight_urls or {}).items()}
@@ -70,6 +72,10 @@ def pack(
         raise ValueError(f"--name {name!r}: use letters, digits, '_', '-' and '.', it becomes a folder's name.")
     folder, archive = output / name, output / f"{name}_v{version}.zip"
     changed = changed_configs(bundle, config_file, override or {})
+    inference = bundle / "configs" / "inference.json"
+    if inference.is_file():
+        packed = json.loads(changed["inference.json"]) if changed else read_json(inference)
+        compare_weights([*weights, *urls], packed)
     for target in (folder, archive):
         if target.exists() and not force:
             raise FileExistsError(f"{target} exists; pass --force to replace it, or another --output.")

@@ -7,10 +7,12 @@ import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from ..checks import first_cause
 from ..volumes import first_line
 
-__all__ = ["check_weights", "large_files"]
+__all__ = ["check_weights", "compare_weights", "large_files"]
 
 
 def check_weights(paths: Sequence[Path]) -> None:
@@ -54,6 +56,45 @@ def _read_weights(path: Path) -> None:
             raise ValueError(f"{path} is no readable {path.suffix} file ({first_line(error)}).") from error
     else:
         raise ValueError(f"{path} is no file of weights by its name: give .pt, .safetensors, .ts or .onnx.")
+
+
+def compare_weights(paths: Sequence[Path], config: Mapping[str, Any]) -> None:
+    """Compare the records of models and exported nets with the images, and the task, of the pack's inference.
+
+    Args:
+        paths: files of weights. Encoders are left out: fine-tuning compares them, and takes differences over.
+        config: ``inference.json`` as it is packed; its ``accept_preparation`` takes differences over, with a warning.
+
+    Raises:
+        ValueError: there is a difference, or the transforms of the config cannot be built.
+    """
+    records = {path: _record(path) for path in paths if path.suffix != ".safetensors"}
+    if "preprocessing" not in config or not any("preparation" in record for record in records.values()):
+        return
+    from monai.bundle import ConfigParser
+
+    from ..preparation import check_preparation, preparation_record
+
+    parser = ConfigParser(dict(config))
+    try:
+        preprocessing = parser.get_parsed_content("preprocessing")
+        task, accepted = (parser.get_parsed_content(key, default=None) for key in ("task", "accept_preparation"))
+    except Exception as error:  # whatever a target of the user's raises
+        raise ValueError(f"`preprocessing` of inference.json cannot be built: {first_cause(error)}") from error
+    for path, record in records.items():
+        check_preparation(path, record, preparation_record(preprocessing, task=task), bool(accepted))
+
+
+def _record(path: Path) -> Mapping[str, Any]:
+    """The record that a model or an exported net carries; empty where it has none or nothing here can read it."""
+    from ..checkpoint_file import RECORD, checked_record, parse_record
+
+    if path.suffix != ".onnx":
+        return checked_record(path)
+    if importlib.util.find_spec("onnx") is None:
+        return {}
+    net = importlib.import_module("onnx").load(str(path), load_external_data=False)
+    return parse_record({entry.key: entry.value for entry in net.metadata_props}.get(RECORD), path)
 
 
 def large_files(urls: Mapping[Path, str]) -> str:

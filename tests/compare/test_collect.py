@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from common.compare.collect import curve_rows, mean_rows, prediction_rows, subject_rows
-from common.compare.plan import Plan, Run
+from common.compare.collect import curve_rows, mean_rows, prediction_rows, subject_rows, training_subjects
+from common.compare.plan import BundleConfig, Plan, Run
 from common.compare.settings import CompareError
 
 KEY = {"arm": "scratch", "fraction": 0.5, "labels": 2, "seed": 0}
@@ -31,6 +32,47 @@ def run(tmp_path):
 def collected(run, test=()):
     plan = Plan(None, (run,), None, Config(), list(test))
     return list(subject_rows(run, plan, {1: "white matter"}))
+
+
+def test_subjects_are_counted_where_they_have_several_scans(tmp_path):
+    """Of what each seed draws, from the datalist as the run reads it."""
+    for name in "abcdef":
+        (tmp_path / f"{name}.nii").touch()
+    items = [{"image": f"{name}.nii", "label": 1, "subject": name if name in "ab" else "c"} for name in "abcdef"]
+    config = {
+        "fraction": 1.0,
+        "seed": 0,
+        "data": {
+            "_target_": "common.data.load_datalist",
+            "path": str(tmp_path / "list.json"),
+            "fraction": "@fraction",
+            "seed": "@seed",
+            "check": "none",
+        },
+    }
+    (tmp_path / "train.json").write_text(json.dumps(config))
+    files = (str(tmp_path / "train.json"),)
+
+    def counted():
+        (tmp_path / "list.json").write_text(json.dumps({"training": items}))
+        runs = [
+            Run("train", arm, files, {"fraction": fraction, "seed": seed}, tmp_path, seed, fraction, labels)
+            for arm in ("scratch", "mae")
+            for fraction, labels in ((0.5, 3), (1.0, 6))
+            for seed in range(4)
+        ]
+        settings = SimpleNamespace(bundle=tmp_path, arms=[SimpleNamespace(name="scratch")])
+        plan = Plan(settings, tuple(runs), BundleConfig(files, {}, tmp_path), None, [])
+        drawn = {run.seed: plan.training_items(run) for run in runs[:4]}
+        return training_subjects(plan), sorted({len({x.get("subject") for x in part}) for part in drawn.values()})
+
+    found, drawn = counted()
+    assert found == {3: drawn, 6: [3]} and len(drawn) > 1
+    for item in items[:2]:
+        del item["subject"]
+    assert counted()[0] == {}
+    items[:] = [item | {"subject": str(number)} for number, item in enumerate(items)]
+    assert counted()[0] == {}
 
 
 @pytest.mark.parametrize("header", ["class0, class1", "white matter, CSF"])

@@ -94,9 +94,11 @@ def test_predictions_of_the_fewest_and_the_most_labels():
 
     rows = [row("scratch", 1, 30, 50), row("mae", 1, 30, 40), row("mae", 5, 30, 35), row("mae", 9, 30, 31)]
     rows.append(row("mae", 9, 30, 99, seed=1))
-    tables = SimpleNamespace(predictions=rows, arms=["scratch", "mae"], about={"baseline": "scratch"})
+    tables = SimpleNamespace(
+        predictions=rows, arms=["scratch", "mae"], about={"baseline": "scratch"}, labelled="of {}".format
+    )
     figure = predictions(tables)
-    assert [axis.get_title() for axis in figure.axes] == ["1 labelled scan", "9 labelled scans"]
+    assert [axis.get_title() for axis in figure.axes] == ["of 1", "of 9"]
     drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[1].lines[1:]}
     assert drawn == {"scratch": [], "mae": [[30, 31]]}
     assert predictions(SimpleNamespace(predictions=[])) is None

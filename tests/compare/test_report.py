@@ -123,6 +123,16 @@ def test_outcome_says_what_was_found_and_what_not(folder):
     assert "10.0 min" in text and "| 50 s (16 steps) | 3 |" in text and "2.0 GiB" in text
 
 
+def test_subjects_stand_beside_scans_where_they_differ(folder):
+    about = json.loads((folder / "comparison.json").read_text())
+    for counts, words in (([2, 3], "2 to 3 subjects"), ([1], "1 subject")):
+        about["training_subjects"] = {"5": counts}
+        (folder / "comparison.json").write_text(json.dumps(about))
+        text = write_report(folder).read_text()
+        assert f"With 5 labelled scans of {words}, mae" in text and "With 1 labelled scan, mae" in text
+        assert f"| 5 labelled scans of {words} |" in text
+
+
 def test_an_arm_is_compared_with_the_one_it_names_too(folder):
     before = write_report(folder).read_text()
     about = json.loads((folder / "comparison.json").read_text())
