@@ -1,6 +1,8 @@
 # Each target makes its own environment in .venv when there is none. Another interpreter: make PYTHON=python3.12 test
 PYTHON ?= python3
 VENV ?= .venv
+# Options of pytest for the test suite, such as --runslow
+OPTIONS ?=
 # Processes of the test suite, a thread and about 4 GB each
 WORKERS ?= 2
 LABEL_VENV ?= .venv-label
@@ -17,12 +19,12 @@ label-demo: $(LABEL_VENV)/.installed
 	$(LABEL_VENV)/bin/python demo/label.py
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(OPTIONS)
 
 # docs/matrix.md: which bundle works in which way
 matrix: $(STAMP)
 	mkdir -p build
-	status=0; OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m way \
+	status=0; OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m way --runslow \
 		--junitxml build/matrix.xml || status=$$?; \
 	$(RUN) tests/matrix.py build/matrix.xml docs/matrix.md && exit $$status
 

@@ -27,14 +27,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 APP = Path(sys.prefix) / "monailabel" / "sample-apps" / "monaibundle"
-# The files with which each bundle is trained and served, and settings that make its training short.
-BUNDLES: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "pretrain_once": (["datasets/sample.json"], {}),
-    "simtrot": (["datasets/sample.json", "networks/nnformer_tiny.json"], {}),
-    "medical_transformer": (["tasks/structures4.json", "datasets/sample.json"], {}),
-    "transseg": (["datasets/sample.json"], {"batches_per_epoch": 6}),
-    "med3d": (["datasets/sample.json"], {}),
+# The files with which each bundle is trained and served.
+BUNDLES: dict[str, list[str]] = {
+    path.parent.name: json.loads(path.read_text(encoding="utf-8"))["files"]
+    for path in sorted((ROOT / "bundles").glob("*/small.json"))
 }
+BATCHES = 6
+"""Of an epoch, where it is not one pass over the data."""
 COLOURS = ["#00000000", "#3b7dd8", "#2ca02c", "#f2b134", "#9aa0a6"]
 ENVIRONMENT = {
     **os.environ,
@@ -75,8 +74,11 @@ def repair_environment() -> None:
 
 def train_and_pack(name: str, epochs: int, output: Path, model: Path, sample: Path) -> float:
     """Train a bundle on the sample by MONAI's command and pack it, with its weights, under the app's `model/`."""
-    files, settings = BUNDLES[name]
+    files = BUNDLES[name]
     configs = ROOT / "bundles" / name / "configs"
+    settings: dict[str, Any] = {}
+    if "batches_per_epoch" in json.loads((configs / "train.json").read_text(encoding="utf-8")):
+        settings["batches_per_epoch"] = BATCHES
     started = time.time()
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file"]
     command += [str([str(configs / file) for file in ("train.json", *files)])]

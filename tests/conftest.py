@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,32 @@ NETWORKS = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("collection")
+    group.addoption("--runslow", action="store_true", help="run the tests that are marked slow, too")
+    group.addoption("--device", help="run the bundles on this device, such as cuda:0 (default: as their configs say)")
+    group.addoption(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="precision of the bundles' networks (default: as their configs say, by the device)",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--runslow"):
+        skip = pytest.mark.skip(reason="slow: --runslow runs it")
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def placement(request) -> dict[str, Any]:
+    """Values of the bundles' ids `device` and `amp` that `--device` and `--dtype` ask for."""
+    device, dtype = (request.config.getoption(name) for name in ("--device", "--dtype"))
+    return ({"device": device} if device else {}) | ({"amp": dtype == "bfloat16"} if dtype else {})
+
+
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory) -> Path:
     """Six labelled subjects (3 for training, 1 for validation, 2 for test) and one unlabelled, at 4 mm."""
@@ -130,7 +157,7 @@ def unchanged() -> Callable:
 
 
 @pytest.fixture(scope="session")
-def run_bundle(cohort) -> Callable:
+def run_bundle(cohort, placement) -> Callable:
     """Run configs of a bundle as ``python -m monai.bundle run`` does, in this process, on the cohort.
 
     ``run_bundle("train.json", "/an/overlay.json", max_epochs=1)`` returns the finished workflow. Names without a folder
@@ -152,7 +179,7 @@ def run_bundle(cohort) -> Callable:
             meta_file=str(configs / "metadata.json"),
             logging_file=False,
             workflow_type=workflow_type,
-            **({"dataset_dir": str(cohort)} | overrides),
+            **({"dataset_dir": str(cohort)} | placement | overrides),
         )
         with unchanged_process():
             workflow.initialize()

@@ -714,9 +714,10 @@ def test_metadata_says_one_thing(name):
     """The sentences on classes agree with the names and counts beside them, as they are and after an overlay."""
     bundle = ROOT / "bundles" / name
     written = json.loads((bundle / "configs" / "metadata.json").read_text())
-    overlays = {"medical_transformer": ["tasks/structures4.json"], "pretrain_once": ["tasks/skull.json"]}
-    files = [Path("datasets/sample.json"), *map(Path, overlays.get(name, []))]
-    packed = json.loads(changed_configs(bundle, files, {})["metadata.json"])
+    small = json.loads((bundle / "small.json").read_text())["files"]
+    files = [Path(file) for file in (*small, *(["tasks/skull.json"] if name == "pretrain_once" else []))]
+    texts = changed_configs(bundle, files, {})
+    packed, inference = json.loads(texts["metadata.json"]), json.loads(texts["inference.json"])
     tissues = "1 cortex, 2 subcortical grey matter, 3 white matter, 4 CSF"
     assert packed["label_classes"] == f"0 background, {'1 brain' if name == 'pretrain_once' else tissues}"
     for metadata in (written, packed):
@@ -724,7 +725,8 @@ def test_metadata_says_one_thing(name):
         classes = ", ".join(f"{index} {of_it}" for index, of_it in pred["channel_def"].items())
         assert metadata["label_classes"] == classes
         assert metadata["pred_classes"].startswith(f"{pred['num_channels']} channels")
-    changed = name not in ("med3d", "pretrain_once")
+    base = json.loads((bundle / "configs" / "inference.json").read_text())
+    changed = any(base.get(key) != inference.get(key) for key in ("in_channels", "intensity", "intensity_range"))
     assert packed["image_classes"] == ("single-channel image" if changed else written["image_classes"])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,94 +13,28 @@ from monai.bundle import ConfigParser
 from monai.utils import convert_to_tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLE = "datasets/sample.json"
-AT_4_MM = {"spacing": [4.0, 4.0, 4.0], "max_epochs": 1, "val_interval": 1, "batch_size": 1}
-A_BATCH = {"batches_per_epoch": 1}
 
 
 class Small(NamedTuple):
-    """A small form of a bundle: overlays of its `configs/`, and values of ids that lie over them.
-
-    They serve every workflow of the bundle. `window` is the shape of an image (C, *spatial) that the network takes.
-    """
+    """A small form of a bundle, from its `small.json`."""
 
     files: list[str]
+    """Overlays of its `configs/`, for every workflow."""
     values: dict[str, Any]
+    """Values of ids that lie over them."""
     window: list[int]
+    """Shape of an image (C, *spatial) that the network takes."""
+    two_processes: dict[str, Any]
+    """Values for pre-training by two processes."""
+    second_stage: Sequence[str] = ()
+    """Overlays on `pretrain.json` of a second pre-training, which begins with the encoder of the first."""
 
 
-SMALL: dict[str, Small] = {
-    "med3d": Small(
-        [SAMPLE],
-        AT_4_MM
-        | {
-            "batches_per_epoch": 2,  # of a domain each
-            "image_size": [32] * 3,
-            "roi_size": [32] * 3,
-            "domains#0#spacing": [4.0] * 3,
-            "domains#1#spacing": [4.0] * 3,
-        },
-        [1, 32, 32, 32],
-    ),
-    "medical_transformer": Small(
-        ["tasks/structures4.json", SAMPLE],
-        {
-            "max_epochs": 1,
-            "val_interval": 1,
-            "batch_size": 2,  # exemplars are told apart within a batch
-            "encoder#widths": [4, 4, 8, 8],
-            "encoder#embed_dim": 16,
-            "encoder#num_heads": 2,
-            "encoder#dim_head": 8,
-            "encoder#mlp_dim": 16,
-        },
-        [1, 40, 48, 40],
-    ),
-    "pretrain_once": Small(
-        [SAMPLE],
-        AT_4_MM
-        | {
-            "image_size": [40, 48, 40],
-            "roi_size": [32, 48, 32],
-            "segmentation_net#num_layers": 4,
-            "segmentation_net#feature_size": 4,
-            "segmentation_net#hidden_size": 24,
-            "segmentation_net#mlp_dim": 48,
-            "segmentation_net#num_heads": 2,
-        },
-        [1, 32, 48, 32],
-    ),
-    "simtrot": Small(
-        [SAMPLE, "networks/nnformer_tiny.json"],
-        AT_4_MM | A_BATCH | {"image_size": [64] * 3, "roi_size": [64] * 3},
-        [1, 64, 64, 64],
-    ),
-    "ssl3d": Small(
-        [SAMPLE],
-        AT_4_MM
-        | A_BATCH
-        | {
-            "map_size": [48, 64, 48],
-            "image_size": [40, 48, 40],
-            "roi_size": [32, 48, 32],
-            "segmentation_net#filters": [4, 4, 8, 8, 8],
-        },
-        [1, 32, 48, 32],
-    ),
-    "transseg": Small(
-        [SAMPLE],
-        A_BATCH
-        | {
-            "max_epochs": 1,
-            "val_interval": 1,
-            "image_size": [48, 48],
-            "batch_size": 2,
-            "segmentation_net#encoder#hidden_size": 24,
-            "segmentation_net#encoder#mlp_dim": 48,
-            "segmentation_net#decoder_channels": 8,
-        },
-        [1, 48, 48, 5],
-    ),
+# Each process needs a validation scan, and the cohort has one.
+DEFAULTS = {"two_processes": {"validate#dataset#data": "$@data['training']"}}
+SMALL = {
+    path.parent.name: Small(**(DEFAULTS | json.loads(path.read_text(encoding="utf-8"))))
+    for path in sorted((ROOT / "bundles").glob("*/small.json"))
 }
 
 
@@ -121,6 +55,13 @@ def bundle(request) -> str:
 
 
 @pytest.fixture(scope="session")
+def chosen(request) -> list[str]:
+    """The bundles that the tests of this run are of, for fixtures that run all of them in one process."""
+    taken = {item.callspec.params.get("bundle") for item in request.session.items if hasattr(item, "callspec")}
+    return [name for name in SMALL if name in taken]
+
+
+@pytest.fixture(scope="session")
 def small() -> dict[str, Small]:
     return SMALL
 
@@ -130,7 +71,7 @@ def small_files(tmp_path_factory) -> dict[str, list[str]]:
     """For each bundle the files that make it small, to stand behind `train.json` or any other base file."""
     folder = tmp_path_factory.mktemp("small")
     files = {}
-    for bundle, (overlays, values, _) in SMALL.items():
+    for bundle, (overlays, values, *_) in SMALL.items():
         path = folder / f"{bundle}.json"
         path.write_text(json.dumps(values, indent=4))
         files[bundle] = [*overlays, str(path)]

@@ -28,6 +28,7 @@ SCHEDULES = ("scratch", "warmup", "sawtooth", "frozen", "layer_decay")
 BASE = ("pretrain.json", "train.json", "evaluate.json", "inference.json")
 FILES = (
     "LICENSE",
+    "small.json",
     "configs/metadata.json",
     "configs/logging.conf",
     "configs/train.json",

@@ -84,7 +84,7 @@ class Study:
 @pytest.fixture(scope="module", params=BUNDLES)
 def packed(request, small, tmp_path_factory) -> Path:
     """A bundle without weights, as it is put under the app's `model/`."""
-    files, values, _ = small[request.param]
+    files, values, *_ = small[request.param]
     folder, _ = pack(
         ROOT / "bundles" / request.param,
         tmp_path_factory.mktemp("model"),
@@ -269,7 +269,7 @@ def test_a_mask_with_other_labels_is_not_learnt(served, train, study, tmp_path):
 
 def test_a_traced_net_serves_without_weights(infer, small, small_files, study, tmp_path):
     """`models/model.ts` in place of `model.pt`: Label takes the net from it, whatever `inference.json` names."""
-    files, values, window = small["pretrain_once"]
+    files, values, window, *_ = small["pretrain_once"]
     folder, _ = pack(
         ROOT / "bundles" / "pretrain_once",
         tmp_path,

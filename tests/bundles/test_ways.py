@@ -31,7 +31,7 @@ import json, os, runpy, sys, traceback
 _, job, written = sys.argv
 job = json.load(open(job))
 results = {}
-for name, (root, overlays) in job["bundles"].items():
+for name, (root, overlays, second_stage) in job["bundles"].items():
     def run(*files, **overrides):
         files = str([path if os.path.isabs(path) else os.path.join(root, "configs", path) for path in files])
         options = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
@@ -43,8 +43,8 @@ for name, (root, overlays) in job["bundles"].items():
     encoder = os.path.join(out, "encoder.safetensors")
     try:
         run("pretrain.json", *overlays, output_dir=out)
-        if name == "medical_transformer" and not job["packed"]:
-            run("pretrain.json", "pretrain_transformer.json", *overlays, output_dir=out, pretrained_encoder=encoder)
+        if second_stage and not job["packed"]:
+            run("pretrain.json", *second_stage, *overlays, output_dir=out, pretrained_encoder=encoder)
         run("train.json", *overlays, output_dir=out, pretrained_encoder=encoder)
         if not job["packed"]:
             run("train.json", "evaluate.json", *overlays, output_dir=out)
@@ -91,9 +91,9 @@ def what_a_run_leaves(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def from_elsewhere(small_files, cohort, tmp_path_factory):
+def from_elsewhere(chosen, small, small_files, cohort, tmp_path_factory):
     folder = tmp_path_factory.mktemp("foreign")
-    bundles = {name: [str(ROOT / "bundles" / name), overlays] for name, overlays in small_files.items()}
+    bundles = {name: [str(ROOT / "bundles" / name), small_files[name], small[name].second_stage] for name in chosen}
     return folder / "out", command(folder, bundles, cohort, packed=False)
 
 
@@ -106,15 +106,15 @@ def test_runs_from_a_foreign_folder(from_elsewhere, bundle):
 
 
 @pytest.fixture(scope="module")
-def packed(small_files, without_common, cohort, tmp_path_factory):
+def packed(chosen, small_files, without_common, cohort, tmp_path_factory):
     """All bundles out of their archives, one after the other in one process that has no `common`."""
     folder = tmp_path_factory.mktemp("packed")
     bundles = {}
-    for name, overlays in small_files.items():
+    for name in chosen:
         _, archive = pack(ROOT / "bundles" / name, folder / "archives")
         with zipfile.ZipFile(archive) as stream:
             stream.extractall(folder / "unpacked")
-        bundles[name] = [str(folder / "unpacked" / name), overlays]
+        bundles[name] = [str(folder / "unpacked" / name), small_files[name], []]
     return folder / "out", command(folder, bundles, cohort, packed=True, first=without_common)
 
 
