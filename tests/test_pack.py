@@ -22,7 +22,7 @@ from common.pack.modules import check_imports, package_files
 from common.pack.overlays import apply_overlays, changed_configs
 from common.pack.targets import rewrite_config
 from common.preparation import preparation_record
-from common.weights import save_encoder
+from common.weights import save_encoder, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -428,6 +428,18 @@ def test_what_is_no_state_dict_is_not_packed(bundle, tmp_path, name, content, se
     torch.save(content, tmp_path / name)
     with pytest.raises(ValueError, match=f"{name} .*{sentence}"):
         pack(bundle, tmp_path / "out", [tmp_path / name])
+
+
+def test_an_encoder_by_name_is_known_by_it_in_the_pack(bundle, tmp_path, monkeypatch):
+    beside = shipped.FOLDER.relative_to(Path(shipped.__file__).parent)
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "encoders")
+    save_encoder(torch.nn.Conv3d(1, 2, 3), tmp_path / "encoders" / "head.safetensors", {"method": "a test"})
+    folder, _ = pack(bundle, tmp_path / "packed", weights=[Path("head")])
+    packed = folder / "scripts" / "common" / "weights" / beside / "head.safetensors"
+    assert packed.read_bytes() == (tmp_path / "encoders" / "head.safetensors").read_bytes()
+    assert not (folder / "models").exists()
+    with pytest.raises(FileNotFoundError, match=r"no encoder of this name comes along \(head does\)"):
+        pack(bundle, tmp_path / "other", weights=[Path("hand")])
 
 
 @pytest.mark.parametrize("part", ["LICENSE", "configs/metadata.json"])

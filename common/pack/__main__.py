@@ -16,7 +16,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m common.pack", description="Make a bundle self-contained.")
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument("--output", type=Path, default=Path("packed"), help="folder to write to (default: packed)")
-    parser.add_argument("--weights", type=Path, nargs="+", default=[], metavar="FILE", help="files for models/")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files for models/, or the name of an encoder",
+    )
     parser.add_argument(
         "--weights-url",
         nargs="+",

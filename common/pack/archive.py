@@ -44,7 +44,8 @@ def pack(
     Args:
         bundle: folder of the bundle.
         output: folder to write to; made when missing.
-        weights: files that come along as ``models/<file name>``.
+        weights: files that come along as ``models/<file name>``; the name of an encoder of the collection brings its
+            file along, and the pack knows it by the same name.
         weight_urls: addresses by path of a local copy; such a file does not come along, ``large_files.yml`` lists
             its address and SHA-256 for ``python -m monai.bundle download_large_files``.
         force: replace what an earlier call wrote.
@@ -65,6 +66,10 @@ def pack(
     bundle = bundle.resolve()
     urls = {Path(path): url for path, url in (weight_urls or {}).items()}
     _check_bundle(bundle)
+    from ..weights.shipped import find_encoder, shipped_encoders  # loads torch
+
+    named = [path for path in weights if str(path) in shipped_encoders() and not path.is_file()]
+    weights = [path for path in weights if path not in named]
     check_weights([*weights, *urls])
     version = read_json(bundle / "configs" / "metadata.json")["version"]
     name = name or bundle.name
@@ -108,6 +113,8 @@ def pack(
         _write(code / "requirements.txt", "\n".join(needed) + "\n")
         for path in weights:
             _copy(path, draft / "models" / path.name)
+        for encoder in (find_encoder(name) for name in named):
+            _copy(encoder, code / "weights" / "encoders" / encoder.name)
         if urls:
             _write(draft / "large_files.yml", large_files(urls))
         draft_archive = Path(made) / archive.name

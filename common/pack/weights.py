@@ -22,7 +22,11 @@ def check_weights(paths: Sequence[Path]) -> None:
         raise ValueError(f"two files of weights are called {twice[0]}; models/ holds one of that name.")
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(f"there is no file of weights {path}.")
+            from ..weights.shipped import shipped_encoders  # loads torch
+
+            names = shipped_encoders()
+            known = f", and no encoder of this name comes along ({', '.join(names)} does)" if names else ""
+            raise FileNotFoundError(f"there is no file of weights {path}{known}.")
         if path.suffix == ".pt" and path.name != "model.pt":
             raise ValueError(
                 f"{path.name} cannot stand in models/: MONAI Label may take any .pt there for the network's weights; "
