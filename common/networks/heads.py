@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,23 +10,28 @@ __all__ = ["EncoderClassifier", "EncoderRegressor"]
 
 
 class EncoderClassifier(nn.Module):
-    """Classifier over any encoder: global average pooling of its last map, layer norm, dropout, one linear layer.
+    """Classifier over any encoder: global average pooling of its maps, layer norm, dropout, one linear layer.
 
     Args:
         encoder: module that returns a list of maps, finest first, and states their ``channels``.
         num_classes: number of logits.
         dropout: probability of dropping a pooled feature.
+        maps: ``"last"``, or ``"all"`` to pool each map, with a layer norm of its own, and join them. Means of fine maps
+            say how much of an image they respond to, such as the share of a tissue, which the deepest need not tell.
+
+    Raises:
+        ValueError: another ``maps``.
 
     ``forward(image (B, C, *spatial))`` returns logits (B, num_classes), not normalised.
     """
 
-    def __init__(self, encoder: nn.Module, num_classes: int, dropout: float = 0.0) -> None:
+    def __init__(self, encoder: nn.Module, num_classes: int, dropout: float = 0.0, maps: str = "last") -> None:
         super().__init__()
-        self.encoder = encoder
-        self.head = _head(encoder, num_classes, dropout)
+        self.encoder, self.maps = encoder, maps
+        self.head = _head(encoder, num_classes, dropout, maps)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.head(_pooled(self.encoder, image))
+        return self.head(_pooled(self.encoder, image, self.maps))
 
 
 class EncoderRegressor(nn.Module):
@@ -38,37 +44,55 @@ class EncoderRegressor(nn.Module):
         encoder: module that returns a list of maps, finest first, and states their ``channels``.
         mean: mean of the target over the training set, in its unit.
         std: standard deviation of the target over the training set, in its unit, larger than 0.
-        dropout: probability of dropping a pooled feature.
+        dropout, maps: of :class:`EncoderClassifier`.
 
     ``forward(image (B, C, *spatial))`` returns (B, 1) in the target's unit. ``mean`` and ``std`` are buffers, so a
     state dict carries them.
 
     Raises:
-        ValueError: when ``std`` is not larger than 0.
+        ValueError: when ``std`` is not larger than 0; another ``maps``.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, encoder: nn.Module, mean: float = 0.0, std: float = 1.0, dropout: float = 0.0) -> None:
+    def __init__(
+        self, encoder: nn.Module, mean: float = 0.0, std: float = 1.0, dropout: float = 0.0, maps: str = "last"
+    ) -> None:
         super().__init__()
         if not std > 0:
             raise ValueError(f"The standard deviation of the target must be larger than 0, got {std}.")
-        self.encoder = encoder
-        self.head = _head(encoder, 1, dropout)
+        self.encoder, self.maps = encoder, maps
+        self.head = _head(encoder, 1, dropout, maps)
         self.register_buffer("mean", torch.tensor(float(mean)))
         self.register_buffer("std", torch.tensor(float(std)))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         # bfloat16 cannot tell an age of 70.0 years from one of 70.2.
-        return self.head(_pooled(self.encoder, image)).float() * self.std + self.mean
+        return self.head(_pooled(self.encoder, image, self.maps)).float() * self.std + self.mean
 
 
-def _head(encoder: Any, outputs: int, dropout: float) -> nn.Sequential:
-    channels = encoder.channels[-1]
-    return nn.Sequential(nn.LayerNorm(channels), nn.Dropout(dropout), nn.Linear(channels, outputs))
+class _Norms(nn.ModuleList):
+    """A layer norm for each part of a vector."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__(nn.LayerNorm(width) for width in widths)
+        self.widths = list(widths)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = x.split(self.widths, dim=1)
+        return torch.cat([norm(part) for norm, part in zip(self, parts, strict=True)], dim=1)
 
 
-def _pooled(encoder: nn.Module, image: torch.Tensor) -> torch.Tensor:
-    """Mean over the grid of the last map, (B, C)."""
-    return encoder(image)[-1].flatten(2).mean(dim=2)
+def _head(encoder: Any, outputs: int, dropout: float, maps: str) -> nn.Sequential:
+    if maps not in ("last", "all"):
+        raise ValueError(f"maps is {maps!r}; it has to be 'last' or 'all'.")
+    channels = encoder.channels if maps == "all" else encoder.channels[-1:]
+    norm = _Norms(channels) if maps == "all" else nn.LayerNorm(channels[0])
+    return nn.Sequential(norm, nn.Dropout(dropout), nn.Linear(sum(channels), outputs))
+
+
+def _pooled(encoder: nn.Module, image: torch.Tensor, maps: str) -> torch.Tensor:
+    """Means over the grids of the maps, (B, C)."""
+    found = encoder(image)
+    return torch.cat([one.flatten(2).mean(dim=2) for one in (found if maps == "all" else found[-1:])], dim=1)

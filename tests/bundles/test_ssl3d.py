@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from common.checks import first_cause
+from common.compare.plan import make_plan
+from common.compare.settings import read_settings
 from common.data import label_map, label_names
 from common.weights import read_encoder
 from common.weights.__main__ import model
@@ -226,3 +229,91 @@ def test_a_map_of_one_label_is_refused_by_name(run, tmp_path, cohort):
             output_dir=str(tmp_path / "out"))  # fmt: skip
     cause = first_cause(caught.value)
     assert isinstance(cause, ValueError) and "one.nii.gz" in str(cause) and "constant" in str(cause)
+
+
+SCANS = {"image_size": [32, 48, 32], "segmentation_net#filters": [4, 4, 8, 8, 8]}
+
+
+@pytest.fixture(scope="module")
+def encoder_file(run_bundle, tmp_path_factory):
+    """Of a pre-training of the whole net."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    run_bundle("pretrain.json", SAMPLE, bundle="ssl3d", output_dir=str(folder), **(SMALL | SCANS))
+    return folder / "encoder.safetensors"
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file, skipinitialspace=True))
+
+
+@pytest.mark.parametrize("task", ["age", "diagnosis"])
+def test_a_number_a_scan(run, run_bundle, encoder_file, cohort, event_images, tmp_path, caplog, task):
+    files = [SAMPLE, f"tasks/{task}.json"]
+    # an epoch of both classes or several ages; validation has one scan
+    with caplog.at_level(logging.INFO):
+        tuned = run("train.json", *files, output_dir=str(tmp_path), pretrained_encoder=str(encoder_file), **SCANS)
+    assert "the encoder has no decoder" in caplog.text and not event_images(tmp_path / "tensorboard")
+    encoder = tuned.parser.get_parsed_content("encoder")
+    assert set(encoder.state_dict()) < set(read_encoder(encoder_file)[0])
+    run("train.json", "evaluate.json", *files, output_dir=str(tmp_path), **SCANS)
+    run_bundle(
+        "inference.json", *files, bundle="ssl3d", workflow_type="inference", model_path=str(tmp_path / "model.pt"),
+        dataset_dir=str(cohort / "t1_brain"), datalist=str(cohort / "t1_brain"), output_dir=str(tmp_path / "inference"),
+        spacing=SMALL["spacing"], **SCANS,
+    )  # fmt: skip
+
+    lists = json.loads((cohort / "structures4.json").read_text())
+    truth = {Path(item["image"]).name: item[task] for item in lists["test"]}
+    table = rows(tmp_path / "eval/predictions.csv")
+    assert {Path(row["filename"]).name: float(row["label"]) for row in table} == pytest.approx(truth)
+    found = {Path(row["filename"]).name: row for row in rows(tmp_path / "inference/predictions.csv")}
+    assert len(found) > len(table)
+    measured = dict(line.split(",") for line in (tmp_path / "eval/metrics.csv").read_text().split())
+    for row in table:  # the same net on the same scan
+        again = found[Path(row["filename"]).name]
+        assert again["label"] == "" and float(again["prediction"]) == pytest.approx(float(row["prediction"]), abs=0.05)
+    if task == "age":
+        errors = [abs(float(row["label"]) - float(row["prediction"])) for row in table]
+        assert float(measured["val_mae"]) == pytest.approx(np.mean(errors), rel=1e-4)
+        ages = [item["age"] for item in lists["training"]]
+        state = torch.load(tmp_path / "model.pt", weights_only=True)
+        assert (float(state["mean"]), float(state["std"])) == pytest.approx((np.mean(ages), np.std(ages)), rel=1e-5)
+        assert not any(name.startswith("encoder.upsamples") for name in state)
+    else:
+        assert set(measured) == {"val_auc", "val_accuracy"}
+        for row in table:
+            chances = [float(row[f"probability_{number}"]) for number in range(3)]
+            assert sum(chances) == pytest.approx(1, abs=1e-4) and chances.index(max(chances)) == int(row["prediction"])
+
+
+@pytest.mark.parametrize("pooled", ["last", "all"])
+@pytest.mark.parametrize("network", THIN)
+def test_any_encoder_tells_a_number(parsed, cohort, network, pooled):
+    """Of maps of every network; with one optimiser's group for each of its layers."""
+    thin = THIN[network] | {"pooled": pooled, "image_size": [32, 32, 32]}
+    files = ["train.json", SAMPLE, f"networks/{network}.json", "tasks/age.json", "schedules/layer_decay.json"]
+    parser = parsed("ssl3d", files, cohort, **thin)
+    net, encoder = parser.get_parsed_content("network"), parser.get_parsed_content("encoder")
+    widths = encoder.channels if pooled == "all" else encoder.channels[-1:]
+    assert net.head[2].in_features == sum(widths)
+    net(torch.rand(2, 1, 32, 32, 32)).mean().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    groups = parser.get_parsed_content("optimizer").param_groups
+    assert {group["part"] for group in groups} == {"encoder", "head"}
+
+
+def test_a_comparison_of_ages(cohort, tmp_path):
+    """Pre-training keeps its own task; `make_plan` loads an item of each arm."""
+    settings = {
+        "bundle": str(CONFIGS.parent), "output": str(tmp_path), "dataset_dir": str(cohort), "seeds": "0", "labels": "1",
+        "config_file": f"{SAMPLE},tasks/age.json", "override": SMALL | SCANS,
+        "arms": {"scratch": {"schedule": "scratch"}, "synthetic": {"pretrain": [], "schedule": "warmup"}},
+        "pretrain_override": {"task": "structures4", "num_classes": 5},
+    }  # fmt: skip
+    for name in ("map_size", "max_epochs", "val_interval"):
+        settings["override"].pop(name)
+    plan = make_plan(read_settings(**settings), try_items=True)
+    assert plan.evaluate.metrics == {"val_mae": "lower"}
+    pretrain = next(one for one in plan.runs if one.stage == "pretrain").config()
+    assert pretrain["task"] == "structures4" and pretrain["num_classes"] == 5

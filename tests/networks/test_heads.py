@@ -40,6 +40,20 @@ def test_classifier_pools_the_last_map():
     torch.testing.assert_close(logits, slow_head(net.head, torch.cat([mean, 2 * mean, -mean], dim=1)))
 
 
+def test_all_maps_are_pooled_each_with_its_norm():
+    net = EncoderClassifier(TwoMaps(), num_classes=5, maps="all")
+    for norm in net.head[0]:
+        nn.init.normal_(norm.weight)
+    image = torch.rand(4, 1, 4, 6, 8)
+    fine, coarse = image.mean(dim=(2, 3, 4)), image[..., ::2, ::2, ::2].mean(dim=(2, 3, 4))
+    features = [fine.expand(-1, 2), torch.cat([coarse, 2 * coarse, -coarse], dim=1)]
+    normed = torch.cat([norm(one) for norm, one in zip(net.head[0], features, strict=True)], dim=1)
+    torch.testing.assert_close(net(image), normed @ net.head[2].weight.T + net.head[2].bias)
+    assert net.head[2].in_features == 5 and EncoderRegressor(TwoMaps(), maps="all")(image).shape == (4, 1)
+    with pytest.raises(ValueError, match="maps is 'first'; it has to be 'last' or 'all'"):
+        EncoderRegressor(TwoMaps(), maps="first")
+
+
 def test_regressor_returns_the_unit_of_the_target():
     standardised = EncoderRegressor(TwoMaps())
     net = EncoderRegressor(TwoMaps(), mean=60.0, std=12.0)
