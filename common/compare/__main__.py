@@ -51,6 +51,7 @@ def compare(
     processes: int | None = None,
     keep_checkpoints: bool | None = None,
     transductive: bool | None = None,
+    margin: float | None = None,
     plan: bool = False,
     report: bool = False,
 ) -> None:
@@ -87,7 +88,9 @@ def compare(
         processes: processes a run, through torchrun.
         keep_checkpoints: keep the files that training resumes from.
         transductive: let pre-training see validation and test scans, which is refused otherwise.
-        plan: only list the runs, with an estimate of time, memory and disk from a short probe on this machine.
+        margin: difference of the main metric below which arms are equivalent; default 0.01 where it is a Dice.
+        plan: only list the runs, with an estimate of time, memory and disk from a short probe on this machine, and
+            the least difference that they can find.
         report: run nothing, only collect and report what is there.
     """
     given = {name: value for name, value in locals().items() if name not in ("plan", "report", "settings")}

@@ -96,6 +96,8 @@ def collect(plan: Plan, command: str | None) -> None:
             "transductive": settings.transductive,
             "steps": max((run.steps for run in plan.runs if run.stage == "train"), default=None),
             "metrics": plan.evaluate.metrics,
+            "margin": plan.margin,
+            "labelled": {labels: (labels, plan.validation) for labels in plan.fractions().values()},
             "structure_names": names,
             "command": command or read_json(settings.output / "comparison.json", {}).get("command", ""),
             "packages": _distinct([outcomes[id(run)].get("packages", versions()) for run in done]),

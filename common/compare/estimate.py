@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -17,11 +18,15 @@ from .collect import curve_rows
 from .execute import read_outcome, run_child
 from .plan import Plan, Run
 from .settings import CompareError
+from .statistics import ALPHA, POWER, Spread, detectable, variances
+from .tables import Tables
 
 __all__ = ["Cost", "equal_time", "estimate", "probe"]
 
 STEPS = 4
 """Steps of a probe: the first is left out, it warms up."""
+ASSUMED = Spread(seeds=0.01**2, subjects=0.03**2, residual=0.02**2)
+"""Of the difference of two arms in Dice, where nothing is measured yet."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,43 @@ def estimate(plan: Plan) -> str:
             f"About {_time(total / parallel)} in all{f' on {parallel} devices' if parallel > 1 else ''}, "
             f"{peak / 1024:.1f} GiB of memory at most a run, {disk / 2**30:.2f} GiB on disk.",
             f"From {STEPS} steps of each kind on this machine just now; expect the real thing within a factor of two.",
+            *_least_difference(plan),
         ]
     )
+
+
+def _least_difference(plan: Plan) -> list[str]:
+    """What the comparison can find, with the variances of what its folder holds already, or else assumed ones."""
+    settings, metric = plan.settings, next(iter(plan.evaluate.metrics))
+    pairs = (len(settings.arms) - 1 if settings.baseline else 0) + sum(arm.against is not None for arm in settings.arms)
+    seeds, subjects = len(settings.seeds), len({str(item.get("subject", item["image"])) for item in plan.test})
+    if not pairs or seeds == subjects == 1:
+        return []
+    found, source = _pilot(settings.output), "the variances of the runs that are done"
+    if found is None:
+        if "dice" not in metric:
+            return [f"What difference in {metric} this can find is not known before two seeds of two arms are done."]
+        found = ASSUMED
+        sizes = ", ".join(f"{name} {math.sqrt(value):.3f}" for name, value in found._asdict().items())
+        source = f"assumed standard deviations of a difference ({sizes}); a pilot in this folder tells better"
+    comparisons = pairs * len(plan.fractions())
+    one, most = (detectable(found, seeds, subjects, ALPHA / count) for count in (1, comparisons))
+    return [
+        f"With {seeds} seeds and {subjects} test subjects, a true difference of {one:.3f} in {metric} is found in "
+        f"{100 * POWER:.0f} % of the cases if it were the only comparison, and {most:.3f} if the first of "
+        f"{comparisons} by Holm's procedure, by {source}."
+    ]
+
+
+def _pilot(folder: Path) -> Spread | None:
+    """Mean variances over the comparisons of a folder that has two seeds and two subjects."""
+    if not (folder / "comparison.json").is_file():
+        return None
+    tables = Tables(folder)
+    found = [tables.difference(pair, labels) for pair in tables.pairs for labels in tables.labels]
+    parts = [one.parts for one in found if one is not None and min(one.parts.seeds, one.parts.subjects) > 1]
+    spreads = [variances(one) for one in parts]
+    return Spread(*(sum(values) / len(spreads) for values in zip(*spreads, strict=True))) if spreads else None
 
 
 def probe(run: Run, plan: Plan, training: Cost | None = None) -> Cost:

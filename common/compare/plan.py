@@ -23,6 +23,7 @@ STAGES = ("pretrain", "train", "evaluate", "infer", "probe")
 ALLOW = "set `transductive` to allow it, which the report says"
 SPLIT = ("fold", "split_seed", "pool_test", "data#num_folds")
 """Ids by which the lists of a datalist are drawn anew."""
+MARGIN = 0.01  # of Dice
 
 
 @dataclass
@@ -181,6 +182,17 @@ class Plan:
     train: BundleConfig
     evaluate: BundleConfig
     test: list[dict[str, Any]]
+
+    @property
+    def margin(self) -> float | None:
+        """Difference of the main metric below which two arms are equivalent; None: no default for such a metric."""
+        dice = "dice" in next(iter(self.evaluate.metrics))
+        return self.settings.margin if self.settings.margin is not None else MARGIN if dice else None
+
+    @property
+    def validation(self) -> int:
+        """Number of validation items."""
+        return len(self.train.get("data")["validation"])
 
     def fractions(self) -> dict[float, int]:
         """Share of the training list -> number of its items."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..files import atomic_write
 from .figures import draw_all, metric_name
-from .statistics import MIN_SUBJECTS, Difference, mean_and_spread
+from .statistics import MOST_SEEDS, mean_and_spread
 from .tables import Tables, plural, span
 
 __all__ = ["write_report"]
@@ -123,64 +123,77 @@ def outcome(tables: Tables) -> list[str]:
         lines.append("Transductive: pre-training may have seen validation and test scans.")
     for arm, base in tables.pairs:
         for labels in tables.labels:
-            found = tables.difference((arm, base), labels, metric)
-            start = f"With {tables.labelled(labels)}, {arm} against {base}: "
-            if found is None:
-                lines.append(f"{start}not comparable, no seed was evaluated in both.")
-                continue
-            ours, theirs = (mean_and_spread(tables.scores(name, labels, metric))[0] for name in (arm, base))
-            interval = found.with_seeds or found.over_subjects
-            lines.append(
-                f"{start}**{found.verdict}** ({metric_name(metric)} {ours:.3f} against {theirs:.3f}, difference "
-                f"{found.mean:+.3f}{f', 95 % interval {_interval(interval)}' if interval else ''}, "
-                f"{found.seeds} {plural(found.seeds, 'seed')}, {found.subjects} {plural(found.subjects, 'subject')})."
-            )
+            found = tables.difference((arm, base), labels)
+            text = f"With {tables.labelled(labels)}, {arm} against {base}: **{_verdict(tables, (arm, base), labels)}**"
+            details = _why_not(tables, (arm, base), labels)
+            if found is not None:
+                ours, theirs = (mean_and_spread(tables.scores(name, labels, metric))[0] for name in (arm, base))
+                parts = found.parts
+                details += [
+                    f"{metric_name(metric)} {ours:.3f} against {theirs:.3f}",
+                    f"difference {parts.mean:+.3f}",
+                    *([f"95 % interval {_interval(found.interval)}"] if found.interval else []),
+                    f"{parts.seeds} {plural(parts.seeds, 'seed')}",
+                    f"{parts.subjects} {plural(parts.subjects, 'subject')}",
+                ]
+            lines.append(f"{text} ({', '.join(details)}).")
     return lines
 
 
-def _verdicts(tables: Tables) -> set[str]:
-    """Every verdict of the report, without the ending that one seed gives it."""
-    structures = ["mean", *tables.structures]
-    found = [
-        tables.difference(pair, labels, metric, structure)
-        for pair in tables.pairs
-        for labels in tables.labels
-        for metric in tables.metrics
-        for structure in (structures if metric == tables.main_metric else structures[:1])
-    ]
-    return {one.verdict.removesuffix(" between these two models") for one in found if one is not None}
+def _verdict(tables: Tables, pair: tuple[str, str], labels: int) -> str:
+    verdict = tables.verdicts[pair, labels].text
+    if verdict == "equivalent":
+        verdict += f" within {tables.about['margin']:g}"
+    one_seed = len(tables.about["seeds"]) == 1 and verdict not in ("identical", "incomplete", "undecided")
+    return f"{verdict} between these two models" if one_seed else verdict
+
+
+def _why_not(tables: Tables, pair: tuple[str, str], labels: int) -> list[str]:
+    """What an open verdict lacks."""
+    verdict = tables.verdicts[pair, labels]
+    if verdict.text == "incomplete":
+        missing = {arm: tables.missing_seeds(arm, labels) for arm in pair}
+        return [f"{arm} lacks seed {', '.join(map(str, seeds))}" for arm, seeds in missing.items() if seeds]
+    if verdict.text != "undecided":
+        return []
+    if len(tables.about["seeds"]) == 1:
+        return ["one seed tells nothing of other trainings"]
+    if verdict.seeds is None:
+        return [f"not even {MOST_SEEDS} seeds would decide it, but more test subjects"]
+    return [f"about {verdict.seeds} seeds would decide it if mean and variances stay"]
 
 
 def _reading(tables: Tables) -> str:
     """What the verdicts mean that occur."""
-    verdicts, several = _verdicts(tables), len(tables.about["seeds"]) > 1
+    verdicts, several = {verdict.text for verdict in tables.verdicts.values()}, len(tables.about["seeds"]) > 1
+    margin, count = tables.about.get("margin"), len(tables.verdicts)
     parts = []
-    intervals = bool(verdicts & {"better", "worse", "no difference found"})
-    if intervals:
+    if verdicts & {"better", "worse", "equivalent", "undecided"}:
+        spread = "trainings (seeds) and of subjects" if several else "subjects"
         parts.append(
-            "The interval counts the spread of trainings (seeds) and of subjects."
-            if several
-            else "The interval counts the spread of subjects."
+            f"The intervals count the spread of {spread}, each at 95 %; verdicts are on "
+            f"{metric_name(tables.main_metric)} alone, held together to 5 % false ones a report by Holm's procedure "
+            f"over {count} {plural(count, 'comparison')}, and stricter than the intervals."
         )
-    sides = [f'"{verdict.capitalize()}"' for verdict in ("better", "worse") if verdict in verdicts]
-    if sides:
-        parts.append(f"{' and '.join(sides)} {'mean' if len(sides) > 1 else 'means'} that it lies on one side of zero.")
-    if "no difference found" in verdicts:
-        parts.append('"No difference found" means that it contains zero, not that there is none.')
-    if "too few subjects" in verdicts:
         parts.append(
-            f'"Too few subjects" means that no interval can be given: with one seed that takes scores of at least '
-            f"{MIN_SUBJECTS} subjects of the test list, with two seeds or more any number of them."
+            "No margin is given, so that nothing is called equivalent."
+            if margin is None
+            else f'"Equivalent" means a difference surely below {margin:g}.'
         )
+    if "undecided" in verdicts:
+        parts.append('"Undecided" means that neither a difference nor its absence is shown.')
+    if "incomplete" in verdicts:
+        parts.append('"Incomplete" means that an arm lacks seeds; its numbers are those of the seeds that both have.')
     if "identical" in verdicts:
         parts.append('"Identical" means that both arms have the same scores to the last digit.')
     shared = [name for name in tables.others if tables.about["arms"][name].get("one_pretraining")]
-    if shared and intervals:
+    if shared and several:
         parts.append(
             f"All seeds of {', '.join(shared)} start from one pre-training, whose own spread the interval therefore "
             "does not count."
         )
-    parts.append("Structures and metrics are judged one by one, without a correction for their number.")
+    if len(tables.metrics) > 1 or tables.structures:
+        parts.append("Other metrics and single structures are described and not judged.")
     if not several:
         parts.append(
             "With one seed the spread of trainings is unknown: a verdict is about these very models, and another "
@@ -192,46 +205,38 @@ def _reading(tables: Tables) -> str:
 def _scores_table(tables: Tables, metric: str) -> Block:
     rows = []
     for labels in tables.labels:
-        cells = []
-        for arm in tables.arms:
-            mean, spread, seeds = mean_and_spread(tables.scores(arm, labels, metric))
-            cells.append(f"{mean:.3f}{f' ± {spread:.3f}' if spread is not None else ''}" if seeds else "-")
-        rows.append([str(labels), *cells])
+        rows.append([tables.labelled(labels), *(_mean_cell(tables, arm, labels, metric) for arm in tables.arms)])
     return Block("table", header=["labels", *tables.arms], rows=rows)
+
+
+def _mean_cell(tables: Tables, arm: str, labels: int, metric: str, structure: str = "mean") -> str:
+    mean, spread, seeds = mean_and_spread(tables.scores(arm, labels, metric, structure))
+    return f"{mean:.3f}{f' ± {spread:.3f}' if spread is not None else ''}" if seeds else "-"
 
 
 def _differences_table(tables: Tables, metric: str) -> Block:
     rows = []
+    judged = metric == tables.main_metric
     for labels in tables.labels:
         for pair in tables.pairs:
+            cells = ["-"] * 4
             found = tables.difference(pair, labels, metric)
-            rows.append([str(labels), " - ".join(pair), *_difference_cells(found)])
-    header = ["labels", "difference", "mean", "95 % over subjects", "95 % with seeds", "subjects better", "verdict"]
-    return Block("table", header=header, rows=rows)
-
-
-def _difference_cells(found: Difference | None) -> list[str]:
-    if found is None:
-        return ["-", "-", "-", "-", "not comparable"]
-    intervals = [_interval(interval) for interval in (found.over_subjects, found.with_seeds)]
-    return [
-        f"{found.mean:+.3f}",
-        *intervals,
-        f"{round(found.better * found.subjects)} of {found.subjects}",
-        found.verdict,
-    ]
+            if found is not None:
+                cells = [f"{found.parts.mean:+.3f}", _interval(found.interval), _interval(found.over_subjects)]
+                cells.append(f"{round(found.better * found.parts.subjects)} of {found.parts.subjects}")
+            verdict = [_verdict(tables, pair, labels)] if judged else []
+            rows.append([str(labels), " - ".join(pair), *cells, *verdict])
+    header = ["labels", "difference", "mean", "95 % interval", "over subjects alone", "subjects better"]
+    return Block("table", header=[*header, "verdict"] if judged else header, rows=rows)
 
 
 def _structures_table(tables: Tables, labels: int) -> Block:
     rows = []
     for name in tables.structures:
-        cells = []
-        for arm in tables.arms:
-            mean, spread, seeds = mean_and_spread(tables.scores(arm, labels, tables.main_metric, name))
-            cells.append(f"{mean:.3f}{f' ± {spread:.3f}' if spread is not None else ''}" if seeds else "-")
+        cells = [_mean_cell(tables, arm, labels, tables.main_metric, name) for arm in tables.arms]
         for pair in tables.pairs:
-            found = tables.difference(pair, labels, tables.main_metric, name)
-            cells.append(f"{found.mean:+.3f}, {found.verdict}" if found else "-")
+            found = tables.difference(pair, labels, structure=name)
+            cells.append(f"{found.parts.mean:+.3f} ({_interval(found.interval)})" if found else "-")
         rows.append([name, *cells])
     heads = [" - ".join(pair) for pair in tables.pairs]
     return Block("table", header=[tables.labelled(labels), *tables.arms, *heads], rows=rows)
@@ -245,8 +250,6 @@ def _failures(tables: Tables) -> list[str]:
             seed = "" if row["seed"] is None else f", seed {row['seed']}"
             reason = row["reason"] or "not started yet"
             lines.append(f"{row['stage']}, {row['arm']}{labels}{seed}: {row['status']}. {reason}")
-    if lines:
-        lines.append("Differences are taken over the seeds that both arms have.")
     return lines
 
 

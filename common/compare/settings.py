@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -99,6 +100,7 @@ class Settings:
     processes: int = 1
     keep_checkpoints: bool = False
     transductive: bool = False
+    margin: float | None = None
 
     @property
     def baseline(self) -> str | None:
@@ -157,6 +159,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         processes: processes a run, through ``torchrun`` and the ``multi_gpu_*.json`` files.
         keep_checkpoints: keep the files that training resumes from.
         transductive: let pre-training see validation and test scans, which is refused otherwise.
+        margin: difference of the main metric below which arms are equivalent; default 0.01 where it is a Dice.
 
     Raises:
         CompareError: a value, file or name that does not exist or does not fit.
@@ -227,6 +230,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         processes=_whole(merged.get("processes", 1), "processes", 1),
         keep_checkpoints=bool(merged.get("keep_checkpoints", False)),
         transductive=bool(merged.get("transductive", False)),
+        margin=_number(merged["margin"], "margin", 0, math.inf) if merged.get("margin") is not None else None,
     )
     if result.processes > 1 and len(result.devices) > 1:
         raise CompareError(
@@ -420,7 +424,8 @@ def _number(value: Any, name: str, low: float, high: float) -> float:
     except (TypeError, ValueError):
         raise CompareError(f"--{name}: {value!r} is no number.") from None
     if not low < number <= high:
-        raise CompareError(f"--{name}: {value} has to be above {low} and at most {high}.")
+        most = "" if high == math.inf else f" and at most {high}"
+        raise CompareError(f"--{name}: {value} has to be above {low}{most}.")
     return number
 
 

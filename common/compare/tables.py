@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..json_files import read_json
-from .statistics import Difference, Scores, compare_arms
+from .statistics import Difference, Scores, Verdict, compare_arms, judge
 
 __all__ = ["Tables", "plural", "span"]
 
@@ -71,13 +71,8 @@ class Tables:
 
     @cached_property
     def labels(self) -> list[int]:
-        return sorted({row["labels"] for row in self.subjects})
-
-    def labelled(self, labels: int) -> str:
-        """What was fine-tuned on, such as "4 labelled scans of 2 subjects" where a subject has several."""
-        counts = (self.about.get("training_subjects") or {}).get(str(labels))  # keys of JSON are texts
-        text = f"{labels} labelled {plural(labels, 'scan')}"
-        return f"{text} of {span(counts)} {plural(counts[-1], 'subject')}" if counts else text
+        """Numbers of labels that were asked for, also those that no run has come to yet."""
+        return sorted(int(labels) for labels in self.about["labelled"]) if self.subjects else []
 
     @cached_property
     def structures(self) -> list[str]:
@@ -90,9 +85,36 @@ class Tables:
         names = self.about.get("structure_names") or dict(enumerate(self.structures, start=1))
         return {int(number): str(name) for number, name in names.items() if int(number) > 0}
 
-    def difference(self, pair: tuple[str, str], labels: int, metric: str, structure: str = "mean") -> Difference | None:
+    def difference(
+        self, pair: tuple[str, str], labels: int, metric: str = "", structure: str = "mean"
+    ) -> Difference | None:
+        """Of two arms in a metric, by default the main one; None where they share no score."""
+        metric = metric or self.main_metric
         first, second = (self.scores(arm, labels, metric, structure) for arm in pair)
         return compare_arms(first, second, self.metrics.get(metric) == "higher")
+
+    def missing_seeds(self, arm: str, labels: int) -> list[int]:
+        """Seeds of the comparison that have no score of the main metric."""
+        there = {seed for (seed, _), value in self.scores(arm, labels, self.main_metric).items() if value == value}
+        return [seed for seed in self.about["seeds"] if seed not in there]
+
+    @cached_property
+    def verdicts(self) -> dict[tuple[tuple[str, str], int], Verdict]:
+        """Of each pair and number of labels, all in one family; an arm that lacks a seed has none."""
+        keys = [(pair, labels) for labels in self.labels for pair in self.pairs]
+        found = [
+            None if any(self.missing_seeds(arm, labels) for arm in pair) else self.difference(pair, labels)
+            for pair, labels in keys
+        ]
+        judged = judge(found, self.about.get("margin"), self.metrics[self.main_metric] == "higher")
+        return dict(zip(keys, judged, strict=True))
+
+    def labelled(self, labels: int) -> str:
+        """How many labels that many really took; with the subjects where one has several scans."""
+        training, validation = self.about["labelled"][str(labels)]  # keys of JSON are texts
+        counts = (self.about.get("training_subjects") or {}).get(str(labels))
+        people = f" ({span(counts)} {plural(counts[-1], 'subject')})" if counts else ""
+        return f"{training} training{people} + {validation} validation labels"
 
     def pretraining_seconds(self, arm: str) -> float:
         """What one pre-training of an arm took, with that of the arm it starts from; 0 where there was none."""

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.compare import estimate as module
-from common.compare.estimate import Cost, equal_time, estimate
+from common.compare.collect import SUBJECTS
+from common.compare.estimate import ASSUMED, Cost, equal_time, estimate
 from common.compare.plan import Plan, Run
 from common.compare.settings import Arm, Settings
+from common.compare.statistics import detectable, variances
+from common.compare.tables import Tables
 
 
 class Config:
+    metrics = {"val_mean_dice": "higher"}  # noqa: RUF012
+
     def get(self, name, default=None):
         return {"data": {"training": [1, 2, 3], "validation": [1, 2]}}.get(name, default)
 
@@ -27,7 +33,7 @@ def plan(tmp_path):
         folder = tmp_path / arm
         runs.append(Run("train", arm, (), {}, folder, 0, 1.0, 3, steps=20, epochs=20, items=3, batch=2))
         runs.append(Run("evaluate", arm, (), {}, folder, 0, 1.0, 3))
-    return Plan(settings, tuple(runs), Config(), Config(), [1] * 10)
+    return Plan(settings, tuple(runs), Config(), Config(), [{"image": f"/d/{n}.nii"} for n in range(10)])
 
 
 COSTS = {
@@ -59,6 +65,30 @@ def test_the_sum_is_that_of_the_runs(plan, probes):
     assert f"train, mae, 3 labels, seed 0: 20 steps, {train:.0f} s" in text
     assert "2.0 GiB of memory at most a run, 3.00 GiB on disk" in text
     assert sorted(probes) == ["evaluate", "pretrain", "train"]  # each kind once
+
+
+def test_the_least_difference_that_can_be_found(plan, probes, tmp_path):
+    """By assumed variances, and by those of the runs that are there; scans of a subject are one subject."""
+    assumed = detectable(ASSUMED, 3, 10)
+    said = f"With 3 seeds and 10 test subjects, a true difference of {assumed:.3f} in val_mean_dice is found in 80 %"
+    assert said in estimate(plan) and "assumed standard deviations" in estimate(plan)
+    two = Plan(plan.settings, plan.runs, plan.train, plan.evaluate, [{"image": str(n), "subject": 1} for n in range(9)])
+    assert "and 1 test subjects" in estimate(two)
+    arms = {"scratch": {}, "mae": {}}
+    about = {"arms": arms, "baseline": "scratch", "metrics": Config.metrics, "seeds": [0, 1]}
+    (tmp_path / "comparison.json").write_text(json.dumps(about))
+    random = np.random.default_rng(0)
+    lines = [
+        f"{arm},1.0,3,{seed},val_mean_dice,mean,s{subject},{random.normal(0.5, 0.05)}"
+        for arm in arms
+        for seed in (0, 1)
+        for subject in range(5)
+    ]
+    (tmp_path / "subjects.csv").write_text("\n".join([",".join(SUBJECTS), *lines]) + "\n")
+    found = variances(Tables(tmp_path).difference(("mae", "scratch"), 3).parts)
+    assert f"difference of {detectable(found, 3, 10):.3f} in val" in estimate(
+        plan
+    ) and "runs that are done" in estimate(plan)
 
 
 def test_what_is_done_is_not_counted(plan, probes):
