@@ -101,7 +101,7 @@ def test_numbers_of_the_report_are_those_of_the_subjects(finished):
             assert float(row["value"]) == pytest.approx(expected)
     report = (output / "report.md").read_text()
     for (arm, labels), values in raw.items():
-        lines = [line for line in report.splitlines() if line.startswith(f"| {labels} |")]
+        lines = [line for line in report.splitlines() if line.startswith(f"| {labels} ")]
         assert any(f"{statistics.mean(values):.3f}" in line for line in lines), (arm, labels)
     difference = statistics.mean(b - a for a, b in zip(raw["scratch", 1], raw["mae", 1], strict=True))
     assert f"{difference:+.3f}" in report
