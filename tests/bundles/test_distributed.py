@@ -21,6 +21,7 @@ CONFIGS = ROOT / "bundles" / "pretrain_once" / "configs"
 RANK = """
 import hashlib, json, logging, os, sys
 import torch
+from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 torch.set_num_threads(1)
@@ -28,40 +29,57 @@ logging.basicConfig(level=logging.INFO)
 for name, files, overrides in json.load(open(sys.argv[1])):
     workflow = ConfigWorkflow(config_file=files, logging_file=False, workflow_type="train", **overrides)
     workflow.initialize()
+    parser, branches = workflow.parser, []
+    if name == "branches":  # the branch of each batch, and which branches are trained by them
+        workflow.trainer.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda engine: branches.append(int(engine.state.batch["branch"][0]))
+        )
+        heads = parser.get_parsed_content("network_def").decoder.branches
+        start = [head.weight.detach().clone() for head in heads]
     workflow.run()
-    parser = workflow.parser
     weights = hashlib.sha256()
     for tensor in parser.get_parsed_content("network_def").state_dict().values():  # running statistics too
         weights.update(tensor.numpy().tobytes())
     metrics = parser.get_parsed_content("validate#evaluator").state.metrics
     report = {"weights": weights.hexdigest(), "metrics": {key: float(v) for key, v in metrics.items()}}
     report["steps"] = workflow.trainer.state.epoch_length if name != "evaluate" else None
+    if name == "branches":
+        moved = [not torch.equal(old, head.weight) for old, head in zip(start, heads)]
+        report |= {"branches": branches, "moved": moved}
     with open(f"{overrides['output_dir']}/{name}.{os.environ['RANK']}.json", "w") as file:
         json.dump(report, file)
 workflow.finalize()
 """
 
+# Pre-training of `med3d`, whose processes share batches of one domain, and so of one branch, at a time.
+BRANCHES = {
+    "roi_size": [32] * 3,
+    "segmentation_net#width": 4,
+    "batch_size": 2,
+    "batches_per_epoch": 4,
+    "max_epochs": 1,
+    # A validation scan of 8 mm is predicted from one window, that of 4 mm, which the other process has, from eight.
+    "domains#0#spacing": [4.0] * 3,
+    "domains#1#spacing": [8.0] * 3,
+}
+
 
 @pytest.fixture(scope="module")
-def folder(tiny, small_files, cohort, run_ranks, tmp_path_factory):
+def folder(chosen, tiny, small, small_files, cohort, run_ranks, tmp_path_factory):
     """Where two processes pre-trained, fine-tuned and evaluated, one after the other; a folder for each bundle."""
     folder = tmp_path_factory.mktemp("two_processes")
     jobs = []
-    for bundle, overlays in small_files.items():
-        overlays = [tiny["unetr"]] if bundle == "pretrain_once" else overlays
+    for bundle in dict.fromkeys(["pretrain_once", *chosen]):
+        overlays = [tiny["unetr"]] if bundle == "pretrain_once" else small_files[bundle]
         output = folder / bundle
         common = {"dataset_dir": str(cohort), "output_dir": str(output), "max_epochs": 1}
         common |= {"batch_size": 2, "batches_per_epoch": 2}
-        # The cohort has one validation volume, and each process needs one; of med3d's two domains each has one.
-        pretrain = {} if bundle == "med3d" else {"validate#dataset#data": "$@data['training']"}
-        if bundle == "medical_transformer":  # exemplars are told apart within a batch of validation, one a process
-            pretrain = {"validate#dataset#data": "$@data['training'] * 2"}
         train = {
             "validate#dataset#data": "$@data['test']",
             "pretrained_encoder": str(output / "encoder.safetensors"),
         }
         for name, files, overrides in (
-            ("pretrain", ["pretrain.json", "multi_gpu_pretrain.json"], pretrain),
+            ("pretrain", ["pretrain.json", "multi_gpu_pretrain.json"], small[bundle].two_processes),
             ("train", ["train.json", "multi_gpu_train.json"], train),
             # the test scans chose the network here, which is refused otherwise
             ("evaluate", ["train.json", "evaluate.json", "multi_gpu_evaluate.json"], {"transductive": True}),
@@ -72,9 +90,14 @@ def folder(tiny, small_files, cohort, run_ranks, tmp_path_factory):
             schedule = ["schedules/sawtooth.json"] if (bundle, name) == ("med3d", "train") else []
             files = [*base, *(str(configs / file) for file in (*overlays, *schedule)), multi_gpu]
             jobs.append((name, files, common | overrides))
+    if "med3d" in chosen:
+        settings = BRANCHES | {"dataset_dir": str(cohort), "output_dir": str(folder / "branches")}
+        configs = ROOT / "bundles/med3d/configs"
+        files = ("pretrain.json", "datasets/sample.json", "multi_gpu_pretrain.json")
+        jobs.append(("branches", [str(configs / name) for name in files], settings))
     (folder / "jobs").write_text(json.dumps(jobs))
     (folder / "rank.py").write_text(RANK)
-    (folder / "output").write_text(run_ranks(folder / "rank.py", folder / "jobs", timeout=300))
+    (folder / "output").write_text(run_ranks(folder / "rank.py", folder / "jobs", timeout=400))
     return folder
 
 
@@ -95,13 +118,22 @@ def test_ranks_end_alike(folder, bundle, name):
     assert first["metrics"] and np.isfinite(list(first["metrics"].values())).all()
 
 
+@pytest.mark.parametrize("bundle", ["med3d"])
+def test_processes_have_one_branch_at_a_time_and_end_alike(folder, bundle):
+    first, second = reports(folder / "branches", "branches")
+    assert first == second and sorted(first["branches"]) == [0, 0, 1, 1] and first["moved"] == [True, True]
+    assert np.isfinite(first["metrics"]["val_loss"])
+    _, record = read_encoder(folder / "branches/encoder.safetensors")
+    assert record["method"] == "MultiBranchNet"
+
+
 @pytest.mark.parametrize("name", ["pretrain", "train"])
 def test_ranks_share_the_data(folder, name):
     first, second = reports(folder / "pretrain_once", name)
     assert first["steps"] == second["steps"] == 2  # of four volumes, or of three and one repeated
 
 
-def test_files_are_written_once_and_without_the_wrapper(folder, small):
+def test_files_are_written_once_and_without_the_wrapper(folder):
     written = folder / "pretrain_once"
     assert {path.name for path in written.iterdir() if path.suffix in (".pt", ".ckpt", ".safetensors")} == {
         "encoder.safetensors",
@@ -111,7 +143,7 @@ def test_files_are_written_once_and_without_the_wrapper(folder, small):
     }
     state, record = read_encoder(written / "encoder.safetensors")
     assert record["method"] == "MAE" and not any(name.startswith("module.") for name in state)
-    assert (folder / "output").read_text().count("written to") == len(small)
+    assert (folder / "output").read_text().count("written to") == len(list(folder.glob("*/encoder.safetensors")))
     assert not any(name.startswith("module.") for name in torch.load(written / "model.pt", weights_only=True))
 
 
