@@ -48,7 +48,7 @@ def command(tmp_path, monkeypatch):
     """Let this process look like the command, in a folder with configs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the check sets it; put back afterwards
-    monkeypatch.setattr(checks, "find_spec", lambda name: object())  # whether or not mlflow is there
+    monkeypatch.setattr(checks.overrides, "find_spec", lambda name: object())  # whether or not mlflow is there
     Path("tracking.json").write_text(json.dumps(TRACKING))
     Path("train.json").write_text(json.dumps(TRAIN))
     Path("sample.json").write_text(json.dumps({"sample_size": 4, "train#dataloader#batch_size": 1}))
@@ -202,7 +202,7 @@ def test_tracking_that_cannot_read_the_loss_is_refused(command, monkeypatch):
     checks.check_overrides()
     command("--config_file", "train.json", "--tracking", "tracking.json")
     checks.check_overrides()
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.overrides, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"MLflow, which is not installed: pip install 'mlflow>=3\.17'"):
         checks.check_overrides()
 

@@ -102,8 +102,11 @@ def test_takes_the_bundle_and_the_code_and_nothing_else(bundle, tmp_path):
     }
     assert {name.removeprefix("scripts/common/") for name in code} == {
         "__init__.py",
-        "checks.py",
-        "doctor.py",  # which checks.py imports, and so on
+        "checks/__init__.py",
+        "checks/overrides.py",
+        "checks/refusals.py",
+        "checks/running.py",
+        "doctor.py",  # which overrides.py imports, and so on
         "files.py",
         "precision.py",
         "requirements.txt",

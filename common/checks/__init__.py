@@ -1,0 +1,22 @@
+"""What every bundle checks before its first step, and how a run that is refused ends."""
+
+from .overrides import RENAMED, check_overrides, override_problem, renamed_problems
+from .refusals import REFUSED, TRACEBACK, final_sentence, first_cause, own_sentence
+from .running import PLACES, config_digest, parse_flags, running_config, split_arguments
+
+__all__ = [
+    "PLACES",
+    "REFUSED",
+    "RENAMED",
+    "TRACEBACK",
+    "check_overrides",
+    "config_digest",
+    "final_sentence",
+    "first_cause",
+    "override_problem",
+    "own_sentence",
+    "parse_flags",
+    "renamed_problems",
+    "running_config",
+    "split_arguments",
+]

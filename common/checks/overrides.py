@@ -1,0 +1,218 @@
+"""Names given on the command line are held against the ids of the config, before the first step."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import logging
+import pydoc
+import re
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .. import doctor
+from .refusals import end_with_sentence
+from .running import Command, load_config, runner_arguments, running_command, split_id, tracking_settings
+
+logger = logging.getLogger(__name__)
+
+# What people type for our ids; tried before the nearest spelling.
+ALIASES = {
+    "bs": ("batch_size",),
+    "checkpoint": ("resume", "ckpt_path"),
+    "data": ("dataset_dir",),
+    "data_dir": ("dataset_dir",),
+    "dataroot": ("dataset_dir",),
+    "epoch": ("max_epochs",),
+    "epochs": ("max_epochs",),
+    "gpu": ("device",),
+    "learning_rate": ("lr",),
+    "lr": ("learning_rate",),
+    "model": ("network_def",),
+    "n_epochs": ("max_epochs",),
+    "net": ("network_def",),
+    "num_epochs": ("max_epochs",),
+    "out": ("output_dir",),
+    "output": ("output_dir",),
+    "pretrained": ("pretrained_encoder",),
+    "split": ("fold",),
+    "weights": ("pretrained_encoder",),
+}
+# Ids that were given another name and meaning.
+RENAMED = {
+    "warmup_epochs": ("warmup", "a fraction of all steps (0.05) or a whole number of optimiser steps"),
+    "warmup_steps": ("warmup", "a fraction of all steps (0.05) or a whole number of optimiser steps"),
+}
+
+
+def check_overrides() -> None:
+    """Refuse to run ``python -m monai.bundle run`` with an override that would do nothing.
+
+    MONAI accepts any ``--name value`` and ignores the names that the config lacks. This compares the names on the
+    command line, and those in ``--args_file``, with the ids of the named config files. It also checks that MONAI and
+    torch are recent enough and that the settings of ``--tracking`` fit the config, and sees to it that a later error
+    ends the output with what it says: MONAI's own last line only names the step of the config. What this package
+    refuses comes without a traceback. Outside of that command (also in a workflow made in Python) it does nothing.
+
+    Put it first in ``initialize``: ``{"_target_": "common.checks.check_overrides"}``.
+
+    Raises:
+        SystemExit: with one sentence a problem, so that the command ends with it instead of a traceback.
+    """
+    command = running_command()
+    if command is None:
+        return
+    sys.excepthook = end_with_sentence
+    problems = doctor.check_run()
+    config = load_config(command.files)
+    if command.tracking:
+        problems += _tracking_problems(command, config)
+    accepted = runner_arguments(command.tracking)
+    names = " + ".join(Path(file).name for file in command.files)
+    for key in command.overrides:
+        if split_id(key)[0] not in accepted:
+            problem = override_problem(key, command.typed[key], config, names)
+            if problem:
+                problems.append(problem)
+    problems += renamed_problems(config)
+    if problems:
+        raise SystemExit("\n".join(problems))
+    if "datalist" in command.overrides and not _is_read("datalist", config):
+        read = "domains" if "domains" in config else "pretrain_datalist"
+        logger.warning("--datalist changes nothing: what %s reads is the id `%s`.", names, read)
+
+
+def _is_read(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether an id of the config refers to this one."""
+    others = json.dumps({key: value for key, value in config.items() if key != name}, default=str)
+    return re.search(rf"@{name}(?!\w)", others) is not None
+
+
+def _tracking_problems(command: Command, config: Mapping[str, Any]) -> list[str]:
+    """What would stop the run when its first iteration is logged, or before."""
+    problems = []
+    settings = tracking_settings(command.tracking)
+    text = json.dumps(settings.get("configs", {}), default=str)
+    if "MLFlowHandler" in text and find_spec("mlflow") is None:
+        problems.append("--tracking logs to MLflow, which is not installed: pip install 'mlflow>=3.17'.")
+    trainer = config.get("train", {}).get("trainer", {}) if "train#trainer" in json.dumps(config.get("run")) else {}
+    transform = str(settings.get("configs", {}).get("trainer", {}).get("output_transform"))
+    if trainer.get("decollate") is False and "from_engine" in transform:
+        # Beside the base files; a config that a run kept lies elsewhere, and names the bundle.
+        root = str(command.overrides.get("bundle_root") or config.get("bundle_root") or ".")
+        near = [Path(command.files[0]).with_name("tracking.json"), Path(root, "configs", "tracking.json")]
+        own = next((path for path in near if path.is_file()), "configs/tracking.json of the bundle")
+        problems.append(
+            f"--tracking {command.tracking} reads the loss off a decollated batch (`output_transform` of its trainer), "
+            f"and this trainer does not decollate: write --tracking {own}, which logs to MLflow too."
+        )
+    return problems
+
+
+def override_problem(key: str, typed: str, config: Mapping[str, Any], names: str, prefix: str = "--") -> str | None:
+    """A sentence if an override sets nothing that the config reads, None if it is sound.
+
+    Args:
+        key: an id, nested with ``#`` or ``::``.
+        typed: how the user wrote it; the sentence begins with it.
+        config: the merged config files, as ``ConfigParser.load_config_files`` gives them.
+        names: how to call the files.
+        prefix: what the user writes before an id.
+    """
+    at: Any = config
+    path = split_id(key)
+    for depth, part in enumerate(path):
+        if isinstance(at, list):
+            if not part.isdigit() or int(part) >= len(at):
+                return f"{typed} names no id of {names}; `{'#'.join(path[:depth])}` is a list of {len(at)}."
+            at = at[int(part)]
+        elif isinstance(at, Mapping):
+            if part not in at:
+                if depth == len(path) - 1 and "_target_" in at:
+                    return _argument_problem(typed, path[:depth], part, at, names, prefix)
+                return _unknown_sentence(typed, path[:depth], part, list(at), config, names, prefix)
+            at = at.get(part)
+        else:
+            return f"{typed} names no id of {names}; `{'#'.join(path[:depth])}` has no parts."
+    return None
+
+
+def renamed_problems(config: Mapping[str, Any]) -> list[str]:
+    """A sentence for each id of the merged files that has another name now, and would change nothing."""
+    return [
+        f"`{old}` in the config files is no more: it is `{new}` now, {meaning}."
+        for old, (new, meaning) in RENAMED.items()
+        if old in config and new in config
+    ]
+
+
+def _unknown_sentence(
+    typed: str,
+    parents: Sequence[str],
+    name: str,
+    ids: Collection[str],
+    config: Mapping[str, Any],
+    names: str,
+    prefix: str,
+) -> str:
+    if not parents and typed == f"--no{name}" and f"no{name}" in config:
+        return f"{typed} without a value is read as `--{name} False`; write `{typed} True`."
+    if not parents and name in RENAMED and RENAMED[name][0] in ids:
+        new, meaning = RENAMED[name]
+        return f"{typed} is no more: it is {prefix}{new} now, {meaning}."
+    aliases = [alias for alias in ALIASES.get(name, ()) if alias in ids]
+    near = aliases or difflib.get_close_matches(name, ids, n=1, cutoff=0.6)
+    start = f"{typed} names no id of {names}"
+    if near:
+        return f"{start}; did you mean {prefix}{'#'.join([*parents, near[0]])}?"
+    where = f"the ids of `{'#'.join(parents)}`" if parents else "its top-level ids"
+    return f"{start}; {where} are {', '.join(ids)}."
+
+
+def _argument_problem(
+    typed: str, parents: Sequence[str], name: str, component: Mapping[str, Any], names: str, prefix: str
+) -> str | None:
+    """A sentence if the component does not take this argument; the file need not state those that it takes."""
+    arguments, takes_any = _arguments(component["_target_"])
+    if name.startswith("_") or name in arguments or (takes_any and not arguments):
+        return None
+    near = difflib.get_close_matches(name, arguments, n=1, cutoff=0.6)
+    if takes_any and not near:
+        return None
+    at = "#".join(parents)
+    start = f"{typed} names no argument of `{at}` ({component['_target_']}) in {names}"
+    if near:
+        return f"{start}; did you mean {prefix}{at}#{near[0]}?"
+    return f"{start}; its arguments are {', '.join(arguments) or 'none'}."
+
+
+def _arguments(target: Any) -> tuple[list[str], bool]:
+    """Names of the arguments of a component's ``_target_``, and whether it takes others, of unknown names, as well.
+
+    A class that takes ``**kwargs`` most likely hands them to its base class, whose names are therefore among them.
+    """
+    from monai.bundle import ComponentLocator
+
+    try:
+        module = ComponentLocator().get_component_module_name(target)
+        module = module[0] if isinstance(module, list) else module
+        found: Any = pydoc.locate(target if module is None else f"{module}.{target}")
+        functions = [found]
+        if inspect.isclass(found):
+            functions = [vars(base)["__init__"] for base in found.__mro__[:-1] if "__init__" in vars(base)]
+        names: list[str] = []
+        takes_any = True
+        for number, function in enumerate(functions):
+            parameters = inspect.signature(function).parameters.values()
+            names += [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+            passes_on = any(one.kind is one.VAR_KEYWORD for one in parameters)
+            takes_any = passes_on if number == 0 else takes_any
+            if not passes_on:
+                break
+    except Exception:  # an expression, or a module or signature that cannot be read: the run itself will say
+        return [], True
+    return [name for name in dict.fromkeys(names) if name != "self"], takes_any
