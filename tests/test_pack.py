@@ -141,8 +141,8 @@ def test_rewrites_targets_and_keeps_the_rest_as_written(bundle, tmp_path):
     ("config", "expected"),
     [
         (
-            {"a": {"_target_": "common.checks.x", "b": 1e-05}},
-            {"a": {"_target_": "scripts.common.checks.x", "b": 1e-05}},
+            {"a": {"_target_": "common.checks.config_digest", "b": 1e-05}},
+            {"a": {"_target_": "scripts.common.checks.config_digest", "b": 1e-05}},
         ),
         ({"a": {"_target_": "torch.nn.Linear"}}, {"a": {"_target_": "torch.nn.Linear"}}),
         ({"a": {"_target_": "uncommon.checks"}}, {"a": {"_target_": "uncommon.checks"}}),
