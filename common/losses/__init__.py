@@ -4,9 +4,7 @@ from .byol import BYOLLoss
 from .contrastive import NTXentLoss
 from .dice_cross_entropy import DiceCrossEntropy
 from .drawn_class import DrawnClassLoss
-from .masked_l1 import MaskedL1Loss
-from .masked_reconstruction import MaskedReconstructionLoss
-from .masked_vectors import MaskedVectorsLoss
+from .masked import MaskedL1Loss, MaskedReconstructionLoss, MaskedVectorsLoss
 from .plane_triplet import PlaneTripletLoss
 from .rcr import RCRLoss
 from .restoration import RestorationLoss

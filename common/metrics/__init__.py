@@ -1,11 +1,10 @@
 from .calibration import CalibrationSlope
 from .class_accuracy import ClassAccuracy
-from .class_dice import ClassDice
 from .comparison import is_higher, is_lower
+from .dice import ClassDice, PooledDice
 from .hand_till import HandTillAUC
 from .hd95 import HD95
 from .nsd import NSD
-from .pooled_dice import PooledDice
 from .representation import effective_rank, feature_std, position_cosines
 
 __all__ = [

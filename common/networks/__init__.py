@@ -4,14 +4,10 @@ Those of slices (``transseg``, ``beit_encoder``, ``dino_encoder``, ``swin_slice_
 that the others load without ``transformers``.
 """
 
-from .branch_decoder import BranchDecoder, MultiBranchNet
-from .dense_aspp import DenseASPP
 from .dilated_resnet import DilatedResNet
 from .heads import EncoderClassifier, EncoderRegressor
 from .legacy_patch_merging import LegacyPatchMerging
-from .lung_decoder import LungDecoder
-from .med3d_net import Med3DNet
-from .medicalnet_head import MedicalNetHead
+from .med3d import BranchDecoder, DenseASPP, LungDecoder, Med3DNet, MedicalNetHead, MultiBranchNet, PooledClassifier
 from .memory_format import ChannelsLastInstanceNorm3d, to_channels_last
 from .multi_view import MultiViewClassifier, MultiViewEncoder, MultiViewRegressor, MultiViewSegmenter
 from .nnformer import NNFormer, NNFormerEncoder
@@ -19,7 +15,6 @@ from .onnx_net import OnnxNet
 from .padded_convolution import PaddedConv2d, PaddedConv3d, pad_small_images
 from .placement import place
 from .plane_encoder import PlaneEncoder
-from .pooled_classifier import PooledClassifier
 from .residual_encoder_unet import ResidualEncoder, ResidualEncoderUNet
 from .slice_transformer import SliceTransformer
 from .swin_encoder import SwinEncoder

@@ -1,8 +1,7 @@
 """Parameter groups for optimisers, and learning rates over a run."""
 
-from .groups import parameter_groups
+from .groups import decay_groups, parameter_groups
 from .run_schedule import CosineSchedule, ExponentialSchedule, PolynomialSchedule, RunSchedule, SawtoothSchedule
-from .weight_decay import decay_groups
 
 __all__ = [
     "CosineSchedule",

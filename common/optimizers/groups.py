@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -10,18 +10,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..networks.encoder_layers import encoder_layers
 
-__all__ = ["parameter_groups"]
+__all__ = ["decay_groups", "parameter_groups"]
 
 PARTS = ("encoder", "decoder", "head")
-
 HEAD = re.compile(
     r"(?:out|out_\d+|out_blocks|final|conv_final|output_block|deep_supervision_heads|classifier|head"
     r"|decoder\.seg_layers|decoder\.classifier)\."
 )
 """Names of the layers that turn features into classes or numbers, in MONAI's networks and the collection's."""
-
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-
 POSITIONS = re.compile(r"position|\bpos_embed|cls_token|\btransformer\.segments\b")
 """Tables of positions, absolute or relative, and what joins the tokens as it is: a class token, a plane's vector."""
 
@@ -109,3 +106,20 @@ def _vectors(network: nn.Module) -> list[nn.Parameter]:
     norms = [p for module in network.modules() if isinstance(module, NORMS) for p in module.parameters(recurse=False)]
     others = [p for name, p in network.named_parameters() if p.ndim <= 1 or POSITIONS.search(name)]
     return norms + others
+
+
+def decay_groups(
+    network: nn.Module, weight_decay: float, without: Sequence[str] = ("bias", "LayerNorm.weight")
+) -> list[dict[str, Any]]:
+    """Parameters in two groups for an optimiser: with weight decay, and without where the name holds one of
+    ``without``.
+
+    The default is that of TransSeg's published code, which is to be taken by the letter: tables of relative positions
+    are named ``..._bias_table`` and do not decay, the weights of BEiT's norms, which are named otherwise there and
+    here, do.
+    """
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        (others if any(part in name for part in without) else decaying).append(parameter)
+    return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

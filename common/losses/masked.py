@@ -1,0 +1,67 @@
+"""Losses of pretexts that predict what was masked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["MaskedL1Loss", "MaskedReconstructionLoss", "MaskedVectorsLoss"]
+
+
+class MaskedL1Loss(nn.Module):
+    """Mean absolute error over masked voxels (Xie et al., SimMIM, CVPR 2022, section 3.4).
+
+    ``forward(prediction, image)`` reads ``reconstruction`` and ``target`` (B, C, D, H, W) and ``mask`` (B, D, H, W),
+    true where the encoder did not see the voxel, and returns a scalar; ``image`` is there because MONAI's trainer
+    passes it.
+    """
+
+    def forward(self, prediction: dict[str, torch.Tensor], image: torch.Tensor | None = None) -> torch.Tensor:
+        with torch.autocast(prediction["target"].device.type, enabled=False):
+            error = (prediction["reconstruction"].float() - prediction["target"].float()).abs()
+            mask = prediction["mask"][:, None]
+            # A sum of products instead of an index: no wait for the device to count the masked voxels.
+            return (error * mask).sum() / (mask.sum() * error.shape[1]).clamp(min=1)
+
+
+class MaskedReconstructionLoss(nn.Module):
+    """Mean squared error over masked patches (He et al., CVPR 2022; Zhang et al., BIBM 2023, section III-A).
+
+    Args:
+        normalise_patches: whether each target patch is standardised first (He et al.'s ``norm_pix_loss``; off in
+            Zhang et al.).
+
+    ``forward(prediction, image)`` reads ``patches`` and ``target`` (B, M, P) of the prediction and returns a scalar:
+    the mean over patches of the mean over a patch. ``image`` is there because MONAI's trainer passes it.
+    """
+
+    def __init__(self, normalise_patches: bool = False) -> None:
+        super().__init__()
+        self.normalise_patches = normalise_patches
+
+    def forward(self, prediction: dict[str, torch.Tensor], image: torch.Tensor | None = None) -> torch.Tensor:
+        with torch.autocast(prediction["patches"].device.type, enabled=False):
+            target = prediction["target"].float()
+            if self.normalise_patches:
+                mean, variance = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
+                target = (target - mean) / (variance + 1e-6).sqrt()
+            return nn.functional.mse_loss(prediction["patches"].float(), target)
+
+
+class MaskedVectorsLoss(nn.Module):
+    """Mean squared error of predicted encoding vectors of masked slices, summed over planes (Jun et al., Medical
+    Transformer, section 3.3.1).
+
+    ``forward(prediction, image)`` takes what ``MaskedEncodingVectors`` returns: ``prediction`` and ``target``
+    (B, M, d) of the masked slices of all planes, and ``weight`` (M,), one over the number of masked slices of a
+    slice's plane. It returns a scalar, in float32: the sum over the planes of their mean squared errors.
+    """
+
+    shared = ("weight",)
+    """What is no part of the batch, for ``WholeBatchLoss``."""
+
+    def forward(self, prediction: dict[str, torch.Tensor], image: Any = None) -> torch.Tensor:
+        error = (prediction["prediction"].float() - prediction["target"].float()).square().mean(dim=(0, 2))
+        return (error * prediction["weight"]).sum()

@@ -1,0 +1,267 @@
+"""Med3D's nets: a dilated ResNet and one of several heads on its maps (Chen et al., arXiv 1904.00625)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .dilated_resnet import DilatedResNet
+
+__all__ = [
+    "BranchDecoder",
+    "DenseASPP",
+    "LungDecoder",
+    "Med3DNet",
+    "MedicalNetHead",
+    "MultiBranchNet",
+    "PooledClassifier",
+]
+
+
+class Med3DNet(nn.Module):
+    """A dilated ResNet and a head on its maps: the nets of Med3D's transfers (Chen et al., section 3.3).
+
+    Args:
+        head: makes the head from the encoder's ``channels``: one of ``BranchDecoder``, ``LungDecoder``, ``DenseASPP``,
+            ``PooledClassifier``, ``MedicalNetHead``, with its other arguments filled in (``"_mode_": "callable"`` in a
+            config).
+        depth, in_channels, shortcut, dilations, width, preactivation, checkpointing: as in ``DilatedResNet``.
+
+    ``forward(image (B, C, D, H, W), **arguments)`` returns what the head makes of the maps, as a rule logits (B, K, D,
+    H, W); the arguments are handed to the head.
+    """
+
+    def __init__(
+        self,
+        head: Callable[[Sequence[int]], nn.Module],
+        depth: int = 10,
+        in_channels: int = 1,
+        shortcut: str = "B",
+        dilations: Sequence[int] = (2, 4),
+        width: int = 64,
+        preactivation: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder = DilatedResNet(depth, in_channels, shortcut, dilations, width, preactivation, checkpointing)
+        self.head = head(self.encoder.channels)
+
+    def forward(self, image: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        return self.head(self.encoder(image), image.shape[2:], **arguments)
+
+
+class BranchDecoder(nn.Module):
+    """One 1 x 1 x 1 convolution a domain on the encoder's last map, and trilinear upsampling to the image's size.
+
+    The decoder of Med3D's pre-training (Chen et al., section 3.2), with one branch that of its coarse liver net
+    (section 3.3). Only the branch that is asked for is computed, so that the others have no gradient.
+
+    Args:
+        channels: those of the encoder's maps.
+        classes: number of classes of each branch.
+
+    ``forward(maps, size, branch)`` returns logits (B, ``classes[branch]``, *size) in float32. With one branch its
+    number need not be given.
+
+    Raises:
+        ValueError: no branch, or a number of a branch that is missing or does not exist.
+    """
+
+    def __init__(self, channels: Sequence[int], classes: Sequence[int]) -> None:
+        super().__init__()
+        if not classes:
+            raise ValueError("A decoder needs a branch at least: give the number of classes of each domain.")
+        self.branches = nn.ModuleList(nn.Conv3d(channels[-1], number, 1) for number in classes)
+
+    def forward(self, maps: Sequence[torch.Tensor], size: Sequence[int], branch: int | None = None) -> torch.Tensor:
+        if branch is None and len(self.branches) == 1:
+            branch = 0
+        if branch is None or not 0 <= branch < len(self.branches):
+            raise ValueError(
+                f"The decoder has branches 0 to {len(self.branches) - 1} and was asked for {branch}: every item needs "
+                "the `branch` of its domain (common.data.load_domains gives it)."
+            )
+        return upsample(self.branches[branch](maps[-1]), size)
+
+
+class MultiBranchNet(nn.Module):
+    """Med3D's pre-training net: one encoder, one branch of a ``BranchDecoder`` a domain.
+
+    Args:
+        encoder: returns a list of maps, finest first, and states their ``channels``.
+        classes: number of classes of each domain.
+
+    ``forward(image (B, C, D, H, W), branch)`` returns the logits (B, ``classes[branch]``, D, H, W) of one branch; a
+    batch is of one domain.
+    """
+
+    def __init__(self, encoder: nn.Module, classes: Sequence[int]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = BranchDecoder(encoder.channels, classes)  # type: ignore[arg-type]
+
+    def forward(self, image: torch.Tensor, branch: int | None = None) -> torch.Tensor:
+        return self.decoder(self.encoder(image), image.shape[2:], branch)
+
+
+def upsample(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Logits on another grid, trilinearly and in float32, whatever the precision of the net."""
+    return F.interpolate(logits.float(), tuple(size), mode="trilinear", align_corners=False)
+
+
+class LungDecoder(nn.Module):
+    """Three groups of a transposed and a plain convolution, then a 1 x 1 x 1 one (Chen et al., section 3.3).
+
+    A group doubles the grid with 3 x 3 x 3 kernels and has C channels in its first and C / 2 in its second convolution,
+    so that three groups undo the encoder's stride of 8. The paper gives C = 256 for the first group and says of the
+    others only that their numbers of channels are doubled "progressively"; doubled they would be 2,048 channels at full
+    size, so that halving is the default. A batch norm and a ReLU follow each of these convolutions, which the paper
+    does not mention.
+
+    Args:
+        channels: those of the encoder's maps.
+        num_classes: number of logits.
+        features: C of the first group.
+        factor: C of a group over that of the group before: 0.5, or 2 for the text's wording.
+
+    ``forward(maps, size)`` returns logits (B, num_classes, *size). Where the size is no multiple of 8 the far end of
+    the grid is cut off, where the encoder padded.
+    """
+
+    def __init__(self, channels: Sequence[int], num_classes: int, features: int = 256, factor: float = 0.5) -> None:
+        super().__init__()
+        inputs, layers = channels[-1], []
+        for group in range(3):
+            wide = int(features * factor**group)
+            half = wide // 2
+            layers += [
+                nn.ConvTranspose3d(inputs, wide, 3, stride=2, padding=1, output_padding=1, bias=False),
+                nn.BatchNorm3d(wide),
+                nn.ReLU(inplace=True),
+                nn.Conv3d(wide, half, 3, padding=1, bias=False),
+                nn.BatchNorm3d(half),
+                nn.ReLU(inplace=True),
+            ]
+            inputs = half
+        self.layers = nn.Sequential(*layers, nn.Conv3d(inputs, num_classes, 1))
+
+    def forward(self, maps: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
+        depth, height, width = size
+        return self.layers(maps[-1])[..., :depth, :height, :width]
+
+
+class DenseASPP(nn.Module):
+    """Densely connected dilated convolutions on the encoder's last map, in 3-D: the fine liver net's head.
+
+    Yang et al., "DenseASPP for Semantic Segmentation in Street Scenes", CVPR 2018, with the layers of its published
+    code (``models/DenseASPP.py``) and 3-D kernels, as Chen et al., section 3.3, use it. Each dilation's block sees the
+    map and what the blocks before it made.
+
+    Args:
+        channels: those of the encoder's maps.
+        num_classes: number of logits.
+        hidden, growth: channels between a block's two convolutions, and those that it adds: 512 and 128, or 128 and 64
+            in the smaller published net.
+        dilations: one block each.
+        dropout: of whole channels, behind each block and before the last convolution.
+
+    ``forward(maps, size)`` returns logits (B, num_classes, *size) in float32, upsampled trilinearly.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        num_classes: int,
+        hidden: int = 512,
+        growth: int = 128,
+        dilations: Sequence[int] = (3, 6, 12, 18, 24),
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        inputs = channels[-1]
+        self.blocks = nn.ModuleList()
+        for number, dilation in enumerate(dilations):
+            self.blocks.append(_block(inputs, hidden, growth, dilation, norm=number > 0))
+            inputs += growth
+        self.classifier = nn.Conv3d(inputs, num_classes, 1)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The map (B, C, *grid) with what the blocks add: (B, C + len(dilations) * growth, *grid)."""
+        for block in self.blocks:
+            x = torch.cat([F.dropout3d(block(x), self.dropout, self.training), x], dim=1)
+        return x
+
+    def forward(self, maps: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
+        x = F.dropout3d(self.features(maps[-1]), self.dropout, self.training)
+        return upsample(self.classifier(x), size)
+
+
+def _block(inputs: int, hidden: int, growth: int, dilation: int, norm: bool) -> nn.Sequential:
+    """Without a norm at its start for the first, whose input has just left an encoder's norm and ReLU."""
+    return nn.Sequential(
+        *([nn.BatchNorm3d(inputs)] if norm else []),
+        nn.ReLU(),
+        nn.Conv3d(inputs, hidden, 1),
+        nn.BatchNorm3d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Conv3d(hidden, growth, 3, padding=dilation, dilation=dilation),
+    )
+
+
+class PooledClassifier(nn.Module):
+    """Mean over the encoder's last map and a fully connected layer, as 1 x 1 x 1 kernels: the nodule classifier's head.
+
+    Chen et al., section 3.3. ``EncoderClassifier`` differs from it by a layer norm.
+
+    Args:
+        channels: those of the encoder's maps.
+        num_classes: number of logits.
+
+    ``forward(maps, size)`` returns logits (B, num_classes), in single precision also under autocast, so that chances
+    made of them sum to one.
+    """
+
+    def __init__(self, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Conv3d(channels[-1], num_classes, 1)
+
+    def forward(self, maps: Sequence[torch.Tensor], size: Sequence[int] | None = None) -> torch.Tensor:
+        return self.fc(maps[-1].mean(dim=(2, 3, 4), keepdim=True)).flatten(1).float()
+
+
+class MedicalNetHead(nn.Module):
+    """The head of MedicalNet's published demonstration, ``conv_seg`` in ``models/resnet.py``; not the paper's.
+
+    A transposed 2 x 2 x 2 convolution to stride 4, a 3 x 3 x 3 one and a 1 x 1 x 1 one without bias, norms and ReLUs
+    between them.
+
+    Args:
+        channels: those of the encoder's maps.
+        num_classes: number of logits.
+        features: channels of the first two convolutions.
+
+    ``forward(maps, size)`` returns, in training, logits (B, num_classes, *size / 4): the label is brought to their grid
+    (``common.losses.VoxelCrossEntropy``). In evaluation they are upsampled to ``size``, as the published test script
+    does.
+    """
+
+    def __init__(self, channels: Sequence[int], num_classes: int, features: int = 32) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.ConvTranspose3d(channels[-1], features, 2, stride=2),
+            nn.BatchNorm3d(features),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(features, features, 3, padding=1, bias=False),
+            nn.BatchNorm3d(features),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(features, num_classes, 1, bias=False),
+        )
+
+    def forward(self, maps: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
+        logits = self.layers(maps[-1])
+        return logits if self.training else upsample(logits, size)
