@@ -23,9 +23,9 @@ from monai.networks.utils import one_hot
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common.handlers.model_loader import load_model  # noqa: E402
 from common.metrics import effective_rank  # noqa: E402
 from common.weights import load_encoder  # noqa: E402
+from common.weights.model_file import load_model  # noqa: E402
 
 CONFIGS = ROOT / "bundles" / "pretrain_once" / "configs"
 FILES = ("train.json", "datasets/ixi.json", "presets/cpu.json")

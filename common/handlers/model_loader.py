@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,15 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from ..checkpoint_file import checked_record, read_checkpoint
+from ..checkpoint_file import checked_record
 from ..data.seen import refuse_seen
 from ..files import atomic_write
 from ..networks.onnx_net import OnnxNet
-from ..networks.weights_guard import fill_shared, forget_preparation
 from ..preparation import check_preparation, preparation_record
-from ..weights.encoder_file import read_encoder
+from ..weights.model_file import load_model
 from ..weights.shipped import find_encoder, shipped_encoders
-from ..weights.soundness import refuse_unsound
 
-__all__ = ["ModelLoader", "load_model"]
+__all__ = ["ModelLoader"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,56 +100,3 @@ class ModelLoader:
         if self.preprocessing is not None:
             used = preparation_record(self.preprocessing, task=self.task)
             check_preparation(self.path, record, used, self.accept_preparation)
-
-
-GET_ONE = "train one with configs/train.json, or set model_path (or output_dir)"
-FIT_IT = "use the networks/, tasks/, datasets/ and presets/ files it was trained with"
-
-
-def load_model(
-    network: nn.Module,
-    path: str | os.PathLike,
-    get_one: str = GET_ONE,
-    fit_it: str = FIT_IT,
-    judge: Callable[[Mapping[str, Any]], Any] | None = None,
-) -> dict[str, Any]:
-    """Fill ``network`` from the state dict in ``path``.
-
-    Args:
-        network: filled in place.
-        path: a state dict, plain or under ``model``, or an encoder file (.safetensors) of the whole network.
-        get_one, fit_it: what the sentence says to do where there is no such file, and where it is of another network.
-        judge: called with the file's record before the network is filled; what it raises goes on.
-
-    Returns:
-        the file's record, empty where it has none.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, no readable checkpoint, one of another network, or values that are
-            NaN, infinite or no floats.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no model {path}: {get_one}.")
-    state, record = read_encoder(path) if path.suffix == ".safetensors" else read_checkpoint(path)
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        state = state["model"]
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path} holds no state dict: give a model.pt written by configs/train.json.")
-    own = network.state_dict()
-    state = fill_shared(state, own)
-    fits = [name for name, tensor in own.items() if getattr(state.get(name), "shape", None) == tensor.shape]
-    if len(fits) < len(own) or len(state) > len(own):
-        example = next(name for name in [*own, *state] if name not in fits)
-        if example in own and hasattr(state.get(example), "shape"):
-            example += f", {tuple(state[example].shape)} in the file and {tuple(own[example].shape)} here"
-        raise ValueError(
-            f"{path} is of another network: {len(fits)} of {len(own)} tensors of this {type(network).__name__} are in "
-            f"it with the right shape (not, for example, {example}); {fit_it}."
-        )
-    refuse_unsound(path, state, own)
-    if judge is not None:
-        judge(record)
-    forget_preparation(state)
-    network.load_state_dict(state)
-    return record

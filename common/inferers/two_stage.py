@@ -11,10 +11,10 @@ from monai.transforms import generate_spatial_bounding_box
 from monai.utils import convert_to_dst_type, ensure_tuple_rep
 from torch import nn
 
-from ..handlers.model_loader import load_model
 from ..preparation import check_preparation, preparation_record
 from ..transforms.largest_component import largest_component
 from ..volumes import volume_name
+from ..weights.model_file import load_model
 
 __all__ = ["TwoStageInferer"]
 

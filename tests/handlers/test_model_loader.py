@@ -8,7 +8,7 @@ from ignite.engine import Engine
 from torch import nn
 
 from common.handlers import ModelLoader
-from common.handlers.model_loader import load_model
+from common.weights.model_file import load_model
 
 
 def make(width=3, seed=0):

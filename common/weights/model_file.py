@@ -1,0 +1,69 @@
+"""Filling a whole network from the state dict that training writes, or from an encoder file that holds all of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..checkpoint_file import read_checkpoint
+from ..networks.weights_guard import fill_shared, forget_preparation
+from .encoder_file import read_encoder
+from .soundness import refuse_unsound
+
+__all__ = ["load_model"]
+
+GET_ONE = "train one with configs/train.json, or set model_path (or output_dir)"
+FIT_IT = "use the networks/, tasks/, datasets/ and presets/ files it was trained with"
+
+
+def load_model(
+    network: nn.Module,
+    path: str | os.PathLike,
+    get_one: str = GET_ONE,
+    fit_it: str = FIT_IT,
+    judge: Callable[[Mapping[str, Any]], Any] | None = None,
+) -> dict[str, Any]:
+    """Fill ``network`` from the state dict in ``path``.
+
+    Args:
+        network: filled in place.
+        path: a state dict, plain or under ``model``, or an encoder file (.safetensors) of the whole network.
+        get_one, fit_it: what the sentence says to do where there is no such file, and where it is of another network.
+        judge: called with the file's record before the network is filled; what it raises goes on.
+
+    Returns:
+        the file's record, empty where it has none.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, no readable checkpoint, one of another network, or values that are
+            NaN, infinite or no floats.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no model {path}: {get_one}.")
+    state, record = read_encoder(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds no state dict: give a model.pt written by configs/train.json.")
+    own = network.state_dict()
+    state = fill_shared(state, own)
+    fits = [name for name, tensor in own.items() if getattr(state.get(name), "shape", None) == tensor.shape]
+    if len(fits) < len(own) or len(state) > len(own):
+        example = next(name for name in [*own, *state] if name not in fits)
+        if example in own and hasattr(state.get(example), "shape"):
+            example += f", {tuple(state[example].shape)} in the file and {tuple(own[example].shape)} here"
+        raise ValueError(
+            f"{path} is of another network: {len(fits)} of {len(own)} tensors of this {type(network).__name__} are in "
+            f"it with the right shape (not, for example, {example}); {fit_it}."
+        )
+    refuse_unsound(path, state, own)
+    if judge is not None:
+        judge(record)
+    forget_preparation(state)
+    network.load_state_dict(state)
+    return record
