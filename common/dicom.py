@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .volumes import by
+from .volumes import format_shape
 
 __all__ = ["DicomError", "Series", "dicom_files", "find_series", "holds_dicom", "is_dicom", "read_series"]
 
@@ -217,7 +217,8 @@ def _check_alike(folder: str | os.PathLike, first: _Slice, other: _Slice) -> Non
     between = f"{first.file.name} and {other.file.name} in {folder}"
     if other.size != first.size:
         raise DicomError(
-            f"{between} differ in size ({by(first.size)} and {by(other.size)} pixels); put slices of one volume into a "
+            f"{between} differ in size ({format_shape(first.size)} and {format_shape(other.size)} pixels); "
+            "put slices of one volume into a "
             "folder of their own."
         )
     if np.abs(other.directions - first.directions).max() > MAX_TILT:
@@ -226,7 +227,7 @@ def _check_alike(folder: str | os.PathLike, first: _Slice, other: _Slice) -> Non
             "own."
         )
     if not np.allclose(other.spacing, first.spacing, rtol=MAX_TILT):
-        spacings = f"{by(first.spacing.tolist())} and {by(other.spacing.tolist())} mm"
+        spacings = f"{format_shape(first.spacing.tolist())} and {format_shape(other.spacing.tolist())} mm"
         raise DicomError(
             f"{between} differ in pixel spacing ({spacings}); put slices of one volume into a folder of their own."
         )

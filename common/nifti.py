@@ -9,7 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from .volumes import VolumeError, by
+from .volumes import VolumeError, format_shape
 
 __all__ = ["NiftiError", "is_nifti", "nifti_affine", "read_nifti"]
 
@@ -125,4 +125,4 @@ def _check_sizes(sizes: np.ndarray, unit_size: float, unit: str, where: str) -> 
 
 
 def _sizes(sizes: np.ndarray) -> str:
-    return by([f"{x:.4g}" for x in sizes])  # type: ignore[misc]
+    return format_shape([f"{x:.4g}" for x in sizes])  # type: ignore[misc]

@@ -21,7 +21,7 @@ from scipy.spatial import KDTree
 from .command_line import run_command
 from .files import atomic_write, without_ending
 from .nifti import NiftiError, nifti_affine, read_nifti
-from .volumes import by, diagonal, label_problem, whole_labels
+from .volumes import diagonal, format_shape, label_problem, whole_labels
 
 __all__ = ["ScoreError", "match", "score", "score_masks"]
 
@@ -237,9 +237,11 @@ def _compare_headers(cases: Mapping[str, tuple[Path, Path]]) -> None:
                 raise ScoreError(f"{path} cannot be read as NIfTI ({error}): write it anew.") from error
         true, predicted = (read[path] for path in pair)
         if len(true.shape) != 3:
-            raise ScoreError(f"{pair[0]} has {len(true.shape)} axes ({by(true.shape)}): give label maps of three.")
+            raise ScoreError(
+                f"{pair[0]} has {len(true.shape)} axes ({format_shape(true.shape)}): give label maps of three."
+            )
         if true.shape != predicted.shape:
-            shapes.append(f"{pair[1]} ({by(predicted.shape)}) and {pair[0]} ({by(true.shape)})")
+            shapes.append(f"{pair[1]} ({format_shape(predicted.shape)}) and {pair[0]} ({format_shape(true.shape)})")
         # headers hold an affine as float32 or as a quaternion, which differ by a little
         elif not np.allclose(grids[pair[0]], grids[pair[1]], rtol=1e-3, atol=1e-2):
             affines.append(f"{pair[1]} and {pair[0]}")

@@ -12,13 +12,13 @@ import numpy as np
 __all__ = [
     "VolumeError",
     "and_more",
-    "by",
     "diagonal",
     "first_line",
+    "format_shape",
+    "format_values",
     "image_problem",
     "label_problem",
     "non_finite_problem",
-    "some",
     "unknown_label_problem",
     "volume_name",
     "whole_labels",
@@ -42,7 +42,7 @@ def non_finite_problem(values: np.ndarray) -> str | None:
 def image_problem(image: np.ndarray) -> str | None:
     """What is wrong with the values of an image, as the end of a sentence; `None` where nothing is."""
     if image.size == 0:
-        return f"has no voxels (shape {by(image.shape)})"
+        return f"has no voxels (shape {format_shape(image.shape)})"
     problem = non_finite_problem(image)
     if problem is None and image.min() == image.max():
         return f"is constant (every voxel is {image.flat[0]:g})"
@@ -63,7 +63,7 @@ def whole_labels(labels: np.ndarray, name: str) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # infinite ones
         near = np.abs(labels - whole) <= NEARLY_WHOLE
     if (off & near).any():
-        _say_rounded(name, some(labels[off & near], 3))
+        _say_rounded(name, format_values(labels[off & near], 3))
     return np.where(near, whole, labels)
 
 
@@ -89,18 +89,18 @@ def label_problem(labels: np.ndarray, num_classes: int | None = None) -> str | N
             return problem
         fractional = labels[labels != np.round(labels)]
         if fractional.size:
-            return f"has labels that are no whole numbers ({some(fractional)})"
+            return f"has labels that are no whole numbers ({format_values(fractional)})"
     outside = labels[labels < 0] if num_classes is None else labels[(labels < 0) | (labels >= num_classes)]
     if outside.size:
         allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
-        return f"has labels outside {allowed} ({some(outside)})"
+        return f"has labels outside {allowed} ({format_values(outside)})"
     return None
 
 
 def unknown_label_problem(labels: np.ndarray, known: Collection[int]) -> str | None:
     """That a label image of whole numbers has other labels than `known`, as the end of a sentence; else `None`."""
     unknown = [label for label in np.unique(labels).tolist() if label not in known]
-    return f"has labels that no class names ({some(np.array(unknown), 10)})" if unknown else None
+    return f"has labels that no class names ({format_values(np.array(unknown), 10)})" if unknown else None
 
 
 def volume_name(volume: Any, key: Hashable) -> str:
@@ -111,7 +111,7 @@ def volume_name(volume: Any, key: Hashable) -> str:
     return str(file) if file else f"The volume under the key {key!r}"
 
 
-def some(values: np.ndarray, count: int = 5) -> str:
+def format_values(values: np.ndarray, count: int = 5) -> str:
     """The first of the different values, smallest first."""
     unique = np.unique(values)
     return ", ".join(f"{v:.9g}" for v in unique[:count].tolist()) + (", ..." if unique.size > count else "")
@@ -122,7 +122,7 @@ def and_more(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def by(shape: Sequence[float]) -> str:
+def format_shape(shape: Sequence[float]) -> str:
     """A shape, or another row of numbers, as `4x5x6`."""
     return "x".join(map(str, shape))
 

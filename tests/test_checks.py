@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pydoc
 import sys
 import threading
 from collections.abc import Callable
@@ -350,15 +351,15 @@ def test_the_command_ends_with_the_sentence(command, capsys, monkeypatch, passed
 
 
 def wrong_argument():
-    from common.volumes import by
+    from common.volumes import format_shape
 
-    by(3)  # a TypeError of ours, but no refusal
+    format_shape(3)  # a TypeError of ours, but no refusal
 
 
 def wrong_number():
-    from common.volumes import some
+    from common.volumes import format_values
 
-    some(np.array(["a"]))  # a ValueError by a statement of ours that raises nothing
+    format_values(np.array(["a"]))  # a ValueError by a statement of ours that raises nothing
 
 
 def defect_on_top_of_a_refusal():
@@ -433,3 +434,19 @@ def test_ids_of_earlier_versions_are_refused_with_the_new_one(command, old, tmp_
     command("--config_file", str(tmp_path / "own.json"))
     with pytest.raises(SystemExit, match=f"`{old}` in the config files is no more: it is `warmup` now"):
         checks.check_overrides()
+
+
+def test_targets_of_earlier_versions_are_refused_with_the_new_name(command, tmp_path):
+    old, new = "common.transforms.Canvasd", "common.transforms.PadOrCropd"
+    content = {"preprocessing": {"_target_": "Compose", "transforms": [{"_target_": old, "keys": "image"}]}}
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    command("--config_file", str(tmp_path / "own.json"))
+    with pytest.raises(SystemExit, match=f"^`{old}` in the config files is no more: it is `{new}` now.$"):
+        checks.check_overrides()
+    assert checks.renamed_target(f"{checks.__package__.rpartition('.')[0]}.networks.place") is None
+    assert checks.renamed_target("mine.transforms.Canvasd") is None
+
+
+def test_what_a_renamed_target_is_called_now_is_there():
+    for old, new in checks.renamed.TARGETS.items():
+        assert pydoc.locate(f"common.{new}") is not None and pydoc.locate(f"common.{old}") is None

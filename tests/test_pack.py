@@ -105,6 +105,7 @@ def test_takes_the_bundle_and_the_code_and_nothing_else(bundle, tmp_path):
         "checks/__init__.py",
         "checks/overrides.py",
         "checks/refusals.py",
+        "checks/renamed.py",
         "checks/running.py",
         "doctor.py",  # which overrides.py imports, and so on
         "files.py",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common import volumes
-from common.volumes import first_line, label_problem, some, whole_labels
+from common.volumes import first_line, format_values, label_problem, whole_labels
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,8 @@ def test_label_problem(values, dtype, num_classes, expected):
 
 
 def test_some_are_few_and_different():
-    assert some(np.array([[3, 1], [1, 2]])) == "1, 2, 3"
-    assert some(np.arange(9)[::-1], 2) == "0, 1, ..."
+    assert format_values(np.array([[3, 1], [1, 2]])) == "1, 2, 3"
+    assert format_values(np.arange(9)[::-1], 2) == "0, 1, ..."
 
 
 def test_first_line():

@@ -1,7 +1,8 @@
 """What every bundle checks before its first step, and how a run that is refused ends."""
 
-from .overrides import RENAMED, check_overrides, override_problem, renamed_problems
+from .overrides import check_overrides, override_problem
 from .refusals import REFUSED, TRACEBACK, final_sentence, first_cause, own_sentence
+from .renamed import RENAMED, renamed_problems, renamed_target
 from .running import PLACES, config_digest, parse_flags, running_config, split_arguments
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "own_sentence",
     "parse_flags",
     "renamed_problems",
+    "renamed_target",
     "running_config",
     "split_arguments",
 ]

@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import doctor
 from .refusals import end_with_sentence
+from .renamed import RENAMED, renamed_problems
 from .running import Command, load_config, runner_arguments, running_command, split_id, tracking_settings
 
 logger = logging.getLogger(__name__)
@@ -41,11 +42,6 @@ ALIASES = {
     "pretrained": ("pretrained_encoder",),
     "split": ("fold",),
     "weights": ("pretrained_encoder",),
-}
-# Ids that were given another name and meaning.
-RENAMED = {
-    "warmup_epochs": ("warmup", "a fraction of all steps (0.05) or a whole number of optimiser steps"),
-    "warmup_steps": ("warmup", "a fraction of all steps (0.05) or a whole number of optimiser steps"),
 }
 
 
@@ -139,15 +135,6 @@ def override_problem(key: str, typed: str, config: Mapping[str, Any], names: str
         else:
             return f"{typed} names no id of {names}; `{'#'.join(path[:depth])}` has no parts."
     return None
-
-
-def renamed_problems(config: Mapping[str, Any]) -> list[str]:
-    """A sentence for each id of the merged files that has another name now, and would change nothing."""
-    return [
-        f"`{old}` in the config files is no more: it is `{new}` now, {meaning}."
-        for old, (new, meaning) in RENAMED.items()
-        if old in config and new in config
-    ]
 
 
 def _unknown_sentence(

@@ -89,7 +89,7 @@ def compare(
         keep_checkpoints: keep the files that training resumes from.
         transductive: let pre-training see validation and test scans, which is refused otherwise.
         margin: difference of the main metric below which arms are equivalent; default 0.01 where it is a Dice.
-        plan: only list the runs, with an estimate of time, memory and disk from a short probe on this machine, and
+        plan: only list the runs, with an estimate of time, memory and disk from a short dry run on this machine, and
             the least difference that they can find.
         report: run nothing, only collect and report what is there.
     """
@@ -106,7 +106,7 @@ def compare(
         if asked.equal == "time" and not report:
             execute(replace(planned, runs=tuple(run for run in planned.runs if run.stage == "pretrain")), say)
         if asked.equal == "time":
-            planned = make_plan(asked, equal_time(planned, may_probe=not report))
+            planned = make_plan(asked, equal_time(planned, may_run=not report))
         if not report:
             execute(planned, say)
         collect(planned, None if report else "python -m common.compare " + shlex.join(sys.argv[1:]))

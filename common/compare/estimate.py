@@ -1,4 +1,4 @@
-"""What a comparison will take in time, memory and disk, from a short probe on this machine."""
+"""What a comparison will take in time, memory and disk, from a short dry run on this machine."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .settings import CompareError
 from .statistics import ALPHA, POWER, Spread, detectable, variances
 from .tables import Tables
 
-__all__ = ["Cost", "equal_time", "estimate", "probe"]
+__all__ = ["Cost", "dry_run", "equal_time", "estimate"]
 
 STEPS = 4
-"""Steps of a probe: the first is left out, it warms up."""
+"""Steps of a dry run: the first is left out, it warms up."""
 ASSUMED = Spread(seeds=0.01**2, subjects=0.03**2, residual=0.02**2)
 """Of the difference of two arms in Dice, where nothing is measured yet."""
 
@@ -36,7 +36,7 @@ class Cost:
     Args:
         start: from the start of the process to its first step (or, in an evaluation, volume), without loading data.
         step: an optimiser step, or a volume in an evaluation.
-        peak_mb: memory of the process with the probe's few items.
+        peak_mb: memory of the process with the dry run's few items.
         disk: bytes that a run leaves.
     """
 
@@ -50,7 +50,7 @@ def estimate(plan: Plan) -> str:
     """The list of runs and what they will take, as text; runs a few steps of each kind of run first.
 
     Raises:
-        CompareError: a probe failed; the message has its reason, which the comparison itself would have met.
+        CompareError: a dry run failed; the message has its reason, which the comparison itself would have met.
     """
     item_seconds, item_bytes = _item(plan)
     validation = len(plan.train.get("data")["validation"])
@@ -59,7 +59,7 @@ def estimate(plan: Plan) -> str:
     def cost_of(run: Run, training: Cost | None = None) -> Cost:
         kind = _kind(run, plan)
         if kind not in costs:
-            costs[kind] = probe(run, plan, training)
+            costs[kind] = dry_run(run, plan, training)
         return costs[kind]
 
     lines, total, peak, disk = [], 0.0, 0.0, 0
@@ -135,9 +135,9 @@ def _pilot(folder: Path) -> Spread | None:
     return Spread(*(sum(values) / len(spreads) for values in zip(*spreads, strict=True))) if spreads else None
 
 
-def probe(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
+def dry_run(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
     """Run a few steps of a run (of an evaluation: one volume) in a folder that is deleted afterwards."""
-    place = Path(tempfile.mkdtemp(prefix=".probe-", dir=plan.settings.output))
+    place = Path(tempfile.mkdtemp(prefix=".dry-run-", dir=plan.settings.output))
     try:
         override = {**run.override, "output_dir": str(place)}
         if "pretrained_encoder" in override:  # which is not made yet
@@ -169,14 +169,14 @@ def probe(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def equal_time(plan: Plan, may_probe: bool = True) -> dict[tuple[str, int], int]:
+def equal_time(plan: Plan, may_run: bool = True) -> dict[tuple[str, int], int]:
     """Steps that each arm fine-tunes longer, by number of labels, so that all take as long as the costliest.
 
     Pre-training has to be done; one that failed counts as nothing, and so does an encoder file of somebody else's. What
     was found is kept in ``equal_time.json``, so that a second call lays out the same runs.
 
     Args:
-        may_probe: measure a step where there is no such file; otherwise there are no steps more.
+        may_run: measure a step where there is no such file; otherwise there are no steps more.
     """
     spent = {arm.name: 0.0 for arm in plan.settings.arms}
     for run in plan.runs:
@@ -188,7 +188,7 @@ def equal_time(plan: Plan, may_probe: bool = True) -> dict[tuple[str, int], int]
     record = plan.settings.output / "equal_time.json"
     before = read_json(record, {})
     if before.get("pretraining_seconds") != spent:
-        if not may_probe:
+        if not may_run:
             return {}
         steps: dict[tuple, float] = {}
         extra: dict[str, dict[int, int]] = {}
@@ -196,7 +196,7 @@ def equal_time(plan: Plan, may_probe: bool = True) -> dict[tuple[str, int], int]
             if run.stage == "train" and run.labels is not None:
                 kind = _kind(run, plan)
                 if kind not in steps:
-                    steps[kind] = probe(run, plan).step
+                    steps[kind] = dry_run(run, plan).step
                 more = round((max(spent.values()) - spent[run.arm]) / steps[kind])
                 extra.setdefault(run.arm, {})[run.labels] = more
         before = {"pretraining_seconds": spent, "extra_steps": extra}

@@ -5,7 +5,7 @@ from .domain_batch import prepare_domain_batch
 from .domains import domain_classes, domain_datalists, domain_label_maps, domain_spacings, load_domains, median_spacing
 from .image_list import list_images
 from .label_maps import class_of_label, label_map, label_names, num_classes
-from .pretext_batch import prepare_image
+from .pretext_batch import prepare_pretext_batch
 from .sample import make_sample
 
 __all__ = [
@@ -24,5 +24,5 @@ __all__ = [
     "median_spacing",
     "num_classes",
     "prepare_domain_batch",
-    "prepare_image",
+    "prepare_pretext_batch",
 ]

@@ -28,8 +28,8 @@ from ..json_files import read_json
 from ..nifti import NiftiError, is_nifti, nifti_affine, read_nifti
 from ..volumes import (
     VolumeError,
-    by,
     first_line,
+    format_shape,
     image_problem,
     label_problem,
     non_finite_problem,
@@ -626,11 +626,11 @@ def _open_nifti(file: str) -> _Volume:
 
 def _shape_problem(shape: Sequence[int], is_label: bool) -> str | None:
     if len(shape) < 3 or len(shape) > 4:
-        return f"has {len(shape)} axes ({by(shape)}), but a volume has 3, and a fourth for channels"
+        return f"has {len(shape)} axes ({format_shape(shape)}), but a volume has 3, and a fourth for channels"
     if is_label and len(shape) == 4 and shape[3] != 1:
         return (
-            f"has {shape[3]} channels ({by(shape)}), but a mask has one, with a number for each class: make one of "
-            "them (argmax)"
+            f"has {shape[3]} channels ({format_shape(shape)}), but a mask has one, with a number for each class: "
+            "make one of them (argmax)"
         )
     return None
 
@@ -644,7 +644,7 @@ def _grid_problem(
 ) -> str | None:
     shape, expected = tuple(shape[:3]), tuple(reference_shape[:3])
     if shape != expected:
-        return f"has the shape {by(shape)}, but {reference_file} has {by(expected)}"
+        return f"has the shape {format_shape(shape)}, but {reference_file} has {format_shape(expected)}"
     corners = np.array(np.meshgrid(*([0, n - 1] for n in (*shape, 1, 1)[:3]), indexing="ij")).reshape(3, -1)
     difference = affine - reference_affine
     offset = np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max()

@@ -7,7 +7,7 @@ if TYPE_CHECKING:  # so that the command line of this package starts without loa
     import torch
 
 
-def prepare_image(
+def prepare_pretext_batch(
     batchdata: Mapping[str, Any],
     device: str | torch.device | None = None,
     non_blocking: bool = False,

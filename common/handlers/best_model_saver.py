@@ -14,7 +14,7 @@ from torch import nn
 
 from ..checkpoint_file import save_checkpoint
 from ..data.seen import SeenScans
-from ..networks.weights_guard import mark_preparation
+from ..networks.strict_loading import mark_preparation
 from ..preparation import preparation_record
 from ..weights.encoder_file import read_record
 from .engine_items import output_items
@@ -35,7 +35,7 @@ class BestModelSaver:
         path: such as ``models/model.pt``; a plain state dict, as MONAI's tools and MONAI Label load it.
         network: the network, not wrapped by DDP. Rank 0 writes.
         preprocessing: transforms of the images; what they do goes into the file's record, where ``ModelLoader``
-            compares it, and into the state dict's metadata, where ``whole_weights`` does.
+            compares it, and into the state dict's metadata, where ``require_strict`` does.
         task: whose classes the network tells, for the record.
         scans: items by the name of their list; what is in ``training`` and ``validation`` goes into the record, too
             (``common.data.seen``), with which an evaluation compares its scans.

@@ -1,6 +1,6 @@
 """Inferers that MONAI does not have."""
 
-from .mirrored import MirroredSlidingWindowInferer
+from .flip_tta import MirroredSlidingWindowInferer
 from .resized import ResizedInferer
 from .slice_window import SliceWindowInferer
 from .two_stage import TwoStageInferer

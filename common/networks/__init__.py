@@ -17,11 +17,11 @@ from .placement import place
 from .plane_encoder import PlaneEncoder
 from .residual_encoder_unet import ResidualEncoder, ResidualEncoderUNet
 from .slice_transformer import SliceTransformer
+from .strict_loading import require_strict
 from .swin_encoder import SwinEncoder
 from .unet_encoders import DynUNetEncoder, MedNeXtEncoder, ResidualUNetEncoder, SegResNetEncoder
 from .unetr import UNETR, SeparablePositions
 from .vit_encoder import ViTEncoder
-from .weights_guard import whole_weights
 
 __all__ = [
     "UNETR",
@@ -59,6 +59,6 @@ __all__ = [
     "ViTEncoder",
     "pad_small_images",
     "place",
+    "require_strict",
     "to_channels_last",
-    "whole_weights",
 ]

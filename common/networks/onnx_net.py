@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..checkpoint_file import RECORD, parse_record
-from ..volumes import by, first_line
+from ..volumes import first_line, format_shape
 
 __all__ = ["OnnxNet"]
 
@@ -78,7 +78,8 @@ class OnnxNet(nn.Module):
         fits = len(self.input_shape) == image.ndim and sizes[1:] == list(image.shape[1:])
         if not fits or image.shape[0] % batch:
             raise ValueError(
-                f"{self.path} takes images of the shape {by(self.input_shape)}, not {by(image.shape)}: set roi_size to "
+                f"{self.path} takes images of the shape {format_shape(self.input_shape)}, not "
+                f"{format_shape(image.shape)}: set roi_size to "
                 "what it was exported for, or export it again, for this size or with that axis free (docs/exports.md)."
             )
         parts = image.split(batch)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from ..checks import renamed_target
 from .modules import target_problem
 
 __all__ = ["config_targets", "rewrite_config", "strings"]
@@ -31,9 +32,11 @@ def rewrite_config(text: str, name: str) -> str:
     new = re.sub(r'"initialize"\s*:\s*\[(\s*)(?!\])', rf'"initialize": [\1{ADD_BUNDLE_TO_PATH},\1', new)
     for where, value in strings(json.loads(new)):
         if where[-1:] == ("_target_",) and value.startswith("scripts.common."):
-            problem = target_problem(value.removeprefix("scripts."))
+            target = value.removeprefix("scripts.")
+            new_name = renamed_target(target)
+            problem = f"that is {new_name} now" if new_name else target_problem(target)
             if problem:
-                raise ValueError(f"{name}: `{'#'.join(where)}` names {value.removeprefix('scripts.')}, and {problem}.")
+                raise ValueError(f"{name}: `{'#'.join(where)}` names {target}, and {problem}.")
         elif "_desc_" not in where and re.search(r"(?<![\w./])common\.[a-z_]|\b(import|from)\s+common\b", value):
             raise ValueError(
                 f"{name}: `{'#'.join(where)}` refers to common in `{value}`, where packing cannot change it; "

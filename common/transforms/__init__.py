@@ -1,24 +1,25 @@
 from .average_pool import AveragePoold
 from .background_pad import BackgroundPadd
 from .bezier import RandomBezier
-from .canvas import Canvasd
 from .check_volume import CheckVolumed
 from .cube_group import CubeGroup, rot90_batch
 from .cutout_swap import CutoutSwap
 from .damage import CellMask, GenesisDamage
 from .dicom_reader import DicomReader
 from .domain_spacing import DomainSpacingd
+from .encode_target import EncodeTargetd
 from .foreground_intensity import NormalizeForegroundd, ScaleForegroundPercentilesd, foreground_mask
 from .foreground_volume import ForegroundVolumed
 from .grid_mask import random_grid_mask, random_keep_indices, upsample_mask
 from .ignored import ClearIgnoredd, LabelIndicesd
+from .keep_folder_tree import KeepFolderTree
 from .label_regions import LabelRegionsd
 from .largest_component import LargestComponentd
 from .load_volume import LoadVolumed
 from .map_labels import MapLabelsd
-from .mirrored_layout import MirroredLayout
 from .noise_background import NoiseBackgroundd
 from .number_to_class import NumberToClassd
+from .pad_or_crop import PadOrCropd
 from .patchify import patchify, unpatchify
 from .rand_affine_within import RandAffineWithind
 from .rand_region_crop import RandRegionCropd
@@ -32,7 +33,6 @@ from .select_channel import SelectChanneld
 from .spacing import Spacingd
 from .stored_grid import StoredGridd
 from .synthetic_contrast import SyntheticContrast
-from .target import Targetd
 from .texture import RandomTexture, gibbs_noise
 from .tiles import cut_tiles, distant_permutations, pad_tiles
 from .token_views import TokenViews, noise_mask
@@ -40,7 +40,6 @@ from .token_views import TokenViews, noise_mask
 __all__ = [
     "AveragePoold",
     "BackgroundPadd",
-    "Canvasd",
     "CellMask",
     "CheckVolumed",
     "ClearIgnoredd",
@@ -48,17 +47,19 @@ __all__ = [
     "CutoutSwap",
     "DicomReader",
     "DomainSpacingd",
+    "EncodeTargetd",
     "ForegroundVolumed",
     "GenesisDamage",
+    "KeepFolderTree",
     "LabelIndicesd",
     "LabelRegionsd",
     "LargestComponentd",
     "LoadVolumed",
     "MapLabelsd",
-    "MirroredLayout",
     "NoiseBackgroundd",
     "NormalizeForegroundd",
     "NumberToClassd",
+    "PadOrCropd",
     "RandAffineWithind",
     "RandRegionCropd",
     "RandSyntheticImaged",
@@ -74,7 +75,6 @@ __all__ = [
     "Spacingd",
     "StoredGridd",
     "SyntheticContrast",
-    "Targetd",
     "TokenViews",
     "cut_tiles",
     "distant_permutations",

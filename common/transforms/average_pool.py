@@ -11,7 +11,7 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys, ensure_tuple_rep
 from torch.nn import functional as F
 
-from ..volumes import by, volume_name
+from ..volumes import format_shape, volume_name
 
 __all__ = ["AveragePoold"]
 
@@ -61,7 +61,8 @@ class AveragePoold(MapTransform, InvertibleTransform):
             shape = tuple(image.shape[1:])
             if min(shape) < k:
                 raise ValueError(
-                    f"{volume_name(image, key)} has the shape {by(shape)}, which has no block of {k} voxels an axis "
+                    f"{volume_name(image, key)} has the shape {format_shape(shape)}, which has no block of {k} voxels "
+                    "an axis "
                     "(id `pooling`): pool by less."
                 )
             values = torch.as_tensor(image.as_tensor() if isinstance(image, MetaTensor) else image)

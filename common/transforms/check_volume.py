@@ -7,7 +7,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
-from ..volumes import by, image_problem, label_problem, volume_name, whole_labels
+from ..volumes import format_shape, image_problem, label_problem, volume_name, whole_labels
 
 
 class CheckVolumed(MapTransform):
@@ -49,8 +49,8 @@ class CheckVolumed(MapTransform):
             if d[key].ndim != 4:
                 axes = d[key].ndim - 1
                 raise ValueError(
-                    f"{volume_name(d[key], key)} has {axes} axes ({by(d[key].shape[1:])}), but a volume has 3; take it "
-                    "out of the datalist."
+                    f"{volume_name(d[key], key)} has {axes} axes ({format_shape(d[key].shape[1:])}), but a volume "
+                    "has 3; take it out of the datalist."
                 )
             found = len(d[key])
             if self.channels not in (None, found):
@@ -83,7 +83,7 @@ class CheckVolumed(MapTransform):
         for key in images:
             if d[key].shape[1:] != label.shape[1:]:
                 raise ValueError(
-                    f"{name} has the shape {by(label.shape[1:])}, but its image {volume_name(d[key], key)} "
-                    f"has {by(d[key].shape[1:])}; image and label have to be on one grid."
+                    f"{name} has the shape {format_shape(label.shape[1:])}, but its image {volume_name(d[key], key)} "
+                    f"has {format_shape(d[key].shape[1:])}; image and label have to be on one grid."
                 )
         return d

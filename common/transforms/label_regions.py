@@ -8,7 +8,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
-from ..volumes import by, label_problem, volume_name, whole_labels
+from ..volumes import format_shape, label_problem, volume_name, whole_labels
 
 
 class LabelRegionsd(MapTransform):
@@ -64,8 +64,8 @@ class LabelRegionsd(MapTransform):
         values = label.as_tensor() if hasattr(label, "as_tensor") else torch.as_tensor(label)
         if values.ndim < 2 or values.shape[0] != 1:
             raise ValueError(
-                f"{volume_name(label, key)} has the shape {by(values.shape) or 'of a number'}; a label image has to be "
-                "channel first with one channel."
+                f"{volume_name(label, key)} has the shape {format_shape(values.shape) or 'of a number'}; "
+                "a label image has to be channel first with one channel."
             )
         if values.is_floating_point():
             rounded = whole_labels(values.numpy(force=True), volume_name(label, key))

@@ -8,7 +8,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
-from ..volumes import some, volume_name, whole_labels
+from ..volumes import format_values, volume_name, whole_labels
 
 
 class MapLabelsd(MapTransform):
@@ -72,13 +72,13 @@ class MapLabelsd(MapTransform):
             values = torch.as_tensor(whole, device=values.device)
             index = values.long()
         if values.is_floating_point() and not torch.equal(index.to(values.dtype), values):
-            fractional = some(values[index.to(values.dtype) != values].numpy(force=True))
+            fractional = format_values(values[index.to(values.dtype) != values].numpy(force=True))
             raise ValueError(f"{volume_name(label, key)} has labels that are no whole numbers ({fractional}).")
         last = table.numel() - 1
         index = torch.where((index < 0) | (index > last), last, index)
         mapped = table.to(index.device)[index]
         if self._unknown < 0 and (mapped < 0).any():
-            unknown = some(values[mapped < 0].numpy(force=True), 10)
+            unknown = format_values(values[mapped < 0].numpy(force=True), 10)
             if domain is None:
                 raise ValueError(
                     f"{volume_name(label, key)} has labels that no class names ({unknown}): set the numbering of the "

@@ -10,7 +10,7 @@ from monai.data import NibabelReader
 from monai.utils import ensure_tuple
 
 from ..nifti import NiftiError, is_nifti, nifti_affine, read_nifti
-from ..volumes import by
+from ..volumes import format_shape
 
 __all__ = ["NiftiReader"]
 
@@ -41,7 +41,7 @@ def _settled(file: str, image: Any) -> Any:
     """The image with its one geometry, in mm, wherever its header is looked at."""
     affine = nifti_affine(file, image)
     if image.ndim < 3:
-        raise NiftiError(f"has {image.ndim} axes ({by(image.shape)}), but a volume has 3")
+        raise NiftiError(f"has {image.ndim} axes ({format_shape(image.shape)}), but a volume has 3")
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.array_equal(affine, image.affine):  # another unit
         image = type(image)(image.dataobj, affine, image.header)

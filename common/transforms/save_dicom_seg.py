@@ -13,7 +13,7 @@ from monai.utils import convert_to_numpy
 from .. import __version__
 from ..dicom import DicomError, find_series
 from ..files import atomic_write
-from ..volumes import by, label_problem
+from ..volumes import format_shape, label_problem
 
 __all__ = ["SaveDicomSegd"]
 
@@ -34,7 +34,7 @@ class SaveDicomSegd(MapTransform):
 
     Args:
         keys: label maps; their `filename_or_obj` is the folder of the series.
-        folder_layout: names the files, as `MirroredLayout(extension=".dcm")`.
+        folder_layout: names the files, as `KeepFolderTree(extension=".dcm")`.
         segment_names: class number -> name, 0 being the background.
         algorithm_name: such as the bundle's name; with the collection's version it identifies the algorithm.
         category, kind: property category and type of all segments (DICOM PS3.16, CID 7150 and 7151), each as code,
@@ -89,7 +89,7 @@ class SaveDicomSegd(MapTransform):
         if problem:
             raise ValueError(f"The label map of {source} {problem}; name its classes with segment_names.")
         if labels.shape != (1, *series.shape):
-            shapes = f"{by(labels.shape)}, its series {by((1, *series.shape))}"
+            shapes = f"{format_shape(labels.shape)}, its series {format_shape((1, *series.shape))}"
             raise ValueError(
                 f"The label map of {source} has the shape {shapes}; take it back to the image's grid with Invertd."
             )

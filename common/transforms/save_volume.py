@@ -27,7 +27,7 @@ class SaveVolumed(SaveImaged):
 
     Args:
         keys: volumes (C, *spatial) with their affine; their ``filename_or_obj`` names the image.
-        folder_layout: names the files, as ``MirroredLayout`` does, ending in ``.nii.gz`` or ``.nii``.
+        folder_layout: names the files, as ``KeepFolderTree`` does, ending in ``.nii.gz`` or ``.nii``.
         output_dtype: type of the stored voxels.
         allow_missing_keys: whether items may lack keys.
 

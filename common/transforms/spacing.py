@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Spacingd as MonaiSpacingd
 
-from ..volumes import by, volume_name
+from ..volumes import format_shape, volume_name
 
 
 class Spacingd(MonaiSpacingd):
@@ -35,7 +35,9 @@ class Spacingd(MonaiSpacingd):
             if "allocate" not in str(error) and not isinstance(error, MemoryError):
                 raise
             volumes = [(key, data[key]) for key in self.keys if isinstance(data.get(key), MetaTensor)]
-            told = "; ".join(f"{volume_name(v, key)} ({by(v.shape[1:])} voxels of {_mm(v)})" for key, v in volumes)
+            told = "; ".join(
+                f"{volume_name(v, key)} ({format_shape(v.shape[1:])} voxels of {_mm(v)})" for key, v in volumes
+            )
             raise ValueError(
                 f"{told} cannot be resampled, since memory does not hold the result: correct the voxel sizes in the "
                 "header, or set a coarser `spacing`."

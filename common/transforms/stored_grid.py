@@ -16,7 +16,7 @@ from monai.transforms import (
     allow_missing_keys_mode,
 )
 
-from ..volumes import by, volume_name
+from ..volumes import format_shape, volume_name
 
 
 class StoredGridd(MapTransform):
@@ -74,9 +74,9 @@ class StoredGridd(MapTransform):
                 label = Orientation(axcodes=nib.aff2axcodes(d[key].affine), labels=None)(label)
             if label.shape[1:] != d[key].shape[1:]:
                 raise ValueError(
-                    f"{volume_name(label, self.label_key)} has the shape {by(label.shape[1:])}, but its image "
-                    f"{volume_name(d[key], key)} has {by(d[key].shape[1:])}; image and label have to be on one grid, "
-                    "or set --native false to score on the network's."
+                    f"{volume_name(label, self.label_key)} has the shape {format_shape(label.shape[1:])}, "
+                    f"but its image {volume_name(d[key], key)} has {format_shape(d[key].shape[1:])}; image and label "
+                    "have to be on one grid, or set --native false to score on the network's."
                 )
             d[self.label_key] = label.to(d[key].device)
         return d

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checkpoint_file import save_checkpoint
 from ..command_line import run_command
-from ..networks.weights_guard import mark_preparation
+from ..networks.strict_loading import mark_preparation
 from .convert import convert
 from .encoder_file import read_encoder
 

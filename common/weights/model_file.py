@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..checkpoint_file import read_checkpoint
-from ..networks.weights_guard import fill_shared, forget_preparation
+from ..networks.strict_loading import fill_shared, forget_preparation
 from .encoder_file import read_encoder
 from .soundness import refuse_unsound
 

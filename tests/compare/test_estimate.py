@@ -1,4 +1,4 @@
-"""Equal time and the arithmetic of the estimate; test_compare.py has the probe itself."""
+"""Equal time and the arithmetic of the estimate; test_compare.py has the dry run itself."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ COSTS = {
 
 
 @pytest.fixture
-def probes(monkeypatch):
+def dry_runs(monkeypatch):
     asked = []
 
-    def probe(run, plan, training=None):
+    def dry_run(run, plan, training=None):
         asked.append(run.stage)
         return COSTS[run.stage]
 
-    monkeypatch.setattr(module, "probe", probe)
+    monkeypatch.setattr(module, "dry_run", dry_run)
     monkeypatch.setattr(module, "_item", lambda plan: (0.5, 2**20))
     return asked
 
 
-def test_the_sum_is_that_of_the_runs(plan, probes):
+def test_the_sum_is_that_of_the_runs(plan, dry_runs):
     text = estimate(plan)
     pretrain = 10 + 50 * 1 + (30 + 2) * 0.5
     train = 10 + 20 * 2 + (3 + 2) * 0.5 + 4 * 2 * 3
@@ -64,10 +64,10 @@ def test_the_sum_is_that_of_the_runs(plan, probes):
     assert f"About {(pretrain + 2 * train + 2 * evaluate) / 60:.0f} min in all" in text
     assert f"train, mae, 3 labels, seed 0: 20 steps, {train:.0f} s" in text
     assert "2.0 GiB of memory at most a run, 3.00 GiB on disk" in text
-    assert sorted(probes) == ["evaluate", "pretrain", "train"]  # each kind once
+    assert sorted(dry_runs) == ["evaluate", "pretrain", "train"]  # each kind once
 
 
-def test_the_least_difference_that_can_be_found(plan, probes, tmp_path):
+def test_the_least_difference_that_can_be_found(plan, dry_runs, tmp_path):
     """By assumed variances, and by those of the runs that are there; scans of a subject are one subject."""
     assumed = detectable(ASSUMED, 3, 10)
     said = f"With 3 seeds and 10 test subjects, a true difference of {assumed:.3f} in val_mean_dice is found in 80 %"
@@ -91,21 +91,21 @@ def test_the_least_difference_that_can_be_found(plan, probes, tmp_path):
     ) and "runs that are done" in estimate(plan)
 
 
-def test_what_is_done_is_not_counted(plan, probes):
+def test_what_is_done_is_not_counted(plan, dry_runs):
     for run in plan.runs:
         run.folder.mkdir(parents=True, exist_ok=True)
         run.outcome.write_text(json.dumps({"status": "done", "digest": run.digest()}))
-    assert "About 0 s in all" in estimate(plan) and probes == []
+    assert "About 0 s in all" in estimate(plan) and dry_runs == []
     plan.runs[1].outcome.write_text(json.dumps({"status": "done", "digest": "of another config"}))
     assert "About 76 s in all" in estimate(plan)
 
 
-def test_equal_time_gives_scratch_the_seconds_of_pretraining(plan, probes, tmp_path):
+def test_equal_time_gives_scratch_the_seconds_of_pretraining(plan, dry_runs, tmp_path):
     outcome = Path(tmp_path / "pretrain/mae/pretrain.json")
     outcome.parent.mkdir(parents=True)
     outcome.write_text(json.dumps({"status": "done", "seconds": 100.0}))
-    assert equal_time(plan, may_probe=False) == {} and probes == []
+    assert equal_time(plan, may_run=False) == {} and dry_runs == []
     assert equal_time(plan) == {("scratch", 3): 50, ("mae", 3): 0}
-    assert equal_time(plan) == {("scratch", 3): 50, ("mae", 3): 0} and probes == ["train"]  # kept for the next call
+    assert equal_time(plan) == {("scratch", 3): 50, ("mae", 3): 0} and dry_runs == ["train"]  # kept for the next call
     outcome.write_text(json.dumps({"status": "failed", "seconds": 60.0}))
     assert equal_time(plan) == {("scratch", 3): 0, ("mae", 3): 0}

@@ -11,7 +11,7 @@ from monai.transforms import Activationsd
 from torch import nn
 
 from common.handlers import PredictionTable, prediction_table
-from common.transforms import Targetd
+from common.transforms import EncodeTargetd
 
 
 class Means(nn.Module):
@@ -34,7 +34,7 @@ def evaluator(path, network, labels, num_classes=None, postprocessing=None, **op
         }
         for n, label in enumerate(labels)
     ]
-    target = Targetd("label", num_classes=num_classes, allow_missing_keys=True)
+    target = EncodeTargetd("label", num_classes=num_classes, allow_missing_keys=True)
     return SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(Dataset(data, target), batch_size=2),

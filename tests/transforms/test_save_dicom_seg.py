@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 
 from common.dicom import DicomError, find_series
-from common.transforms import LoadVolumed, MirroredLayout, SaveDicomSegd
+from common.transforms import KeepFolderTree, LoadVolumed, SaveDicomSegd
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed (extra dicom)")
 pytest.importorskip("highdicom", reason="highdicom is not installed (extra dicom)")
@@ -34,7 +34,7 @@ def affine_of(name: str) -> np.ndarray:
 
 
 def seg(tmp_path, **arguments):
-    layout = MirroredLayout(tmp_path / "out", tmp_path / "data", "seg", ".dcm")
+    layout = KeepFolderTree(tmp_path / "out", tmp_path / "data", "seg", ".dcm")
     return SaveDicomSegd("pred", layout, NAMES, "a test", **arguments)
 
 
@@ -173,7 +173,7 @@ def test_what_the_headers_lack_is_said(tmp_path, series):
 
 def test_names_have_no_gap(tmp_path):
     with pytest.raises(ValueError, match=r"classes 1, 2, \.\.\. without a gap, not \[1, 3\]"):
-        SaveDicomSegd("pred", MirroredLayout(tmp_path, tmp_path), {1: "a", 3: "b"}, "a test")
+        SaveDicomSegd("pred", KeepFolderTree(tmp_path, tmp_path), {1: "a", 3: "b"}, "a test")
 
 
 def test_without_highdicom(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImage
 
 from common import files
-from common.transforms import MirroredLayout, SaveVolumed
+from common.transforms import KeepFolderTree, SaveVolumed
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def label():
 
 
 def save(folder, extension=".nii.gz"):
-    return SaveVolumed("pred", MirroredLayout(folder, "/scans", "seg", extension))
+    return SaveVolumed("pred", KeepFolderTree(folder, "/scans", "seg", extension))
 
 
 @pytest.mark.parametrize("extension", [".nii.gz", ".nii"])
 def test_the_file_is_monais(tmp_path, label, extension):
     item = {"pred": label, "other": 3}
     assert save(tmp_path / "ours", extension)(item) == item
-    layout = MirroredLayout(tmp_path / "monai", "/scans", "seg", extension)
+    layout = KeepFolderTree(tmp_path / "monai", "/scans", "seg", extension)
     SaveImage(folder_layout=layout, output_dtype=torch.uint8, resample=False, print_log=False)(label)
     ours, theirs = (nib.load(tmp_path / name / f"case_seg{extension}") for name in ("ours", "monai"))
     np.testing.assert_array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
@@ -60,11 +60,11 @@ def test_a_full_disk_ends_with_the_files_name_and_leaves_nothing(tmp_path, label
 def test_a_limit_of_the_system_is_a_full_disk_too(tmp_path):
     code = (
         "import resource, signal, numpy, sys; from monai.data import MetaTensor\n"
-        "from common.transforms import MirroredLayout, SaveVolumed\n"
+        "from common.transforms import KeepFolderTree, SaveVolumed\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "noise = numpy.random.default_rng(0).integers(0, 255, (1, 40, 40, 40))\n"
         "volume = MetaTensor(noise.astype('float32'), meta={'filename_or_obj': 'case.nii.gz'})\n"
-        "SaveVolumed('pred', MirroredLayout('out', '.', 'seg'))({'pred': volume})\n"
+        "SaveVolumed('pred', KeepFolderTree('out', '.', 'seg'))({'pred': volume})\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).resolve().parents[1])}
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)

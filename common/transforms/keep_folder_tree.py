@@ -6,10 +6,10 @@ from pathlib import Path
 from monai.data import FolderLayoutBase
 from monai.data.utils import create_file_basename
 
-__all__ = ["MirroredLayout"]
+__all__ = ["KeepFolderTree"]
 
 
-class MirroredLayout(FolderLayoutBase):
+class KeepFolderTree(FolderLayoutBase):
     """Where `SaveVolumed` and `SaveDicomSegd` write: below `output_dir` as the image, a file or the folder of a
     DICOM series, lies below `root`.
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..preparation import check_preparation, preparation_record
 
-__all__ = ["fill_shared", "forget_preparation", "mark_preparation", "whole_weights"]
+__all__ = ["fill_shared", "forget_preparation", "mark_preparation", "require_strict"]
 
 KEY = "preparation"
 """Entry of a state dict's metadata, which torch saves, reads and hands to those who ask."""
@@ -44,7 +44,7 @@ def fill_shared(state: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> Or
     return filled
 
 
-def whole_weights(
+def require_strict(
     network: nn.Module, preprocessing: Any = None, accept_preparation: bool = False, task: str | None = None
 ) -> nn.Module:
     """Let a network refuse a state dict that is not its own, also where the caller asks for a tolerant load.

@@ -10,12 +10,12 @@ from monai.transforms import ResizeWithPadOrCropd
 
 from ..volumes import volume_name
 
-__all__ = ["Canvasd"]
+__all__ = ["PadOrCropd"]
 
 logger = logging.getLogger(__name__)
 
 
-class Canvasd(ResizeWithPadOrCropd):
+class PadOrCropd(ResizeWithPadOrCropd):
     """MONAI's `ResizeWithPadOrCropd` that says when it cuts off a part of an image or mask that is not background.
 
     For nets that know a slice by its number: registered images keep their place on a canvas of fixed size.

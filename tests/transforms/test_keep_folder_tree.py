@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 
-from common.transforms import MirroredLayout
+from common.transforms import KeepFolderTree
 
 
 @pytest.mark.parametrize(
@@ -25,13 +25,13 @@ def test_lies_as_the_image_lies(tmp_path, monkeypatch, image, root, expected):
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     for start in ("", f"{tmp_path}/"):  # relative and absolute names mean the same
-        layout = MirroredLayout(out, start + root, "seg")
+        layout = KeepFolderTree(out, start + root, "seg")
         assert Path(layout.filename(str(tmp_path / image))) == out / expected
     assert (out / expected).parent.is_dir()
 
 
 def test_saves_through_monai(tmp_path):
-    layout = MirroredLayout(tmp_path / "out", tmp_path / "data", "seg")
+    layout = KeepFolderTree(tmp_path / "out", tmp_path / "data", "seg")
     save = SaveImage(folder_layout=layout, print_log=False)
     for subject in ("a", "b"):
         save(MetaTensor(torch.ones(1, 4, 4, 4), meta={"filename_or_obj": str(tmp_path / f"data/{subject}/t1.nii.gz")}))
@@ -48,7 +48,7 @@ def test_saves_through_monai(tmp_path):
     ],
 )
 def test_one_output_for_two_images_is_refused(tmp_path, first, second):
-    layout = MirroredLayout(tmp_path / "out", tmp_path / "data", "seg")
+    layout = KeepFolderTree(tmp_path / "out", tmp_path / "data", "seg")
     names = [layout.filename(tmp_path / first, idx=i) for i in (None, None, 0)]
     assert names[0] == names[1] != names[2]  # the same image may come again
     with pytest.raises(ValueError, match=rf"{tmp_path / first} and {tmp_path / second} would both .*`dataset_dir`"):

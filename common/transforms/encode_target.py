@@ -10,10 +10,10 @@ from monai.transforms import MapTransform
 
 from ..volumes import volume_name
 
-__all__ = ["Targetd"]
+__all__ = ["EncodeTargetd"]
 
 
-class Targetd(MapTransform):
+class EncodeTargetd(MapTransform):
     """Turn a number of a datalist (an age, a diagnosis) into a tensor that losses and metrics take.
 
     Args:

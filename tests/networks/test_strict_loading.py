@@ -9,8 +9,8 @@ import torch
 from monai.transforms import Orientationd
 from torch import nn
 
-from common.networks import whole_weights
-from common.networks.weights_guard import fill_shared, mark_preparation
+from common.networks import require_strict
+from common.networks.strict_loading import fill_shared, mark_preparation
 from common.preparation import preparation_record
 
 
@@ -20,7 +20,7 @@ def net(*widths: int) -> nn.Sequential:
 
 def test_takes_its_own_weights():
     network, other = net(2, 3, 4), net(2, 3, 4)
-    assert whole_weights(network) is network
+    assert require_strict(network) is network
     network.load_state_dict(other.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
 
@@ -29,7 +29,7 @@ def test_takes_its_own_weights():
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("widths", [(2, 3), (2, 3, 4, 5)])
 def test_refuses_a_part_and_a_surplus(widths, strict, copied):
-    network = whole_weights(net(2, 3, 4))
+    network = require_strict(net(2, 3, 4))
     network = copy.deepcopy(network) if copied else network
     with pytest.raises(RuntimeError, match=r"of another network|state_dict for Sequential"):
         network.load_state_dict(net(*widths).state_dict(), strict=strict)
@@ -37,11 +37,11 @@ def test_refuses_a_part_and_a_surplus(widths, strict, copied):
 
 def test_says_how_many_and_what_to_do():
     with pytest.raises(RuntimeError, match=r"2 of 4 tensors of this Sequential .*for example, 1\.weight.*common\.pack"):
-        whole_weights(net(2, 3, 4)).load_state_dict(net(2, 3).state_dict(), strict=False)
+        require_strict(net(2, 3, 4)).load_state_dict(net(2, 3).state_dict(), strict=False)
 
 
 def test_a_part_loads_by_itself_and_inside_another():
-    inner = whole_weights(net(2, 3, 4))
+    inner = require_strict(net(2, 3, 4))
     inner[0].load_state_dict(net(2, 3)[0].state_dict())
     outer = nn.Sequential(inner)
     outer.load_state_dict(nn.Sequential(net(2, 3, 4)).state_dict())
@@ -57,7 +57,7 @@ def test_refuses_weights_of_images_that_were_prepared_in_another_way(tmp_path, c
     state = torch.load(tmp_path / "model.pt", weights_only=True)
 
     def load(state, axcodes="RAS", task="lung", **values):
-        network = whole_weights(net(2, 3), Orientationd("image", axcodes, labels=None), task=task, **values)
+        network = require_strict(net(2, 3), Orientationd("image", axcodes, labels=None), task=task, **values)
         network = copy.deepcopy(network) if copied else network
         before = network[0].weight.clone()
         try:
@@ -84,7 +84,7 @@ def test_a_tensor_of_several_names_is_filled_by_one():
     assert filled.keys() == state.keys() and filled._metadata is state._metadata
     assert torch.equal(filled["2.weight"], state["0.weight"] + 1)
     assert "2.weight" not in once
-    whole_weights(twice).load_state_dict(once)
+    require_strict(twice).load_state_dict(once)
     assert torch.equal(twice[2].weight, once["0.weight"])
     with pytest.raises(RuntimeError, match="another network"):
         twice.load_state_dict({name: tensor for name, tensor in once.items() if name != "1.weight"})

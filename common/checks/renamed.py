@@ -1,0 +1,55 @@
+"""Names of earlier versions, each with the one that it has now: ids of configs, and what a ``_target_`` names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["RENAMED", "renamed_problems", "renamed_target"]
+
+RENAMED = {
+    "warmup_epochs": ("warmup", "a fraction of all steps (0.05) or a whole number of optimiser steps"),
+    "warmup_steps": ("warmup", "a fraction of all steps (0.05) or a whole number of optimiser steps"),
+}
+"""Ids that were given another name and meaning."""
+TARGETS = {
+    "data.prepare_image": "data.prepare_pretext_batch",
+    "networks.whole_weights": "networks.require_strict",
+    "transforms.Canvasd": "transforms.PadOrCropd",
+    "transforms.MirroredLayout": "transforms.KeepFolderTree",
+    "transforms.Targetd": "transforms.EncodeTargetd",
+}
+"""Parts of the package that a config may name."""
+
+
+def renamed_target(target: str) -> str | None:
+    """What a ``_target_`` of an earlier version is called now; None where it has its name still."""
+    for package in ("common", __package__.rpartition(".")[0]):
+        new = TARGETS.get(target.removeprefix(f"{package}."))
+        if new and target.startswith(f"{package}."):
+            return f"{package}.{new}"
+    return None
+
+
+def renamed_problems(config: Mapping[str, Any]) -> list[str]:
+    """A sentence for each name in the merged files that is another one now: what it stands for would not be found."""
+    problems = [
+        f"`{old}` in the config files is no more: it is `{new}` now, {meaning}."
+        for old, (new, meaning) in RENAMED.items()
+        if old in config and new in config
+    ]
+    for target in dict.fromkeys(_targets(config)):
+        new_target = renamed_target(target)
+        if new_target:
+            problems.append(f"`{target}` in the config files is no more: it is `{new_target}` now.")
+    return problems
+
+
+def _targets(part: Any) -> Iterator[str]:
+    if isinstance(part, Mapping):
+        if isinstance(part.get("_target_"), str):
+            yield part["_target_"]
+        part = list(part.values())
+    if isinstance(part, list | tuple):
+        for item in part:
+            yield from _targets(item)
