@@ -8,20 +8,12 @@ from torch import nn
 from transformers import BeitConfig
 from transformers.models.beit.modeling_beit import BeitLayer, BeitRelativePositionBias
 
-from .slice_encoder import (
-    SliceEmbedding,
-    SliceEncoder,
-    check_blocks,
-    initialise,
-    to_map,
-    to_tokens,
-    transformer_architecture,
-)
+from .slice_encoder import SliceTransformerEncoder, initialise, to_map, to_tokens
 
 __all__ = ["BeitEncoder", "RelativePositionBias"]
 
 
-class BeitEncoder(SliceEncoder):
+class BeitEncoder(SliceTransformerEncoder):
     """BEiT [1] on windows of K neighbouring slices [2, section 3.3]: tokens of the centre slice that see K slices.
 
     The layers are those of ``transformers``, with the names of their weights (``layers.0.attention.q_proj.weight``).
@@ -69,10 +61,7 @@ class BeitEncoder(SliceEncoder):
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
     ) -> None:
-        super().__init__(in_channels, img_size, slices, patch_size)
-        self.out_blocks = check_blocks(out_blocks, num_layers)
-        self.channels = (hidden_size,) * len(self.out_blocks)
-        self.strides = ((patch_size, patch_size, 1),) * len(self.out_blocks)
+        super().__init__(in_channels, img_size, slices, patch_size, hidden_size, num_layers, out_blocks)
         config = BeitConfig(
             hidden_size=hidden_size,
             intermediate_size=mlp_dim,
@@ -85,8 +74,6 @@ class BeitEncoder(SliceEncoder):
             use_relative_position_bias=False,  # ours is handed in as the attention mask
         )
         config._attn_implementation = "sdpa"
-        self.patch_embedding = SliceEmbedding(in_channels, hidden_size, patch_size, slices)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
         rates = [drop_path * number / max(num_layers - 1, 1) for number in range(num_layers)]
         self.layers = nn.ModuleList(BeitLayer(config, drop_path_rate=rate) for rate in rates)
         self.position_biases = nn.ModuleList(RelativePositionBias(self.grid, num_heads) for _ in range(num_layers))
@@ -101,10 +88,6 @@ class BeitEncoder(SliceEncoder):
             if number in self.out_blocks:
                 maps.append(to_map(tokens, patches.shape[2:]))
         return maps
-
-    def architecture(self) -> dict:
-        """What an encoder file records of the network: name and arguments."""
-        return transformer_architecture(self)
 
 
 class RelativePositionBias(nn.Module):

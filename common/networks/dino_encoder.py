@@ -8,20 +8,12 @@ from torch import nn
 from transformers import ViTConfig
 from transformers.models.vit.modeling_vit import ViTLayer
 
-from .slice_encoder import (
-    SliceEmbedding,
-    SliceEncoder,
-    check_blocks,
-    initialise,
-    to_map,
-    to_tokens,
-    transformer_architecture,
-)
+from .slice_encoder import SliceTransformerEncoder, initialise, to_map, to_tokens
 
 __all__ = ["DinoEncoder"]
 
 
-class DinoEncoder(SliceEncoder):
+class DinoEncoder(SliceTransformerEncoder):
     """A plain vision transformer with absolute positions, such as DINO's [1], on windows of K neighbouring slices [2].
 
     The layers are those of ``transformers``, with the names of their weights. Maps, arguments and errors are as those
@@ -52,10 +44,7 @@ class DinoEncoder(SliceEncoder):
         out_blocks: Sequence[int] = (4, 6, 8, 12),
         norm_eps: float = 1e-6,
     ) -> None:
-        super().__init__(in_channels, img_size, slices, patch_size)
-        self.out_blocks = check_blocks(out_blocks, num_layers)
-        self.channels = (hidden_size,) * len(self.out_blocks)
-        self.strides = ((patch_size, patch_size, 1),) * len(self.out_blocks)
+        super().__init__(in_channels, img_size, slices, patch_size, hidden_size, num_layers, out_blocks)
         config = ViTConfig(
             hidden_size=hidden_size,
             intermediate_size=mlp_dim,
@@ -66,8 +55,6 @@ class DinoEncoder(SliceEncoder):
             layer_norm_eps=norm_eps,
         )
         config._attn_implementation = "sdpa"
-        self.patch_embedding = SliceEmbedding(in_channels, hidden_size, patch_size, slices)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
         self.position_table = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], hidden_size))
         self.layers = nn.ModuleList(ViTLayer(config) for _ in range(num_layers))
         initialise(self)
@@ -81,7 +68,3 @@ class DinoEncoder(SliceEncoder):
             if number in self.out_blocks:
                 maps.append(to_map(tokens, patches.shape[2:]))
         return maps
-
-    def architecture(self) -> dict:
-        """What an encoder file records of the network: name and arguments."""
-        return transformer_architecture(self)

@@ -1,13 +1,26 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["SliceEmbedding", "SliceEncoder"]
+from ..weights.adapt import adapt_channels
+from ..weights.inflate import (
+    CONVERT_AGAIN,
+    INFLATIONS,
+    inflate_depth,
+    resample_grid_positions,
+    resample_relative_positions,
+)
+
+__all__ = ["SliceEmbedding", "SliceEncoder", "SliceTransformerEncoder"]
+
+EMBEDDING = "patch_embedding.weight"
+"""Name of the weight (O, C, p, p, K) of a ``SliceEmbedding``."""
 
 
 class SliceEmbedding(nn.Conv3d):
@@ -80,6 +93,108 @@ class SliceEncoder(nn.Module):
         down, right = (grid * self.patch_size - side for grid, side in zip(self.grid, self.img_size, strict=True))
         return F.pad(image, (0, 0, 0, right, 0, down), mode="replicate") if down or right else image
 
+    def adapt_weight(
+        self, name: str, source: torch.Tensor, tensor: torch.Tensor, record: Mapping[str, Any], inflation: str
+    ) -> tuple[torch.Tensor | None, str] | None:
+        """How ``common.weights.load_encoder`` fills a tensor of this encoder.
+
+        Args:
+            name: of the tensor.
+            source: the file's.
+            tensor: the encoder's.
+            record: of the file.
+            inflation: of ``load_encoder``.
+
+        Returns:
+            what to take, and in words how it was made, or None and why there is nothing: ``source`` itself where it
+            fits as it is, ``tensor`` itself where it is to stay as it was drawn. No pair where these rules know nothing
+            of the tensor.
+        """
+        if name == EMBEDDING and _embeds_the_same_patches(source, tensor):
+            if inflation == "random":
+                return tensor, "left as drawn (inflation random)"
+            return _adapt_embedding(source, tensor, inflation)
+        return None
+
+    def check_inflation(
+        self, path: str | os.PathLike, state: Mapping[str, torch.Tensor], record: Mapping[str, Any], inflation: str
+    ) -> bool:
+        """Whether an inflation can be done here at all; see ``adapt_weight`` for the arguments.
+
+        Raises:
+            ValueError: the file's weights were inflated in another way.
+        """
+        own = self.state_dict().get(EMBEDDING)
+        if own is None or own.ndim != 5:
+            return False
+        weight = state.get(EMBEDDING)
+        slices = weight.shape[-1] if weight is not None and weight.ndim == 5 else 1
+        # A net that was trained on windows has no inflation in its record: it is what there is.
+        how = record.get("inflation")
+        made = how or INFLATIONS[0]
+        if slices > 1 and inflation not in (made, "random"):
+            raise ValueError(
+                f"{path} holds a patch embedding of {slices} slices ({how or 'trained so'}), but inflation is "
+                f"{inflation!r}: {CONVERT_AGAIN} `--slices 1` to inflate them here, or set inflation to {made!r}."
+            )
+        return True
+
+
+class SliceTransformerEncoder(SliceEncoder):
+    """What BEiT and plain vision transformers have in common: the embedding, a class token, and maps of some blocks.
+
+    Sub-classes make ``layers`` and define ``slice_maps``.
+    """
+
+    layers: nn.ModuleList
+
+    def __init__(
+        self,
+        in_channels: int,
+        img_size: Sequence[int],
+        slices: int,
+        patch_size: int,
+        hidden_size: int,
+        num_layers: int,
+        out_blocks: Sequence[int],
+    ) -> None:
+        super().__init__(in_channels, img_size, slices, patch_size)
+        self.out_blocks = check_blocks(out_blocks, num_layers)
+        self.channels = (hidden_size,) * len(self.out_blocks)
+        self.strides = ((patch_size, patch_size, 1),) * len(self.out_blocks)
+        self.patch_embedding = SliceEmbedding(in_channels, hidden_size, patch_size, slices)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
+
+    def adapt_weight(
+        self, name: str, source: torch.Tensor, tensor: torch.Tensor, record: Mapping[str, Any], inflation: str
+    ) -> tuple[torch.Tensor | None, str] | None:
+        """As of ``SliceEncoder``; tables of positions are resampled to another grid, too."""
+        grid, new_grid = record.get("architecture", {}).get("grid"), self.grid
+        same = source.shape == tensor.shape and tuple(grid or ()) == new_grid
+        if grid and not same and source.ndim == tensor.ndim and source.shape[-1] == tensor.shape[-1]:
+            how = f"positions resampled from {grid[0]} x {grid[1]} to {new_grid[0]} x {new_grid[1]} tokens"
+            if name.endswith("relative_position_bias_table"):
+                return resample_relative_positions(source, grid, new_grid), how
+            if name == "position_table":
+                return resample_grid_positions(source, grid, new_grid), how
+        return super().adapt_weight(name, source, tensor, record, inflation)
+
+    def architecture(self) -> dict[str, Any]:
+        """What an encoder file records of the network: name and arguments."""
+        layer: Any = self.layers[0]
+        return {
+            "name": type(self).__name__,
+            "in_channels": self.in_channels,
+            "patch_size": self.patch_size,
+            "slices": self.slices,
+            "grid": list(self.grid),
+            "hidden_size": self.patch_embedding.out_channels,
+            "mlp_dim": layer.mlp.fc1.out_features,
+            "num_layers": len(self.layers),
+            "num_heads": layer.attention.num_attention_heads,
+            "norm_eps": layer.layernorm_before.eps,
+        }
+
 
 def stack(maps: torch.Tensor, batch: int) -> torch.Tensor:
     """Maps of slices (B n, C, h, w) as (B, C, h, w, n)."""
@@ -100,23 +215,6 @@ def to_map(tokens: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
     return patches.reshape(*patches.shape[:2], *grid)
 
 
-def transformer_architecture(encoder: Any) -> dict[str, Any]:
-    """What an encoder file records of a plain transformer of slices."""
-    layer = encoder.layers[0]
-    return {
-        "name": type(encoder).__name__,
-        "in_channels": encoder.in_channels,
-        "patch_size": encoder.patch_size,
-        "slices": encoder.slices,
-        "grid": list(encoder.grid),
-        "hidden_size": encoder.patch_embedding.out_channels,
-        "mlp_dim": layer.mlp.fc1.out_features,
-        "num_layers": len(encoder.layers),
-        "num_heads": layer.attention.num_attention_heads,
-        "norm_eps": layer.layernorm_before.eps,
-    }
-
-
 def check_blocks(out_blocks: Sequence[int], num_layers: int) -> tuple[int, ...]:
     """``out_blocks`` as a tuple, if they are increasing block numbers."""
     blocks = tuple(out_blocks)
@@ -135,3 +233,27 @@ def initialise(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if name in ("cls_token", "position_table"):
             nn.init.trunc_normal_(parameter, std=0.02)
+
+
+def _embeds_the_same_patches(source: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Whether two weights of a ``SliceEmbedding`` differ in channels and slices at most."""
+    shape, wanted = source.shape, tensor.shape
+    return len(shape) == len(wanted) == 5 and shape[0] == wanted[0] and shape[2:4] == wanted[2:4]
+
+
+def _adapt_embedding(
+    source: torch.Tensor, tensor: torch.Tensor, inflation: str
+) -> tuple[torch.Tensor, str] | tuple[None, str]:
+    had, wanted = source.shape[-1], tensor.shape[-1]
+    if source.shape == tensor.shape:
+        return source, ""
+    if had not in (1, wanted):
+        return None, (
+            f"was inflated to {had} slices, the encoder takes {wanted}: {CONVERT_AGAIN} `--slices {wanted}`, or "
+            "with `--slices 1` to inflate them here"
+        )
+    how = [f"{had} slice inflated to {wanted} ({inflation})"] if had != wanted else []
+    if source.shape[1] != tensor.shape[1]:
+        how.append(f"{source.shape[1]} input channels to {tensor.shape[1]}")
+    source = adapt_channels(source, tensor.shape[1])
+    return inflate_depth(source[..., 0], wanted, inflation) if had != wanted else source, ", ".join(how)

@@ -21,6 +21,9 @@ __all__ = [
 INFLATIONS = ("centring", "average")
 """Ways to place a 2-D kernel along the slices of a window."""
 
+CONVERT_AGAIN = "convert the weights again with"
+"""Begins what there is to do where an inflation that was done is not the one that is needed."""
+
 EXTRA_POSITIONS = 3
 """Rows that BEiT's tables have behind those of pairs of patches: class token to patch, patch to class token, itself."""
 

@@ -14,7 +14,7 @@ from ..preparation import compare_preparation, field_text, preparation_record, r
 from ..volumes import and_more
 from .adapt import adapt_channels, match_position_form, resample_positions, token_grid
 from .encoder_file import read_encoder
-from .inflate import INFLATIONS, inflate_depth, resample_grid_positions, resample_relative_positions
+from .inflate import CONVERT_AGAIN, INFLATIONS
 from .kind import DERIVED
 from .report import TransferReport
 from .soundness import refuse_unsound
@@ -42,8 +42,6 @@ SHAPELESS = (
 )
 """Keys of an encoder's architecture by which weights of equal shapes compute something else."""
 
-DRAWN = "left as drawn (inflation random)"
-CONVERT_AGAIN = "convert the weights again with"
 ADVICE = re.compile(f"{CONVERT_AGAIN}|give spatial_size")
 """What reasons say that tell what to do."""
 
@@ -69,8 +67,10 @@ def load_encoder(
 
     Args:
         encoder: filled in place. It may have ``check_weights(state)``, which raises a ``ValueError`` for weights that
-            it must not take, and regular expressions of names by the part that they are of: ``fresh_weights``, parts
-            that a file may lack as a whole, and ``spare_weights``, parts that the encoder may lack as a whole.
+            it must not take; rules of its own for adapting tensors, ``adapt_weight`` and ``check_inflation`` (see
+            ``common.networks.slice_encoder.SliceEncoder``); and regular expressions of names by the part that they are
+            of: ``fresh_weights``, parts that a file may lack as a whole, and ``spare_weights``, parts that the encoder
+            may lack as a whole.
         path: an encoder file, or None (or "") to train from scratch, which is logged.
         preprocessing: transforms of the images that the encoder will see, compared field by field with what the file's
             record says of those that it was trained on (``common.preparation``). Of files without such a record a line
@@ -132,6 +132,7 @@ def load_encoder(
     report.warnings = differences + compare_architecture(record, encoder)
     _check_inflation(path, state, record, encoder, inflation)
 
+    adapt_weight: Any = getattr(encoder, "adapt_weight", None)
     new_state = {}
     lacking: dict[str, str] = {}
     for name, tensor in target.items():
@@ -142,17 +143,14 @@ def load_encoder(
             if fresh is None:
                 lacking[name] = report.new[name]
             continue
-        if inflation == "random" and _embeds_the_same_patches(name, source, tensor):
-            report.new[name] = report.unused[name] = DRAWN
-            continue
-        if source.shape == tensor.shape and not _same_tokens_other_grid(name, record, spatial_size, architecture):
+        found = adapt_weight(name, source, tensor, record, inflation) if adapt_weight else None
+        adapted, how = found or _adapt(name, source, tensor, record, encoder, spatial_size)
+        if adapted is tensor:
+            report.new[name] = report.unused[name] = how
+        elif adapted is source:
             new_state[name] = source
             report.loaded.append(name)
-            continue
-        adapted, how = _adapt(name, source, tensor, record, encoder, spatial_size)
-        if adapted is None:
-            adapted, how = _adapt_slices(name, source, tensor, record, architecture, inflation) or (None, how)
-        if adapted is None:
+        elif adapted is None:
             lacking[name] = report.new[name] = report.unused[name] = how
         else:
             new_state[name] = adapted
@@ -264,7 +262,9 @@ def _adapt(
     encoder: nn.Module,
     spatial_size: Sequence[int] | None,
 ) -> tuple[torch.Tensor | None, str]:
-    """The source tensor in the target's shape and how it was made, or None and why not."""
+    """The source tensor in the target's shape and how it was made, itself where it fits, or None and why not."""
+    if source.shape == tensor.shape and not _same_tokens_other_grid(name, record, spatial_size):
+        return source, ""
     shapes = f"{tuple(source.shape)} in the file, {tuple(tensor.shape)} in the encoder"
     if name.endswith("position_embeddings") and source.ndim == 3 and source.shape[2] == tensor.shape[2]:
         patch = record.get("architecture", {}).get("patch_size", [16, 16, 16])
@@ -284,54 +284,6 @@ def _adapt(
     return None, f"shape differs: {shapes}"
 
 
-def _adapt_slices(
-    name: str,
-    source: torch.Tensor,
-    tensor: torch.Tensor,
-    record: Mapping[str, Any],
-    architecture: Mapping[str, Any],
-    inflation: str,
-) -> tuple[torch.Tensor | None, str] | None:
-    """The same for the encoders of slices (``common.networks.slice_encoder``); None where it is not about them."""
-    made: Mapping[str, Any] = record.get("architecture", {})
-    if _embeds_the_same_patches(name, source, tensor):
-        had, wanted = source.shape[-1], tensor.shape[-1]
-        if had not in (1, wanted):
-            return None, (
-                f"was inflated to {had} slices, the encoder takes {wanted}: {CONVERT_AGAIN} `--slices {wanted}`, or "
-                "with `--slices 1` to inflate them here"
-            )
-        how = [f"{had} slice inflated to {wanted} ({inflation})"] if had != wanted else []
-        if source.shape[1] != tensor.shape[1]:
-            how.append(f"{source.shape[1]} input channels to {tensor.shape[1]}")
-        source = adapt_channels(source, tensor.shape[1])
-        return inflate_depth(source[..., 0], wanted, inflation) if had != wanted else source, ", ".join(how)
-    grid, new_grid = made.get("grid"), architecture.get("grid")
-    if grid and new_grid and source.ndim == tensor.ndim and source.shape[-1] == tensor.shape[-1]:
-        how_positions = f"positions resampled from {grid[0]} x {grid[1]} to {new_grid[0]} x {new_grid[1]} tokens"
-        if name.endswith("relative_position_bias_table"):
-            return resample_relative_positions(source, grid, new_grid), how_positions
-        if name == "position_table":
-            return resample_grid_positions(source, grid, new_grid), how_positions
-    return None
-
-
-def _is_slice_embedding(name: str, tensor: torch.Tensor) -> bool:
-    """Whether this is the weight (O, C, p, p, K) of a ``common.networks.slice_encoder.SliceEmbedding``."""
-    return name == "patch_embedding.weight" and tensor.ndim == 5
-
-
-def _embeds_the_same_patches(name: str, source: torch.Tensor, tensor: torch.Tensor) -> bool:
-    """Whether it is such a weight and differs in channels and slices at most."""
-    shape = source.shape
-    return (
-        _is_slice_embedding(name, tensor)
-        and source.ndim == 5
-        and shape[0] == tensor.shape[0]
-        and shape[2:4] == tensor.shape[2:4]
-    )
-
-
 def _check_inflation(
     path: str | os.PathLike,
     state: Mapping[str, torch.Tensor],
@@ -340,33 +292,18 @@ def _check_inflation(
     inflation: str,
 ) -> None:
     """Refuse an inflation that would not be done: nothing else would tell the arms of an ablation apart."""
-    if not any(_is_slice_embedding(*item) for item in encoder.state_dict().items()):
-        if inflation != INFLATIONS[0]:
-            raise ValueError(
-                f"inflation is {inflation!r}, but this encoder ({_describe_encoder(encoder)}) has no patch embedding "
-                f"that is inflated: leave inflation at {INFLATIONS[0]!r}."
-            )
+    check: Any = getattr(encoder, "check_inflation", None)
+    if check is not None and check(path, state, record, inflation):
         return
-    weight = state.get("patch_embedding.weight")
-    slices = weight.shape[-1] if weight is not None and weight.ndim == 5 else 1
-    # A net that was trained on windows has no inflation in its record: it is what there is.
-    how = record.get("inflation")
-    made = how or INFLATIONS[0]
-    if slices > 1 and inflation not in (made, "random"):
+    if inflation != INFLATIONS[0]:
         raise ValueError(
-            f"{path} holds a patch embedding of {slices} slices ({how or 'trained so'}), but inflation is "
-            f"{inflation!r}: {CONVERT_AGAIN} `--slices 1` to inflate them here, or set inflation to {made!r}."
+            f"inflation is {inflation!r}, but this encoder ({_describe_encoder(encoder)}) has no patch embedding "
+            f"that is inflated: leave inflation at {INFLATIONS[0]!r}."
         )
 
 
-def _same_tokens_other_grid(
-    name: str, record: Mapping[str, Any], used: Sequence[int] | None, architecture: Mapping[str, Any]
-) -> bool:
+def _same_tokens_other_grid(name: str, record: Mapping[str, Any], used: Sequence[int] | None) -> bool:
     """Whether ``name`` is a position table whose grid has changed, which a number of tokens need not show."""
-    if name == "position_table" or name.endswith("position_bias_table"):
-        grid: Any = record.get("architecture", {}).get("grid")
-        new_grid: Any = architecture.get("grid")
-        return bool(grid and new_grid) and list(grid) != list(new_grid)
     made: Any = record.get("spatial_size")
     return name.endswith("position_embeddings") and bool(made and used) and list(made) != list(used or ())
 
