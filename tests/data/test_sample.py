@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from scipy import ndimage as ndi
 
-from common.data import load_datalist, sample
-from common.data.sample import _remove_killed, make_sample, make_subject
+from common.data import load_datalist
+from common.data.sample import VERSION, make_sample, make_subject
+from common.data.sample import cohort as building
+from common.data.sample import subject as making
+from common.data.sample.cohort import _remove_killed
 
 SPACING = 4.0  # an eighth of the voxels
 TINY = {"subjects": 6, "unlabelled": 2, "spacing": SPACING, "progress": False}
@@ -174,10 +177,10 @@ def test_age_and_diagnosis_show(subjects):
 
 @pytest.mark.parametrize("change", [{"age": 80.0}, {"diagnosis": 1}])
 def test_all_else_equal_atrophy_grows(monkeypatch, change):
-    traits = sample._traits(4, 0) | {"age": 55.0, "diagnosis": 0}
-    monkeypatch.setattr(sample, "_traits", lambda index, seed: traits)
+    traits = making.subject_traits(4, 0) | {"age": 55.0, "diagnosis": 0}
+    monkeypatch.setattr(making, "subject_traits", lambda index, seed: traits)
     before = make_subject(4, spacing=SPACING, lesion=False)
-    monkeypatch.setattr(sample, "_traits", lambda index, seed: traits | change)
+    monkeypatch.setattr(making, "subject_traits", lambda index, seed: traits | change)
     after = make_subject(4, spacing=SPACING, lesion=False)
     assert ventricle_share(after) > 1.2 * ventricle_share(before)
     assert hippocampal_volume(after) < 0.95 * hippocampal_volume(before)
@@ -186,7 +189,7 @@ def test_all_else_equal_atrophy_grows(monkeypatch, change):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_every_stretch_of_subjects_is_balanced(seed):
-    traits = [sample._traits(index, seed) for index in range(48)]
+    traits = [making.subject_traits(index, seed) for index in range(48)]
     for start in range(0, 48, 4):
         assert len({(t["domain"], t["diagnosis"]) for t in traits[start : start + 4]}) == 4
     ages = np.array([t["age"] for t in traits])
@@ -262,7 +265,7 @@ def test_files_carry_their_geometry(cohort):
 
 
 def test_a_finished_sample_is_reused(cohort, monkeypatch):
-    monkeypatch.setattr(sample, "_build", lambda *args: pytest.fail("made again"))
+    monkeypatch.setattr(building, "_build", lambda *args: pytest.fail("made again"))
     before = digests(cohort)
     assert make_sample(cohort, **TINY) == str(cohort) and digests(cohort) == before
 
@@ -270,7 +273,7 @@ def test_a_finished_sample_is_reused(cohort, monkeypatch):
 def test_calls_that_race_build_once(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(
-        sample, "make_subject", lambda index, *a, **k: made.append(index) or make_subject(index, *a, **k)
+        building, "make_subject", lambda index, *a, **k: made.append(index) or make_subject(index, *a, **k)
     )
     folder = tmp_path / "sample"
     with ThreadPoolExecutor(3) as pool:
@@ -298,7 +301,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sample, "make_subject", fail)
+    monkeypatch.setattr(building, "make_subject", fail)
     with pytest.raises(KeyboardInterrupt):
         make_sample(tmp_path / "sample", **TINY)
     assert {p.name for p in tmp_path.iterdir()} <= {".sample.lock"}
@@ -306,11 +309,11 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_the_default_folder_is_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sample, "_build", lambda folder, *args: None)
+    monkeypatch.setattr(building, "_build", lambda folder, *args: None)
     folders = [Path(make_sample(**arguments)) for arguments in ({}, {"seed": 1}, {"spacing": 4.0}, {"spacing": 2})]
     assert all(f.parent == tmp_path / "monai-transfer-bundles" for f in folders)
     assert len(set(folders)) == 3 and folders[0] == folders[3]
-    assert folders[0].name.startswith(f"sample-v{sample.VERSION}-")
+    assert folders[0].name.startswith(f"sample-v{VERSION}-")
 
 
 def test_foreign_folders_are_refused(cohort, tmp_path):

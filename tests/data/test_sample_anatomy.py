@@ -8,7 +8,7 @@ import pytest
 
 from common.data import label_map
 from common.data.sample import make_sample, make_subject
-from common.data.sample_anatomy import ANATOMY
+from common.data.sample.anatomy import ANATOMY
 
 
 @pytest.fixture(scope="module")
