@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.compare import probes
 from common.compare.probes import (
     Prediction,
+    __main__,
     classification_metrics,
     dice_of_voxels,
     knn_probe,
@@ -20,6 +20,8 @@ from common.compare.probes import (
     pooled_features,
     regression_metrics,
     run_probes,
+    runner,
+    targets,
     voxel_features,
 )
 from common.weights import save_encoder
@@ -196,12 +198,12 @@ def test_dice_of_voxels():
 def test_draws_are_balanced_for_training_alone():
     label = np.zeros((10, 10, 10), dtype=np.int64)
     label[:5, :2, :2], label[9, 9, 9] = 1, 2
-    index = probes._draw(label, 30, np.random.default_rng(0), balanced=True)
+    index = runner._draw(label, 30, np.random.default_rng(0), balanced=True)
     assert np.bincount(label[tuple(index.T)]).tolist() == [10, 10, 1]
-    index = probes._draw(label, 500, np.random.default_rng(0), balanced=False)
+    index = runner._draw(label, 500, np.random.default_rng(0), balanced=False)
     assert len(np.unique(index, axis=0)) == 500
     assert 0 < np.sum(label[tuple(index.T)] == 1) <= 20
-    assert len(probes._draw(label, 5000, np.random.default_rng(0), balanced=False)) == 1000
+    assert len(runner._draw(label, 5000, np.random.default_rng(0), balanced=False)) == 1000
 
 
 @pytest.mark.parametrize(
@@ -218,16 +220,16 @@ def test_draws_are_balanced_for_training_alone():
     ],
 )
 def test_kinds_of_target(values, kind, expected):
-    assert probes._as_targets(values, "x", kind).dtype.kind == expected
+    assert targets.as_targets(values, "x", kind).dtype.kind == expected
 
 
 def test_strange_targets():
     with pytest.raises(ValueError, match="'x' is \\[1\\] for one item"):
-        probes._as_targets([1, [1]], "x", None)
+        targets.as_targets([1, [1]], "x", None)
     with pytest.raises(ValueError, match="`kind` is 'age'"):
-        probes._as_targets([1], "x", "age")
+        targets.as_targets([1], "x", "age")
     with pytest.raises(ValueError, match="is not a number for every item"):
-        probes._as_targets([1, "two"], "x", "number")
+        targets.as_targets([1, "two"], "x", "number")
 
 
 @pytest.fixture
@@ -279,7 +281,7 @@ def test_label(probe, tmp_path, monkeypatch):
 def test_age_with_an_encoder_file(probe, files, cohort, tmp_path):
     scratch = probe("age", encoder="")
     assert {key[:2] for key in values(scratch)} == {(a, b) for a in ("knn", "linear") for b in ("mae", "r2")}
-    encoder = probes._encoder(probes._read(files, {"dataset_dir": str(cohort)}), 7, "")
+    encoder = runner._encoder(runner._read(files, {"dataset_dir": str(cohort)}), 7, "")
     save_encoder(encoder, tmp_path / "encoder.safetensors", {"method": "test", "spatial_size": [32, 48, 32]})
     by_argument = probe("age", encoder=tmp_path / "encoder.safetensors")
     by_id = probe("age", overrides={"pretrained_encoder": str(tmp_path / "encoder.safetensors")})
@@ -343,7 +345,7 @@ def test_command(files, cohort, tmp_path, capsys, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     fire.Fire(
-        probes.main,
+        __main__.main,
         ["--config_file", str(files), "--target", "age", "--output", "probes.json", "--dataset_dir", str(cohort),
          "--device", "$torch.device('cpu')", "--data#fraction", "0.7"],
     )  # fmt: skip
