@@ -71,8 +71,9 @@ class Tables:
 
     @cached_property
     def labels(self) -> list[int]:
-        """Numbers of labels that were asked for, also those that no run has come to yet."""
-        return sorted(int(labels) for labels in self.about["labelled"]) if self.subjects else []
+        """Numbers of labels that were asked for, also those that no run has come to yet (not in folders of before)."""
+        there = {row["labels"] for row in self.subjects}
+        return sorted(there | {int(labels) for labels in self.about.get("labelled", ())}) if there else []
 
     @cached_property
     def structures(self) -> list[str]:
