@@ -41,5 +41,5 @@ def test_every_shipped_file_can_be_read():
         file = shipped.find_encoder(name)
         assert file.stat().st_size < 15e6
         _, record = read_encoder(name)
-        assert record["scans"] in (None, {}) or not any(record["scans"].values()), "made from nobody's scans"
+        assert not any((record.get("scans") or {}).values()), "made from nobody's scans"
         assert file.with_suffix(".md").is_file()
