@@ -4,8 +4,10 @@ from .byol import BYOLLoss
 from .contrastive import NTXentLoss
 from .dice_cross_entropy import DiceCrossEntropy
 from .drawn_class import DrawnClassLoss
+from .label_contrast import LabelContrastLoss
 from .masked import MaskedL1Loss, MaskedReconstructionLoss, MaskedVectorsLoss
 from .plane_triplet import PlaneTripletLoss
+from .predicted_codes import PredictedCodesLoss
 from .rcr import RCRLoss
 from .restoration import RestorationLoss
 from .segmented_labels import SegmentedLabelsLoss
@@ -18,11 +20,13 @@ __all__ = [
     "BYOLLoss",
     "DiceCrossEntropy",
     "DrawnClassLoss",
+    "LabelContrastLoss",
     "MaskedL1Loss",
     "MaskedReconstructionLoss",
     "MaskedVectorsLoss",
     "NTXentLoss",
     "PlaneTripletLoss",
+    "PredictedCodesLoss",
     "RCRLoss",
     "RestorationLoss",
     "SegmentedLabelsLoss",

@@ -18,6 +18,7 @@ from .largest_component import LargestComponentd
 from .load_volume import LoadVolumed
 from .map_labels import MapLabelsd
 from .noise_background import NoiseBackgroundd
+from .noise_volume import NoiseVolume
 from .number_to_class import NumberToClassd
 from .pad_or_crop import PadOrCropd
 from .patchify import patchify, unpatchify
@@ -26,6 +27,7 @@ from .rand_region_crop import RandRegionCropd
 from .rand_synthetic_image import RandSyntheticImaged
 from .random_deformation import RandomDeformation
 from .random_folds import RandomFolds
+from .random_shapes import RandomShapes
 from .random_strip import RandomStrip
 from .save_dicom_seg import SaveDicomSegd
 from .save_volume import SaveVolumed
@@ -57,6 +59,7 @@ __all__ = [
     "LoadVolumed",
     "MapLabelsd",
     "NoiseBackgroundd",
+    "NoiseVolume",
     "NormalizeForegroundd",
     "NumberToClassd",
     "PadOrCropd",
@@ -66,6 +69,7 @@ __all__ = [
     "RandomBezier",
     "RandomDeformation",
     "RandomFolds",
+    "RandomShapes",
     "RandomStrip",
     "RandomTexture",
     "SaveDicomSegd",

@@ -15,7 +15,7 @@ import torch
 from common.checks import first_cause
 from common.compare.plan import make_plan
 from common.compare.settings import read_settings
-from common.data import label_map, label_names
+from common.data import label_map, label_names, prepare_image
 from common.weights import read_encoder
 from common.weights.__main__ import model
 
@@ -94,8 +94,9 @@ def test_images_are_restored(run, tmp_path, network, pretext, caplog, event_imag
 
 # Pretexts of the encoder alone: their method, a network, and what their crops need.
 OF_ENCODERS = {
+    "cpc": ("CPC", "resenc", {"pretext#grid": [2, 2, 2], "pretext#steps": [1]}),
     "exemplar": ("Exemplar", "resenc_small", {}),
-    "jigsaw": ("Jigsaw", "mednext", {}),
+    "jigsaw": ("Jigsaw", "mednext", {"pretext#grid": [2, 2, 2]}),
     "rotation": ("Rotation", "segresnet", {}),
     "rpl": ("RelativeLocation", "dynunet_small", {}),
 }
@@ -105,8 +106,8 @@ OF_ENCODERS = {
 def test_encoders_are_pretrained(run, tmp_path, pretext, caplog, event_images):
     """On scans, without a decoder, which fine-tuning then begins as it is drawn."""
     method, network, sizes = OF_ENCODERS[pretext]
-    thin, files = THIN[network] | sizes, [SAMPLE, f"networks/{network}.json"]
-    run("pretrain.json", *files, f"pretexts/{pretext}.json", output_dir=str(tmp_path), batch_size=2, **thin)
+    thin, files = THIN[network], [SAMPLE, f"networks/{network}.json"]
+    run("pretrain.json", *files, f"pretexts/{pretext}.json", output_dir=str(tmp_path), batch_size=2, **thin, **sizes)
     state, record = read_encoder(tmp_path / "encoder.safetensors")
     assert record["method"] == method and record["data"].endswith("unlabelled.json")
     assert [step["transform"] for step in record["preparation"]["intensity"]] == ["NormalizeForegroundd"]
@@ -119,6 +120,20 @@ def test_encoders_are_pretrained(run, tmp_path, pretext, caplog, event_images):
     assert "warning" not in caplog.text.partition("transfer report")[2].lower()
 
 
+def test_random_shapes_need_no_data(run, tmp_path, event_images):
+    thin = THIN["dynunet_small"]
+    files = [SAMPLE, "networks/dynunet_small.json"]
+    run("pretrain.json", *files, "pretexts/shapes.json", dataset_dir="nowhere", output_dir=str(tmp_path), **thin)
+    state, record = read_encoder(tmp_path / "encoder.safetensors")
+    assert record["method"] == "LabelContrast" and record["data"] == "random shapes, no scans" and not record["scans"]
+    assert [step["transform"] for step in record["preparation"]["intensity"]] == ["NormalizeForegroundd"]
+    assert list(event_images(tmp_path / "tensorboard")) == ["validation/0"]
+    path = str(tmp_path / "encoder.safetensors")
+    tuned = run("train.json", *files, output_dir=str(tmp_path), pretrained_encoder=path, execute=False, **thin)
+    encoder = tuned.parser.get_parsed_content("encoder")
+    assert all(torch.equal(value.cpu(), state[name]) for name, value in encoder.state_dict().items())
+
+
 @pytest.mark.parametrize("network", THIN)
 @pytest.mark.parametrize("pretext", PRETEXTS)
 def test_any_pretext_over_any_network(run, tmp_path, network, pretext):
@@ -127,7 +142,7 @@ def test_any_pretext_over_any_network(run, tmp_path, network, pretext):
     workflow = run("pretrain.json", *files, output_dir=str(tmp_path), execute=False, **THIN[network], **sizes)
     get = workflow.parser.get_parsed_content
     net, loss, encoder = (get(name) for name in ("network_def", "loss", "encoder"))
-    image = torch.stack([get("train#dataset")[number]["image"].as_tensor() for number in (0, 1)])
+    image, _ = prepare_image({"image": torch.stack([get("train#dataset")[number]["image"] for number in (0, 1)])})
     value = loss(net(image), image)
     assert torch.isfinite(value)
     value.backward()

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = ["LabelContrastLoss"]
+
+
+class LabelContrastLoss(nn.Module):
+    """InfoNCE with several positives, the voxels of the same label (Khosla et al., "Supervised Contrastive Learning",
+    NeurIPS 2020, ``L_out``), as in Anatomix (Dey et al., ICLR 2025). In float32 under autocast.
+
+    Of each map and stage, with the unit vectors ``u`` of its points in both images and ``P(a)`` the others of the label
+    of ``a``, it is the mean over ``a`` of ``-mean over p in P(a) of log(exp(u_a.u_p / t) / sum over b != a of
+    exp(u_a.u_b / t))``; then the mean over stages and maps. Negatives are the other labels of the same map, since the
+    labels of another are other shapes.
+
+    Args:
+        temperature: ``t``, larger than 0; 0.07 in the published code.
+
+    ``forward(prediction, image)`` reads ``vectors`` (B, stages, 2, P, C) and ``labels`` (B, stages, P).
+
+    Raises:
+        ValueError: the temperature is not larger than 0.
+    """
+
+    def __init__(self, temperature: float = 0.07) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"The temperature must be larger than 0, got {temperature}.")
+        self.temperature = temperature
+
+    def forward(self, prediction: Mapping[str, torch.Tensor], image: torch.Tensor | None = None) -> torch.Tensor:
+        vectors, labels = prediction["vectors"], prediction["labels"]
+        with torch.autocast(vectors.device.type, enabled=False):
+            unit = F.normalize(vectors.float().flatten(2, 3).flatten(0, 1), dim=-1)
+            labels = labels.flatten(0, 1).repeat(1, 2)
+            own = torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device)
+            similarity = torch.bmm(unit, unit.transpose(1, 2)) / self.temperature
+            chance = similarity - similarity.masked_fill(own, float("-inf")).logsumexp(2, keepdim=True)
+            # The other image's voxel at the same place makes one positive at least.
+            positive = (labels[:, :, None] == labels[:, None]) & ~own
+            return -((chance * positive).sum(2) / positive.sum(2)).mean()

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from common.losses import LabelContrastLoss
+from common.pretexts import LabelContrast
+from common.transforms import RandomShapes, SyntheticContrast
+
+
+def slow(vectors, labels, temperature):
+    """The loss as it is written, a pair at a time."""
+    values = []
+    for sample, tags in zip(vectors.tolist(), labels.tolist(), strict=True):
+        for (first, second), names in zip(sample, tags, strict=True):
+            rows = [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in [*first, *second]]
+            names = names + names
+            terms = []
+            for a, row in enumerate(rows):
+                scores = [math.exp(sum(x * y for x, y in zip(row, other, strict=True)) / temperature) for other in rows]
+                below = sum(score for b, score in enumerate(scores) if b != a)
+                positives = [b for b in range(len(rows)) if b != a and names[b] == names[a]]
+                terms.append(-sum(math.log(scores[b] / below) for b in positives) / len(positives))
+            values.append(sum(terms) / len(terms))
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_the_loss_equals_a_slow_reference(temperature):
+    torch.manual_seed(0)
+    vectors, labels = torch.randn(2, 3, 2, 6, 5, requires_grad=True), torch.randint(3, (2, 3, 6))
+    value = LabelContrastLoss(temperature)({"vectors": vectors, "labels": labels})
+    assert float(value.detach()) == pytest.approx(slow(vectors, labels, temperature), rel=1e-4)
+    value.backward()
+    assert torch.isfinite(vectors.grad).all() and vectors.grad.abs().sum() > 0
+
+
+def test_voxels_of_a_label_that_are_alike_cost_least():
+    labels = torch.arange(4).repeat(1, 1, 2)
+    apart = torch.eye(4)[labels].unsqueeze(2).expand(1, 1, 2, 8, 4)
+    least = math.log(3)  # of three positives each has a third
+    assert float(LabelContrastLoss()({"vectors": apart, "labels": labels})) == pytest.approx(least, abs=1e-3)
+    mixed = apart.roll(1, dims=3)
+    assert float(LabelContrastLoss()({"vectors": mixed, "labels": labels})) == pytest.approx(least, abs=1e-3)
+    assert float(LabelContrastLoss()({"vectors": mixed, "labels": labels // 2})) > 2
+    with pytest.raises(ValueError, match="larger than 0"):
+        LabelContrastLoss(0)
+
+
+class Seen(nn.Module):
+    """Two stages that return what they are given, the second at half of the resolution."""
+
+    def forward(self, x):
+        self.seen = x
+        return [x, x[..., ::2, ::2, ::2]]
+
+
+def test_vectors_and_labels_are_of_the_same_voxels_in_both_images():
+    torch.manual_seed(0)
+    values = torch.arange(2 * 512).view(2, 1, 8, 8, 8)
+    net = Seen()
+    views = iter((2.0, 3.0))
+    model = LabelContrast(net, lambda labels: labels * next(views), features=1, points=20)
+    model.projector = nn.Identity()
+    result = model(values)
+    assert torch.equal(net.seen, torch.cat((values * 2.0, values * 3.0)))
+    assert result["vectors"].shape == (2, 2, 2, 20, 1) and result["labels"].shape == (2, 2, 20)
+    first, second = result["vectors"][:, 0, :, :, 0].unbind(1)
+    assert torch.equal(first, 2.0 * result["labels"][:, 0]) and torch.equal(second, 3.0 * result["labels"][:, 0])
+    # A coarse voxel has the label of a fine one inside of it.
+    coarse = (result["vectors"][:, 1, 0, :, 0] / 2).long()
+    apart = (result["labels"][:, 1] - coarse).abs()
+    assert ((apart % 8) <= 1).all() and ((apart // 8 % 8) <= 1).all() and ((apart // 64) <= 1).all()
+
+
+def test_shapes_are_drawn_for_each_step_and_a_seed_repeats_them():
+    net = nn.Conv3d(1, 4, 1)
+    model = LabelContrast(net, SyntheticContrast(), 4, RandomShapes(), points=8)
+    image = torch.zeros(2, 1, 12, 12, 12)
+    torch.manual_seed(0)
+    first, other = model(image), model(image)
+    assert not torch.equal(first["shapes"], other["shapes"]) and not torch.equal(first["first"], first["second"])
+    torch.manual_seed(0)
+    again = model(image)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    label, one, two = model.pictures(image, first)
+    assert label.amax() == 1 and torch.equal(one, first["first"]) and torch.equal(two, first["second"])
+
+
+def test_it_learns_and_gradients_reach_the_whole_network():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.InstanceNorm3d(8), nn.ReLU(), nn.Conv3d(8, 8, 3, padding=1))
+    contrast = SyntheticContrast(std=(0.0, 1.0), sharp=1.0, bias=0.0)
+    model = LabelContrast(net, contrast, 8, RandomShapes((3, 5), (0.2, 0.5)), points=64)
+    loss, values = LabelContrastLoss(0.2), []
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(60):
+        torch.manual_seed(1)
+        result = model(torch.zeros(2, 1, 12, 12, 12))
+        value = loss(result)
+        optimizer.zero_grad()
+        value.backward()
+        if not values:
+            assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters() if p.ndim > 1)
+        optimizer.step()
+        values.append(value.item())
+    # A positive can have its share of the chances at most.
+    tags = result["labels"].flatten(0, 1)
+    counts = 2 * (tags[:, :, None] == tags[:, None]).sum(2) - 1
+    least = float(counts.float().log().mean())
+    assert least - 1e-4 < values[-1] < least + 0.4 * (values[0] - least), (least, values)
