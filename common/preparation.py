@@ -43,6 +43,7 @@ from .transforms.select_channel import SelectChanneld
 __all__ = [
     "FORMAT_VERSION",
     "Preparation",
+    "check_images",
     "check_preparation",
     "compare_preparation",
     "field_text",
@@ -191,6 +192,22 @@ def check_preparation(path: Any, record: Mapping[str, Any], used: Mapping[str, A
     if idist.get_rank() == 0:
         for difference in differences:
             logger.warning("%s: %s It is taken over (accept_preparation).", path, difference)
+
+
+def check_images(
+    path: Any, record: Mapping[str, Any], preprocessing: Any, accepted: bool, task: str | None = None
+) -> None:
+    """``check_preparation`` with the transforms of a pipeline; nothing is compared where they are None.
+
+    Args:
+        path, record, accepted: as of ``check_preparation``.
+        preprocessing, task: as of ``preparation_record``.
+
+    Raises:
+        ValueError: as ``check_preparation``.
+    """
+    if preprocessing is not None:
+        check_preparation(path, record, preparation_record(preprocessing, task=task), accepted)
 
 
 def refuse_preparation(path: Any, differences: Sequence[str], accepted: bool) -> None:

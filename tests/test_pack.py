@@ -350,6 +350,16 @@ def test_weights_inside_and_by_address(bundle, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "url", ["http://example.org/model.pt", "file:///home/me/model.pt", "/home/me/model.pt", "https://", "https://a/b c"]
+)
+def test_addresses_that_others_cannot_trust_are_refused(bundle, tmp_path, url, capsys):
+    model = bundle / "models" / "model.pt"
+    assert main([str(bundle), "--output", str(tmp_path / "out"), "--weights-url", f"{model}={url}"]) == 1
+    said = capsys.readouterr().err
+    assert f"model.pt={url}: give an address that begins with https://" in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("weights", "error", "sentence"),
     [
         (["encoder.pt"], ValueError, r"encoder\.pt cannot stand in models/"),

@@ -16,8 +16,8 @@ from ..checkpoint_file import save_checkpoint
 from ..data.seen import SeenScans
 from ..networks.strict_loading import mark_preparation
 from ..preparation import preparation_record
-from ..weights.encoder_file import read_record
 from .engine_items import output_items
+from .scans_record import start_scans_record
 
 __all__ = ["BestModelSaver", "best_metric", "discount_nan", "is_new_best"]
 
@@ -59,9 +59,7 @@ class BestModelSaver:
         self._labels, self._with_foreground = 0, 0
 
     def attach(self, engine: Engine) -> None:
-        if self.scans is not None and idist.get_rank() == 0:
-            earlier = read_record(self.encoder).get("scans") if self.encoder else None
-            self._seen = SeenScans(self.scans, ("training", "validation"), earlier)
+        self._seen = start_scans_record(self.scans, ("training", "validation"), self.encoder)
         engine.add_event_handler(Events.STARTED, self._forget)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._watch)
         engine.add_event_handler(Events.COMPLETED, self)

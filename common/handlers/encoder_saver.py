@@ -15,6 +15,7 @@ from ..data.seen import SeenScans
 from ..preparation import preparation_record
 from ..weights.encoder_file import read_record, save_encoder
 from .best_model_saver import best_metric, discount_nan, is_new_best
+from .scans_record import start_scans_record
 
 __all__ = ["EncoderSaver"]
 
@@ -67,16 +68,12 @@ class EncoderSaver:
         self.seen: SeenScans | None = None
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self.look_at_scans)
+        used = ("training",) if self.evaluator is None else ("training", "validation")
+        self.seen = start_scans_record(self.scans, used, self.earlier)
         engine.add_event_handler(Events.EPOCH_STARTED(once=1), self.discard)
         engine.add_event_handler(Events.COMPLETED, self.finish)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self.keep_best)
-
-    def look_at_scans(self) -> None:
-        if self.scans is not None and idist.get_rank() == 0:
-            used = ("training",) if self.evaluator is None else ("training", "validation")
-            self.seen = SeenScans(self.scans, used, read_record(self.earlier).get("scans") if self.earlier else None)
 
     def discard(self) -> None:
         """Drop what an earlier run in this folder left behind."""

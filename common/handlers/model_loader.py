@@ -15,7 +15,7 @@ from ..checkpoint_file import checked_record
 from ..data.seen import refuse_seen
 from ..files import atomic_write
 from ..networks.onnx_net import OnnxNet
-from ..preparation import check_preparation, preparation_record
+from ..preparation import check_images
 from ..weights.model_file import load_model
 from ..weights.shipped import find_encoder, shipped_encoders
 
@@ -97,6 +97,4 @@ class ModelLoader:
                 temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
     def compare(self, record: Mapping[str, Any]) -> None:
-        if self.preprocessing is not None:
-            used = preparation_record(self.preprocessing, task=self.task)
-            check_preparation(self.path, record, used, self.accept_preparation)
+        check_images(self.path, record, self.preprocessing, self.accept_preparation, self.task)

@@ -13,6 +13,8 @@ from .event_file import EventFile
 
 __all__ = ["PretextImages"]
 
+CAPTIONS = ("target", "input", "reconstruction")
+
 
 class PretextImages:
     """Show in TensorBoard what a pretext is to restore, what it is given, and what it makes of it, once a validation.
@@ -54,7 +56,8 @@ class PretextImages:
             volumes = volumes or self.pictures(image, state.output["pred"])
             view = AxialView(image_affine(state.batch, number))
             target, *others = (view(volume[number, :1])[0] for volume in volumes)
-            picture = side_by_side([grey_panel(target), *(grey_panel(other, target) for other in others)])
+            panels = [grey_panel(target), *(grey_panel(other, target) for other in others)]
+            picture = side_by_side(panels, CAPTIONS)
             # `sorted` is stable: of equal contrast, the earlier one stays in front.
             self._best = sorted([*self._best, (contrast, picture)], key=lambda one: -one[0])[: self.volumes]
 

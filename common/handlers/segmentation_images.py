@@ -76,4 +76,4 @@ class SegmentationImages:
             numbers = one if len(one) == 1 else one.float().argmax(0, keepdim=True)
             classes = view(numbers, None if index is None else 0, nearest=True)[0]
             panels.append(mask_panel(grey, classes, self.num_classes))
-        return side_by_side(panels)
+        return side_by_side(panels, ("image", "label", "prediction"))

@@ -11,7 +11,7 @@ from monai.transforms import generate_spatial_bounding_box
 from monai.utils import convert_to_dst_type, ensure_tuple_rep
 from torch import nn
 
-from ..preparation import check_preparation, preparation_record
+from ..preparation import check_images
 from ..transforms.largest_component import largest_component
 from ..volumes import volume_name
 from ..weights.model_file import load_model
@@ -113,9 +113,7 @@ class TwoStageInferer(Inferer):
         return convert_to_dst_type(logits, inputs, dtype=torch.float32)[0]
 
     def _judge(self, record: Mapping[str, Any]) -> None:
-        if self.preprocessing is not None:
-            used = preparation_record(self.preprocessing)
-            check_preparation(self.coarse_path, record, used, self.accept_preparation)
+        check_images(self.coarse_path, record, self.preprocessing, self.accept_preparation)
 
     @staticmethod
     def _middle(size: int, window: int) -> slice:

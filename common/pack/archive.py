@@ -18,7 +18,7 @@ from .modules import package_files
 from .overlays import changed_configs
 from .readme import note
 from .targets import config_targets, rewrite_config
-from .weights import check_weights, compare_weights, large_files
+from .weights import check_urls, check_weights, compare_weights, large_files
 
 __all__ = ["pack"]
 
@@ -70,6 +70,7 @@ def pack(
 
     named = [path for path in weights if str(path) in shipped_encoders() and not path.is_file()]
     weights = [path for path in weights if path not in named]
+    check_urls(urls)
     check_weights([*weights, *urls])
     version = read_json(bundle / "configs" / "metadata.json")["version"]
     name = name or bundle.name

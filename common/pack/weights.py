@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from ..checks import first_cause
 from ..volumes import first_line
 
-__all__ = ["check_weights", "compare_weights", "large_files"]
+__all__ = ["check_urls", "check_weights", "compare_weights", "large_files"]
 
 
 def check_weights(paths: Sequence[Path]) -> None:
@@ -77,7 +78,7 @@ def compare_weights(paths: Sequence[Path], config: Mapping[str, Any]) -> None:
         return
     from monai.bundle import ConfigParser
 
-    from ..preparation import check_preparation, preparation_record
+    from ..preparation import check_images
 
     parser = ConfigParser(dict(config))
     try:
@@ -86,7 +87,7 @@ def compare_weights(paths: Sequence[Path], config: Mapping[str, Any]) -> None:
     except Exception as error:  # whatever a target of the user's raises
         raise ValueError(f"`preprocessing` of inference.json cannot be built: {first_cause(error)}") from error
     for path, record in records.items():
-        check_preparation(path, record, preparation_record(preprocessing, task=task), bool(accepted))
+        check_images(path, record, preprocessing, bool(accepted), task)
 
 
 def _record(path: Path) -> Mapping[str, Any]:
@@ -99,6 +100,17 @@ def _record(path: Path) -> Mapping[str, Any]:
         return {}
     net = importlib.import_module("onnx").load(str(path), load_external_data=False)
     return parse_record({entry.key: entry.value for entry in net.metadata_props}.get(RECORD), path)
+
+
+def check_urls(urls: Mapping[Path, str]) -> None:
+    """Refuse addresses that others cannot read, or that anybody on the way could change.
+
+    Raises:
+        ValueError: an address does not begin with https.
+    """
+    for path, url in urls.items():
+        if not re.match(r"https://[^/\s]+/\S+$", url):
+            raise ValueError(f"--weights-url {path.name}={url}: give an address that begins with https://.")
 
 
 def large_files(urls: Mapping[Path, str]) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,10 @@ MAX_HEADER = 1 << 16
 
 
 class MetaImageReader(ITKReader):
-    """MONAI's `ITKReader` for MetaImage files (`.mha`, `.mhd`), whose compressed voxels are read to the end first.
+    """MONAI's `ITKReader` for MetaImage files (`.mha`, `.mhd`), which compares compressed voxels with their checksum.
 
-    ITK prints "Uncompress failed" where they are damaged and goes on with what it has.
+    ITK prints "Uncompress failed" where they are damaged and goes on with what it has. What it made of them is
+    compared; only where that differs are they unpacked here, to say what is wrong.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
@@ -34,9 +36,17 @@ class MetaImageReader(ITKReader):
         Raises:
             VolumeError: compressed voxels are damaged.
         """
-        for file in ensure_tuple(data):
-            _check_compressed(Path(file))
-        return super().read(data, **kwargs)
+        files = [Path(file) for file in ensure_tuple(data)]
+        try:
+            read = super().read(data, **kwargs)
+        except Exception:
+            for file in files:
+                _check_compressed(file)
+            raise
+        for file, image in zip(files, read if isinstance(read, list) else [read], strict=True):
+            if not _is_what_was_packed(file, image):
+                _check_compressed(file)
+        return read
 
 
 class ArrayReader(NumpyReader):
@@ -54,8 +64,48 @@ class ArrayReader(NumpyReader):
         return read
 
 
+def _is_what_was_packed(file: Path, image: Any) -> bool:
+    """Whether an image of ITK has the checksum that stands behind the compressed voxels of its file.
+
+    False where they cannot be compared, and for files that are not compressed, which have none.
+    """
+    import itk
+
+    found = _compressed(file)
+    if found is None:
+        return False
+    path, start, big_endian = found
+    with open(path, "rb") as stream:
+        stream.seek(start)
+        is_gzip = stream.read(2) == b"\x1f\x8b"
+        stream.seek(max(start, stream.seek(0, os.SEEK_END) - 8))
+        end = stream.read()
+    voxels = itk.array_view_from_image(image)
+    if big_endian != (sys.byteorder == "big"):
+        voxels = voxels.byteswap()
+    voxels = np.ascontiguousarray(voxels).data.cast("B")
+    if is_gzip:
+        return zlib.crc32(voxels) == int.from_bytes(end[:4], "little")
+    return zlib.adler32(voxels) == int.from_bytes(end[4:], "big")
+
+
 def _check_compressed(file: Path) -> None:
     """Read the compressed voxels of a MetaImage file to their end, where their checksum stands."""
+    found = _compressed(file)
+    if found is None:
+        return
+    path, start, _ = found
+    unpack = zlib.decompressobj(wbits=47)  # zlib's or gzip's, as ITK
+    try:
+        unpack.decompress(path.read_bytes()[start:])
+    except zlib.error as error:
+        raise VolumeError(f"is damaged (checksum or compressed voxels: {error})") from error
+    if not unpack.eof:
+        raise VolumeError("is damaged (its compressed voxels end too early)")
+
+
+def _compressed(file: Path) -> tuple[Path, int, bool] | None:
+    """The file that holds the compressed voxels of a MetaImage file, where they begin, whether they are big-endian."""
     with open(file, "rb") as stream:
         header = {}
         while stream.tell() < MAX_HEADER:  # a file without the last key is for ITK to refuse
@@ -63,19 +113,13 @@ def _check_compressed(file: Path) -> None:
             header[key.strip()] = value.strip()
             if key.strip() == "ElementDataFile" or not key:
                 break
-        if header.get("CompressedData", "").lower() != "true":
-            return
-        where = header.get("ElementDataFile", "")
-        if where.upper() != "LOCAL":
-            if not (file.parent / where).is_file():  # a list or a pattern of files, or one that ITK will miss
-                return
-            compressed = (file.parent / where).read_bytes()
-        else:
-            compressed = stream.read()
-    unpack = zlib.decompressobj(wbits=47)  # zlib's or gzip's, as ITK
-    try:
-        unpack.decompress(compressed)
-    except zlib.error as error:
-        raise VolumeError(f"is damaged (checksum or compressed voxels: {error})") from error
-    if not unpack.eof:
-        raise VolumeError("is damaged (its compressed voxels end too early)")
+        start = stream.tell()
+    if header.get("CompressedData", "").lower() != "true":
+        return None
+    order = header.get("BinaryDataByteOrderMSB", header.get("ElementByteOrderMSB", ""))
+    big_endian = order.lower() == "true"
+    where = header.get("ElementDataFile", "")
+    if where.upper() == "LOCAL":
+        return file, start, big_endian
+    path = file.parent / where  # a list or a pattern of files, or one that ITK will miss, is not there
+    return (path, 0, big_endian) if path.is_file() else None

@@ -10,6 +10,7 @@ __all__ = ["grey_panel", "mask_panel", "side_by_side"]
 
 ALPHA = 0.65
 GAP = 2
+CAPTION = 14
 
 
 def grey_panel(picture: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
@@ -38,8 +39,28 @@ def mask_panel(grey: torch.Tensor, classes: torch.Tensor, num_classes: int) -> t
     return torch.where(numbers > 0, (1 - ALPHA) * grey + ALPHA * table[numbers].movedim(-1, 0), grey)
 
 
-def side_by_side(panels: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Panels (3, H, W) of one height in a row, (3, H, W'), with a white line between them."""
+def side_by_side(panels: Sequence[torch.Tensor], captions: Sequence[str] = ()) -> torch.Tensor:
+    """Panels (3, H, W) of one height in a row, (3, H', W'), with a white line between them.
+
+    Args:
+        captions: words that say above each panel what it is; what is wider than its panel is cut off.
+    """
+    if captions:
+        panels = [
+            torch.cat((_caption(text, panel.shape[2]), panel), dim=1)
+            for text, panel in zip(captions, panels, strict=True)
+        ]
     line = torch.ones(3, panels[0].shape[1], GAP)
     parts = [part for panel in panels for part in (line, panel)]
     return torch.cat(parts[1:], dim=2)
+
+
+def _caption(text: str, width: int) -> torch.Tensor:
+    """Black words on a white strip (3, CAPTION, W)."""
+    from PIL import Image, ImageDraw  # which TensorBoard's pictures need as well
+
+    strip = Image.new("L", (width, CAPTION), 255)
+    ImageDraw.Draw(strip).text((1, 0), text, fill=0)
+    return (
+        torch.frombuffer(bytearray(strip.tobytes()), dtype=torch.uint8).view(1, CAPTION, width).expand(3, -1, -1) / 255
+    )

@@ -44,7 +44,7 @@ def batches():
 def row(image):
     target = AxialView(AFFINE)(image.as_tensor())[0]
     panels = [grey_panel(target), *(grey_panel(part, target) for part in (target * 0, target / 2))]
-    return (side_by_side(panels).movedim(0, -1) * 255).numpy()
+    return (side_by_side(panels, ("target", "input", "reconstruction")).movedim(0, -1) * 255).numpy()
 
 
 def test_target_input_and_reconstruction_of_the_images_with_most_contrast(batches, event_images, tmp_path):

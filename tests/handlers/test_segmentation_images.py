@@ -38,7 +38,7 @@ def expected(volume):
     view = AxialView(AFFINE)
     grey = grey_panel(view(image[:1], 3)[0])
     masks = [mask_panel(grey, view(mask, 3, nearest=True)[0], 3) for mask in (label, prediction)]
-    return (side_by_side([grey, *masks]).movedim(0, -1) * 255).numpy()
+    return (side_by_side([grey, *masks], ("image", "label", "prediction")).movedim(0, -1) * 255).numpy()
 
 
 def one_hot(mask):

@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import warnings
+import zlib
 
 import nibabel as nib
 import numpy as np
@@ -26,6 +27,38 @@ def test_a_good_file_loads_as_with_monai(scan):
     stock = LoadImaged("image", ensure_channel_first=True)({"image": str(scan), "age": 3})
     assert torch.equal(ours["image"], stock["image"]) and ours["image"].shape == (1, 12, 13, 14) and ours["age"] == 3
     assert ours["image"].meta["filename_or_obj"] == str(scan)
+
+
+def compressed_mha(path, big_endian=False, wbits=15):
+    """A compressed MetaImage file as others write them, and its voxels."""
+    voxels = np.random.default_rng(0).integers(0, 900, (6, 5, 4)).astype(np.int16)
+    pack = zlib.compressobj(wbits=wbits)
+    packed = pack.compress(voxels.astype(">i2" if big_endian else "<i2").tobytes()) + pack.flush()
+    lines = ["ObjectType = Image", "NDims = 3", "BinaryData = True", f"BinaryDataByteOrderMSB = {big_endian}"]
+    lines += ["CompressedData = True", f"CompressedDataSize = {len(packed)}", "TransformMatrix = 1 0 0 0 1 0 0 0 1"]
+    lines += ["DimSize = 4 5 6", "ElementType = MET_SHORT", "ElementDataFile = LOCAL", ""]
+    path.write_bytes("\n".join(lines).encode() + packed)
+    return voxels.T
+
+
+@pytest.mark.parametrize("kind", [{}, {"big_endian": True}, {"wbits": 31}])
+def test_compressed_metaimage_files_are_unpacked_once(tmp_path, monkeypatch, kind):
+    """By ITK; they are unpacked again only where the checksum is not that of what it made of them."""
+    pytest.importorskip("itk")
+    path = tmp_path / "scan.mha"
+    voxels = compressed_mha(path, **kind)
+    load = LoadVolumed("image", ensure_channel_first=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(zlib, "decompressobj", lambda *_, **__: pytest.fail("unpacked a second time"))
+        image = load({"image": str(path)})["image"]
+    assert np.array_equal(image[0].numpy(), voxels)
+    whole = path.read_bytes()
+    for place in (-1, -40):  # the checksum, and a voxel
+        data = bytearray(whole)
+        data[place - 4 * ("wbits" in kind)] ^= 16
+        path.write_bytes(data)
+        with pytest.raises(RuntimeError, match=f"{path} is damaged"):
+            load({"image": str(path)})
 
 
 def test_a_decoder_that_nobody_asked_for_is_not_missed_aloud():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from common.visualize import class_colours, grey_panel, mask_panel, side_by_side
-from common.visualize.panels import ALPHA
+from common.visualize.panels import ALPHA, CAPTION
 
 
 def test_grey_levels_are_those_of_the_reference():
@@ -29,3 +29,15 @@ def test_classes_are_painted_and_the_background_is_not():
 def test_side_by_side():
     row = side_by_side([torch.zeros(3, 4, 5), torch.full((3, 4, 6), 0.5)])
     assert row.shape == (3, 4, 13) and (row[:, :, 5:7] == 1).all() and (row[:, :, 7:] == 0.5).all()
+
+
+def test_captions_stand_above_their_panels():
+    panels = [torch.zeros(3, 4, 80), torch.full((3, 4, 20), 0.5)]
+    row = side_by_side(panels, ("label", "prediction"))
+    assert row.shape == (3, 4 + CAPTION, 102) and torch.equal(row[:, CAPTION:], side_by_side(panels))
+    strips = row[:, :CAPTION, :80], row[:, :CAPTION, 82:]
+    for strip in strips:
+        assert strip.min() < 0.5 and strip.max() == 1 and torch.equal(strip[0], strip[2])
+    assert (strips[0][:, :, 60:] == 1).all()  # five letters
+    other = side_by_side(panels, ("image", "prediction"))
+    assert not torch.equal(other[:, :, :80], row[:, :, :80]) and torch.equal(other[:, :, 82:], row[:, :, 82:])
