@@ -52,6 +52,7 @@ def compare(
     keep_checkpoints: bool | None = None,
     transductive: bool | None = None,
     margin: float | None = None,
+    validation_from_labels: bool | None = None,
     plan: bool = False,
     report: bool = False,
 ) -> None:
@@ -89,6 +90,7 @@ def compare(
         keep_checkpoints: keep the files that training resumes from.
         transductive: let pre-training see validation and test scans, which is refused otherwise.
         margin: difference of the main metric below which arms are equivalent; default 0.01 where it is a Dice.
+        validation_from_labels: validate on a fifth of the labels, not on the validation list, whose labels come on top.
         plan: only list the runs, with an estimate of time, memory and disk from a short dry run on this machine, and
             the least difference that they can find.
         report: run nothing, only collect and report what is there.

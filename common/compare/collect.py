@@ -18,7 +18,7 @@ from ..json_files import read_json, write_json
 from ..nifti import nifti_affine, read_nifti
 from .execute import machine, read_outcome, versions
 from .plan import Plan, Run, example_root
-from .settings import CompareError
+from .settings import Arm, CompareError
 
 __all__ = ["collect", "write_example_list"]
 
@@ -54,12 +54,15 @@ def collect(plan: Plan, command: str | None) -> None:
     names = structure_names(plan)
 
     subjects = [row for run in done if run.stage == "evaluate" for row in subject_rows(run, plan, names)]
+    tested = {row["subject"] for row in subjects}
+    subjects += [row for arm in settings.arms if arm.scores for row in reference_rows(arm, plan)]
     training = {run.folder: outcomes[id(run)] for run in plan.runs if run.stage == "train"}
     folders = {(run.arm, run.labels, run.seed): run.folder for run in plan.runs if run.stage == "train"}
     _write_table(settings.output / "subjects.csv", SUBJECTS, subjects)
     results = []
     for row in mean_rows(subjects):
-        outcome = training[folders[row["arm"], row["labels"], row["seed"]]]
+        folder = folders.get((row["arm"], row["labels"], row["seed"]))
+        outcome = training[folder] if folder else {}
         results.append({**row, "steps": outcome.get("steps"), "seconds": outcome.get("seconds")})
     _write_table(settings.output / "results.csv", RESULTS, results)
     curves = [row for run in done if run.stage in ("pretrain", "train") for row in curve_rows(run, plan)]
@@ -80,8 +83,9 @@ def collect(plan: Plan, command: str | None) -> None:
             "task": plan.train.get("task"),
             "arms": {
                 arm.name: {
-                    "description": arm.describe(),
-                    "one_pretraining": not (arm.is_scratch or arm.pretrain_per_seed),
+                    "description": arm.describe() + _whose(arm, subjects, tested),
+                    "reference": arm.is_reference,
+                    "one_pretraining": bool(arm.pretrain or arm.encoder) and not arm.pretrain_per_seed,
                     "pretrain_from": arm.pretrain_from,
                     "made_elsewhere": arm.encoder is not None,
                     "against": arm.against,
@@ -97,7 +101,8 @@ def collect(plan: Plan, command: str | None) -> None:
             "steps": max((run.steps for run in plan.runs if run.stage == "train"), default=None),
             "metrics": plan.evaluate.metrics,
             "margin": plan.margin,
-            "labelled": {labels: (labels, plan.validation) for labels in plan.fractions().values()},
+            "labelled": plan.labelled(),
+            "validation_from_labels": settings.validation_from_labels,
             "structure_names": names,
             "command": command or read_json(settings.output / "comparison.json", {}).get("command", ""),
             "packages": _distinct([outcomes[id(run)].get("packages", versions()) for run in done]),
@@ -123,7 +128,7 @@ def training_subjects(plan: Plan) -> dict[int, list[int]]:
     found: dict[int, set[int]] = {}
     for run in plan.runs:
         if run.stage == "train" and run.arm == plan.settings.arms[0].name and run.labels is not None:
-            found.setdefault(run.labels, set()).add(_subjects(plan.training_items(run)))
+            found.setdefault(run.labels, set()).add(_subjects(plan.lists(run)["training"]))
     return {labels: sorted(counts) for labels, counts in sorted(found.items())}
 
 
@@ -167,6 +172,34 @@ def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[s
             there = [value for value in found if not math.isnan(value)]
             value = sum(there) / len(there) if there else math.nan
             yield {**_key(run), "metric": metric, "structure": structure, "subject": subject, "value": value}
+
+
+def reference_rows(arm: Arm, plan: Plan) -> Iterator[dict[str, Any]]:
+    """Scores of a CSV file, for every number of labels unless the file states one.
+
+    Raises:
+        CompareError: a value is no number.
+    """
+    with open(str(arm.scores), encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                value, seed = float(row["value"]), int(row.get("seed") or plan.settings.seeds[0])
+                labels = int(row["labels"]) if row.get("labels") else None
+            except (TypeError, ValueError):
+                raise CompareError(f"{arm.scores}, line {number}: value, seed or labels is no number.") from None
+            metric = row.get("metric") or next(iter(plan.evaluate.metrics))
+            one = {"arm": arm.name, "seed": seed, "metric": metric, "structure": row.get("structure") or "mean"}
+            for fraction, count in plan.fractions().items():
+                if labels in (None, count):
+                    yield {**one, "subject": row["subject"], "value": value, "fraction": fraction, "labels": count}
+
+
+def _whose(arm: Arm, subjects: Sequence[dict[str, Any]], tested: set[str]) -> str:
+    """On how many of the test subjects a reference's scores are, where it is not just these."""
+    own = {row["subject"] for row in subjects if row["arm"] == arm.name}
+    if not arm.scores or not tested or own == tested:
+        return ""
+    return f", of {len(own & tested)} of the {len(tested)} test subjects and {len(own - tested)} others"
 
 
 def metric_rows(path: Path) -> list[dict[str, str]]:

@@ -104,7 +104,8 @@ def estimate(plan: Plan) -> str:
 def _least_difference(plan: Plan) -> list[str]:
     """What the comparison can find, with the variances of what its folder holds already, or else assumed ones."""
     settings, metric = plan.settings, next(iter(plan.evaluate.metrics))
-    pairs = (len(settings.arms) - 1 if settings.baseline else 0) + sum(arm.against is not None for arm in settings.arms)
+    compared = [arm for arm in settings.arms if not arm.is_reference]
+    pairs = (len(compared) - 1 if settings.baseline else 0) + sum(arm.against is not None for arm in compared)
     seeds, subjects = len(settings.seeds), len({str(item.get("subject", item["image"])) for item in plan.test})
     if not pairs or seeds == subjects == 1:
         return []

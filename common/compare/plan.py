@@ -24,6 +24,7 @@ ALLOW = "set `transductive` to allow it, which the report says"
 SPLIT = ("fold", "split_seed", "pool_test", "data#num_folds")
 """Ids by which the lists of a datalist are drawn anew."""
 MARGIN = 0.01  # of Dice
+VALIDATION_SHARE = 0.2  # of the labels, where they are all that there is
 
 
 @dataclass
@@ -189,19 +190,20 @@ class Plan:
         dice = "dice" in next(iter(self.evaluate.metrics))
         return self.settings.margin if self.settings.margin is not None else MARGIN if dice else None
 
-    @property
-    def validation(self) -> int:
-        """Number of validation items."""
-        return len(self.train.get("data")["validation"])
+    def labelled(self) -> dict[int, tuple[int, int]]:
+        """Number of labels -> of those that are trained on, and of those that are validated on, as in the first run."""
+        first = {run.labels: run for run in reversed(self.runs) if run.stage == "train" and run.labels is not None}
+        lists = {labels: self.lists(run) for labels, run in first.items()}
+        return {labels: (len(found["training"]), len(found["validation"])) for labels, found in lists.items()}
 
     def fractions(self) -> dict[float, int]:
         """Share of the training list -> number of its items."""
         return _fractions(self.settings, len(self.train.get("data")["training"]))
 
-    def training_items(self, run: Run) -> list[dict[str, Any]]:
-        """The items that a fine-tuning is trained on."""
+    def lists(self, run: Run) -> dict[str, list[dict[str, Any]]]:
+        """The lists of a fine-tuning, as it draws them."""
         files = [file for file in run.files if not Path(file).name.startswith("multi_gpu_")]
-        return BundleConfig(files, run.override, self.settings.bundle).get("data")["training"]
+        return BundleConfig(files, run.override, self.settings.bundle).get("data")
 
     def other_steps(self) -> list[str]:
         """Where fine-tuning takes other steps than asked for, since it makes whole passes over the labels."""
@@ -323,7 +325,7 @@ class _Builder:
             self.check_encoder(arm)
         for fraction, labels in self.fractions.items():
             for seed in self.settings.seeds:
-                for arm in self.settings.arms:
+                for arm in (arm for arm in self.settings.arms if not arm.scores):
                     yield from self.fine_tuning(arm, fraction, labels, seed)
 
     def pretraining(self, arm: Arm) -> Iterator[Run]:
@@ -375,8 +377,10 @@ class _Builder:
             override = {**self.settings.override, **arm.override}
             train = self.read("train", override, arm.overlays)
             evaluate = self.read("evaluate", override, arm.overlays)
-        judged = evaluate.get("evaluated_list", "test")
-        return {"validation": train.get("data")["validation"], "test": evaluate.get("data")[judged]}
+        judged = {"test": evaluate.get("data")[evaluate.get("evaluated_list", "test")]}
+        if self.settings.validation_from_labels:  # parts of the training list, which pre-training may see
+            return judged
+        return {"validation": train.get("data")["validation"], **judged}
 
     def check_leak(
         self, arm: Arm, seen: Sequence[Mapping[str, Any]], chosen_by: Sequence[Mapping[str, Any]] = ()
@@ -444,6 +448,8 @@ class _Builder:
         override = {**self.places, **settings.override, **arm.override}
         config = self.read("train", override, arm.overlays)
         override |= {"fraction": fraction, "seed": seed + arm.seed_offset}
+        if settings.validation_from_labels:
+            override["data#validation_share"] = VALIDATION_SHARE
         if settings.transductive and "transductive" in config.ids:
             override["transductive"] = True
         if arm.seed_offset:
@@ -451,13 +457,18 @@ class _Builder:
 
         encoder = {}
         inputs: tuple[Path, ...] = ()
-        if not arm.is_scratch:
+        if arm.pretrain or arm.encoder:
             path = Path(arm.encoder or self.pretrain_folder(arm, seed) / "encoder.safetensors")
             encoder, inputs = {"pretrained_encoder": str(path)}, (path,)
         pretrained = (inputs[0].with_name("pretrain.json"),) if arm.pretrain else ()
-        per_epoch = config.steps_per_epoch(labels)
+        training = labels
+        if settings.validation_from_labels:
+            training = len(self.read("train", override, arm.overlays).get("data")["training"])
+        per_epoch = config.steps_per_epoch(training)
         epochs = self.epochs(arm, labels, config, per_epoch)
         train = {**override, **encoder, **_checkpoint_interval(config, override, epochs), "max_epochs": epochs}
+        if settings.validation_from_labels and encoder and "transductive" in config.ids:
+            train["transductive"] = True  # of the test list there is nothing: check_leak and check_encoder
         train["val_interval"] = max(1, epochs // settings.validations)
         place = {"output_dir": str(folder)}
         model = (folder / "model.pt",)
@@ -468,17 +479,17 @@ class _Builder:
             if stage in ("train", "probe"):
                 reads = {"inputs": inputs, "needs": pretrained}
             given = {**reads, "data": self.data, **more}
-            files = self.files(stage, () if stage == "infer" else arm.overlays)
+            files = self.files(stage, arm.network if stage == "infer" else arm.overlays)
             return Run(stage, arm.name, files, own, folder, seed, fraction, labels, **given)
 
-        length = {"steps": epochs * per_epoch, "epochs": epochs, "items": labels}
+        length = {"steps": epochs * per_epoch, "epochs": epochs, "items": training}
         length["batch"] = config.batch
         yield run("train", {**train, "resume": True, **place}, **length)
         yield run("evaluate", {**override, **place})
         shown = seed == settings.seeds[0] and labels == min(self.fractions.values())
         inference = (settings.bundle / "configs" / "inference.json").is_file()
         if settings.examples and shown and inference and isinstance(self.test[0].get("label"), str):
-            ids = self.read("infer", {}).ids
+            ids = self.read("infer", {}, arm.network).ids
             ids.discard("data")  # the images to label: nothing that training's lists and their draw have
             own = {key: value for key, value in override.items() if re.split("#|::", key)[0] in ids}
             images = [str(item["image"]) for item in self.test[: settings.examples]]

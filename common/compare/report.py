@@ -81,6 +81,7 @@ def _blocks(tables: Tables, pictures: dict[str, Block]):
             yield _differences_table(tables, metric)
         if metric == tables.main_metric:
             yield from (pictures[name] for name in ("label_efficiency", "learning_curves") if name in pictures)
+            yield from _convergence(tables)
     failures = _failures(tables)
     if failures:
         yield Block("heading", "Runs that are not done")
@@ -121,6 +122,10 @@ def outcome(tables: Tables) -> list[str]:
     lines = []
     if tables.about.get("transductive"):
         lines.append("Transductive: pre-training may have seen validation and test scans.")
+    if tables.about.get("validation_from_labels"):
+        lines.append(
+            "Validation scans are part of the labels; pre-training on the training list has seen their images."
+        )
     for arm, base in tables.pairs:
         for labels in tables.labels:
             found = tables.difference((arm, base), labels)
@@ -207,6 +212,31 @@ def _scores_table(tables: Tables, metric: str) -> Block:
     for labels in tables.labels:
         rows.append([tables.labelled(labels), *(_mean_cell(tables, arm, labels, metric) for arm in tables.arms)])
     return Block("table", header=["labels", *tables.arms], rows=rows)
+
+
+def _convergence(tables: Tables):
+    """Whether fine-tuning went on for long enough to compare more than speeds."""
+    rises, margin = tables.last_thirds, tables.about.get("margin")
+    if not rises:
+        return
+    enough = f"; {margin:g} or more: not converged" if margin is not None else ""
+    yield Block(
+        "text",
+        f"Rise of {metric_name(tables.main_metric)} in validation over the last third of fine-tuning, mean over seeds"
+        f"{enough}. Arms that have not converged are compared in how fast they learn.",
+    )
+    arms = [arm for arm in tables.arms if any((arm, labels) in rises for labels in tables.labels)]
+    rows = []
+    for labels in tables.labels:
+        cells = [_rise(rises.get((arm, labels)), margin) for arm in arms]
+        rows.append([tables.labelled(labels), *cells])
+    yield Block("table", header=["labels", *arms], rows=rows)
+
+
+def _rise(rise: float | None, margin: float | None) -> str:
+    if rise is None:
+        return "-"
+    return f"{rise:+.3f}" + ("" if margin is None else ", not converged" if rise >= margin else ", converged")
 
 
 def _mean_cell(tables: Tables, arm: str, labels: int, metric: str, structure: str = "mean") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import math
 import re
@@ -39,6 +40,8 @@ class Arm:
         pretrain_from: name of an arm, earlier in the list, whose encoder its pre-training starts from; for methods
             that pre-train in two stages.
         against: name of an arm that it is compared with as well as with the baseline.
+        network: config files of another network, trained from scratch as a reference: in the tables, without a verdict.
+        scores: CSV file of scores a subject, instead of runs: a reference as well.
     """
 
     name: str
@@ -51,18 +54,29 @@ class Arm:
     pretrain_per_seed: bool = False
     pretrain_from: str | None = None
     against: str | None = None
+    network: tuple[str, ...] = ()
+    scores: str | None = None
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it shows the level and is compared with nothing."""
+        return bool(self.network or self.scores)
 
     @property
     def overlays(self) -> tuple[str, ...]:
         """Config files of its fine-tuning and evaluation, over those of every arm."""
-        return () if self.schedule is None else (self.schedule,)
+        return self.network if self.schedule is None else (*self.network, self.schedule)
 
     @property
     def is_scratch(self) -> bool:
-        return not self.pretrain and self.encoder is None
+        return not (self.pretrain or self.encoder or self.is_reference)
 
     def describe(self) -> str:
-        if self.encoder:
+        if self.scores:
+            text = f"reference, scores of {self.scores}"
+        elif self.network:
+            text = "reference, from scratch with " + " + ".join(Path(file).name for file in self.network)
+        elif self.encoder:
             text = f"encoder file {self.encoder}"
         elif self.pretrain:
             text = "pre-trained by " + " + ".join(Path(file).name for file in self.pretrain)
@@ -88,7 +102,7 @@ class Settings:
     equal: str = "steps"
     steps: int | None = None
     epochs: int | None = None
-    validations: int = 4
+    validations: int = 9
     config_file: tuple[str, ...] = ()
     dataset_dir: str | None = None
     datalist: str | tuple[str, ...] | None = None
@@ -101,6 +115,7 @@ class Settings:
     keep_checkpoints: bool = False
     transductive: bool = False
     margin: float | None = None
+    validation_from_labels: bool = False
 
     @property
     def baseline(self) -> str | None:
@@ -118,7 +133,7 @@ class Settings:
             "epochs": self.epochs,
             "processes": self.processes,
             # Folders of comparisons from before there was such a setting go on.
-            **({"transductive": True} if self.transductive else {}),
+            **{name: True for name in ("transductive", "validation_from_labels") if getattr(self, name)},
         }
 
 
@@ -135,7 +150,8 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         arms: names separated by commas, or a mapping. ``scratch`` is training from scratch. A name alone is that arm of
             the JSON file, or the file ``configs/pretexts/NAME.json`` over ``configs/pretrain.json``, or
             ``configs/pretrain.json`` alone for the bundle's own name and ``pretrain``. ``NAME=FILE.safetensors`` is an
-            encoder file,
+            encoder file, ``NAME=scores.csv`` a reference (columns subject, value; if wanted metric, structure, labels,
+            seed),
             ``NAME=a.json+b.json`` pre-training with these files over ``pretrain.json``, ``NAME=scratch`` another arm
             from scratch. In a mapping the value may also be null (scratch) or a mapping of ``Arm``'s fields, in which
             ``pretrain`` lists files over ``pretrain.json``.
@@ -148,7 +164,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         steps: optimiser steps of a fine-tuning (for ``"time"``, of the arm that pre-trained longest); default what
             ``max_epochs`` of the config comes to with all labels.
         epochs: for ``"epochs"``; default ``max_epochs`` of the config.
-        validations: validations during a fine-tuning; the best is kept.
+        validations: validations during a fine-tuning; the best is kept. Nine or more tell whether it had converged.
         config_file: overlays for every stage.
         dataset_dir, datalist: the config ids, for every stage.
         override: ids and values of fine-tuning and evaluation: a mapping, or text ``id=value id=value``.
@@ -160,6 +176,8 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         keep_checkpoints: keep the files that training resumes from.
         transductive: let pre-training see validation and test scans, which is refused otherwise.
         margin: difference of the main metric below which arms are equivalent; default 0.01 where it is a Dice.
+        validation_from_labels: validate on a fifth of the labels (at least one), in place of the validation list, whose
+            labels come on top. Pre-training on the training list has seen these images.
 
     Raises:
         CompareError: a value, file or name that does not exist or does not fit.
@@ -216,7 +234,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         equal=equal,
         steps=_whole(merged["steps"], "steps", 1) if merged.get("steps") is not None else None,
         epochs=_whole(merged["epochs"], "epochs", 1) if merged.get("epochs") is not None else None,
-        validations=_whole(merged.get("validations", 4), "validations", 1),
+        validations=_whole(merged.get("validations", 9), "validations", 1),
         config_file=tuple(
             _config(name, bundle, place("config_file")) for name in parse_files(merged.get("config_file") or ())
         ),
@@ -230,6 +248,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         processes=_whole(merged.get("processes", 1), "processes", 1),
         keep_checkpoints=bool(merged.get("keep_checkpoints", False)),
         transductive=bool(merged.get("transductive", False)),
+        validation_from_labels=bool(merged.get("validation_from_labels", False)),
         margin=_number(merged["margin"], "margin", 0, math.inf) if merged.get("margin") is not None else None,
     )
     if result.processes > 1 and len(result.devices) > 1:
@@ -249,6 +268,10 @@ def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, bases: tuple[Pat
         else _arm(name, content, bundle, bases[0])
         for name, content in entries
     )
+    for arm in arms:
+        more = (arm.pretrain, arm.encoder, arm.against)
+        if arm.is_reference and (any(more) or (arm.network and arm.scores)):
+            raise CompareError(f"Arm {arm.name!r}: a `reference` is a network or scores, and nothing else.")
     names = [arm.name for arm in arms]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -282,7 +305,8 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
     if not re.fullmatch(r"[\w.-]+", name):
         raise CompareError(f"An arm's name has letters, digits, '_', '-' and '.'; {name!r} has not.")
     if isinstance(content, Mapping):
-        fields = [field for field in Arm.__dataclass_fields__ if field != "name"]
+        fields = [field for field in Arm.__dataclass_fields__ if field not in ("name", "network", "scores")]
+        fields.append("reference")
         for key in content:
             if key not in fields:
                 raise CompareError(f"Arm {name!r}: unknown key {key!r}; known are {', '.join(fields)}.")
@@ -296,6 +320,7 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
             pretrain_per_seed=bool(content.get("pretrain_per_seed", False)),
             pretrain_from=content.get("pretrain_from"),
             against=content.get("against"),
+            **_reference(content.get("reference"), name, bundle, base),
         )
         if "pretrain" not in content:
             return arm
@@ -306,6 +331,8 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
         return Arm(name)
     if isinstance(content, str) and content.endswith(".safetensors"):
         return Arm(name, encoder=_encoder(content, name, base))
+    if isinstance(content, str) and content.endswith(".csv"):
+        return Arm(name, **_reference(content, name, bundle, base))
     if isinstance(content, str) and content.endswith(".json"):
         return Arm(name, pretrain=_pretraining(name, content.split("+"), bundle, base))
     if content in (bundle.name, "pretrain"):
@@ -317,6 +344,26 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
         f"Unknown arm {content!r}. Known to {bundle.name}: {', '.join(known)}; or NAME=FILE.safetensors, or "
         "NAME=overlay.json+overlay.json for pre-training with these files."
     )
+
+
+def _reference(content: Any, name: str, bundle: Path, base: Path) -> dict[str, Any]:
+    """The fields of an arm that is a reference: ``{"network": [files]}``, ``{"scores": file}`` or the file alone."""
+    content = {"scores": content} if isinstance(content, str) else content or {}
+    if not isinstance(content, Mapping) or content.keys() - {"network", "scores"}:
+        raise CompareError(f"Arm {name!r}: `reference` is a CSV file, or a mapping with `network` or `scores`.")
+    found: dict[str, Any] = {}
+    if content.get("network"):
+        found["network"] = tuple(_config(file, bundle, base) for file in _list(content["network"]))
+    if content.get("scores"):
+        path = (base / str(content["scores"])).absolute()
+        if not path.is_file():
+            raise CompareError(f"Arm {name!r}: there is no {path}.")
+        with path.open(encoding="utf-8", newline="") as file:
+            lacking = {"subject", "value"} - set(next(csv.reader(file), []))
+        if lacking:
+            raise CompareError(f"Arm {name!r}: {path} has no column {' and '.join(sorted(lacking))}.")
+        found["scores"] = str(path)
+    return found
 
 
 def _pretraining(name: str, overlays: Sequence[str], bundle: Path, base: Path) -> tuple[str, ...]:
@@ -383,6 +430,7 @@ def _overrides(value: Any) -> dict[str, Any]:
 # What the comparison sets by itself, and with what else to say it.
 OWN = {
     "fraction": "--fractions or --labels",
+    "data#validation_share": "--validation_from_labels",
     "max_epochs": "--steps, --epochs or an arm's `pretrain_override`",
     "eval_dir": "--output",
     "model_path": "--arms",

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..json_files import read_json
 from .statistics import Difference, Scores, Verdict, compare_arms, judge
 
@@ -29,7 +31,8 @@ class Tables:
     @property
     def others(self) -> list[str]:
         """Arms that are compared with the baseline."""
-        return [arm for arm in self.arms if arm != self.about["baseline"]] if self.about["baseline"] else []
+        base, arms = self.about["baseline"], self.about["arms"]
+        return [arm for arm in arms if arm != base and not arms[arm].get("reference")] if base else []
 
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
@@ -116,6 +119,28 @@ class Tables:
         counts = (self.about.get("training_subjects") or {}).get(str(labels))
         people = f" ({span(counts)} {plural(counts[-1], 'subject')})" if counts else ""
         return f"{training} training{people} + {validation} validation labels"
+
+    @cached_property
+    def last_thirds(self) -> dict[tuple[str, int], float]:
+        """Arm and number of labels -> how much the main metric rose in validation over the last third of fine-tuning.
+
+        It is the slope of a line through the last third, times its length, as a mean over seeds; above zero is better.
+        Curves of fewer than nine validations are left out: two points tell no slope.
+        """
+        sign = 1 if self.metrics[self.main_metric] == "higher" else -1
+        labels = {row["fraction"]: row["labels"] for row in self.subjects}
+        curves: dict[tuple[str, int], dict[int, list[tuple[float, float]]]] = {}
+        for row in self.rows("curves"):
+            if row["stage"] == "train" and row["tag"] == self.main_metric and row["fraction"] in labels:
+                seeds = curves.setdefault((row["arm"], labels[row["fraction"]]), {})
+                seeds.setdefault(row["seed"], []).append((row["step"], row["value"]))
+        found = {}
+        for key, seeds in curves.items():
+            ends = [np.array(sorted(curve)[-(len(curve) // 3) :]) for curve in seeds.values() if len(curve) >= 9]
+            if ends:
+                rises = [np.polyfit(end[:, 0], end[:, 1], 1)[0] * (end[-1, 0] - end[0, 0]) for end in ends]
+                found[key] = sign * float(np.mean(rises))
+        return found
 
     def pretraining_seconds(self, arm: str) -> float:
         """What one pre-training of an arm took, with that of the arm it starts from; 0 where there was none."""

@@ -84,6 +84,7 @@ def load_datalist(
     num_folds: int | None = None,
     pool_test: bool = False,
     fraction: float = 1.0,
+    validation_share: float | None = None,
     target_domain: str | None = None,
     target_masks: int | None = None,
     required: Sequence[str] = (),
@@ -117,6 +118,8 @@ def load_datalist(
             cross-validation of Jun et al., Medical Transformer, section 4.1.1). All its items need a label then.
         fraction: share of the training list to keep, at least one item. The subset of a smaller fraction lies in that
             of a larger one with the same seed.
+        validation_share: share of the subjects that are kept for training to validate on instead, at least one; the
+            validation list of the file is not used, so that no labels are needed beyond those of the training list.
         target_domain: value of `domain` that marks the target set. Validation and test then keep its items only,
             where their items carry a domain.
         target_masks: number of training items of the target domain to keep beside all of the other domains (Zhang et
@@ -174,6 +177,8 @@ def load_datalist(
         for section in ("validation", "test"):
             lists[section] = [x for x in lists[section] if x.get("domain", target_domain) == target_domain]
     lists["training"] = keep_fraction(lists["training"], fraction, seed)
+    if validation_share is not None:
+        lists["training"], lists["validation"] = split_validation(lists["training"], validation_share, seed)
     problems += [(where, _empty_list(name, target_domain)) for name in required if not lists[name]]
     problems += find_problems([x for section in SECTIONS for x in lists[section]], check, num_classes, known_labels)
     raise_problems(problems, where)
@@ -279,6 +284,26 @@ def keep_fraction(items: Sequence[Item], fraction: float, seed: int = 0) -> list
     if fraction == 1 or not items:
         return list(items)
     return _draw(items, max(1, round(fraction * len(items))), seed)
+
+
+def split_validation(items: Sequence[Item], share: float, seed: int = 0) -> tuple[list[Item], list[Item]]:
+    """Training and validation items, the second of a share of the subjects.
+
+    Raises:
+        DatalistError: the items are of one subject.
+        ValueError: `share` does not lie between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"`validation_share` is {share}; it has to be above 0 and below 1.")
+    groups = sorted({_group(x) for x in items})
+    if len(groups) < 2:
+        raise DatalistError(
+            f"With `validation_share` the {len(items)} training items are split by subject into training and "
+            "validation, and they are of fewer than two subjects: take more, or leave it out."
+        )
+    random.Random(seed).shuffle(groups)
+    chosen = set(groups[: min(len(groups) - 1, max(1, round(share * len(groups))))])
+    return [x for x in items if _group(x) not in chosen], [x for x in items if _group(x) in chosen]
 
 
 def keep_target_masks(items: Sequence[Item], domain: str, masks: int | None, seed: int = 0) -> list[Item]:

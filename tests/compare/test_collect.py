@@ -63,7 +63,7 @@ def test_subjects_are_counted_where_they_have_several_scans(tmp_path):
         ]
         settings = SimpleNamespace(bundle=tmp_path, arms=[SimpleNamespace(name="scratch")])
         plan = Plan(settings, tuple(runs), BundleConfig(files, {}, tmp_path), None, [])
-        drawn = {run.seed: plan.training_items(run) for run in runs[:4]}
+        drawn = {run.seed: plan.lists(run)["training"] for run in runs[:4]}
         return training_subjects(plan), sorted({len({x.get("subject") for x in part}) for part in drawn.values()})
 
     found, drawn = counted()

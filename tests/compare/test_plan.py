@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.compare.collect import reference_rows
 from common.compare.plan import BundleConfig, _data_digest, _is_chosen, make_plan
 from common.compare.settings import CompareError, read_settings
 from common.data import load_datalist
@@ -214,6 +215,67 @@ def test_an_encoder_made_elsewhere_is_compared_by_its_record(plan, cohort, tmp_p
     path.write_bytes(b"nothing")
     with pytest.raises(CompareError, match=r"'theirs': .* is not a readable safetensors file"):
         plan(labels="1", arms=arms)
+
+
+def test_validation_from_the_labels_takes_them_out_of_the_number(plan):
+    found = plan(labels="2,3", validation_from_labels=True, steps=6)
+    assert found.labelled() == {2: (1, 1), 3: (2, 1)} != plan(labels="2,3").labelled()
+    for labels, training in ((2, 1), (3, 2)):
+        lists = []
+        for arm in ("scratch", "mae"):
+            run = runs(found, "train", arm=arm, labels=labels)[0]
+            data = BundleConfig(run.files, run.override, ROOT).get("data")
+            lists.append({name: {x["image"] for x in data[name]} for name in ("training", "validation")})
+            assert run.items == training and ("transductive" in run.override) == (arm == "mae")
+        assert lists[0] == lists[1] and not lists[0]["training"] & lists[0]["validation"]
+        kept = plan(labels=str(labels)).runs
+        run = next(run for run in kept if run.stage == "train" and run.arm == "scratch")
+        before = {x["image"] for x in BundleConfig(run.files, run.override, ROOT).get("data")["training"]}
+        assert lists[0]["training"] | lists[0]["validation"] == before
+    assert "transductive" not in runs(found, "evaluate", arm="mae", labels=2)[0].override
+    with pytest.raises(CompareError, match="fewer than two subjects"):
+        plan(labels="1", validation_from_labels=True)
+
+
+def test_a_reference_is_a_network_or_scores(plan, tmp_path):
+    table = tmp_path / "published.csv"
+    table.write_text("subject,value,labels\na,0.5,\nb,0.75,3\n")
+    arms = {
+        "scratch": None,
+        "mae": {"pretrain": []},
+        "swin": {"reference": {"network": ["networks/swin_unetr_small.json"]}},
+        "published": {"reference": str(table)},
+    }
+    found = plan(arms=arms, labels="1,3")
+    swin = [run for run in found.runs if run.arm == "swin"]
+    assert {run.stage for run in swin} == {"train", "evaluate", "infer"}
+    assert all(run.files[-1].endswith("networks/swin_unetr_small.json") for run in swin)
+    assert all("pretrained_encoder" not in run.override for run in swin)
+    own = runs(found, "train", arm="scratch", labels=1)[0].override
+    same = {**runs(found, "train", arm="swin", labels=1)[0].override, "output_dir": own["output_dir"]}
+    assert same == own
+    assert not any(run.arm == "published" for run in found.runs)
+    rows = list(reference_rows(found.settings.arms[-1], found))
+    assert [(row["subject"], row["value"], row["labels"]) for row in rows] == [
+        ("a", 0.5, 1),
+        ("a", 0.5, 3),
+        ("b", 0.75, 3),
+    ]
+    assert {(row["arm"], row["metric"], row["structure"]) for row in rows} == {("published", "val_mean_dice", "mean")}
+    assert plan(arms=f"scratch,published={table}", labels="1").settings.arms[1].scores == str(table)
+    table.write_text("subject,value\na,good\n")
+    with pytest.raises(CompareError, match=r"published.csv, line 2: value, seed or labels is no number"):
+        list(reference_rows(found.settings.arms[-1], found))
+    for wrong, sentence in (
+        ({"reference": {"net": []}}, "`reference` is a CSV file, or a mapping"),
+        ({"reference": "nowhere.csv"}, "there is no .*nowhere.csv"),
+        ({"reference": str(table), "pretrain": []}, "a `reference` is a network or scores, and nothing else"),
+    ):
+        with pytest.raises(CompareError, match=sentence):
+            plan(arms={"scratch": None, "it": wrong})
+    table.write_text("name,value\n")
+    with pytest.raises(CompareError, match="has no column subject"):
+        plan(arms=arms)
 
 
 def test_pretraining_once_a_seed(plan):

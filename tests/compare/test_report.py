@@ -155,6 +155,40 @@ def test_an_arm_is_compared_with_the_one_it_names_too(folder):
     assert "not run yet" not in after
 
 
+def test_a_reference_shows_the_level_and_is_not_judged(folder):
+    rows = list(csv.DictReader((folder / "subjects.csv").open()))
+    own = [{**row, "arm": "nnU-Net", "value": 0.875} for row in rows if row["arm"] == "mae" and row["seed"] == "0"]
+    write(folder, "subjects", collect.SUBJECTS, [*rows, *own])
+    about = json.loads((folder / "comparison.json").read_text())
+    about["arms"]["nnU-Net"] = {"description": "reference, scores of x.csv", "reference": True}
+    (folder / "comparison.json").write_text(json.dumps(about))
+    text = write_report(folder).read_text()
+    assert "| labels | scratch | mae | nnU-Net |" in text and "| 0.875 |" in text
+    assert "nnU-Net against" not in text and "- nnU-Net" not in text.split("## How it was made")[0]
+    assert "over 2 comparisons" in text
+
+
+def test_convergence_is_the_slope_of_the_last_third(folder):
+    assert "not converged" not in write_report(folder).read_text()  # four validations tell nothing
+    curves = []
+    for arm, slope in (("scratch", 0.005), ("mae", 0.001)):
+        for fraction in (0.1, 0.5):
+            for seed in (0, 1):
+                values = [0.1 * e if e <= 6 else 0.6 + (slope + 0.002 * seed) * (e - 6) for e in range(1, 10)]
+                curves += [
+                    {"arm": arm, "fraction": fraction, "seed": seed, "stage": "train", "tag": "val_mean_dice"}
+                    | {"step": 10 * number, "seconds": number, "value": value}
+                    for number, value in enumerate(values)
+                ]
+    write(folder, "curves", collect.CURVES, curves)
+    text = write_report(folder).read_text()
+    # over the two intervals of the last third
+    assert "| 1 training + 4 validation labels | +0.012, not converged | +0.004, converged |" in text
+    about = json.loads((folder / "comparison.json").read_text()) | {"metrics": {"val_mean_dice": "lower"}}
+    (folder / "comparison.json").write_text(json.dumps(about))
+    assert "| -0.012, converged | -0.004, converged |" in write_report(folder).read_text()
+
+
 def test_html_holds_everything_and_nothing_from_elsewhere(folder):
     write_report(folder)
     text = (folder / "report.html").read_text()
@@ -174,6 +208,12 @@ def test_failures_have_their_reason_and_interrupted_runs_are_named(folder):
     section = text.split("## Runs that are not done")[1].split("##")[0]
     assert "train, mae, fraction 0.5, seed 2: failed. the mask of x.nii.gz has a label 9 (see train.log)" in section
     assert "evaluate, mae, fraction 0.5, seed 2: missing. not started yet" in section
+
+
+def test_validation_from_the_labels_is_said_first(folder):
+    about = json.loads((folder / "comparison.json").read_text()) | {"validation_from_labels": True}
+    (folder / "comparison.json").write_text(json.dumps(about))
+    assert "## Outcome\n\n- Validation scans are part of the labels; pre-training" in write_report(folder).read_text()
 
 
 def test_an_arm_that_lacks_a_seed_has_no_verdict(folder):
