@@ -15,7 +15,7 @@ import torch
 from common.checks import first_cause
 from common.compare.plan import make_plan
 from common.compare.settings import read_settings
-from common.data import label_map, label_names, prepare_image
+from common.data import label_map, label_names, prepare_pretext_batch
 from common.weights import read_encoder
 from common.weights.__main__ import model
 
@@ -142,7 +142,9 @@ def test_any_pretext_over_any_network(run, tmp_path, network, pretext):
     workflow = run("pretrain.json", *files, output_dir=str(tmp_path), execute=False, **THIN[network], **sizes)
     get = workflow.parser.get_parsed_content
     net, loss, encoder = (get(name) for name in ("network_def", "loss", "encoder"))
-    image, _ = prepare_image({"image": torch.stack([get("train#dataset")[number]["image"] for number in (0, 1)])})
+    image, _ = prepare_pretext_batch(
+        {"image": torch.stack([get("train#dataset")[number]["image"] for number in (0, 1)])}
+    )
     value = loss(net(image), image)
     assert torch.isfinite(value)
     value.backward()
