@@ -15,7 +15,7 @@ __all__ = ["CPC"]
 
 
 class CPC(nn.Module):
-    """What comes next? 3-D contrastive predictive coding (Taleb et al., NeurIPS 2020, section 3.1).
+    """What comes next? 3-D contrastive predictive coding (Taleb et al., NeurIPS 2020).
 
     Tiles of a lattice over the image are encoded one at a time. A convolutional network that looks back along the
     first axis makes a context of each cell: of its own layer of cells and those before, the wider the farther back (the

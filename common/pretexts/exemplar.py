@@ -13,7 +13,7 @@ __all__ = ["Exemplar"]
 
 
 class Exemplar(nn.Module):
-    """Which image is this a changed version of? 3-D exemplar networks (Taleb et al., NeurIPS 2020, section 3.5).
+    """Which image is this a changed version of? 3-D exemplar networks (Taleb et al., NeurIPS 2020).
 
     The encoder sees each image and a version of it that is turned, scaled, mirrored and of other intensities. A layer
     makes of both a code, and the triplet loss wants it nearer to that of its own image than to that of another.

@@ -14,7 +14,7 @@ __all__ = ["Jigsaw"]
 
 
 class Jigsaw(nn.Module):
-    """How were the tiles put in order? 3-D jigsaw puzzles (Taleb et al., NeurIPS 2020, section 3.4).
+    """How were the tiles put in order? 3-D jigsaw puzzles (Taleb et al., NeurIPS 2020).
 
     The tiles of a lattice over the image, each cut at a random place of its cell, are put into the order of one of a
     fixed set of permutations. The encoder sees one tile at a time; a layer shortens the vector of each, and two more

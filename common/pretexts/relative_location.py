@@ -15,7 +15,7 @@ MIDDLE = 13  # of the 27 cells, in row-major order
 
 
 class RelativeLocation(nn.Module):
-    """Where does this tile lie from that one? 3-D relative patch location (Taleb et al., NeurIPS 2020, section 3.2).
+    """Where does this tile lie from that one? 3-D relative patch location (Taleb et al., NeurIPS 2020).
 
     Of a lattice of 3 x 3 x 3 cells over the image the encoder sees the middle tile and one of the 26 others, each cut
     at a random place of its cell; two layers tell from both which one it was.

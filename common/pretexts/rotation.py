@@ -16,7 +16,7 @@ CLASSES = ((0, 0), *itertools.product(range(3), (1, 2, 3)))  # plane and quarter
 
 
 class Rotation(nn.Module):
-    """Which of ten ways was the image turned? 3-D rotation prediction (Taleb et al., NeurIPS 2020, section 3.3).
+    """Which of ten ways was the image turned? 3-D rotation prediction (Taleb et al., NeurIPS 2020).
 
     Each image is turned by 0, or by 90, 180 or 270 degrees about one of the three axes; a linear layer tells which from
     the octants of the encoder's deepest map.
