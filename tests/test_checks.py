@@ -179,6 +179,26 @@ def test_names_each_unknown_override_and_all_files(command):
     assert "names no id of train.json + sample.json; " in lines[0]
 
 
+def test_an_evaluation_that_sets_an_overlay_back_is_refused(command, tmp_path):
+    """The same model has another score, without a word, where the overlay's own windows or mirroring are lost."""
+    for name, content in {
+        "train": TRAIN,
+        "evaluate": {"mirror_axes": [0, 1], "native": True},
+        "small": {"mirror_axes": [], "max_epochs": 2, "native": True},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    train, evaluate, small = (str(tmp_path / f"{name}.json") for name in ("train", "evaluate", "small"))
+    command("--config_file", str([train, evaluate, small]))
+    checks.check_overrides()
+    command("--config_file", str([train, small, evaluate]))
+    with pytest.raises(SystemExit) as caught:
+        checks.check_overrides()
+    assert str(caught.value) == (
+        "evaluate.json stands behind small.json and sets its `mirror_axes` back to [0, 1]: "
+        "name it right behind train.json."
+    )
+
+
 def test_tracking_that_cannot_read_the_loss_is_refused(command, monkeypatch):
     """MONAI's settings take the output of a trainer that decollates, and fail at the first iteration of another."""
     trainer = {"_target_": "SupervisedTrainer", "decollate": False}

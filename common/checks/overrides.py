@@ -75,6 +75,7 @@ def check_overrides() -> None:
             if problem:
                 problems.append(problem)
     problems += renamed_problems(config)
+    problems += _order_problems(command.files)
     if problems:
         raise SystemExit("\n".join(problems))
     if "datalist" in command.overrides and not _is_read("datalist", config):
@@ -86,6 +87,25 @@ def _is_read(name: str, config: Mapping[str, Any]) -> bool:
     """Whether an id of the config refers to this one."""
     others = json.dumps({key: value for key, value in config.items() if key != name}, default=str)
     return re.search(rf"@{name}(?!\w)", others) is not None
+
+
+def _order_problems(files: Sequence[str]) -> list[str]:
+    """Ids of overlays that ``evaluate.json``, a base file with values of its own, sets back as it stands behind."""
+    names = [Path(file).name for file in files]
+    if "evaluate.json" not in names:
+        return []
+    place = names.index("evaluate.json")
+    base = load_config([files[place]])
+    overlays = [file for file, name in zip(files[:place], names, strict=False) if name != "train.json"]
+    problems = []
+    for file in overlays:
+        for key, value in load_config([file]).items():
+            if key in base and base[key] != value:
+                problems.append(
+                    f"evaluate.json stands behind {Path(file).name} and sets its `{key}` back to "
+                    f"{json.dumps(base[key])}: name it right behind train.json."
+                )
+    return problems
 
 
 def _tracking_problems(command: Command, config: Mapping[str, Any]) -> list[str]:
