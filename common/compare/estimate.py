@@ -107,8 +107,10 @@ def _least_difference(plan: Plan) -> list[str]:
     compared = [arm for arm in settings.arms if not arm.is_reference]
     pairs = (len(compared) - 1 if settings.baseline else 0) + sum(arm.against is not None for arm in compared)
     seeds, subjects = len(settings.seeds), len({str(item.get("subject", item["image"])) for item in plan.test})
-    if not pairs or seeds == subjects == 1:
+    if not pairs:
         return []
+    if seeds == 1:
+        return ["With one seed, nothing is said of other trainings: which difference would be found is not known."]
     found, source = _pilot(settings.output), "the variances of the runs that are done"
     if found is None:
         if "dice" not in metric:

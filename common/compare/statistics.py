@@ -182,6 +182,8 @@ def p_value(parts: Parts, shift: float = 0.0) -> float:
     def beyond(log_alpha: float) -> float:
         return float(_quantile(share, parts, math.exp(log_alpha))) - distance / error
 
+    if beyond(-1e-9) >= 0:  # as good as no difference at all
+        return 1.0
     lowest = -40.0
     return math.exp(lowest if beyond(lowest) < 0 else optimize.brentq(beyond, lowest, -1e-9))
 
@@ -274,8 +276,16 @@ def power(difference: float, spread: Spread, seeds: int, subjects: int, level: f
 
 
 def detectable(spread: Spread, seeds: int, subjects: int, level: float = ALPHA) -> float:
-    """The least true difference that is found in 80 % of the comparisons."""
+    """The least true difference that is found in 80 % of the comparisons.
+
+    Raises:
+        ValueError: one seed, of which the interval leaves out the spread of trainings: false verdicts are no power.
+    """
+    if seeds < 2:
+        raise ValueError("one seed tells nothing of other trainings")
     error = math.sqrt(draw(spread, seeds, subjects, 1)[1])
+    if error == 0:
+        return 0.0
     high = error
     while power(high, spread, seeds, subjects, level) < POWER:
         high *= 2

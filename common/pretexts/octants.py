@@ -34,11 +34,16 @@ def check_encoder_alone(encoder: Any, pretext: str) -> None:
         pretext: its name, for the sentence.
 
     Raises:
-        ValueError: it has a decoder.
+        ValueError: it has a decoder, or last layers.
     """
     decoder = getattr(encoder, "spare_weights", {}).get("decoder")
     if decoder and any(re.search(decoder, name) for name, _ in encoder.named_parameters()):
         raise ValueError(
             f"{pretext} trains the encoder alone, and the encoder file would hold the decoder as it was drawn: set "
             "encoder#decoder to false; name a file of networks/ before that of pretexts/."
+        )
+    if getattr(encoder, "heads", False):
+        raise ValueError(
+            f"{pretext} trains the encoder alone, and the encoder file would hold last layers as they were drawn: "
+            "leave out presets/whole_net.json (encoder#heads)."
         )

@@ -72,9 +72,7 @@ class RandomFolds:
         """One label map (1, *spatial), folded."""
         device, size = labels.device, labels.shape[1:]
         axes = len(size)
-        members = torch.tensor(sorted({label for group in self.groups for label in group}), device=device)
         solid = torch.tensor(sorted({label for group in self.groups for label in group[:2]}), device=device)
-        folds = torch.isin(labels, members)
         # The normal points out of cortex and white matter, towards nuclei and ventricles, too; what would come from
         # those is no member and stays out.
         inside = torch.isin(labels, solid).float()
@@ -97,7 +95,11 @@ class RandomFolds:
             labels[None].float(), place[None], mode="nearest", padding_mode="border", align_corners=True
         )
         source = source[0].to(labels.dtype)
-        return torch.where(folds & torch.isin(source, members), source, labels)
+        moves = torch.zeros_like(labels, dtype=torch.bool)
+        for group in self.groups:  # each side by itself: none of its labels crosses to the other
+            members = torch.tensor(group, device=device)
+            moves |= torch.isin(labels, members) & torch.isin(source, members)
+        return torch.where(moves, source, labels)
 
     def _field(
         self, size: Sequence[int], spacing: Sequence[float], distance: float, device: torch.device

@@ -75,7 +75,7 @@ class RandomShapes:
         radius = 0.35 + 0.25 * torch.rand(batch, 1, device=device)
         distance = (place - 0.5 * self.draw_centre(batch, size, device)).square().sum(1).sqrt() - radius
         width = self.width[0] + (self.width[1] - self.width[0]) * torch.rand(batch, 1, device=device)
-        rim = rimmed & (distance.abs() * min(size) < width)
+        rim = rimmed & (distance.abs() * min(size) < width / 2)
         labels = torch.where(masked, torch.where(distance < 0, labels + 1, 0), labels)
         labels = torch.where(rim, labels.amax(1, keepdim=True) + 1, labels)
         return labels.view(batch, 1, *size)

@@ -185,7 +185,8 @@ class SyntheticContrast:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Voxel size and slice thickness of the acquisition in mm, each (B, axes)."""
         axes = len(spacing)
-        own = torch.tensor(spacing, device=device).expand(batch, -1)
+        # In double precision: what keeps the map's own resolution is told by equality.
+        own = torch.tensor(spacing, dtype=torch.float64, device=device).expand(batch, -1)
 
         def draw(largest: float) -> torch.Tensor:
             return own + (largest - own).clamp(min=0) * torch.rand(batch, axes, device=device)
@@ -207,7 +208,7 @@ class SyntheticContrast:
         """
         size = tuple(image.shape[1:])
         image = blur(image, [0.5 if t == s else 0.75 * t / s for t, s in zip(thickness, spacing, strict=True)])
-        coarse = [max(1, int(n * s / v)) for n, s, v in zip(size, spacing, voxel, strict=True)]
+        coarse = [max(1, int(n * s / v + 1e-6)) for n, s, v in zip(size, spacing, voxel, strict=True)]
         if tuple(coarse) != size:
             image = _nearest(image, coarse)
         if self.noise:

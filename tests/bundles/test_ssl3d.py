@@ -334,3 +334,20 @@ def test_a_comparison_of_ages(cohort, tmp_path):
     assert plan.evaluate.metrics == {"val_mae": "lower"}
     pretrain = next(one for one in plan.runs if one.stage == "pretrain").config()
     assert pretrain["task"] == "structures4" and pretrain["num_classes"] == 5
+
+
+@pytest.mark.parametrize("pretext", ["mae", "genesis", "shapes"])
+def test_last_layers_of_another_target_are_not_recorded_as_a_tasks(run, tmp_path, pretext):
+    files = [SAMPLE, f"pretexts/{pretext}.json", "presets/whole_net.json"]
+    workflow = run("pretrain.json", *files, output_dir=str(tmp_path), execute=False, **THIN["dynunet_small"])
+    assert workflow.parser.get_parsed_content("learnt_task") is None
+    handlers = workflow.parser.get_parsed_content("train#handlers")
+    (saver,) = [handler for handler in handlers if type(handler).__name__ == "EncoderSaver"]
+    assert saver.record["preparation"]["task"] is None
+
+
+def test_a_pretext_of_the_encoder_alone_refuses_last_layers(run, tmp_path):
+    files = [SAMPLE, "networks/dynunet_small.json", "pretexts/rotation.json", "presets/whole_net.json"]
+    with pytest.raises(Exception) as caught:
+        run("pretrain.json", *files, output_dir=str(tmp_path), batch_size=2, **THIN["dynunet_small"])
+    assert "last layers as they were drawn" in str(first_cause(caught.value))

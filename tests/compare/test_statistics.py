@@ -209,3 +209,15 @@ def test_mean_and_spread():
     assert mean == 3.0 and seeds == {0: 2.0, 1: 4.0} and spread == pytest.approx(math.sqrt(2))
     assert mean_and_spread({(0, "a"): 1.0})[1] is None
     assert math.isnan(mean_and_spread({})[0])
+
+
+def test_differences_that_cancel_are_no_difference():
+    """Their mean is a rounding error, not 0."""
+    parts = mean_squares(np.array([[0.1, 0.2, 0.3], [-0.3, -0.1, -0.2]]))
+    assert 0 < abs(parts.mean) < 1e-15 and p_value(parts) == 1.0
+
+
+def test_one_seed_has_no_least_difference_and_equal_runs_find_any():
+    with pytest.raises(ValueError, match="one seed"):
+        detectable(Spread(0.01, 0.01, 0.01), 1, 20)
+    assert detectable(Spread(0.0, 0.0, 0.0), 2, 20) == 0.0

@@ -86,6 +86,9 @@ def test_sides_fold_by_their_own_labels(head):
     fold = RandomFolds([[CORTEX, WHITE, FLUID], [42, 41, FLUID]], spacing=2.0, depth=(8, 8))
     folded = fold(right)
     assert border(folded, 42, 41) > border(right, 42, 41)
+    was_left, was_right = torch.isin(right, torch.tensor([CORTEX, WHITE])), torch.isin(right, torch.tensor([42, 41]))
+    now_left, now_right = torch.isin(folded, torch.tensor([CORTEX, WHITE])), torch.isin(folded, torch.tensor([42, 41]))
+    assert not (was_left & now_right).any() and not (was_right & now_left).any()
 
 
 @pytest.mark.parametrize(

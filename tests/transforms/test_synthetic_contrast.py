@@ -189,3 +189,18 @@ def test_labels_it_cannot_draw_are_refused(labels):
         SyntheticContrast()(labels.to(torch.int16) - 1)
     with pytest.raises(ValueError, match="spacing"):
         SyntheticContrast(spacing=[1, 2])(labels)
+
+
+@pytest.mark.parametrize("spacing", [0.7, 0.8, 1.2, 2.0, (0.9, 1.0, 3.3)])
+def test_sharp_images_keep_their_grid_at_any_spacing(labels, spacing, monkeypatch):
+    """What keeps its resolution is neither resampled nor blurred for thick slices, whatever its spacing rounds to."""
+    paint = SyntheticContrast(**{**PLAIN, "sharp": 1.0, "spacing": spacing})
+    widths = []
+    monkeypatch.setattr(
+        "common.transforms.synthetic_contrast.blur", lambda image, sigma: widths.append(sigma) or image
+    )  # fmt: skip
+    monkeypatch.setattr(
+        "common.transforms.synthetic_contrast._nearest", lambda image, size: pytest.fail(f"resampled to {size}")
+    )
+    paint(labels)
+    assert widths == [[0.5, 0.5, 0.5]] * len(labels)
