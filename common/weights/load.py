@@ -112,8 +112,8 @@ def load_encoder(
     made_task = (record.get("preparation") or {}).get("task")
     if getattr(encoder, "heads", False) and None not in (task, made_task) and task != made_task:
         raise ValueError(
-            f"the last layers of {path} tell the classes of {made_task}, not those of {task}: set heads to false to "
-            "take all but them, or give the task that the file was made for."
+            f"the last layers of {path} tell the classes of {made_task}, not those of {task}: leave out "
+            f"presets/whole_net.json (encoder#heads) to take all but them, or add the task file of {made_task}."
         )
     check: Any = getattr(encoder, "check_weights", None)
     if check is not None:

@@ -12,6 +12,7 @@ from torch import nn
 from ..checkpoint_file import read_checkpoint
 from ..networks.strict_loading import fill_shared, forget_preparation
 from .encoder_file import read_encoder
+from .shipped import shipped_encoders
 from .soundness import refuse_unsound
 
 __all__ = ["load_model"]
@@ -44,7 +45,10 @@ def load_model(
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no model {path}: {get_one}.")
+        # Of a path with an ending nobody meant a name.
+        names = "" if path.suffix else ", ".join(shipped_encoders())
+        by_name = f", or name one that comes along ({names})" if names else ""
+        raise FileNotFoundError(f"no model {path}: {get_one}{by_name}.")
     state, record = read_encoder(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]

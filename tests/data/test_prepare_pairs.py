@@ -13,6 +13,7 @@ import pytest
 from common.data import DatalistError, load_datalist
 from common.data.prepare import prepare
 from common.data.prepare.datasets import describe
+from common.data.prepare.split import split_by_subject
 
 SECTIONS = ("training", "validation", "test", "unlabelled")
 
@@ -238,3 +239,10 @@ def test_two_masks_of_one_name(tmp_path, name, files):
     touch(root, *(f"{file}.nii.gz" for file in files))
     with pytest.raises(DatalistError, match=r"Two masks have one name: .*/a/.* and .*/b/"):
         made(name, root)
+
+
+@pytest.mark.parametrize(("subjects", "counts"), [(2, (2, 0, 0)), (3, (1, 1, 1)), (4, (2, 1, 1)), (20, (14, 2, 4))])
+def test_few_subjects_still_have_a_validation_list(subjects, counts):
+    items = [{"image": f"{number}.nii.gz", "label": "x", "subject": str(number)} for number in range(subjects)]
+    lists = split_by_subject(items, 0.1, 0.2, 0)
+    assert tuple(len(lists[name]) for name in ("training", "validation", "test")) == counts

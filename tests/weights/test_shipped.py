@@ -5,6 +5,7 @@ from torch import nn
 
 from common.weights import read_encoder, save_encoder, shipped
 from common.weights.encoder_file import read_record
+from common.weights.model_file import load_model
 
 
 @pytest.fixture
@@ -43,3 +44,10 @@ def test_every_shipped_file_can_be_read():
         _, record = read_encoder(name)
         assert not any((record.get("scans") or {}).values()), "made from nobody's scans"
         assert file.with_suffix(".md").is_file()
+
+
+def test_a_misspelt_model_is_answered_with_the_names_that_are(by_name, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no model .*hand: .*, or name one that comes along \(head\)\."):
+        load_model(nn.Conv3d(1, 2, 3), tmp_path / "hand")
+    with pytest.raises(FileNotFoundError, match=r"or output_dir\)\."):
+        load_model(nn.Conv3d(1, 2, 3), tmp_path / "model.pt")

@@ -21,7 +21,7 @@ def split_by_subject(
 
     Args:
         items: items with `subject`.
-        validation: number of subjects, or below 1 their share.
+        validation: number of subjects, or below 1 their share; a share of three subjects or more is one at least.
         test: number of subjects, or below 1 their share; or the subjects themselves, where a set is published with
             its test subjects. Shares are of all subjects with labels (of all, where there are no labels).
         seed: seed of the draw.
@@ -45,7 +45,9 @@ def split_by_subject(
     for name, value in (("validation", validation), ("test", number)):
         if value < 0:
             raise DatalistError(f"`{name}` is {value}; it has to be a number of subjects, or a share below 1.")
-        counts.append(round(value * len(subjects)) if value < 1 else int(value))
+        count = round(value * len(subjects)) if value < 1 else int(value)
+        # Of three subjects a tenth is one: training without a validation list is refused.
+        counts.append(max(count, 1) if value > 0 and len(subjects) > 2 else count)
     if sum(counts) >= len(subjects):
         raise DatalistError(
             f"{counts[0]} validation and {counts[1]} test subjects leave none of {len(subjects)} for training: "
