@@ -89,12 +89,18 @@ class RunSchedule(LRScheduler):
         """As torch's.
 
         Raises:
-            ValueError: the state is of a schedule by epochs, or of a run of another number of steps.
+            ValueError: the state is of a schedule by epochs, of a run of another number of steps, or of one with other
+                settings than this one's.
         """
         if "total" not in state_dict:
             raise ValueError("it is of a schedule that went by epochs, which is no more")
         if self.total is not None and state_dict["total"] != self.total:
             raise ValueError(f"it is of a run of {state_dict['total']} optimiser steps, this one has {self.total}")
+        for name, value in state_dict.items():
+            own = vars(self).get(name, value)
+            setting = isinstance(value, int | float) and name not in ("last_epoch", "total") and name[0] != "_"
+            if setting and own != value:  # torch's would take the state's, whatever this run's record says
+                raise ValueError(f"it is of a schedule with {name} {value}, this one has {own}")
         super().load_state_dict(state_dict)
         self._set_rates()
 

@@ -190,3 +190,19 @@ def test_a_sawtooth_needs_groups_and_lengths(caplog):
         parts(10, lambda one: SawtoothSchedule(one, decoder=1.5))
     parts(10, lambda one: SawtoothSchedule(one, decoder=6, warmup=5))
     assert "warm-up of 11 steps is longer than the run of 10" in caplog.text
+
+
+def test_a_state_of_other_settings_is_refused():
+    """torch's schedulers take the state's settings, so that a resumed run would not do what its record says."""
+
+    def schedule(**settings):
+        one = PolynomialSchedule(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1), **settings)
+        one.begin(10)
+        return one
+
+    state = schedule(power=0.9, warmup=0.2).state_dict()
+    schedule(power=0.9, warmup=0.2).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"with power 0\.9, this one has 1\.0"):
+        schedule(power=1.0, warmup=0.2).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"with warmup 0\.2, this one has 0\.1"):
+        schedule(power=0.9, warmup=0.1).load_state_dict(state)
