@@ -182,8 +182,8 @@ def test_names_each_unknown_override_and_all_files(command):
 def test_an_evaluation_that_sets_an_overlay_back_is_refused(command, tmp_path):
     """The same model has another score, without a word, where the overlay's own windows or mirroring are lost."""
     for name, content in {
-        "train": TRAIN,
-        "evaluate": {"mirror_axes": [0, 1], "native": True},
+        "train": TRAIN | {"data": {}},
+        "evaluate": {"mirror_axes": [0, 1], "native": True, "data#required": ["test"]},
         "small": {"mirror_axes": [], "max_epochs": 2, "native": True},
     }.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))

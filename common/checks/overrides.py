@@ -94,12 +94,14 @@ def _order_problems(files: Sequence[str]) -> list[str]:
     names = [Path(file).name for file in files]
     if "evaluate.json" not in names:
         return []
+    from monai.bundle import ConfigParser
+
     place = names.index("evaluate.json")
-    base = load_config([files[place]])
+    base = ConfigParser.load_config_file(files[place])  # as written: its nested ids need the files before it
     overlays = [file for file, name in zip(files[:place], names, strict=False) if name != "train.json"]
     problems = []
     for file in overlays:
-        for key, value in load_config([file]).items():
+        for key, value in ConfigParser.load_config_file(file).items():
             if key in base and base[key] != value:
                 problems.append(
                     f"evaluate.json stands behind {Path(file).name} and sets its `{key}` back to "
