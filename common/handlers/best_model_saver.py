@@ -12,10 +12,9 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from ..checkpoint_file import save_checkpoint
 from ..data.seen import SeenScans
-from ..networks.strict_loading import mark_preparation
 from ..preparation import preparation_record
+from ..weights.model_file import save_model
 from .engine_items import output_items
 from .scans_record import start_scans_record
 
@@ -79,10 +78,7 @@ class BestModelSaver:
     def __call__(self, engine: Engine) -> None:
         if is_new_best(engine) and idist.get_rank() == 0:
             record = self.record | ({} if self._seen is None else {"scans": self._seen.record()})
-            weights = self.network.state_dict()
-            if "preparation" in record:
-                mark_preparation(weights, record["preparation"])
-            save_checkpoint(weights, self.path, record)
+            save_model(self.network.state_dict(), self.path, record)
             logger.info("%s: epoch %d, %s %.4f.", self.path, engine.state.epoch, *best_metric(engine))
         labels, with_foreground = self._labels, self._with_foreground
         if idist.get_world_size() > 1:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from .synthetic_segmentation import normalize_each
 
 __all__ = ["LabelContrast"]
 
@@ -58,8 +59,7 @@ class LabelContrast(nn.Module):
             labels = self.deformation(labels)
         both = [self.contrast(labels) for _ in range(2)]
         if self.normalize is not None:
-            transform: Any = self.normalize
-            both = [torch.stack([torch.as_tensor(transform({"image": one})["image"]) for one in view]) for view in both]
+            both = [normalize_each(self.normalize, view) for view in both]
         return labels, both[0], both[1]
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:

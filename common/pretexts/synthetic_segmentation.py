@@ -65,7 +65,7 @@ class SyntheticSegmentation(nn.Module):
             label_map = change(label_map)
         image = self.contrast(label_map)
         if self.normalize is not None:
-            image = torch.stack([torch.as_tensor(self.normalize({"image": one})["image"]) for one in image])
+            image = normalize_each(self.normalize, image)
         if self.targets is not None:
             highest = int(label_map.max())
             if highest >= len(self.targets):
@@ -90,3 +90,10 @@ class SyntheticSegmentation(nn.Module):
         found = logits.argmax(1, keepdim=True)
         scale = max(logits.shape[1] - 1, 1)
         return prediction["labels"] / scale, prediction["drawn"][:, :1], found / scale
+
+
+def normalize_each(
+    normalize: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]], images: torch.Tensor
+) -> torch.Tensor:
+    """Images (B, C, *spatial), each put through a transform of items by itself, as scans are."""
+    return torch.stack([torch.as_tensor(normalize({"image": one})["image"]) for one in images])

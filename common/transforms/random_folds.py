@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from .random_deformation import LINEAR
+from .ranges import check_range, spacing_per_axis
 from .synthetic_contrast import blur
 
 __all__ = ["RandomFolds"]
@@ -51,8 +52,7 @@ class RandomFolds:
                 f"groups is a list of three labels each, those of cortex, white matter and fluid, not {groups}."
             )
         for name, pair in {"depth": depth, "outward": outward, "distance": distance, "width": width}.items():
-            if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
-                raise ValueError(f"{name} is a range of two numbers from 0 on, the lower first, not {list(pair)}.")
+            check_range(name, pair)
         if not distance[0] > 0 or not width[0] > 0:
             raise ValueError(f"distance and width are above 0, not {list(distance)} and {list(width)}.")
         self.groups, self.spacing = [tuple(group) for group in groups], spacing
@@ -64,8 +64,7 @@ class RandomFolds:
         )
 
     def __call__(self, labels: torch.Tensor) -> torch.Tensor:
-        axes = labels.ndim - 2
-        spacing = [float(self.spacing)] * axes if isinstance(self.spacing, int | float) else list(self.spacing)
+        spacing = spacing_per_axis(self.spacing, labels.ndim - 2)
         return torch.stack([self.fold(one, spacing) for one in labels])
 
     def fold(self, labels: torch.Tensor, spacing: Sequence[float]) -> torch.Tensor:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+from .ranges import spacing_per_axis
+
 __all__ = ["RandomStrip"]
 
 
@@ -48,8 +50,7 @@ class RandomStrip:
         self.share, self.margin, self.closing, self.spacing = share, margin, closing, spacing
 
     def __call__(self, labels: torch.Tensor) -> torch.Tensor:
-        axes = labels.ndim - 2
-        spacing = [float(self.spacing)] * axes if isinstance(self.spacing, int | float) else list(self.spacing)
+        spacing = spacing_per_axis(self.spacing, labels.ndim - 2)
         chosen = torch.rand(len(labels), device=labels.device) < self.share
         margins = self.margin * torch.rand(len(labels), device=labels.device)
         return torch.stack(

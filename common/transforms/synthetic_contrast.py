@@ -8,6 +8,7 @@ from monai.networks.layers import separable_filtering
 from torch.nn import functional as F
 
 from .random_deformation import LINEAR, smooth_noise
+from .ranges import check_range, spacing_per_axis
 
 __all__ = ["SyntheticContrast"]
 
@@ -77,8 +78,7 @@ class SyntheticContrast:
         channels: int = 1,
     ) -> None:
         for name, pair in {"mean": mean, "std": std, **{f"known of {ids}": pair for ids, pair in known}}.items():
-            if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
-                raise ValueError(f"{name} is a range of two numbers from 0 on, the lower first, not {list(pair)}.")
+            check_range(name, pair)
         for name, share in {
             "isotropic": isotropic,
             "sharp": sharp,
@@ -106,9 +106,7 @@ class SyntheticContrast:
 
     def __call__(self, labels: torch.Tensor) -> torch.Tensor:
         axes = labels.ndim - 2
-        spacing = [float(self.spacing)] * axes if isinstance(self.spacing, int | float) else list(self.spacing)
-        if len(spacing) != axes:
-            raise ValueError(f"spacing has {len(spacing)} numbers for label maps of {axes} axes.")
+        spacing = spacing_per_axis(self.spacing, axes)
         image = self.draw_intensities(labels)
         if self.bias:
             knots = [math.ceil(n * self.bias_knots) for n in labels.shape[2:]]

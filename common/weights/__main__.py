@@ -5,14 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections import OrderedDict
-from typing import Any
 
-from ..checkpoint_file import save_checkpoint
 from ..command_line import run_command
-from ..networks.strict_loading import mark_preparation
 from .convert import convert
 from .encoder_file import read_encoder
+from .model_file import save_model
 
 
 def show(path: str) -> str:
@@ -39,10 +36,7 @@ def model(path: str, output: str) -> str:
             f"{path} has no last layers, which tell classes: fine-tune it with configs/train.json, or pre-train with "
             "heads set to true."
         )
-    weights: Any = OrderedDict(state)
-    weights._metadata = OrderedDict({"": {}})
-    mark_preparation(weights, record["preparation"])
-    save_checkpoint(weights, output, {name: record[name] for name in ("preparation", "scans") if name in record})
+    save_model(state, output, {name: record[name] for name in ("preparation", "scans") if name in record})
     return f"{output} tells the classes of {task}."
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..checkpoint_file import read_checkpoint
-from ..networks.strict_loading import fill_shared, forget_preparation
+from ..checkpoint_file import read_checkpoint, save_checkpoint
+from ..networks.strict_loading import fill_shared, forget_preparation, mark_preparation
 from .encoder_file import read_encoder
 from .shipped import shipped_encoders
 from .soundness import refuse_unsound
 
-__all__ = ["load_model"]
+__all__ = ["load_model", "save_model"]
 
 GET_ONE = "train one with configs/train.json, or set model_path (or output_dir)"
 FIT_IT = "use the networks/, tasks/, datasets/ and presets/ files it was trained with"
@@ -71,3 +72,20 @@ def load_model(
     forget_preparation(state)
     network.load_state_dict(state)
     return record
+
+
+def save_model(state: Mapping[str, Any], path: str | os.PathLike, record: Mapping[str, Any]) -> None:
+    """Write a ``model.pt``: a state dict and its record, which the state dict notes, too, for those who read no record.
+
+    Args:
+        state: of a network, or without torch's note of versions; written as it is.
+        path: of the file; its folders are made.
+        record: JSON values; ``preparation`` is what the state dict notes (``mark_preparation``).
+    """
+    weights: Any = state
+    if not hasattr(weights, "_metadata"):
+        weights = OrderedDict(state)
+        weights._metadata = OrderedDict({"": {}})
+    if "preparation" in record:
+        mark_preparation(weights, record["preparation"])
+    save_checkpoint(weights, path, record)

@@ -19,6 +19,7 @@ from common.data import label_map, label_names, prepare_pretext_batch
 from common.weights import read_encoder
 from common.weights.__main__ import model
 
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = "datasets/sample.json"
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "ssl3d" / "configs"
 PRETEXTS = tuple(sorted(path.stem for path in (CONFIGS / "pretexts").glob("*.json")))
@@ -351,3 +352,13 @@ def test_a_pretext_of_the_encoder_alone_refuses_last_layers(run, tmp_path):
     with pytest.raises(Exception) as caught:
         run("pretrain.json", *files, output_dir=str(tmp_path), batch_size=2, **THIN["dynunet_small"])
     assert "last layers as they were drawn" in str(first_cause(caught.value))
+
+
+def test_the_shipped_weights_find_their_network_in_each_file_that_states_it():
+    configs = ROOT / "bundles" / "ssl3d" / "configs"
+    alone, cpu, sample = (
+        json.loads((configs / name).read_text()) for name in ("networks/dynunet_small.json", "presets/cpu.json", SAMPLE)
+    )
+    for key in ("segmentation_net", "encoder"):
+        assert alone[key] == cpu[key] == sample[key]
+    assert all(sample[key] == value for key, value in cpu.items())
