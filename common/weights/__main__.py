@@ -33,8 +33,8 @@ def model(path: str, output: str) -> str:
     task = (record.get("preparation") or {}).get("task")
     if task is None:
         raise ValueError(
-            f"{path} has no last layers, which tell classes: fine-tune it with configs/train.json, or pre-train with "
-            "heads set to true."
+            f"{path} has no last layers, which tell classes: fine-tune it with configs/train.json, or pre-train "
+            "with presets/whole_net.json."
         )
     save_model(state, output, {name: record[name] for name in ("preparation", "scans") if name in record})
     return f"{output} tells the classes of {task}."
