@@ -96,9 +96,9 @@ def compare_arms(arm: Scores, baseline: Scores, higher_is_better: bool) -> Diffe
     table = np.full((len(seeds), len(subjects)), np.nan)
     for seed, subject in pairs:
         table[seeds.index(seed), subjects.index(subject)] = arm[seed, subject] - baseline[seed, subject]
-    identical = not np.nan_to_num(table).any()
+    identical, imputed = not np.nan_to_num(table).any(), int(np.isnan(table).sum())
     table = fill(table)
-    parts, by_subject = mean_squares(table), table.mean(axis=0)
+    parts, by_subject = mean_squares(table, imputed), table.mean(axis=0)
     better = float(np.mean(by_subject > 0 if higher_is_better else by_subject < 0))
     return Difference(parts, _interval(parts), _interval(mean_squares(by_subject[None])), better, identical)
 
@@ -123,8 +123,11 @@ def fill(table: np.ndarray) -> np.ndarray:
     return filled
 
 
-def mean_squares(table: np.ndarray) -> Parts:
-    """Mean and mean squares of differences (seeds, subjects); what has one level has none, which counts as 0."""
+def mean_squares(table: np.ndarray, imputed: int = 0) -> Parts:
+    """Mean and mean squares of differences (seeds, subjects); what has one level has none, which counts as 0.
+
+    Values that were ``imputed`` have no residual, so that each takes a degree of freedom from it.
+    """
     n, m = table.shape
     mean, rows, columns = table.mean(), table.mean(1, keepdims=True), table.mean(0, keepdims=True)
     left = table - rows - columns + mean
@@ -134,7 +137,7 @@ def mean_squares(table: np.ndarray) -> Parts:
         m,
         float(m * ((rows - mean) ** 2).sum() / max(1, n - 1)),
         float(n * ((columns - mean) ** 2).sum() / max(1, m - 1)),
-        float((left**2).sum() / max(1, (n - 1) * (m - 1))),
+        float((left**2).sum() / max(1, (n - 1) * (m - 1) - imputed)),
     )
 
 

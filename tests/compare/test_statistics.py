@@ -221,3 +221,16 @@ def test_one_seed_has_no_least_difference_and_equal_runs_find_any():
     with pytest.raises(ValueError, match="one seed"):
         detectable(Spread(0.01, 0.01, 0.01), 1, 20)
     assert detectable(Spread(0.0, 0.0, 0.0), 2, 20) == 0.0
+
+
+def test_imputed_values_are_no_degrees_of_freedom():
+    """A fifth of a table is missing: the residual is the squares that are there, by the freedom that they have."""
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(300):
+        table = random.normal(size=(3, 10))
+        kept = scores(table)
+        for key in random.choice(len(kept), 6, replace=False):
+            kept.pop(list(scores(table))[key])
+        found.append(compare_arms(kept, dict.fromkeys(kept, 0.0), True).parts.residual)
+    assert np.mean(found) == pytest.approx(1.0, abs=0.06)
