@@ -1,0 +1,355 @@
+"""What scans are like, and whether a new one is like those that a network was trained on.
+
+A network gives a mask of whatever it is shown. So the facts of its training scans (`Fingerprint`) go along with it, in
+the record of its file, and each scan at inference is compared with them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+
+from .volumes import VolumeError, first_line, format_shape, image_problem
+
+__all__ = ["Difference", "Fingerprint", "ScanFacts", "facts_of_volume", "scan_facts"]
+
+FORMAT_VERSION = 1
+"""Version of a fingerprint's JSON; newer ones are refused."""
+
+QUANTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
+"""Percent of the foreground's voxels, whose intensities a scan's facts have."""
+MOST_VOXELS = 1 << 21
+"""Of a channel that are looked at; of larger ones every second, third, ... along each axis."""
+
+AIR = -200.0
+"""Below it lie air and lung in Hounsfield units, and next to nothing of an MR scan."""
+FAT = -30.0
+"""Fat, which crops of a body without air have, lies below it."""
+LEAST = 0.005
+"""Share of the voxels below either from which a scan is taken for CT."""
+MOST_HU = 5000.0
+"""Bone and metal end there; a scan with brighter ones has no Hounsfield units."""
+
+WARN, REFUSE = 1.5, 3.0
+"""Factors by which voxel sizes and extents may leave the range of the training scans (see `Fingerprint`)."""
+REFUSE_SPACING = 4.0
+CONTRAST = 0.15
+"""By how much a scan's contrast may lie outside of the range of the training scans."""
+RARE = 0.1
+"""Share of the training scans below which a modality is warned of."""
+
+AXES = ("left-right", "front-back", "up-down")
+Severity = Literal["refuse", "warn"]
+
+
+@dataclass(frozen=True)
+class ScanFacts:
+    """Facts of one scan.
+
+    Attributes:
+        file: the first of its files.
+        channels: how many.
+        shape: voxels by axis, as stored.
+        spacing: voxel sizes in mm, likewise.
+        orientation: axis codes, such as RAS.
+        quantiles: raw intensities at 0.5, 5, 50, 95 and 99.5 % of the foreground's voxels; of several channels one
+            after the other. The foreground is what is brighter than air (`foreground_mask`, "tissue"), and all above
+            -900 where 0.5 % are below -30.
+        air: share of all voxels below -200, the sign of Hounsfield units.
+    """
+
+    file: str
+    channels: int
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    orientation: str
+    quantiles: tuple[float, ...]
+    air: float
+
+    @property
+    def modality(self) -> Literal["CT", "MR"]:
+        """A guess: CT where the intensities are like Hounsfield units, else MR.
+
+        Like them are intensities below 5000 (99.5 % of the foreground) of which 0.5 % of the voxels are below -200, or
+        0.5 % of the foreground below -30. PET, ultrasound and CT without its units are taken for MR.
+        """
+        lows, highs = self.quantiles[:: len(QUANTILES)], self.quantiles[len(QUANTILES) - 1 :: len(QUANTILES)]
+        in_units = max(highs) < MOST_HU and (self.air >= LEAST or min(lows) < FAT)
+        return "CT" if in_units else "MR"
+
+    @property
+    def contrast(self) -> tuple[float, ...]:
+        """Where the median lies between 5 % (0) and 95 % (1) of the foreground, by channel: no unit, and no scale."""
+        count = len(QUANTILES)
+        rows = [self.quantiles[start : start + count] for start in range(0, len(self.quantiles), count)]
+        return tuple((row[2] - row[1]) / (row[3] - row[1]) if row[3] > row[1] else 0.5 for row in rows)
+
+    @property
+    def extent(self) -> tuple[float, ...]:
+        """Size in mm by axis, as stored."""
+        return tuple(n * size for n, size in zip(self.shape, self.spacing, strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ScanFacts:
+        """The facts that `to_json` wrote."""
+        made: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**made)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing in which a scan differs from the scans of a fingerprint.
+
+    Attributes:
+        what: `modality`, `channels`, `spacing`, `size` or `contrast`.
+        severity: `refuse` where a mask would be worth nothing, `warn` where it may be worse.
+        sentence: with both values; it begins with a small letter, to stand behind a file's name.
+    """
+
+    what: str
+    severity: Severity
+    sentence: str
+
+
+def scan_facts(path: str | os.PathLike | Sequence[str | os.PathLike]) -> ScanFacts:
+    """The facts of a scan.
+
+    Args:
+        path: of a file or the folder of a DICOM series; or several, one for each channel.
+
+    Raises:
+        VolumeError: it cannot be read, is no volume, is constant or not finite, or its channels differ in shape; the
+            message is the end of a sentence that begins with the (first) file.
+    """
+    from .transforms.load_volume import read_volume  # brings ITK
+
+    files = [os.fspath(one) for one in ([path] if isinstance(path, str | os.PathLike) else path)]
+    facts: ScanFacts | None = None
+    for file in files:
+        try:
+            one = facts_of_volume(read_volume(file), file)
+        except VolumeError as error:
+            if file == files[0]:
+                raise
+            raise VolumeError(f"has a channel {file} that {first_line(error)}") from error
+        if facts is not None and facts.shape != one.shape:
+            raise VolumeError(
+                f"has the shape {format_shape(facts.shape)}, but its channel {file} {format_shape(one.shape)}: all "
+                "have to be on one grid"
+            )
+        facts = one if facts is None else _joined(facts, one)
+    if facts is None:
+        raise VolumeError("has no files")
+    return facts
+
+
+def facts_of_volume(volume: Any, file: str | os.PathLike) -> ScanFacts:
+    """The facts of a scan that is loaded already.
+
+    Args:
+        volume: a `MetaTensor` (C, *spatial), as `LoadVolumed` gives it, with its affine.
+        file: what it was loaded from.
+
+    Raises:
+        VolumeError: it is no volume of three axes, is constant or not finite.
+    """
+    from .transforms.foreground_intensity import AIR_IN_HU, foreground_mask
+
+    if volume.ndim != 4:
+        raise VolumeError(f"has {volume.ndim - 1} axes ({format_shape(volume.shape[1:])}), but a volume has 3")
+    values = volume.as_tensor() if hasattr(volume, "as_tensor") else volume
+    problem = image_problem(values.numpy())
+    if problem:
+        raise VolumeError(problem)
+    shape = tuple(int(n) for n in values.shape[1:])
+    step = max(1, int(np.ceil((np.prod(shape) / MOST_VOXELS) ** (1 / 3))))
+    sample = values[:, ::step, ::step, ::step].float()
+    quantiles: list[float] = []
+    for channel in sample:
+        in_units = float((channel < FAT).float().mean()) >= LEAST
+        inside = channel[foreground_mask(channel, AIR_IN_HU if in_units else "tissue")]
+        quantiles += np.percentile((inside if inside.numel() else channel).numpy(), QUANTILES).tolist()
+    affine = np.asarray(volume.affine, float)
+    return ScanFacts(
+        file=os.fspath(file),
+        channels=len(values),
+        shape=shape,
+        spacing=tuple(round(float(size), 4) for size in np.linalg.norm(affine[:3, :3], axis=0)),
+        orientation="".join(nib.orientations.aff2axcodes(affine)),
+        quantiles=tuple(float(f"{value:.6g}") for value in quantiles),
+        air=round(float((sample < AIR).float().mean()), 6),
+    )
+
+
+def _joined(facts: ScanFacts, channel: ScanFacts) -> ScanFacts:
+    count = facts.channels + channel.channels
+    return ScanFacts(
+        file=facts.file,
+        channels=count,
+        shape=facts.shape,
+        spacing=facts.spacing,
+        orientation=facts.orientation,
+        quantiles=facts.quantiles + channel.quantiles,
+        air=round((facts.air * facts.channels + channel.air * channel.channels) / count, 6),
+    )
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The range of the facts of a training set; it names no file.
+
+    The rule by which a scan differs (`differences`):
+
+    - `channels`: refused, where no training scan had as many.
+    - `modality`: refused, where the scan is taken for CT and no training scan was, or the other way round; warned of,
+      where fewer than a tenth were.
+    - `spacing`: by anatomical axis, after both were turned alike. Refused, where a voxel is more than 4 times as large
+      as the largest or as small as the smallest of the training scans; warned of from 1.5 times on.
+    - `size`: the extent in mm, likewise; refused from 3 times on, warned of from 1.5 times on.
+    - `contrast`: warned of, where no scan is a CT and a channel's median lies further than 0.15 outside of the range of
+      the training scans, on a scale on which 5 % of the foreground is 0 and 95 % is 1 (`ScanFacts.contrast`).
+
+    How a scan's axes are stored, and in which order, is no difference: the bundles turn all scans alike. Intensities of
+    MR have no unit, so their scale is no difference either.
+
+    Attributes:
+        scans: how many were looked at.
+        among: of how many.
+        channels: numbers of channels, with how many scans had them.
+        modalities: likewise (`ScanFacts.modality`).
+        spacing: least and largest voxel size in mm, left-right, front-back and up-down.
+        extent: least and largest size in mm, likewise.
+        contrast: least and largest `ScanFacts.contrast`, by channel; empty where the numbers of channels differ.
+    """
+
+    scans: int
+    among: int
+    channels: dict[int, int]
+    modalities: dict[str, int]
+    spacing: tuple[tuple[float, float], ...]
+    extent: tuple[tuple[float, float], ...]
+    contrast: tuple[tuple[float, float], ...]
+
+    @classmethod
+    def of(cls, facts: Iterable[ScanFacts], among: int | None = None) -> Fingerprint:
+        """The fingerprint of some scans, which stand for `among`, for themselves where it is None.
+
+        Raises:
+            ValueError: there are none.
+        """
+        scans = list(facts)
+        if not scans:
+            raise ValueError("a fingerprint is made of one scan or more.")
+        return cls(
+            scans=len(scans),
+            among=len(scans) if among is None else among,
+            channels=dict(sorted(Counter(one.channels for one in scans).items())),
+            modalities=dict(sorted(Counter(str(one.modality) for one in scans).items())),
+            spacing=_ranges([_by_anatomy(one, one.spacing) for one in scans]),
+            extent=_ranges([_by_anatomy(one, one.extent) for one in scans]),
+            contrast=_ranges([one.contrast for one in scans]) if len({one.channels for one in scans}) == 1 else (),
+        )
+
+    def differences(self, facts: ScanFacts) -> list[Difference]:
+        """In what a scan differs, by the rule above; an empty list where it is like the training scans."""
+        found = []
+        if facts.channels not in self.channels:
+            had = " or ".join(map(str, self.channels))
+            found.append(
+                Difference("channels", "refuse", f"it has {_channels(facts.channels)}, the training scans have {had}")
+            )
+        same = self.modalities.get(facts.modality, 0)
+        if same < RARE * self.scans:
+            others = " and ".join(name for name in self.modalities if name != facts.modality)
+            what = "it has intensities as CT has (Hounsfield units)" if facts.modality == "CT" else "it is no CT"
+            some = f"{self.scans - same} of {self.scans} training scans" if same else "the training scans"
+            are = f"are {others}" if others == "CT" else "are no CT"
+            found.append(Difference("modality", "warn" if same else "refuse", f"{what}, {some} {are}"))
+        for what, name, value, ranges, most in (
+            ("spacing", "voxels", facts.spacing, self.spacing, REFUSE_SPACING),
+            ("size", "a size", facts.extent, self.extent, REFUSE),
+        ):
+            off = [
+                (max(low / size, size / high), axis, size, low, high)
+                for axis, size, (low, high) in zip(AXES, _by_anatomy(facts, value), ranges, strict=True)
+            ]
+            factor, axis, size, low, high = max(off)
+            if factor > WARN:
+                trained = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+                sentence = f"it has {name} of {size:.4g} mm ({axis}), the training scans of {trained} mm"
+                found.append(Difference(what, "refuse" if factor > most else "warn", sentence))
+        if facts.modality != "CT" and "CT" not in self.modalities and len(facts.contrast) == len(self.contrast):
+            for median, (low, high) in zip(facts.contrast, self.contrast, strict=True):
+                if not low - CONTRAST <= median <= high + CONTRAST:
+                    sentence = (
+                        f"it has another contrast (a median at {median:.2f} of its intensities) than the training "
+                        f"scans ({low:.2f} to {high:.2f})"
+                    )
+                    found.append(Difference("contrast", "warn", sentence))
+                    break
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "format": FORMAT_VERSION,
+            "scans": self.scans,
+            "among": self.among,
+            "channels": {str(name): count for name, count in self.channels.items()},
+            "modalities": self.modalities,
+            "spacing": [list(one) for one in self.spacing],
+            "extent": [list(one) for one in self.extent],
+            "contrast": [list(one) for one in self.contrast],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Fingerprint:
+        """The fingerprint that `to_json` wrote.
+
+        Raises:
+            ValueError: it is of a newer version, or none.
+        """
+        if (values.get("format") or 0) > FORMAT_VERSION:
+            raise ValueError(
+                f"the fingerprint of the training scans has format {values['format']}, this version reads up to "
+                f"{FORMAT_VERSION}; upgrade."
+            )
+        try:
+            return cls(
+                scans=int(values["scans"]),
+                among=int(values["among"]),
+                channels={int(name): int(count) for name, count in values["channels"].items()},
+                modalities={str(name): int(count) for name, count in values["modalities"].items()},
+                spacing=tuple((float(low), float(high)) for low, high in values["spacing"]),
+                extent=tuple((float(low), float(high)) for low, high in values["extent"]),
+                contrast=tuple((float(low), float(high)) for low, high in values["contrast"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"the fingerprint of the training scans is damaged ({first_line(error)}).") from error
+
+
+def _by_anatomy(facts: ScanFacts, values: Sequence[float]) -> tuple[float, ...]:
+    """Values of the stored axes, in the order left-right, front-back, up-down."""
+    order = {code: number for number, pair in enumerate(("LR", "PA", "IS")) for code in pair}
+    places = [order[code] for code in facts.orientation]
+    return tuple(float(values[places.index(number)]) for number in range(len(AXES)))
+
+
+def _ranges(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
+    return tuple((round(min(column), 4), round(max(column), 4)) for column in zip(*rows, strict=True))
+
+
+def _channels(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"
