@@ -1,16 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import BeitConfig
 from transformers.models.beit.modeling_beit import BeitLayer, BeitRelativePositionBias
 
+from .foreign import Kind, Source, State
 from .slice_encoder import SliceTransformerEncoder, initialise, to_map, to_tokens
+from .slice_names import HALVES, HEADS, IMAGENET, RENAMES, layers_architecture, split_projections
 
-__all__ = ["BeitEncoder", "RelativePositionBias"]
+__all__ = ["CHECKPOINTS", "BeitEncoder", "RelativePositionBias"]
 
 
 class BeitEncoder(SliceTransformerEncoder):
@@ -124,3 +126,57 @@ class RelativePositionBias(nn.Module):
 
     def _gather(self, table: torch.Tensor) -> torch.Tensor:
         return table[self.index.flatten()].unflatten(0, self.index.shape).permute(2, 0, 1)[None].contiguous()
+
+
+def _network(architecture: Mapping[str, Any], state: State) -> nn.Module:
+    settings = {name: value for name, value in architecture.items() if name not in ("name", "grid")}
+    size = [side * architecture["patch_size"] for side in architecture["grid"]]
+    return BeitEncoder(img_size=size, out_blocks=[1], **settings)
+
+
+def _read(state: State, source: Source) -> dict[str, Any]:
+    """Tables of relative positions of each block, one for all of them, or both, which are added."""
+    split_projections(state)
+    architecture = layers_architecture(state, "BeitEncoder")
+    shared = state.pop("shared_table", None)
+    if shared is not None:
+        for number in range(architecture["num_layers"]):
+            name = f"position_biases.{number}.relative_position_bias_table"
+            state[name] = state[name] + shared if name in state else shared.clone()
+    table = state["position_biases.0.relative_position_bias_table"]
+    absolute = state.pop("position_table", None)
+    if absolute is not None and bool(absolute.any()):
+        raise ValueError("it has absolute positions beside relative ones, which the encoder has not")
+    side = (round((len(table) - 3) ** 0.5) + 1) // 2
+    return architecture | {
+        "grid": [side, side],
+        "num_heads": table.shape[1],
+        "norm_eps": 1e-6,  # what they were trained with; configurations of `transformers` state 1e-12
+    }
+
+
+CHECKPOINTS = {
+    # Of `transformers` or of its authors (Bao et al., ICLR 2022), version 2 too (Peng et al., 2022).
+    "beit": Kind(
+        _network,
+        _read,
+        (r"\.(lambda|gamma)_1 1d", r"relative_position_bias_table ", r"(patch_embed\.proj|projection)\.weight 4d"),
+        (
+            (
+                r"^(?:beit\.)?(?:rel_pos_bias|encoder\.relative_position_bias|shared_position_bias)"
+                r"\.relative_position_bias_table$",
+                "shared_table",
+            ),
+            *RENAMES,
+        ),
+        HEADS
+        | {"pyramid": r"^(beit\.)?fpn\d\.", "class token's blocks of BEiT v2": r"^cls_pt_(layers|norm|lm_head)\."},
+        images=(
+            ("tensor", r"^(.*\.)?cls_pt_layers\.", IMAGENET),  # blocks that only BEiT v2 has while it is pre-trained
+            ("model_type", r"^beit$", HALVES),  # `transformers` has no v2
+            ("file", r"beit_?v2", IMAGENET),
+            ("file", r"^beit_(base|large)_patch", HALVES),
+        ),
+    )
+}
+"""Checkpoints of other projects that fill a :class:`BeitEncoder`."""

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -11,7 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import skip_init
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["BLOCKS", "DilatedResNet"]
+from .foreign import Kind, Source, State, count
+
+__all__ = ["BLOCKS", "CHECKPOINTS", "DilatedResNet", "resnet_depth"]
 
 BLOCKS = {
     10: (1, 1, 1, 1),
@@ -220,3 +222,46 @@ def _statistics_untouched(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def resnet_depth(state: State) -> int:
+    """Depth of the ResNet that holds these tensors.
+
+    Raises:
+        ValueError: its layers have the blocks of no known depth.
+    """
+    bottleneck = "layer1.0.conv3.weight" in state
+    blocks = tuple(count(state, rf"layer{layer}\.(\d+)\.") for layer in range(1, 5))
+    found = [depth for depth, known in BLOCKS.items() if known == blocks and (depth >= 50) == bottleneck]
+    if not found:
+        kind = "bottleneck" if bottleneck else "basic"
+        raise ValueError(f"its layers have {blocks} {kind} blocks, as no ResNet of depth {', '.join(map(str, BLOCKS))}")
+    return found[0]
+
+
+def _read(state: State, source: Source) -> dict[str, Any]:
+    stem = state["conv1.weight"]
+    if stem.ndim != 5:
+        raise ValueError(f"conv1.weight has the shape {tuple(stem.shape)}, which is no kernel of a 3-D convolution")
+    shortcut = "B" if any(".downsample." in name for name in state) else "A"
+    with torch.device("meta"):
+        net = DilatedResNet(resnet_depth(state), stem.shape[1], shortcut, width=stem.shape[0])
+    for name in net.state_dict():
+        if name.endswith(".num_batches_tracked"):  # which old PyTorch did not count
+            state.setdefault(name, torch.tensor(0))
+    return net.architecture()
+
+
+def _network(architecture: Mapping[str, Any], state: State) -> nn.Module:
+    return DilatedResNet(**{key: value for key, value in architecture.items() if key != "name"})
+
+
+CHECKPOINTS = {
+    "medicalnet": Kind(
+        _network,
+        _read,
+        (r"^layer1\.0\.conv1\.weight ", r"^conv1\.weight "),
+        left_out={"segmentation or classification": r"^(conv_seg|fc)\."},
+    )
+}
+"""Checkpoints of other projects that fill a :class:`DilatedResNet`: the published MedicalNets."""

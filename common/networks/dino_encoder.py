@@ -1,16 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import ViTConfig
 from transformers.models.vit.modeling_vit import ViTLayer
 
+from .foreign import Kind, Source, State
 from .slice_encoder import SliceTransformerEncoder, initialise, to_map, to_tokens
+from .slice_names import HALVES, HEADS, IMAGENET, RENAMES, layers_architecture, split_projections
 
-__all__ = ["DinoEncoder"]
+__all__ = ["CHECKPOINTS", "DinoEncoder"]
 
 
 class DinoEncoder(SliceTransformerEncoder):
@@ -68,3 +70,42 @@ class DinoEncoder(SliceTransformerEncoder):
             if number in self.out_blocks:
                 maps.append(to_map(tokens, patches.shape[2:]))
         return maps
+
+
+def _network(architecture: Mapping[str, Any], state: State) -> nn.Module:
+    settings = {name: value for name, value in architecture.items() if name not in ("name", "grid")}
+    size = [side * architecture["patch_size"] for side in architecture["grid"]]
+    return DinoEncoder(img_size=size, out_blocks=[1], **settings | {"num_heads": 1})  # heads are a guess so far
+
+
+def _read(state: State, source: Source) -> dict[str, Any]:
+    split_projections(state)
+    architecture = layers_architecture(state, "DinoEncoder")
+    side = round((state["position_table"].shape[1] - 1) ** 0.5)
+    if side**2 + 1 != state["position_table"].shape[1]:
+        raise ValueError("positions that are not those of a class token and a square of patches")
+    return architecture | {
+        "grid": [side, side],
+        "num_heads": architecture["hidden_size"] // 64,  # as all published sizes have it
+        "norm_eps": 1e-6,
+    }
+
+
+CHECKPOINTS = {
+    # Plain vision transformers with absolute positions: of `transformers`, timm, DINO (Caron et al., ICCV 2021).
+    "vit": Kind(
+        _network,
+        _read,
+        (r"(^|\.)(embeddings\.position_embeddings|pos_embed) 3d", r"(patch_embed\.proj|projection)\.weight 4d"),
+        RENAMES,
+        HEADS,
+        images=(
+            ("tensor", r"^head\.(mlp|last_layer)\.", IMAGENET),  # DINO
+            ("tensor", r"(^|\.)decoder_pos_embed$", IMAGENET),  # MAE
+            ("model_type", r"^(deit|vit_mae|vit_msn)$", IMAGENET),
+            ("file", r"dino|deit|mae|ibot|moco", IMAGENET),
+            ("file", r"augreg|in21k", HALVES),  # Google's
+        ),
+    )
+}
+"""Checkpoints of other projects that fill a :class:`DinoEncoder`."""

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import nn
 
-__all__ = ["SwinEncoder"]
+from .foreign import Kind, Source, State, count
+
+__all__ = ["CHECKPOINTS", "SwinEncoder"]
 
 
 class SwinEncoder(nn.Module):
@@ -77,3 +79,58 @@ class SwinEncoder(nn.Module):
             "patch_merging": type(layers[0].downsample).__name__,
             "use_v2": hasattr(self.swin, "layers1c"),
         }
+
+
+def _network(architecture: Mapping[str, Any], state: State) -> nn.Module:
+    with torch.device("cpu"):  # it reads values while it is made, which the device `meta` has not
+        transformer = SwinTransformer(
+            architecture["in_channels"],
+            architecture["feature_size"],
+            architecture.get("window_size", [7, 7, 7]),
+            architecture["patch_size"],
+            architecture["depths"],
+            architecture["num_heads"],
+            use_v2=architecture["use_v2"],
+        )
+    return SwinEncoder(transformer)
+
+
+def _read(state: State, source: Source) -> dict[str, Any]:
+    projection = state["swin.patch_embed.proj.weight"]
+    tables = [state[f"swin.layers{stage}.0.blocks.0.attn.relative_position_bias_table"] for stage in range(1, 5)]
+    side = round(len(tables[0]) ** (1 / 3))
+    architecture = {
+        "name": "SwinEncoder",
+        "in_channels": projection.shape[1],
+        "patch_size": list(projection.shape[2:]),
+        "feature_size": projection.shape[0],
+        "depths": [count(state, rf"swin\.layers{stage}\.0\.blocks\.(\d+)\.") for stage in range(1, 5)],
+        "num_heads": [table.shape[1] for table in tables],
+        "use_v2": any(re.match(r"swin\.layers\dc\.", name) for name in state),
+        # Names as MONAI had them only while its patch merging was the old one, such as in model_swinvit.pt.
+        "patch_merging": "LegacyPatchMerging"
+        if any(".mlp.fc1." in name for name in source.tensors)
+        else "PatchMerging",
+    }
+    if side**3 == len(tables[0]):  # of a cubic window
+        architecture["window_size"] = [(side + 1) // 2] * 3
+    return architecture
+
+
+CHECKPOINTS = {
+    # The self-supervised transformers of Tang et al. (CVPR 2022), old names and new, and whole Swin UNETRs of both
+    # versions, also of VoCo, SuPreM and BrainSegFounder.
+    "swin_unetr_ssl": Kind(
+        _network,
+        _read,
+        (r"(^|\.)layers1\.0\.blocks\.0\.attn\.qkv\.weight 2d", r"patch_embed\.proj\.weight 5d"),
+        ((r"^((swinViT|swin_vit)\.)?", "swin."), (r"\.mlp\.fc(\d)\.", r".mlp.linear\1.")),
+        {
+            "Swin UNETR's convolutions": r"^(encoder\d+|decoder\d|out)\.",
+            "self-supervised heads": r"^(rotation|contrastive)_(head|pre)\.|^(conv|convTrans3d)\.",
+            "final norm": r"^((swinViT|swin_vit)\.)?norm\.",
+            "heads of the Universal Model": r"^(organ_embedding$|(text_to_vision|precls_conv|GAP|controller)\.)",
+        },
+    )
+}
+"""Checkpoints of other projects that fill a :class:`SwinEncoder`."""

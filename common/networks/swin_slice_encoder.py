@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -8,9 +9,11 @@ from monai.networks.nets.swin_unetr import PatchMergingV2, SwinTransformerBlock,
 from torch import nn
 from torch.nn import functional as F
 
+from .foreign import Kind, Source, State, count
 from .slice_encoder import SliceEmbedding, SliceEncoder, initialise
+from .slice_names import HEADS, IMAGENET
 
-__all__ = ["SwinSliceEncoder", "VideoSwinEncoder"]
+__all__ = ["CHECKPOINTS", "SwinSliceEncoder", "VideoSwinEncoder"]
 
 
 LAYERS = (r"(?:patch_embedding|video_embedding|patch_norm)\.", r"(?:stages|mergings|norms)\.(\d+)\.")
@@ -227,3 +230,78 @@ def stages_architecture(stages: Any) -> dict:
         "num_heads": [blocks[0].num_heads for blocks in stages],
         "window_size": window,
     }
+
+
+def _network(architecture: Mapping[str, Any], state: State) -> nn.Module:
+    settings = {name: value for name, value in architecture.items() if name not in ("name", "window_size")}
+    stride = architecture["patch_size"] * 2 ** len(architecture["depths"])
+    if architecture["name"] == "VideoSwinEncoder":
+        return VideoSwinEncoder(img_size=[7 * stride] * 2, **settings)
+    window = architecture["window_size"][0]
+    return SwinSliceEncoder(img_size=[window * stride] * 2, window_size=window, **settings)
+
+
+def _read(state: State, source: Source) -> dict[str, Any]:
+    stages = count(state, r"stages\.(\d+)\.")
+    mergings = sorted({int(name.split(".")[1]) for name in state if name.startswith("mergings.")})
+    if mergings and mergings == list(range(1, stages)):
+        # timm from 0.9 on merges patches at the start of a stage; its authors count the stage that the merging ends.
+        for name in [name for name in state if name.startswith("mergings.")]:
+            state[re.sub(r"\d+", lambda found: f"{int(found[0]) - 1}", name, count=1)] = state.pop(name)
+    scale = next((name for name in state if name.endswith(".logit_scale")), None)
+    if scale is not None:
+        raise ValueError(f"it holds {scale} of Swin v2, which this kind has not")
+    for name in [name for name in state if ".attention.q_proj." in name]:
+        parts = [state.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
+        state[name.replace("attention.q_proj", "attn.qkv")] = torch.cat(parts)
+    projection = state["patch_embedding.weight"]
+    tables = [state[f"stages.{stage}.0.attn.relative_position_bias_table"] for stage in range(stages)]
+    architecture: dict[str, Any] = {
+        "name": "SwinSliceEncoder",
+        "in_channels": projection.shape[1],
+        "patch_size": projection.shape[-1],
+        "embed_dim": projection.shape[0],
+        "depths": [count(state, rf"stages\.{stage}\.(\d+)\.") for stage in range(stages)],
+        "num_heads": [table.shape[1] for table in tables],
+    }
+    if projection.ndim == 5:
+        for part in ("weight", "bias"):
+            state[f"video_embedding.{part}"] = state.pop(f"patch_embedding.{part}")
+        return architecture | {"name": "VideoSwinEncoder", "frame_size": projection.shape[2]}
+    side = (round(len(tables[0]) ** 0.5) + 1) // 2
+    return architecture | {"window_size": [side, side]}
+
+
+CHECKPOINTS = {
+    # Of `transformers`, of timm and of their authors (Liu et al., ICCV 2021), and Video Swin transformers (CVPR 2022),
+    # which are told by a patch embedding with a depth.
+    "swin": Kind(
+        _network,
+        _read,
+        (r"layers\.0\.blocks\.0\.",),
+        (
+            (r"^(?:swin\.)?(?:encoder\.)?", ""),
+            (r"^embeddings\.patch_embeddings\.projection\.|^patch_embed\.proj\.", "patch_embedding."),
+            (r"^embeddings\.norm\.|^patch_embed\.norm\.", "patch_norm."),
+            (r"^layers\.(\d+)\.downsample\.", r"mergings.\1."),
+            (r"^layers\.(\d+)\.blocks\.", r"stages.\1."),
+            (r"\.attention\.self\.", ".attention."),
+            (r"\.attention\.query\.", ".attention.q_proj."),
+            (r"\.attention\.key\.", ".attention.k_proj."),
+            (r"\.attention\.value\.", ".attention.v_proj."),
+            (r"\.attention\.output\.dense\.|\.attention\.o_proj\.", ".attn.proj."),
+            (
+                r"\.attention\.(?:relative_position_bias\.)?relative_position_bias_table$",
+                ".attn.relative_position_bias_table",
+            ),
+            (r"\.layernorm_before\.", ".norm1."),
+            (r"\.layernorm_after\.", ".norm2."),
+            (r"\.intermediate\.dense\.|\.mlp\.fc1\.", ".mlp.linear1."),
+            (r"\.output\.dense\.|\.mlp\.fc2\.", ".mlp.linear2."),
+        ),
+        HEADS | {"norms of maps": r"^(swin\.)?norm\d\.|^hidden_states_norms\."},
+        fresh=("norms.",),
+        images=(("tensor", "", IMAGENET),),
+    )
+}
+"""Checkpoints of other projects that fill these encoders."""

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from monai.networks.nets import ViT
 from torch import nn
 
-__all__ = ["ViTEncoder"]
+from .foreign import Kind, Source, State, count, move
+
+__all__ = ["CHECKPOINTS", "ViTEncoder"]
 
 
 class ViTEncoder(nn.Module):
@@ -106,3 +108,109 @@ class ViTEncoder(nn.Module):
             "class_token": self.has_class_token,
             "norm_eps": self.vit.norm.eps,
         }
+
+
+def _network(architecture: Mapping[str, Any], state: State) -> nn.Module:
+    position = "vit.patch_embedding.position_embeddings"
+    if position in state:
+        tokens = state[position].shape[1]
+    else:  # a sum of positions along and across the slices
+        parts = position.replace("position_", "parametrizations.position_") + ".original"
+        tokens = state[parts + "0"].shape[1] * state[parts + "1"].shape[1]
+    patch = architecture["patch_size"]
+    net = ViT(
+        architecture["in_channels"],
+        (patch[0] * tokens, *patch[1:]),
+        patch,
+        architecture["hidden_size"],
+        architecture["mlp_dim"],
+        architecture["num_layers"],
+        num_heads=1,  # no weight tells it
+        qkv_bias=architecture["qkv_bias"],
+    )
+    if architecture["class_token"]:
+        net.cls_token = nn.Parameter(torch.zeros(1, 1, architecture["hidden_size"]))
+    return ViTEncoder(net, skip_blocks=[1])
+
+
+def _read(norm_eps: float) -> Any:
+    def read(state: State, source: Source) -> dict[str, Any]:
+        for name in [name for name in state if name.endswith(".norm1.weight")]:
+            # The norm for cross-attention that MONAI's block holds and never uses, as it starts.
+            prefix = name.removesuffix("norm1.weight") + "norm_cross_attn."
+            state.setdefault(prefix + "weight", torch.ones_like(state[name]))
+            state.setdefault(prefix + "bias", torch.zeros_like(state[name]))
+        projection = state["vit.patch_embedding.patch_embeddings.weight"]
+        return {
+            "name": "ViTEncoder",
+            "in_channels": projection.shape[1],
+            "patch_size": list(projection.shape[2:]),
+            "hidden_size": projection.shape[0],
+            "mlp_dim": state["vit.blocks.0.mlp.linear1.weight"].shape[0],
+            "num_layers": count(state, r"vit\.blocks\.(\d+)\."),
+            "num_heads": None,  # no weight tells it
+            "qkv_bias": "vit.blocks.0.attn.qkv.bias" in state,
+            "class_token": any("cls_token" in name for name in state),
+            "norm_eps": norm_eps,
+        }
+
+    return read
+
+
+def _read_mae(state: State, source: Source) -> dict[str, Any]:
+    """The final norm of MONAI's ``MaskedAutoEncoderViT`` is the last entry of ``blocks``."""
+    blocks = count(state, r"vit\.blocks\.(\d+)\.norm1")
+    if not blocks:
+        raise KeyError("blocks.0.norm1.weight")
+    move(state, f"vit.blocks.{blocks}.", "vit.norm.")
+    return _read(1e-5)(state, source)
+
+
+_UNUSED_ATTENTION = {"unused attention": r"^(vit\.)?blocks\.\d+\.cross_attn\."}
+"""What MONAI's blocks held for a while and never used."""
+
+CHECKPOINTS = {
+    # Zhang et al., BIBM 2023: timm's names, a class token, positions along and across the slices.
+    "unetr_mae": Kind(
+        _network,
+        _read(1e-6),
+        (r"^pos_embed_spatial ",),
+        (
+            (r"^patch_embed\.proj\.", "patch_embedding.patch_embeddings."),
+            (r"\.attn\.proj\.", ".attn.out_proj."),
+            (r"\.mlp\.fc(\d)\.", r".mlp.linear\1."),
+            (r"^cls_token$", "parametrizations.cls_token.original0"),
+            (r"^pos_embed_class$", "parametrizations.cls_token.original1"),
+            (r"^pos_embed_temporal$", "patch_embedding.parametrizations.position_embeddings.original0"),
+            (r"^pos_embed_spatial$", "patch_embedding.parametrizations.position_embeddings.original1"),
+            (r"^", "vit."),
+        ),
+        {
+            "decoder": r"^decoder_",
+            "mask token": r"^mask_token$",
+            "classification head": r"^(head|fc_norm)\.",
+            "timm's positions of images": r"^pos_embed$",
+        },
+    ),
+    "monai_mae": Kind(
+        _network,
+        _read_mae,
+        (r"^mask_tokens ",),
+        ((r"^", "vit."),),
+        {"decoder": r"^decoder_", "mask token": r"^mask_tokens$"} | _UNUSED_ATTENTION,
+    ),
+    # MONAI's `ViT`, alone, in a whole `UNETR` or in a `ViTAutoEnc`.
+    "monai_vit": Kind(
+        _network,
+        _read(1e-5),
+        (r"^(vit\.)?patch_embedding\.patch_embeddings\.weight 5d",),
+        ((r"^(vit\.)?", "vit."),),
+        {
+            "UNETR's convolutions": r"^(encoder[1-4]|decoder[2-5]|out)\.",
+            "ViTAutoEnc's decoder": r"^conv3d_transpose(_1)?\.",
+            "classification head": r"^(vit\.)?classification_head\.",
+        }
+        | _UNUSED_ATTENTION,
+    ),
+}
+"""Checkpoints of other projects that fill a :class:`ViTEncoder`."""

@@ -3,29 +3,22 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..checkpoint_file import read_checkpoint
 from ..preparation import Preparation
-from .encoder_file import FORMAT_VERSION, read_safetensors, write_state
+from .encoder_file import FORMAT_VERSION, write_state
+from .images import inflate, source_normalisation
 from .inflate import INFLATIONS
-from .kind import Kind, Source, State, refuse_gaps
+from .kind import fill, find_kind
 from .soundness import refuse_unsound
-from .vision_transformers import HUB_FILES, IMAGE_KINDS, inflate, read_folder, source_normalisation
-from .volume_networks import VOLUME_KINDS
+from .source import read_source
 
-__all__ = ["KINDS", "convert"]
+__all__ = ["convert"]
 
 logger = logging.getLogger(__name__)
-
-KINDS: dict[str, Kind] = VOLUME_KINDS | IMAGE_KINDS
-"""Kinds of checkpoints by their names, in the order in which they are looked for: MAE of volumes has positions of a
-plain ViT beside its own."""
 
 
 def convert(
@@ -57,9 +50,9 @@ def convert(
         source: a ``.pt``/``.pth`` file (read with ``weights_only=True``), a ``.safetensors`` file, or a folder that
             ``transformers`` wrote or that came from its hub.
         output: the encoder file to write.
-        kind: one of ``KINDS``; found from the tensor names when not given. ``beit``, ``vit`` (DINO's and other plain
-            vision transformers) and ``swin`` (Video Swin too) are 2-D models, for the encoders of slices: they are
-            inflated, which the arguments from ``slices`` on are about.
+        kind: one of the names of ``common.weights.kind.known_kinds``; found from the tensors when not given. ``beit``,
+            ``vit`` (DINO's and other plain vision transformers) and ``swin`` (Video Swin too) are 2-D models, for the
+            encoders of slices: they are inflated, which the arguments from ``slices`` on are about.
         num_heads: attention heads of a ViT, which its weights do not tell (12 in UNETR). Of a 2-D ViT by default what
             ``config.json`` says, or one for 64 channels.
         legacy_patch_merging: for Swin UNETR weights trained with MONAI up to 1.4, whose patch merging dropped some
@@ -89,14 +82,8 @@ def convert(
             infinite or no floats, ``slices`` or ``inflation`` of what is not inflated, ``mean`` without ``std``, or
             neither where nothing tells them.
     """
-    config: dict[str, Any] = {}
-    preprocessor: dict[str, Any] = {}
-    file = Path(source)
-    if file.is_dir():
-        file, config, preprocessor = read_folder(file)
-    elif file.name in HUB_FILES and file.is_file():
-        config, preprocessor = read_folder(file.parent)[1:]
-    state = _read_checkpoint(file)
+    foreign = read_source(source)
+    tensors = foreign.source.tensors
     if inflation not in INFLATIONS:
         raise ValueError(f"--inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}.")
     if slices == 1 and inflation != INFLATIONS[0]:
@@ -104,49 +91,44 @@ def convert(
             f"--inflation {inflation} is for more than one slice: give --slices, or leave it out and set inflation "
             "when you fine-tune."
         )
-    found = [name for name, known in KINDS.items() if any(re.search(known.mark, key) for key in state)]
-    kinds = [kind] if kind else found[:1]
-    if len(kinds) != 1 or kinds[0] not in KINDS:
-        names = ", ".join(list(state)[:3])
-        raise ValueError(
-            f"{source} is of no known kind (tensors such as {names}); give --kind, one of {', '.join(KINDS)}."
-        )
-    found_kind = KINDS[kinds[0]]
-    chosen = {} if leave_out is None else {f"--leave_out {leave_out}": leave_out}
-    tensors = Source(state, found_kind.left_out | chosen)
     try:
-        converted, architecture = found_kind.convert(tensors)
-        left_out = tensors.left_out()
-        with torch.device("meta"):
-            network = found_kind.network(architecture, converted)
-        refuse_gaps(converted, network, found_kind.fresh)
+        kind, known = find_kind(tensors, kind, foreign.name)
+    except ValueError as error:
+        raise ValueError(f"{source} {error}.") from error
+    try:
+        converted, architecture, left_out = fill(known, foreign.source, leave_out)
     except KeyError as error:
         raise ValueError(
-            f"{source} is no checkpoint of the kind {kinds[0]}: it lacks tensors ({error}), and has such as "
-            f"{', '.join(list(state)[:3])}."
+            f"{source} is no checkpoint of the kind {kind}: it lacks tensors ({error}), and has such as "
+            f"{', '.join(list(tensors)[:3])}."
         ) from error
     except (ValueError, re.error) as error:
-        raise ValueError(f"{source} is no checkpoint of the kind {kinds[0]}: {error}.") from error
+        raise ValueError(f"{source} is no checkpoint of the kind {kind}: {error}.") from error
     # Of what is taken only: masks of attention that are left out may hold infinities.
     refuse_unsound(source, converted)
-    conversion = None
-    if slices != 1 and (kinds[0] not in IMAGE_KINDS or architecture["name"] == "VideoSwinEncoder"):
+    if foreign.others:
+        left_out["networks beside the one that is taken"] = foreign.others
+    if num_heads and isinstance(architecture.get("num_heads", ""), int | type(None)):
+        architecture["num_heads"] = num_heads
+    elif known.images and "num_heads" in architecture:
+        architecture["num_heads"] = foreign.config.get("num_attention_heads", architecture["num_heads"])
+    if legacy_patch_merging and "patch_merging" in architecture:
+        architecture["patch_merging"] = "LegacyPatchMerging"
+    if slices != 1 and (not known.images or architecture["name"] == "VideoSwinEncoder"):
         raise ValueError(f"{source} is of volumes or videos, which are not inflated: leave out --slices.")
-    if kinds[0] in IMAGE_KINDS:
+    conversion = None
+    if known.images:
         if (mean is None) != (std is None):
             raise ValueError("--mean and --std belong together: give both, or neither.")
         normalisation: dict[str, Any]
         if mean is not None and std is not None:
             normalisation = {"mean": list(mean), "std": list(std), "from": "--mean and --std"}
         else:
-            name = (file.parent if file.name in HUB_FILES else file).resolve().name
             try:
-                normalisation = source_normalisation(kinds[0], state, name, config, preprocessor)
+                normalisation = source_normalisation(known, tensors, foreign.name, foreign.config, foreign.preprocessor)
             except ValueError as error:
                 raise ValueError(f"{source}: {error}.") from error
         size = [image_size] * 2 if isinstance(image_size, int) else image_size
-        if architecture["name"] == "DinoEncoder":
-            architecture["num_heads"] = num_heads or config.get("num_attention_heads", architecture["num_heads"])
         conversion = inflate(
             converted,
             architecture,
@@ -159,35 +141,34 @@ def convert(
             size,
         )
         parts = ", ".join(f"{what} ({len(names)})" for what, names in left_out.items())
-        conversion.append(f"{len(converted)} tensors made of {len(state)}; left out: {parts or 'none'}")
-    elif architecture["name"] == "ViTEncoder":
-        architecture["num_heads"] = num_heads
-    elif architecture["name"] == "SwinEncoder" and legacy_patch_merging:
-        architecture["patch_merging"] = "LegacyPatchMerging"
+        conversion.append(f"{len(converted)} tensors made of {len(tensors)}; left out: {parts or 'none'}")
+    prepared = known.prepared(foreign.source)
     record: dict[str, Any] = {
         "format": FORMAT_VERSION,
-        "method": f"converted from {kinds[0]} checkpoint {Path(source).name}",
+        "method": f"converted from {kind} checkpoint {Path(source).name}",
         "architecture": architecture,
-        "spatial_size": list(spatial_size) if spatial_size else None,
+        "spatial_size": list(spatial_size) if spatial_size else prepared.pop("size", None),
         "preparation": asdict(
             Preparation(
-                spacing=[float(value) for value in spacing] if spacing else None,
+                channels=prepared.get("channels"),
+                spacing=[float(value) for value in spacing] if spacing else prepared.get("spacing"),
                 orientation=orientation,
                 intensity=None,  # in words at most
                 value_range=[float(value) for value in value_range] if conversion is not None else None,
             )
         ),
-        "intensity": intensity,
+        "intensity": intensity or prepared.get("words"),
         "data": data,
         "left_out": {what: len(names) for what, names in left_out.items()},
     }
     passed = [name for part in left_out.values() for name in part]
+    total = len(tensors) + len(foreign.others)
     logger.info(
         "%s: %d tensors of %d converted as %s of a %s%s.",
         source,
-        len(state) - len(passed),
-        len(state),
-        kinds[0],
+        total - len(passed),
+        total,
+        kind,
         architecture["name"],
         f"; left out: {', '.join(passed)}" if passed else "",
     )
@@ -198,31 +179,3 @@ def convert(
         record["inflation"] = inflation
     write_state({name: tensor.contiguous().clone() for name, tensor in converted.items()}, output, record)
     return record
-
-
-HOLDERS = ("teacher", "state_dict", "model_state_dict", "network_weights", "model", "network", "net", "student")
-"""Keys under which checkpoints hold a state dict; of two, the first."""
-
-WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model|net|backbone)\.)+")
-"""What DataParallel, torch.compile and training code put ahead of the names, at times more than once."""
-
-
-def _read_checkpoint(path: Path) -> State:
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}.")
-    content: Any = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_checkpoint(path)[0]
-    while isinstance(content, Mapping):
-        inner = next((key for key in HOLDERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = content[inner]
-    items = content.items() if isinstance(content, Mapping) else ()
-    state = {str(k): v for k, v in items if isinstance(v, torch.Tensor)}
-    stripped = {WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
-    if len(stripped) == len(state):  # else one would take the other's place
-        state = stripped
-    if not state:
-        raise ValueError(
-            f"{path} holds no state dict: give a file with a state dict, or one under 'state_dict' or 'model'."
-        )
-    return state

@@ -12,13 +12,13 @@ from transformers import BeitConfig, BeitForSemanticSegmentation, BeitModel, Swi
 
 from common.networks.beit_encoder import BeitEncoder, RelativePositionBias
 from common.networks.dino_encoder import DinoEncoder
+from common.networks.foreign import Source
 from common.networks.slice_encoder import SliceEmbedding
 from common.networks.swin_slice_encoder import SwinSliceEncoder, VideoSwinEncoder
 from common.networks.transseg import TransSeg
 from common.weights.adapt import adapt_channels
 from common.weights.inflate import inflate_depth, inflate_patch_embedding
-from common.weights.kind import Source
-from common.weights.vision_transformers import beit, swin, vit
+from common.weights.kind import fill, find_kind
 
 SIZE, SLICES = (32, 48), 5
 # The BEiT of `transformers` mixes up the axes of its table where they differ.
@@ -92,9 +92,7 @@ def published(kind: str):
 
 def inflated(kind: str, model: nn.Module, slices: int = SLICES, in_channels: int = 1, **how) -> nn.Module:
     encoder = ENCODERS[kind](in_channels=in_channels, img_size=SIZES[kind], slices=slices).double().eval()
-    state, _ = {"beit": beit, "vit": vit, "swin": swin}[kind](
-        Source(model.state_dict(), {"the end": r"(layernorm|pooler)\."})
-    )
+    state = fill(find_kind({}, kind)[1], Source(model.state_dict())).state
     embedding = [state[f"patch_embedding.{part}"] for part in ("weight", "bias")]
     embedding = inflate_patch_embedding(*embedding, slices, in_channels, **how)
     state |= dict(zip(("patch_embedding.weight", "patch_embedding.bias"), embedding, strict=True))
@@ -207,7 +205,7 @@ def test_decoder_is_that_of_transformers():
     model = randomise(BeitForSemanticSegmentation(BeitConfig(**settings, use_relative_position_bias=True)).double())
     make = functools.partial(BeitEncoder, **TOKENS | {"num_layers": 5})
     net = TransSeg(1, 3, size, make, decoder_channels=24).double().eval()
-    state, _ = beit(Source(model.beit.state_dict(), {"the end": r"(layernorm|pooler)\."}))
+    state = fill(find_kind({}, "beit")[1], Source(model.beit.state_dict())).state
     state["patch_embedding.weight"] = inflate_depth(adapt_channels(state["patch_embedding.weight"], 1), SLICES)
     net.encoder.load_state_dict(state)
     net.neck.load_state_dict(model.fpn.state_dict())

@@ -533,3 +533,15 @@ def test_command_line(paths):
     made = record["preparation"]
     assert made["spacing"] == [1, 1, 1.5] and made["orientation"] == "RSP"
     assert record == read_encoder(paths[1])[1]
+
+
+@pytest.mark.parametrize("first", ["teacher.", "teacher_backbone.", "ema."])
+def test_of_a_teacher_and_its_student_the_teacher_is_taken(paths, first):
+    taken, other = (randomise(swin()).state_dict() for _ in range(2))
+    state = {f"student.{name}": tensor for name, tensor in other.items()}
+    state |= {f"{first}{name}": tensor for name, tensor in taken.items()}
+    torch.save({"state_dict": state}, paths[0])
+    record = convert(*paths)
+    assert record["left_out"]["networks beside the one that is taken"] == len(other)
+    name = "patch_embed.proj.weight"
+    assert torch.equal(read_encoder(paths[1])[0][f"swin.{name}"], taken[f"swinViT.{name}"])

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..checkpoint_file import read_checkpoint
+from ..networks.foreign import Source
+from .encoder_file import read_safetensors
+
+__all__ = ["Foreign", "read_source"]
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of the file of weights in a folder of the hub."""
+
+HOLDERS = (
+    "teacher",
+    "model_ema",
+    "state_dict_ema",
+    "state_dict",
+    "model_state_dict",
+    "network_weights",
+    "model",
+    "network",
+    "net",
+    "student",
+)
+"""Keys under which checkpoints hold a state dict; of two, the first."""
+
+WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model|net|backbone|image_encoder)\.)+")
+"""What DataParallel, torch.compile and training code put ahead of the names, at times more than once."""
+
+TEACHERS = ("teacher.", "teacher_backbone.", "ema.", "student.", "student_backbone.")
+"""Beginnings of the names of one network of several in a state dict; of two, the first is taken."""
+
+
+class Foreign(NamedTuple):
+    """A foreign checkpoint as it was read.
+
+    Attributes:
+        source: its tensors and what it holds beside them.
+        name: of its file, or of the folder of the hub that it lies in.
+        config: the folder's ``config.json``.
+        preprocessor: the folder's ``preprocessor_config.json``.
+        others: names of the tensors of further networks in it, such as a student beside its teacher.
+    """
+
+    source: Source
+    name: str
+    config: dict[str, Any]
+    preprocessor: dict[str, Any]
+    others: list[str]
+
+
+def read_source(path: str | os.PathLike) -> Foreign:
+    """Tensors of a foreign checkpoint, without what wrappers put ahead of their names, and what is beside them.
+
+    Args:
+        path: a ``.pt``/``.pth`` file, a ``.safetensors`` file, or a folder of ``transformers`` or of the hub.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no weights in one file in the folder.
+        ValueError: it cannot be read, holds Python objects beside tensors, or no state dict.
+    """
+    file = Path(path)
+    config: dict[str, Any] = {}
+    preprocessor: dict[str, Any] = {}
+    if file.is_dir():
+        file, config, preprocessor = _read_folder(file)
+    elif file.name in HUB_FILES and file.is_file():
+        config, preprocessor = _read_folder(file.parent)[1:]
+    if not file.is_file():
+        raise FileNotFoundError(f"no checkpoint {file}.")
+    content: Any = read_safetensors(file)[0] if file.suffix == ".safetensors" else read_checkpoint(file)[0]
+    beside: dict[str, Any] = {}
+    while isinstance(content, Mapping):
+        inner = next((key for key in HOLDERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        beside |= {str(key): value for key, value in content.items() if key not in HOLDERS}
+        content = content[inner]
+    items = content.items() if isinstance(content, Mapping) else ()
+    state = {str(k): v for k, v in items if isinstance(v, torch.Tensor)}
+    if not state:
+        raise ValueError(
+            f"{file} holds no state dict: give a file with a state dict, or one under 'state_dict' or 'model'."
+        )
+    state, others = _one_network(_unwrapped(state))
+    name = (file.parent if file.name in HUB_FILES else file).resolve().name
+    return Foreign(Source(_unwrapped(state), beside), name, config, preprocessor, others)
+
+
+def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    stripped = {WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
+    return stripped if len(stripped) == len(state) else state  # else one would take the other's place
+
+
+def _one_network(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors of one network of several, and the names of the others'."""
+    found = next((start for start in TEACHERS if any(name.startswith(start) for name in state)), None)
+    if found is None:
+        return state, []
+    kept = {name.removeprefix(found): tensor for name, tensor in state.items() if name.startswith(found)}
+    return kept, [name for name in state if not name.startswith(found)]
+
+
+def _read_folder(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    files = [folder / name for name in HUB_FILES]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"no model.safetensors or pytorch_model.bin in {folder}: give a folder that `save_pretrained` wrote or "
+            "that was downloaded from the hub, with its weights in one file."
+        )
+    settings = []
+    for name in ("config.json", "preprocessor_config.json"):
+        file = folder / name
+        settings.append(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
+    return found, settings[0], settings[1]
