@@ -8,6 +8,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
 
+from ..random_state import seeded
 from ..volumes import volume_name
 from .ignored import IGNORED
 from .synthetic_contrast import SyntheticContrast
@@ -72,8 +73,7 @@ class RandSyntheticImaged(Randomizable, MapTransform):
                 f"{name} holds no label but {int(source.max())}: images are drawn from two labels or more."
             )
         # One draw of MONAI's generator decides all others, and torch's own goes on as if nothing had happened.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.R.randint(2**31))
+        with seeded(self.R.randint(2**31), label.device):
             counted = label != IGNORED
             label, source = (_plain(part).clamp_min(0) for part in (label, source))
             if self.deformation is not None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from ...checks import override_problem
 from ...json_files import write_json
+from ...random_state import seeded
 from ...transforms import BackgroundPadd, ClearIgnoredd
 from ...weights import load_encoder
 from .features import plain_tensor, pooled_features, voxel_features
@@ -114,8 +115,7 @@ def _read(config_files: str | Sequence[str], overrides: Mapping[str, Any]) -> Co
 
 
 def _encoder(parser: ConfigParser, seed: int, path: str | os.PathLike | None) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # the caller's generator goes on as if nothing had been drawn
-        torch.manual_seed(seed)
+    with seeded(seed):
         encoder = parser.get_parsed_content("encoder")
     path = parser.get_parsed_content("pretrained_encoder") if path is None else path
     images, size = (parser.get_parsed_content(name) for name in ("validate#preprocessing", "roi_size"))
