@@ -11,7 +11,7 @@ from typing import Any
 import fire
 from fire.decorators import SetParseFns
 
-from .checks import split_arguments
+from .checks import renamed_sentence, split_arguments
 
 __all__ = ["UsageError", "check_arguments", "check_values", "run_command"]
 
@@ -72,6 +72,9 @@ def check_arguments(commands: Callable | Mapping[str, Callable], words: Sequence
             continue
         if typed == f"--no{key}" and value == "False":  # --normalise without a value, read as --no-rmalise
             key = typed[2:]
+        renamed = renamed_sentence(f"{where} {typed}", key, options, prefix="--")
+        if renamed:
+            raise UsageError(renamed)
         near = difflib.get_close_matches(key, options, n=1)
         hint = f"did you mean --{near[0]}?" if near else f"its options are {', '.join(f'--{o}' for o in options)}."
         raise UsageError(f"{where} has no option {typed}; {hint}")

@@ -90,7 +90,7 @@ def train_and_pack(name: str, epochs: int, output: Path, model: Path, sample: Pa
     command = [sys.executable, "-m", "common.pack", str(configs.parent), "--output", str(model), "--force"]
     command += ["--weights", str(output / "training" / name / "model.pt"), "--config_file", *files]
     # Masks drawn in Label have the numbers of the task's classes. The folder is that of no cohort.
-    command += ["--override", "numbering=task", f"dataset_dir={sample}"]
+    command += ["--override", "label_scheme=task", f"dataset_dir={sample}"]
     run(command, output / "logs" / f"pack_{name}.log", cwd=ROOT)
     return time.time() - started
 

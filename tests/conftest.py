@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # that windows slide.
 TINY = {
     "datalist": "$@dataset_dir + '/' + @task + '.json'",
-    "numbering": "oasis_seg4",
+    "label_scheme": "oasis_seg4",
     "spacing": [4.0, 4.0, 4.0],
     "num_workers": 0,
     "batch_size": 2,

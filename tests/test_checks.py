@@ -445,14 +445,22 @@ def test_the_command_waits_for_the_threads_that_fill_a_cache(command, capsys):
     assert ended == [1]
 
 
-@pytest.mark.parametrize("old", ["warmup_epochs", "warmup_steps"])
-def test_ids_of_earlier_versions_are_refused_with_the_new_one(command, old, tmp_path):
-    sentence = f"--{old} is no more: it is --warmup now, a fraction of all steps"
-    assert (checks.override_problem(old, f"--{old}", {"warmup": 0.05}, "train.json") or "").startswith(sentence)
-    assert checks.renamed_problems({"warmup": 0.05}) == []
-    (tmp_path / "own.json").write_text(json.dumps({"warmup": 0.05, old: 3}))
+@pytest.mark.parametrize(
+    ("old", "new", "meaning"),
+    [
+        ("warmup_epochs", "warmup", "a fraction of all steps"),
+        ("warmup_steps", "warmup", "a fraction of all steps"),
+        ("numbering", "label_scheme", "how the masks are numbered"),
+        ("map_numbering", "map_label_scheme", "how label maps are numbered"),
+    ],
+)
+def test_ids_of_earlier_versions_are_refused_with_the_new_one(command, old, new, meaning, tmp_path):
+    sentence = f"--{old} is no more: it is --{new} now, {meaning}"
+    assert (checks.override_problem(old, f"--{old}", {new: 0.05}, "train.json") or "").startswith(sentence)
+    assert checks.renamed_problems({new: 0.05}) == []
+    (tmp_path / "own.json").write_text(json.dumps({new: 0.05, old: 3}))
     command("--config_file", str(tmp_path / "own.json"))
-    with pytest.raises(SystemExit, match=f"`{old}` in the config files is no more: it is `warmup` now"):
+    with pytest.raises(SystemExit, match=f"`{old}` in the config files is no more: it is `{new}` now"):
         checks.check_overrides()
 
 

@@ -74,6 +74,12 @@ def test_help_is_left_to_fire():
     ("module", "words", "message"),
     [
         ("data", ["spacing", "{list}", "--base_dri", "x"], r"has no option --base_dri; did you mean --base_dir\?"),
+        (
+            "data",
+            ["check", "{list}", "--numbering", "x"],
+            r"check --numbering is no more: it is --label_scheme now, how",
+        ),
+        ("data", ["prepare", "ixi", "--source", ".", "--output", "o", "--numbering", "x"], r"it is --label_scheme now"),
         ("data", ["spacing", "{list}", "--section", "foo"], r"--section foo: it is one of training, validation"),
         ("data", ["check", "{list}", "--base_dir", "5"], r"No dataset folder at 5"),
         ("data", ["check", "{list}", "--num_classes", "many"], r"--num_classes many: it has to be a whole number"),

@@ -761,13 +761,14 @@ def test_metadata_says_one_thing(name):
     [
         (["--config_file", "tasks/no.json"], "No config file tasks/no.json"),
         (["--override", "epochs=3"], "--override epochs sets `epochs`, and no base file of toy has such an id"),
+        (["--override", "warmup_steps=3"], "`warmup_steps` in --override warmup_steps is no more: it is `warmup` now"),
         (["--override", "train#handlers#0=3"], "`train#handlers#0` changes a part of what evaluate.json sets"),
         (["--name", "a/b"], "--name 'a/b': use letters"),
     ],
 )
 def test_refuses_overlays_that_do_nothing(served, tmp_path, capsys, arguments, sentence):
     train = json.loads((served / "configs" / "train.json").read_text())
-    (served / "configs" / "train.json").write_text(json.dumps(train | {"train": {"handlers": [0]}}))
+    (served / "configs" / "train.json").write_text(json.dumps(train | {"warmup": 0, "train": {"handlers": [0]}}))
     assert main([str(served), "--output", str(tmp_path / "out"), *arguments]) == 1
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -2,13 +2,12 @@
 
 from .overrides import check_overrides, override_problem
 from .refusals import REFUSED, TRACEBACK, final_sentence, first_cause, own_sentence
-from .renamed import RENAMED, renamed_problems, renamed_target
+from .renamed import renamed_problems, renamed_sentence, renamed_target
 from .running import PLACES, config_digest, parse_flags, running_config, split_arguments
 
 __all__ = [
     "PLACES",
     "REFUSED",
-    "RENAMED",
     "TRACEBACK",
     "check_overrides",
     "config_digest",
@@ -18,6 +17,7 @@ __all__ = [
     "own_sentence",
     "parse_flags",
     "renamed_problems",
+    "renamed_sentence",
     "renamed_target",
     "running_config",
     "split_arguments",

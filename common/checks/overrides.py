@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import doctor
 from .refusals import end_with_sentence
-from .renamed import RENAMED, renamed_problems
+from .renamed import renamed_problems, renamed_sentence
 from .running import Command, load_config, runner_arguments, running_command, split_id, tracking_settings
 
 logger = logging.getLogger(__name__)
@@ -170,9 +170,9 @@ def _unknown_sentence(
 ) -> str:
     if not parents and typed == f"--no{name}" and f"no{name}" in config:
         return f"{typed} without a value is read as `--{name} False`; write `{typed} True`."
-    if not parents and name in RENAMED and RENAMED[name][0] in ids:
-        new, meaning = RENAMED[name]
-        return f"{typed} is no more: it is {prefix}{new} now, {meaning}."
+    renamed = None if parents else renamed_sentence(typed, name, ids, prefix)
+    if renamed:
+        return renamed
     aliases = [alias for alias in ALIASES.get(name, ()) if alias in ids]
     near = aliases or difflib.get_close_matches(name, ids, n=1, cutoff=0.6)
     start = f"{typed} names no id of {names}"

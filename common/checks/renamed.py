@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-__all__ = ["RENAMED", "renamed_problems", "renamed_target"]
+__all__ = ["RENAMED", "renamed_problems", "renamed_sentence", "renamed_target"]
 
 RENAMED = {
+    "map_numbering": ("map_label_scheme", "how label maps are numbered (freesurfer, dlmuse, ...)"),
+    "numbering": ("label_scheme", "how the masks are numbered (freesurfer, dlmuse, ...)"),
     "warmup_epochs": ("warmup", "a fraction of all steps (0.05) or a whole number of optimiser steps"),
     "warmup_steps": ("warmup", "a fraction of all steps (0.05) or a whole number of optimiser steps"),
 }
@@ -31,13 +33,25 @@ def renamed_target(target: str) -> str | None:
     return None
 
 
+def renamed_sentence(typed: str, name: str, known: Collection[str], prefix: str = "") -> str | None:
+    """That an id is no more, and what it is called now; None where it has no new name among the known ones.
+
+    Args:
+        typed: how the user wrote the id; the sentence begins with it.
+        name: the id.
+        known: names that are read here.
+        prefix: what the user writes before a name on this command line, if so.
+    """
+    new, meaning = RENAMED.get(name, ("", ""))
+    if new not in known:
+        return None
+    return f"{typed} is no more: it is {f'{prefix}{new}' if prefix else f'`{new}`'} now, {meaning}."
+
+
 def renamed_problems(config: Mapping[str, Any]) -> list[str]:
     """A sentence for each name in the merged files that is another one now: what it stands for would not be found."""
-    problems = [
-        f"`{old}` in the config files is no more: it is `{new}` now, {meaning}."
-        for old, (new, meaning) in RENAMED.items()
-        if old in config and new in config
-    ]
+    ids = [renamed_sentence(f"`{name}` in the config files", name, config) for name in config]
+    problems = [sentence for sentence in ids if sentence]
     for target in dict.fromkeys(_targets(config)):
         new_target = renamed_target(target)
         if new_target:

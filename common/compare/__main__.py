@@ -16,7 +16,7 @@ from typing import Any
 import fire
 from fire.decorators import SetParseFns
 
-from ..checks import parse_flags
+from ..checks import parse_flags, renamed_sentence
 from ..json_files import read_json
 from .collect import collect, write_example_list
 from .estimate import equal_time, estimate
@@ -136,15 +136,17 @@ def check_options(words: Sequence[str]) -> None:
             continue
         ids = _config_ids(given)
         head, *rest = re.split("(?=#|::)", name, maxsplit=1)
-        near = difflib.get_close_matches(name, options, n=1)
         if head in ids:
             if name in OWN:
                 raise CompareError(f"{typed} is no option; the comparison sets this id by itself: use {OWN[name]}.")
             text = f"--{ids[head]} {shlex.quote(f'{name}={value}')}"
             raise CompareError(f"{typed} is no option but an id of the bundle's config: use `{text}`.")
-        if near:
+        renamed = renamed_sentence(typed, head, ids)
+        if renamed:
+            raise CompareError(renamed)
+        near = difflib.get_close_matches(head, [*options, *ids], n=1, cutoff=0.7)
+        if near and near[0] in options:
             raise CompareError(f"There is no option {typed}; did you mean --{near[0]}?")
-        near = difflib.get_close_matches(head, ids, n=1)
         if near:
             text = f"--{ids[near[0]]} {shlex.quote(''.join([near[0], *rest, '=', value]))}"
             raise CompareError(f"There is no option {typed}; did you mean `{text}`?")

@@ -353,7 +353,7 @@ def mapped_label(item: dict[str, Any], stem: str, plan: Plan) -> str | None:
     if not groups:
         return item["label"]
     if any(not isinstance(group, (list, tuple)) for group in groups.values()):
-        return None  # several numberings in one run: which is this item's is the transform's business
+        return None  # several label schemes in one run: which is this item's is the transform's business
     path = plan.settings.output / "examples" / f"{stem}.nii.gz"
     source = read_nifti(item["label"])
     values = np.asarray(source.dataobj)

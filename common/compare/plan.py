@@ -228,7 +228,7 @@ def make_plan(
         extra_steps: per arm and number of labels, steps of fine-tuning beyond those of the settings (for ``equal``
             time).
         try_items: load one training and one test item as the runs will, so that what is wrong with all labels, such as
-            their numbering, is said before hours of pre-training.
+            their label scheme, is said before hours of pre-training.
 
     Raises:
         CompareError: the bundle lacks a file, an override names no id of the config, the data cannot be read, a list is

@@ -8,8 +8,8 @@ from typing import Any
 from ..command_line import check_values, run_command
 from .datalist import SECTIONS, DatalistError, find_overlaps, load_datalist, raise_problems, read_datalist
 from .domains import print_spacing
-from .label_maps import NUMBERINGS, TASKS, known_labels, label_map
-from .prepare.datasets import COLLECTORS, describe, numbering_hint
+from .label_maps import LABEL_SCHEMES, TASKS, known_labels, label_map
+from .prepare.datasets import COLLECTORS, describe, label_scheme_hint
 from .prepare.datasets import prepare as prepare_dataset
 from .prepare.write import merge as merge_datalists
 from .prepare.write import write_datalist
@@ -25,7 +25,7 @@ def prepare(
 
     Options of all sets: --validation and --test (number of subjects, or their share below 1; for synapse by default no
     validation scans and the published test scans), --seed, --subject 'REGEX' (what in a scan's path is the subject,
-    such as 'patient[0-9]+'; one subject stays in one list), --domain, --numbering (of the masks, where the set does
+    such as 'patient[0-9]+'; one subject stays in one list), --domain, --label_scheme (of the masks, where the set does
     not say it: freesurfer, dlmuse, msd_brats, ...), --require label,age (leave out scans that lack one),
     --transductive True (the published test part, where it has no labels, joins the scans for pre-training), --check
     none|header|full. Options of one set: abide --min_age 13 (0 keeps scans without an age) and --controls True|False
@@ -53,7 +53,7 @@ def prepare(
         check_values(COLLECTORS[name], options)
     content = prepare_dataset(name, source, output, force=force, **options)
     print(f"{describe(content)}\nwritten to {Path(output).absolute()}")
-    hint = numbering_hint(content)
+    hint = label_scheme_hint(content)
     if hint:
         print(hint)
 
@@ -63,7 +63,7 @@ def check(
     base_dir: str | None = None,
     label_key: str | None = "label",
     num_classes: int | None = None,
-    numbering: str | None = None,
+    label_scheme: str | None = None,
     task: str | None = None,
 ) -> None:
     """Read every voxel that a datalist names and list all that is wrong, as training would find it.
@@ -73,10 +73,10 @@ def check(
         base_dir: folder that its paths are relative to, where it is not its own.
         label_key: key of the labels; where no item of training, validation and test has it and nothing is asked of
             labels, and with None, the images alone are checked.
-        num_classes: number of classes of the net. Without a numbering, labels have to be below it as they are in the
-            files; with one, the classes of the task have to fit in it.
-        numbering: how the masks are numbered (freesurfer, dlmuse, ...), the config id of that name; by default as the
-            datalist says. Labels that it does not know are wrong.
+        num_classes: number of classes of the net. Without a label scheme, labels have to be below it as they are in
+            the files; with one, the classes of the task have to fit in it.
+        label_scheme: how the masks are numbered (freesurfer, dlmuse, ...), the config id of that name; by default as
+            the datalist says. Labels that it does not know are wrong.
         task: what the net segments (structures4, ...), the config id of that name; the masks have to hold classes
             of it.
     """
@@ -86,17 +86,17 @@ def check(
     key = label_key if labels else None
     known = None
     if key is None:
-        _refuse_without_labels(path, label_key, num_classes=num_classes, numbering=numbering, task=task)
+        _refuse_without_labels(path, label_key, num_classes=num_classes, label_scheme=label_scheme, task=task)
     if any(isinstance(x, str | list) for x in labels):
-        numbering = numbering or content.get("numbering")
-        known = _known_labels(path, numbering, task, num_classes)
+        label_scheme = label_scheme or content.get("label_scheme")
+        known = _known_labels(path, label_scheme, task, num_classes)
     load_datalist(
         path,
         base_dir,
         label_key=key,
         check="full",
         num_classes=num_classes if known is None else None,
-        numbering=numbering,
+        label_scheme=label_scheme,
         known_labels=known,
     )
     extra = [name for name in ("unlabelled", "unlabeled") if name in content]
@@ -125,32 +125,33 @@ def _refuse_without_labels(path: str, label_key: str | None, **asked: Any) -> No
     print(f"no labels in {', '.join(SECTIONS)}: the images alone are checked")
 
 
-def _known_labels(path: str, numbering: str | None, task: str | None, num_classes: int | None) -> set[int] | None:
+def _known_labels(path: str, label_scheme: str | None, task: str | None, num_classes: int | None) -> set[int] | None:
     """The values that masks may have; `None` where they are not known, which is said."""
-    if numbering is None:
+    if label_scheme is None:
         if task is not None:
-            others = ", ".join(name for name in NUMBERINGS if name != "task")
+            others = ", ".join(name for name in LABEL_SCHEMES if name != "task")
             raise DatalistError(
-                f"{path} does not say how its masks are numbered: give --numbering NAME with --task {task}, `task` "
+                f"{path} does not say how its masks are numbered: give --label_scheme NAME with --task {task}, `task` "
                 f"where they hold the task's own classes from 0 on, else one of {others}."
             )
         taken = "are not checked" if num_classes is None else f"are taken for classes from 0 to {num_classes - 1}"
         print(
-            f"{path} does not say how its masks are numbered, so label values {taken}: give --numbering NAME --task "
-            f"NAME to check them as training does (numberings: {', '.join(NUMBERINGS)}; tasks: {', '.join(TASKS)})"
+            f"{path} does not say how its masks are numbered, so label values {taken}: give --label_scheme NAME --task "
+            f"NAME to check them as training does (label schemes: {', '.join(LABEL_SCHEMES)}; "
+            f"tasks: {', '.join(TASKS)})"
         )
         return None
     if task is None:
         if num_classes is not None:
             raise DatalistError(
-                f"The masks of {path} are numbered as {numbering!r}: give --task NAME in place of --num_classes "
+                f"The masks of {path} are numbered as {label_scheme!r}: give --task NAME in place of --num_classes "
                 f"{num_classes} ({', '.join(TASKS)})."
             )
-        if numbering == "task":
+        if label_scheme == "task":
             print("label values are not checked: give --task NAME, whose classes they are")
             return None
-        return known_labels(numbering)
-    groups = label_map(numbering, task)
+        return known_labels(label_scheme)
+    groups = label_map(label_scheme, task)
     if num_classes is not None and len(groups) > num_classes:
         raise DatalistError(
             f"The task {task!r} has {len(groups)} classes with the background, more than --num_classes {num_classes}: "

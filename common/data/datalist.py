@@ -4,8 +4,9 @@ The format is the Medical Segmentation Decathlon's (Antonelli et al., Nature Com
 `validation` and `test` of items with an `image` (a file, a list of files with one modality each, or a DICOM folder),
 a `label`, and where the study has them `age` in years, `diagnosis`, `domain` (the set an item comes from) and
 `subject`. Paths are relative to the folder of the JSON file. Scans without a label may stand in a list `unlabelled`;
-`numbering` beside the lists may say how the label images are numbered (see `label_map`). The form of MONAI's Auto3DSeg
-is read, too: a list `testing` is the test list, and items may state the `fold` (from 0) in which they are held out.
+`label_scheme` beside the lists may say how the label images are numbered (see `label_map`). The form of MONAI's
+Auto3DSeg is read, too: a list `testing` is the test list, and items may state the `fold` (from 0) in which they are
+held out.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def load_datalist(
     split_seed: int | None = None,
     check: str = "header",
     num_classes: int | None = None,
-    numbering: str | None = None,
+    label_scheme: str | None = None,
     known_labels: Collection[int] | None = None,
 ) -> dict[str, Items]:
     """Read, split and check one datalist or several.
@@ -132,8 +133,8 @@ def load_datalist(
             an image of one file that is constant; labels), `"none"` at nothing. `"header"` reads headers of NIfTI files
             only; of other formats it checks that they are there, and of folders that they hold DICOM.
         num_classes: labels have to lie in `[0, num_classes)`; checked for numbers always, for images with `"full"`.
-        numbering: how the run takes the label images to be numbered (see `label_map`); a file that names another
-            `numbering` at its top level is refused. `None`, and a file that names none, check nothing.
+        label_scheme: how the run takes the label images to be numbered (see `label_map`); a file that names another
+            `label_scheme` at its top level is refused. `None`, and a file that names none, check nothing.
         known_labels: label images hold no other values; checked with `"full"`, and `None` checks nothing. Unlike
             `num_classes` it speaks of the labels as they are numbered in the files.
 
@@ -144,7 +145,7 @@ def load_datalist(
 
     Raises:
         DatalistError: a file or folder is missing or wrong, a required list is empty, or the masks have another
-            numbering; one error lists all that is wrong.
+            label scheme; one error lists all that is wrong.
         ValueError: an argument is out of its range.
     """
     if check not in ("none", "header", "full"):
@@ -163,7 +164,7 @@ def load_datalist(
     where = ", ".join(str(p) for p in paths)
     problems: list[Problem] = []
     base_dirs = _base_dirs(base_dir, paths)
-    lists = _merge(paths, base_dirs, image_key, label_key, training_sections, numbering, problems)
+    lists = _merge(paths, base_dirs, image_key, label_key, training_sections, label_scheme, problems)
     if pool_test and label_key is not None:
         lacking = [x for x in lists["test"] if "label" not in x]
         problems += [(_image_name(x), f"has no {label_key!r}, and `pool_test` trains on test items") for x in lacking]
@@ -411,6 +412,8 @@ def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
         if "test" in content:
             raise DatalistError(f"{path} has a list `test` and a list `testing`, which mean the same: keep one.")
         content["test"] = content.pop("testing")
+    if "numbering" in content:  # as files of earlier versions have it
+        content.setdefault("label_scheme", content.pop("numbering"))
     if not any(isinstance(content.get(name), list) for name in (*SECTIONS, *_SPELLINGS)):
         raise DatalistError(f"{path} is no datalist: it has none of the lists {', '.join(SECTIONS)}, unlabelled.")
     return content
@@ -448,7 +451,7 @@ def _merge(
     image_key: str,
     label_key: str | None,
     training_sections: Sequence[str],
-    numbering: str | None,
+    label_scheme: str | None,
     problems: list[Problem],
 ) -> dict[str, list[Item]]:
     lists: dict[str, list[Item]] = {section: [] for section in SECTIONS}
@@ -457,10 +460,10 @@ def _merge(
     missing = set(training_sections) - {*SECTIONS, *_SPELLINGS}
     for index, (path, base_dir) in enumerate(zip(paths, base_dirs, strict=True)):
         content = read_datalist(path)
-        if numbering is not None and content.get("numbering", numbering) != numbering:
+        if label_scheme is not None and content.get("label_scheme", label_scheme) != label_scheme:
             raise DatalistError(
-                f"The masks of {path} are numbered as {content['numbering']!r}, but the config id `numbering` is "
-                f"{numbering!r}: set it to {content['numbering']!r}, or correct `numbering` in the file."
+                f"The masks of {path} are numbered as {content['label_scheme']!r}, but the config id `label_scheme` is "
+                f"{label_scheme!r}: set it to {content['label_scheme']!r}, or correct `label_scheme` in the file."
             )
         sources = {"training": list(dict.fromkeys(training_sections))}
         sources |= {name: [name] for name in SECTIONS[1:] if name not in training_sections}

@@ -1,8 +1,8 @@
 """Several data sets as domains: what a net with one branch a data set is trained on (Med3D's 3DSeg-8).
 
 A domain is a mapping with a `name`, a `datalist`, and what its labels mean: either `num_classes`, where the masks hold
-0 to `num_classes` - 1 as they are, or `numbering` and `task` (see `label_map`). It may state a `dataset_dir` that the
-paths are relative to (by default the datalist's folder), a `label_key`, a `channel` of images with several, and a
+0 to `num_classes` - 1 as they are, or `label_scheme` and `task` (see `label_map`). It may state a `dataset_dir` that
+the paths are relative to (by default the datalist's folder), a `label_key`, a `channel` of images with several, and a
 `spacing` in mm in place of the median of its scans. The number of a domain in its list is that of its branch.
 """
 
@@ -16,11 +16,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from ..checks import renamed_sentence
 from ..nifti import NiftiError, is_nifti, nifti_affine
 from .datalist import SECTIONS, DatalistError, Item, Items, load_datalist, read_datalist
 from .label_maps import label_map
 
-KEYS = ("name", "datalist", "dataset_dir", "label_key", "num_classes", "numbering", "task", "channel", "spacing")
+KEYS = ("name", "datalist", "dataset_dir", "label_key", "num_classes", "label_scheme", "task", "channel", "spacing")
 
 _OPPOSITE = {"L": "R", "P": "A", "I": "S"}
 
@@ -78,7 +79,7 @@ def load_domains(
                 seed=seed,
                 split_seed=split_seed,
                 check=check,
-                numbering=domain.get("numbering"),
+                label_scheme=domain.get("label_scheme"),
                 known_labels={0}.union(*label_maps[domain["name"]].values()),
             )
         except DatalistError as error:
@@ -118,7 +119,7 @@ def domain_label_maps(domains: Sequence[Domain]) -> dict[str, dict[int, list[int
         if "num_classes" in domain:
             maps[domain["name"]] = {number: [number] for number in range(domain["num_classes"])}
         else:
-            maps[domain["name"]] = label_map(domain["numbering"], domain["task"])
+            maps[domain["name"]] = label_map(domain["label_scheme"], domain["task"])
     return maps
 
 
@@ -208,15 +209,18 @@ def _check(domains: Sequence[Domain]) -> None:
         at = f"Domain {domain.get('name', number)!r}"
         for key in domain:
             if key not in KEYS:
+                renamed = renamed_sentence(f"{at}: `{key}`", key, KEYS)
+                if renamed:
+                    raise ValueError(renamed)
                 near = difflib.get_close_matches(key, KEYS, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KEYS)}."
                 raise ValueError(f"{at} has an unknown key {key!r}; {hint}")
         for key in ("name", "datalist"):
             if not domain.get(key):
                 raise ValueError(f"{at} has no {key!r}.")
-        if ("num_classes" in domain) == ("numbering" in domain and "task" in domain):
+        if ("num_classes" in domain) == ("label_scheme" in domain and "task" in domain):
             raise ValueError(
-                f"{at} needs either `num_classes` or both `numbering` and `task`, to say what labels mean."
+                f"{at} needs either `num_classes` or both `label_scheme` and `task`, to say what labels mean."
             )
         if domain["name"] in names:
             raise ValueError(f"Two domains are called {domain['name']!r}: give them different names.")

@@ -1,9 +1,9 @@
-"""Translation of the label numberings of public sets into the classes of the segmentation tasks.
+"""Translation of the label schemes of public sets into the classes of the segmentation tasks.
 
-The tables stand beside this file in `label_maps/`. Each numbering says which of its labels make up which structure;
-`structures.json` says once, for all numberings of brain MRI, to which tissue class a structure belongs (its `rule` in
-words). So the same region gets the same class wherever a mask comes from. `classes.json` names the classes of the other
-tasks.
+The tables stand beside this file in `label_maps/`. Each label scheme says which of its labels make up which structure;
+`structures.json` says once, for all label schemes of brain MRI, to which tissue class a structure belongs (its `rule`
+in words). So the same region gets the same class wherever a mask comes from. `classes.json` names the classes of
+the other tasks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TISSUES = {1: "cortex", 2: "subcortical grey matter", 3: "white matter", 4: "CS
 _STRUCTURES = ("structures33", "structures34")
 _PARTS = ("structures", "tissues", "skull", "classes")  # of a table: name -> labels
 
-NUMBERINGS = (
+LABEL_SCHEMES = (
     "binary",
     "brats2020",
     "btcv",
@@ -64,11 +64,11 @@ TASKS = (
 )
 
 
-def label_map(numbering: str, task: str, num_classes: int | None = None) -> dict[int, list[int]]:
+def label_map(label_scheme: str, task: str, num_classes: int | None = None) -> dict[int, list[int]]:
     """Source labels of each class of a task, background included.
 
     Args:
-        numbering: how the masks at hand are numbered. `freesurfer`: aseg or aparc+aseg. `oasis_seg35`, `oasis_seg4`:
+        label_scheme: how the masks at hand are numbered. `freesurfer`: aseg or aparc+aseg. `oasis_seg35`, `oasis_seg4`:
             the 35 structures and four tissues of the neurite version of OASIS-1. `malpem`: the 138 regions of MALP-EM
             (ADNI). `dlmuse`: MUSE region numbers. `binary`: a brain mask, 1 to 255 is brain. `btcv`: the 13 organs of
             BTCV (Synapse). `msd_hippocampus`, `msd_brats` and the like: the Decathlon's Task04, Task01 and others.
@@ -88,24 +88,24 @@ def label_map(numbering: str, task: str, num_classes: int | None = None) -> dict
         num_classes: what the network is made for, background included; compared with the task where it is given.
 
     Returns:
-        Class -> its source labels, for every class. A class that the numbering lacks has an empty list; 0 has the
-        labels that the numbering knows and the task leaves to the background, so that all others can be told as
+        Class -> its source labels, for every class. A class that the label scheme lacks has an empty list; 0 has the
+        labels that the label scheme knows and the task leaves to the background, so that all others can be told as
         unknown.
 
     Raises:
-        ValueError: the numbering or the task is unknown, the numbering has no class of the task at all, or the task has
-            another number of classes.
+        ValueError: the label scheme or the task is unknown, the label scheme has no class of the task at all, or the
+            task has another number of classes.
     """
-    _check("numbering", numbering, NUMBERINGS)
+    _check("label scheme", label_scheme, LABEL_SCHEMES)
     classes = label_names(task)
     if num_classes not in (None, len(classes)):
         raise ValueError(
             f"num_classes is {num_classes}, but the task {task!r} has {len(classes)} classes with the background: "
             "leave num_classes out, since it follows from the task, or set the task that is meant."
         )
-    if numbering == "task":
+    if label_scheme == "task":
         return {index: [index] if index else [] for index in classes}
-    table = _read(numbering)
+    table = _read(label_scheme)
     groups: dict[int, list[int]] = {index: [] for index in classes if index > 0}
     if task == "skull":
         for key in ("structures", "tissues", "skull"):
@@ -122,9 +122,9 @@ def label_map(numbering: str, task: str, num_classes: int | None = None) -> dict
         for index in groups:
             groups[index] += part.get(classes[index], [])
     if not any(groups.values()):
-        raise ValueError(f"Masks numbered as {numbering!r} hold no class of the task {task!r}: choose another task.")
+        raise ValueError(f"Masks numbered as {label_scheme!r} hold no class of the task {task!r}: choose another task.")
     named = {label for labels in groups.values() for label in labels}
-    groups[0] = [label for label in known_labels(numbering) - named if label != 0]
+    groups[0] = [label for label in known_labels(label_scheme) - named if label != 0]
     return {index: sorted(groups[index]) for index in sorted(groups)}
 
 
@@ -141,14 +141,14 @@ def class_of_label(groups: Mapping[int, Sequence[int]]) -> list[int]:
     return table
 
 
-def known_labels(numbering: str) -> set[int]:
-    """Every label of a numbering but `task`, 0 included, whatever the task makes of it.
+def known_labels(label_scheme: str) -> set[int]:
+    """Every label of a label scheme but `task`, 0 included, whatever the task makes of it.
 
     Raises:
-        ValueError: the numbering is unknown.
+        ValueError: the label scheme is unknown.
     """
-    _check("numbering", numbering, NUMBERINGS)
-    table = _read(numbering)
+    _check("label scheme", label_scheme, LABEL_SCHEMES)
+    table = _read(label_scheme)
     return {0} | {label for key in _PARTS for labels in table.get(key, {}).values() for label in labels}
 
 

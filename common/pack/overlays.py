@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checks import renamed_sentence
 from ..json_files import read_json, to_json
 from ..overlays import find_overlay
 from .metadata import described
@@ -63,7 +64,11 @@ def changed_configs(bundle: Path, files: Sequence[Path], override: Mapping[str, 
     known |= {name for _, overlay in overlays for name in _references(overlay)}
     for source, overlay in overlays:
         for key in overlay:
-            if key.lstrip("+").replace("::", "#").split("#")[0] not in known:
+            name = key.lstrip("+").replace("::", "#").split("#")[0]
+            if name not in known:
+                renamed = renamed_sentence(f"`{name}` in {source}", name, known)
+                if renamed:
+                    raise ValueError(renamed)
                 raise ValueError(f"{source} sets `{key}`, and no base file of {bundle.name} has such an id.")
     changes = [overlay for _, overlay in overlays]
     schedules = [read_json(path) for path in found if path.parent.name == "schedules"]  # of fine-tuning alone

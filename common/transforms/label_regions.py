@@ -14,9 +14,9 @@ from ..volumes import format_shape, label_problem, volume_name, whole_labels
 class LabelRegionsd(MapTransform):
     """Turn label images into one channel a region, each the union of some classes; regions may overlap.
 
-    For the evaluation, or a sigmoid's targets, of nested regions: those of BraTS in the numbering of the task `brats`
-    are `[[3], [2, 3], [1, 2, 3]]`, enhancing tumour, tumour core and whole tumour (nnFormer and SimTROT evaluate them).
-    Data type and metadata stay; one look-up a voxel, whatever the number of regions.
+    For the evaluation, or a sigmoid's targets, of nested regions: those of BraTS in the label scheme of the task
+    `brats` are `[[3], [2, 3], [1, 2, 3]]`, enhancing tumour, tumour core and whole tumour (nnFormer and SimTROT
+    evaluate them). Data type and metadata stay; one look-up a voxel, whatever the number of regions.
 
     Args:
         keys: label images (1, *spatial) of class numbers; they become (R, *spatial) of 0 and 1 for R regions.

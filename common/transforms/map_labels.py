@@ -20,7 +20,7 @@ class MapLabelsd(MapTransform):
         keys: label images of any shape.
         groups: class -> its source labels, as `common.data.label_map` makes it or as JSON has it (keys may be
             strings). Empty groups are allowed. Background, 0, stays 0 unless a group names it. Where sets of different
-            numberings are mixed: domain -> groups; an item's `domain_key` then tells which apply.
+            label schemes are mixed: domain -> groups; an item's `domain_key` then tells which apply.
         other: class of source labels that no group names; `"error"` refuses them.
         allow_missing_keys: whether items may lack keys.
         domain_key: key of an item that names its domain.
@@ -81,13 +81,13 @@ class MapLabelsd(MapTransform):
             unknown = format_values(values[mapped < 0].numpy(force=True), 10)
             if domain is None:
                 raise ValueError(
-                    f"{volume_name(label, key)} has labels that no class names ({unknown}): set the numbering of the "
-                    "masks (config id `numbering`), name these labels in `groups` (config id `label_map`), or give "
-                    "`other` (config id `unknown_labels`) a class."
+                    f"{volume_name(label, key)} has labels that no class names ({unknown}): set the label scheme of "
+                    "the masks (config id `label_scheme`), name these labels in `groups` (config id `label_map`), or "
+                    "give `other` (config id `unknown_labels`) a class."
                 )
             raise ValueError(
                 f"{volume_name(label, key)} has labels that no class of the domain {domain!r} names ({unknown}): set "
-                "that domain's `num_classes`, or its `numbering` and `task`, so that each of its labels has a class."
+                "that domain's `num_classes`, or its `label_scheme` and `task`, so that each of its labels has a class."
             )
         return convert_to_dst_type(mapped, label, dtype=label.dtype)[0]
 

@@ -94,7 +94,7 @@ def test_padding_does_not_count_in_transfer(run, tmp_path, one_test_scan, overla
         output_dir=str(tmp_path),
         execute=False,
         task="skull",
-        numbering="binary",
+        label_scheme="binary",
         num_classes=2,
         datalist=str(one_test_scan / "skull.json"),
         image_size=[64] * 3,
@@ -271,7 +271,7 @@ def liver(run, one_test_scan, tmp_path_factory):
     folder = tmp_path_factory.mktemp("liver")
     organ = {
         "datalist": str(one_test_scan / "skull.json"),
-        "numbering": "binary",
+        "label_scheme": "binary",
         "task": "skull",
         "segmentation_net#width": 4,
     }
@@ -298,7 +298,7 @@ def test_two_stages(run, liver, cohort, one_test_scan, caplog):
     }
     evaluated(run, folder / "fine", *overlays, **own)
     assert len(rows(folder / "fine/eval/val_mean_dice_raw.csv")) == 1
-    del own["numbering"]
+    del own["label_scheme"]
     predict(run, folder / "fine", *overlays, **own)
     assert "the first stage finds nothing" not in caplog.text
     check_masks(folder / "fine/predictions", cohort, one_test_scan / "skull.json")

@@ -89,7 +89,7 @@ def packed(request, small, tmp_path_factory) -> Path:
         ROOT / "bundles" / request.param,
         tmp_path_factory.mktemp("model"),
         config_file=[Path(name) for name in files],
-        override={"dataset_dir": "/workspace/data", "numbering": "task", **values},
+        override={"dataset_dir": "/workspace/data", "label_scheme": "task", **values},
     )
     return folder
 
@@ -276,7 +276,7 @@ def test_a_traced_net_serves_without_weights(infer, small, small_files, study, t
         ROOT / "bundles" / "pretrain_once",
         tmp_path,
         config_file=[Path(name) for name in files],
-        override={"dataset_dir": "/workspace/data", "numbering": "task", **values},
+        override={"dataset_dir": "/workspace/data", "label_scheme": "task", **values},
     )
     configs = ROOT / "bundles" / "pretrain_once" / "configs"
     files = [str(configs / name) for name in ("inference.json", *small_files["pretrain_once"])]

@@ -105,7 +105,7 @@ def test_padded_voxels_move_neither_loss_nor_scores(cohort, bundle, files):
     windows = bundle == "transseg"  # pads the windows that it trains on, not volumes
     sizes = {"image_size": [48, 48]} if windows else LARGE
     parser = parsed(bundle, "train.json", *files, "evaluate.json", native=False, **sizes)
-    parser.update({"dataset_dir": str(cohort), "task": "structures4", "numbering": "oasis_seg4", "num_classes": 5})
+    parser.update({"dataset_dir": str(cohort), "task": "structures4", "label_scheme": "oasis_seg4", "num_classes": 5})
     item = load_datalist(cohort / "structures4.json", check="none")["training"][0]
     where = "deterministic_transforms"
     for step in parser.get_parsed_content(where if where in parser.get() else f"train#{where}"):

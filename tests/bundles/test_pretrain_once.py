@@ -296,7 +296,7 @@ def test_skull_task(run_bundle, tiny, tmp_path):
 
 
 def test_structures33_through_the_label_map(run_bundle, tiny, tmp_path):
-    """Labels of the file's numbering are those of the classes after mapping, voxel by voxel."""
+    """Labels of the file's label scheme are those of the classes after mapping, voxel by voxel."""
     from common.data import label_map
 
     groups = label_map("oasis_seg35", "structures33")
@@ -313,7 +313,7 @@ def test_structures33_through_the_label_map(run_bundle, tiny, tmp_path):
         "train.json",
         tiny["unetr"],
         "tasks/structures33.json",
-        numbering="oasis_seg35",
+        label_scheme="oasis_seg35",
         dataset_dir=str(tmp_path / "data"),
         output_dir=str(tmp_path / "out"),
         max_epochs=1,
@@ -384,17 +384,17 @@ def test_source_and_target_presets_take_what_prepare_writes(tmp_path, preset):
     images = {x["image"] for x in applied.get_parsed_content("data")}
     assert images > {x["image"] for x in data["test"]}
 
-    # One set alone, taken for another numbering.
+    # One set alone, taken for another label scheme.
     alone = ConfigParser()
     alone.read_config([str(CONFIGS / name) for name in ("train.json", "datasets/oasis1.json")])
     alone["dataset_dir"] = str(tmp_path / "oasis1")
     assert alone.get_parsed_content("data")["training"]
-    alone["numbering"] = "oasis_seg4"
+    alone["label_scheme"] = "oasis_seg4"
     alone.parse(True)
     with pytest.raises(RuntimeError) as error:
         alone.get_parsed_content("data")
     assert isinstance(error.value.__cause__, DatalistError)
-    assert "config id `numbering` is 'oasis_seg4'" in str(error.value.__cause__)
+    assert "config id `label_scheme` is 'oasis_seg4'" in str(error.value.__cause__)
 
 
 def test_pretraining_reads_unlabelled_scans_too(tmp_path):

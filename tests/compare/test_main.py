@@ -21,8 +21,8 @@ WORDS = ["--bundle", BUNDLE, "--arms", "scratch", "--output", "out"]
         (["--stepz=6", "--plan"], "There is no option --stepz; did you mean --steps?"),
         (["--config-files=x"], "There is no option --config_files; did you mean --config_file?"),
         (
-            ["--numbering", "dlmuse"],
-            "--numbering is no option but an id of the bundle's config: use `--override numbering=dlmuse`.",
+            ["--label_scheme", "dlmuse"],
+            "--label_scheme is no option but an id of the bundle's config: use `--override label_scheme=dlmuse`.",
         ),
         (
             ["--train#dataloader#batch_size=4"],
@@ -32,7 +32,11 @@ WORDS = ["--bundle", BUNDLE, "--arms", "scratch", "--output", "out"]
         (["--num_workers", "0"], "--num_workers is no option but an id of the bundle's config: use "),
         (["--pretext", "x"], "--pretext is no option but an id of the bundle's config: use `--pretrain_override pre"),
         (["--max_epochs", "3"], "--max_epochs is no option; the comparison sets this id by itself: use --steps, --ep"),
-        (["--numberin", "dlmuse"], "There is no option --numberin; did you mean `--override numbering=dlmuse`?"),
+        (
+            ["--label_schem", "dlmuse"],
+            "There is no option --label_schem; did you mean `--override label_scheme=dlmuse`?",
+        ),
+        (["--numbering", "dlmuse"], "--numbering is no more: it is `label_scheme` now, how the masks are"),
         (["-x", "1"], "There is no option --x; `python -m common.compare --help` lists them."),
     ],
 )
@@ -51,10 +55,10 @@ def test_what_fire_understands_is_let_through(words):
 
 def test_the_bundle_of_a_settings_file(tmp_path):
     (tmp_path / "s.json").write_text(json.dumps({"bundle": BUNDLE, "arms": "scratch"}))
-    with pytest.raises(CompareError, match="use `--override numbering=dlmuse`"):
-        module.check_options(["--settings", str(tmp_path / "s.json"), "--output", "out", "--numbering", "dlmuse"])
-    with pytest.raises(CompareError, match="There is no option --numbering; `python"):
-        module.check_options(["--settings", str(tmp_path / "none.json"), "--numbering", "dlmuse"])
+    with pytest.raises(CompareError, match="use `--override label_scheme=dlmuse`"):
+        module.check_options(["--settings", str(tmp_path / "s.json"), "--output", "out", "--label_scheme", "dlmuse"])
+    with pytest.raises(CompareError, match="There is no option --label_scheme; `python"):
+        module.check_options(["--settings", str(tmp_path / "none.json"), "--label_scheme", "dlmuse"])
 
 
 def test_nothing_runs_with_an_unknown_option(monkeypatch):

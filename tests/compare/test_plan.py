@@ -363,8 +363,8 @@ def test_what_cannot_be_run_is_said_before_anything_runs(plan, tiny, tmp_path, g
     ("given", "sentence"),
     [
         (
-            {"override": "numberin=dlmuse"},
-            r"--override numberin names no id of train.json \+ \S+; did you mean numbering?",
+            {"override": "label_schem=dlmuse"},
+            r"--override label_schem names no id of train.json \+ \S+; did you mean label_scheme?",
         ),
         ({"override": "train#dataloader#batchsize=1"}, "did you mean train#dataloader#batch_size?"),
         ({"override": "model_pth=x"}, "--override model_pth names no id of train.json"),  # of evaluation alone, then
@@ -384,9 +384,9 @@ def test_overrides_that_a_run_would_refuse(plan, given, sentence):
 
 
 @pytest.mark.parametrize("section", ["training", "test"])
-def test_masks_of_another_numbering_are_refused_before_any_run(plan, cohort, tmp_path, section):
+def test_masks_of_another_label_scheme_are_refused_before_any_run(plan, cohort, tmp_path, section):
     content = json.loads((cohort / "structures4.json").read_text())
-    content.pop("numbering", None)
+    content.pop("label_scheme", None)
     first = cohort / content[section][0]["label"]
     mask = nib.load(first)
     label = np.asarray(mask.dataobj).copy()

@@ -83,7 +83,7 @@ def test_3dseg8():
 DATASETS = sorted(path.stem for path in (CONFIGS / "datasets").glob("*.json"))
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if "numbering" in read(f"datasets/{name}.json")])
+@pytest.mark.parametrize("name", [name for name in DATASETS if "label_scheme" in read(f"datasets/{name}.json")])
 def test_classes_of_a_data_set_are_those_of_its_label_map(name):
     parser = parsed("train.json", f"datasets/{name}.json")
     classes = parser.get_parsed_content("label_map")

@@ -664,7 +664,7 @@ def test_a_required_list_without_the_target_domain_names_it(tmp_path):
         load_datalist(path, required=["test"], target_domain="a")
 
 
-# --- lists for pre-training, numbering -----------------------------------------------------------------------------
+# --- lists for pre-training, label scheme -----------------------------------------------------------------------------
 
 
 def test_a_missing_unlabelled_list_counts_as_empty(tmp_path):
@@ -675,15 +675,18 @@ def test_a_missing_unlabelled_list_counts_as_empty(tmp_path):
         load_datalist(path, label_key=None, training_sections=["unlabelled"], required=["training"])
 
 
-def test_another_numbering_is_refused(tmp_path):
-    path = edit(make_study(tmp_path), lambda c: c.update(numbering="oasis_seg4"))
+def test_another_label_scheme_is_refused(tmp_path):
+    path = edit(make_study(tmp_path), lambda c: c.update(label_scheme="oasis_seg4"))
     lists = load_datalist(path)
-    assert load_datalist(path, numbering="oasis_seg4") == lists
-    with pytest.raises(DatalistError, match=r"'oasis_seg4'.*config id `numbering` is 'oasis_seg35'") as error:
-        load_datalist(path, numbering="oasis_seg35")
+    assert load_datalist(path, label_scheme="oasis_seg4") == lists
+    with pytest.raises(DatalistError, match=r"'oasis_seg4'.*config id `label_scheme` is 'oasis_seg35'") as error:
+        load_datalist(path, label_scheme="oasis_seg35")
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+    edit(path, lambda c: c.update(numbering=c.pop("label_scheme")))  # files of earlier versions
+    with pytest.raises(DatalistError, match=r"'oasis_seg4'.*config id `label_scheme` is 'oasis_seg35'"):
+        load_datalist(path, label_scheme="oasis_seg35")
     edit(path, lambda c: c.pop("numbering"))
-    assert load_datalist(path, numbering="oasis_seg35") == lists
+    assert load_datalist(path, label_scheme="oasis_seg35") == lists
 
 
 def test_a_link_to_a_test_scan_is_that_scan(tmp_path):

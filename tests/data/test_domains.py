@@ -65,11 +65,11 @@ def test_items_know_their_domain_and_branch(domains):
     assert len(load_domains(domains, fraction=0.3)["training"]) == 2  # one of each
 
 
-def test_a_known_numbering(domains):
+def test_a_known_label_scheme(domains):
     domains[1] = {
         "name": "b",
         "datalist": domains[1]["datalist"],
-        "numbering": "msd_hippocampus",
+        "label_scheme": "msd_hippocampus",
         "task": "hippocampus",
     }
     assert domain_label_maps(domains) == {"a": {0: [0], 1: [1], 2: [2]}, "b": {0: [], 1: [1], 2: [2]}}
@@ -155,8 +155,9 @@ def test_an_error_names_the_domain(domains):
     ("change", "message"),
     [
         ({"nam": "x"}, "Domain 'b' has an unknown key 'nam'; did you mean 'name'?"),
+        ({"numbering": "x"}, "Domain 'b': `numbering` is no more: it is `label_scheme` now"),
         ({"datalist": None}, "Domain 'b' has no 'datalist'."),
-        ({"task": "hippocampus", "numbering": "msd_hippocampus"}, "needs either `num_classes` or both"),
+        ({"task": "hippocampus", "label_scheme": "msd_hippocampus"}, "needs either `num_classes` or both"),
         ({"num_classes": ...}, "needs either `num_classes` or both"),
         ({"name": "a"}, "Two domains are called 'a'"),
     ],

@@ -11,8 +11,8 @@ from common.data import class_of_label, label_map, label_names, num_classes
 from common.transforms import MapLabelsd
 
 # Of other sets than brain MRI with its structures.
-OTHERS = ("brats2020", "btcv", "visceral", *(name for name in module.NUMBERINGS if name.startswith("msd_")))
-NUMBERINGS = tuple(name for name in module.NUMBERINGS if name not in ("task", *OTHERS))
+OTHERS = ("brats2020", "btcv", "visceral", *(name for name in module.LABEL_SCHEMES if name.startswith("msd_")))
+LABEL_SCHEMES = tuple(name for name in module.LABEL_SCHEMES if name not in ("task", *OTHERS))
 TASKS = module.TASKS
 SEG35 = [0, *range(1, 19), 0, *range(19, 34), 0]  # class of structures33 for the labels 1..35, plexuses without one
 
@@ -21,24 +21,24 @@ def inverse(groups: dict[int, list[int]]) -> dict[int, int]:
     return {source: target for target, labels in groups.items() for source in labels}
 
 
-def test_the_tables_of_the_package_are_the_known_numberings():
+def test_the_tables_of_the_package_are_the_known_label_schemes():
     files = {p.stem for p in Path(module.__file__).with_name("label_maps").glob("*.json")}
-    assert files == {*NUMBERINGS, *OTHERS, "structures", "classes"}
+    assert files == {*LABEL_SCHEMES, *OTHERS, "structures", "classes"}
 
 
 @pytest.mark.parametrize(("task", "count"), [("skull", 1), ("structures4", 4), ("structures33", 33)])
-@pytest.mark.parametrize("numbering", NUMBERINGS)
-def test_every_class_is_there_and_no_label_is_in_two(numbering, task, count):
-    if (numbering, task) in {("binary", "structures4"), ("binary", "structures33"), ("oasis_seg4", "structures33")}:
-        with pytest.raises(ValueError, match=f"{numbering!r} hold no class of the task {task!r}"):
-            label_map(numbering, task)
+@pytest.mark.parametrize("label_scheme", LABEL_SCHEMES)
+def test_every_class_is_there_and_no_label_is_in_two(label_scheme, task, count):
+    if (label_scheme, task) in {("binary", "structures4"), ("binary", "structures33"), ("oasis_seg4", "structures33")}:
+        with pytest.raises(ValueError, match=f"{label_scheme!r} hold no class of the task {task!r}"):
+            label_map(label_scheme, task)
         return
-    groups = label_map(numbering, task)
+    groups = label_map(label_scheme, task)
     assert list(groups) == list(label_names(task)) == list(range(count + 1))
     labels = [x for group in groups.values() for x in group]
     assert len(labels) == len(set(labels)) and min(labels) > 0
-    # Every label that the numbering knows has a place, in class 0 where the task leaves it out.
-    assert sorted(labels) == label_map(numbering, "skull")[1]
+    # Every label that the label scheme knows has a place, in class 0 where the task leaves it out.
+    assert sorted(labels) == label_map(label_scheme, "skull")[1]
     assert groups[0] == sorted(groups[0]) and 0 not in groups[0]
 
 
@@ -53,16 +53,16 @@ def test_the_classes_of_a_task_are_themselves(task):
 
 
 def test_skull_is_what_has_a_tissue():
-    for numbering in NUMBERINGS:
-        if numbering != "binary":
-            tissues = label_map(numbering, "structures4")
-            assert sorted(x for group in tissues.values() for x in group) == label_map(numbering, "skull")[1]
-            assert tissues[0] == label_map(numbering, "skull")[0] == []
+    for label_scheme in LABEL_SCHEMES:
+        if label_scheme != "binary":
+            tissues = label_map(label_scheme, "structures4")
+            assert sorted(x for group in tissues.values() for x in group) == label_map(label_scheme, "skull")[1]
+            assert tissues[0] == label_map(label_scheme, "skull")[0] == []
     assert label_map("binary", "skull") == {0: [], 1: list(range(1, 256))}
 
 
 @pytest.mark.parametrize(
-    ("numbering", "background"),
+    ("label_scheme", "background"),
     [
         # Choroid plexuses.
         ("oasis_seg35", {19, 35}),
@@ -73,8 +73,8 @@ def test_skull_is_what_has_a_tissue():
         ("dlmuse", {1, 46, 69, 71, 72, 73, 75, 76, 95}),
     ],
 )
-def test_structures33_leaves_known_labels_to_the_background(numbering, background):
-    groups = label_map(numbering, "structures33")
+def test_structures33_leaves_known_labels_to_the_background(label_scheme, background):
+    groups = label_map(label_scheme, "structures33")
     assert set(groups[0]) == background
     assert not background & {x for index, group in groups.items() if index > 0 for x in group}
 
@@ -93,7 +93,7 @@ def test_dlmuse_has_the_148_labels_of_its_masks():
     assert len(label_map("dlmuse", "skull")[1]) == 148
 
 
-# One region in each numbering, written here by hand: (FreeSurfer, seg35, MALP-EM, MUSE).
+# One region in each label scheme, written here by hand: (FreeSurfer, seg35, MALP-EM, MUSE).
 REGIONS = {
     "left hippocampus": (17, 14, 20, 48),
     "right hippocampus": (53, 30, 19, 47),
@@ -116,9 +116,9 @@ REGIONS = {
 
 @pytest.mark.parametrize("task", ["structures4", "structures33"])
 @pytest.mark.parametrize("region", REGIONS)
-def test_one_region_has_one_class_in_all_numberings(region, task):
-    numberings = ("freesurfer", "oasis_seg35", "malpem", "dlmuse")
-    classes = {inverse(label_map(n, task))[label] for n, label in zip(numberings, REGIONS[region], strict=True)}
+def test_one_region_has_one_class_in_all_label_schemes(region, task):
+    label_schemes = ("freesurfer", "oasis_seg35", "malpem", "dlmuse")
+    classes = {inverse(label_map(n, task))[label] for n, label in zip(label_schemes, REGIONS[region], strict=True)}
     assert len(classes) == 1
     if task == "structures33":
         assert classes == {SEG35[REGIONS[region][1]]}
@@ -137,7 +137,7 @@ def test_tissues_are_those_of_freesurfer(labels, tissue):
     assert {inverse(label_map("freesurfer", "structures4"))[x] for x in labels} == {tissue}
 
 
-def test_structures_that_a_numbering_lacks_are_empty():
+def test_structures_that_a_label_scheme_lacks_are_empty():
     names = label_names("structures33")
     assert [names[i] for i, labels in label_map("dlmuse", "structures33").items() if not labels] == [
         "Left-Vessel",
@@ -164,7 +164,7 @@ def test_the_organs_of_btcv():
     assert [ORGANS13[label[0] - 1] for c, label in label_map("btcv", "organs8").items() if c] == names
 
 
-def test_the_decathlon_numberings_are_their_tasks_classes():
+def test_the_decathlon_label_schemes_are_their_tasks_classes():
     assert label_map("msd_hippocampus", "hippocampus") == {0: [], 1: [1], 2: [2]}
     assert label_names("hippocampus") == {0: "background", 1: "anterior", 2: "posterior"}
     assert label_map("msd_brats", "brats") == {0: [], 1: [1], 2: [2], 3: [3]}
@@ -191,9 +191,9 @@ def test_brats_itself_has_other_numbers_than_the_decathlons_brats():
         mapped({"label": torch.tensor([0, 1, 2, 3])})
 
 
-@pytest.mark.parametrize("numbering", OTHERS)
+@pytest.mark.parametrize("label_scheme", OTHERS)
 @pytest.mark.parametrize("task", TASKS)
-def test_other_sets_have_their_own_tasks_only(numbering, task):
+def test_other_sets_have_their_own_tasks_only(label_scheme, task):
     organs = ("organs8", "organs13")  # which have the name of an organ in common with these
     own = {
         "btcv": (*organs, "liver", "pancreas", "spleen"),
@@ -208,30 +208,30 @@ def test_other_sets_have_their_own_tasks_only(numbering, task):
         "msd_spleen": (*organs, "spleen"),
         "msd_vessel": ("vessel",),
     }
-    if task in own[numbering]:
-        assert list(label_map(numbering, task)) == list(label_names(task))
+    if task in own[label_scheme]:
+        assert list(label_map(label_scheme, task)) == list(label_names(task))
         return
-    with pytest.raises(ValueError, match=f"{numbering!r} hold no class of the task {task!r}"):
-        label_map(numbering, task)
+    with pytest.raises(ValueError, match=f"{label_scheme!r} hold no class of the task {task!r}"):
+        label_map(label_scheme, task)
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if not task.startswith(("structures", "skull"))])
 def test_brain_structures_are_no_classes_of_the_other_tasks(task):
-    for numbering in NUMBERINGS:
-        with pytest.raises(ValueError, match=f"{numbering!r} hold no class of the task {task!r}"):
-            label_map(numbering, task)
+    for label_scheme in LABEL_SCHEMES:
+        with pytest.raises(ValueError, match=f"{label_scheme!r} hold no class of the task {task!r}"):
+            label_map(label_scheme, task)
 
 
 @pytest.mark.parametrize(
-    ("numbering", "task", "message"),
+    ("label_scheme", "task", "message"),
     [
-        ("aseg", "skull", "Unknown numbering 'aseg'; known are .*freesurfer.*, task"),
+        ("aseg", "skull", "Unknown label scheme 'aseg'; known are .*freesurfer.*, task"),
         ("dlmuse", "structures5", "Unknown task 'structures5'; known are skull"),
     ],
 )
-def test_unknown_names_list_the_known(numbering, task, message):
+def test_unknown_names_list_the_known(label_scheme, task, message):
     with pytest.raises(ValueError, match=message):
-        label_map(numbering, task)
+        label_map(label_scheme, task)
 
 
 def test_results_are_own_copies_and_survive_json():
@@ -241,16 +241,16 @@ def test_results_are_own_copies_and_survive_json():
     assert {int(k): v for k, v in json.loads(json.dumps(groups)).items()} == groups
 
 
-@pytest.mark.parametrize("numbering", [name for name in module.NUMBERINGS if name != "task"])
-def test_every_task_knows_the_same_labels(numbering):
+@pytest.mark.parametrize("label_scheme", [name for name in module.LABEL_SCHEMES if name != "task"])
+def test_every_task_knows_the_same_labels(label_scheme):
     fits = 0
     for task in TASKS:
         try:
-            groups = label_map(numbering, task)
+            groups = label_map(label_scheme, task)
         except ValueError:
             continue
         fits += 1
-        assert {0}.union(*groups.values()) == module.known_labels(numbering)
+        assert {0}.union(*groups.values()) == module.known_labels(label_scheme)
     assert fits
 
 

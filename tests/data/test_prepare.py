@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from common.data import DatalistError, load_datalist
-from common.data.label_maps import NUMBERINGS
+from common.data.label_maps import LABEL_SCHEMES
 from common.data.prepare import COLLECTORS, merge, prepare, write_datalist
-from common.data.prepare.datasets import _NUMBERING_OF, describe
+from common.data.prepare.datasets import _LABEL_SCHEME_OF, describe
 from common.data.prepare.split import split_by_subject
 
 SECTIONS = ("training", "validation", "test")
@@ -193,9 +193,9 @@ def brats(tmp_path):
 def test_decathlon_with_all_contrasts_in_a_file(brats, tmp_path):
     """The 80/15/5 split that SimTROT makes of Task01: shares of the scans with labels."""
     output = tmp_path / "brats.json"
-    options = {"validation": 0.15, "test": 0.05, "domain": "brats", "numbering": "msd_brats"}
+    options = {"validation": 0.15, "test": 0.05, "domain": "brats", "label_scheme": "msd_brats"}
     prepare("decathlon", brats, output, **options)
-    lists = load_datalist(output, check="full", num_classes=2, numbering="msd_brats")
+    lists = load_datalist(output, check="full", num_classes=2, label_scheme="msd_brats")
     assert {k: len(v) for k, v in lists.items()} == {"training": 32, "validation": 6, "test": 2}
     items = [x for section in SECTIONS for x in lists[section]]
     assert sorted(x["subject"] for x in items) == [f"BRATS_{i:03d}" for i in range(1, 41)]
@@ -205,8 +205,8 @@ def test_decathlon_with_all_contrasts_in_a_file(brats, tmp_path):
     assert "unlabelled" not in content and content["test_scans_left_out"] == 2
     unlabelled = prepare("decathlon", brats, output, **options, transductive=True, force=True)["unlabelled"]
     assert [x["subject"] for x in unlabelled] == ["BRATS_485", "BRATS_486"]
-    with pytest.raises(DatalistError, match=r"numbered as 'msd_brats', but the config id `numbering` is 'freesurfer'"):
-        load_datalist(output, numbering="freesurfer")
+    with pytest.raises(DatalistError, match=r"'msd_brats', but the config id `label_scheme` is 'freesurfer'"):
+        load_datalist(output, label_scheme="freesurfer")
 
 
 def test_decathlon_finds_a_label_on_another_grid(brats, tmp_path):
@@ -283,11 +283,11 @@ def test_synapse_has_the_published_split(tmp_path):
     btcv(tmp_path / "btcv")
     touch(tmp_path / "btcv", "Testing/img/img0061.nii.gz")
     content = prepare("synapse", tmp_path / "btcv", tmp_path / "a.json", seed=3)
-    lists = load_datalist(tmp_path / "a.json", numbering="btcv")
+    lists = load_datalist(tmp_path / "a.json", label_scheme="btcv")
     assert {k: len(v) for k, v in lists.items()} == {"training": 18, "validation": 0, "test": 12}
     assert [x["subject"] for x in lists["test"]] == BTCV_TEST
     assert [x["subject"] for x in lists["training"]] == [n for n in BTCV if n not in BTCV_TEST]
-    assert "unlabelled" not in content and content["numbering"] == "btcv"
+    assert "unlabelled" not in content and content["label_scheme"] == "btcv"
     assert {x["domain"] for x in lists["training"]} == {"synapse"}
 
 
@@ -399,7 +399,7 @@ def test_abide_scans_of_one_subject_stay_together(tmp_path):
     content = prepare("abide", tmp_path / "a", tmp_path / "a.json", validation=1, test=1)
     found = split_of(content)
     assert sum(len(subjects) for subjects in found.values()) == len(set().union(*found.values())) == 3
-    assert "numbering" not in content and all(x["domain"] == "abide" for x in content["training"])
+    assert "label_scheme" not in content and all(x["domain"] == "abide" for x in content["training"])
 
 
 def brats_subject(root, name, contrasts=("flair", "t1", "t1ce", "t2", "seg")):
@@ -477,14 +477,14 @@ def test_brats_lacks_a_contrast(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_brats_states_its_numbering(tmp_path):
+def test_brats_states_its_label_scheme(tmp_path):
     for number in range(4):
         brats_subject(tmp_path / "b", f"BraTS20_Training_00{number}")
     prepare("brats", tmp_path / "b", tmp_path / "a.json", validation=1, test=1)
-    lists = load_datalist(tmp_path / "a.json", check="full", numbering="brats2020", known_labels={0, 1, 2, 4})
+    lists = load_datalist(tmp_path / "a.json", check="full", label_scheme="brats2020", known_labels={0, 1, 2, 4})
     assert [len(lists[s]) for s in SECTIONS] == [2, 1, 1] and len(lists["test"][0]["image"]) == 4
-    with pytest.raises(DatalistError, match=r"'brats2020', but the config id `numbering` is 'msd_brats'"):
-        load_datalist(tmp_path / "a.json", numbering="msd_brats")
+    with pytest.raises(DatalistError, match=r"'brats2020', but the config id `label_scheme` is 'msd_brats'"):
+        load_datalist(tmp_path / "a.json", label_scheme="msd_brats")
 
 
 def test_bids(tmp_path):
@@ -599,29 +599,29 @@ def test_what_is_written_loads(ixi, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "numbering"),
-    [({}, "oasis_seg35"), ({"label": "seg4"}, "oasis_seg4"), ({"numbering": "freesurfer"}, "freesurfer")],
+    ("options", "label_scheme"),
+    [({}, "oasis_seg35"), ({"label": "seg4"}, "oasis_seg4"), ({"label_scheme": "freesurfer"}, "freesurfer")],
 )
-def test_the_numbering_is_that_of_the_masks(tmp_path, options, numbering):
+def test_the_label_scheme_is_that_of_the_masks(tmp_path, options, label_scheme):
     names = ("norm", "seg4", "seg35")
     touch(tmp_path / "o", *(f"OASIS_OAS1_000{i}_MR1/{n}.nii.gz" for i in range(4) for n in names))
     prepare("oasis1", tmp_path / "o", tmp_path / "a.json", validation=1, test=1, **options)
-    load_datalist(tmp_path / "a.json", numbering=numbering)
-    with pytest.raises(DatalistError, match=f"{numbering!r}.* `numbering` is 'dlmuse'"):
-        load_datalist(tmp_path / "a.json", numbering="dlmuse")
+    load_datalist(tmp_path / "a.json", label_scheme=label_scheme)
+    with pytest.raises(DatalistError, match=f"{label_scheme!r}.* `label_scheme` is 'dlmuse'"):
+        load_datalist(tmp_path / "a.json", label_scheme="dlmuse")
 
 
-def test_the_documented_overlays_take_the_numberings_that_are_written(tmp_path):
+def test_the_documented_overlays_take_the_label_schemes_that_are_written(tmp_path):
     bundles = Path(__file__).parents[2] / "bundles"
     documented = set()
-    for name, published in _NUMBERING_OF.items():
+    for name, published in _LABEL_SCHEME_OF.items():
         written = published.format(label=inspect.signature(COLLECTORS["oasis1"]).parameters["label"].default)
-        assert written in NUMBERINGS
+        assert written in LABEL_SCHEMES
         for overlay in bundles.glob(f"*/configs/datasets/{name}.json"):
             content = json.loads(overlay.read_text())
             # None where the labels are ages or diagnoses; SimTROT's `brats` is the Decathlon's Task01.
-            if "numbering" in content and content["numbering"] != "msd_brats":
-                assert content["numbering"] == written
+            if "label_scheme" in content and content["label_scheme"] != "msd_brats":
+                assert content["label_scheme"] == written
                 documented.add((overlay.parents[2].name, name))
     assert documented >= {
         *(("pretrain_once", name) for name in ("adni", "cc359", "oasis1")),
@@ -632,14 +632,14 @@ def test_the_documented_overlays_take_the_numberings_that_are_written(tmp_path):
     }
 
 
-def test_a_numbering_that_is_not_known_is_not_written(ixi, tmp_path):
-    assert "numbering" not in prepare("ixi", ixi, tmp_path / "a.json")
-    assert prepare("ixi", ixi, tmp_path / "b.json", numbering="dlmuse")["numbering"] == "dlmuse"
-    with pytest.raises(DatalistError, match=r"Unknown numbering 'muse'; known are .*dlmuse"):
-        prepare("ixi", ixi, tmp_path / "c.json", numbering="muse")
+def test_a_label_scheme_that_is_not_known_is_not_written(ixi, tmp_path):
+    assert "label_scheme" not in prepare("ixi", ixi, tmp_path / "a.json")
+    assert prepare("ixi", ixi, tmp_path / "b.json", label_scheme="dlmuse")["label_scheme"] == "dlmuse"
+    with pytest.raises(DatalistError, match=r"Unknown label scheme 'muse'; known are .*dlmuse"):
+        prepare("ixi", ixi, tmp_path / "c.json", label_scheme="muse")
     write_datalist(tmp_path / "c.json", merge([tmp_path / "a.json", tmp_path / "b.json"]))
-    assert "numbering" not in json.loads((tmp_path / "c.json").read_text())
-    assert merge([tmp_path / "b.json", tmp_path / "b.json"])["numbering"] == "dlmuse"
+    assert "label_scheme" not in json.loads((tmp_path / "c.json").read_text())
+    assert merge([tmp_path / "b.json", tmp_path / "b.json"])["label_scheme"] == "dlmuse"
 
 
 def test_required_keys_and_domain(ixi, tmp_path):
@@ -760,13 +760,13 @@ def test_command_line(ixi, tmp_path, monkeypatch, capsys):
         run("prepare", "cc359", "--source", tmp_path / "cc", "--output", b, "--test=2", "--force")
 
 
-def test_an_open_numbering_is_said(ixi, tmp_path, capsys):
+def test_an_open_label_scheme_is_said(ixi, tmp_path, capsys):
     from common.data.__main__ import prepare as command
 
     command("ixi", str(ixi), str(tmp_path / "a.json"))
     out = capsys.readouterr().out
-    assert "does not say how the masks are numbered" in out and "--numbering NAME" in out and "dlmuse" in out
-    command("ixi", str(ixi), str(tmp_path / "b.json"), numbering="dlmuse")
+    assert "does not say how the masks are numbered" in out and "--label_scheme NAME" in out and "dlmuse" in out
+    command("ixi", str(ixi), str(tmp_path / "b.json"), label_scheme="dlmuse")
     assert "numbered" not in capsys.readouterr().out
     for mask in (ixi / "labels").iterdir():
         mask.unlink()
@@ -825,17 +825,17 @@ def spoil(path: Path, value: int) -> None:
     nib.save(nib.Nifti1Image(labels, np.eye(4)), file)
 
 
-def state_numbering(path: Path, numbering: str) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"numbering": numbering}))
+def state_label_scheme(path: Path, label_scheme: str) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"label_scheme": label_scheme}))
 
 
 @pytest.mark.parametrize("stated", [False, True])
-def test_check_knows_the_numbering(muse, capsys, stated):
+def test_check_knows_the_label_scheme(muse, capsys, stated):
     from common.data.__main__ import check
 
-    options = {} if stated else {"numbering": "dlmuse"}
+    options = {} if stated else {"label_scheme": "dlmuse"}
     if stated:
-        state_numbering(muse, "dlmuse")
+        state_label_scheme(muse, "dlmuse")
     for more in ({}, {"task": "structures4"}, {"task": "structures4", "num_classes": 5}):
         check(str(muse), **options, **more)
         out = capsys.readouterr().out
@@ -855,18 +855,18 @@ def test_check_says_what_it_could_not_check(muse, capsys):
     assert "does not say how its masks are numbered" in out and "are not checked" in out and "dlmuse" in out
     with pytest.raises(DatalistError, match=r"labels outside 0 to 4 \(11, 23\)"):
         check(str(muse), num_classes=5)
-    assert "taken for classes from 0 to 4: give --numbering NAME --task NAME" in capsys.readouterr().out
+    assert "taken for classes from 0 to 4: give --label_scheme NAME --task NAME" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "structures4"}, r"does not say how its masks are numbered: give --numbering NAME with --task"),
-        ({"numbering": "dlmuse", "num_classes": 5}, r"give --task NAME in place of --num_classes 5"),
-        ({"numbering": "dlmuse", "task": "structures33", "num_classes": 5}, r"'structures33' has 34 classes"),
-        ({"numbering": "dlmuse", "task": "organs8"}, r"numbered as 'dlmuse' hold no class of the task 'organs8'"),
-        ({"numbering": "muse"}, r"Unknown numbering 'muse'; known are"),
-        ({"numbering": "task", "task": "structures4"}, r"labels that no class names \(11, 23\)"),
+        ({"task": "structures4"}, r"does not say how its masks are numbered: give --label_scheme NAME with --task"),
+        ({"label_scheme": "dlmuse", "num_classes": 5}, r"give --task NAME in place of --num_classes 5"),
+        ({"label_scheme": "dlmuse", "task": "structures33", "num_classes": 5}, r"'structures33' has 34 classes"),
+        ({"label_scheme": "dlmuse", "task": "organs8"}, r"numbered as 'dlmuse' hold no class of the task 'organs8'"),
+        ({"label_scheme": "muse"}, r"Unknown label scheme 'muse'; known are"),
+        ({"label_scheme": "task", "task": "structures4"}, r"labels that no class names \(11, 23\)"),
     ],
 )
 def test_check_needs_options_that_fit(muse, options, message):
@@ -876,12 +876,12 @@ def test_check_needs_options_that_fit(muse, options, message):
         check(str(muse), **options)
 
 
-def test_check_refuses_another_numbering_than_stated(muse):
+def test_check_refuses_another_label_scheme_than_stated(muse):
     from common.data.__main__ import check
 
-    state_numbering(muse, "dlmuse")
-    with pytest.raises(DatalistError, match=r"numbered as 'dlmuse', but the config id `numbering` is 'freesurfer'"):
-        check(str(muse), numbering="freesurfer")
+    state_label_scheme(muse, "dlmuse")
+    with pytest.raises(DatalistError, match=r"numbered as 'dlmuse', but the config id `label_scheme` is 'freesurfer'"):
+        check(str(muse), label_scheme="freesurfer")
 
 
 def test_check_finds_a_constant_image(muse):
@@ -889,7 +889,7 @@ def test_check_finds_a_constant_image(muse):
 
     nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), np.eye(4)), muse.parent / "t1/2.nii.gz")
     with pytest.raises(DatalistError, match=r"t1/2.nii.gz: is constant \(every voxel is 0\)"):
-        check(str(muse), numbering="dlmuse")
+        check(str(muse), label_scheme="dlmuse")
 
 
 def test_check_names_lists_that_are_missing(muse, capsys):
@@ -918,7 +918,7 @@ def test_check_reads_scans_without_any_label(tmp_path, capsys, section):
 
 
 @pytest.mark.parametrize(
-    "options", [{"task": "acdc"}, {"numbering": "dlmuse"}, {"num_classes": 4}, {"label_key": "mask"}]
+    "options", [{"task": "acdc"}, {"label_scheme": "dlmuse"}, {"num_classes": 4}, {"label_key": "mask"}]
 )
 def test_check_cannot_say_anything_about_labels_that_are_not_there(tmp_path, options):
     from common.data.__main__ import check

@@ -50,7 +50,7 @@ def test_acdc_in_two_folders_of_equal_names(tmp_path):
     touch(root, *(f"{folder}/{name}" for name in frames() for folder in ("images", "labels")))
     pairs, subjects, content = made("acdc", root)
     assert pairs == {f"images/{name}": f"labels/{name}" for name in frames()}
-    assert not subjects["training"] & subjects["test"] and content["numbering"] == "task"
+    assert not subjects["training"] & subjects["test"] and content["label_scheme"] == "task"
     touch(root, "copy/patient001_frame01.nii.gz")
     with pytest.raises(DatalistError, match=r"Two images have one name: .*frame01.nii.gz and .*frame01.nii.gz"):
         made("acdc", root)

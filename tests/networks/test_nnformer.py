@@ -183,7 +183,7 @@ def test_every_offset_has_a_bias_of_its_own_but_not_in_the_published_code():
     assert legacy[0, 0] == 11 * 3 + 7 * 3 + 3
 
 
-def test_published_weights_say_which_numbering_they_need():
+def test_published_weights_say_which_label_scheme_they_need():
     published = small(legacy_rel_index=True)
     state = published.state_dict()
     prefix = "model_down.layers.0.blocks.0.attn."

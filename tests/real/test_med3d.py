@@ -15,15 +15,15 @@ CONFIGS = Path(__file__).parents[2] / "bundles" / "med3d" / "configs"
 
 
 def test_two_domains(tmp_path):
-    for name, kind, numbering in (("hippocampus", "decathlon", "msd_hippocampus"), ("ixi", "ixi", "dlmuse")):
+    for name, kind, label_scheme in (("hippocampus", "decathlon", "msd_hippocampus"), ("ixi", "ixi", "dlmuse")):
         if not (DATA / name).is_dir():
             pytest.skip(f"the real scans are not at {DATA / name}")
-        prepare(kind, DATA / name, tmp_path / f"{name}.json", check="none", numbering=numbering)
+        prepare(kind, DATA / name, tmp_path / f"{name}.json", check="none", label_scheme=label_scheme)
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "pretrain.json"))
     parser["domains"] = [
         {"name": "hippocampus", "datalist": str(tmp_path / "hippocampus.json"), "num_classes": 3},
-        {"name": "brains", "datalist": str(tmp_path / "ixi.json"), "numbering": "dlmuse", "task": "structures4"},
+        {"name": "brains", "datalist": str(tmp_path / "ixi.json"), "label_scheme": "dlmuse", "task": "structures4"},
     ]
     parser["data#check"] = "none"
     parser["image_size"] = parser["roi_size"] = [48, 48, 48]

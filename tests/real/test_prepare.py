@@ -72,16 +72,16 @@ def test_hippocampus(tmp_path):
 
 def test_hippocampus_with_a_split_in_numbers(tmp_path):
     output = tmp_path / "hippocampus.json"
-    options = {"validation": 20, "test": 40, "seed": 0, "domain": "hippocampus", "numbering": "msd_hippocampus"}
+    options = {"validation": 20, "test": 40, "seed": 0, "domain": "hippocampus", "label_scheme": "msd_hippocampus"}
     content = prepare("decathlon", folder("hippocampus"), output, **options)
-    lists = load_datalist(output, numbering="msd_hippocampus", check="none")
+    lists = load_datalist(output, label_scheme="msd_hippocampus", check="none")
     assert {k: len(v) for k, v in lists.items()} == {"training": 140, "validation": 20, "test": 40}
     assert {x["domain"] for items in lists.values() for x in items} == {"hippocampus"}
     subjects = {k: {x["subject"] for x in v} for k, v in lists.items()}
     assert len(set.union(*subjects.values())) == 200
     prepare("decathlon", folder("hippocampus"), tmp_path / "again.json", **options)
     assert (tmp_path / "again.json").read_text() == output.read_text()
-    groups = label_map(content["numbering"], "hippocampus")
+    groups = label_map(content["label_scheme"], "hippocampus")
     transform = Compose([LoadVolumed("label", ensure_channel_first=True), MapLabelsd("label", groups, other="error")])
     for x in lists["test"][:3]:
         assert set(np.unique(np.asarray(transform(x)["label"]))) == {0, 1, 2}

@@ -19,7 +19,7 @@ def windows(tmp_path):
     source = DATA / "hippocampus"
     if not source.is_dir():
         pytest.skip(f"the real scans are not at {source}")
-    prepare("decathlon", source, tmp_path / "hippocampus.json", check="none", numbering="msd_hippocampus")
+    prepare("decathlon", source, tmp_path / "hippocampus.json", check="none", label_scheme="msd_hippocampus")
     parser = ConfigParser()
     names = ("train.json", "datasets/hippocampus.json", "presets/small.json")
     parser.read_config([str(CONFIGS / name) for name in names])

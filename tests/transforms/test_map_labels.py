@@ -39,10 +39,10 @@ def test_against_a_loop_over_voxels(dtype, other, make):
     assert torch.equal(result.long(), slow(labels, GROUPS, other))
 
 
-@pytest.mark.parametrize("numbering", ["dlmuse", "malpem", "freesurfer"])
-def test_the_package_tables(numbering):
-    groups = label_map(numbering, "structures4")
-    labels = draw(label_map(numbering, "skull")[1] + [0])
+@pytest.mark.parametrize("label_scheme", ["dlmuse", "malpem", "freesurfer"])
+def test_the_package_tables(label_scheme):
+    groups = label_map(label_scheme, "structures4")
+    labels = draw(label_map(label_scheme, "skull")[1] + [0])
     result = MapLabelsd("label", groups, other="error")({"label": labels})["label"]
     assert torch.equal(result.long(), slow(labels, groups))
 
@@ -78,9 +78,9 @@ def test_unknown_labels_are_named_with_the_file():
     MapLabelsd("label", GROUPS, other="error")({"label": draw([0, 3, 42])})
 
 
-@pytest.mark.parametrize("numbering", ["dlmuse", "malpem", "freesurfer", "oasis_seg35"])
-def test_labels_that_a_task_leaves_out_are_known(numbering):
-    groups = label_map(numbering, "structures33")
+@pytest.mark.parametrize("label_scheme", ["dlmuse", "malpem", "freesurfer", "oasis_seg35"])
+def test_labels_that_a_task_leaves_out_are_known(label_scheme):
+    groups = label_map(label_scheme, "structures33")
     transform = MapLabelsd("label", groups, other="error")
     labels = draw([0, *groups[0], groups[1][0]])
     assert torch.equal(transform({"label": labels})["label"].long(), slow(labels, groups))
@@ -120,7 +120,7 @@ def test_a_domain_without_groups(item, named):
         MapLabelsd("label", DOMAINS)({"label": label, **item})
 
 
-def test_the_domain_does_not_matter_for_one_numbering():
+def test_the_domain_does_not_matter_for_one_label_scheme():
     result = MapLabelsd("label", GROUPS)({"label": torch.tensor([3, 10]), "domain": "ixi"})
     assert result["label"].tolist() == [1, 2]
 

@@ -80,7 +80,7 @@ def test_disabled_changes_nothing(item):
     assert all(found[key] is loaded[key] for key in loaded)
 
 
-def test_labels_of_several_numberings(item):
+def test_labels_of_several_label_schemes(item):
     files, classes = item
     transform = preprocessing({"a": {1: [3], 2: [7]}, "b": {1: [7], 2: [3]}})
     loaded = transform(files | {"domain": "b"})

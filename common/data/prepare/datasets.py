@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...checks import renamed_sentence
 from ..datalist import DatalistError, find_problems, raise_problems
-from ..label_maps import NUMBERINGS
+from ..label_maps import LABEL_SCHEMES
 from .abide import collect_abide
 from .acdc import collect_acdc
 from .adni import collect_adni
@@ -42,7 +43,7 @@ COLLECTORS: dict[str, Callable[..., list[dict[str, Any]]]] = {
 }
 # How the masks are numbered that a set is published with, by the options of its collector. For the other sets it
 # depends on who made the masks.
-_NUMBERING_OF = {
+_LABEL_SCHEME_OF = {
     "acdc": "task",
     "adni": "malpem",
     "brats": "brats2020",
@@ -68,7 +69,7 @@ def prepare(
     seed: int = 0,
     subject: str | None = None,
     domain: str | None = None,
-    numbering: str | None = None,
+    label_scheme: str | None = None,
     require: str | None = None,
     transductive: bool = False,
     check: str = "header",
@@ -94,7 +95,7 @@ def prepare(
         subject: regular expression that finds the subject in the path of a scan below `source`, without its suffix: its
             first group, else all that it matches (`'patient\\d+'`). In place of what the set takes for the subject.
         domain: `domain` of the items; by default the name of the set (none for `bids`, `decathlon` and `folders`).
-        numbering: how the masks are numbered (see `label_map`); written into the datalist, so that a run which takes
+        label_scheme: how the masks are numbered (see `label_map`); written into the datalist, so that a run which takes
             them for something else is refused. By default that of the published masks of `acdc`, `adni`, `cc359`,
             `oasis1` and `synapse`, and for the other sets none.
         require: keys, separated by commas, that items must have (`label`, `age`, `diagnosis`); others are left out. All
@@ -110,7 +111,7 @@ def prepare(
         What was written, with absolute paths.
 
     Raises:
-        DatalistError: the set, an option or the numbering is unknown, the folder is missing or holds no scan, a file
+        DatalistError: the set, an option or the label scheme is unknown, the folder is missing or holds no scan, a file
             is broken, subjects seem to have several scans each and `subject` is not given, all scans are of a test part
             without labels, the split is impossible, or the output exists.
     """
@@ -126,6 +127,9 @@ def prepare(
     unknown = [option for option in options if option not in known]
     if unknown:
         general = [p.name for p in inspect.signature(prepare).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        renamed = [renamed_sentence(f"--{option}", option, general, prefix="--") for option in unknown]
+        if any(renamed):
+            raise DatalistError(" ".join(sentence for sentence in renamed if sentence))
         close = [difflib.get_close_matches(option, [*known, *general], n=1) for option in unknown]
         if all(close):
             listed = f"did you mean {', '.join(f'--{match}' for (match,) in close)}?"
@@ -134,8 +138,8 @@ def prepare(
             listed = f"{own}, and those of all sets are {', '.join(general)}."
         raise DatalistError(f"{name} has no option {', '.join(map(repr, unknown))}; {listed}")
 
-    if numbering is not None and numbering not in NUMBERINGS:
-        raise DatalistError(f"Unknown numbering {numbering!r}; known are {', '.join(NUMBERINGS)}.")
+    if label_scheme is not None and label_scheme not in LABEL_SCHEMES:
+        raise DatalistError(f"Unknown label scheme {label_scheme!r}; known are {', '.join(LABEL_SCHEMES)}.")
 
     items = collect(folder, **options)
     if not items:
@@ -169,9 +173,9 @@ def prepare(
     content: dict[str, Any] = {"name": name, "seed": seed}
     chosen = inspect.signature(collect).bind(folder, **options)
     chosen.apply_defaults()
-    numbering = numbering or _NUMBERING_OF.get(name, "").format(**chosen.arguments)
-    if numbering and any("label" in x for x in items):
-        content["numbering"] = numbering
+    label_scheme = label_scheme or _LABEL_SCHEME_OF.get(name, "").format(**chosen.arguments)
+    if label_scheme and any("label" in x for x in items):
+        content["label_scheme"] = label_scheme
     split = _SPLIT_OF.get(name, _SPLIT)
     if published_subjects:
         split = split[0], tuple(sorted({x["subject"] for x in items} & published_subjects))
@@ -248,15 +252,15 @@ def _lone_masks(items: list[dict[str, Any]], folder: Path) -> list[str]:
     return [Path(os.path.relpath(p, folder)).as_posix() for p in lone]
 
 
-def numbering_hint(content: dict[str, Any]) -> str | None:
+def label_scheme_hint(content: dict[str, Any]) -> str | None:
     """What to do where a datalist with masks does not say how they are numbered."""
     labels = [x.get("label") for name in LISTS for x in content.get(name, []) if isinstance(x, dict)]
-    if "numbering" in content or not any(isinstance(x, str | os.PathLike | list) for x in labels):
+    if "label_scheme" in content or not any(isinstance(x, str | os.PathLike | list) for x in labels):
         return None
     return (
         "The datalist does not say how the masks are numbered, which depends on who made them: write it with "
-        "--numbering NAME --force, so that a run that takes them for something else is refused "
-        f"({', '.join(NUMBERINGS)})."
+        "--label_scheme NAME --force, so that a run that takes them for something else is refused "
+        f"({', '.join(LABEL_SCHEMES)})."
     )
 
 

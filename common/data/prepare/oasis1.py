@@ -22,7 +22,7 @@ def collect_oasis1(source: Path, image: str = "norm", label: str = "seg35") -> l
         image: file of each subject, without suffix: `norm` (without the skull), `orig` (with it), `aligned_norm`,
             `aligned_orig`; several, separated by commas, make an item each. The task `skull` needs `orig`: in `norm`
             there is nothing left to strip.
-        label: `seg35`, which serves every task (numbering `oasis_seg35`), or `seg4` for the four tissues only
+        label: `seg35`, which serves every task (label scheme `oasis_seg35`), or `seg4` for the four tissues only
             (`oasis_seg4`); taken from the same space as the image.
 
     Raises:

@@ -41,18 +41,18 @@ def merge(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
     """Content of several datalists as one, list by list, with absolute paths.
 
     Items without a `domain` get the name of their datalist (its `name`, or that of the file), so that a source and a
-    target set stay apart and subjects with one number are not taken for one person. A `numbering` stays where all name
-    the same one.
+    target set stay apart and subjects with one number are not taken for one person. A `label_scheme` stays where all
+    name the same one.
 
     Raises:
         DatalistError: a file cannot be read, or an item is no dictionary with an image.
     """
     merged: dict[str, Any] = {"name": "", **{name: [] for name in LISTS}}
     names = []
-    numberings = set()
+    label_schemes = set()
     for path in map(Path, paths):
         content = read_datalist(path)
-        numberings.add(content.get("numbering"))
+        label_schemes.add(content.get("label_scheme"))
         names.append(str(content.get("name") or path.stem))
         base = path.parent.absolute()
 
@@ -70,6 +70,6 @@ def merge(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
                 paths_of_item = {k: absolute(x[k]) for k in ("image", "label") if k in x}
                 merged[target].append({"domain": names[-1], **x, **paths_of_item})
     merged["name"] = "+".join(names)
-    if len(numberings) == 1 and None not in numberings:
-        merged["numbering"] = numberings.pop()
+    if len(label_schemes) == 1 and None not in label_schemes:
+        merged["label_scheme"] = label_schemes.pop()
     return merged
