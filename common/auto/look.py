@@ -1,24 +1,317 @@
-"""Find scans and masks in what people have, pair them, and check them."""
+"""Find scans and masks in what people have, pair them, and check every file."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
 
-from .study import Study
+import nibabel as nib
+import numpy as np
+
+from ..data.copies import same_content
+from ..data.datalist import Volume, find_problems, grid_problem, open_volume, shape_problem
+from ..data.label_maps import known_labels
+from ..data.prepare.files import read_table, some
+from ..nifti import is_nifti
+from ..volumes import VolumeError, label_problem, whole_labels
+from .layouts import Found, Layout, find_layout
+from .study import MIN_SUBJECTS, Case, LabelVolume, Study, StudyError
+from .subjects import find_subjects
 
 __all__ = ["look"]
+
+MOST_LABELS = 250
+"""Of one mask; what has more different values is a scan. Parcellations of the brain have up to 200."""
+_ATLASES = ("dlmuse", "freesurfer", "malpem", "oasis_seg35")
 
 
 def look(images: str | os.PathLike, masks: str | os.PathLike | None = None, subject: str | None = None) -> Study:
     """Find scans and masks, pair them, find out whose they are, and check every file.
 
+    Read are NIfTI, NRRD, MetaImage and folders of one DICOM series each, in two folders of equal names (but for the
+    ending and words such as `_seg`, `_mask`, `_label`), in one folder, as nnU-Net, the Decathlon or BIDS have them, or
+    named by a datalist. What cannot be used is left out and listed. Every voxel of a mask is looked at, and of scans
+    what `scan_facts` takes.
+
     Args:
         images: folder of the scans, or of a layout that holds scans and masks, or a datalist (JSON).
         masks: folder of the masks, where they are not in the layout.
         subject: regular expression that finds the subject in a scan's path below `images`, without its ending: its
-            first group, else all that it matches.
+            first group, else all that it matches. Without it, see `find_subjects`.
+
+    Returns:
+        What was found. It may be too little to train on, which `Study.refusal` then says.
 
     Raises:
-        StudyError: nothing there can be trained on.
+        StudyError: there is no scan, no mask belongs to a scan, or none of the files can be used.
+        DatalistError: a JSON file cannot be read, or `subject` finds nothing in a path.
     """
-    raise NotImplementedError
+    layout = find_layout(_path(images), None if masks is None else _path(masks))
+    _one_grid(layout)
+    subjects, grouping = find_subjects(layout.cases, subject, layout.subjects, layout.root)
+    reasons: list[tuple[Path, str]] = []
+    whose = dict(zip((id(x) for x in layout.cases), subjects, strict=True))
+    found = _sound(layout.cases, reasons)
+    found = _without_copies(found, reasons)
+    cases = _read(found, [whose[id(x)] for x in found], reasons)
+    cases = _of_equal_channels(cases, reasons)
+    had_masks = any(x.mask for x in layout.cases)
+    if not cases or (had_masks and not any(case.mask for case in cases)):
+        _refuse(layout, reasons, had_masks)
+    volumes = _volumes_of_labels(cases)
+    if had_masks and not volumes:
+        raise StudyError(
+            f"The masks hold no structure, {sum(x.mask is not None for x in cases)} of them background (0) alone, such "
+            f"as {next(x.mask for x in cases if x.mask)}: give masks with 1, 2, ... for the structures."
+        )
+    names = _names(layout, volumes)
+    numbering = layout.numbering or _numbering(volumes)
+    notes = [*layout.notes, *_notes(cases, volumes, layout, numbering)]
+    return Study(
+        layout.name,
+        tuple(cases),
+        layout.channels,
+        names,
+        volumes,
+        (*layout.left_out, *reasons),
+        tuple(notes),
+        grouping,
+        numbering,
+    )
+
+
+def _path(path: str | os.PathLike) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def _item(case: Found, files: Sequence[Path] | None = None, mask: bool = True) -> dict[str, Any]:
+    item: dict[str, Any] = {"image": [str(p) for p in files or case.images]}
+    return item | ({"label": str(case.mask)} if mask and case.mask else {})
+
+
+def _one_grid(layout: Layout) -> None:
+    """Where most cases' contrasts lie on grids of their own, keep the one that the masks are drawn on."""
+    several = [x for x in layout.cases if len(x.images) > 1]
+    if not several:
+        return
+    apart = [x for x in several if any(_off_grid(text) for _, text in find_problems([_item(x, mask=False)]))]
+    if 2 * len(apart) <= len(several):
+        return
+    count = len(layout.channels)
+    masked = [x for x in several if x.mask]
+    wrong = [sum(bool(find_problems([_item(x, x.images[i : i + 1])])) for x in masked) for i in range(count)]
+    best = wrong.index(min(wrong))
+    layout.notes.append(
+        f"The contrasts {', '.join(layout.channels)} lie on grids of their own (as those of {apart[0].images[0]}), so "
+        f"{layout.channels[best]} alone is used: register and resample the others to it to add them."
+    )
+    layout.cases = [x._replace(images=(x.images[best],)) if len(x.images) > 1 else x for x in layout.cases]
+    layout.channels = (layout.channels[best],)
+
+
+def _off_grid(problem: str) -> bool:
+    return "has the shape" in problem or "mm away from" in problem
+
+
+def _sound(cases: Sequence[Found], reasons: list[tuple[Path, str]]) -> list[Found]:
+    """Cases whose headers are in order and fit together."""
+    owner = {str(p): x for x in cases for p in (*x.images, *([x.mask] if x.mask else []))}
+    bad = set()
+    for file, text in find_problems([_item(x) for x in cases], "header"):
+        case = owner[file]
+        if id(case) not in bad:
+            bad.add(id(case))
+            advice = ": copy the scan's header to the mask if they are of one grid" if "affines differ" in text else ""
+            reasons.append((Path(file), f"{text}{advice}"))
+    return [x for x in cases if id(x) not in bad]
+
+
+def _without_copies(cases: Sequence[Found], reasons: list[tuple[Path, str]]) -> list[Found]:
+    """Of scans with one content the first with a mask: the same scan under two names would stand in two lists."""
+    order = sorted(cases, key=lambda x: x.mask is None)
+    owner = {str(p): x for x in order for p in x.images}
+    copies = set()
+    for first, *rest in same_content(list(owner)):
+        for file in rest:
+            if owner[file] is not owner[first] and id(owner[file]) not in copies:
+                copies.add(id(owner[file]))
+                reasons.append((Path(file), f"is a copy of {first}"))
+    return [x for x in cases if id(x) not in copies]
+
+
+def _read(cases: Sequence[Found], subjects: Sequence[str], reasons: list[tuple[Path, str]]) -> list[Case]:
+    """Cases with the facts of their scans and the volumes of their labels."""
+
+    def read(pair: tuple[Found, str]) -> Case | tuple[Path, str]:
+        from ..fingerprint import scan_facts  # brings ITK
+
+        case, subject = pair
+        try:
+            facts = scan_facts(case.images if len(case.images) > 1 else case.images[0])
+        except VolumeError as error:
+            return case.images[0], str(error)
+        try:
+            volumes = _label_volumes(case) if case.mask else {}
+        except VolumeError as error:
+            assert case.mask is not None
+            return case.mask, str(error)
+        return Case(case.name, subject, case.images, case.mask, facts, case.section, volumes)
+
+    # Unpacking releases the GIL.
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        results = list(pool.map(read, zip(cases, subjects, strict=True)))
+    reasons += [x for x in results if isinstance(x, tuple)]
+    return [x for x in results if isinstance(x, Case)]
+
+
+def _label_volumes(case: Found) -> dict[int, float]:
+    """Label -> its volume in ml.
+
+    Raises:
+        VolumeError: the mask cannot be used.
+    """
+    file = str(case.mask)
+    if os.path.isdir(file):
+        raise VolumeError("is a mask in DICOM, which is not read: convert it to NIfTI on the grid of its scan")
+    mask = open_volume(file)
+    assert mask is not None  # opened in full
+    problem = shape_problem(mask.shape, True)
+    if problem is None and not (is_nifti(file) and all(is_nifti(p) for p in case.images)):
+        # Of other formats the headers were not compared; how their axes are stored is no difference.
+        scan = open_volume(str(case.images[0]))
+        assert scan is not None
+        turned, reference = _turned(mask), _turned(scan)
+        problem = grid_problem(*turned, str(case.images[0]), *reference)
+    if problem is None:
+        values = whole_labels(mask.values(), file)
+        problem = label_problem(values)
+        if problem and "no whole numbers" in problem:
+            problem += ": draw whole numbers; masks are resampled with nearest neighbours"
+    if problem:
+        raise VolumeError(problem)
+    labels, counts = _counts(values)
+    if len(labels) > MOST_LABELS:
+        raise VolumeError(f"has {len(labels)} different values, as a scan and no mask has")
+    if len(labels) == 1 and labels[0] != 0:
+        raise VolumeError(f"is {labels[0]} all over, without background (0)")
+    ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
+    return {int(label): int(n) * ml for label, n in zip(labels, counts, strict=True) if label != 0}
+
+
+def _counts(values: np.ndarray) -> tuple[Sequence[int], Sequence[int]]:
+    """The different whole numbers from 0 on, and how often each is there."""
+    most = int(values.max())
+    if most > 1 << 20:  # too long a table, as of RadLex numbers
+        labels, counts = np.unique(values, return_counts=True)
+        return labels.astype(int).tolist(), counts.tolist()
+    counts = np.bincount(values.astype(np.int64, copy=False).ravel(order="K"), minlength=most + 1)
+    labels = counts.nonzero()[0]
+    return labels.tolist(), counts[labels].tolist()
+
+
+def _turned(volume: Volume) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine as if the axes were stored right-anterior-superior."""
+    shape = tuple(volume.shape[:3])
+    turn = nib.orientations.io_orientation(volume.affine)
+    order = np.argsort(turn[:, 0])
+    affine = volume.affine @ nib.orientations.inv_ornt_aff(turn, shape)
+    return tuple(shape[i] for i in order), affine
+
+
+def _of_equal_channels(cases: Sequence[Case], reasons: list[tuple[Path, str]]) -> list[Case]:
+    """Cases with as many channels as most with masks have."""
+    judged = [x for x in cases if x.mask] or cases
+    if not judged:
+        return []
+    count = Counter(x.facts.channels for x in judged).most_common(1)[0][0]
+    reasons += [
+        (x.images[0], f"has {x.facts.channels} channels where others have {count}")
+        for x in cases
+        if x.facts.channels != count
+    ]
+    return [x for x in cases if x.facts.channels == count]
+
+
+def _refuse(layout: Layout, reasons: Sequence[tuple[Path, str]], had_masks: bool) -> None:
+    file, reason = next(((f, r) for f, r in reasons if any(f == x.mask for x in layout.cases)), reasons[0])
+    what = "masks" if had_masks else "scans"
+    total = sum(x.mask is not None for x in layout.cases) if had_masks else len(layout.cases)
+    swapped = " (are scans and masks swapped?)" if "as a scan and no mask" in reason or "no whole" in reason else ""
+    raise StudyError(f"None of the {total} {what} can be used{swapped}: {file} {reason}.")
+
+
+def _volumes_of_labels(cases: Sequence[Case]) -> dict[int, LabelVolume]:
+    found: dict[int, list[float]] = {}
+    for case in cases:
+        for label, ml in case.volumes.items():
+            found.setdefault(label, []).append(ml)
+    return {label: LabelVolume(median(found[label]), len(found[label])) for label in sorted(found)}
+
+
+def _names(layout: Layout, found: Sequence[int] | dict[int, LabelVolume]) -> dict[int, str]:
+    """Names of the labels, of `dataset.json` or a table that lies with the scans."""
+    named = dict(layout.labels)
+    if not named:
+        tables = ("*dseg.tsv", "labels.tsv", "labels.csv", "*_dict.csv")
+        for row in read_table(layout.root, tables) or read_table(layout.root.parent, tables):
+            label = next((row[key] for key in ("index", "label", "value", "id") if row.get(key, "").isdecimal()), None)
+            if label is not None and row.get("name"):
+                named[int(label)] = row["name"]
+        if 2 * len(named.keys() & set(found)) < len(found):
+            named = {}
+    return {label: named.get(label, f"label {label}") for label in found}
+
+
+def _numbering(found: dict[int, LabelVolume]) -> str | None:
+    """The atlas by whose numbers the masks go: of one alone they hold half of the labels or more, and no others."""
+    fits = [
+        name for name in _ATLASES if found.keys() <= known_labels(name) and 2 * len(found) >= len(known_labels(name))
+    ]
+    return fits[0] if len(fits) == 1 and len(found) > 20 else None
+
+
+def _notes(cases: Sequence[Case], found: dict[int, LabelVolume], layout: Layout, numbering: str | None) -> list[str]:
+    masked = [x for x in cases if x.mask]
+    notes = []
+    if {1, 255} == found.keys():
+        odd = min(
+            ({1: 0, 255: 0} | Counter(next(iter(x.volumes)) for x in masked if len(x.volumes) == 1)).items(),
+            key=lambda pair: pair[1],
+        )[0]
+        file = next((x.mask for x in masked if odd in x.volumes), None)
+        if not any(len(x.volumes) == 2 for x in masked):
+            raise StudyError(
+                f"Some masks have 1 for the structure and some 255 ({file} has {odd}), which would be two classes: "
+                "write all with 1."
+            )
+    if found.keys() == {255}:
+        notes.append("The masks have 255 for the structure, which is taken for class 1.")
+    elif 255 in found and numbering is None and len(found) < 100:
+        notes.append(
+            f"The label 255 stands beside {some(sorted(found.keys() - {255}))} and is learnt as a class of its own: "
+            "where it means `ignore`, take it out of the masks."
+        )
+    elif found and len(found) <= 20 and list(found) != list(range(1, len(found) + 1)) and numbering is None:
+        notes.append(f"The labels {some(list(found))} become the classes 1 to {len(found)}.")
+    if numbering and not layout.numbering:
+        notes.append(f"The masks are numbered as {numbering} has it, by the labels that they hold.")
+    empty = [x for x in masked if not x.volumes]
+    if empty:
+        notes.append(f"{len(empty)} of {len(masked)} masks hold background alone, such as {empty[0].mask}.")
+    rare = [label for label, volume in found.items() if volume.cases == 1] if len(masked) >= MIN_SUBJECTS else []
+    if rare:
+        file = next(x.mask for x in masked if rare[0] in x.volumes)
+        what = f"The label {rare[0]} is" if len(rare) == 1 else f"The labels {some(rare)} are"
+        notes.append(
+            f"{what} in one mask alone{'' if len(rare) == 1 else ' each'} ({file}): correct it where it is a slip; "
+            "as a class it cannot be both learnt and tested."
+        )
+    lacking = [f"{label} {name}" for label, name in layout.labels.items() if label not in found]
+    if lacking and found:
+        notes.append(f"No mask holds {some(lacking)}, which {layout.root / 'dataset.json'} names.")
+    return notes

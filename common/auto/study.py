@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.datalist import DatalistError
+from ..data.prepare.files import some
+from ..data.prepare.split import split_by_subject
 from ..data.prepare.write import write_datalist
+from ..volumes import format_shape
 
 if TYPE_CHECKING:
     from ..fingerprint import ScanFacts
@@ -20,6 +23,10 @@ __all__ = ["MIN_SUBJECTS", "Case", "LabelVolume", "Study", "StudyError"]
 
 MIN_SUBJECTS = 3
 """Of subjects with masks: one to train on, one to validate on, one to test on."""
+MOST_LISTED = 8
+"""Classes and files that `Study.describe` names one by one."""
+THICK = 2.0
+"""Anisotropy from which slices are called thick."""
 VALIDATION, TEST = 0.1, 0.2
 """Shares of the subjects with masks that are held out, as `common.data prepare` has them."""
 
@@ -69,6 +76,8 @@ class Study:
     """Files that are not used -> why, as the end of a sentence."""
     notes: tuple[str, ...] = ()
     """What is used but has to be known, one sentence each."""
+    grouping: str = "each scan for itself"
+    """By what the subjects were found."""
     numbering: str | None = None
     """How the masks are numbered (see `common.data.label_map`), where it is known."""
 
@@ -104,13 +113,13 @@ class Study:
 
     @property
     def median_spacing(self) -> tuple[float, ...]:
-        """Voxel size in mm along each axis."""
-        return _median(case.facts.spacing for case in self._typical)
+        """Voxel size in mm, left-right, front-back and up-down, whatever the order of the axes in the files."""
+        return _median([_by_anatomy(case.facts, case.facts.spacing) for case in self._typical])
 
     @property
     def median_shape(self) -> tuple[int, ...]:
-        """Voxels along each axis."""
-        return tuple(round(n) for n in _median(case.facts.shape for case in self._typical))
+        """Voxels, likewise."""
+        return tuple(round(n) for n in _median([_by_anatomy(case.facts, case.facts.shape) for case in self._typical]))
 
     @property
     def anisotropy(self) -> float:
@@ -121,15 +130,93 @@ class Study:
     def _typical(self) -> tuple[Case, ...]:
         return self.labelled or self.cases
 
+    @property
+    def refusal(self) -> str | None:
+        """Why this cannot be trained on, one sentence; `None` where it can."""
+        if not self.labelled:
+            return (
+                f"None of the {_count(len(self.cases), 'scan')} has a mask: give the folder of the masks, each with "
+                "the name of its scan."
+            )
+        if len(self.subjects) < MIN_SUBJECTS:
+            return (
+                f"{_count(len(self.subjects), 'subject')} with masks ({some(self.subjects)}) cannot be split into "
+                f"training, validation and test: draw masks for {MIN_SUBJECTS} or more (10 are a start)."
+            )
+        return None
+
     def describe(self) -> list[str]:
         """What was understood, in about ten lines of plain English."""
-        raise NotImplementedError
+        labelled, subjects = len(self.labelled), len({case.subject for case in self.cases})
+        parts = [f"{labelled} with a mask" if labelled < len(self.cases) else "all with a mask"]
+        if self.unlabelled:
+            parts.append(f"{len(self.unlabelled)} without (they serve pre-training)")
+        if self.kept_aside:
+            parts.append(f"{len(self.kept_aside)} of the layout's own test part without (nothing is learnt from them)")
+        tested = sum(case.section == "test" for case in self.labelled)
+        if tested:
+            parts.append(f"{tested} of them in the layout's own test part")
+        lines = [
+            f"Found: {_count(len(self.cases), 'scan')} of {_count(subjects, 'subject')} in {self.layout}, "
+            f"{', '.join(parts)}.",
+            f"Subjects: {self.grouping}; scans of one subject stay in one list.",
+        ]
+        kinds = Counter(case.facts.modality for case in self.cases)
+        kind = kinds.most_common(1)[0][0]
+        others = "".join(f"; {count} of the scans are rather {name}" for name, count in kinds.items() if name != kind)
+        why = "Hounsfield units" if kind == "CT" else "no Hounsfield units"
+        count = Counter(case.facts.channels for case in self.cases).most_common(1)[0][0]
+        lines.append(f"Modality: {kind}, a guess by the intensities ({why}){others}.")
+        lines.append(f"Channels: {count} ({', '.join(self.channels)}).")
+        spacing, ratio = self.median_spacing, self.anisotropy
+        sizes = [size for case in self._typical for size in case.facts.spacing]
+        thick = f"anisotropy {ratio:.2g}, {'thick slices' if ratio >= THICK else 'about even'}"
+        orientations = [name for name, _ in Counter(case.facts.orientation for case in self.cases).most_common()]
+        lines.append(
+            f"Voxels: {format_shape([f'{x:.3g}' for x in spacing])} mm in the median "  # type: ignore[misc]
+            f"({min(sizes):.3g} to {max(sizes):.3g} mm; {thick}), stored as {some(orientations, 3)}."
+        )
+        shapes = [_by_anatomy(case.facts, case.facts.shape) for case in self._typical]
+        extent = [f"{n * size:.3g}" for n, size in zip(self.median_shape, spacing, strict=True)]
+        low, high = ([round(f(axis)) for axis in zip(*shapes, strict=True)] for f in (min, max))
+        lines.append(
+            f"Size: {format_shape(self.median_shape)} voxels in the median ({format_shape(low)} to "
+            f"{format_shape(high)}), {format_shape(extent)} mm."  # type: ignore[arg-type]
+        )
+        if self.labels:
+            lines.append(self._classes())
+        lines += [f"Note: {note}" for note in self.notes]
+        if self.refusal:
+            lines.append(f"Not enough: {self.refusal}")
+        if self.left_out:
+            lines.append(f"Left out: {_count(len(self.left_out), 'file')}.")
+            lines += [f"  {file} {reason}" for file, reason in self.left_out[:MOST_LISTED]]
+            if len(self.left_out) > MOST_LISTED:
+                lines.append(f"  and {len(self.left_out) - MOST_LISTED} more")
+        return lines
+
+    def _classes(self) -> str:
+        """The labels with their volumes, of many the largest."""
+        numbers = sorted(self.labels, key=lambda label: -self.voxels[label].ml)
+        shown = sorted(numbers[:MOST_LISTED]) if len(numbers) > MOST_LISTED else sorted(numbers)
+        texts = []
+        for label in shown:
+            ml, cases = self.voxels[label]
+            held = f" in {cases} of {len(self.labelled)} masks" if cases < len(self.labelled) else ""
+            name = self.labels[label]
+            texts.append(f"{name if name == f'label {label}' else f'{label} {name}'} ({_ml(ml)}{held})")
+        if len(numbers) == len(shown):
+            return f"Classes: {len(shown)}, with their median volumes: {', '.join(texts)}."
+        return (
+            f"Classes: {len(numbers)}, from {min(numbers)} to {max(numbers)}; the largest, with their median volumes: "
+            f"{', '.join(texts)}."
+        )
 
     def datalist(self, validation: float = VALIDATION, test: float = TEST, seed: int = 0) -> dict[str, Any]:
         """Content of a datalist, split by subject, with absolute paths.
 
-        What the layout holds aside for test or validation stays there; else subjects are drawn. The same study and
-        seed give the same lists.
+        What the layout holds aside for test or validation stays there, with all scans of its subjects; else subjects
+        are drawn. The same study and seed give the same lists.
 
         Args:
             validation: number of subjects with masks to validate on, or below 1 their share (one at least).
@@ -140,7 +227,30 @@ class Study:
             StudyError: fewer than `MIN_SUBJECTS` subjects have a mask.
             DatalistError: no subject is left for training.
         """
-        raise NotImplementedError
+        if self.refusal:
+            raise StudyError(self.refusal)
+        stated: dict[str, set[str]] = {}
+        for section in ("test", "validation"):
+            taken = stated.get("test", set())
+            stated[section] = {x.subject for x in self.labelled if x.section == section} - taken
+        # Of test scans without masks nothing is learnt, so nothing of their subjects either.
+        aside = {x.subject for x in self.kept_aside} - set(self.subjects)
+        items = [
+            {"image": [str(p) for p in x.images] if len(x.images) > 1 else str(x.images[0]), "subject": x.subject}
+            | ({"label": str(x.mask)} if x.mask else {})
+            for x in self.cases
+            if (x.mask or x.section != "test") and x.subject not in aside
+        ]
+        drawn = [x for x in items if x["subject"] not in stated["validation"]]
+        lists = split_by_subject(
+            drawn, 0 if stated["validation"] else validation, sorted(stated["test"]) if stated["test"] else test, seed
+        )
+        lists["validation"] += [x for x in items if x["subject"] in stated["validation"] and "label" in x]
+        content: dict[str, Any] = {"name": self.layout, "seed": seed}
+        if self.numbering:
+            content["numbering"] = self.numbering
+        content["labels"] = {str(label): name for label, name in sorted(self.labels.items())}
+        return content | lists
 
     def write_datalist(
         self,
@@ -167,5 +277,19 @@ class Study:
         return content
 
 
-def _median(rows: Iterable[Sequence[float]]) -> tuple[float, ...]:
+def _by_anatomy(facts: ScanFacts, values: Sequence[float]) -> tuple[float, ...]:
+    """Values of the stored axes, in the order left-right, front-back, up-down."""
+    order = {code: number for number, pair in enumerate(("LR", "PA", "IS")) for code in pair}
+    return tuple(value for _, value in sorted(zip(map(order.__getitem__, facts.orientation), values, strict=True)))
+
+
+def _ml(volume: float) -> str:
+    return f"{volume:.3g} ml" if volume >= 0.1 else f"{1000 * volume:.3g} mm3"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _median(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
     return tuple(float(median(axis)) for axis in zip(*rows, strict=True))

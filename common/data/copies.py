@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-__all__ = ["content_digest", "content_key", "find_copies", "image_files"]
+__all__ = ["content_digest", "content_key", "find_copies", "image_files", "same_content"]
 
 BLOCK = 16_384
 SMALLEST = 4096
@@ -32,19 +32,27 @@ def find_copies(lists: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[
     """
     named = [(section, file) for section, items in lists.items() for file in image_files(items)]
     problems = []
+    for (where, other), *rest in _of_one_content(named):
+        problems += [
+            (file, f"in {section} is a copy of {other} in {where}: keep it in one list")
+            for section, file in rest
+            if section != where and os.path.realpath(file) != os.path.realpath(other)
+        ]
+    return problems
+
+
+def same_content(files: Sequence[str]) -> list[list[str]]:
+    """Groups of files of one content, in the order of the files; read as sparingly as by `find_copies`."""
+    return [[file for _, file in same] for same in _of_one_content([(file, file) for file in files])]
+
+
+def _of_one_content(named: Sequence[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
     # Mostly waiting for the file system and for zlib, which both release the GIL.
     with ThreadPoolExecutor(max_workers=8) as pool:
         for files in _groups(named, _unpacked_size, pool):
             quick = _checksum if any(_is_packed(file) for _, file in files) else _sample
             for alike in _groups(files, quick, pool):
-                for same in _groups(alike, content_digest, pool):
-                    (where, other), *rest = same
-                    problems += [
-                        (file, f"in {section} is a copy of {other} in {where}: keep it in one list")
-                        for section, file in rest
-                        if section != where and os.path.realpath(file) != os.path.realpath(other)
-                    ]
-    return problems
+                yield from _groups(alike, content_digest, pool)
 
 
 def image_files(items: Sequence[Mapping[str, Any]]) -> list[str]:

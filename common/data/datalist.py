@@ -584,13 +584,13 @@ def _item_problems(
     for file, check_values in checks:
         problem = None
         try:
-            volume = _open(file, full)
+            volume = open_volume(file, full)
             if volume is not None:
-                problem = _shape_problem(volume.shape, check_values is label_values)
+                problem = shape_problem(volume.shape, check_values is label_values)
                 if problem is None and reference is None:
                     reference = (file, volume.shape, volume.affine)
                 elif problem is None and reference is not None:
-                    problem = _grid_problem(volume.shape, volume.affine, *reference)
+                    problem = grid_problem(volume.shape, volume.affine, *reference)
                 if problem is None and full:
                     values = volume.values()
                     problem = check_values(whole_labels(values, file) if check_values is label_values else values)
@@ -601,13 +601,13 @@ def _item_problems(
     return problems
 
 
-class _Volume(NamedTuple):
+class Volume(NamedTuple):
     shape: Sequence[int]  # channels last where there are some
     affine: np.ndarray
     values: Callable[[], np.ndarray]
 
 
-def _open(file: str, full: bool) -> _Volume | None:
+def open_volume(file: str, full: bool = True) -> Volume | None:
     """The volume of a file or DICOM folder; formats other than NIfTI are opened with `full` only.
 
     Raises:
@@ -630,10 +630,10 @@ def _open(file: str, full: bool) -> _Volume | None:
 
     volume = read_volume(file)
     shape = volume.shape[1:] if len(volume) == 1 else (*volume.shape[1:], len(volume))
-    return _Volume(shape, np.asarray(volume.affine), volume.numpy)
+    return Volume(shape, np.asarray(volume.affine), volume.numpy)
 
 
-def _open_nifti(file: str) -> _Volume:
+def _open_nifti(file: str) -> Volume:
     try:
         volume: Any = nib.load(file)
     except Exception as error:  # nibabel, zlib and the OS each raise their own kinds
@@ -649,10 +649,10 @@ def _open_nifti(file: str) -> _Volume:
         except Exception as error:
             raise VolumeError(f"cannot be read to its end ({first_line(error)})") from error
 
-    return _Volume(volume.shape, nifti_affine(file, volume), values)
+    return Volume(volume.shape, nifti_affine(file, volume), values)
 
 
-def _shape_problem(shape: Sequence[int], is_label: bool) -> str | None:
+def shape_problem(shape: Sequence[int], is_label: bool) -> str | None:
     if len(shape) < 3 or len(shape) > 4:
         return f"has {len(shape)} axes ({format_shape(shape)}), but a volume has 3, and a fourth for channels"
     if is_label and len(shape) == 4 and shape[3] != 1:
@@ -663,7 +663,7 @@ def _shape_problem(shape: Sequence[int], is_label: bool) -> str | None:
     return None
 
 
-def _grid_problem(
+def grid_problem(
     shape: Sequence[int],
     affine: np.ndarray,
     reference_file: str,

@@ -72,17 +72,17 @@ def collect_bids(
 
 
 def _label(image: Path, suffix: str, candidates: Sequence[Path]) -> Path | None:
-    own = _entities(image)
-    found = []
-    for file in candidates:
-        entities = _entities(file)
-        others = entities.keys() - own.keys() - _DERIVED
-        named = entities.get("mod", suffix) == suffix
-        if file != image and not others - {"mod"} and named and own.items() <= entities.items():
-            found.append(file)
+    found = [file for file in candidates if file != image and belongs(image, suffix, file)]
     if len(found) > 1:
         raise DatalistError(f"{image} has several labels, {found[0]} and {found[1]}: narrow `--label_pattern`.")
     return found[0] if found else None
+
+
+def belongs(image: Path, suffix: str, label: Path) -> bool:
+    """Whether a label is that of an image by the entities in their names."""
+    own, entities = _entities(image), _entities(label)
+    others = entities.keys() - own.keys() - _DERIVED - {"mod"}
+    return not others and entities.get("mod", suffix) == suffix and own.items() <= entities.items()
 
 
 def _entities(file: Path) -> dict[str, str]:

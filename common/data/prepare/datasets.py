@@ -147,7 +147,7 @@ def prepare(
         raise DatalistError(f"No scan of {name} is below {folder}. What is looked for: {' '.join(layout.split())}")
     published = {_first(x) for x in items if x.pop(_TEST, False)}
     if subject is not None:
-        items = _with_subjects(items, subject, folder)
+        items = with_subjects(items, subject, folder)
     elif name in _EACH_FOR_ITSELF:
         _refuse_several_a_subject(items)
     lone = [] if name == "bids" else _lone_masks(items, folder)
@@ -199,7 +199,7 @@ def _first(x: dict[str, Any]) -> Path:
     return Path(x["image"][0] if isinstance(x["image"], list) else x["image"])
 
 
-def _with_subjects(items: list[dict[str, Any]], pattern: str, folder: Path) -> list[dict[str, Any]]:
+def with_subjects(items: list[dict[str, Any]], pattern: str, folder: Path) -> list[dict[str, Any]]:
     """Items whose subject is what the pattern finds in their paths."""
     try:
         compiled = re.compile(pattern)

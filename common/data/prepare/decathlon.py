@@ -28,7 +28,7 @@ def collect_decathlon(source: Path) -> list[dict[str, Any]]:
         ending = description.get("file_ending", NIFTI[0])
         if ending not in NIFTI:
             raise DatalistError(f"{source / 'dataset.json'} has files that end in {ending!r}: convert them to .nii.gz.")
-        if _names_its_files(source, description):
+        if names_its_files(source, description):
             lists = load_datalist(source / "dataset.json", check="none", label_key=None)
             labelled = load_datalist(source / "dataset.json", check="none")
             label_of = {_first(x["image"]): x["label"] for items in labelled.values() for x in items if "label" in x}
@@ -47,7 +47,7 @@ def collect_decathlon(source: Path) -> list[dict[str, Any]]:
     for part in ("Tr", "Ts"):
         images = by_stem(scans(source / f"images{part}"), "images")
         labels = by_stem(scans(source / f"labels{part}"), "labels")
-        cases = _cases(images, labels, bool(channels))
+        cases = channel_cases(images, labels, bool(channels))
         unknown = [name for name in labels if name not in cases]
         if labels and len(unknown) == len(labels):
             raise DatalistError(
@@ -61,7 +61,7 @@ def collect_decathlon(source: Path) -> list[dict[str, Any]]:
     return items
 
 
-def _names_its_files(source: Path, description: dict[str, Any]) -> bool:
+def names_its_files(source: Path, description: dict[str, Any]) -> bool:
     """Whether the lists of a `dataset.json` are those of the files; nnU-Net's leave out the channel or name none."""
     entries = [x for name in SECTIONS for x in description.get(name) or []]
     if not entries and (source / "imagesTr").is_dir():
@@ -72,7 +72,7 @@ def _names_its_files(source: Path, description: dict[str, Any]) -> bool:
     return not bare
 
 
-def _cases(images: dict[str, Path], labels: dict[str, Path], has_channels: bool) -> dict[str, list[Path]]:
+def channel_cases(images: dict[str, Path], labels: dict[str, Path], has_channels: bool) -> dict[str, list[Path]]:
     """Files of each case: its channels, where names end in their numbers, else the one of its name."""
     matches = {name: match for name in images if (match := _CHANNEL.fullmatch(name)) and name not in labels}
     if not has_channels and not any(match[1] in labels for match in matches.values()):

@@ -1,0 +1,506 @@
+"""Layouts that people have, made of tiny files, and what `look` understands of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+
+from common.auto.layouts import Found
+from common.auto.look import look
+from common.auto.study import Study, StudyError
+from common.auto.subjects import find_subjects
+from common.data import DatalistError, load_datalist
+
+DATA = Path(os.environ.get("REVIEW_DATA", Path(__file__).parents[2] / "../shared/data"))
+SHAPE = (12, 10, 8)
+SPACING = (1.0, 1.0, 2.0)
+real = pytest.mark.skipif(not (DATA / "hippocampus").is_dir(), reason="needs the real scans")
+
+
+def scan(path: Path, seed: int | None = None, shape: tuple[int, ...] = SHAPE, affine: np.ndarray | None = None) -> Path:
+    """A scan of its own: no two have one content."""
+    scan.count += 1  # type: ignore[attr-defined]
+    values = np.random.default_rng(scan.count if seed is None else seed).integers(0, 500, shape).astype(np.int16)  # type: ignore[attr-defined]
+    return write(path, values, affine)
+
+
+scan.count = 0  # type: ignore[attr-defined]
+
+
+def mask(
+    path: Path, labels: tuple[float, ...] = (1,), dtype: type = np.uint8, affine: np.ndarray | None = None
+) -> Path:
+    """A mask with four voxels of each label, and background."""
+    values = np.zeros(SHAPE, dtype)
+    for number, label in enumerate(labels):
+        values[number, :4, 0] = label
+    return write(path, values, affine)
+
+
+def write(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.name.endswith((".nii", ".nii.gz")):
+        nib.save(nib.Nifti1Image(values, np.diag((*SPACING, 1.0)) if affine is None else affine), path)
+        return path
+    image = itk.image_from_array(np.ascontiguousarray(values.T))
+    image.SetSpacing(SPACING)
+    itk.imwrite(image, str(path))
+    return path
+
+
+def pairs(study: Study, root: Path) -> dict[str, str | None]:
+    """The mask of each scan, below the root."""
+    return {
+        "+".join(p.relative_to(root).as_posix() for p in case.images): case.mask
+        and case.mask.relative_to(root).as_posix()
+        for case in study.cases
+    }
+
+
+def reasons(study: Study) -> dict[str, str]:
+    return {file.name: reason for file, reason in study.left_out}
+
+
+def two_folders(root: Path, count: int = 4, labels: tuple[float, ...] = (1, 2)) -> tuple[Path, Path]:
+    for i in range(count):
+        scan(root / f"images/case{i}.nii.gz")
+        mask(root / f"masks/case{i}.nii.gz", labels)
+    return root / "images", root / "masks"
+
+
+# --- layouts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("images/case{}.nii.gz", "labels/case{}.nii.gz"),
+        ("images/case{}.nii.gz", "labels/case{}_seg.nii"),
+        ("images/case{}.nrrd", "labels/case{}-label.nrrd"),
+        ("images/case{}.mha", "labels/mask_case{}.mha"),
+        ("images/img000{}.nii.gz", "labels/label000{}.nii.gz"),
+        ("images/volume-{}.nii", "labels/segmentation-{}.nii"),
+        ("images/p{}/scan.nii.gz", "labels/p{}/mask.nii.gz"),
+        ("images/p{}/scan.nii.gz", "labels/p{}.nii.gz"),
+        ("images/train/case{}.nii.gz", "labels/case{}.nii.gz"),
+        ("images/case{}_T1.nii.gz", "labels/case{}.nii.gz"),
+        ("images/case{}_0000.nii.gz", "labels/case{}.nii.gz"),
+    ],
+)
+def test_two_folders_of_names_that_are_alike(tmp_path, image, label):
+    for i in range(4):
+        scan(tmp_path / image.format(i))
+        if i:
+            mask(tmp_path / label.format(i))
+    expected = {image.format(i): label.format(i) if i else None for i in range(4)}
+    study = look(tmp_path / "images", tmp_path / "labels")
+    assert pairs(study, tmp_path) == expected and not study.left_out
+    assert len(study.subjects) == 3 and len(study.unlabelled) == 1
+    # One folder that holds both is found the same way.
+    assert pairs(look(tmp_path), tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("case{}.nii.gz", "case{}_seg.nii.gz"),
+        ("case_{}/imaging.nii.gz", "case_{}/segmentation.nii.gz"),
+        ("patient{}/patient{}_frame01.nii.gz", "patient{}/patient{}_frame01_gt.nii.gz"),
+        ("img/p{}.nii.gz", "ground_truth/p{}.nii.gz"),
+    ],
+)
+def test_one_folder(tmp_path, image, label):
+    for i in range(3):
+        scan(tmp_path / image.format(i, i))
+        mask(tmp_path / label.format(i, i))
+    study = look(tmp_path)
+    assert pairs(study, tmp_path) == {image.format(i, i): label.format(i, i) for i in range(3)} and not study.left_out
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_nnunet(tmp_path, version):
+    named = {"0": "T1", "1": "T2"}
+    content = (
+        {"modality": named, "labels": {"0": "background", "1": "core", "2": "edema", "3": "none"}}
+        if version == 1
+        else {"channel_names": named, "labels": {"background": 0, "core": 1, "edema": 2, "none": 3}}
+    )
+    for i in range(4):
+        for channel in range(2):
+            scan(tmp_path / f"imagesTr/case_{i:03d}_{channel:04d}.nii.gz")
+        mask(tmp_path / f"labelsTr/case_{i:03d}.nii.gz", (1, 2))
+    scan(tmp_path / "imagesTr/case_009_0000.nii.gz")
+    scan(tmp_path / "imagesTs/case_100_0000.nii.gz")
+    scan(tmp_path / "imagesTs/case_100_0001.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps(content | {"file_ending": ".nii.gz"}))
+    study = look(tmp_path)
+    files = "imagesTr/case_000_0000.nii.gz+imagesTr/case_000_0001.nii.gz"
+    assert pairs(study, tmp_path)[files] == "labelsTr/case_000.nii.gz" and study.channels == ("T1", "T2")
+    assert study.cases[0].facts.channels == 2 and study.labels == {1: "core", 2: "edema"}
+    assert [x.name for x in study.kept_aside] == ["case_100"] and not study.unlabelled
+    assert reasons(study) == {"case_009_0000.nii.gz": "has 1 channel files where 2 are expected"}
+    assert any("No mask holds 3 none" in note for note in study.notes)
+    lists = study.datalist()
+    assert [len(lists[name]) for name in ("training", "validation", "test")] == [2, 1, 1]  # 100 is in none
+    # The folders by themselves say the same, without the test part.
+    alone = look(tmp_path / "imagesTr", tmp_path / "labelsTr")
+    assert alone.labels == study.labels and not alone.kept_aside and len(alone.labelled) == 4
+    os.unlink(tmp_path / "dataset.json")
+    assert len(look(tmp_path).cases) == 5 and look(tmp_path).channels == ("channel 0", "channel 1")
+
+
+def test_a_labelled_test_part_stays_the_test_part(tmp_path):
+    for part, count in (("Tr", 4), ("Ts", 2)):
+        for i in range(count):
+            scan(tmp_path / f"images{part}/{part}{i}.nii.gz")
+            mask(tmp_path / f"labels{part}/{part}{i}.nii.gz")
+    lists = look(tmp_path).datalist()
+    assert [x["subject"] for x in lists["test"]] == ["Ts0", "Ts1"] and len(lists["validation"]) == 1
+
+
+def test_decathlon_and_datalist(tmp_path):
+    entries = []
+    for i in range(4):
+        scan(tmp_path / f"imagesTr/h_{i:03d}.nii.gz")
+        mask(tmp_path / f"labelsTr/h_{i:03d}.nii.gz", (1, 2))
+        entries.append({"image": f"./imagesTr/h_{i:03d}.nii.gz", "label": f"./labelsTr/h_{i:03d}.nii.gz"})
+    scan(tmp_path / "imagesTs/h_100.nii.gz")
+    content = {"labels": {"0": "background", "1": "anterior", "2": "posterior"}, "modality": {"0": "MRI"}}
+    content |= {"training": entries, "test": ["./imagesTs/h_100.nii.gz"]}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    study = look(tmp_path)
+    assert study.labels == {1: "anterior", 2: "posterior"} and study.channels == ("MRI",)
+    assert len(study.labelled) == 4 and len(study.kept_aside) == 1
+    assert study.voxels[1] == (pytest.approx(4 * 2 / 1000), 4)
+    # Its own datalist, read back, means the same, split included.
+    study.write_datalist(tmp_path / "out/list.json")
+    again = look(tmp_path / "out/list.json")
+    assert {x.mask for x in again.cases} == {x.mask for x in study.labelled} and again.labels == study.labels
+    for name in ("training", "validation", "test"):
+        assert again.datalist()[name] == study.datalist()[name] != []
+
+
+def test_bids(tmp_path):
+    for i in range(1, 5):
+        for session in ("1", "2"):
+            stem = f"sub-{i:02d}_ses-{session}"
+            for contrast in ("T1w", "FLAIR"):
+                scan(tmp_path / f"sub-{i:02d}/ses-{session}/anat/{stem}_{contrast}.nii.gz")
+            scan(tmp_path / f"sub-{i:02d}/ses-{session}/func/{stem}_task-rest_bold.nii.gz")
+            if i < 4:
+                mask(tmp_path / f"derivatives/manual/sub-{i:02d}/ses-{session}/anat/{stem}_desc-x_dseg.nii.gz", (1, 2))
+    (tmp_path / "derivatives/manual/x_dseg.tsv").write_text("index\tname\n1\tthalamus\n2\tputamen\n")
+    study = look(tmp_path)
+    assert study.layout == "BIDS" and study.channels == ("FLAIR", "T1w") and not study.left_out
+    assert len(study.labelled) == 6 and len(study.unlabelled) == 2
+    assert study.subjects == ("sub-01", "sub-02", "sub-03")
+    assert study.labels == {1: "thalamus", 2: "putamen"}
+    assert len(look(tmp_path, tmp_path / "derivatives/manual").labelled) == 6
+    # Contrasts on grids of their own: the masks' is kept.
+    for file in tmp_path.glob("sub-*/ses-*/anat/*_FLAIR.nii.gz"):
+        scan(file, shape=(5, 5, 5))
+    study = look(tmp_path)
+    assert study.channels == ("T1w",) and len(study.labelled) == 6
+    assert any("FLAIR, T1w lie on grids of their own" in note for note in study.notes)
+
+
+@pytest.mark.parametrize("form", ["{0}/{0}_{1}.nii.gz", "{1}/{0}.nii.gz", "{0}-{1}.nii.gz"])
+def test_contrasts_in_names(tmp_path, form):
+    for i in range(4):
+        for contrast in ("t1", "t1ce", "flair"):
+            if (i, contrast) != (3, "flair"):
+                scan(tmp_path / "scans" / form.format(f"b{i}", contrast))
+        mask(tmp_path / f"masks/b{i}_seg.nii.gz", (1, 2, 4))
+    study = look(tmp_path / "scans", tmp_path / "masks")
+    assert study.channels == ("flair", "t1", "t1ce") and len(study.labelled) == 3
+    assert list(reasons(study).values()) == ["has no flair beside it, as most have"]
+    assert study.groups == {1: [1], 2: [2], 3: [4]}
+    assert "The labels 1, 2, 4 become the classes 1 to 3." in study.notes
+    assert len(study.datalist()["training"][0]["image"]) == 3
+
+
+def test_a_mask_for_each_contrast_makes_them_scans_of_their_own(tmp_path):
+    for i in range(3):
+        for kind in ("ct", "mr"):
+            scan(tmp_path / f"p{i}_{kind}.nii.gz")
+            mask(tmp_path / f"p{i}_{kind}_labels.nii.gz")
+    study = look(tmp_path)
+    assert len(study.labelled) == 6 and study.channels == ("image",)
+    assert study.subjects == ("p0", "p1", "p2")
+
+
+def test_dicom_folders(tmp_path):
+    for i in range(4):
+        dicom(tmp_path / f"scans/PAT{i}/SER1", i)
+        if i < 3:
+            mask(tmp_path / f"masks/PAT{i}.nii.gz", affine=np.diag((-1.0, -1.0, 2.0, 1.0)))
+    dicom(tmp_path / "scans/PAT9/SER1", 9)
+    dicom(tmp_path / "scans/PAT9/SER1", 10, prefix="b")
+    study = look(tmp_path / "scans", tmp_path / "masks")
+    assert study.layout == "two folders of DICOM series" and study.labelled[0].facts.shape == SHAPE
+    assert [x.name for x in study.unlabelled] == ["PAT3/SER1"] and len(study.labelled) == 3
+    assert "holds images of 2 DICOM series" in reasons(study)["SER1"]
+
+
+def dicom(folder: Path, seed: int, prefix: str = "") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 500, SHAPE[::-1]).astype(np.int16)
+    for number, plane in enumerate(values):
+        image = itk.image_from_array(plane[None])
+        image.SetSpacing(SPACING)
+        image.SetOrigin((0.0, 0.0, number * SPACING[2]))
+        tags = image.GetMetaDataDictionary()
+        tags["0020|000e"] = f"1.2.3.{seed}"
+        tags["0020|000d"] = f"1.2.{seed}"
+        tags["0008|0060"] = "MR"
+        io = itk.GDCMImageIO.New()
+        io.KeepOriginalUIDOn()
+        writer = itk.ImageFileWriter[itk.Image[itk.SS, 3]].New(
+            image, FileName=str(folder / f"{prefix}{number:03d}.dcm")
+        )
+        writer.SetImageIO(io)
+        writer.Update()
+
+
+# --- subjects -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "subjects"),
+    [
+        (
+            ["patient001_frame01", "patient001_frame12", "patient002_frame01"],
+            ["patient001", "patient001", "patient002"],
+        ),
+        (["OAS1_0001_MR1", "OAS1_0001_MR2", "OAS1_0002_MR1"], ["OAS1_0001", "OAS1_0001", "OAS1_0002"]),
+        (["p1_2006-05-02", "p1_20070502", "p2_2006-05-02"], ["p1", "p1", "p2"]),
+        (["p1/STUDY1/SER2", "p1/STUDY2/SER1", "p2/STUDY1/SER2"], ["p1", "p1", "p2"]),
+        (["BraTS-GLI-00005-000", "BraTS-GLI-00005-001", "BraTS-GLI-00006-000", "BraTS-GLI-00008-000"], [5, 5, 6, 8]),
+        (["hippocampus_001", "hippocampus_002", "hippocampus_003"], None),
+        (["IXI012-HH-1211", "IXI013-HH-1212", "IXI014-HH-1213"], None),
+        (["control_m1", "control_m2", "treated_m1", "treated_m2"], None),
+        (["scan_v1", "scan_v2", "scan_v3"], None),
+        ([f"site{i}_{j:03d}" for i in range(4) for j in range(30)], None),
+        (["sub-01_T1w", "x/sub-01_run-2", "sub-02"], ["sub-01", "sub-01", "sub-02"]),
+    ],
+)
+def test_subjects_by_their_names(names, subjects):
+    expected = names if subjects is None else subjects
+    if subjects and isinstance(subjects[0], int):
+        expected = [f"BraTS-GLI-{n:05d}" for n in subjects]
+    assert find_subjects([Found(name, ()) for name in names])[0] == expected
+
+
+def test_subjects_of_a_table_and_of_a_pattern(tmp_path):
+    images, masks = two_folders(tmp_path)
+    for i in range(4):
+        os.rename(images / f"case{i}.nii.gz", images / f"ab{i // 2}x{i}.nii.gz")
+        os.rename(masks / f"case{i}.nii.gz", masks / f"ab{i // 2}x{i}.nii.gz")
+    assert len(look(images, masks).subjects) == 4
+    assert look(images, masks, r"ab\d").subjects == ("ab0", "ab1")
+    assert look(images, masks, r"(b\d)x").subjects == ("b0", "b1")
+    with pytest.raises(DatalistError, match=r"--subject 'q' finds nothing in 4 of 4 scans"):
+        look(images, masks, "q")
+    for i in range(4):
+        os.rename(images / f"ab{i // 2}x{i}.nii.gz", images / f"ab{i // 2}-x{i}.nii.gz")
+        os.rename(masks / f"ab{i // 2}x{i}.nii.gz", masks / f"ab{i // 2}-x{i}.nii.gz")
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\nab0\t20\nab1\t30\n")
+    study = look(images, masks)
+    assert study.subjects == ("ab0", "ab1") and study.grouping == "by participants.tsv"
+
+
+def test_the_split_is_by_subject_and_the_same_each_time(tmp_path):
+    for i in range(10):
+        for frame in (1, 2):
+            scan(tmp_path / f"images/p{i}_frame{frame}.nii.gz")
+            if i < 8:
+                mask(tmp_path / f"masks/p{i}_frame{frame}.nii.gz")
+    study = look(tmp_path / "images", tmp_path / "masks")
+    content = study.write_datalist(tmp_path / "a.json", seed=1)
+    subjects = {
+        name: {x["subject"] for x in content[name]} for name in ("training", "validation", "test", "unlabelled")
+    }
+    assert [len(x) for x in subjects.values()] == [5, 1, 2, 2] and len(set.union(*subjects.values())) == 10
+    loaded = load_datalist(tmp_path / "a.json", training_sections=("training", "unlabelled"), label_key=None)
+    assert len(loaded["training"]) == 14
+    again = look(tmp_path / "images", tmp_path / "masks")
+    assert again.datalist(seed=1) == content != again.datalist(seed=2)
+    with pytest.raises(DatalistError, match=r"a\.json exists"):
+        study.write_datalist(tmp_path / "a.json")
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+def refusal(*args) -> str:
+    with pytest.raises(StudyError) as error:
+        look(*args)
+    assert str(error.value).count("\n") == 0 and str(error.value).endswith(".")
+    return str(error.value)
+
+
+def test_folders_without_scans(tmp_path):
+    assert "does not exist: give the folder of the scans." in refusal(tmp_path / "x")
+    assert "holds no scan: NIfTI" in refusal(tmp_path)
+    images, _ = two_folders(tmp_path / "study")
+    (tmp_path / "none").mkdir()
+    assert "none holds no mask: NIfTI" in refusal(images, tmp_path / "none")
+    (tmp_path / "png").mkdir()
+    for i in range(3):
+        (tmp_path / f"png/{i}.png").touch()
+    assert "holds no scan but 3 pictures" in refusal(tmp_path / "png")
+    assert "convert each stack of slices to one volume" in refusal(tmp_path / "png")
+    assert "is a file: give the folder of the scans." in refusal(images / "case0.nii.gz")
+
+
+def test_masks_of_other_cases(tmp_path):
+    images, masks = two_folders(tmp_path)
+    mask(masks / "other.nii.gz")
+    assert "is a mask without a scan of its name" in reasons(look(images, masks))["other.nii.gz"]
+    for i in range(4):
+        os.rename(masks / f"case{i}.nii.gz", masks / f"heart{i}.nii.gz")
+    text = refusal(images, masks)
+    assert "None of the 5 masks" in text and "(masks: heart0," in text and "scans: case0," in text
+
+
+def test_two_masks_of_one_scan(tmp_path):
+    images, masks = two_folders(tmp_path)
+    mask(masks / "case1_seg.nii.gz")
+    scan(images / "case2.nii")
+    study = look(images, masks)
+    assert [x.name for x in study.cases] == ["case0", "case3"]
+    assert reasons(study)["case1.nii.gz"].startswith("has 2 masks (case1.nii.gz and case1_seg.nii.gz): keep one")
+    assert reasons(study)["case2.nii"] == "has the name of case2.nii.gz: keep one of them"
+
+
+def test_masks_without_a_structure(tmp_path):
+    images, masks = two_folders(tmp_path, labels=())
+    assert "The masks hold no structure, 4 of them background (0) alone" in refusal(images, masks)
+    write(masks / "case0.nii.gz", np.ones(SHAPE, np.uint8))
+    mask(masks / "case1.nii.gz")
+    study = look(images, masks)
+    assert reasons(study)["case0.nii.gz"] == "is 1 all over, without background (0)"
+    assert any("2 of 3 masks hold background alone" in note for note in study.notes)
+
+
+def test_masks_of_0_and_255(tmp_path):
+    images, masks = two_folders(tmp_path, labels=(255,))
+    study = look(images, masks)
+    assert study.groups == {1: [255]}
+    assert study.notes == ("The masks have 255 for the structure, which is taken for class 1.",)
+    mask(masks / "case2.nii.gz", (1,))
+    text = refusal(images, masks)
+    assert "Some masks have 1 for the structure and some 255" in text and "case2.nii.gz has 1" in text
+
+
+def test_masks_with_a_place_of_their_own(tmp_path):
+    images, masks = two_folders(tmp_path)
+    mask(masks / "case1.nii.gz", affine=np.eye(4))
+    study = look(images, masks)
+    assert (
+        "mm away from" in reasons(study)["case1.nii.gz"] and "copy the scan's header" in reasons(study)["case1.nii.gz"]
+    )
+    for i in range(4):
+        mask(masks / f"case{i}.nii.gz", affine=np.eye(4))
+    assert "None of the 4 masks can be used" in refusal(images, masks)
+    # Other formats are compared as well, but for the order of their axes.
+    for i in range(4):
+        os.unlink(images / f"case{i}.nii.gz")
+        scan(images / f"case{i}.nrrd")
+    assert "None of the 4 masks can be used" in refusal(images, masks)
+    for i in range(4):
+        mask(masks / f"case{i}.nii.gz", affine=np.diag((-1.0, -1.0, 2.0, 1.0)))
+    assert len(look(images, masks).labelled) == 4
+
+
+def test_too_few_subjects(tmp_path):
+    images, masks = two_folders(tmp_path, 2)
+    study = look(images, masks)
+    with pytest.raises(StudyError, match=r"2 subjects with masks \(case0, case1\) cannot be split .* 3 or more"):
+        study.datalist()
+    assert any(line.startswith("Not enough: 2 subjects") for line in study.describe())
+    assert "None of the 2 scans has a mask" in str(look(images).refusal)
+
+
+def test_masks_of_broken_numbers(tmp_path):
+    images, masks = two_folders(tmp_path)
+    mask(masks / "case1.nii.gz", (0.5, 1), np.float32)
+    mask(masks / "case2.nii.gz", (-3,), np.int16)
+    study = look(images, masks)
+    assert "no whole numbers (0.5): draw whole numbers" in reasons(study)["case1.nii.gz"]
+    assert "outside 0 or more (-3)" in reasons(study)["case2.nii.gz"]
+    assert "(are scans and masks swapped?)" in refusal(masks, images)
+
+
+def test_a_label_that_one_mask_alone_has(tmp_path):
+    images, masks = two_folders(tmp_path)
+    mask(masks / "case2.nii.gz", (1, 2, 7))
+    study = look(images, masks)
+    assert study.voxels[7].cases == 1 and study.voxels[1].cases == 4
+    (note,) = [note for note in study.notes if "one mask alone" in note]
+    assert note.startswith(f"The label 7 is in one mask alone ({masks / 'case2.nii.gz'})")
+
+
+def test_damaged_files_and_copies(tmp_path):
+    images, masks = two_folders(tmp_path, 5)
+    data = (images / "case0.nii.gz").read_bytes()
+    (images / "case0.nii.gz").write_bytes(data[: len(data) // 2])
+    write(images / "case1.nii.gz", np.zeros(SHAPE, np.int16))
+    scan(images / "case2.nii.gz", 7, (20, 20, 20))
+    mask_of_20 = np.zeros((20, 20, 20), np.uint8)
+    mask_of_20[:2] = 1
+    write(masks / "case2.nii.gz", mask_of_20)
+    shutil.copy(images / "case2.nii.gz", images / "again.nii.gz")
+    (images / "case3.nii.gz").write_bytes(b"")
+    study = look(images, masks)
+    assert [x.name for x in study.cases] == ["case2", "case4"]
+    found = reasons(study)
+    assert found["again.nii.gz"] == f"is a copy of {images / 'case2.nii.gz'}"
+    assert "is constant" in found["case1.nii.gz"] and "is empty" in found["case3.nii.gz"] and found["case0.nii.gz"]
+
+
+def test_scans_of_other_channels_are_left_out(tmp_path):
+    images, masks = two_folders(tmp_path)
+    scan(images / "cine.nii.gz", shape=(*SHAPE, 5))
+    assert reasons(look(images, masks))["cine.nii.gz"] == "has 5 channels where others have 1"
+
+
+def test_description(tmp_path):
+    images, masks = two_folders(tmp_path)
+    scan(images / "extra.nii.gz")
+    lines = look(images, masks).describe()
+    assert lines[0] == (
+        "Found: 5 scans of 5 subjects in two folders of files, 4 with a mask, 1 without (they serve pre-training)."
+    )
+    text = "\n".join(lines)
+    for part in ("a guess by the intensities", "1x1x2 mm", "thick slices", "12x10x8 voxels", "label 1 (8 mm3)", "RAS"):
+        assert part in text
+    assert len(lines) <= 10
+
+
+# --- real scans ---------------------------------------------------------------------------------------------------
+
+
+@real
+def test_real_scans(tmp_path):
+    for name, count in (("hippocampus/imagesTr", 6), ("acdc/images", 8), ("ixi/t1", 4)):
+        target = tmp_path / name
+        target.mkdir(parents=True)
+        labels = {"imagesTr": "labelsTr", "images": "labels", "t1": "labels"}[target.name]
+        (target.parent / labels).mkdir()
+        for file in sorted((DATA / name).iterdir())[:count]:
+            os.symlink(file.resolve(), target / file.name)
+            os.symlink((DATA / name).parent.resolve() / labels / file.name, target.parent / labels / file.name)
+    hippocampus = look(tmp_path / "hippocampus")
+    assert len(hippocampus.subjects) == 6 and hippocampus.anisotropy == 1 and set(hippocampus.labels) == {1, 2}
+    acdc = look(tmp_path / "acdc/images", tmp_path / "acdc/labels")
+    assert len(acdc.subjects) == 4 and acdc.anisotropy == 10 and acdc.modality == "MR"
+    ixi = look(tmp_path / "ixi")
+    assert len(ixi.subjects) == 4 and ixi.numbering == "dlmuse"
