@@ -48,7 +48,7 @@ _NO_SCANS = {
     **dict.fromkeys((".mgz", ".mgh"), "FreeSurfer files"),
 }
 _BIDS_FOLDERS = ("anat", "dwi", "perf", "pet", "ct")
-_MASK_SUFFIXES = ("dseg", "mask", "probseg", "seg", "lesion", "roi")  # of BIDS, and as they are met
+_MASK_SUFFIXES = ("dseg", "mask", "seg", "lesion", "roi")  # of BIDS, and as they are met
 
 
 class Found(NamedTuple):
@@ -306,17 +306,9 @@ def _bids(images: Path, masks: Path | None) -> Layout | None:
     ):
         return None
     files = [p for p in _volumes(images) if p.is_file() and p.relative_to(images).parts[0].startswith("sub-")]
-    derived = (
-        _volumes(masks if masks is not None else images / "derivatives")
-        if masks or (images / "derivatives").is_dir()
-        else []
-    )
-    scans = [p for p in files if _suffix(p) not in _MASK_SUFFIXES and p.parent.name in _BIDS_FOLDERS]
-    candidates = [
-        p
-        for p in (*derived, *(p for p in files if p not in scans))
-        if _suffix(p) in _MASK_SUFFIXES[:2] + _MASK_SUFFIXES[3:]
-    ]
+    derived = masks or images / "derivatives"
+    scans = [p for p in files if _suffix(p) not in (*_MASK_SUFFIXES, "probseg") and p.parent.name in _BIDS_FOLDERS]
+    candidates = [p for p in (*files, *(_volumes(derived) if derived.is_dir() else [])) if _suffix(p) in _MASK_SUFFIXES]
     left_out: list[tuple[Path, str]] = []
     by_subject: dict[str, list[Path]] = defaultdict(list)
     for p in candidates:
@@ -336,16 +328,12 @@ def _bids(images: Path, masks: Path | None) -> Layout | None:
     )
     layout.name, layout.root = "BIDS", images
     layout.cases = [x._replace(subject=re.search(r"sub-[^_/]+", x.name)[0]) for x in layout.cases]  # type: ignore[index]
-    tables = [
-        read_table(folder, ("*dseg.tsv",))
-        for folder in dict.fromkeys(q for p in (*used, images / "x") for q in (p.parent, images))
-    ]
-    for rows in tables:
-        layout.labels |= {
-            int(row["index"]): row["name"]
-            for row in rows
-            if row.get("index", "").isdecimal() and row.get("name") and row["index"] != "0"
-        }
+    roots = [images] if masks is None else [images, masks]
+    folders = {q for p in used for q in p.parents if any(q.is_relative_to(root) for root in roots)} | {images}
+    for folder in sorted(folders):
+        for row in read_table(folder, ("*dseg.tsv",)):
+            if row.get("index", "").isdecimal() and row["index"] != "0" and row.get("name"):
+                layout.labels[int(row["index"])] = row["name"]
     return layout
 
 
