@@ -16,6 +16,8 @@ from common.metrics import HD95, ClassDice
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles"
 LARGE = {"spacing": [4.0] * 3, "image_size": [80] * 3, "map_size": [80] * 3, "roi_size": [80] * 3}
 SHAPE = {"image_size": [16, 16], "slices": 5}
+SAMPLE = "datasets/sample.json"
+TUMOUR = "tasks/tumour.json"
 
 
 def parsed(bundle: str, *names: str, **values) -> ConfigParser:
@@ -25,22 +27,28 @@ def parsed(bundle: str, *names: str, **values) -> ConfigParser:
     return parser
 
 
+def first_item(cohort: Path, files: list[str]) -> dict:
+    name = "lesion.json" if TUMOUR in files else "structures4.json"
+    return load_datalist(cohort / name, check="none")["training"][0]
+
+
 def faces(volume: torch.Tensor) -> torch.Tensor:
-    """The outermost voxels of a volume (1, *spatial), which no scan of the sample reaches."""
-    return torch.cat([volume.movedim(axis, 0)[[0, -1]].flatten() for axis in (1, 2, 3)])
+    """The outermost voxels (C, N) of a volume (C, *spatial), which no scan of the sample reaches."""
+    return torch.cat([volume.movedim(axis, 1)[:, [0, -1]].flatten(1) for axis in (1, 2, 3)], 1)
 
 
 @pytest.mark.parametrize(
     ("bundle", "files"),
     [
-        ("simtrot", ["train.json", "datasets/sample.json"]),
-        ("simtrot", ["pretrain.json", "datasets/sample.json"]),
-        ("pretrain_once", ["train.json", "datasets/sample.json"]),
-        ("pretrain_once", ["pretrain.json", "datasets/sample.json"]),
-        ("medical_transformer", ["train.json", "tasks/structures4.json", "datasets/sample.json"]),
-        ("medical_transformer", ["pretrain.json", "datasets/sample.json"]),
-        ("ssl3d", ["train.json", "datasets/sample.json"]),
-        ("ssl3d", ["pretrain.json", "datasets/sample.json", "pretexts/mae.json"]),
+        ("simtrot", ["train.json", SAMPLE]),
+        ("simtrot", ["pretrain.json", SAMPLE]),
+        ("pretrain_once", ["train.json", SAMPLE]),
+        ("pretrain_once", ["pretrain.json", SAMPLE]),
+        ("medical_transformer", ["train.json", "tasks/structures4.json", SAMPLE]),
+        ("medical_transformer", ["train.json", TUMOUR, SAMPLE]),
+        ("medical_transformer", ["pretrain.json", SAMPLE]),
+        ("ssl3d", ["train.json", SAMPLE]),
+        ("ssl3d", ["pretrain.json", SAMPLE, "pretexts/mae.json"]),
     ],
 )
 def test_padding_is_the_background_and_of_no_class(cohort, bundle, files):
@@ -48,15 +56,15 @@ def test_padding_is_the_background_and_of_no_class(cohort, bundle, files):
     where = "deterministic_transforms"
     if where not in parser.get():
         where = f"train#{where}"
-    item = load_datalist(cohort / "structures4.json", check="none")["training"][0]
+    item = first_item(cohort, files)
     for step in parser.get_parsed_content(where):
         item = step(item)
     image = item["image"]
-    assert image.shape == (1, 80, 80, 80)
-    assert (faces(image) == image.min()).all()
+    assert image.shape == (4 if TUMOUR in files else 1, 80, 80, 80)
+    assert (faces(image) == image.amin((1, 2, 3))[:, None]).all()
     if "train.json" in files:
         assert (faces(item["label"]) == -1).all() and (item["label"] > 0).any()
-        assert image.min() < image[item["label"] > 0].median()
+        assert image.min() < image[item["label"].expand_as(image) > 0].median()
     else:
         assert image.min() < image.mean()
 
@@ -86,15 +94,13 @@ def test_augmentation_leaves_a_crop_of_background_one_value(bundle, value, shape
         assert made.max() - made.min() < 1e-4
 
 
-SAMPLE = "datasets/sample.json"
-
-
 @pytest.mark.parametrize(
     ("bundle", "files"),
     [
         ("simtrot", [SAMPLE]),
         ("pretrain_once", [SAMPLE]),
         ("medical_transformer", ["tasks/structures4.json", SAMPLE]),
+        ("medical_transformer", [TUMOUR, SAMPLE]),
         ("med3d", [SAMPLE]),
         ("med3d", [SAMPLE, "presets/short.json"]),
         ("ssl3d", [SAMPLE]),
@@ -105,8 +111,10 @@ def test_padded_voxels_move_neither_loss_nor_scores(cohort, bundle, files):
     windows = bundle == "transseg"  # pads the windows that it trains on, not volumes
     sizes = {"image_size": [48, 48]} if windows else LARGE
     parser = parsed(bundle, "train.json", *files, "evaluate.json", native=False, **sizes)
-    parser.update({"dataset_dir": str(cohort), "task": "structures4", "label_scheme": "oasis_seg4", "num_classes": 5})
-    item = load_datalist(cohort / "structures4.json", check="none")["training"][0]
+    parser.update({"dataset_dir": str(cohort)})
+    if TUMOUR not in files:
+        parser.update({"task": "structures4", "label_scheme": "oasis_seg4", "num_classes": 5})
+    item = first_item(cohort, files)
     where = "deterministic_transforms"
     for step in parser.get_parsed_content(where if where in parser.get() else f"train#{where}"):
         item = step(item)
