@@ -33,7 +33,8 @@ class SliceWindows(Dataset):
         label_key: the label, if it is one of them.
         **kwargs: of ``CacheDataset``: ``cache_rate``, ``num_workers``, ``progress``, ...
 
-    The window's meta data are the name of the file. Its affine is the unit matrix: where its voxels lie is not kept.
+    The window's meta data are the name of the file and its affine, without ``window_transform``; with one, whose zooms
+    and flips are not followed, the affine is the unit matrix.
 
     Items: of image (C, H, W, K), of label (1, H, W, 1) or (1, H, W, K), where the transforms do not make it otherwise.
     ``windows`` has for each a mapping with ``volume``, the number of its item, and ``slice``.
@@ -101,9 +102,19 @@ class SliceWindows(Dataset):
                 )
             made = item[key][..., first : first + kept]
             if isinstance(volume[key], MetaTensor):
-                made = MetaTensor(made, meta={"filename_or_obj": volume[key].meta.get("filename_or_obj", "")})
+                meta = {"filename_or_obj": volume[key].meta.get("filename_or_obj", "")}
+                made = MetaTensor(made, affine=self._affine(volume[key], window["slice"], kept), meta=meta)
             item[key] = made
         return item
+
+    def _affine(self, volume: MetaTensor, centre: int, slices: int) -> torch.Tensor | None:
+        """Of the window around a slice, so that pictures have the scan's proportions; None where it is not known."""
+        if self.window_transform is not None:
+            return None
+        affine = volume.affine.clone()
+        affine[:3, 3] += (centre - self.stride * (slices // 2)) * affine[:3, 2]
+        affine[:3, 2] *= self.stride
+        return affine
 
 
 def turns(transform: Callable | None) -> bool:

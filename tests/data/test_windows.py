@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Compose, RandFlipd, RandRotate90d
 
 from common.data.windows import SliceWindows, cut_window
@@ -47,6 +48,26 @@ def test_one_window_a_slice_in_order():
     assert len(data) == sum(DEPTHS)
     assert data.windows == [{"volume": v, "slice": i} for v, depth in enumerate(DEPTHS) for i in range(depth)]
     assert [values(data[i]["image"])[2] for i in range(len(data))] == [0, 1, 2, 3, 4, 5, 100, 101]
+
+
+def test_windows_lie_where_their_slices_do():
+    affine = torch.tensor([[0.0, -2, 0, 5], [1.5, 0, 0, 6], [0, 0, 8, 7], [0, 0, 0, 1]], dtype=torch.float64)
+
+    def track(item):
+        return item | {key: MetaTensor(value, affine=affine) for key, value in load(item).items() if key != "id"}
+
+    data = SliceWindows([{"id": 0}], track, slices=3, stride=2, progress=False)
+    item = data[3]
+    for key, numbers in (("image", (1, 3, 5)), ("label", (3,))):
+        for k, number in enumerate(numbers):
+            lies, expected = (
+                a @ torch.tensor([1.0, 2.0, z, 1.0], dtype=a.dtype)
+                for a, z in ((item[key].affine, k), (affine, number))
+            )
+            torch.testing.assert_close(lies, expected)
+    flip = RandFlipd(["image", "label"], prob=1.0, spatial_axis=0)
+    flipped = SliceWindows([{"id": 0}], track, slices=3, window_transform=flip, progress=False)
+    assert torch.equal(flipped[3]["image"].affine, torch.eye(4, dtype=torch.float64))  # it does not follow flips
 
 
 def test_targets():
