@@ -18,10 +18,10 @@ from fire.decorators import SetParseFns
 
 from ..checks import parse_flags, renamed_sentence
 from ..json_files import read_json
-from .collect import collect, write_example_list
+from .collect import choose_trials, collect, write_example_list
 from .estimate import equal_time, estimate
 from .execute import execute, hold_folder
-from .plan import make_plan
+from .plan import STAGES, make_plan
 from .report import write_report
 from .settings import OWN, CompareError, read_settings
 
@@ -53,6 +53,8 @@ def compare(
     transductive: bool | None = None,
     margin: float | None = None,
     validation_from_labels: bool | None = None,
+    tune: Any = None,
+    tune_trials: int | None = None,
     plan: bool = False,
     report: bool = False,
 ) -> None:
@@ -91,6 +93,9 @@ def compare(
         transductive: let pre-training see validation and test scans, which is refused otherwise.
         margin: difference of the main metric below which arms are equivalent; default 0.01 where it is a Dice.
         validation_from_labels: validate on a fifth of the labels, not on the validation list, whose labels come on top.
+        tune: values to try in every arm, of which the best in validation is taken: 'id=[a,b] id=[c,d]', or a number of
+            trials of learning_rate over one order of magnitude.
+        tune_trials: how many combinations are tried, drawn at random; default all.
         plan: only list the runs, with an estimate of time, memory and disk from a short dry run on this machine, and
             the least difference that they can find.
         report: run nothing, only collect and report what is there.
@@ -105,12 +110,20 @@ def compare(
         if plan:
             print(estimate(planned))
             return
-        if asked.equal == "time" and not report:
-            execute(replace(planned, runs=tuple(run for run in planned.runs if run.stage == "pretrain")), say)
+        extra = None
+
+        def run_stages(*stages: str) -> None:
+            if not report:
+                execute(replace(planned, runs=tuple(run for run in planned.runs if run.stage in stages)), say)
+
         if asked.equal == "time":
-            planned = make_plan(asked, equal_time(planned, may_run=not report))
-        if not report:
-            execute(planned, say)
+            run_stages("pretrain")
+            extra = equal_time(planned, may_run=not report)
+            planned = make_plan(asked, extra)
+        if asked.tune:
+            run_stages("pretrain", "tune")
+            planned = make_plan(asked, extra, chosen=choose_trials(planned))
+        run_stages(*STAGES)
         collect(planned, None if report else "python -m common.compare " + shlex.join(sys.argv[1:]))
         path = write_report(asked.output)
     print(f"\n{path.read_text(encoding='utf-8').split('## ')[1].strip()}\n\n{path}\n{path.with_suffix('.html')}")

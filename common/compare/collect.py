@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import re
@@ -17,7 +18,7 @@ from ..files import atomic_write, names_below, without_ending
 from ..json_files import read_json, write_json
 from ..nifti import nifti_affine, read_nifti
 from .execute import machine, read_outcome, versions
-from .plan import Plan, Run, example_root
+from .plan import Plan, Run, example_root, list_trials
 from .settings import Arm, CompareError
 
 __all__ = ["collect", "write_example_list"]
@@ -39,6 +40,7 @@ COSTS = (
     "reason",
 )
 PREDICTIONS = ("arm", "fraction", "labels", "seed", "subject", "truth", "prediction")
+TRIALS = ("arm", "fraction", "labels", "trial", "values", "status", "score", "chosen")
 PROBES = ("arm", "fraction", "labels", "seed", "probe", "target", "metric", "structure", "value")
 
 
@@ -65,7 +67,9 @@ def collect(plan: Plan, command: str | None) -> None:
         outcome = training[folder] if folder else {}
         results.append({**row, "steps": outcome.get("steps"), "seconds": outcome.get("seconds")})
     _write_table(settings.output / "results.csv", RESULTS, results)
-    curves = [row for run in done if run.stage in ("pretrain", "train") for row in curve_rows(run, plan)]
+    curves = [row for run in done if run.stage in ("pretrain", "train") for row in curve_rows(run)]
+    if settings.tune:
+        _write_table(settings.output / "tune.csv", TRIALS, trial_rows(plan))
     _write_table(settings.output / "curves.csv", CURVES, curves)
     _write_table(settings.output / "costs.csv", COSTS, [cost_row(run, outcomes[id(run)], plan) for run in plan.runs])
     predictions = [row for run in done if run.stage == "evaluate" for row in prediction_rows(run)]
@@ -103,6 +107,7 @@ def collect(plan: Plan, command: str | None) -> None:
             "margin": plan.margin,
             "labelled": plan.labelled(),
             "validation_from_labels": settings.validation_from_labels,
+            "trials": list_trials(settings),
             "structure_names": names,
             "command": command or read_json(settings.output / "comparison.json", {}).get("command", ""),
             "packages": _distinct([outcomes[id(run)].get("packages", versions()) for run in done]),
@@ -258,7 +263,40 @@ def mean_rows(subjects: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield {**dict(zip(names, key, strict=True)), "value": mean, "subjects": len(there)}
 
 
-def curve_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
+def trial_rows(plan: Plan) -> list[dict[str, Any]]:
+    """What each trial of the tuning came to: the best of its validations, and which was the best."""
+    metric, direction = next(iter(plan.evaluate.metrics.items()))
+    sign, best, rows = 1 if direction == "higher" else -1, {}, []
+    for run in (run for run in plan.runs if run.stage == "tune"):
+        status = read_outcome(run).get("status", "missing")
+        scores = [row["value"] for row in curve_rows(run) if row["tag"] == metric] if status == "done" else []
+        if status == "done" and not scores:
+            raise CompareError(f"{run}: its validation has no {metric}, by which --tune would choose.")
+        score = max((sign * score for score in scores if not math.isnan(score)), default=-math.inf)
+        values = {key: run.override[key] for key in plan.settings.tune}
+        rows.append({**_key(run), "trial": run.trial, "values": json.dumps(values), "status": status, "chosen": ""})
+        if scores:
+            rows[-1]["score"] = sign * score if math.isfinite(score) else math.nan
+        key = (run.arm, run.labels)
+        if score > best.get(key, (-math.inf, {}))[0]:
+            best[key] = score, rows[-1]
+    for _, row in best.values():
+        row["chosen"] = "yes"
+    return rows
+
+
+def choose_trials(plan: Plan) -> dict[tuple[str, int], int]:
+    """Per arm and number of labels the trial that was best in validation; none while a trial is still to come.
+
+    A trial that failed, as by a rate that diverges, counts as one that was tried.
+    """
+    rows = trial_rows(plan)
+    waiting = {(row["arm"], row["labels"]) for row in rows if row["status"] not in ("done", "failed")}
+    best = {(row["arm"], row["labels"]): row["trial"] for row in rows if row["chosen"]}
+    return {key: trial for key, trial in best.items() if key not in waiting}
+
+
+def curve_rows(run: Run) -> Iterator[dict[str, Any]]:
     """Every scalar of the run's TensorBoard events, against optimiser steps and seconds of work, pauses left out."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -77,7 +77,7 @@ def estimate(plan: Plan) -> str:
             seconds = cost.start + len(plan.test) * (cost.step + item_seconds)
         else:
             cost, loaded = training, run.items + validation
-            rounds = plan.settings.validations if run.stage == "train" else 0
+            rounds = 0 if run.stage == "pretrain" else plan.settings.validations
             seconds = cost.start + run.steps * cost.step + loaded * item_seconds
             seconds += rounds * validation * evaluation.step
         memory = cost.peak_mb + loaded * item_bytes / 2**20
@@ -164,7 +164,7 @@ def dry_run(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
         if run.stage == "evaluate":
             start = min(training.start if training else 0.0, 0.9 * outcome["seconds"])
             return Cost(start, outcome["seconds"] - start, peak, disk)
-        times = [row["seconds"] for row in curve_rows(short, plan) if row["tag"] == "train_loss"]
+        times = [row["seconds"] for row in curve_rows(short) if row["tag"] == "train_loss"]
         step = (times[STEPS - 1] - times[0]) / (STEPS - 1)
         first = _first_event(place) - began
         return Cost(max(0.0, first - step), step, peak, disk)
@@ -212,7 +212,7 @@ def _kind(run: Run, plan: Plan) -> tuple:
     """Runs of a kind cost the same a step: one net, and batches of one size."""
     arm = next(arm for arm in plan.settings.arms if arm.name == run.arm)
     own = run.arm if run.stage == "pretrain" or arm.override or arm.overlays else ""
-    return run.stage, own, min(run.items, run.batch)
+    return "train" if run.stage == "tune" else run.stage, own, min(run.items, run.batch)
 
 
 def _is_done(run: Run) -> bool:

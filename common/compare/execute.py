@@ -56,9 +56,9 @@ def hold_folder(settings: Settings) -> Iterator[None]:
         if record.is_file():
             before = read_json(record)
             now = json.loads(json.dumps(settings.fixed()))
-            changed = [name for name in now if before.get(name) != now[name]]
+            changed = [name for name in {**now, **before} if before.get(name) != now.get(name)]
             if changed:
-                was = ", ".join(f"{name} {before.get(name)!r} (now {now[name]!r})" for name in changed)
+                was = ", ".join(f"{name} {before.get(name)!r} (now {now.get(name)!r})" for name in changed)
                 raise CompareError(
                     f"{settings.output} holds another comparison, with {was}: give another --output. Arms, numbers of "
                     "labels and seeds may be added to a folder, all else is the same for its runs."
@@ -156,7 +156,7 @@ def _do(
     if before.get("digest") == digest and before.get("status") == "done":
         say(f"{title}: done before ({before['seconds']:.0f} s)")
         return
-    if before and before.get("digest") not in (None, digest) and run.stage in ("pretrain", "train"):
+    if before and before.get("digest") not in (None, digest) and run.stage in ("pretrain", "tune", "train"):
         aside = _aside(run.folder)
         run.folder.rename(aside)
         say(f"{title}: its config or data changed; what was there is now in {aside.name}")
@@ -172,7 +172,8 @@ def _do(
     outcome |= ended
     outcome["seconds"] += outcome["attempts"][-1]["seconds_before"]
     if outcome["status"] == "done":
-        for name in [] if settings.keep_checkpoints else CHECKPOINTS:
+        scrap = [] if settings.keep_checkpoints else [*CHECKPOINTS, *["model.pt"] * (run.stage == "tune")]
+        for name in scrap:
             (run.folder / name).unlink(missing_ok=True)
     _write_outcome(run, outcome)
     ending = f"{outcome['seconds']:.0f} s" if outcome["status"] == "done" else f"FAILED, {outcome['reason']}"

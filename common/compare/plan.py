@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
+import random
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +17,11 @@ from typing import Any
 
 from ..checks import PLACES, final_sentence, first_cause, override_problem
 from ..volumes import and_more
-from .settings import Arm, CompareError, Settings
+from .settings import Arm, CompareError, Settings, is_factor
 
 __all__ = ["BundleConfig", "Plan", "Run", "example_root", "make_plan"]
 
-STAGES = ("pretrain", "train", "evaluate", "infer", "probe")
+STAGES = ("pretrain", "tune", "train", "evaluate", "infer", "probe")
 ALLOW = "set `transductive` to allow it, which the report says"
 SPLIT = ("fold", "split_seed", "pool_test", "data#num_folds")
 """Ids by which the lists of a datalist are drawn anew."""
@@ -42,6 +44,7 @@ class Run:
         needs: outcomes of the runs that have to be done before.
         data: SHA-256 of the datalists.
         target: of a representation probe.
+        trial: number of the combination of values that a tuning run tries.
     """
 
     stage: str
@@ -60,6 +63,7 @@ class Run:
     needs: tuple[Path, ...] = ()
     data: str = ""
     target: str | None = None
+    trial: int | None = None
 
     @property
     def key(self) -> str:
@@ -69,6 +73,7 @@ class Run:
     def __str__(self) -> str:
         parts = [self.stage, self.arm]
         parts += [f"{self.labels} labels"] * (self.labels is not None) + [f"seed {self.seed}"] * (self.seed is not None)
+        parts += [f"trial {self.trial}"] * (self.trial is not None)
         return ", ".join([*parts, self.target] if self.target else parts)
 
     @property
@@ -220,7 +225,10 @@ class Plan:
 
 
 def make_plan(
-    settings: Settings, extra_steps: Mapping[tuple[str, int], int] | None = None, try_items: bool = False
+    settings: Settings,
+    extra_steps: Mapping[tuple[str, int], int] | None = None,
+    try_items: bool = False,
+    chosen: Mapping[tuple[str, int], int] | None = None,
 ) -> Plan:
     """Lay out the runs of a comparison.
 
@@ -229,12 +237,14 @@ def make_plan(
             time).
         try_items: load one training and one test item as the runs will, so that what is wrong with all labels, such as
             their label scheme, is said before hours of pre-training.
+        chosen: per arm and number of labels, the trial whose values fine-tuning takes (for ``tune``). Without it
+            fine-tuning waits for all trials.
 
     Raises:
         CompareError: the bundle lacks a file, an override names no id of the config, the data cannot be read, a list is
             empty, a number of labels is more than there are, or an item that is tried cannot be loaded.
     """
-    builder = _Builder(settings, extra_steps or {})
+    builder = _Builder(settings, extra_steps or {}, chosen or {})
     plan = Plan(settings, tuple(builder.runs()), builder.train, builder.evaluate, builder.test)
     if try_items:
         builder.try_items()
@@ -244,9 +254,10 @@ def make_plan(
 class _Builder:
     """Makes the runs; a class for what they share."""
 
-    def __init__(self, settings: Settings, extra_steps: Mapping[tuple[str, int], int]) -> None:
-        self.settings = settings
-        self.extra_steps = extra_steps
+    def __init__(
+        self, settings: Settings, extra_steps: Mapping[tuple[str, int], int], chosen: Mapping[tuple[str, int], int]
+    ) -> None:
+        self.settings, self.extra_steps, self.chosen = settings, extra_steps, chosen
         self.places = {
             name: value
             for name, value in (("dataset_dir", settings.dataset_dir), ("datalist", settings.datalist))
@@ -268,6 +279,7 @@ class _Builder:
 
     def files(self, stage: str, overlays: Sequence[str] = ()) -> tuple[str, ...]:
         """Base files, the overlays of every stage, those given, and the one for several processes."""
+        stage = "train" if stage == "tune" else stage
         names = {"evaluate": ("train", "evaluate"), "infer": ("inference",), "probe": ("train",)}.get(stage, (stage,))
         base = [self.required(f"{name}.json") for name in names]
         files = (*base, *self.settings.config_file, *overlays)
@@ -447,6 +459,10 @@ class _Builder:
         folder = settings.output / "runs" / arm.name / f"labels-{labels:04d}" / f"seed-{seed}"
         override = {**self.places, **settings.override, **arm.override}
         config = self.read("train", override, arm.overlays)
+        trials = [trial_values(trial, config, arm) for trial in list_trials(settings)]
+        for values in trials:
+            self.read("train", values, arm.overlays)  # which refuses ids that there are not
+        choice = self.chosen.get((arm.name, labels))
         override |= {"fraction": fraction, "seed": seed + arm.seed_offset}
         if settings.validation_from_labels:
             override["data#validation_share"] = VALIDATION_SHARE
@@ -466,7 +482,9 @@ class _Builder:
             training = len(self.read("train", override, arm.overlays).get("data")["training"])
         per_epoch = config.steps_per_epoch(training)
         epochs = self.epochs(arm, labels, config, per_epoch)
-        train = {**override, **encoder, **_checkpoint_interval(config, override, epochs), "max_epochs": epochs}
+        interval = _checkpoint_interval(config, override, epochs)
+        override |= trials[choice] if choice is not None else {}
+        train = {**override, **encoder, **interval, "max_epochs": epochs}
         if settings.validation_from_labels and encoder and "transductive" in config.ids:
             train["transductive"] = True  # of the test list there is nothing: check_leak and check_encoder
         train["val_interval"] = max(1, epochs // settings.validations)
@@ -476,15 +494,21 @@ class _Builder:
         def run(stage: str, own: dict[str, Any], **more: Any) -> Run:
             # a net of a training that failed half-way is none to evaluate, although its file is there
             reads: dict[str, tuple[Path, ...]] = {"inputs": model, "needs": (folder / "train.json",)}
-            if stage in ("train", "probe"):
+            if stage in ("tune", "train", "probe"):
                 reads = {"inputs": inputs, "needs": pretrained}
-            given = {**reads, "data": self.data, **more}
+            given = {"folder": folder, **reads, "data": self.data, **more}
             files = self.files(stage, arm.network if stage == "infer" else arm.overlays)
-            return Run(stage, arm.name, files, own, folder, seed, fraction, labels, **given)
+            return Run(stage, arm.name, files, own, seed=seed, fraction=fraction, labels=labels, **given)
 
         length = {"steps": epochs * per_epoch, "epochs": epochs, "items": training}
         length["batch"] = config.batch
-        yield run("train", {**train, "resume": True, **place}, **length)
+        places = [self.trial_folder(arm, labels, number) for number in range(len(trials))]
+        if seed == settings.seeds[0]:
+            for number, (values, where) in enumerate(zip(trials, places, strict=True)):
+                own = {**train, **values, "resume": True, "output_dir": str(where)}
+                yield run("tune", own, folder=where, trial=number, **length)
+        waits = tuple(where / "tune.json" for number, where in enumerate(places) if choice in (None, number))
+        yield run("train", {**train, "resume": True, **place}, needs=(*pretrained, *waits), **length)
         yield run("evaluate", {**override, **place})
         shown = seed == settings.seeds[0] and labels == min(self.fractions.values())
         inference = (settings.bundle / "configs" / "inference.json").is_file()
@@ -500,6 +524,9 @@ class _Builder:
         for target in settings.probe:
             yield run("probe", {**override, **encoder, **place}, target=target)
 
+    def trial_folder(self, arm: Arm, labels: int, number: int) -> Path:
+        return self.settings.output / "tune" / arm.name / f"labels-{labels:04d}" / f"trial-{number}"
+
     def epochs(self, arm: Arm, labels: int, config: BundleConfig, per_epoch: int) -> int:
         """Passes over the labels; whole ones, so that steps are equal up to one pass (and the same in every arm)."""
         settings = self.settings
@@ -507,6 +534,33 @@ class _Builder:
             return settings.epochs or config.get("max_epochs")
         steps = (settings.steps or self.full_steps) + self.extra_steps.get((arm.name, labels), 0)
         return max(1, round(steps / per_epoch))
+
+
+def list_trials(settings: Settings) -> list[dict[str, Any]]:
+    """The combinations of values that are tried, the same in every arm; multiples of an arm's own value as asked."""
+    if not settings.tune:
+        return []
+    grid = [dict(zip(settings.tune, values, strict=True)) for values in itertools.product(*settings.tune.values())]
+    count = min(settings.tune_trials or len(grid), len(grid))
+    return [grid[number] for number in sorted(random.Random(0).sample(range(len(grid)), count))]
+
+
+def trial_values(trial: Mapping[str, Any], config: BundleConfig, arm: Arm) -> dict[str, Any]:
+    """The values of a trial in an arm.
+
+    Raises:
+        CompareError: a multiple of what is no number.
+    """
+    values = dict(trial)
+    for key, value in trial.items():
+        if is_factor(value):
+            own = config.get(key)
+            if isinstance(own, bool) or not isinstance(own, (int, float)):
+                raise CompareError(
+                    f"--tune {key}={value}: {key} of arm {arm.name!r} is {own!r}, no number to multiply."
+                )
+            values[key] = float(f"{own * float(value[1:]):.4g}")
+    return values
 
 
 def example_root(items: Sequence[Mapping[str, Any]]) -> str:

@@ -82,6 +82,8 @@ def _blocks(tables: Tables, pictures: dict[str, Block]):
         if metric == tables.main_metric:
             yield from (pictures[name] for name in ("label_efficiency", "learning_curves") if name in pictures)
             yield from _convergence(tables)
+    if tables.trials:
+        yield from _tuning(tables)
     failures = _failures(tables)
     if failures:
         yield Block("heading", "Runs that are not done")
@@ -231,6 +233,51 @@ def _convergence(tables: Tables):
         cells = [_rise(rises.get((arm, labels)), margin) for arm in arms]
         rows.append([tables.labelled(labels), *cells])
     yield Block("table", header=["labels", *arms], rows=rows)
+
+
+def _tuning(tables: Tables):
+    """What every trial came to, what was chosen, and whether the grid was wide enough."""
+    yield Block("heading", "Tuning")
+    asked = tables.about["trials"]
+    yield Block(
+        "text",
+        f"{len(asked)} trials in every arm and number of labels, on seed {tables.about['seeds'][0]}; the best in "
+        f"validation (bold) is taken for all seeds, and the test list has no part in it. Numbers: best "
+        f"{metric_name(tables.main_metric)} in validation. The intervals do not count the luck of this choice.",
+    )
+    cells = {(row["labels"], row["trial"], row["arm"]): row for row in tables.trials}
+    arms = [arm for arm in tables.arms if any(row["arm"] == arm for row in tables.trials)]
+    rows = []
+    for labels in tables.labels or sorted({row["labels"] for row in tables.trials}):
+        for number, trial in enumerate(asked):
+            name = ", ".join(f"{key} {value}" for key, value in trial.items())
+            rows.append([str(labels), name, *(_trial_cell(cells.get((labels, number, arm))) for arm in arms)])
+    yield Block("table", header=["labels", "values", *arms], rows=rows)
+    edges = _edges(tables)
+    if edges:
+        yield Block("list", items=edges)
+
+
+def _trial_cell(row: dict[str, Any] | None) -> str:
+    if row is None or row["status"] != "done":
+        return row["status"] if row else "-"
+    text = f"{row['score']:.3f} ({', '.join(map(str, row['values'].values()))})"
+    return f"**{text}**" if row["chosen"] else text
+
+
+def _edges(tables: Tables) -> list[str]:
+    """Where the least or the largest of the values that were tried is the best one."""
+    lines = []
+    for best in (row for row in tables.trials if row["chosen"]):
+        same = [row for row in tables.trials if (row["arm"], row["labels"]) == (best["arm"], best["labels"])]
+        for key, value in best["values"].items():
+            tried = {row["values"][key] for row in same if type(row["values"][key]) in (int, float)}
+            if len(tried) > 1 and value in (min(tried), max(tried)):
+                lines.append(
+                    f"With {best['labels']} labels, {best['arm']} is best at the edge of the grid, {key} {value:g}: "
+                    "a wider one may find better."
+                )
+    return lines
 
 
 def _rise(rise: float | None, margin: float | None) -> str:

@@ -116,6 +116,8 @@ class Settings:
     transductive: bool = False
     margin: float | None = None
     validation_from_labels: bool = False
+    tune: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    tune_trials: int | None = None
 
     @property
     def baseline(self) -> str | None:
@@ -133,8 +135,11 @@ class Settings:
             "epochs": self.epochs,
             "processes": self.processes,
             # Folders of comparisons from before there was such a setting go on.
-            **{name: True for name in ("transductive", "validation_from_labels") if getattr(self, name)},
+            **{name: getattr(self, name) for name in _LATER if getattr(self, name)},
         }
+
+
+_LATER = ("transductive", "validation_from_labels", "tune", "tune_trials")
 
 
 def read_settings(settings: str | None = None, **given: Any) -> Settings:
@@ -178,6 +183,11 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         margin: difference of the main metric below which arms are equivalent; default 0.01 where it is a Dice.
         validation_from_labels: validate on a fifth of the labels (at least one), in place of the validation list, whose
             labels come on top. Pre-training on the training list has seen these images.
+        tune: ids of fine-tuning and the values that are tried in every arm and number of labels, on the first seed:
+            a mapping from ids to lists, or text ``id=[...] id=[...]``; a text such as ``"x0.3"`` is that times the
+            arm's own value. The best in validation is taken for all seeds. True, or a number of trials:
+            ``learning_rate`` over one order of magnitude.
+        tune_trials: how many of the combinations are tried, drawn once for all arms; default all.
 
     Raises:
         CompareError: a value, file or name that does not exist or does not fit.
@@ -250,6 +260,8 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         transductive=bool(merged.get("transductive", False)),
         validation_from_labels=bool(merged.get("validation_from_labels", False)),
         margin=_number(merged["margin"], "margin", 0, math.inf) if merged.get("margin") is not None else None,
+        tune=_tune(merged.get("tune")),
+        tune_trials=_whole(merged["tune_trials"], "tune_trials", 2) if merged.get("tune_trials") is not None else None,
     )
     if result.processes > 1 and len(result.devices) > 1:
         raise CompareError(
@@ -442,8 +454,25 @@ OWN = {
 }
 
 
+def _tune(value: Any) -> dict[str, tuple[Any, ...]]:
+    """Id -> the values to try."""
+    if value is None or value is False:
+        return {}
+    if value is True or re.fullmatch(r"\d+", str(value)):
+        count = 3 if value is True else _whole(value, "tune", 2)
+        return {"learning_rate": tuple(f"x{10 ** (n / (count - 1) - 0.5):.3g}" for n in range(count))}
+    found = _overrides(value)
+    for key, values in found.items():
+        if not isinstance(values, (list, tuple)) or len(values) < 2:
+            raise CompareError(f"--tune: {key} needs a list of two or more values to try, as in {key}=[0.001,0.003].")
+    return {key: tuple(values) for key, values in found.items()}
+
+
 def _check_overrides_are_not_ours(settings: Settings) -> None:
-    for mapping in (settings.override, *(arm.override for arm in settings.arms)):
+    for arm in settings.arms:
+        for key in (key for key in arm.override if not all(map(is_factor, settings.tune.get(key, ())))):
+            raise CompareError(f"Arm {arm.name!r} states {key!r}, which --tune chooses: leave it out of one of them.")
+    for mapping in (settings.override, settings.tune, *(arm.override for arm in settings.arms)):
         for key in mapping:
             if key in OWN:
                 raise CompareError(f"{key!r} cannot be an override, the comparison sets it: use {OWN[key]}.")
@@ -452,6 +481,11 @@ def _check_overrides_are_not_ours(settings: Settings) -> None:
         for key in ("output_dir", "resume", *(["seed"] if per_seed else [])):
             if key in mapping:
                 raise CompareError(f"{key!r} cannot be an override, the comparison sets it: use {OWN[key]}.")
+
+
+def is_factor(value: Any) -> bool:
+    """Whether a value to try is a multiple of the arm's own, such as ``"x0.3"``."""
+    return isinstance(value, str) and bool(re.fullmatch(r"x\d*\.?\d+(e-?\d+)?", value))
 
 
 def _probe(value: Any) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -142,6 +143,11 @@ class Tables:
                 found[key] = sign * float(np.mean(rises))
         return found
 
+    @cached_property
+    def trials(self) -> list[dict[str, Any]]:
+        """What the trials of ``--tune`` came to, with their ``values`` by id."""
+        return [{**row, "values": json.loads(row["values"])} for row in self.rows("tune")]
+
     def pretraining_seconds(self, arm: str) -> float:
         """What one pre-training of an arm took, with that of the arm it starts from; 0 where there was none."""
         spent = 0.0
@@ -170,9 +176,9 @@ class Tables:
 
 
 def _number(key: str, value: str) -> Any:
-    if key in ("seed", "labels", "step", "steps", "subjects"):
+    if key in ("seed", "labels", "step", "steps", "subjects", "trial"):
         return int(value) if value else None
-    if key in ("fraction", "value", "seconds", "peak_memory_mb", "truth", "prediction"):
+    if key in ("fraction", "value", "score", "seconds", "peak_memory_mb", "truth", "prediction"):
         return float(value) if value else math.nan
     return value
 

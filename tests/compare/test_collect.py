@@ -152,7 +152,7 @@ def test_curves_against_steps_and_time_without_the_pause(tmp_path):
             writer.add_scalar("train_loss", 1.0, epoch * 10, walltime=at)
         writer.close()
     run = Run("train", "scratch", (), {}, tmp_path, 0, 0.5, 2, steps=30, epochs=3)
-    rows = list(curve_rows(run, None))
+    rows = list(curve_rows(run))
     validation = [(row["step"], row["seconds"]) for row in rows if row["tag"] == "val_dice"]
     assert validation == [(10, 10.0), (20, 35.0), (30, 50.0)]
     assert [row["step"] for row in rows if row["tag"] == "train_loss"] == [10, 20, 30]
