@@ -55,6 +55,7 @@ def compare(
     validation_from_labels: bool | None = None,
     tune: Any = None,
     tune_trials: int | None = None,
+    patience: int | None = None,
     plan: bool = False,
     report: bool = False,
 ) -> None:
@@ -96,6 +97,7 @@ def compare(
         tune: values to try in every arm, of which the best in validation is taken: 'id=[a,b] id=[c,d]', or a number of
             trials of learning_rate over one order of magnitude.
         tune_trials: how many combinations are tried, drawn at random; default all.
+        patience: validations without a better one after which a fine-tuning ends; its steps are a cap then.
         plan: only list the runs, with an estimate of time, memory and disk from a short dry run on this machine, and
             the least difference that they can find.
         report: run nothing, only collect and report what is there.

@@ -38,6 +38,7 @@ COSTS = (
     "steps",
     "folder",
     "reason",
+    "cap",
 )
 PREDICTIONS = ("arm", "fraction", "labels", "seed", "subject", "truth", "prediction")
 TRIALS = ("arm", "fraction", "labels", "trial", "values", "status", "score", "chosen")
@@ -55,6 +56,10 @@ def collect(plan: Plan, command: str | None) -> None:
     done = [run for run in plan.runs if outcomes[id(run)].get("status") == "done"]
     names = structure_names(plan)
 
+    curves = {id(run): list(curve_rows(run)) for run in done if run.stage in ("pretrain", "train")}
+    for run in done if settings.patience else ():
+        steps = [row["step"] for row in curves.get(id(run), ()) if row["tag"] == "train_loss"]
+        outcomes[id(run)] |= {"steps": max(steps)} if steps and run.stage == "train" else {}
     subjects = [row for run in done if run.stage == "evaluate" for row in subject_rows(run, plan, names)]
     tested = {row["subject"] for row in subjects}
     subjects += [row for arm in settings.arms if arm.scores for row in reference_rows(arm, plan)]
@@ -67,10 +72,9 @@ def collect(plan: Plan, command: str | None) -> None:
         outcome = training[folder] if folder else {}
         results.append({**row, "steps": outcome.get("steps"), "seconds": outcome.get("seconds")})
     _write_table(settings.output / "results.csv", RESULTS, results)
-    curves = [row for run in done if run.stage in ("pretrain", "train") for row in curve_rows(run)]
     if settings.tune:
         _write_table(settings.output / "tune.csv", TRIALS, trial_rows(plan))
-    _write_table(settings.output / "curves.csv", CURVES, curves)
+    _write_table(settings.output / "curves.csv", CURVES, [row for rows in curves.values() for row in rows])
     _write_table(settings.output / "costs.csv", COSTS, [cost_row(run, outcomes[id(run)], plan) for run in plan.runs])
     predictions = [row for run in done if run.stage == "evaluate" for row in prediction_rows(run)]
     if predictions:
@@ -108,6 +112,7 @@ def collect(plan: Plan, command: str | None) -> None:
             "labelled": plan.labelled(),
             "validation_from_labels": settings.validation_from_labels,
             "trials": list_trials(settings),
+            "patience": settings.patience,
             "structure_names": names,
             "command": command or read_json(settings.output / "comparison.json", {}).get("command", ""),
             "packages": _distinct([outcomes[id(run)].get("packages", versions()) for run in done]),
@@ -338,6 +343,7 @@ def cost_row(run: Run, outcome: dict[str, Any], plan: Plan) -> dict[str, Any]:
         "steps": outcome.get("steps"),
         "folder": run.folder.relative_to(plan.settings.output),
         "reason": reason,
+        "cap": run.steps if run.stage == "train" else None,
     }
 
 

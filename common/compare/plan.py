@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import PLACES, final_sentence, first_cause, override_problem
+from ..json_files import read_json
 from ..volumes import and_more
 from .settings import Arm, CompareError, Settings, is_factor
 
@@ -283,6 +284,8 @@ class _Builder:
         names = {"evaluate": ("train", "evaluate"), "infer": ("inference",), "probe": ("train",)}.get(stage, (stage,))
         base = [self.required(f"{name}.json") for name in names]
         files = (*base, *self.settings.config_file, *overlays)
+        if self.settings.patience and stage == "train" and "patience" not in read_json(base[0]):
+            files = (*files, str(Path(__file__).with_name("early_stopping.json")))
         if self.settings.processes > 1 and stage in ("pretrain", "train", "evaluate"):
             files = (*files, self.required(f"multi_gpu_{stage}.json"))
         return files
@@ -488,6 +491,8 @@ class _Builder:
         if settings.validation_from_labels and encoder and "transductive" in config.ids:
             train["transductive"] = True  # of the test list there is nothing: check_leak and check_encoder
         train["val_interval"] = max(1, epochs // settings.validations)
+        if settings.patience:
+            train["patience"] = settings.patience * train["val_interval"]  # the handler's is in epochs
         place = {"output_dir": str(folder)}
         model = (folder / "model.pt",)
 

@@ -218,7 +218,20 @@ def _scores_table(tables: Tables, metric: str) -> Block:
 
 def _convergence(tables: Tables):
     """Whether fine-tuning went on for long enough to compare more than speeds."""
-    rises, margin = tables.last_thirds, tables.about.get("margin")
+    rises, margin, patience = tables.last_thirds, tables.about.get("margin"), tables.about.get("patience")
+    if patience:
+        yield Block(
+            "text",
+            f"A fine-tuning ended after {patience} {plural(patience, 'validation')} without a better one, or at the "
+            "cap of steps, the same in all arms. Ended before the cap:",
+        )
+        rows = []
+        for labels in tables.labels:
+            counts = [tables.stopped(arm, labels) for arm in tables.arms]
+            rows.append(
+                [tables.labelled(labels), *(f"{ended} of {count}" if count else "-" for ended, count in counts)]
+            )
+        yield Block("table", header=["labels", *tables.arms], rows=rows)
     if not rises:
         return
     enough = f"; {margin:g} or more: not converged" if margin is not None else ""
@@ -374,7 +387,8 @@ def _making(tables: Tables) -> list[str]:
     about = tables.about
     return [
         *(f"{name}: {arm['description']}" for name, arm in about["arms"].items()),
-        f"equal {about['equal']}; {about['steps']} steps of fine-tuning (up to one pass over the labels); seeds "
+        f"equal {about['equal']}; {'at most ' if about.get('patience') else ''}{about['steps']} steps of fine-tuning "
+        "(up to one pass over the labels); seeds "
         f"{', '.join(map(str, about['seeds']))}",
         *(", ".join(f"{name} {version}" for name, version in packages.items()) for packages in about["packages"]),
         *about["machine"],

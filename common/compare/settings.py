@@ -118,6 +118,7 @@ class Settings:
     validation_from_labels: bool = False
     tune: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     tune_trials: int | None = None
+    patience: int | None = None
 
     @property
     def baseline(self) -> str | None:
@@ -139,7 +140,7 @@ class Settings:
         }
 
 
-_LATER = ("transductive", "validation_from_labels", "tune", "tune_trials")
+_LATER = ("transductive", "validation_from_labels", "tune", "tune_trials", "patience")
 
 
 def read_settings(settings: str | None = None, **given: Any) -> Settings:
@@ -188,6 +189,8 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
             arm's own value. The best in validation is taken for all seeds. True, or a number of trials:
             ``learning_rate`` over one order of magnitude.
         tune_trials: how many of the combinations are tried, drawn once for all arms; default all.
+        patience: validations without a better one after which a fine-tuning ends; its steps are a cap then, the same in
+            all arms. Default: the bundle's own rule.
 
     Raises:
         CompareError: a value, file or name that does not exist or does not fit.
@@ -262,7 +265,13 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         margin=_number(merged["margin"], "margin", 0, math.inf) if merged.get("margin") is not None else None,
         tune=_tune(merged.get("tune")),
         tune_trials=_whole(merged["tune_trials"], "tune_trials", 2) if merged.get("tune_trials") is not None else None,
+        patience=_whole(merged["patience"], "patience", 1) if merged.get("patience") is not None else None,
     )
+    if result.patience is not None and result.patience >= result.validations:
+        raise CompareError(
+            f"--patience {result.patience} ends no fine-tuning of {result.validations} validations: give a larger "
+            "--validations, or a smaller patience."
+        )
     if result.processes > 1 and len(result.devices) > 1:
         raise CompareError(
             "--devices runs several runs of one process each, --processes one run of several: choose one."
@@ -473,6 +482,8 @@ def _check_overrides_are_not_ours(settings: Settings) -> None:
         for key in (key for key in arm.override if not all(map(is_factor, settings.tune.get(key, ())))):
             raise CompareError(f"Arm {arm.name!r} states {key!r}, which --tune chooses: leave it out of one of them.")
     for mapping in (settings.override, settings.tune, *(arm.override for arm in settings.arms)):
+        if settings.patience and "patience" in mapping:
+            raise CompareError("'patience' cannot be an override beside --patience: leave out one of them.")
         for key in mapping:
             if key in OWN:
                 raise CompareError(f"{key!r} cannot be an override, the comparison sets it: use {OWN[key]}.")

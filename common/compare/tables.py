@@ -143,6 +143,19 @@ class Tables:
                 found[key] = sign * float(np.mean(rises))
         return found
 
+    def stopped(self, arm: str, labels: int) -> tuple[int, int]:
+        """Fine-tunings that patience ended before their cap of steps, and all that are done."""
+        fractions = {row["fraction"] for row in self.subjects if row["labels"] == labels}
+        done = [
+            row
+            for row in self.rows("costs")
+            if row["stage"] == "train"
+            and row["status"] == "done"
+            and row["arm"] == arm
+            and row["fraction"] in fractions
+        ]
+        return sum(row["steps"] < (row.get("cap") or 0) for row in done), len(done)
+
     @cached_property
     def trials(self) -> list[dict[str, Any]]:
         """What the trials of ``--tune`` came to, with their ``values`` by id."""
@@ -176,7 +189,7 @@ class Tables:
 
 
 def _number(key: str, value: str) -> Any:
-    if key in ("seed", "labels", "step", "steps", "subjects", "trial"):
+    if key in ("seed", "labels", "step", "steps", "subjects", "trial", "cap"):
         return int(value) if value else None
     if key in ("fraction", "value", "score", "seconds", "peak_memory_mb", "truth", "prediction"):
         return float(value) if value else math.nan

@@ -168,6 +168,15 @@ def test_a_failing_run_is_reported_with_its_reason(cohort, tiny, tmp_path):
     assert "broken.nii.gz" in (tmp_path / "out/report.md").read_text()
 
 
+def test_patience_ends_a_fine_tuning_before_its_cap(cohort, tiny, tmp_path):
+    """At a rate of 0 no validation is better than the first; the second without a better one is the last."""
+    words = ["--arms", "scratch", "--steps", "8", "--validations", "8", "--patience", "2"]
+    call([*arguments(cohort, tiny, tmp_path / "out", *words), "--override", "learning_rate=0.0"], tmp_path)
+    row = next(row for row in table(tmp_path / "out/costs.csv") if row["stage"] == "train")
+    assert (row["status"], row["steps"], row["cap"]) == ("done", "3", "8")
+    assert "| 1 training + 1 validation labels | 1 of 1 |" in (tmp_path / "out/report.md").read_text()
+
+
 def test_plan_lists_and_estimates_and_runs_nothing(cohort, tiny, tmp_path):
     said = call(arguments(cohort, tiny, tmp_path / "out", "--arms", "scratch", "--plan"), tmp_path)
     assert "train, scratch, 1 labels, seed 0: 4 steps" in said

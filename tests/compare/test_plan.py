@@ -474,3 +474,19 @@ def test_the_digest_of_a_pretraining_has_its_own_datalists(tmp_path):
     assert before[0] == after[0] and before[1] != after[1]
     lists[0].write_text("changed")
     assert digests()[0] != after[0]
+
+
+@pytest.mark.parametrize("bundle", ["pretrain_once", "medical_transformer"])
+def test_patience_is_in_validations_and_of_every_bundle(plan, bundle):
+    """The one has no such id, the other has it and its own length, in epochs."""
+    given = {"bundle": str(ROOT / "bundles" / bundle), "arms": "scratch", "labels": "2", "steps": 40, "patience": 3}
+    given |= {"config_file": None} if bundle == "medical_transformer" else {}
+    [train] = runs(plan(**given, validations=8), "train")
+    config = train.config()
+    handlers = [one for one in config["train"]["handlers"] if one["_target_"] == "common.handlers.EarlyStopping"]
+    assert len(handlers) == 1 and handlers[0]["patience"] == "@patience"
+    assert config["patience"] == 3 * config["val_interval"] > 0
+    with pytest.raises(CompareError, match="--patience 8 ends no fine-tuning of 8 validations"):
+        plan(**given | {"patience": 8}, validations=8)
+    with pytest.raises(CompareError, match="beside --patience"):
+        plan(**given, validations=8, override="patience=3")
