@@ -480,7 +480,7 @@ def test_the_digest_of_a_pretraining_has_its_own_datalists(tmp_path):
 def test_patience_is_in_validations_and_of_every_bundle(plan, bundle):
     """The one has no such id, the other has it and its own length, in epochs."""
     given = {"bundle": str(ROOT / "bundles" / bundle), "arms": "scratch", "labels": "2", "steps": 40, "patience": 3}
-    given |= {"config_file": None} if bundle == "medical_transformer" else {}
+    given |= {"config_file": "datasets/sample.json"} if bundle == "medical_transformer" else {}
     [train] = runs(plan(**given, validations=8), "train")
     config = train.config()
     handlers = [one for one in config["train"]["handlers"] if one["_target_"] == "common.handlers.EarlyStopping"]
