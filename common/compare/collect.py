@@ -271,7 +271,8 @@ def mean_rows(subjects: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def trial_rows(plan: Plan) -> list[dict[str, Any]]:
     """What each trial of the tuning came to: the best of its validations, and which was the best."""
     metric, direction = next(iter(plan.evaluate.metrics.items()))
-    sign, best, rows = 1 if direction == "higher" else -1, {}, []
+    sign, rows = 1 if direction == "higher" else -1, []
+    best: dict[tuple, tuple[float, dict[str, Any]]] = {}
     for run in (run for run in plan.runs if run.stage == "tune"):
         status = read_outcome(run).get("status", "missing")
         scores = [row["value"] for row in curve_rows(run) if row["tag"] == metric] if status == "done" else []
