@@ -1,1 +1,11 @@
-"""From folders of scans and masks to a model with few decisions left to the user."""
+"""From folders of scans and masks to a model that is served: ``python -m common.auto``, or in Python ::
+
+from common.auto import run
+
+result = run(images="/data/scans", masks="/data/masks", output="runs/heart")
+result.predict("/data/new")
+"""
+
+from .pipeline import Result, run
+
+__all__ = ["Result", "run"]

@@ -1,0 +1,68 @@
+"""The command ``python -m common.auto``."""
+
+from __future__ import annotations
+
+import sys
+
+from ..command_line import run_command
+from .commands import RunError
+from .pipeline import run
+
+
+def auto(
+    images: str,
+    masks: str | None = None,
+    output: str = "auto",
+    subject: str | None = None,
+    hours: float = 1.0,
+    control: bool = False,
+    plan: bool = False,
+    bundle: str | None = None,
+) -> None:
+    """From scans and masks to a model: look, plan, train, evaluate, pack, report. The same command again goes on.
+
+    Args:
+        images: folder of scans, or of a data set in nnU-Net's, the Decathlon's or BIDS layout, or a datalist.
+        masks: folder of masks, named like the scans; left out where the layout has them.
+        output: folder for all that is made.
+        subject: regular expression for what in a scan's name is the subject, such as 'patient[0-9]+'.
+        hours: for everything.
+        control: also train from scratch where an encoder is used, each with half of the time.
+        plan: stop with the plan, to look at it and edit it.
+        bundle: folder of the bundle ssl3d, where it is not beside the package.
+    """
+    run(images, masks, output, subject, hours, control, plan, bundle)
+
+
+def predict(model: str, images: str, output: str, force: bool = False) -> None:
+    """Label maps of other scans: what is done is skipped, what does not fit the training scans is refused.
+
+    Args:
+        model: the folder `model` of an automatic run, or another packed bundle.
+        images: a scan or a folder of scans.
+        output: folder for the label maps.
+        force: take scans that do not look like those of the training.
+    """
+    from .predict import predict as predict_scans
+
+    done = predict_scans(model, images, output, force=force)
+    refused = [one for one in done if one.status == "refused"]
+    for one in refused:
+        print(f"refused: {one.reason}", file=sys.stderr)
+    if refused:
+        sys.exit(f"error: {len(refused)} of {len(done)} scans got no label map.")
+
+
+def main() -> None:
+    """The command line: ``predict`` as first word, else a run."""
+    try:
+        if sys.argv[1:2] == ["predict"]:
+            run_command({"predict": predict}, "python -m common.auto")
+        else:
+            run_command(auto, "python -m common.auto")
+    except RunError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The machine that a plan is made for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Machine", "this_machine"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan needs to know.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        cores: that this process may use.
+        gpu_memory_gb: of the first GPU.
+        name: of the GPU, or of the number of cores.
+    """
+
+    device: str
+    cores: int
+    gpu_memory_gb: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"GPU with {self.gpu_memory_gb:.0f} GB" if self.gpu_memory_gb is not None else f"{self.cores} CPU cores"
+
+
+def this_machine() -> Machine:
+    """The first GPU where torch sees one, otherwise the processor."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if torch.cuda.is_available():
+        return Machine("cuda", cores, torch.cuda.get_device_properties(0).total_memory / 2**30)
+    return Machine("cpu", cores)

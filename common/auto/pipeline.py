@@ -1,0 +1,265 @@
+"""From folders of scans and masks to a packed model: look, plan, train, deliver."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from ..files import atomic_write
+from ..json_files import read_json, write_json
+from .commands import Command, RunError, bundle_folder, execute, parse_trial, training_commands, trial_command
+from .look import look
+from .machine import this_machine
+from .plan import RATE, Plan, PlanError, Speed, add_time, plan_study, split_sizes
+from .study import Study
+
+if TYPE_CHECKING:
+    from .predict import Prediction
+
+__all__ = ["Result", "run"]
+
+logger = logging.getLogger(__name__)
+
+TRIAL_BATCHES = {1: 6, 2: 20}
+"""Steps of each of the trial's epochs, by the number of starts that it compares."""
+SMALLER = (1.0, 0.5, 0.25, 0.125)
+"""Shares of the crop that are tried, until one fits in memory."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What :func:`run` leaves behind.
+
+    Attributes:
+        folder: the output folder.
+        plan: what was trained, and why.
+        model: folder of the packed bundle; None after ``plan_only``.
+        report: ``report.html``; None after ``plan_only``.
+        dice: mean Dice of each structure on the test scans.
+        seconds: of each step.
+    """
+
+    folder: Path
+    plan: Plan
+    model: Path | None = None
+    report: Path | None = None
+    dice: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def predict(self, images: str | Path, output: str | Path | None = None, force: bool = False) -> list[Prediction]:
+        """Label maps of other scans, with the packed model (``common.auto.predict``).
+
+        Args:
+            images: a file or a folder.
+            output: folder for the label maps; by default ``later_predictions`` in the output folder.
+            force: take scans that do not look like those of the training.
+        """
+        from .predict import predict
+
+        if self.model is None:
+            raise PlanError("There is only a plan yet: run without plan_only first.")
+        return predict(self.model, images, output or self.folder / "later_predictions", force=force)
+
+
+def run(
+    images: str | Path,
+    masks: str | Path | None = None,
+    output: str | Path = "auto",
+    subject: str | None = None,
+    hours: float = 1.0,
+    control: bool = False,
+    plan_only: bool = False,
+    bundle: str | Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Result:
+    """Look at scans and masks, plan, train, evaluate and pack. Called again, it goes on where it was stopped.
+
+    Args:
+        images: folder of scans, of a data set in a known layout, or a datalist (``common.auto.look``).
+        masks: folder of masks, where the layout does not say it.
+        output: folder for everything that is made.
+        subject: regular expression for the part of a scan's name or path that tells the subject, such as ``patient\\\\d+``.
+        hours: for everything, the trial included.
+        control: also train from scratch, where the plan starts from an encoder, so that the report tells what the
+            encoder is worth. Each of the two gets half of the time.
+        plan_only: stop with the plan.
+        bundle: folder of ``ssl3d``, where it is not beside the package.
+        say: gets the lines of progress.
+
+    Raises:
+        ValueError: the scans cannot be used, or no plan can be made of them, in a sentence.
+        RunError: a step failed, in a sentence.
+    """
+    if not hours > 0:
+        raise PlanError(f"--hours is {hours}; give a number above 0.")
+    folder = Path(output).absolute()
+    root = Path(bundle).absolute() if bundle is not None else bundle_folder("ssl3d")
+    _check_bundle(root)
+    with _held(folder):
+        study = look(images, masks, subject)
+        for line in study.describe():
+            say(line)
+        lists = _write_lists(study, folder)
+        plan = _make_plan(study, root, folder, hours, control, lists, say)
+        commands = training_commands(plan, root, folder, control, bool(lists["unlabelled"]))
+        _write_commands(commands, root, folder)
+        for line in ("", "Plan:", *(f"  {one.what}: {one.value} ({one.reason})" for one in plan.decisions), ""):
+            say(line)
+        if plan_only:
+            say(f"The plan is in {folder / 'plan.json'}; edit it, and run again without --plan.")
+            return Result(folder, plan)
+        seconds = {}
+        for number, command in enumerate(commands, 1):
+            title = f"[{number}/{len(commands)}] {command.name.replace('_', ' ')}"
+            seconds[command.name] = execute(command, folder, say, title)
+        model = _pack(root, folder)
+        from .report import write_report
+
+        report, dice = write_report(study, plan, folder, seconds)
+        say(f"Mean Dice on {len(lists['test'])} test scans: {_mean(dice)}")
+        say(f"Model: {model}\nReport: {report}")
+        return Result(folder, plan, model, report, dice, seconds)
+
+
+def _mean(dice: dict[str, float]) -> str:
+    values = [value for value in dice.values() if value == value]
+    each = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
+    return f"{sum(values) / max(1, len(values)):.3f} ({each})"
+
+
+def _check_bundle(root: Path) -> None:
+    if not (root / "configs" / "train.json").is_file():
+        raise PlanError(f"{root} is no bundle (no configs/train.json): give the folder of ssl3d with --bundle.")
+
+
+@contextmanager
+def _held(folder: Path):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise PlanError(f"Another run is working in {folder}: wait for it, or give another --output.") from None
+    except OSError as error:
+        raise PlanError(f"{folder} cannot be written ({error.strerror}): give another --output.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_lists(study: Study, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """``datalist.json``, and ``unlabelled.json`` with the scans that want a mask as its list ``test``."""
+    path = folder / "datalist.json"
+    subjects = {case.subject for case in study.labelled}
+    validation, test = split_sizes(len(subjects))
+    lists = json.loads(json.dumps(study.datalist(validation, test), default=str))
+    if path.is_file() and read_json(path) != lists:
+        raise PlanError(
+            f"{folder} was begun with other scans, masks or subjects than these: give another --output, or remove it."
+        )
+    write_json(path, lists)
+    pool = lists.get("unlabelled", [])
+    if pool:
+        write_json(folder / "unlabelled.json", {"test": [{"image": one["image"]} for one in pool]})
+    with atomic_write(folder / "study.txt") as temporary:
+        temporary.write_text("\n".join(study.describe()) + "\n", encoding="utf-8")
+    return {name: lists.get(name, []) for name in ("training", "validation", "test", "unlabelled")}
+
+
+def _make_plan(
+    study: Study,
+    root: Path,
+    folder: Path,
+    hours: float,
+    control: bool,
+    lists: dict[str, list[dict[str, Any]]],
+    say: Callable[[str], None],
+) -> Plan:
+    """The plan in ``plan.json``, where there is one for the same time; otherwise a new one, with a trial's help."""
+    asked = {"hours": hours, "control": control}
+    record, overlay_file = folder / "decisions.json", folder / "plan.json"
+    if record.is_file() and overlay_file.is_file():
+        content = read_json(record)
+        if content.get("asked") != asked:
+            was = ", ".join(f"--{name} {value}" for name, value in content.get("asked", {}).items())
+            raise PlanError(
+                f"{folder} has a plan made for {was}: say the same, give another --output, or remove its plan.json and "
+                "decisions.json."
+            )
+        return Plan.from_json(content["plan"], read_json(overlay_file))
+    counts = {name: len(items) for name, items in lists.items()}
+    machine = this_machine()
+    for share in SMALLER:
+        plan = plan_study(study, machine, share)
+        write_json(overlay_file, plan.overlay)
+        try:
+            speed = _trial(plan, root, folder, min(3, counts["validation"]), say)
+            break
+        except RunError as error:
+            if "memory" not in str(error) or share == SMALLER[-1]:
+                raise
+            say(f"  {error}; trying a smaller crop")
+    write_json(folder / "trial.json", {"machine": machine.name, **speed.__dict__})
+    halves = control and len(plan.candidates) > 1
+    plan = add_time(plan, speed, hours * (0.5 if halves else 1.0), counts)
+    write_json(overlay_file, plan.overlay)
+    write_json(record, {"asked": asked, "machine": machine.name, "plan": plan.to_json()})
+    return plan
+
+
+def _trial(plan: Plan, root: Path, folder: Path, scans: int, say: Callable[[str], None]) -> Speed:
+    """A few steps from each candidate start."""
+    batches = TRIAL_BATCHES[min(2, len(plan.candidates))]
+    dice: dict[str, float] = {}
+    speed: Speed | None = None
+    for start in plan.candidates:
+        rate = RATE["scratch" if start == "scratch" else "encoder"]
+        command = trial_command(root, folder, start, rate, batches)
+        seconds = execute(command, folder, lambda _: None, f"trial from {start}")
+        log = (folder / "logs" / f"{command.name}.log").read_text(encoding="utf-8", errors="replace")
+        measured, dice[start] = parse_trial(log[log.rfind("\n$ ") :], seconds, scans)
+        speed = speed or measured
+        say(f"  trial from {start}: {measured.step:.2g} s a step, {measured.volume:.2g} s a scan")
+    assert speed is not None
+    return Speed(speed.step, speed.volume, speed.start, dice)
+
+
+def _write_commands(commands: list[Command], root: Path, folder: Path) -> None:
+    """``commands.sh``: what is run, for whoever wants to run it himself."""
+    lines = [
+        "#!/usr/bin/env bash",
+        "# What common.auto ran here, in order; plan.json is an overlay like any other.",
+        "set -e",
+    ]
+    lines += [shlex.join(command.words()) for command in commands]
+    model = folder / "training" / "model.pt"
+    pack = ["python", "-m", "common.pack", str(root), "--output", str(folder), "--name", "model", "--force"]
+    pack += ["--weights", str(model), "--config_file", str(folder / "plan.json")]
+    lines.append(shlex.join(pack))
+    with atomic_write(folder / "commands.sh") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.chmod(0o755)
+
+
+def _pack(root: Path, folder: Path) -> Path:
+    from ..pack import pack
+
+    model, archive = pack(
+        root,
+        folder,
+        [folder / "training" / "model.pt"],
+        force=True,
+        config_file=[folder / "plan.json"],
+        name="model",
+    )
+    archive.unlink()
+    return model

@@ -1,0 +1,444 @@
+"""What to train, derived from the scans and the machine: one rule a function, each choice with its reason.
+
+The rules are listed with the measurements behind them in ``docs/auto.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .machine import Machine
+from .study import Study
+
+__all__ = [
+    "Decision",
+    "Plan",
+    "PlanError",
+    "Speed",
+    "add_time",
+    "crop_and_network",
+    "grid",
+    "plan_study",
+    "split_sizes",
+]
+
+ANISOTROPIC = 3.0
+"""Slices this many times as thick as a pixel is wide are not rotated out of their plane (nnU-Net's threshold)."""
+HEAD_MM = (100.0, 300.0)
+"""Extents between which a single-channel MR volume may be a head."""
+SHIPPED = "synthetic_brain"
+SHIPPED_GRID = 2.0
+SHIPPED_CROP = (64, 80, 64)
+SMALL_FILTERS = (12, 24, 48, 96, 160)
+FULL_FILTERS = (32, 64, 128, 256, 320, 320)
+IMAGE_VOXELS = {"cpu": 750_000, "cuda": 16_000_000}
+CROP_VOXELS = {"cpu": 330_000, "cuda": 2_100_000}
+CROP_VOXELS_PER_GB = 150_000
+"""Voxels of a crop for each gigabyte of GPU memory, at two crops a step and the full network."""
+RATE = {"scratch": 0.004, "encoder": 0.001}
+VALIDATIONS = 5
+SHORTEST = 8
+"""Voxels of a crop along an axis, below which it is not cut for memory: two of the coarsest level at least."""
+MOST_STEPS = 100_000
+EVALUATION_SHARE = 0.3
+"""Of the time, at most, for validation and test scans."""
+
+
+class PlanError(ValueError):
+    """No plan can be made, in a sentence."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One choice: ``what`` in words, its ``value``, and the ``reason``."""
+
+    what: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a short trial on this machine took.
+
+    Attributes:
+        step: seconds a training step, images loaded and augmented.
+        volume: seconds to read, segment and score one scan.
+        start: seconds until a run begins to work.
+        dice: mean Dice on validation scans after the trial's steps, by the start it was made from.
+    """
+
+    step: float
+    volume: float
+    start: float
+    dice: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An overlay for the bundle's configs, and why it is as it is.
+
+    Attributes:
+        bundle: name of the bundle.
+        overlay: the content of ``plan.json``.
+        decisions: why, in the order of the rules.
+        start: ``scratch`` or the name of an encoder.
+        candidates: the starts that a trial is to compare.
+    """
+
+    bundle: str
+    overlay: dict[str, Any]
+    decisions: tuple[Decision, ...]
+    start: str = "scratch"
+    candidates: tuple[str, ...] = ("scratch",)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values of everything but the overlay, which has a file of its own."""
+        return {name: value for name, value in asdict(self).items() if name != "overlay"}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], overlay: dict[str, Any]) -> Plan:
+        return cls(
+            content["bundle"],
+            overlay,
+            tuple(Decision(**one) for one in content["decisions"]),
+            content["start"],
+            tuple(content["candidates"]),
+        )
+
+    @property
+    def steps(self) -> int:
+        return int(self.overlay["max_epochs"] * self.overlay["batches_per_epoch"])
+
+
+def plan_study(study: Study, machine: Machine, crop_share: float = 1.0) -> Plan:
+    """Everything but the number of steps, which needs a trial (:func:`add_time`).
+
+    Args:
+        study: the scans.
+        machine: where they are trained on.
+        crop_share: share of the crop's usual number of voxels, for a machine that the usual one does not fit.
+    """
+    facts = [case.facts for case in study.labelled]
+    spacings = [one.spacing for one in facts]
+    shapes = [one.shape for one in facts]
+    decisions = [
+        Decision(
+            "bundle",
+            "ssl3d",
+            "the only bundle whose recipe was measured on sets of several kinds here, and whose nets fit any voxel size",
+        )
+    ]
+    spacing, image, why = grid(spacings, shapes, machine.device)
+    head = _may_be_head(study, facts)
+    on_shipped_grid = head and all(abs(size - SHIPPED_GRID) <= 0.15 * SHIPPED_GRID for size in spacing)
+    if on_shipped_grid:
+        image = [round(n * old / SHIPPED_GRID) for n, old in zip(image, spacing, strict=True)]
+        spacing, why = [SHIPPED_GRID] * 3, f"{why}, brought to the grid of {SHIPPED}"
+    decisions.append(Decision("voxel size", f"{_sizes(spacing)} mm", why))
+    limit, why = crop_limit(machine, crop_share)
+    filters = SMALL_FILTERS if machine.device == "cpu" else FULL_FILTERS
+    crop, strides, kernels = crop_and_network(image, spacing, limit, len(filters))
+    if on_shipped_grid and crop_share == 1.0:
+        crop, filters = list(SHIPPED_CROP), SMALL_FILTERS
+        strides, kernels = [[1] * 3, *[[2] * 3] * 4], [[3] * 3] * 5
+        why = f"the size that {SHIPPED} was trained on"
+    decisions.append(Decision("crop", f"{_sizes(crop)} voxels", why))
+    filters = filters[: len(strides)]
+    decisions.append(
+        Decision(
+            "network",
+            f"DynUNet, {len(strides)} levels, {filters[0]} to {filters[-1]} channels",
+            "levels, strides and kernels follow voxel size and crop as in nnU-Net; "
+            + ("few channels, for a CPU" if filters[0] == SMALL_FILTERS[0] else "nnU-Net's channels"),
+        )
+    )
+    intensity, why = intensity_rule(study, facts)
+    decisions.append(Decision("intensities", intensity["_target_"].rpartition(".")[2], why))
+    candidates = ("scratch", SHIPPED) if on_shipped_grid and crop_share == 1.0 else ("scratch",)
+    decisions.append(_start_decision(study, head, candidates))
+    overlay: dict[str, Any] = {
+        "task": "own",
+        "numbering": "task",
+        "num_classes": len(study.labels) + 1,
+        "label_map": {str(index): [value] for index, value in enumerate([0, *sorted(study.labels)])},
+        "structure_names": {
+            str(index): name
+            for index, name in enumerate(["background", *(study.labels[value] for value in sorted(study.labels))])
+        },
+        "in_channels": len(study.channels),
+        "spacing": spacing,
+        "orientation": "RAS",
+        "intensity": intensity,
+        "image_size": crop,
+        "roi_size": crop,
+        "map_size": crop,
+        "segmentation_net": {
+            "_target_": "DynUNet",
+            "spatial_dims": 3,
+            "in_channels": "@in_channels",
+            "out_channels": "@num_classes",
+            "kernel_size": kernels,
+            "strides": strides,
+            "upsample_kernel_size": strides[1:],
+            "filters": list(filters),
+            "norm_name": ["INSTANCE", {"affine": True}],
+        },
+        "encoder": {"_target_": "common.networks.DynUNetEncoder", "network": "@segmentation_net"},
+        "optimizer": {
+            "_target_": "torch.optim.AdamW",
+            "params": "$@network.parameters()",
+            "lr": "@learning_rate",
+            "weight_decay": "@weight_decay",
+            "fused": True,
+        },
+        "batch_size": 2,
+        "learning_rate": RATE["scratch"],
+        "num_workers": 0 if machine.device == "cpu" else min(8, machine.cores),
+    }
+    thick = _thick_axis(spacing)
+    if thick is not None:
+        overlay["augmentation#0#rotate_range"] = [0.5236 if axis == thick else 0.0 for axis in range(3)]
+        overlay["augmentation#0#scale_range"] = [[0.0, 0.0] if axis == thick else [-0.3, 0.4] for axis in range(3)]
+        decisions.append(
+            Decision(
+                "augmentation",
+                "turned and scaled within slices only",
+                f"a slice is {max(spacing) / min(spacing):.0f} times as thick as a pixel is wide",
+            )
+        )
+    decisions.append(_step_decision())
+    return Plan("ssl3d", overlay, tuple(decisions), "scratch", candidates)
+
+
+def _step_decision() -> Decision:
+    return Decision(
+        "optimiser",
+        f"AdamW, rate {RATE['scratch']} from scratch, {RATE['encoder']} from an encoder, two crops a step",
+        "rates chosen in validation on IXI and hippocampus (docs/auto.md)",
+    )
+
+
+def split_sizes(subjects: int) -> tuple[int, int]:
+    """Subjects for validation and for test: a fifth each, one at least, and no more than 20.
+
+    Raises:
+        PlanError: fewer than three subjects.
+    """
+    if subjects < 3:
+        raise PlanError(
+            f"{subjects} subjects with masks are too few: one is needed for training, one for validation and one for "
+            "the test; annotate more, or use common.compare with the scans you have."
+        )
+    part = min(20, max(1, round(subjects / 5)))
+    return part, part
+
+
+def grid(
+    spacings: Sequence[Sequence[float]], shapes: Sequence[Sequence[int]], device: str
+) -> tuple[list[float], list[int], str]:
+    """Voxel size in mm, the median shape on that grid, and the reason.
+
+    The median of the scans (nnU-Net's rule); where a median scan has too many voxels for the device, the finest axes
+    grow first.
+    """
+    spacing = np.median(np.asarray(spacings, float), 0)
+    extent = np.median(np.asarray(spacings, float) * np.asarray(shapes, float), 0)
+    limit = IMAGE_VOXELS[device]
+    reason = "the median of the scans"
+    coarse = spacing.copy()
+    while np.prod(extent / coarse) > limit:
+        coarse = np.maximum(coarse, coarse.min() * 1.02)
+    if not np.array_equal(coarse, spacing):
+        reason = (
+            f"coarser than the median ({_sizes(spacing)} mm): a scan has at most {limit:,} voxels on a {device.upper()}"
+        )
+    size = [float(f"{value:.3g}") for value in coarse]
+    return size, [max(1, round(float(mm / s))) for mm, s in zip(extent, size, strict=True)], reason
+
+
+def crop_limit(machine: Machine, share: float = 1.0) -> tuple[int, str]:
+    """The most voxels a crop may have, and why."""
+    limit = CROP_VOXELS[machine.device]
+    reason = f"up to {limit:,} voxels, for a {machine.device.upper()}"
+    if machine.device == "cuda" and machine.gpu_memory_gb is not None:
+        fits = int(machine.gpu_memory_gb * CROP_VOXELS_PER_GB)
+        if fits < limit:
+            limit, reason = fits, f"up to {fits:,} voxels, for {machine.gpu_memory_gb:.0f} GB of GPU memory"
+    if share < 1:
+        limit, reason = int(limit * share), f"up to {int(limit * share):,} voxels: larger ones did not fit in memory"
+    return limit, reason
+
+
+def crop_and_network(
+    image: Sequence[int], spacing: Sequence[float], limit: int, most_levels: int
+) -> tuple[list[int], list[list[int]], list[list[int]]]:
+    """Crop, strides and kernel sizes for a median image, by nnU-Net's rule (Isensee et al., 2021, supplement E).
+
+    The crop begins as the whole image. An axis is halved from one level to the next while it keeps four voxels and its
+    voxels are not twice as large as the smallest; it is convolved over as long as the latter holds. While the crop has too
+    many voxels, the axis that is longest in relation to the image is cut.
+
+    Args:
+        image: shape of the median image on the grid.
+        spacing: voxel size in mm.
+        limit: the most voxels of the crop.
+        most_levels: the most resolutions.
+
+    Returns:
+        crop, a multiple of the whole stride on every axis; strides and kernel sizes of each level, the first stride 1.
+    """
+    size = np.asarray(image, float)
+    while True:
+        strides, kernels = _levels(size, spacing, most_levels)
+        whole = np.prod(np.asarray(strides), 0)
+        crop = (np.ceil(size / whole) * whole).astype(int)
+        long = crop > SHORTEST
+        if crop.prod() <= limit or not long.any():
+            return [int(n) for n in crop], strides, kernels
+        axis = int(np.argmax(np.where(long, crop / np.asarray(image), 0)))
+        size[axis] = max(SHORTEST, crop[axis] - whole[axis])
+
+
+def _levels(size: np.ndarray, spacing: Sequence[float], most_levels: int) -> tuple[list[list[int]], list[list[int]]]:
+    size, voxel = np.asarray(size, float).copy(), np.asarray(spacing, float).copy()
+    strides, kernels = [[1, 1, 1]], []
+    while True:
+        near = voxel < 2 * voxel.min()
+        kernels.append([3 if one else 1 for one in near])
+        halved = near & (size >= 8)
+        if len(strides) == most_levels or not halved.any():
+            return strides, kernels
+        strides.append([2 if one else 1 for one in halved])
+        size, voxel = np.where(halved, np.ceil(size / 2), size), np.where(halved, voxel * 2, voxel)
+
+
+def intensity_rule(study: Study, facts: Sequence[Any]) -> tuple[dict[str, Any], str]:
+    """The transform that scales intensities, and why."""
+    if study.modality == "CT":
+        low = float(np.median([one.quantiles[0] for one in facts]))
+        high = float(np.median([one.quantiles[-1] for one in facts]))
+        low, high = max(-1024.0, 10 * math.floor(low / 10)), 10 * math.ceil(high / 10)
+        window = {
+            "_target_": "ScaleIntensityRanged",
+            "keys": "image",
+            "a_min": low,
+            "a_max": high,
+            "b_min": 0.0,
+            "b_max": 1.0,
+            "clip": True,
+        }
+        return window, f"HU mean the same in every CT: the scans' usual range, {low:g} to {high:g}, becomes 0 to 1"
+    normal = {
+        "_target_": "common.transforms.NormalizeForegroundd",
+        "keys": "image",
+        "lower": 0.5,
+        "upper": 99.5,
+        "foreground": "@foreground",
+    }
+    return normal, "MR intensities have no unit: each scan by its own foreground"
+
+
+def _may_be_head(study: Study, facts: Sequence[Any]) -> bool:
+    extent = np.median([np.asarray(one.spacing) * np.asarray(one.shape) for one in facts], 0)
+    return (
+        study.modality == "MR"
+        and len(study.channels) == 1
+        and study.anisotropy < ANISOTROPIC
+        and bool((extent >= HEAD_MM[0]).all() and (extent <= HEAD_MM[1]).all())
+    )
+
+
+def _start_decision(study: Study, head: bool, candidates: Sequence[str]) -> Decision:
+    pool = len(study.unlabelled)
+    if len(candidates) > 1:
+        return Decision(
+            "start",
+            " or ".join(candidates),
+            f"MR volumes of a head's size: a short trial on the validation scans decides whether {SHIPPED} helps",
+        )
+    if head:
+        return Decision(
+            "start", "scratch", f"{SHIPPED} is for voxels of {SHIPPED_GRID:g} mm, which are too coarse here"
+        )
+    unused = f"; pre-training on the {pool} scans without a mask has not been shown to help here" if pool else ""
+    return Decision("start", "scratch", f"no encoder that comes along was made for such scans{unused}")
+
+
+def _thick_axis(spacing: Sequence[float]) -> int | None:
+    thick = int(np.argmax(spacing))
+    return thick if spacing[thick] > ANISOTROPIC * min(spacing) else None
+
+
+def add_time(plan: Plan, speed: Speed, hours: float, counts: dict[str, int]) -> Plan:
+    """The plan with its number of steps and its start.
+
+    Args:
+        plan: without them.
+        speed: of the trial.
+        hours: for everything.
+        counts: scans of ``training``, ``validation``, ``test`` and ``unlabelled``.
+
+    Raises:
+        PlanError: the time does not suffice for one pass over the training scans.
+    """
+    seconds = hours * 3600
+    scored = counts["validation"] * VALIDATIONS + counts["test"] + counts["unlabelled"]
+    fixed = 5 * speed.start + (counts["test"] + counts["unlabelled"]) * speed.volume
+    validations = max(
+        1, min(VALIDATIONS, int(EVALUATION_SHARE * seconds / max(1e-6, counts["validation"] * speed.volume)))
+    )
+    left = seconds - fixed - validations * counts["validation"] * speed.volume
+    steps = min(MOST_STEPS, int(left / speed.step))
+    least = max(20, math.ceil(counts["training"] / plan.overlay["batch_size"]))
+    if steps < least:
+        need = (fixed + validations * counts["validation"] * speed.volume + least * speed.step) / 3600
+        raise PlanError(
+            f"--hours {hours:g} is too little: one pass over {counts['training']} training scans and scoring {scored} "
+            f"take about {need:.2g} hours on this machine."
+        )
+    steps = round_down(steps)
+    epochs = validations * max(1, min(4, steps // (validations * 10)))
+    start, why = choose_start(plan, speed)
+    overlay = {
+        **plan.overlay,
+        "batches_per_epoch": max(1, steps // epochs),
+        "max_epochs": epochs,
+        "val_interval": epochs // validations,
+        "learning_rate": RATE["scratch" if start == "scratch" else "encoder"],
+    }
+    decisions = [one for one in plan.decisions if not (why and one.what == "start")]
+    if why:
+        decisions.append(Decision("start", start, why))
+    decisions.append(
+        Decision(
+            "steps",
+            f"{overlay['batches_per_epoch'] * epochs:,} in {epochs} epochs, {validations} validations",
+            f"{hours:g} hours at {speed.step:.2g} s a step and {speed.volume:.2g} s a scan scored, as a trial took",
+        )
+    )
+    return Plan(plan.bundle, overlay, tuple(decisions), start, plan.candidates)
+
+
+def choose_start(plan: Plan, speed: Speed) -> tuple[str, str]:
+    """The start with the best Dice of the trial, and the reason; empty where nothing was compared."""
+    if len(speed.dice) < 2:
+        return plan.start, ""
+    best = max(speed.dice, key=lambda name: speed.dice[name])
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in speed.dice.items())
+    return best, f"mean Dice on validation scans after the trial's steps: {scores}"
+
+
+def round_down(steps: int) -> int:
+    """Steps on a grid of a tenth of their magnitude, so that timing noise rarely changes a plan."""
+    unit = 10 ** max(0, len(str(steps)) - 2)
+    return max(1, steps // unit * unit)
+
+
+def _sizes(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:g}" for value in values)

@@ -1,0 +1,297 @@
+"""``report.html`` of an automatic run, from the tables and files in its folder alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..compare.report import Block, page
+from ..files import atomic_write, without_ending
+from ..json_files import read_json
+from ..nifti import read_nifti
+from .commands import BEST_DICE
+from .plan import Plan
+from .study import Study
+
+__all__ = ["write_report"]
+
+SHOWN = 3
+"""Worst scans that are shown, and one of the best."""
+FLAT = 0.005
+"""Gain of Dice from the last validation but one to the last that still counts as flat."""
+
+
+def write_report(study: Study, plan: Plan, folder: Path, seconds: dict[str, float]) -> tuple[Path, dict[str, float]]:
+    """Write ``report.html``.
+
+    Returns:
+        its path, and the mean Dice of each structure on the test scans.
+    """
+    scores = _scores(folder / "training" / "eval" / "scores.csv")
+    names = list(dict.fromkeys(row["class"] for row in scores))
+    dice = {name: _mean([row["dice"] for row in scores if row["class"] == name]) for name in names}
+    blocks = list(_blocks(study, plan, folder, seconds, scores, names))
+    path = folder / "report.html"
+    with atomic_write(path) as temporary:
+        temporary.write_text(page(blocks, "A model for your scans"), encoding="utf-8")
+    return path, dice
+
+
+def _blocks(
+    study: Study,
+    plan: Plan,
+    folder: Path,
+    seconds: dict[str, float],
+    scores: list[dict[str, Any]],
+    names: list[str],
+) -> Iterator[Block]:
+    cases = _by_case(scores)
+    yield Block("heading", "A model for your scans", level=1)
+    yield Block("list", items=list(_outcome(folder, scores, cases)))
+    yield Block("heading", "Scores by structure")
+    yield Block(
+        "text", "On the test scans, which took no part in training or in the choice of the weights, on their own grid."
+    )
+    volumes = _volumes(folder, names)
+    yield Block("table", header=("structure", "Dice", "worst", "HD95 (mm)", "volume, drawn (ml)", "volume, found (ml)"),
+                rows=list(_structure_rows(scores, names, volumes)))  # fmt: skip
+    pictures = _pictures(folder, cases, names)
+    if pictures is not None:
+        yield Block("heading", f"The {min(SHOWN, len(cases))} worst and the best")
+        yield pictures
+    if volumes:
+        yield Block("heading", "Are volumes right?")
+        yield _volume_figure(volumes, names)
+    curve = _curve(folder)
+    if curve is not None:
+        yield Block("heading", "Training")
+        yield curve
+    yield Block("heading", "What was understood")
+    yield Block("list", items=study.describe())
+    yield Block("heading", "What was used, and why")
+    yield Block(
+        "table", header=("choice", "value", "reason"), rows=[(d.what, d.value, d.reason) for d in plan.decisions]
+    )
+    yield Block("heading", "Cost")
+    total = sum(seconds.values())
+    rows = [(name.replace("_", " "), f"{value / 60:.1f} min") for name, value in seconds.items()]
+    yield Block("table", header=("step", "time"), rows=[*rows, ("all", f"{total / 60:.1f} min")])
+    yield Block("heading", "Try next")
+    yield Block("list", items=list(_advice(study, folder, cases)))
+
+
+def _outcome(folder: Path, scores: list[dict[str, Any]], cases: dict[str, float]) -> Iterator[str]:
+    values = list(cases.values())
+    yield (
+        f"**Mean Dice {_mean(values):.3f}** on {len(values)} test scans "
+        f"({min(values, default=math.nan):.3f} to {max(values, default=math.nan):.3f})."
+    )
+    control = folder / "control" / "eval" / "scores.csv"
+    if control.is_file():
+        other = _by_case(_scores(control))
+        differences = [cases[name] - other[name] for name in cases if name in other]
+        better = sum(one > 0 for one in differences)
+        yield (
+            f"From scratch, with as many steps: {_mean(list(other.values())):.3f}; the encoder was better in {better} of "
+            f"{len(differences)} scans, {_mean(differences):+.3f} on average. One training each: common.compare tells "
+            "chance from gain."
+        )
+
+
+def _structure_rows(
+    scores: list[dict[str, Any]], names: Sequence[str], volumes: dict[str, list[tuple[float, float]]]
+) -> Iterator[tuple[str, ...]]:
+    for name in names:
+        rows = [row for row in scores if row["class"] == name]
+        dice = [row["dice"] for row in rows]
+        drawn, found = (np.asarray(volumes.get(name) or [(math.nan, math.nan)])).T
+        yield (
+            name,
+            f"{_mean(dice):.3f}",
+            f"{min((d for d in dice if d == d), default=math.nan):.3f}",
+            f"{_mean([row['hd95'] for row in rows]):.1f}",
+            f"{np.mean(drawn):.3g}",
+            f"{np.mean(found):.3g}",
+        )
+
+
+def _pairs(folder: Path) -> Iterator[tuple[str, Path, Path, Path]]:
+    """Name, scan, truth and prediction of each test scan."""
+    base = folder
+    predictions = {path.name: path for path in (folder / "test_predictions").rglob("*.nii.gz")}
+    for item in read_json(folder / "datalist.json").get("test", []):
+        image = item["image"][0] if isinstance(item["image"], list) else item["image"]
+        name = without_ending(Path(image).name)
+        predicted = predictions.get(f"{name}_seg.nii.gz")
+        if predicted is not None:
+            yield name, _place(base, image), _place(base, item["label"]), predicted
+
+
+def _place(base: Path, path: str) -> Path:
+    return base / path
+
+
+def _volumes(folder: Path, names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
+    """Drawn and found volume in ml of each structure and test scan."""
+    groups = read_json(folder / "plan.json")["label_map"]
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for _, _, truth, predicted in _pairs(folder):
+        drawn, given = _volume(truth), _volume(predicted)
+        if drawn is None or given is None:
+            continue
+        for index, name in enumerate(names, 1):
+            voxels = np.isin(drawn[0], groups[str(index)]).sum(), (given[0] == index).sum()
+            found[name].append((float(voxels[0] * drawn[1] / 1000), float(voxels[1] * given[1] / 1000)))
+    return {name: pairs for name, pairs in found.items() if pairs}
+
+
+def _volume(path: Path) -> tuple[np.ndarray, float] | None:
+    """Voxels of a NIfTI file and the volume of one in mm³; None for other files."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        return None
+    image = read_nifti(path)
+    return np.asarray(image.dataobj), float(abs(np.linalg.det(image.affine[:3, :3])))
+
+
+def _volume_figure(volumes: dict[str, list[tuple[float, float]]], names: Sequence[str]) -> Block:
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(5, 4.5))
+    ends = [math.inf, -math.inf]
+    for name in names:
+        drawn, found = np.asarray(volumes[name]).T if name in volumes else ([], [])
+        axes.scatter(drawn, found, s=14, label=name)
+        ends = [min([ends[0], *drawn, *found]), max([ends[1], *drawn, *found])]
+    axes.plot(ends, ends, color="0.6", linewidth=1, zorder=0)
+    axes.set(xlabel="drawn (ml)", ylabel="found (ml)")
+    if len(names) <= 12:
+        axes.legend(fontsize=8)
+    return _figure(figure, "Volume of each structure in each test scan; on the line, both agree.", "volumes")
+
+
+def _pictures(folder: Path, cases: dict[str, float], names: Sequence[str]) -> Block | None:
+    """Scan, truth and prediction in the slice with most truth."""
+    pairs = {name: rest for name, *rest in _pairs(folder)}
+    order = [name for name in sorted(cases, key=lambda name: cases[name]) if name in pairs]
+    chosen = [*order[:SHOWN], *([order[-1]] if len(order) > SHOWN else [])]
+    if not chosen:
+        return None
+    plt = _pyplot()
+    groups = read_json(folder / "plan.json")["label_map"]
+    figure, axes = plt.subplots(len(chosen), 3, figsize=(8, 2.8 * len(chosen)), squeeze=False)
+    for row, name in zip(axes, chosen, strict=True):
+        scan, truth, predicted = (read_nifti(path) for path in pairs[name])
+        image, drawn = np.asarray(scan.dataobj, np.float32), np.asarray(truth.dataobj)
+        image = image if image.ndim == 3 else image[..., 0]
+        mapped = np.zeros(drawn.shape, int)
+        for index, labels in groups.items():
+            mapped[np.isin(drawn, labels)] = int(index)
+        voxel = np.linalg.norm(scan.affine[:3, :3], axis=0)
+        axis = int(np.argmax(voxel)) if voxel.max() > 1.5 * voxel.min() else 2
+        place = int(np.argmax((mapped > 0).sum(tuple(other for other in range(3) if other != axis))))
+        ratio = np.delete(voxel, axis)
+        for cell, what, title in zip(
+            row,
+            (image, mapped, np.asarray(predicted.dataobj)),
+            (f"{name}, Dice {cases[name]:.3f}", "drawn", "found"),
+            strict=True,
+        ):
+            picture = np.take(what, place, axis).T
+            limits = {"cmap": "gray"} if what is image else {"cmap": "turbo", "vmin": 0, "vmax": max(1, len(names))}
+            if what is not image:
+                cell.imshow(np.take(image, place, axis).T, cmap="gray", origin="lower", aspect=ratio[1] / ratio[0])
+                picture = np.ma.masked_equal(picture, 0)
+            cell.imshow(picture, origin="lower", aspect=ratio[1] / ratio[0], interpolation="nearest", **limits)
+            cell.set_title(title, fontsize=9)
+            cell.axis("off")
+    figure.tight_layout()
+    return _figure(
+        figure, "The slice with most of the structures: the scan, the mask that was drawn, the one found.", "cases"
+    )
+
+
+def _validation_dice(folder: Path) -> list[float]:
+    log = folder / "logs" / "training.log"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    return [float(value) for value in BEST_DICE.findall(text)]
+
+
+def _curve(folder: Path) -> Block | None:
+    dice = _validation_dice(folder)
+    log = folder / "logs" / "training.log"
+    losses = re.findall(r"^fine-tuning epoch (\d+)/\d+: loss (\S+), \S+ s$", log.read_text("utf-8", "replace"), re.M)
+    if not dice or not losses:
+        return None
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(6, 3))
+    axes.plot([int(n) for n, _ in losses], [float(v) for _, v in losses], color="0.5", label="loss of training")
+    axes.set(xlabel="epoch", ylabel="loss")
+    other = axes.twinx()
+    interval = int(losses[-1][0]) / len(dice)
+    other.plot([interval * (n + 1) for n in range(len(dice))], dice, "o-", color="tab:blue")
+    other.set_ylabel("Dice of validation", color="tab:blue")
+    return _figure(figure, "Loss of training (grey) and mean Dice on the validation scans (blue).", "training")
+
+
+def _advice(study: Study, folder: Path, cases: dict[str, float]) -> Iterator[str]:
+    dice = _validation_dice(folder)
+    if len(dice) > 1 and dice[-1] - dice[-2] > FLAT:
+        yield f"Validation still rose at the end ({dice[-2]:.3f} to {dice[-1]:.3f}): more --hours should help."
+    elif len(dice) > 1:
+        yield "Validation had become flat: more time alone will not help much, more masks will."
+    if cases:
+        worst = min(cases, key=lambda name: cases[name])
+        if cases[worst] < np.median(list(cases.values())) - 0.1:
+            yield f"Look at {worst}, far below the others: the scan or its mask may be odd."
+    if study.unlabelled:
+        yield (
+            f"predictions/ has label maps of the {len(study.unlabelled)} scans without a mask: correct a few, put them with "
+            "the masks, and run again into another folder. This is faster than drawing."
+        )
+    yield "Serve model/ with MONAI Label (docs/monai_label.md), or use `python -m common.auto predict` on other scans."
+    yield "plan.json may be edited; run again into this folder, and what it changes is trained anew."
+
+
+def _scores(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            {
+                "case": row["case"],
+                "class": row["class"],
+                "dice": float(row["dice"] or math.nan),
+                "hd95": float(row.get("hd95") or math.nan),
+            }
+            for row in csv.DictReader(file)
+        ]
+
+
+def _by_case(scores: list[dict[str, Any]]) -> dict[str, float]:
+    names = dict.fromkeys(row["case"] for row in scores)
+    return {name: _mean([row["dice"] for row in scores if row["case"] == name]) for name in names}
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if value == value]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _figure(figure: Any, caption: str, name: str) -> Block:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    _pyplot().close(figure)
+    return Block("figure", caption, items=[name], picture=buffer.getvalue())
