@@ -2,11 +2,11 @@
 
     python experiments/auto_stock.py runs/heart --minutes 20 --rate 0.001 --output stock/heart
 
-It reads ``datalist.json`` and ``plan.json`` of the run's folder: the lists, the labels and the voxel size. All else is what MONAI's
-tutorials do: ``DynUNet`` with 32 to 320 channels, float32, ``DiceCELoss``, AdamW with a cosine schedule, crops of
-96 voxels (or the image), flips, changes of intensity, a sliding window. The rate is the one thing to choose; ``validation`` in the output says
-which
-one was better. Scoring is outside of the minutes. The masks have to be numbered 1, 2, ... without a gap.
+It reads the lists, labels and voxel size from ``datalist.json`` and ``plan.json`` of the run's folder. All else is what
+MONAI's tutorials do: ``DynUNet`` with 32 to 320 channels, float32, ``DiceCELoss``, AdamW with a cosine schedule, crops
+of 96 voxels (or the image), flips, changes of intensity, a sliding window. The rate is the one thing to choose:
+``validation`` in ``stock.json`` says which was better. Scoring is outside of the minutes. The masks have to be numbered
+1, 2, ... without a gap.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ class Command:
         config_files: in order.
         options: values by id.
         folder: its ``output_dir``.
+        makes: file or folder that it leaves behind.
         inputs: files that it reads; a change of one makes the step run again.
         resumes: whether ``resume`` goes on with a checkpoint.
     """
@@ -49,6 +50,7 @@ class Command:
     config_files: tuple[Path, ...]
     options: Mapping[str, Any]
     folder: Path
+    makes: Path
     inputs: tuple[Path, ...] = ()
     resumes: bool = False
 
@@ -111,6 +113,7 @@ def trial_command(bundle: Path, output: Path, start: str, rate: float, batches: 
         (configs / "train.json", output / "plan.json"),
         options,
         output / "trial" / start,
+        output / "trial" / start / "model.pt",
         (output / "datalist.json",),
     )
 
@@ -127,16 +130,36 @@ def training_commands(plan: Plan, bundle: Path, output: Path, control: bool, poo
         if name == "control":
             extra["learning_rate"] = RATE["scratch"]
         commands.append(
-            Command(name, bundle, (configs / "train.json", plan_file), data | extra, folder, (datalist,), True)
+            Command(
+                name,
+                bundle,
+                (configs / "train.json", plan_file),
+                data | extra,
+                folder,
+                folder / "model.pt",
+                (datalist,),
+                True,
+            )
         )
         files = (configs / "train.json", configs / "evaluate.json", plan_file)
-        commands.append(Command(f"evaluate_{name}", bundle, files, data, folder, (datalist, folder / "model.pt")))
+        commands.append(
+            Command(
+                f"evaluate_{name}",
+                bundle,
+                files,
+                data,
+                folder,
+                folder / "eval" / "scores.csv",
+                (datalist, folder / "model.pt"),
+            )
+        )
     model = output / "training" / "model.pt"
     test = Command(
         "predict_test",
         bundle,
         (configs / "inference.json", plan_file),
         {"dataset_dir": output, "datalist": datalist, "model_path": model},
+        output / "test_predictions",
         output / "test_predictions",
         (datalist, model),
     )
@@ -149,6 +172,7 @@ def training_commands(plan: Plan, bundle: Path, output: Path, control: bool, poo
                 bundle,
                 (configs / "inference.json", plan_file),
                 {"dataset_dir": output, "datalist": listed, "model_path": model},
+                output / "predictions",
                 output / "predictions",
                 (listed, model),
             )
@@ -169,7 +193,7 @@ def execute(command: Command, output: Path, say: Callable[[str], None], title: s
     state: dict[str, Any] = read_json(state_file, {})
     digest = command.digest()
     before = state.get(command.name, {})
-    if before.get("digest") == digest and before.get("status") == "done":
+    if before.get("digest") == digest and before.get("status") == "done" and command.makes.exists():
         say(f"{title}: done before ({_span(before['seconds'])})")
         return float(before["seconds"])
     same = before.get("digest") == digest

@@ -86,7 +86,7 @@ def run(
         images: folder of scans, of a data set in a known layout, or a datalist (``common.auto.look``).
         masks: folder of masks, where the layout does not say it.
         output: folder for everything that is made.
-        subject: regular expression for the part of a scan's name or path that tells the subject, such as ``patient\\\\d+``.
+        subject: regular expression for what in a scan's path tells the subject, such as ``patient\\\\d+``.
         hours: for everything, the trial included.
         control: also train from scratch, where the plan starts from an encoder, so that the report tells what the
             encoder is worth. Each of the two gets half of the time.

@@ -125,13 +125,13 @@ def plan_study(study: Study, machine: Machine, crop_share: float = 1.0) -> Plan:
         crop_share: share of the crop's usual number of voxels, for a machine that the usual one does not fit.
     """
     facts = [case.facts for case in study.labelled]
-    spacings = [one.spacing for one in facts]
-    shapes = [one.shape for one in facts]
+    spacings = [in_ras_order(one.spacing, one.orientation) for one in facts]
+    shapes = [in_ras_order(one.shape, one.orientation) for one in facts]
     decisions = [
         Decision(
             "bundle",
             "ssl3d",
-            "the only bundle whose recipe was measured on sets of several kinds here, and whose nets fit any voxel size",
+            "its nets fit any voxel size, and its recipe was measured here on sets of several kinds",
         )
     ]
     spacing, image, why = grid(spacings, shapes, machine.device)
@@ -240,7 +240,7 @@ def split_sizes(subjects: int) -> tuple[int, int]:
 
 
 def grid(
-    spacings: Sequence[Sequence[float]], shapes: Sequence[Sequence[int]], device: str
+    spacings: Sequence[Sequence[float]], shapes: Sequence[Sequence[float]], device: str
 ) -> tuple[list[float], list[int], str]:
     """Voxel size in mm, the median shape on that grid, and the reason.
 
@@ -262,6 +262,18 @@ def grid(
     return size, [max(1, round(float(mm / s))) for mm, s in zip(extent, size, strict=True)], reason
 
 
+def in_ras_order(values: Sequence[float], orientation: str) -> list[float]:
+    """Values by stored axis, in the order left-right, front-back, up-down, to which training turns the scans.
+
+    Args:
+        values: one an axis.
+        orientation: axis codes of the file, such as ``LPI`` or ``PIR``.
+    """
+    places = ["RL", "AP", "SI"]
+    order = [next(n for n, pair in enumerate(places) if letter in pair) for letter in orientation]
+    return [values[order.index(axis)] for axis in range(3)]
+
+
 def crop_limit(machine: Machine, share: float = 1.0) -> tuple[int, str]:
     """The most voxels a crop may have, and why."""
     limit = CROP_VOXELS[machine.device]
@@ -280,9 +292,9 @@ def crop_and_network(
 ) -> tuple[list[int], list[list[int]], list[list[int]]]:
     """Crop, strides and kernel sizes for a median image, by nnU-Net's rule (Isensee et al., 2021, supplement E).
 
-    The crop begins as the whole image. An axis is halved from one level to the next while it keeps four voxels and its
-    voxels are not twice as large as the smallest; it is convolved over as long as the latter holds. While the crop has too
-    many voxels, the axis that is longest in relation to the image is cut.
+    The crop begins as the whole image. An axis is halved from one level to the next while it keeps four voxels and
+    its voxels are not twice as large as the smallest; it is convolved over as long as the latter holds. While the crop
+    has too many voxels, the axis that is longest in relation to the image is cut.
 
     Args:
         image: shape of the median image on the grid.

@@ -96,10 +96,11 @@ def _outcome(folder: Path, scores: list[dict[str, Any]], cases: dict[str, float]
     control = folder / "control" / "eval" / "scores.csv"
     if control.is_file():
         other = _by_case(_scores(control))
+        scratch = _mean(list(other.values()))
         differences = [cases[name] - other[name] for name in cases if name in other]
         better = sum(one > 0 for one in differences)
         yield (
-            f"From scratch, with as many steps: {_mean(list(other.values())):.3f}; the encoder was better in {better} of "
+            f"From scratch, with as many steps: {scratch:.3f}; the encoder was better in {better} of "
             f"{len(differences)} scans, {_mean(differences):+.3f} on average. One training each: common.compare tells "
             "chance from gain."
         )
@@ -251,8 +252,8 @@ def _advice(study: Study, folder: Path, cases: dict[str, float]) -> Iterator[str
             yield f"Look at {worst}, far below the others: the scan or its mask may be odd."
     if study.unlabelled:
         yield (
-            f"predictions/ has label maps of the {len(study.unlabelled)} scans without a mask: correct a few, put them with "
-            "the masks, and run again into another folder. This is faster than drawing."
+            f"predictions/ has label maps of the {len(study.unlabelled)} scans without a mask: correct a few, put them "
+            "with the masks, and run again into another folder. This is faster than drawing."
         )
     yield "Serve model/ with MONAI Label (docs/monai_label.md), or use `python -m common.auto predict` on other scans."
     yield "plan.json may be edited; run again into this folder, and what it changes is trained anew."

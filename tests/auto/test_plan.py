@@ -24,12 +24,25 @@ from common.auto.plan import (
     split_sizes,
 )
 from common.auto.study import Case, Study
+from common.fingerprint import ScanFacts
 
 CPU, GPU = Machine("cpu", 2), Machine("cuda", 8, 24.0)
 
 
-def study(shape=(35, 50, 36), spacing=(1.0, 1.0, 1.0), modality="MR", cases=10, unlabelled=0, channels=1, **given):
-    facts = SimpleNamespace(shape=shape, spacing=spacing, modality=modality, quantiles=(-900.0, 0.0, 10.0, 60.0, 304.0))
+def study(
+    shape=(35, 50, 36),
+    spacing=(1.0, 1.0, 1.0),
+    modality="MR",
+    cases=10,
+    unlabelled=0,
+    channels=1,
+    orientation="RAS",
+    **given,
+):
+    facts = ScanFacts(
+        "scan.nii.gz", channels, shape, spacing, orientation, (-900.0, 0.0, 10.0, 60.0, 304.0) * channels, 0.0
+    )
+    facts = SimpleNamespace(**facts.__dict__, modality=modality)
     masks = [Path(f"mask{n}.nii.gz") for n in range(cases)] + [None] * unlabelled
     made = [
         Case(f"case{n}", f"subject{n}", tuple(Path(f"{n}_{c}.nii.gz") for c in range(channels)), mask, facts)
@@ -88,6 +101,12 @@ def test_a_plan_is_made_of_labels_channels_and_modality():
     assert made["intensity"]["_target_"].endswith("NormalizeForegroundd")
     window = plan_study(study(modality="CT"), CPU).overlay["intensity"]
     assert (window["a_min"], window["a_max"]) == (-900.0, 310.0)
+
+
+def test_axes_are_those_that_training_turns_the_scans_to():
+    stored = plan_study(study((10, 216, 256), (10.0, 1.0, 1.5), orientation="IPR"), CPU).overlay
+    assert stored["spacing"] == [1.5, 1.0, 10.0]
+    assert stored["augmentation#0#rotate_range"] == [0.0, 0.0, 0.5236]
 
 
 def test_thick_slices_are_turned_within_their_plane_only():

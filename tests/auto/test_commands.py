@@ -1,0 +1,108 @@
+"""Running the commands of an automatic run: once, taken up again, and failing in a sentence."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from common.auto.commands import Command, RunError, bundle_folder, execute, parse_trial, training_commands
+from common.auto.plan import Plan, PlanError
+from common.json_files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Script(Command):
+    """A command that runs Python code in place of a bundle."""
+
+    code: str = ""
+
+    def words(self, python: str = "python", resume: bool = False) -> list[str]:
+        return [sys.executable, "-c", self.code, *(["resume"] if resume else [])]
+
+
+def script(folder: Path, code: str, **given) -> Script:
+    return Script("step", folder, (), {}, folder / "step", folder, code=code, **given)
+
+
+def test_a_step_runs_once_until_what_it_reads_changes(tmp_path):
+    read = tmp_path / "list.json"
+    read.write_text("1")
+    said: list[str] = []
+    command = script(tmp_path, "print('fine-tuning epoch 1/2: loss 1.0, 2.0 s'); print('else')", inputs=(read,))
+    execute(command, tmp_path, said.append, "step")
+    assert said == ["step ...", "  fine-tuning epoch 1/2: loss 1.0, 2.0 s"]
+    assert "else" in (tmp_path / "logs" / "step.log").read_text()
+    execute(command, tmp_path, said.append, "step")
+    assert said[-1].startswith("step: done before")
+    gone = script(tmp_path, command.code, inputs=(read,))
+    object.__setattr__(gone, "makes", tmp_path / "gone")
+    execute(gone, tmp_path, said.append, "step")
+    assert said[-2] == "step ..."  # what it made was removed
+    read.write_text("2")
+    execute(command, tmp_path, said.append, "step")
+    assert said[-2] == "step ..."
+
+
+def test_a_training_that_was_stopped_is_resumed_and_another_one_is_not(tmp_path):
+    folder = tmp_path / "step"
+    folder.mkdir()
+    (folder / "train.ckpt").touch()
+    code = "import sys; print('resume' in sys.argv); sys.exit(1)"
+    with pytest.raises(RunError):
+        execute(script(tmp_path, code, resumes=True), tmp_path, lambda _: None, "step")
+    with pytest.raises(RunError):
+        execute(script(tmp_path, code, resumes=True), tmp_path, lambda _: None, "step")
+    with pytest.raises(RunError):
+        execute(script(tmp_path, code + " ", resumes=True), tmp_path, lambda _: None, "step")
+    lines = (tmp_path / "logs" / "step.log").read_text().splitlines()
+    assert [line for line in lines if line in ("True", "False")] == ["False", "True", "False"]
+
+
+def test_a_failure_is_a_sentence_with_the_reason(tmp_path):
+    command = script(tmp_path, "import sys; print('many lines\\n\\nThe disk is full: free some.'); sys.exit(1)")
+    with pytest.raises(RunError, match=r"step failed: The disk is full: free some\. \(see step\.log\)"):
+        execute(command, tmp_path, lambda _: None, "step")
+    assert read_json(tmp_path / "state.json")["step"]["status"] == "failed"
+
+
+def test_a_trial_s_log_gives_speed_and_dice():
+    log = (
+        "> batches_per_epoch: 6\n"
+        "fine-tuning epoch 1/3: loss 1.6, 9.0 s\nfine-tuning epoch 2/3: loss 1.2, 3.3 s\n"
+        "fine-tuning epoch 3/3: loss 1.1, 3.0 s\n"
+        "SupervisedEvaluator - INFO - Got new best metric of val_mean_dice: 0.5\n"
+        "INFO - Epoch[3] Metrics -- val_mean_dice: 0.5125 \n"
+        "ignite.engine.engine.SupervisedEvaluator - INFO - Epoch[3] Complete. Time taken: 00:00:04.500\n"
+    )
+    speed, dice = parse_trial(log, 40.0, 3)
+    assert (speed.step, speed.volume, dice) == (0.5, 1.5, 0.5125)
+    assert speed.start == pytest.approx(40 - 15.3 - 4.5)
+    with pytest.raises(RunError, match="no epochs"):
+        parse_trial("nothing", 1.0, 1)
+
+
+def test_a_control_is_trained_only_where_there_is_something_to_compare(tmp_path):
+    write_json(tmp_path / "plan.json", {})
+    bundle = bundle_folder("ssl3d")
+
+    def names(start, control, pool):
+        plan = Plan("ssl3d", {}, (), start)
+        return [one.name for one in training_commands(plan, bundle, tmp_path, control, pool)]
+
+    assert names("scratch", True, False) == ["training", "evaluate_training", "predict_test"]
+    assert names("synthetic_brain", True, True) == [
+        "training",
+        "evaluate_training",
+        "control",
+        "evaluate_control",
+        "predict_test",
+        "predict_unlabelled",
+    ]
+
+
+def test_a_missing_bundle_is_named():
+    with pytest.raises(PlanError, match="The bundle none is not beside the package"):
+        bundle_folder("none")
