@@ -17,6 +17,7 @@ def auto(
     hours: float = 1.0,
     control: bool = False,
     plan: bool = False,
+    task: str | None = None,
     bundle: str | None = None,
 ) -> None:
     """From scans and masks to a model: look, plan, train, evaluate, pack, report. The same command again goes on.
@@ -29,9 +30,10 @@ def auto(
         hours: for everything.
         control: also train from scratch where an encoder is used, each with half of the time.
         plan: stop with the plan, to look at it and edit it.
-        bundle: folder of the bundle ssl3d, where it is not beside the package.
+        task: structures4, structures34, ...: what to make of masks that FreeSurfer or another known tool numbered.
+        bundle: folder of the bundle ssl3d, where it is not the one that comes with the package.
     """
-    run(images, masks, output, subject, hours, control, plan, bundle)
+    run(images, masks, output, subject, hours, control, plan, task, bundle)
 
 
 def predict(model: str, images: str, output: str, force: bool = False) -> None:

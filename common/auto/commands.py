@@ -17,9 +17,9 @@ from typing import Any
 
 from ..compare.execute import failure_reason
 from ..json_files import read_json, write_json
-from .plan import RATE, Plan, PlanError, Speed
+from .plan import RATE, Plan, Speed
 
-__all__ = ["Command", "RunError", "bundle_folder", "execute", "parse_trial", "training_commands", "trial_command"]
+__all__ = ["Command", "RunError", "execute", "parse_trial", "training_commands", "trial_command"]
 
 PROGRESS = re.compile(r"^(fine-tuning|inference) epoch .*$")
 TRAINER_EPOCH = re.compile(r"^fine-tuning epoch (\d+)/\d+: loss \S+, (\S+) s$", re.MULTILINE)
@@ -75,21 +75,6 @@ class Command:
 
 def _text(value: Any) -> str:
     return str(value) if isinstance(value, bool | Path) else json.dumps(value)
-
-
-def bundle_folder(name: str) -> Path:
-    """The collection's bundle of a name.
-
-    Raises:
-        PlanError: this installation has the code without the bundles.
-    """
-    folder = Path(__file__).resolve().parents[2] / "bundles" / name
-    if not (folder / "configs" / "train.json").is_file():
-        raise PlanError(
-            f"The bundle {name} is not beside the package (no {folder}): run from a copy of the collection's "
-            "repository, or give its folder with --bundle."
-        )
-    return folder
 
 
 def trial_command(bundle: Path, output: Path, start: str, rate: float, batches: int) -> Command:

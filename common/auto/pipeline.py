@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from ..bundles import bundle_folder
 from ..files import atomic_write
 from ..json_files import read_json, write_json
-from .commands import Command, RunError, bundle_folder, execute, parse_trial, training_commands, trial_command
+from .commands import Command, RunError, execute, parse_trial, training_commands, trial_command
 from .look import look
 from .machine import this_machine
 from .plan import RATE, Plan, PlanError, Speed, add_time, plan_study, split_sizes
@@ -77,6 +78,7 @@ def run(
     hours: float = 1.0,
     control: bool = False,
     plan_only: bool = False,
+    task: str | None = None,
     bundle: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Result:
@@ -91,7 +93,9 @@ def run(
         control: also train from scratch, where the plan starts from an encoder, so that the report tells what the
             encoder is worth. Each of the two gets half of the time.
         plan_only: stop with the plan.
-        bundle: folder of ``ssl3d``, where it is not beside the package.
+        task: of the collection, such as ``structures4``, where the masks are numbered as FreeSurfer or another known
+            tool does; by default each label is a class.
+        bundle: folder of ``ssl3d``, where it is not the one that comes with the package.
         say: gets the lines of progress.
 
     Raises:
@@ -108,7 +112,7 @@ def run(
         for line in study.describe():
             say(line)
         lists = _write_lists(study, folder)
-        plan = _make_plan(study, root, folder, hours, control, lists, say)
+        plan = _make_plan(study, root, folder, {"hours": hours, "control": control, "task": task}, lists, say)
         commands = training_commands(plan, root, folder, control, bool(lists["unlabelled"]))
         _write_commands(commands, root, folder)
         for line in ("", "Plan:", *(f"  {one.what}: {one.value} ({one.reason})" for one in plan.decisions), ""):
@@ -179,13 +183,11 @@ def _make_plan(
     study: Study,
     root: Path,
     folder: Path,
-    hours: float,
-    control: bool,
+    asked: dict[str, Any],
     lists: dict[str, list[dict[str, Any]]],
     say: Callable[[str], None],
 ) -> Plan:
     """The plan in ``plan.json``, where there is one for the same time; otherwise a new one, with a trial's help."""
-    asked = {"hours": hours, "control": control}
     record, overlay_file = folder / "decisions.json", folder / "plan.json"
     if record.is_file() and overlay_file.is_file():
         content = read_json(record)
@@ -199,7 +201,7 @@ def _make_plan(
     counts = {name: len(items) for name, items in lists.items()}
     machine = this_machine()
     for share in SMALLER:
-        plan = plan_study(study, machine, share)
+        plan = plan_study(study, machine, share, asked["task"])
         write_json(overlay_file, plan.overlay)
         try:
             speed = _trial(plan, root, folder, min(3, counts["validation"]), say)
@@ -209,8 +211,8 @@ def _make_plan(
                 raise
             say(f"  {error}; trying a smaller crop")
     write_json(folder / "trial.json", {"machine": machine.name, **speed.__dict__})
-    halves = control and len(plan.candidates) > 1
-    plan = add_time(plan, speed, hours * (0.5 if halves else 1.0), counts)
+    halves = asked["control"] and len(plan.candidates) > 1
+    plan = add_time(plan, speed, asked["hours"] * (0.5 if halves else 1.0), counts)
     write_json(overlay_file, plan.overlay)
     write_json(record, {"asked": asked, "machine": machine.name, "plan": plan.to_json()})
     return plan

@@ -6,12 +6,13 @@ The rules are listed with the measurements behind them in ``docs/auto.md``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ..data.label_maps import label_map, label_names
 from .machine import Machine
 from .study import Study
 
@@ -27,11 +28,15 @@ __all__ = [
     "split_sizes",
 ]
 
+BRAIN_SCHEMES = ("dlmuse", "freesurfer", "malpem", "oasis_seg35")
+MANY = 40
+"""Labels of a known scheme, above which they are put together to structures."""
 ANISOTROPIC = 3.0
 """Slices this many times as thick as a pixel is wide are not rotated out of their plane (nnU-Net's threshold)."""
 HEAD_MM = (100.0, 300.0)
 """Extents between which a single-channel MR volume may be a head."""
 SHIPPED = "synthetic_brain"
+SHIPPED_TASK = "structures4"
 SHIPPED_GRID = 2.0
 SHIPPED_CROP = (64, 80, 64)
 SMALL_FILTERS = (12, 24, 48, 96, 160)
@@ -116,13 +121,18 @@ class Plan:
         return int(self.overlay["max_epochs"] * self.overlay["batches_per_epoch"])
 
 
-def plan_study(study: Study, machine: Machine, crop_share: float = 1.0) -> Plan:
+def plan_study(study: Study, machine: Machine, crop_share: float = 1.0, task: str | None = None) -> Plan:
     """Everything but the number of steps, which needs a trial (:func:`add_time`).
 
     Args:
         study: the scans.
         machine: where they are trained on.
         crop_share: share of the crop's usual number of voxels, for a machine that the usual one does not fit.
+        task: of the collection (`common.data.label_map`), where the masks follow a label scheme that it knows; by
+            default each label is a class, or where there are too many of a known scheme, its 34 structures.
+
+    Raises:
+        PlanError: the labels are no classes of the task.
     """
     facts = [case.facts for case in study.labelled]
     spacings = [in_ras_order(one.spacing, one.orientation) for one in facts]
@@ -162,15 +172,10 @@ def plan_study(study: Study, machine: Machine, crop_share: float = 1.0) -> Plan:
     decisions.append(Decision("intensities", intensity["_target_"].rpartition(".")[2], why))
     candidates = ("scratch", SHIPPED) if on_shipped_grid and crop_share == 1.0 else ("scratch",)
     decisions.append(_start_decision(study, head, candidates))
+    classes, why = class_rule(study, task)
+    decisions.append(Decision("classes", str(len(class_names(classes)) - 1), why))
     overlay: dict[str, Any] = {
-        "task": "own",
-        "numbering": "task",
-        "num_classes": len(study.labels) + 1,
-        "label_map": {str(index): [value] for index, value in enumerate([0, *sorted(study.labels)])},
-        "structure_names": {
-            str(index): name
-            for index, name in enumerate(["background", *(study.labels[value] for value in sorted(study.labels))])
-        },
+        **classes,
         "in_channels": len(study.channels),
         "spacing": spacing,
         "orientation": "RAS",
@@ -189,7 +194,12 @@ def plan_study(study: Study, machine: Machine, crop_share: float = 1.0) -> Plan:
             "filters": list(filters),
             "norm_name": ["INSTANCE", {"affine": True}],
         },
-        "encoder": {"_target_": "common.networks.DynUNetEncoder", "network": "@segmentation_net"},
+        "encoder": {
+            "_target_": "common.networks.DynUNetEncoder",
+            "network": "@segmentation_net",
+            # for the tissues that it knows, the shipped network comes with its last layer
+            **({"heads": True} if len(candidates) > 1 and classes["task"] == SHIPPED_TASK else {}),
+        },
         "optimizer": {
             "_target_": "torch.optim.AdamW",
             "params": "$@network.parameters()",
@@ -203,8 +213,8 @@ def plan_study(study: Study, machine: Machine, crop_share: float = 1.0) -> Plan:
     }
     thick = _thick_axis(spacing)
     if thick is not None:
-        overlay["augmentation#0#rotate_range"] = [0.5236 if axis == thick else 0.0 for axis in range(3)]
-        overlay["augmentation#0#scale_range"] = [[0.0, 0.0] if axis == thick else [-0.3, 0.4] for axis in range(3)]
+        overlay["rotate_range"] = [0.5236 if axis == thick else 0.0 for axis in range(3)]
+        overlay["scale_range"] = [[0.0, 0.0] if axis == thick else [-0.3, 0.4] for axis in range(3)]
         decisions.append(
             Decision(
                 "augmentation",
@@ -222,6 +232,55 @@ def _step_decision() -> Decision:
         f"AdamW, rate {RATE['scratch']} from scratch, {RATE['encoder']} from an encoder, two crops a step",
         "rates chosen in validation on IXI and hippocampus (docs/auto.md)",
     )
+
+
+def class_rule(study: Study, task: str | None) -> tuple[dict[str, Any], str]:
+    """The ids that say which labels are which class, and why.
+
+    Raises:
+        PlanError: a task without a label scheme that is known, or that has none of its classes.
+    """
+    scheme = study.label_scheme
+    if task is None and scheme in BRAIN_SCHEMES and len(study.labels) > MANY:
+        task = "structures34"
+        why = f"{len(study.labels)} labels numbered as {scheme}; --task structures4, or another, chooses otherwise"
+    elif task is None:
+        values = [0, *sorted(study.labels)]
+        names = ["background", *(study.labels[value] for value in values[1:])]
+        own = {
+            "task": "own",
+            "label_scheme": "task",
+            "num_classes": len(values),
+            "label_map": {str(index): [value] for index, value in enumerate(values)},
+            "structure_names": {str(index): name for index, name in enumerate(names)},
+        }
+        return own, "each label of the masks is one"
+    else:
+        why = "as --task says"
+    if scheme is None:
+        raise PlanError(
+            f"--task {task}: the masks follow no label scheme that is known here; leave --task out, or write a "
+            "datalist with `label_scheme` (python -m common.data prepare) and give it as --images."
+        )
+    try:
+        label_map(scheme, task)
+    except ValueError as error:
+        raise PlanError(f"--task {task}: {error}") from error
+    return {"task": task, "label_scheme": scheme}, why
+
+
+def class_names(overlay: Mapping[str, Any]) -> dict[int, str]:
+    """Names of the classes of a plan, the background included."""
+    if "structure_names" in overlay:
+        return {int(index): name for index, name in overlay["structure_names"].items()}
+    return label_names(overlay["task"])
+
+
+def class_labels(overlay: Mapping[str, Any]) -> dict[int, list[int]]:
+    """Class -> labels of the masks, of a plan."""
+    if "label_map" in overlay:
+        return {int(index): list(labels) for index, labels in overlay["label_map"].items()}
+    return label_map(overlay["label_scheme"], overlay["task"])
 
 
 def split_sizes(subjects: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from ..files import atomic_write, without_ending
 from ..json_files import read_json
 from ..nifti import read_nifti
 from .commands import BEST_DICE
-from .plan import Plan
+from .plan import Plan, class_labels
 from .study import Study
 
 __all__ = ["write_report"]
@@ -141,14 +141,14 @@ def _place(base: Path, path: str) -> Path:
 
 def _volumes(folder: Path, names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
     """Drawn and found volume in ml of each structure and test scan."""
-    groups = read_json(folder / "plan.json")["label_map"]
+    groups = class_labels(read_json(folder / "plan.json"))
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _, _, truth, predicted in _pairs(folder):
         drawn, given = _volume(truth), _volume(predicted)
         if drawn is None or given is None:
             continue
         for index, name in enumerate(names, 1):
-            voxels = np.isin(drawn[0], groups[str(index)]).sum(), (given[0] == index).sum()
+            voxels = np.isin(drawn[0], groups[index]).sum(), (given[0] == index).sum()
             found[name].append((float(voxels[0] * drawn[1] / 1000), float(voxels[1] * given[1] / 1000)))
     return {name: pairs for name, pairs in found.items() if pairs}
 
@@ -184,7 +184,7 @@ def _pictures(folder: Path, cases: dict[str, float], names: Sequence[str]) -> Bl
     if not chosen:
         return None
     plt = _pyplot()
-    groups = read_json(folder / "plan.json")["label_map"]
+    groups = class_labels(read_json(folder / "plan.json"))
     figure, axes = plt.subplots(len(chosen), 3, figsize=(8, 2.8 * len(chosen)), squeeze=False)
     for row, name in zip(axes, chosen, strict=True):
         scan, truth, predicted = (read_nifti(path) for path in pairs[name])
@@ -192,7 +192,7 @@ def _pictures(folder: Path, cases: dict[str, float], names: Sequence[str]) -> Bl
         image = image if image.ndim == 3 else image[..., 0]
         mapped = np.zeros(drawn.shape, int)
         for index, labels in groups.items():
-            mapped[np.isin(drawn, labels)] = int(index)
+            mapped[np.isin(drawn, labels)] = index
         voxel = np.linalg.norm(scan.affine[:3, :3], axis=0)
         axis = int(np.argmax(voxel)) if voxel.max() > 1.5 * voxel.min() else 2
         place = int(np.argmax((mapped > 0).sum(tuple(other for other in range(3) if other != axis))))

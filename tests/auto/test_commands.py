@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from common.auto.commands import Command, RunError, bundle_folder, execute, parse_trial, training_commands
-from common.auto.plan import Plan, PlanError
+from common.auto.commands import Command, RunError, execute, parse_trial, training_commands
+from common.auto.plan import Plan
+from common.bundles import bundle_folder
 from common.json_files import read_json, write_json
 
 
@@ -101,8 +102,3 @@ def test_a_control_is_trained_only_where_there_is_something_to_compare(tmp_path)
         "predict_test",
         "predict_unlabelled",
     ]
-
-
-def test_a_missing_bundle_is_named():
-    with pytest.raises(PlanError, match="The bundle none is not beside the package"):
-        bundle_folder("none")

@@ -17,6 +17,8 @@ from common.auto.plan import (
     PlanError,
     Speed,
     add_time,
+    class_labels,
+    class_names,
     crop_and_network,
     grid,
     plan_study,
@@ -106,15 +108,15 @@ def test_a_plan_is_made_of_labels_channels_and_modality():
 def test_axes_are_those_that_training_turns_the_scans_to():
     stored = plan_study(study((10, 216, 256), (10.0, 1.0, 1.5), orientation="IPR"), CPU).overlay
     assert stored["spacing"] == [1.5, 1.0, 10.0]
-    assert stored["augmentation#0#rotate_range"] == [0.0, 0.0, 0.5236]
+    assert stored["rotate_range"] == [0.0, 0.0, 0.5236]
 
 
 def test_thick_slices_are_turned_within_their_plane_only():
     made = plan_study(study((216, 256, 10), (1.0, 1.0, 10.0)), CPU)
-    assert made.overlay["augmentation#0#rotate_range"] == [0.0, 0.0, 0.5236]
-    assert made.overlay["augmentation#0#scale_range"][2] == [0.0, 0.0]
+    assert made.overlay["rotate_range"] == [0.0, 0.0, 0.5236]
+    assert made.overlay["scale_range"][2] == [0.0, 0.0]
     assert np.prod(made.overlay["roi_size"]) <= CROP_VOXELS["cpu"]
-    assert "augmentation#0#rotate_range" not in plan_study(study(), CPU).overlay
+    assert "rotate_range" not in plan_study(study(), CPU).overlay
 
 
 def test_the_shipped_encoder_is_a_candidate_for_volumes_of_a_heads_size_alone():
@@ -188,3 +190,19 @@ def test_a_plan_comes_back_from_its_files(tmp_path):
     plan = add_time(plan_study(study(), CPU), Speed(0.5, 0.2, 10.0), 0.5, COUNTS)
     content = json.loads(json.dumps(plan.to_json()))
     assert Plan.from_json(content, json.loads(json.dumps(plan.overlay))) == plan
+
+
+def test_labels_of_a_known_scheme_become_structures_or_what_the_task_says():
+    many = study(labels={n: f"region {n}" for n in range(1, 150)}, label_scheme="dlmuse")
+    grouped = plan_study(many, CPU).overlay
+    assert (grouped["task"], grouped["label_scheme"]) == ("structures34", "dlmuse")
+    assert "label_map" not in grouped and len(class_names(grouped)) == 35
+    tissues = plan_study(many, CPU, task="structures4").overlay
+    assert class_names(tissues)[4] == "CSF" and len(class_labels(tissues)) == 5
+    head = plan_study(study((80, 96, 80), (2.0, 2.0, 2.0), label_scheme="dlmuse"), CPU, task="structures4")
+    assert head.candidates == ("scratch", SHIPPED) and head.overlay["encoder"]["heads"]
+    assert "heads" not in plan_study(study((80, 96, 80), (2.0, 2.0, 2.0)), CPU).overlay["encoder"]
+    with pytest.raises(PlanError, match="--task structures4: the masks follow no label scheme"):
+        plan_study(study(), CPU, task="structures4")
+    with pytest.raises(PlanError, match="--task heads: "):
+        plan_study(many, CPU, task="heads")

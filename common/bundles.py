@@ -1,0 +1,70 @@
+"""The bundles that come with the package: ``python -m common.bundles list | copy NAME FOLDER``."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from .command_line import run_command
+from .json_files import read_json
+
+__all__ = ["BundleError", "bundle_folder", "bundle_names", "copy"]
+
+PARTS = ("LICENSE", "configs", "docs")
+
+
+class BundleError(ValueError):
+    """A bundle that is not there, or a copy that cannot be made, in a sentence."""
+
+
+def bundles_root() -> Path:
+    """The folder of all bundles: beside the package in the repository, in the package where it is installed."""
+    package = Path(__file__).resolve().parent
+    beside = package.parent / "bundles"
+    return beside if beside.is_dir() and (package.parent / "setup.cfg").is_file() else package / "bundle_files"
+
+
+def bundle_names() -> list[str]:
+    """Names of the bundles, in order."""
+    return sorted(path.parent.name for path in bundles_root().glob("*/configs"))
+
+
+def bundle_folder(name: str) -> Path:
+    """The folder of a bundle.
+
+    Raises:
+        BundleError: there is none of that name.
+    """
+    folder = bundles_root() / name
+    if not (folder / "configs").is_dir():
+        known = ", ".join(bundle_names()) or f"none, in {bundles_root()}"
+        raise BundleError(f"There is no bundle {name!r}; those that there are: {known}.")
+    return folder
+
+
+def list_bundles() -> None:
+    """Names of the bundles, what each does, and where it is."""
+    for name in bundle_names():
+        metadata = read_json(bundle_folder(name) / "configs" / "metadata.json")
+        print(f"{name}: {metadata['description']}\n    {bundle_folder(name)}")
+
+
+def copy(name: str, folder: str) -> None:
+    """Copy a bundle into a folder, to run it there and to change its configs.
+
+    Args:
+        name: of the bundle.
+        folder: gets a folder of that name.
+    """
+    source, target = bundle_folder(name), Path(folder) / name
+    if target.exists():
+        raise BundleError(f"{target} exists: choose another folder, or remove it.")
+    for part in (*sorted(source.glob("*.json")), *(source / part for part in PARTS)):
+        place = target / part.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if part.is_dir() else shutil.copyfile)(part, place)
+    print(f"{name} is in {target}: cd {target}, and python -m monai.bundle run as its docs/README.md says.")
+
+
+if __name__ == "__main__":
+    run_command({"list": list_bundles, "copy": copy}, "python -m common.bundles")

@@ -1,0 +1,88 @@
+"""An automatic run from two folders to a packed model, on volumes made up here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from common.auto import run
+from common.auto.plan import PlanError
+from common.json_files import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def folders(tmp_path) -> Path:
+    """Six scans of five subjects with bright cubes, and one scan without a mask."""
+    for name in ("scans", "masks"):
+        (tmp_path / name).mkdir()
+    draw = np.random.default_rng(0)
+    for number, name in enumerate(("p1_a", "p1_b", "p2_a", "p3_a", "p4_a", "p5_a", "p6_a")):
+        image = draw.normal(100, 10, (16, 20, 16)).astype(np.float32)
+        image[:3] = 0  # air
+        mask = np.zeros(image.shape, np.uint8)
+        mask[4:10, 5:11, 4:10] = 3
+        image[mask > 0] += 100 + number
+        nib.save(nib.Nifti1Image(image, np.diag([2.0, 2, 2, 1])), tmp_path / "scans" / f"{name}.nii.gz")
+        if name != "p6_a":
+            nib.save(nib.Nifti1Image(mask, np.diag([2.0, 2, 2, 1])), tmp_path / "masks" / f"{name}.nii.gz")
+    return tmp_path
+
+
+def command(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", "common.auto", "--images", "scans", "--masks", "masks", "--output", "out", *options]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_two_folders_become_a_model_and_masks_of_what_had_none(folders):
+    """All that a user is promised, from another working folder than the repository's."""
+    options = ("--subject", "p[0-9]", "--hours", "0.035")
+    ended = command(folders, *options, "--plan")
+    assert ended.returncode == 0, ended.stderr
+    out = folders / "out"
+    lists = read_json(out / "datalist.json")
+    assert len(lists["unlabelled"]) == 1
+    held = {name: {item["subject"] for item in lists[name]} for name in ("training", "validation", "test")}
+    assert not held["training"] & held["test"] and not held["training"] & held["validation"]
+    plan = read_json(out / "plan.json")
+    assert plan["spacing"] == [2.0, 2.0, 2.0] and plan["label_map"] == {"0": [0], "1": [3]}
+    write_json(out / "plan.json", plan | {"max_epochs": 2, "val_interval": 1, "batches_per_epoch": 8})
+    ended = command(folders, *options)
+    assert ended.returncode == 0, ended.stderr + ended.stdout[-2000:]
+    assert "Mean Dice on 1 test scans" in ended.stdout
+    assert read_json(out / "training" / "train_config.json")["max_epochs"] == 2  # as edited
+    (found,) = (out / "predictions").rglob("*.nii.gz")
+    assert nib.load(found).shape == (16, 20, 16)
+    assert (out / "model" / "configs" / "inference.json").is_file() and (
+        out / "model" / "models" / "model.pt"
+    ).is_file()
+    report = (out / "report.html").read_text()
+    assert "Scores by structure" in report and report.count("data:image/png") >= 3
+    again = command(folders, *options)
+    assert again.returncode == 0 and again.stdout.count("done before") == 4
+    other = command(folders, "--hours", "1")
+    assert other.returncode == 1
+    assert "other scans, masks or subjects" in other.stderr or "a plan made for --hours" in other.stderr
+
+
+def test_what_cannot_be_done_is_said_before_anything_is(folders, tmp_path):
+    scans, masks, out = folders / "scans", folders / "masks", tmp_path / "out"
+    with pytest.raises(PlanError, match="--hours is 0; give a number above 0"):
+        run(scans, masks, out, hours=0)
+    with pytest.raises(PlanError, match="is no bundle"):
+        run(scans, masks, out, bundle=tmp_path)
+    out.mkdir()
+    with FileLock(out / ".lock"), pytest.raises(PlanError, match="Another run is working in"):
+        run(scans, masks, out)
+    (tmp_path / "file").touch()
+    with pytest.raises(PlanError, match="cannot be written"):
+        run(scans, masks, tmp_path / "file" / "out")
