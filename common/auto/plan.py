@@ -152,8 +152,8 @@ def plan_study(study: Study, machine: Machine, crop_share: float = 1.0, task: st
         spacing, why = [SHIPPED_GRID] * 3, f"{why}, brought to the grid of {SHIPPED}"
     decisions.append(Decision("voxel size", f"{_sizes(spacing)} mm", why))
     limit, why = crop_limit(machine, crop_share)
-    filters = SMALL_FILTERS if machine.device == "cpu" else FULL_FILTERS
-    crop, strides, kernels = crop_and_network(image, spacing, limit, len(filters))
+    crop, strides, kernels = crop_and_network(image, spacing, limit, 5 if machine.device == "cpu" else 6)
+    filters = wider_filters(int(np.prod(crop))) if machine.device == "cpu" else FULL_FILTERS
     if on_shipped_grid and crop_share == 1.0:
         crop, filters = list(SHIPPED_CROP), SMALL_FILTERS
         strides, kernels = [[1] * 3, *[[2] * 3] * 4], [[3] * 3] * 5
@@ -165,7 +165,7 @@ def plan_study(study: Study, machine: Machine, crop_share: float = 1.0, task: st
             "network",
             f"DynUNet, {len(strides)} levels, {filters[0]} to {filters[-1]} channels",
             "levels, strides and kernels follow voxel size and crop as in nnU-Net; "
-            + ("few channels, for a CPU" if filters[0] == SMALL_FILTERS[0] else "nnU-Net's channels"),
+            + ("nnU-Net's channels" if machine.device == "cuda" else "few channels on a CPU, more for a small crop"),
         )
     )
     intensity, why = intensity_rule(study, facts)
@@ -319,6 +319,12 @@ def grid(
         )
     size = [float(f"{value:.3g}") for value in coarse]
     return size, [max(1, round(float(mm / s))) for mm, s in zip(extent, size, strict=True)], reason
+
+
+def wider_filters(voxels: int) -> tuple[int, ...]:
+    """Channels for a CPU: so many that a step on a smaller crop costs about what it costs on the largest one."""
+    first = min(FULL_FILTERS[0], 4 * round(SMALL_FILTERS[0] * math.sqrt(CROP_VOXELS["cpu"] / voxels) / 4))
+    return SMALL_FILTERS if first <= SMALL_FILTERS[0] else tuple(min(FULL_FILTERS[-1], first << n) for n in range(5))
 
 
 def in_ras_order(values: Sequence[float], orientation: str) -> list[float]:

@@ -24,6 +24,7 @@ from common.auto.plan import (
     plan_study,
     round_down,
     split_sizes,
+    wider_filters,
 )
 from common.auto.study import Case, Study
 from common.fingerprint import ScanFacts
@@ -143,6 +144,12 @@ def test_the_network_of_a_head_takes_the_shipped_encoder():
     weights, _ = read_encoder(SHIPPED)
     own = encoder.state_dict()
     assert {name: value.shape for name, value in own.items()} == {n: weights[n].shape for n in own}
+
+
+def test_small_crops_get_more_channels_at_no_more_cost():
+    assert [wider_filters(n)[0] for n in (330_000, 90_000, 1_000)] == [12, 24, 32]
+    assert wider_filters(90_000) == (24, 48, 96, 192, 320)
+    assert plan_study(study(), CPU).overlay["segmentation_net"]["filters"] == [24, 48, 96, 192]
 
 
 def test_a_smaller_machine_gets_a_smaller_crop():
