@@ -162,10 +162,13 @@ def _held(folder: Path):
 
 def _write_lists(study: Study, folder: Path) -> dict[str, list[dict[str, Any]]]:
     """``datalist.json``, and ``unlabelled.json`` with the scans that want a mask as its list ``test``."""
+    if study.refusal:
+        raise PlanError(study.refusal)
     path = folder / "datalist.json"
     subjects = {case.subject for case in study.labelled}
     validation, test = split_sizes(len(subjects))
     lists = json.loads(json.dumps(study.datalist(validation, test), default=str))
+    lists.pop("label_scheme", None)  # the plan says how labels become classes
     if path.is_file() and read_json(path) != lists:
         raise PlanError(
             f"{folder} was begun with other scans, masks or subjects than these: give another --output, or remove it."
