@@ -72,7 +72,7 @@ class Layout:
     labels: dict[int, str] = field(default_factory=dict)
     left_out: list[tuple[Path, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    numbering: str | None = None
+    label_scheme: str | None = None
     subjects: tuple[str, ...] = ()  # of participants.tsv
 
 
@@ -166,7 +166,7 @@ def _datalist(path: Path) -> Layout:
         cases,
         _channel_names(content, max((len(x.images) for x in cases), default=1)),
         _label_names(content),
-        numbering=content.get("numbering"),
+        label_scheme=content.get("label_scheme"),
         notes=_ignore_note(content, path),
     )
 

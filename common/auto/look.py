@@ -70,8 +70,8 @@ def look(images: str | os.PathLike, masks: str | os.PathLike | None = None, subj
             f"as {next(x.mask for x in cases if x.mask)}: give masks with 1, 2, ... for the structures."
         )
     names = _names(layout, volumes)
-    numbering = layout.numbering or _numbering(volumes)
-    notes = [*layout.notes, *_notes(cases, volumes, layout, numbering)]
+    label_scheme = layout.label_scheme or _label_scheme(volumes)
+    notes = [*layout.notes, *_notes(cases, volumes, layout, label_scheme)]
     return Study(
         layout.name,
         tuple(cases),
@@ -81,7 +81,7 @@ def look(images: str | os.PathLike, masks: str | os.PathLike | None = None, subj
         (*layout.left_out, *reasons),
         tuple(notes),
         grouping,
-        numbering,
+        label_scheme,
     )
 
 
@@ -267,7 +267,7 @@ def _names(layout: Layout, found: Sequence[int] | dict[int, LabelVolume]) -> dic
     return {label: named.get(label, f"label {label}") for label in found}
 
 
-def _numbering(found: dict[int, LabelVolume]) -> str | None:
+def _label_scheme(found: dict[int, LabelVolume]) -> str | None:
     """The atlas by whose numbers the masks go: of one alone they hold half of the labels or more, and no others."""
     fits = [
         name for name in _ATLASES if found.keys() <= known_labels(name) and 2 * len(found) >= len(known_labels(name))
@@ -275,7 +275,7 @@ def _numbering(found: dict[int, LabelVolume]) -> str | None:
     return fits[0] if len(fits) == 1 and len(found) > 20 else None
 
 
-def _notes(cases: Sequence[Case], found: dict[int, LabelVolume], layout: Layout, numbering: str | None) -> list[str]:
+def _notes(cases: Sequence[Case], found: dict[int, LabelVolume], layout: Layout, label_scheme: str | None) -> list[str]:
     masked = [x for x in cases if x.mask]
     notes = []
     if {1, 255} == found.keys():
@@ -291,15 +291,15 @@ def _notes(cases: Sequence[Case], found: dict[int, LabelVolume], layout: Layout,
             )
     if found.keys() == {255}:
         notes.append("The masks have 255 for the structure, which is taken for class 1.")
-    elif 255 in found and numbering is None and len(found) < 100:
+    elif 255 in found and label_scheme is None and len(found) < 100:
         notes.append(
             f"The label 255 stands beside {some(sorted(found.keys() - {255}))} and is learnt as a class of its own: "
             "where it means `ignore`, take it out of the masks."
         )
-    elif found and len(found) <= 20 and list(found) != list(range(1, len(found) + 1)) and numbering is None:
+    elif found and len(found) <= 20 and list(found) != list(range(1, len(found) + 1)) and label_scheme is None:
         notes.append(f"The labels {some(list(found))} become the classes 1 to {len(found)}.")
-    if numbering and not layout.numbering:
-        notes.append(f"The masks are numbered as {numbering} has it, by the labels that they hold.")
+    if label_scheme and not layout.label_scheme:
+        notes.append(f"The masks are numbered as {label_scheme} has it, by the labels that they hold.")
     empty = [x for x in masked if not x.volumes]
     if empty:
         notes.append(f"{len(empty)} of {len(masked)} masks hold background alone, such as {empty[0].mask}.")

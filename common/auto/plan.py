@@ -14,7 +14,7 @@ import numpy as np
 
 from ..data.label_maps import label_map, label_names
 from .machine import Machine
-from .study import Study
+from .study import Study, by_anatomy
 
 __all__ = [
     "Decision",
@@ -135,8 +135,8 @@ def plan_study(study: Study, machine: Machine, crop_share: float = 1.0, task: st
         PlanError: the labels are no classes of the task.
     """
     facts = [case.facts for case in study.labelled]
-    spacings = [in_ras_order(one.spacing, one.orientation) for one in facts]
-    shapes = [in_ras_order(one.shape, one.orientation) for one in facts]
+    spacings = [by_anatomy(one, one.spacing) for one in facts]
+    shapes = [by_anatomy(one, one.shape) for one in facts]
     decisions = [
         Decision(
             "bundle",
@@ -284,16 +284,7 @@ def class_labels(overlay: Mapping[str, Any]) -> dict[int, list[int]]:
 
 
 def split_sizes(subjects: int) -> tuple[int, int]:
-    """Subjects for validation and for test: a fifth each, one at least, and no more than 20.
-
-    Raises:
-        PlanError: fewer than three subjects.
-    """
-    if subjects < 3:
-        raise PlanError(
-            f"{subjects} subjects with masks are too few: one is needed for training, one for validation and one for "
-            "the test; annotate more, or use common.compare with the scans you have."
-        )
+    """Subjects for validation and for test: a fifth each, one at least, and no more than 20."""
     part = min(20, max(1, round(subjects / 5)))
     return part, part
 
@@ -325,18 +316,6 @@ def wider_filters(voxels: int) -> tuple[int, ...]:
     """Channels for a CPU: so many that a step on a smaller crop costs about what it costs on the largest one."""
     first = min(FULL_FILTERS[0], 4 * round(SMALL_FILTERS[0] * math.sqrt(CROP_VOXELS["cpu"] / voxels) / 4))
     return SMALL_FILTERS if first <= SMALL_FILTERS[0] else tuple(min(FULL_FILTERS[-1], first << n) for n in range(5))
-
-
-def in_ras_order(values: Sequence[float], orientation: str) -> list[float]:
-    """Values by stored axis, in the order left-right, front-back, up-down, to which training turns the scans.
-
-    Args:
-        values: one an axis.
-        orientation: axis codes of the file, such as ``LPI`` or ``PIR``.
-    """
-    places = ["RL", "AP", "SI"]
-    order = [next(n for n, pair in enumerate(places) if letter in pair) for letter in orientation]
-    return [values[order.index(axis)] for axis in range(3)]
 
 
 def crop_limit(machine: Machine, share: float = 1.0) -> tuple[int, str]:

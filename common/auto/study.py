@@ -19,7 +19,7 @@ from ..volumes import format_shape
 if TYPE_CHECKING:
     from ..fingerprint import ScanFacts
 
-__all__ = ["MIN_SUBJECTS", "Case", "LabelVolume", "Study", "StudyError"]
+__all__ = ["MIN_SUBJECTS", "Case", "LabelVolume", "Study", "StudyError", "by_anatomy"]
 
 MIN_SUBJECTS = 3
 """Of subjects with masks: one to train on, one to validate on, one to test on."""
@@ -78,7 +78,7 @@ class Study:
     """What is used but has to be known, one sentence each."""
     grouping: str = "each scan for itself"
     """By what the subjects were found."""
-    numbering: str | None = None
+    label_scheme: str | None = None
     """How the masks are numbered (see `common.data.label_map`), where it is known."""
 
     @property
@@ -114,12 +114,12 @@ class Study:
     @property
     def median_spacing(self) -> tuple[float, ...]:
         """Voxel size in mm, left-right, front-back and up-down, whatever the order of the axes in the files."""
-        return _median([_by_anatomy(case.facts, case.facts.spacing) for case in self._typical])
+        return _median([by_anatomy(case.facts, case.facts.spacing) for case in self._typical])
 
     @property
     def median_shape(self) -> tuple[int, ...]:
         """Voxels, likewise."""
-        return tuple(round(n) for n in _median([_by_anatomy(case.facts, case.facts.shape) for case in self._typical]))
+        return tuple(round(n) for n in _median([by_anatomy(case.facts, case.facts.shape) for case in self._typical]))
 
     @property
     def anisotropy(self) -> float:
@@ -176,7 +176,7 @@ class Study:
             f"Voxels: {format_shape([f'{x:.3g}' for x in spacing])} mm in the median "  # type: ignore[misc]
             f"({min(sizes):.3g} to {max(sizes):.3g} mm; {thick}), stored as {some(orientations, 3)}."
         )
-        shapes = [_by_anatomy(case.facts, case.facts.shape) for case in self._typical]
+        shapes = [by_anatomy(case.facts, case.facts.shape) for case in self._typical]
         extent = [f"{n * size:.3g}" for n, size in zip(self.median_shape, spacing, strict=True)]
         low, high = ([round(f(axis)) for axis in zip(*shapes, strict=True)] for f in (min, max))
         lines.append(
@@ -247,8 +247,8 @@ class Study:
         )
         lists["validation"] += [x for x in items if x["subject"] in stated["validation"] and "label" in x]
         content: dict[str, Any] = {"name": self.layout, "seed": seed}
-        if self.numbering:
-            content["numbering"] = self.numbering
+        if self.label_scheme:
+            content["label_scheme"] = self.label_scheme
         content["labels"] = {str(label): name for label, name in sorted(self.labels.items())}
         return content | lists
 
@@ -277,7 +277,7 @@ class Study:
         return content
 
 
-def _by_anatomy(facts: ScanFacts, values: Sequence[float]) -> tuple[float, ...]:
+def by_anatomy(facts: ScanFacts, values: Sequence[float]) -> tuple[float, ...]:
     """Values of the stored axes, in the order left-right, front-back, up-down."""
     order = {code: number for number, pair in enumerate(("LR", "PA", "IS")) for code in pair}
     return tuple(value for _, value in sorted(zip(map(order.__getitem__, facts.orientation), values, strict=True)))

@@ -503,4 +503,4 @@ def test_real_scans(tmp_path):
     acdc = look(tmp_path / "acdc/images", tmp_path / "acdc/labels")
     assert len(acdc.subjects) == 4 and acdc.anisotropy == 10 and acdc.modality == "MR"
     ixi = look(tmp_path / "ixi")
-    assert len(ixi.subjects) == 4 and ixi.numbering == "dlmuse"
+    assert len(ixi.subjects) == 4 and ixi.label_scheme == "dlmuse"
