@@ -4,7 +4,16 @@ from .datalist import DatalistError, load_datalist
 from .domain_batch import prepare_domain_batch
 from .domains import domain_classes, domain_datalists, domain_label_maps, domain_spacings, load_domains, median_spacing
 from .image_list import list_images
-from .label_maps import class_of_label, label_map, label_names, num_classes
+from .label_maps import (
+    class_of_label,
+    fluid_labels,
+    label_map,
+    label_names,
+    labels_written_in,
+    num_classes,
+    sided_labels,
+    surrounding_labels,
+)
 from .pretext_batch import prepare_pretext_batch
 from .sample import make_sample
 
@@ -15,8 +24,10 @@ __all__ = [
     "domain_datalists",
     "domain_label_maps",
     "domain_spacings",
+    "fluid_labels",
     "label_map",
     "label_names",
+    "labels_written_in",
     "list_images",
     "load_datalist",
     "load_domains",
@@ -25,4 +36,6 @@ __all__ = [
     "num_classes",
     "prepare_domain_batch",
     "prepare_pretext_batch",
+    "sided_labels",
+    "surrounding_labels",
 ]

@@ -141,6 +141,66 @@ def class_of_label(groups: Mapping[int, Sequence[int]]) -> list[int]:
     return table
 
 
+def sided_labels(label_scheme: str, task: str) -> list[list[int]]:
+    """Pairs of labels, left and right, that change places in a mirrored head or body.
+
+    The sides of the heart are no such pair: their parts differ in more than the side.
+
+    Args:
+        label_scheme, task: as of ``label_map``.
+
+    Raises:
+        ValueError: the label scheme is unknown, or it is ``task`` and the task is unknown.
+    """
+    named = _named(label_scheme, task)
+    pairs: list[list[int]] = []
+    for name, labels in named.items():
+        side, part = name[:5].lower(), name[5:]
+        if side in ("left-", "left ") and part not in ("atrium", "ventricle"):
+            other = named.get(("Right-" if name.startswith("L") else "right ") + part, [])
+            pairs += [list(pair) for pair in zip(labels, other, strict=True)]
+    return sorted(pairs)
+
+
+def fluid_labels(label_scheme: str, task: str) -> list[int]:
+    """Labels of the CSF around the brain; of a scheme that does not tell it from that of the ventricles, both.
+
+    Arguments and errors are those of ``sided_labels``.
+    """
+    return _named(label_scheme, task).get("CSF", [])
+
+
+def surrounding_labels(label_scheme: str) -> list[int]:
+    """Labels of what surrounds the brain, such as skull and scalp, which every task leaves to the background.
+
+    Raises:
+        ValueError: the label scheme is unknown.
+    """
+    _check("label scheme", label_scheme, LABEL_SCHEMES)
+    parts = {} if label_scheme == "task" else _read(label_scheme).get("surroundings", {})
+    return [label for labels in parts.values() for label in labels]
+
+
+def labels_written_in(written_in: str, label_scheme: str, labels: Sequence[Any]) -> Sequence[Any]:
+    """Labels that stand in a config, as they are.
+
+    Args:
+        written_in: the label scheme of ``labels``.
+        label_scheme: that of the label maps.
+        labels: numbers, or groups of them.
+
+    Raises:
+        ValueError: the label maps are numbered otherwise, so that the labels would mean other structures.
+    """
+    if written_in != label_scheme:
+        raise ValueError(
+            f"The label maps are numbered as {label_scheme!r} and the labels {list(labels)} as {written_in!r}: write "
+            "them in the numbers of the label maps (`known` and `known_share`, `folds`), or leave the preset or data "
+            "set out that states them."
+        )
+    return labels
+
+
 def known_labels(label_scheme: str) -> set[int]:
     """Every label of a label scheme but `task`, 0 included, whatever the task makes of it.
 
@@ -178,6 +238,16 @@ def num_classes(task: str) -> int:
         return len(label_names(task))
     except ValueError as error:
         raise ValueError(f"{error} For a task of your own set num_classes, the background included.") from None
+
+
+def _named(label_scheme: str, task: str) -> dict[str, list[int]]:
+    """Labels by the name of their structure, tissue or class."""
+    _check("label scheme", label_scheme, LABEL_SCHEMES)
+    if label_scheme == "task":
+        return {name: [number] for number, name in label_names(task).items() if number}
+    table = _read(label_scheme)
+    tissues = {_TISSUES[int(number)]: labels for number, labels in table.get("tissues", {}).items()}
+    return tissues | table.get("structures", {}) | table.get("classes", {})
 
 
 @cache

@@ -131,10 +131,10 @@ class RandomDeformation:
         return flow / ratio.view(1, -1, *[1] * len(size))
 
     def _swap_sides(self, labels: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
-        mirrored = labels.clone()
-        for left, right in self.sided:
-            mirrored[labels == left] = right
-            mirrored[labels == right] = left
+        table = torch.arange(1 + max(int(labels.max()), *(max(pair) for pair in self.sided)), device=labels.device)
+        left, right = torch.tensor(self.sided, device=labels.device).T
+        table[left], table[right] = right, left
+        mirrored = torch.where(labels < 0, labels, table[labels.clamp(min=0).long()].to(labels.dtype))
         return torch.where(flipped.view(-1, *[1] * (labels.ndim - 1)), mirrored, labels)
 
 

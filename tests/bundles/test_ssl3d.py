@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from common.checks import first_cause
 from common.compare.plan import make_plan
@@ -362,3 +363,32 @@ def test_the_shipped_weights_find_their_network_in_each_file_that_states_it():
     for key in ("segmentation_net", "encoder"):
         assert alone[key] == cpu[key] == sample[key]
     assert all(sample[key] == value for key, value in cpu.items())
+
+
+def labels_of(*files, **values):
+    """Pairs of sides and labels of surroundings and fluid of a pre-training on label maps, and its parser."""
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / "pretrain.json"), *(str(CONFIGS / name) for name in files)])
+    parser.update(values)
+    return [parser.get_parsed_content(name) for name in ("sided", "outside", "fluid")], parser
+
+
+def test_sides_follow_from_the_numbering_of_the_label_maps():
+    (sided, outside, fluid), _ = labels_of("datasets/ixi.json")  # mirrored, and both of its hippocampi are classes
+    assert [48, 47] in sided and not outside and not fluid
+    (sided, outside, fluid), parser = labels_of(map_label_scheme="malpem")
+    groups = label_map("malpem", "structures33")
+    left, right = (
+        next(n for n, name in label_names("structures33").items() if name == f"{side}-Hippocampus")
+        for side in ("Left", "Right")
+    )
+    assert [groups[left][0], groups[right][0]] in sided and not outside and fluid == [18]
+    assert parser.get_parsed_content("deformation").sided == [tuple(pair) for pair in sided]
+
+
+@pytest.mark.parametrize(("name", "files"), [("known", [SAMPLE, "presets/synthetic_brain.json"]), ("folds", [SAMPLE])])
+def test_lists_of_freesurfers_labels_are_refused_with_other_maps(name, files):
+    labels_of(*files)[1].get_parsed_content(name)
+    with pytest.raises(RuntimeError) as refused:
+        labels_of(*files, map_label_scheme="dlmuse")[1].get_parsed_content(name)
+    assert "numbered as 'dlmuse'" in str(first_cause(refused.value))

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 import common.data.label_maps as module
-from common.data import class_of_label, label_map, label_names, num_classes
+from common.data import (
+    class_of_label,
+    fluid_labels,
+    label_map,
+    label_names,
+    labels_written_in,
+    num_classes,
+    sided_labels,
+    surrounding_labels,
+)
 from common.transforms import MapLabelsd
 
 # Of other sets than brain MRI with its structures.
@@ -274,3 +283,39 @@ def test_a_number_of_classes_that_is_not_the_tasks_is_refused():
     for classes in (1, 3):
         with pytest.raises(ValueError, match=rf"num_classes is {classes}, but the task 'skull' has 2 classes with the"):
             label_map("binary", "skull", classes)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("label_scheme", module.LABEL_SCHEMES)
+def test_a_mirrored_structure_is_the_same_on_the_other_side(label_scheme, task):
+    pairs = sided_labels(label_scheme, task)
+    labels = [label for pair in pairs for label in pair]
+    assert len(labels) == len(set(labels))
+    try:
+        groups = label_map(label_scheme, task)
+    except ValueError:
+        return
+    names, other = label_names(task), dict(pairs) | {right: left for left, right in pairs}
+    for number, members in groups.items():
+        mirrored = {other.get(label, label) for label in members}
+        name = names[number]
+        for one, two in (("Left-", "Right-"), ("left kidney", "right kidney"), ("left adrenal", "right adrenal")):
+            name = name.replace(one, "?").replace(two, one).replace("?", two)
+        assert mirrored == set(groups[next(n for n in names if names[n] == name)]), names[number]
+
+
+def test_sides_fluid_and_surroundings_of_a_label_scheme():
+    assert {(2, 41), (17, 53), (1035, 2035)} <= {tuple(pair) for pair in sided_labels("freesurfer", "structures33")}
+    assert sided_labels("task", "acdc") == sided_labels("msd_heart", "heart") == []
+    assert sided_labels("task", "organs13") == [[3, 2], [13, 12]]
+    assert fluid_labels("freesurfer", "structures4") == [24] and surrounding_labels("freesurfer") == [165, 258]
+    assert fluid_labels("task", "structures34") == [34] and fluid_labels("oasis_seg4", "structures4") == [4]
+    assert fluid_labels("task", "acdc") == surrounding_labels("dlmuse") == surrounding_labels("task") == []
+    with pytest.raises(ValueError, match="label scheme 'fs'"):
+        surrounding_labels("fs")
+
+
+def test_labels_written_in_other_numbers_are_refused():
+    assert labels_written_in("freesurfer", "freesurfer", [[3, 42]]) == [[3, 42]]
+    with pytest.raises(ValueError, match=r"numbered as 'dlmuse' and the labels \[\[3, 42\]\] as 'freesurfer'"):
+        labels_written_in("freesurfer", "dlmuse", [[3, 42]])

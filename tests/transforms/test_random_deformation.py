@@ -115,6 +115,9 @@ def test_mirrored_samples_change_sides():
     assert 4 < mirrored < 16
     kept = still(flip_axis=0, sided=[(1, 2)])(sides.repeat(20, 1, 1, 1, 1))
     assert torch.equal(kept, sides.repeat(20, 1, 1, 1, 1))
+    sides[:, 1], sides[:, :, :, 0] = -1, 300  # of no pair, below and above
+    kept = still(flip_axis=0, sided=[(1, 2), (40, 41)])(sides.repeat(20, 1, 1, 1, 1))
+    assert torch.equal(kept, sides.repeat(20, 1, 1, 1, 1))
 
 
 @pytest.mark.parametrize(
