@@ -242,6 +242,8 @@ def _decathlon(images: Path, masks: Path | None) -> Layout | None:
         names += groups
         section = "test" if part == "Ts" else None
         cases += [Found(name, tuple(files), masks_of.get(name), section) for name, files in groups.items()]
+        if masks_of and not masks_of.keys() & groups.keys():
+            raise _strangers(masks_of, scans_of, folder, root / f"images{part}")
         left_out += _alone(masks_of, groups, root / f"images{part}")
     count = (
         len(named)
@@ -273,6 +275,15 @@ def _by_name(files: Iterable[Path], root: Path, left_out: list[tuple[Path, str]]
                 (file, f"has the name of {several[i - 1].name}: keep one of them") for i, file in enumerate(several)
             ]
     return {name: files[0] for name, files in found.items() if len(files) == 1}
+
+
+def _strangers(masks: Iterable[str], scans: Iterable[str], folder: Path, images: Path) -> StudyError:
+    """That no mask has the name of a scan."""
+    masks, scans = list(masks), list(scans)
+    return StudyError(
+        f"None of the {len(masks)} masks in {folder} has the name of a scan in {images} (masks: {some(masks, 3)}; "
+        f"scans: {some(scans, 3) or 'none'}): give both the same names."
+    )
 
 
 def _alone(masks: Mapping[str, Path], cases: Iterable[str], scans: Path) -> list[tuple[Path, str]]:
@@ -568,11 +579,7 @@ def _single(
                 unmatched.append(x)
         rest = unmatched
     if masks and not masks_of:
-        raise StudyError(
-            f"None of the {len(masks)} masks {f'in {folder} ' if folder else ''}has the name of a scan in {images} "
-            f"(masks: {some([x.key for x in masks], 3)}; scans: {some([x.key for x in scans], 3)}): give both the same "
-            "names."
-        )
+        raise _strangers([x.key for x in masks], [x.key for x in scans], folder or images, images)
     left_out += [(x.file, f"is a mask without a scan of its name in {images}") for x in rest]
     cases = []
     plain = len({x.bare for x in scans}) == len(scans)

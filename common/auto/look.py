@@ -311,7 +311,26 @@ def _notes(cases: Sequence[Case], found: dict[int, LabelVolume], layout: Layout,
             f"{what} in one mask alone{'' if len(rare) == 1 else ' each'} ({file}): correct it where it is a slip; "
             "as a class it cannot be both learnt and tested."
         )
+    kinds = _kinds(masked)
+    if len(kinds) > 1 and not rare:
+        (labels, one), (others, other) = kinds[:2]
+        notes.append(
+            f"Some masks share no label with others: {one.mask} has {some(labels)}, {other.mask} has {some(others)}. "
+            "If each leaves out what the other shows, what is background in one is a structure in the other."
+        )
     lacking = [f"{label} {name}" for label, name in layout.labels.items() if label not in found]
     if lacking and found:
         notes.append(f"No mask holds {some(lacking)}, which {layout.root / 'dataset.json'} names.")
     return notes
+
+
+def _kinds(cases: Sequence[Case]) -> list[tuple[list[int], Case]]:
+    """Labels that stand together in masks, directly or by way of others, each set with one of its cases."""
+    kinds: list[tuple[set[int], Case]] = []
+    for case in cases:
+        own = set(case.volumes)
+        if own:
+            joined = [kind for kind in kinds if kind[0] & own]
+            kinds = [kind for kind in kinds if not kind[0] & own]
+            kinds.append((own.union(*(labels for labels, _ in joined)), joined[0][1] if joined else case))
+    return [(sorted(labels), case) for labels, case in kinds]

@@ -159,7 +159,7 @@ class Study:
         lines = [
             f"Found: {_count(len(self.cases), 'scan')} of {_count(subjects, 'subject')} in {self.layout}, "
             f"{', '.join(parts)}.",
-            f"Subjects: {self.grouping}; scans of one subject stay in one list.",
+            f"Subjects: {self.grouping}.",
         ]
         kinds = Counter(case.facts.modality for case in self.cases)
         kind = kinds.most_common(1)[0][0]
@@ -169,19 +169,20 @@ class Study:
         lines.append(f"Modality: {kind}, a guess by the intensities ({why}){others}.")
         lines.append(f"Channels: {count} ({', '.join(self.channels)}).")
         spacing, ratio = self.median_spacing, self.anisotropy
-        sizes = [size for case in self._typical for size in case.facts.spacing]
+        sizes = [case.facts.spacing for case in self._typical]
+        of_all = f"{min(map(min, sizes)):.3g} to {max(map(max, sizes)):.3g} mm" if len(set(sizes)) > 1 else "all scans"
         thick = f"anisotropy {ratio:.2g}, {'thick slices' if ratio >= THICK else 'about even'}"
         orientations = [name for name, _ in Counter(case.facts.orientation for case in self.cases).most_common()]
         lines.append(
             f"Voxels: {format_shape([f'{x:.3g}' for x in spacing])} mm in the median "  # type: ignore[misc]
-            f"({min(sizes):.3g} to {max(sizes):.3g} mm; {thick}), stored as {some(orientations, 3)}."
+            f"({of_all}; {thick}), stored as {some(orientations, 3)}."
         )
         shapes = [by_anatomy(case.facts, case.facts.shape) for case in self._typical]
         extent = [f"{n * size:.3g}" for n, size in zip(self.median_shape, spacing, strict=True)]
         low, high = ([round(f(axis)) for axis in zip(*shapes, strict=True)] for f in (min, max))
+        of_all = "all scans" if low == high else f"{format_shape(low)} to {format_shape(high)}"
         lines.append(
-            f"Size: {format_shape(self.median_shape)} voxels in the median ({format_shape(low)} to "
-            f"{format_shape(high)}), {format_shape(extent)} mm."  # type: ignore[arg-type]
+            f"Size: {format_shape(self.median_shape)} voxels in the median ({of_all}), {format_shape(extent)} mm."  # type: ignore[arg-type]
         )
         if self.labels:
             lines.append(self._classes())

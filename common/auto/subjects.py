@@ -60,7 +60,7 @@ def find_subjects(
     bare = _without_last(bare)
     example = next((one for one, count in Counter(bare).items() if count > 1), None)
     if example is None:
-        return names, "each scan is taken for one of its own"
+        return names, "each scan is taken for a subject of its own"
     of_one = [name for name, subject in zip(names, bare, strict=True) if subject == example]
     return bare, f"by the names ({some(of_one, 2)} are of one)"
 

@@ -149,6 +149,8 @@ def test_nnunet(tmp_path, version):
     assert any("No mask holds 3 none" in note for note in study.notes)
     lists = study.datalist()
     assert [len(lists[name]) for name in ("training", "validation", "test")] == [2, 1, 1]  # 100 is in none
+    mask(tmp_path / "elsewhere/heart.nii.gz")
+    assert "None of the 1 masks in" in refusal(tmp_path / "imagesTr", tmp_path / "elsewhere")
     # The folders by themselves say the same, without the test part.
     alone = look(tmp_path / "imagesTr", tmp_path / "labelsTr")
     assert alone.labels == study.labels and not alone.kept_aside and len(alone.labelled) == 4
@@ -328,6 +330,8 @@ def test_the_split_is_by_subject_and_the_same_each_time(tmp_path):
         name: {x["subject"] for x in content[name]} for name in ("training", "validation", "test", "unlabelled")
     }
     assert [len(x) for x in subjects.values()] == [5, 1, 2, 2] and len(set.union(*subjects.values())) == 10
+    loaded = load_datalist(tmp_path / "a.json", check="full")
+    assert [len(loaded[name]) for name in ("training", "validation", "test")] == [10, 2, 4]
     loaded = load_datalist(tmp_path / "a.json", training_sections=("training", "unlabelled"), label_key=None)
     assert len(loaded["training"]) == 14
     again = look(tmp_path / "images", tmp_path / "masks")
@@ -446,6 +450,15 @@ def test_a_label_that_one_mask_alone_has(tmp_path):
     assert study.voxels[7].cases == 1 and study.voxels[1].cases == 4
     (note,) = [note for note in study.notes if "one mask alone" in note]
     assert note.startswith(f"The label 7 is in one mask alone ({masks / 'case2.nii.gz'})")
+
+
+def test_masks_that_share_no_label(tmp_path):
+    images, masks = two_folders(tmp_path)
+    assert not look(images, masks).notes
+    for i in range(2):
+        mask(masks / f"case{i}.nii.gz", (3, 4))
+    (note,) = look(images, masks).notes
+    assert "case0.nii.gz has 3, 4, " in note and "case2.nii.gz has 1, 2." in note
 
 
 def test_damaged_files_and_copies(tmp_path):
