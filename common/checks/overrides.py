@@ -79,8 +79,7 @@ def check_overrides() -> None:
     if problems:
         raise SystemExit("\n".join(problems))
     if "datalist" in command.overrides and not _is_read("datalist", config):
-        read = "domains" if "domains" in config else "pretrain_datalist"
-        logger.warning("--datalist changes nothing: what %s reads is the id `%s`.", names, read)
+        logger.warning("--datalist changes nothing: what %s reads is the id `pretrain_datalist`.", names)
 
 
 def _is_read(name: str, config: Mapping[str, Any]) -> bool:

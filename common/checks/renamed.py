@@ -8,6 +8,7 @@ from typing import Any
 __all__ = ["RENAMED", "renamed_problems", "renamed_sentence", "renamed_target"]
 
 RENAMED = {
+    "domains": ("pretrain_datalist", "a list of datalists, each with what its labels mean"),
     "map_numbering": ("map_label_scheme", "how label maps are numbered (freesurfer, dlmuse, ...)"),
     "numbering": ("label_scheme", "how the masks are numbered (freesurfer, dlmuse, ...)"),
     "warmup_epochs": ("warmup", "a fraction of all steps (0.05) or a whole number of optimiser steps"),

@@ -607,11 +607,13 @@ def _files(items: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _data_digest(config: BundleConfig, *ids: str) -> str:
     """SHA-256 of the datalists that these ids name, by default ``datalist``."""
-    paths: list[str | Path] = []
+    paths: list[Any] = []
     for name in ids or ("datalist",):
         value = config.get(name)
         paths += [value] if isinstance(value, (str, Path)) else value or []
-    return hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths)).hexdigest()
+    # those of several sets, each with what its labels mean (`common.data.domains`)
+    files = [path["datalist"] if isinstance(path, Mapping) else path for path in paths]
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 
 def _parser(files: Sequence[str], override: Mapping[str, Any]) -> Any:

@@ -196,14 +196,19 @@ def _check_labels(domain: Domain, key: str, sections: Sequence[str]) -> None:
     )
     if entries and not any(isinstance(label, (str, list)) for label in labels):
         raise DatalistError(
-            f"{where} has one under {key!r}. Pre-training here is supervised: take the domain out of `domains`, or set "
-            "its `label_key`."
+            f"{where} has one under {key!r}. Pre-training here is supervised: take the domain out of "
+            "`pretrain_datalist`, or set its `label_key`."
         )
 
 
 def _check(domains: Sequence[Domain]) -> None:
+    if isinstance(domains, str) or not all(isinstance(domain, Mapping) for domain in domains):
+        raise ValueError(
+            f"`pretrain_datalist` is {domains!r}; what is learnt here are labels, so it lists mappings, one a "
+            'datalist: [{"name": "a", "datalist": "a.json", "num_classes": 3}].'
+        )
     if not domains:
-        raise ValueError("There are no domains: give `domains` one at least.")
+        raise ValueError("There are no domains: give `pretrain_datalist` one at least.")
     names: list[str] = []
     for number, domain in enumerate(domains):
         at = f"Domain {domain.get('name', number)!r}"

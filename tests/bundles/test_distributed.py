@@ -59,8 +59,8 @@ BRANCHES = {
     "batches_per_epoch": 4,
     "max_epochs": 1,
     # A validation scan of 8 mm is predicted from one window, that of 4 mm, which the other process has, from eight.
-    "domains#0#spacing": [4.0] * 3,
-    "domains#1#spacing": [8.0] * 3,
+    "pretrain_datalist#0#spacing": [4.0] * 3,
+    "pretrain_datalist#1#spacing": [8.0] * 3,
 }
 
 

@@ -23,7 +23,7 @@ SAMPLE = {"spacing": [4.0] * 3, "image_size": [32] * 3, "roi_size": [32] * 3, "b
 # Crops of 16 voxels, but validation scans whole instead of from many windows.
 SMALL = {"roi_size": [16] * 3, "segmentation_net#width": 4, "batch_size": 1}
 SMALL |= {"validate#inferer": {"_target_": "SimpleInferer"}}
-DOMAINS = {f"domains#{number}#spacing": [4.0] * 3 for number in (0, 1)} | {"batches_per_epoch": 2}
+DOMAINS = {f"pretrain_datalist#{number}#spacing": [4.0] * 3 for number in (0, 1)} | {"batches_per_epoch": 2}
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +327,7 @@ def test_medicalnet_demo(run, cohort, one_test_scan, tmp_path):
 
 def test_a_label_outside_of_a_domains_classes(run, tmp_path):
     with pytest.raises(RuntimeError) as raised:
-        run("pretrain.json", "datasets/sample.json", output_dir=str(tmp_path), **{"domains#1#num_classes": 2})
+        run("pretrain.json", "datasets/sample.json", output_dir=str(tmp_path), **{"pretrain_datalist#1#num_classes": 2})
     text = str(first_cause(raised.value))
     assert "has labels that no class of the domain 'lesions' names (2" in text and "`num_classes`" in text
 

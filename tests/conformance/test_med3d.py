@@ -67,13 +67,13 @@ def test_dense_aspp_on_2048_channels(hidden, growth, millions):
 def test_3dseg8():
     """The eight sets, by default; classes with background as the Decathlon's `dataset.json` have them."""
     parser = parsed("pretrain.json")
-    names = [domain["name"] for domain in parser["domains"]]
+    names = [domain["name"] for domain in parser["pretrain_datalist"]]
     assert dict(zip(names, parser.get_parsed_content("branch_classes"), strict=True)) == {
         "brain": 4, "hippocampus": 3, "prostate": 3, "liver": 3, "heart": 2, "pancreas": 3, "vessel": 3, "spleen": 2,
     }  # fmt: skip
-    assert read("datasets/3dseg8.json")["domains"] == read("pretrain.json")["domains"]
-    without = [domain for domain in read("pretrain.json")["domains"] if domain["name"] != "liver"]
-    assert read("datasets/domains_without_liver.json")["domains"] == without  # LiTS is the Decathlon's liver
+    assert read("datasets/3dseg8.json")["pretrain_datalist"] == read("pretrain.json")["pretrain_datalist"]
+    without = [domain for domain in read("pretrain.json")["pretrain_datalist"] if domain["name"] != "liver"]
+    assert read("datasets/domains_without_liver.json")["pretrain_datalist"] == without  # LiTS is the Decathlon's liver
     with torch.device("meta"):
         net = parser.get_parsed_content("network_def")
     assert [branch.out_channels for branch in net.decoder.branches] == parser.get_parsed_content("branch_classes")

@@ -168,6 +168,9 @@ def test_what_a_domain_has_to_say(domains, change, message):
         load_domains(domains)
     with pytest.raises(ValueError, match="no domains"):
         domain_classes([])
+    for given in ("a.json", ["a.json"]):
+        with pytest.raises(ValueError, match=r"it lists mappings, one a datalist: \[\{.name"):
+            domain_classes(given)
 
 
 def test_spacing_on_the_command_line(domains, monkeypatch, capsys):

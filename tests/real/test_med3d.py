@@ -21,7 +21,7 @@ def test_two_domains(tmp_path):
         prepare(kind, DATA / name, tmp_path / f"{name}.json", check="none", label_scheme=label_scheme)
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "pretrain.json"))
-    parser["domains"] = [
+    parser["pretrain_datalist"] = [
         {"name": "hippocampus", "datalist": str(tmp_path / "hippocampus.json"), "num_classes": 3},
         {"name": "brains", "datalist": str(tmp_path / "ixi.json"), "label_scheme": "dlmuse", "task": "structures4"},
     ]
