@@ -84,7 +84,12 @@ def find_layout(images: Path, masks: Path | None) -> Layout:
         DatalistError: a JSON file cannot be read.
     """
     if images.is_file() and images.suffix == ".json":
+        if masks is not None:
+            raise StudyError(
+                f"{images} names its masks itself: leave out the folder {masks}, or give that of the scans."
+            )
         return _datalist(images)
+    masks = None if masks == images else masks
     for what, folder in (("scans", images), ("masks", masks)):
         if folder is not None and not folder.is_dir():
             kind = "is a file" if folder.exists() else "does not exist"
@@ -110,10 +115,14 @@ def _nothing(folder: Path, what: str) -> str:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """All files below a folder, sorted; hidden ones and folders left out. Links to folders are followed."""
+    """All files below a folder, sorted; hidden ones and folders left out. Links to folders are followed, once."""
     found = []
+    seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        files = [] if real in seen else files  # by a link to a folder above
+        seen.add(real)
         found += [Path(parent, name) for name in files if not name.startswith(".")]
     return sorted(found)
 
@@ -236,7 +245,7 @@ def _decathlon(images: Path, masks: Path | None) -> Layout | None:
     names: list[str] = []
     for part in parts:
         scans_of = _by_name(_volumes(root / f"images{part}"), root / f"images{part}", left_out)
-        folder = root / f"labels{part}" if masks is None or not match else masks
+        folder = masks if masks is not None and (match or part == "Tr") else root / f"labels{part}"
         masks_of = _by_name(_volumes(folder), folder, left_out) if folder.is_dir() else {}
         groups = channel_cases(scans_of, masks_of, bool(named) or any(len(x.images) > 1 for x in cases))
         names += groups
@@ -320,6 +329,8 @@ def _bids(images: Path, masks: Path | None) -> Layout | None:
     derived = masks or images / "derivatives"
     scans = [p for p in files if _suffix(p) not in (*_MASK_SUFFIXES, "probseg") and p.parent.name in _BIDS_FOLDERS]
     candidates = [p for p in (*files, *(_volumes(derived) if derived.is_dir() else [])) if _suffix(p) in _MASK_SUFFIXES]
+    if masks is not None:
+        candidates = _volumes(masks)
     left_out: list[tuple[Path, str]] = []
     by_subject: dict[str, list[Path]] = defaultdict(list)
     for p in candidates:
@@ -333,6 +344,8 @@ def _bids(images: Path, masks: Path | None) -> Layout | None:
             if belongs(file, _suffix(file), mask) and mask not in masks_of[session]:
                 masks_of[session].append(mask)
     used = {mask for several in masks_of.values() for mask in several}
+    if masks is not None and not used:
+        raise _strangers([stem(p) for p in candidates], [stem(p) for p in scans], masks, images)
     left_out += [(p, "is a mask without a scan of its entities") for p in candidates if p not in used]
     layout = _with_contrasts(
         {name: (contrasts, masks_of.get(name, [])) for name, contrasts in sessions.items()}, left_out

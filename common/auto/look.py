@@ -63,6 +63,9 @@ def look(images: str | os.PathLike, masks: str | os.PathLike | None = None, subj
     had_masks = any(x.mask for x in layout.cases)
     if not cases or (had_masks and not any(case.mask for case in cases)):
         _refuse(layout, reasons, had_masks)
+    count = cases[0].facts.channels
+    if len(layout.channels) != count:  # in one file
+        layout.channels = tuple(f"channel {i}" for i in range(count)) if count > 1 else ("image",)
     volumes = _volumes_of_labels(cases)
     if had_masks and not volumes:
         raise StudyError(
@@ -120,15 +123,13 @@ def _off_grid(problem: str) -> bool:
 
 def _sound(cases: Sequence[Found], reasons: list[tuple[Path, str]]) -> list[Found]:
     """Cases whose headers are in order and fit together."""
-    owner = {str(p): x for x in cases for p in (*x.images, *([x.mask] if x.mask else []))}
-    bad = set()
-    for file, text in find_problems([_item(x) for x in cases], "header"):
-        case = owner[file]
-        if id(case) not in bad:
-            bad.add(id(case))
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        results = list(pool.map(lambda x: find_problems([_item(x)], "header"), cases))
+    for problems in results:
+        for file, text in problems[:1]:
             advice = ": copy the scan's header to the mask if they are of one grid" if "affines differ" in text else ""
             reasons.append((Path(file), f"{text}{advice}"))
-    return [x for x in cases if id(x) not in bad]
+    return [x for x, problems in zip(cases, results, strict=True) if not problems]
 
 
 def _without_copies(cases: Sequence[Found], reasons: list[tuple[Path, str]]) -> list[Found]:

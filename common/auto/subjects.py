@@ -48,8 +48,8 @@ def find_subjects(
         items = with_subjects([{"image": list(map(str, x.images))} for x in cases], pattern, root or Path("/"))
         return [str(x["subject"]) for x in items], f"by the pattern {pattern!r}"
     names = [x.name for x in cases]
-    if cases and all(x.subject is not None for x in cases):
-        return [str(x.subject) for x in cases], "as the layout says"
+    if any(x.subject is not None for x in cases):
+        return [x.name if x.subject is None else x.subject for x in cases], "as the layout says"
     for found, how in (
         ([(m[0] if (m := re.search(r"sub-[A-Za-z0-9]+", name)) else None) for name in names], "by `sub-` in the names"),
         ([_person(name, set(people)) for name in names], "by participants.tsv"),

@@ -498,6 +498,47 @@ def test_description(tmp_path):
     assert len(lines) <= 10
 
 
+def test_channels_in_one_file(tmp_path):
+    for i in range(3):
+        scan(tmp_path / f"images/case{i}.nii.gz", shape=(*SHAPE, 2))
+        mask(tmp_path / f"masks/case{i}.nii.gz")
+    study = look(tmp_path)
+    assert study.channels == ("channel 0", "channel 1") and len(study.labelled) == 3
+
+
+def test_masks_that_are_given_are_taken(tmp_path):
+    two_folders(tmp_path)
+    assert len(look(tmp_path, tmp_path).labelled) == 4  # one folder, said twice
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert len(look(tmp_path).labelled) == 4
+    # A layout's own masks do not stand in for those that are asked for.
+    for name in ("case0", "case1", "case2"):
+        scan(tmp_path / f"nn/imagesTr/{name}.nii.gz")
+        mask(tmp_path / f"nn/labelsTr/{name}.nii.gz", (1,))
+        mask(tmp_path / f"better/{name}.nii.gz", (1, 2))
+    assert set(look(tmp_path / "nn").labels) == {1} and set(look(tmp_path / "nn", tmp_path / "better").labels) == {1, 2}
+    for i in range(3):
+        file = scan(tmp_path / f"bids/sub-{i}/anat/sub-{i}_T1w.nii.gz")
+        mask(tmp_path / f"drawn/{file.name}")
+    assert len(look(tmp_path / "bids", tmp_path / "drawn").labelled) == 3
+    assert "None of the 3 masks in" in refusal(tmp_path / "bids", tmp_path / "better")
+    look(tmp_path / "nn").write_datalist(tmp_path / "list.json")
+    assert "names its masks itself" in refusal(tmp_path / "list.json", tmp_path / "better")
+
+
+def test_subjects_of_a_datalist_are_kept(tmp_path):
+    items = []
+    for i in range(4):
+        scan(tmp_path / f"a{i}.nii.gz")
+        mask(tmp_path / f"m{i}.nii.gz")
+        items.append({"image": f"a{i}.nii.gz", "label": f"m{i}.nii.gz"} | ({"subject": "x"} if i < 2 else {}))
+    items.append({"image": "a0.nii.gz", "label": "other.nii.gz"})  # of one scan, one mask is missing
+    (tmp_path / "list.json").write_text(json.dumps({"training": items}))
+    study = look(tmp_path / "list.json")
+    assert [x.subject for x in study.cases] == ["x", "x", "a2", "a3"]
+    assert reasons(study) == {"other.nii.gz": "does not exist"}
+
+
 # --- real scans ---------------------------------------------------------------------------------------------------
 
 
