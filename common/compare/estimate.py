@@ -70,8 +70,8 @@ def estimate(plan: Plan) -> str:
         if run.stage in ("infer", "probe"):
             lines.append(f"  {run}: a small one, not estimated")
             continue
-        training = cost_of(run if run.stage != "evaluate" else _of_stage(plan, "train"))
-        evaluation = cost_of(_of_stage(plan, "evaluate"), training)
+        training = cost_of(run if run.stage != "evaluate" else _of_stage(plan, "train", run.arm))
+        evaluation = cost_of(_of_stage(plan, "evaluate", run.arm), training)
         if run.stage == "evaluate":
             cost, loaded = evaluation, len(plan.test)
             seconds = cost.start + len(plan.test) * (cost.step + item_seconds)
@@ -147,7 +147,7 @@ def dry_run(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
             override["pretrained_encoder"] = None
         if run.stage == "evaluate":
             model = place / "model.pt"
-            torch.save(plan.evaluate.get("network_def").state_dict(), model)
+            torch.save(plan.config(run).get("network_def").state_dict(), model)
             override["validate#dataset#data"] = f"$@data['{plan.evaluate.get('evaluated_list', 'test')}'][:1]"
         else:
             # an epoch of a few steps over few items: what is loaded is counted separately
@@ -221,8 +221,8 @@ def _is_done(run: Run) -> bool:
     return outcome.get("status") == "done" and readable and outcome.get("digest") == run.digest()
 
 
-def _of_stage(plan: Plan, stage: str) -> Run:
-    return next(run for run in plan.runs if run.stage == stage)
+def _of_stage(plan: Plan, stage: str, arm: str) -> Run:
+    return next(run for run in plan.runs if (run.stage, run.arm) == (stage, arm))
 
 
 def _first_event(folder: Path) -> float:

@@ -206,10 +206,14 @@ class Plan:
         """Share of the training list -> number of its items."""
         return _fractions(self.settings, len(self.train.get("data")["training"]))
 
+    def config(self, run: Run) -> BundleConfig:
+        """The config of a run, as of one process."""
+        files = [file for file in run.files if not Path(file).name.startswith("multi_gpu_")]
+        return BundleConfig(files, run.override, self.settings.bundle)
+
     def lists(self, run: Run) -> dict[str, list[dict[str, Any]]]:
         """The lists of a fine-tuning, as it draws them."""
-        files = [file for file in run.files if not Path(file).name.startswith("multi_gpu_")]
-        return BundleConfig(files, run.override, self.settings.bundle).get("data")
+        return self.config(run).get("data")
 
     def other_steps(self) -> list[str]:
         """Where fine-tuning takes other steps than asked for, since it makes whole passes over the labels."""

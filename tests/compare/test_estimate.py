@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from common.compare import estimate as module
 from common.compare.collect import SUBJECTS
 from common.compare.estimate import ASSUMED, Cost, equal_time, estimate
-from common.compare.plan import Plan, Run
+from common.compare.plan import BundleConfig, Plan, Run
 from common.compare.settings import Arm, Settings
 from common.compare.statistics import detectable, variances
 from common.compare.tables import Tables
@@ -98,6 +99,42 @@ def test_what_is_done_is_not_counted(plan, dry_runs):
     assert "About 0 s in all" in estimate(plan) and dry_runs == []
     plan.runs[1].outcome.write_text(json.dumps({"status": "done", "digest": "of another config"}))
     assert "About 76 s in all" in estimate(plan)
+
+
+def test_a_reference_of_another_network_may_stand_first(tmp_path, monkeypatch):
+    """Each network is evaluated by its own dry run, with a model of its own."""
+    configs = tmp_path / "bundle/configs"
+    configs.mkdir(parents=True)
+    network = {"network_def": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}}
+    (configs / "evaluate.json").write_text(json.dumps(network | {"metrics": Config.metrics}))
+    (configs / "other.json").write_text(json.dumps({"network_def#in_features": 5}))
+    base, other = str(configs / "evaluate.json"), str(configs / "other.json")
+    arms = (Arm("reference", network=(other,)), Arm("scratch"))
+    settings = Settings(tmp_path / "bundle", tmp_path, arms, validations=4)
+    runs = []
+    for arm, files in (("reference", (base, other)), ("scratch", (base,))):
+        runs.append(Run("train", arm, files, {}, tmp_path / arm, 0, 1.0, 3, steps=20, epochs=20, items=3, batch=2))
+        runs.append(Run("evaluate", arm, files, {}, tmp_path / arm, 0, 1.0, 3))
+    shapes = []
+
+    def run_child(run, settings, device):
+        shapes.append(tuple(torch.load(run.folder / "model.pt", weights_only=True)["weight"].shape))
+        return {"status": "done", "seconds": 5.0 * shapes[-1][1], "peak_memory_mb": 1.0}
+
+    dry_run = module.dry_run
+    monkeypatch.setattr(module, "run_child", run_child)
+    monkeypatch.setattr(
+        module, "dry_run", lambda run, *more: COSTS["train"] if run.stage == "train" else dry_run(run, *more)
+    )
+    monkeypatch.setattr(module, "_item", lambda plan: (0.5, 2**20))
+    shared = BundleConfig([base], {}, tmp_path / "bundle")
+    shared.get = Config().get
+    text = estimate(
+        Plan(settings, tuple(runs), shared, BundleConfig([base], {}, tmp_path / "bundle"), [{"image": "a"}])
+    )
+    assert shapes == [(3, 5), (3, 2)]
+    assert "evaluate, reference, 3 labels, seed 0: 1 volumes, 26 s" in text
+    assert "evaluate, scratch, 3 labels, seed 0: 1 volumes, 10 s" in text
 
 
 def test_equal_time_gives_scratch_the_seconds_of_pretraining(plan, dry_runs, tmp_path):
