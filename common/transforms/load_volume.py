@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 import warnings
@@ -31,7 +32,9 @@ class LoadVolumed(LoadImaged):
     """
 
     def __init__(self, keys: KeysCollection, *args: Any, **kwargs: Any) -> None:
-        with warnings.catch_warnings():  # of a decoder for GPUs that is not installed; pydicom has its own
+        # Of a decoder for GPUs that is not installed; pydicom has its own.
+        logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader: nvImageCodec decoder plugin did not")
             super().__init__(keys, *args, **kwargs)
         if self._loader.auto_select:  # a reader that was asked for stays

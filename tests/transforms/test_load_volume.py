@@ -128,3 +128,8 @@ def test_a_missing_key_is_monais_own_error(scan):
     with pytest.raises(KeyError, match="label"):
         LoadVolumed(["image", "label"])({"image": str(scan)})
     assert "label" not in LoadVolumed(["image", "label"], allow_missing_keys=True)({"image": str(scan)})
+
+
+def test_a_decoder_that_is_not_needed_is_not_spoken_of(caplog):
+    LoadVolumed("image")
+    assert not caplog.records
