@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ def _words(text: str) -> frozenset[str]:
 # Words in names that say what a file is, not which scan it is.
 _MASK_WORDS = _words(
     "seg segs segm mask masks label labels gt groundtruth truth segmentation segmentations annotation annotations "
-    "manual dseg roi rois contour contours delineation"
+    "manual dseg roi rois contour contours delineation msk lesion lesions"
 )
 _SCAN_WORDS = _words("img imgs image images scan scans vol volume volumes orig imaging data raw")
 _CONTRASTS = _words(
@@ -591,6 +591,7 @@ def _single(
             else:
                 unmatched.append(x)
         rest = unmatched
+    rest = _longer_names(scans, rest, masks_of)
     if masks and not masks_of:
         raise _strangers([x.key for x in masks], [x.key for x in scans], folder or images, images)
     left_out += [(x.file, f"is a mask without a scan of its name in {images}") for x in rest]
@@ -603,3 +604,37 @@ def _single(
         else:
             cases.append(Found(x.bare if plain else x.key, (x.file,), several[0] if several else None))
     return Layout("", images, cases, left_out=left_out)
+
+
+def _longer_names(scans: Sequence[_Named], masks: Sequence[_Named], masks_of: dict[Path, list[Path]]) -> list[_Named]:
+    """Enter masks whose names go on behind the scan's (`a_liver`), or the scan's behind theirs; give the rest.
+
+    What is added has no digit, so that it is no number of another scan.
+    """
+    counts = Counter(x.bare for x in scans)
+    by_name = {x.bare: x for x in scans if counts[x.bare] == 1}
+    free = {x.bare: x for x in masks}
+    rest = []
+    for x in masks:
+        scan = by_name.get(_begin(x.bare, by_name) or "")
+        if scan is None:
+            rest.append(x)
+        else:
+            masks_of[scan.file].append(x.file)
+    begins: dict[str, list[_Named]] = defaultdict(list)
+    for x in scans:
+        name = _begin(x.bare, free)
+        if name is not None and x.file not in masks_of:
+            begins[name].append(x)
+    for x in list(rest):
+        if len(begins[x.bare]) == 1:  # of several it cannot be told which
+            masks_of[begins[x.bare][0].file].append(x.file)
+            rest.remove(x)
+    return rest
+
+
+def _begin(name: str, names: Collection[str]) -> str | None:
+    """The longest of the names that this one begins with, with no digit behind it."""
+    ends = [match.start() for match in re.finditer(r"[_\-. ]", name)]
+    found = [name[:end] for end in ends if name[:end] in names and not re.search(r"\d", name[end:])]
+    return found[-1] if found else None

@@ -92,6 +92,8 @@ def two_folders(root: Path, count: int = 4, labels: tuple[float, ...] = (1, 2)) 
         ("images/train/case{}.nii.gz", "labels/case{}.nii.gz"),
         ("images/case{}_T1.nii.gz", "labels/case{}.nii.gz"),
         ("images/case{}_0000.nii.gz", "labels/case{}.nii.gz"),
+        ("images/case{}.nii.gz", "labels/case{}_liver.nii.gz"),
+        ("images/case{}_bias-corrected.nii.gz", "labels/case{}.nii.gz"),
     ],
 )
 def test_two_folders_of_names_that_are_alike(tmp_path, image, label):
@@ -372,6 +374,19 @@ def test_masks_of_other_cases(tmp_path):
         os.rename(masks / f"case{i}.nii.gz", masks / f"heart{i}.nii.gz")
     text = refusal(images, masks)
     assert "None of the 5 masks" in text and "(masks: heart0," in text and "scans: case0," in text
+
+
+def test_names_that_go_on_with_a_number_are_of_other_scans(tmp_path):
+    images, masks = two_folders(tmp_path)
+    for i in range(4):
+        os.rename(masks / f"case{i}.nii.gz", masks / f"case{i}_7.nii.gz")
+    assert "None of the 4 masks" in refusal(images, masks)
+    for i in range(4):
+        scan(images / f"case{i}_resampled.nii.gz")
+        scan(images / f"case{i}_smooth.nii.gz")
+        os.rename(masks / f"case{i}_7.nii.gz", masks / f"case{i}.nii.gz")
+        os.unlink(images / f"case{i}.nii.gz")
+    assert "None of the 4 masks" in refusal(images, masks)  # of which of the two?
 
 
 def test_two_masks_of_one_scan(tmp_path):
