@@ -1,15 +1,18 @@
-"""What lies over a bundle's base files: where an overlay is found, and how lists of files and ``id=value`` are read."""
+"""What lies over a bundle's base files: where an overlay is found, their order, how files and ``id=value`` are read."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["find_overlay", "parse_files", "parse_overrides", "parse_value"]
+__all__ = ["KINDS", "find_overlay", "order_problems", "parse_files", "parse_overrides", "parse_value"]
+
+KINDS = ("datasets", "networks", "tasks", "presets", "pretexts", "schedules")
+"""Folders of a bundle's overlays, in the order that they are usually named in."""
 
 
 def find_overlay(name: str | Path, bundle: Path, base: Path | None = None) -> Path:
@@ -30,8 +33,66 @@ def find_overlay(name: str | Path, bundle: Path, base: Path | None = None) -> Pa
     raise FileNotFoundError(f"No config file {name}: neither in {base} nor in {bundle} or its configs.")
 
 
+def order_problems(files: Sequence[str | Path], given: Collection[str] = ()) -> list[str]:
+    """A sentence for each file that takes back, without a word, what an overlay before it was named for.
+
+    Later files win, and most orders can be meant. These cannot: a part set as a whole behind a file of another kind
+    that sets a value in it; a data set behind a network, a preset, a pretext or a schedule; any of them behind a
+    schedule; a task whose classes another kind of file changes, or that numbers the masks of a data set anew;
+    `evaluate.json`, a base file with values of its own, behind an overlay.
+
+    Args:
+        files: config files in their order; only those of the folders `KINDS` have a place.
+        given: ids that are set after all files, which the order does not matter for.
+    """
+    found = [(path, path.parent.name) for path in map(Path, files)]
+    contents = {
+        path: _settings(path)
+        for path, kind in found
+        if kind in KINDS or path.name not in ("train.json", "inference.json")
+    }
+    problems = []
+    for place, (late, kind) in enumerate(found):
+        base = late.name == "evaluate.json"
+        if not base and kind not in KINDS:
+            continue
+        for early, earlier_kind in found[:place]:
+            if early not in contents or (not base and (earlier_kind not in KINDS or earlier_kind == kind)):
+                continue
+            for key, value in contents[early].items():
+                by = next((name for name in contents[late] if key == name or key.startswith(f"{name}#")), key)
+                new = contents[late].get(by, value)
+                if new == value or {by, key} & set(given):
+                    continue
+                if (base and by == key) or (not base and _takes_back(earlier_kind, kind, key, by, value, new)):
+                    where = "right behind train.json" if base else f"before {early.name}"
+                    shown = "" if isinstance(new, dict) else f" to {json.dumps(new)}"
+                    problems.append(
+                        f"{late.name} stands behind {early.name} and sets its `{key}` back{shown}: name it {where}."
+                    )
+    return problems
+
+
+def _takes_back(early: str, late: str, key: str, by: str, value: Any, new: Any) -> bool:
+    """Whether a file of the kind `late` loses what one of the kind `early` before it was named for."""
+    if key != by:
+        return True
+    if "tasks" in (early, late):
+        changes = early == "tasks" and key == "task"
+        return changes or (early == "datasets" and key == "label_scheme" and None not in (value, new))
+    return early == "schedules" or late == "datasets"
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Values of a config file by id; what it adds to a part (``+``) takes nothing back."""
+    from monai.bundle import ConfigParser
+
+    content = ConfigParser.load_config_file(path)
+    return {key.replace("::", "#"): value for key, value in content.items() if not key.startswith("+")}
+
+
 def parse_files(given: str | Sequence[Any]) -> list[str]:
-    """Names of config files, however a user lists them: as MONAI does (``"['a.json','b.json']"``), by commas, or apart.
+    """Names of config files, however a user lists them: as MONAI does (``"['a.json','b.json']"``), by commas or blanks.
 
     Args:
         given: one such text, or several of them.
@@ -39,14 +100,15 @@ def parse_files(given: str | Sequence[Any]) -> list[str]:
     names: list[str] = []
     for text in [given] if isinstance(given, str) else given:
         text = str(text).strip()
-        value = parse_value(text) if text.startswith("[") else text.split(",")
+        # a blank may stand inside a name
+        value = parse_value(text) if text.startswith("[") else re.split(r",|(?<=\.json)\s+|(?<=\.yaml)\s+", text)
         # a name that merely begins with a bracket is a name
         names += [str(name).strip() for name in value] if isinstance(value, list) else [text]
     return [name for name in names if name]
 
 
 def parse_overrides(given: str | Sequence[str] | Mapping[str, Any] | None, option: str = "override") -> dict[str, Any]:
-    """Values by id, from ``id=value id=value``, a list of ``id=value``, or a mapping that already is so.
+    """Values by id, from ``id=value`` apart by blanks or commas, a list of them, or a mapping, also as text.
 
     Args:
         given: what the user gave.
@@ -61,14 +123,45 @@ def parse_overrides(given: str | Sequence[str] | Mapping[str, Any] | None, optio
         return dict(given)
     if not isinstance(given, (str, list, tuple)):
         raise ValueError(f"--{option} {given!r}: write id=value.")
+    mapping = parse_value(given) if isinstance(given, str) and given.lstrip().startswith("{") else None
+    if isinstance(mapping, Mapping):
+        return dict(mapping)
     result = {}
-    # a space may also stand inside a value, such as a list
-    for text in re.split(r"\s+(?=[\w#:]+=)", given.strip()) if isinstance(given, str) else given:
+    # Both may also stand inside a value, such as a list; in a word of its own a blank belongs to the value.
+    words = (
+        _apart(given.strip(), r"[\s,]+")
+        if isinstance(given, str)
+        else [word for entry in given for word in _apart(str(entry), r",\s*")]
+    )
+    for text in words:
         key, equals, value = str(text).partition("=")
         if not equals:
             raise ValueError(f"--{option} {text!r} has no value; write id=value.")
         result[key] = parse_value(value)
     return result
+
+
+def _apart(text: str, between: str) -> list[str]:
+    """Each ``id=value`` of a text; what stands in brackets or quotes is one value."""
+    words = [""]
+    depth, quote, place = 0, "", 0
+    start = re.compile(rf"{between}(?=[A-Za-z_][\w#:]*=)")
+    while place < len(text):
+        found = None if depth or quote else start.match(text, place)
+        if found:
+            words.append("")
+            place = found.end()
+            continue
+        letter = text[place]
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter if letter in text[place + 1 :] else ""  # an apostrophe is none
+        else:
+            depth = max(depth + (letter in "[({") - (letter in "])}"), 0)
+        words[-1] += letter
+        place += 1
+    return words
 
 
 def parse_value(text: str) -> Any:

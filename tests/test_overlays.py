@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 
-from common.overlays import find_overlay, parse_files, parse_overrides, parse_value
+from common.overlays import KINDS, find_overlay, order_problems, parse_files, parse_overrides, parse_value
+
+BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 
 
 @pytest.mark.parametrize(
@@ -36,6 +42,7 @@ def test_values(text, value):
         '["a.json", "b/c d.json"]',
         "a.json,b/c d.json",
         "a.json, b/c d.json,",
+        "a.json b/c d.json",
         ["a.json", "b/c d.json"],
         ["['a.json','b/c d.json']"],
         ["a.json,", "b/c d.json"],
@@ -58,6 +65,10 @@ def test_names_of_files_that_are_no_list():
         ("a=1 b#c::d=[1, 2] e=x y", {"a": 1, "b#c::d": [1, 2], "e": "x y"}),
         (["a=1", "b=x y=z"], {"a": 1, "b": "x y=z"}),
         (("a=1", "a=2"), {"a": 2}),
+        ("a=1,b=[1,2], c=x", {"a": 1, "b": [1, 2], "c": "x"}),
+        (["a=1,b#c=2"], {"a": 1, "b#c": 2}),
+        ("{'a': 1, 'b': [2, 3]}", {"a": 1, "b": [2, 3]}),
+        ("a=$dict(x=1, y=2) b='p, q=3' c=it's", {"a": "$dict(x=1, y=2)", "b": "p, q=3", "c": "it's"}),
     ],
 )
 def test_overrides(given, values):
@@ -89,3 +100,47 @@ def test_the_nearest_file_is_taken(tmp_path, monkeypatch):
         assert find_overlay("a.json", bundle) == folder / "a.json"
     assert find_overlay("a.json", bundle, base=bundle / "configs") == bundle / "configs" / "a.json"
     assert find_overlay(here / "a.json", bundle) == here / "a.json"
+
+
+# Orders in which a file takes back, without a word, what another was named for.
+WRONG = [
+    ("pretrain_once", ["networks/unetr.json", "datasets/sample.json"], "sample.json .* behind unetr.json .*`segmenta"),
+    ("simtrot", ["presets/hippocampus_cpu.json", "datasets/hippocampus.json"], "`roi_size` back to .* before hippocam"),
+    ("ssl3d", ["tasks/age.json", "networks/segresnet.json"], "`encoder#decoder` back: name it before age.json"),
+    ("ssl3d", ["tasks/skull.json", "datasets/acdc.json"], 'acdc.json .* `task` back to "acdc": name it before skull'),
+    ("ssl3d", ["tasks/skull.json", "presets/synthetic_brain.json"], '`task` back to "structures4"'),
+    ("pretrain_once", ["schedules/warmup.json", "presets/official_code.json"], "`warmup` back"),
+    ("medical_transformer", ["datasets/ixi_2mm.json", "tasks/structures4.json"], '`label_scheme` back to "freesurfer"'),
+]
+
+
+@pytest.mark.parametrize(("bundle", "files", "sentence"), WRONG)
+def test_a_wrong_order_is_refused_with_the_right_one(bundle, files, sentence):
+    paths = [BUNDLES / bundle / "configs" / name for name in ("train.json", *files)]
+    problems = order_problems(paths)
+    assert re.search(sentence, " ".join(problems)) and all(problem.endswith(".json.") for problem in problems)
+    assert order_problems([paths[0], *reversed(paths[1:])]) == []
+    keys = {part for problem in problems for part in re.findall("`(.+?)`", problem)}
+    assert order_problems(paths, keys) == []  # set after all files
+
+
+def test_the_orders_that_come_along_are_right():
+    lists = [(path, json.loads(path.read_text())) for path in BUNDLES.glob("*/*.json")]
+    tried = 0
+    for path, content in lists:
+        for names in (content.get("files", []), content.get("config_file", [])):
+            tried += len(names) > 1
+            assert order_problems([path.parent / "configs" / name for name in names]) == []
+    assert tried > 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_overlays_of_one_kind_and_the_users_own_have_no_order(tmp_path, kind):
+    for name in ("a", "b"):
+        for folder in (kind, "mine"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}.json").write_text(json.dumps({"task": name, "x#y": name, "x": {}}))
+    a, b, mine = (tmp_path / name for name in (f"{kind}/a.json", f"{kind}/b.json", "mine/a.json"))
+    assert (
+        order_problems([a, b]) == order_problems([b, a]) == order_problems([a, mine]) == order_problems([mine, a]) == []
+    )

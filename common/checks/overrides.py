@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import doctor
+from ..overlays import order_problems
 from .refusals import end_with_sentence
 from .renamed import renamed_problems, renamed_sentence
 from .running import Command, load_config, runner_arguments, running_command, split_id, tracking_settings
@@ -75,7 +76,7 @@ def check_overrides() -> None:
             if problem:
                 problems.append(problem)
     problems += renamed_problems(config)
-    problems += _order_problems(command.files)
+    problems += order_problems(command.files, ["#".join(split_id(key)) for key in command.overrides])
     if problems:
         raise SystemExit("\n".join(problems))
     if "datalist" in command.overrides and not _is_read("datalist", config):
@@ -86,27 +87,6 @@ def _is_read(name: str, config: Mapping[str, Any]) -> bool:
     """Whether an id of the config refers to this one."""
     others = json.dumps({key: value for key, value in config.items() if key != name}, default=str)
     return re.search(rf"@{name}(?!\w)", others) is not None
-
-
-def _order_problems(files: Sequence[str]) -> list[str]:
-    """Ids of overlays that ``evaluate.json``, a base file with values of its own, sets back as it stands behind."""
-    names = [Path(file).name for file in files]
-    if "evaluate.json" not in names:
-        return []
-    from monai.bundle import ConfigParser
-
-    place = names.index("evaluate.json")
-    base = ConfigParser.load_config_file(files[place])  # as written: its nested ids need the files before it
-    overlays = [file for file, name in zip(files[:place], names, strict=False) if name != "train.json"]
-    problems = []
-    for file in overlays:
-        for key, value in ConfigParser.load_config_file(file).items():
-            if key in base and base[key] != value:
-                problems.append(
-                    f"evaluate.json stands behind {Path(file).name} and sets its `{key}` back to "
-                    f"{json.dumps(base[key])}: name it right behind train.json."
-                )
-    return problems
 
 
 def _tracking_problems(command: Command, config: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..checks import PLACES, final_sentence, first_cause, override_problem
 from ..json_files import read_json
+from ..overlays import order_problems
 from ..volumes import and_more
 from .settings import Arm, CompareError, Settings, is_factor
 
@@ -319,6 +320,9 @@ class _Builder:
             problem = override_problem(key, typed, config, names, prefix="")
             if problem:
                 raise CompareError(problem)
+        problems = order_problems(files, override)
+        if problems:
+            raise CompareError(problems[0])
 
     def try_items(self) -> None:
         """Load the first training and test item with the transforms of fine-tuning and evaluation, in each arm."""

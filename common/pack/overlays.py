@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checks import renamed_sentence
 from ..json_files import read_json, to_json
-from ..overlays import find_overlay
+from ..overlays import find_overlay, order_problems
 from .metadata import described
 from .targets import strings
 
@@ -55,6 +55,9 @@ def changed_configs(bundle: Path, files: Sequence[Path], override: Mapping[str, 
         return {}
     folder = bundle / "configs"
     found = [find_overlay(path, bundle) for path in files]
+    problems = order_problems(found, override)
+    if problems:
+        raise ValueError(" ".join(problems))
     overlays = [(path.name, read_json(path)) for path in found]
     overlays += [(f"--override {key}", {key: value}) for key, value in override.items()]
     bases = {name: read_json(folder / name) for name in BASE_FILES if (folder / name).is_file()}

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, MapTransform, ResizeWithPadOrCropd
-from monai.utils import ensure_tuple
 from torch import nn
 
 from ...checks import override_problem
 from ...json_files import write_json
+from ...overlays import parse_files
 from ...random_state import seeded
 from ...transforms import BackgroundPadd, ClearIgnoredd
 from ...weights import load_encoder
@@ -100,8 +100,9 @@ def run_probes(
 
 def _read(config_files: str | Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
     """The parser of a config with its overrides, as ``python -m monai.bundle run`` makes it."""
-    config = ConfigParser.load_config_files(config_files)
-    names = " + ".join(Path(file).name for file in ensure_tuple(config_files))
+    files = parse_files(config_files)
+    config = ConfigParser.load_config_files(files)
+    names = " + ".join(Path(file).name for file in files)
     problems = [override_problem(key, f"--{key}", config, names) for key in overrides]
     if any(problems):
         raise ValueError("\n".join(filter(None, problems)))
