@@ -56,6 +56,7 @@ def compare(
     tune: Any = None,
     tune_trials: int | None = None,
     patience: int | None = None,
+    launcher: Any = None,
     plan: bool = False,
     report: bool = False,
 ) -> None:
@@ -98,6 +99,7 @@ def compare(
             trials of learning_rate over one order of magnitude.
         tune_trials: how many combinations are tried, drawn at random; default all.
         patience: validations without a better one after which a fine-tuning ends; its steps are a cap then.
+        launcher: where the runs are done: local, slurm, or in a settings file a mapping for submitit.
         plan: only list the runs, with an estimate of time, memory and disk from a short dry run on this machine, and
             the least difference that they can find.
         report: run nothing, only collect and report what is there.
@@ -107,25 +109,28 @@ def compare(
     with hold_folder(asked):
         planned = make_plan(asked, try_items=not report)
         write_example_list(planned)
-        for line in planned.other_steps():
-            say(line)
-        if plan:
-            print(estimate(planned))
-            return
-        extra = None
+    for line in planned.other_steps():
+        say(line)
+    if plan:
+        print(estimate(planned))
+        return
+    extra, over = None, set[str]()
 
-        def run_stages(*stages: str) -> None:
-            if not report:
-                execute(replace(planned, runs=tuple(run for run in planned.runs if run.stage in stages)), say)
+    def run_stages(*stages: str) -> None:
+        if not report:
+            execute(replace(planned, runs=tuple(run for run in planned.runs if run.stage in {*stages} - over)), say)
+        over.update(stages)
 
-        if asked.equal == "time":
-            run_stages("pretrain")
+    if asked.equal == "time":
+        run_stages("pretrain")
+        with hold_folder(asked):
             extra = equal_time(planned, may_run=not report)
-            planned = make_plan(asked, extra)
-        if asked.tune:
-            run_stages("pretrain", "tune")
-            planned = make_plan(asked, extra, chosen=choose_trials(planned))
-        run_stages(*STAGES)
+        planned = make_plan(asked, extra)
+    if asked.tune:
+        run_stages("pretrain", "tune")
+        planned = make_plan(asked, extra, chosen=choose_trials(planned))
+    run_stages(*STAGES)
+    with hold_folder(asked):
         collect(planned, None if report else "python -m common.compare " + shlex.join(sys.argv[1:]))
         path = write_report(asked.output)
     print(f"\n{path.read_text(encoding='utf-8').split('## ')[1].strip()}\n\n{path}\n{path.with_suffix('.html')}")

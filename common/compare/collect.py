@@ -17,7 +17,7 @@ import numpy as np
 from ..files import atomic_write, names_below, without_ending
 from ..json_files import read_json, write_json
 from ..nifti import nifti_affine, read_nifti
-from .execute import machine, read_outcome, versions
+from .child import machine, read_outcome, versions
 from .plan import Plan, Run, example_root, list_trials
 from .settings import Arm, CompareError
 

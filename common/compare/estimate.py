@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from ..json_files import read_json, write_json
+from .child import read_outcome, run_child
 from .collect import curve_rows
-from .execute import read_outcome, run_child
 from .plan import Plan, Run
 from .settings import CompareError
 from .statistics import ALPHA, POWER, Spread, detectable, variances

@@ -119,6 +119,7 @@ class Settings:
     tune: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     tune_trials: int | None = None
     patience: int | None = None
+    launcher: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def baseline(self) -> str | None:
@@ -189,6 +190,9 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
             arm's own value. The best in validation is taken for all seeds. True, or a number of trials:
             ``learning_rate`` over one order of magnitude.
         tune_trials: how many of the combinations are tried, drawn once for all arms; default all.
+        launcher: where the runs are done: ``local``, this machine; ``slurm``, jobs through ``submitit``; or a mapping
+            with ``cluster``, ``jobs`` (the most at once) and parameters of ``submitit.AutoExecutor``, such as
+            ``slurm_partition``, ``timeout_min`` and ``gpus_per_node``.
         patience: validations without a better one after which a fine-tuning ends; its steps are a cap then, the same in
             all arms. Default: the bundle's own rule.
 
@@ -266,12 +270,15 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         tune=_tune(merged.get("tune")),
         tune_trials=_whole(merged["tune_trials"], "tune_trials", 2) if merged.get("tune_trials") is not None else None,
         patience=_whole(merged["patience"], "patience", 1) if merged.get("patience") is not None else None,
+        launcher=_launcher(merged.get("launcher")),
     )
     if result.patience is not None and result.patience >= result.validations:
         raise CompareError(
             f"--patience {result.patience} ends no fine-tuning of {result.validations} validations: give a larger "
             "--validations, or a smaller patience."
         )
+    if result.launcher and result.devices != ("",):
+        raise CompareError("--devices goes with the local launcher; the jobs of a cluster have GPUs by gpus_per_node.")
     if result.processes > 1 and len(result.devices) > 1:
         raise CompareError(
             "--devices runs several runs of one process each, --processes one run of several: choose one."
@@ -461,6 +468,19 @@ OWN = {
     "seed": "--seeds",
     "val_interval": "--validations",
 }
+
+
+def _launcher(value: Any) -> dict[str, Any]:
+    found = dict(value) if isinstance(value, Mapping) else {"cluster": value or "local"}
+    if found == {"cluster": "local"}:
+        return {}
+    if found.get("cluster") not in ("slurm", "local", "debug"):
+        raise CompareError(
+            f"--launcher is {value!r}: give local or slurm, or in a settings file a mapping with `cluster` and more."
+        )
+    if "jobs" in found:
+        found["jobs"] = _whole(found["jobs"], "launcher jobs", 1)
+    return found
 
 
 def _tune(value: Any) -> dict[str, tuple[Any, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import importlib.util
 import json
 import os
 import signal
@@ -17,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from common.checks import REFUSED
-from common.compare.execute import execute, failure_reason, hold_folder, read_outcome
+from common.compare.child import failure_reason, read_outcome
+from common.compare.execute import execute, hold_folder
 from common.compare.plan import Plan, Run
 from common.compare.settings import Arm, CompareError, Settings
 
@@ -185,19 +187,95 @@ def test_reasons(tmp_path, text, code, reason):
     assert failure_reason(tmp_path / "log", len("earlier output\n\n"), code).startswith(reason)
 
 
-def test_two_comparisons_in_one_folder_are_refused(settings):
-    with hold_folder(settings):
-        text = f"""
-            import sys
-            from pathlib import Path
-            from common.compare.settings import Arm, Settings
-            from common.compare.execute import hold_folder
-            with hold_folder(Settings(Path({str(settings.bundle)!r}), Path({str(settings.output)!r}), (Arm("a"),))):
-                pass
-        """
-        command = [sys.executable, "-c", textwrap.dedent(text)]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode != 0 and "Another comparison is running in" in result.stderr
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{root!r}, {here!r}]
+from test_execute import program, run_all
+from common.compare.settings import Arm, Settings
+settings = Settings(Path("bundle"), Path({output!r}), (Arm("scratch"),))
+print("\\n".join(run_all(settings, *(program(settings, name, text) for name, text in {programs!r}))), flush=True)
+"""
+
+
+def start(settings, *programs):
+    """A process of its own that does these runs."""
+    given = {"root": str(ROOT), "here": str(Path(__file__).parent), "output": str(settings.output)}
+    text = SCRIPT.format(**given, programs=programs)
+    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process):
+    end = time.time() + 100
+    while not condition():
+        assert time.time() < end and process.poll() is None
+        time.sleep(0.02)
+
+
+COUNT = "import os, time; open({path!r}, 'a').write('x'); time.sleep({seconds})"
+
+
+def test_two_processes_work_on_one_folder_and_share_its_runs(settings, tmp_path):
+    """Each run is done once, by either; both come to the end with all runs done."""
+    programs = [(name, COUNT.format(path=str(tmp_path / name), seconds=1.0)) for name in "abcdef"]
+    first = start(settings, *programs)
+    wait_for(lambda: (tmp_path / "a").exists(), first)
+    said = run_all(settings, *(program(settings, name, text) for name, text in programs))
+    other = first.communicate()[0].splitlines()
+    assert [(tmp_path / name).read_text() for name in "abcdef"] == ["x"] * 6
+    assert 0 < sum("done before" in line for line in said) < 6 and "another process works on it" in "".join(said)
+    for lines in (said, other):
+        assert len([line for line in lines if line.endswith((" s", " s)"))]) == 6, lines
+
+
+def test_what_a_killed_process_left_is_gone_on_with_by_the_other(settings, tmp_path):
+    marks = tmp_path / "marks"
+    text = f"import os, time; open({str(marks)!r}, 'a').write('x')"
+    text += f"; time.sleep(100 if open({str(marks)!r}).read() == 'x' else 0)"
+    first = start(settings, ("a", text))
+    wait_for(lambda: marks.exists() and marks.read_text(), first)
+    threading.Timer(1.5, first.kill).start()
+    said = run_all(settings, program(settings, "a", text))
+    first.wait()
+    assert "another process works on it" in said[0] and marks.read_text() == "xx"
+    assert read_outcome(program(settings, "a", text))["status"] == "done"
+
+
+def test_what_failed_in_another_process_meanwhile_is_not_tried_again(settings, tmp_path):
+    text = COUNT.format(path=str(tmp_path / "n"), seconds=1.0) + "; raise ValueError('no')"
+    first = start(settings, ("a", text))
+    wait_for(lambda: (tmp_path / "n").exists(), first)
+    said = run_all(settings, program(settings, "a", text))
+    first.wait()
+    assert (tmp_path / "n").read_text() == "x" and "FAILED in another process, ValueError: no" in said[-1]
+    run_all(settings, program(settings, "a", text))  # but by the next call
+    assert (tmp_path / "n").read_text() == "xx"
+
+
+@pytest.mark.parametrize("cluster", ["debug", "local"])
+def test_jobs_of_a_cluster_do_the_runs(settings, cluster, monkeypatch):
+    pytest.importorskip("submitit", reason="the extra `cluster` is not installed")
+    # the jobs unpickle this module's programs
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(ROOT)]))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    module = importlib.import_module("test_execute")
+    settings = replace(settings, launcher={"cluster": cluster, "jobs": 2, "timeout_min": 5})
+    names = [("a", "print(1)"), ("b", "raise ValueError('no')"), ("c", "print(3)")]
+    runs = [module.program(settings, name, text) for name, text in names]
+    needs = module.program(settings, "d", "print(4)", needs=(runs[0].outcome,), inputs=(runs[2].folder / "train.log",))
+    said = run_all(settings, *runs, needs)
+    assert [read_outcome(run)["status"] for run in (*runs, needs)] == ["done", "failed", "done", "done"]
+    assert sum(": job " in line for line in said) == 4 and any("ValueError: no" in line for line in said)
+
+
+def test_a_cluster_without_its_package_or_with_unknown_parameters_is_refused(settings, monkeypatch):
+    settings = replace(settings, launcher={"cluster": "local", "nonsense": 1})
+    if importlib.util.find_spec("submitit"):
+        with pytest.raises(CompareError, match=r"(?s)--launcher local: .*nonsense"):
+            run_all(settings)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(CompareError, match="pip install submitit"):
+        run_all(settings)
 
 
 def test_a_folder_holds_one_comparison(settings):
@@ -205,8 +283,7 @@ def test_a_folder_holds_one_comparison(settings):
     for nothing_ran_yet in (other, settings):
         with hold_folder(nothing_ran_yet):
             pass
-    with hold_folder(settings):
-        run_all(settings)
+    run_all(settings)
     with hold_folder(replace(settings, seeds=(0, 1, 2, 3), arms=(*settings.arms, Arm("b")))):
         pass  # more of the same
     with pytest.raises(CompareError, match=r"holds another comparison, with override \{\} \(now"), hold_folder(other):

@@ -1,0 +1,301 @@
+"""One run of a comparison as a child process: locked, resumable, its failure with a reason."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..checks import REFUSED
+from ..json_files import read_json, write_json
+from .plan import Run
+from .settings import CompareError, Settings
+
+__all__ = ["BUSY", "do_run", "failure_reason", "machine", "read_outcome", "run_child", "stop_children", "versions"]
+
+BUSY = "busy"
+
+PACKAGES = ("monai-transfer-bundles", "monai", "torch", "numpy", "pytorch-ignite")
+CHECKPOINTS = ("pretrain.ckpt", "train.ckpt")
+PR_SET_PDEATHSIG = 1  # prctl(2)
+# Looked up here: between fork and exec nothing may be imported or allocated.
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+
+@contextmanager
+def _hold(run: Run, settings: Settings) -> Iterator[int | None]:
+    """Lock the folder of a run: a descriptor, or None where another process has it.
+
+    The kernel ends the lock with the last process that has the descriptor. The child of the run is given it, so that a
+    child that outlives a killed comparison keeps its folder until it has ended, too.
+    """
+    path = settings.output / ".locks" / "+".join(run.folder.relative_to(settings.output).parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise CompareError(
+                    f"{path}: this file system has no locks ({error}); give another --output."
+                ) from error
+            yield None
+            return
+        yield descriptor
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # whatever else the child left with the descriptor
+    finally:
+        os.close(descriptor)
+
+
+def do_run(
+    run: Run,
+    title: str,
+    settings: Settings,
+    seen: Mapping[str, Any],
+    say: Callable[[str], None] = print,
+    device: str = "",
+    stopping: threading.Event | None = None,
+) -> str | None:
+    """Do one run where this process is, if it is still to be done.
+
+    Args:
+        seen: its outcome when this comparison began; what failed in another process since then is not tried again.
+
+    Returns:
+        ``BUSY`` where another process works in its folder.
+    """
+    with _hold(run, settings) as lock:
+        if lock is None:
+            return BUSY
+        _do(run, title, settings, seen, say, device, stopping, lock)
+    return None
+
+
+def _do(
+    run: Run,
+    title: str,
+    settings: Settings,
+    seen: Mapping[str, Any],
+    say: Callable[[str], None],
+    device: str,
+    stopping: threading.Event | None,
+    lock: int,
+) -> None:
+    before = read_outcome(run)
+    unfinished = [path.parent for path in run.needs if read_json(path, {}).get("status") != "done"]
+    missing = [path for path in run.inputs if not path.is_file()]
+    if unfinished or missing:
+        reason = "a run that it needs is not done: " if unfinished else "there is no "
+        reason += str(unfinished[0].relative_to(settings.output) if unfinished else missing[0])
+        # with the digest of what is in the folder, which tells the next call whether it may go on with it
+        _write_outcome(run, {**before, "status": "skipped", "reason": reason})
+        say(f"{title}: skipped, {reason}")
+        return
+    digest = run.digest()
+    if before.get("digest") == digest and before.get("status") == "done":
+        say(f"{title}: done before ({before['seconds']:.0f} s)")
+        return
+    if before.get("digest") == digest and before.get("status") == "failed" and before != seen:
+        say(f"{title}: FAILED in another process, {before['reason']}")
+        return
+    if before and before.get("digest") not in (None, digest) and run.stage in ("pretrain", "tune", "train"):
+        aside = _aside(run.folder)
+        run.folder.rename(aside)
+        say(f"{title}: its config or data changed; what was there is now in {aside.name}")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    outcome: dict[str, Any] = {"digest": digest, "status": "started", "attempts": _attempts(run, before, digest)}
+    outcome |= {"machine": machine(), "packages": versions()}
+    _write_outcome(run, outcome)
+    say(f"{title} ...")
+    ended = run_child(run, settings, device, (lock,))
+    if ended["status"] != "done" and stopping and stopping.is_set():
+        # its outcome stays "started", as that of a killed one
+        say(f"{title}: interrupted")
+        return
+    outcome |= ended
+    outcome["seconds"] += outcome["attempts"][-1]["seconds_before"]
+    if outcome["status"] == "done":
+        scrap = [] if settings.keep_checkpoints else [*CHECKPOINTS, *["model.pt"] * (run.stage == "tune")]
+        for name in scrap:
+            (run.folder / name).unlink(missing_ok=True)
+    _write_outcome(run, outcome)
+    ending = f"{outcome['seconds']:.0f} s" if outcome["status"] == "done" else f"FAILED, {outcome['reason']}"
+    say(f"{title}: {ending}")
+
+
+def _attempts(run: Run, before: Mapping[str, Any], digest: str) -> list[dict[str, float]]:
+    """When this run was started, each time, and how long it had worked before.
+
+    An interrupted training goes on where it was, so its time is the sum; the end of an attempt that was killed is when
+    its log was last written.
+    """
+    attempts: list[dict[str, float]] = []
+    log = run.folder / f"{run.key}.log"
+    if before.get("digest") == digest and before.get("status") != "done" and log.is_file():
+        attempts = list(before.get("attempts", []))
+    worked = 0.0
+    if attempts:
+        worked = attempts[-1]["seconds_before"] + max(0.0, log.stat().st_mtime - attempts[-1]["started"])
+    return [*attempts, {"started": time.time(), "seconds_before": worked}]
+
+
+def _aside(folder: Path) -> Path:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    return aside
+
+
+def run_child(run: Run, settings: Settings, device: str = "", descriptors: Sequence[int] = ()) -> dict[str, Any]:
+    """Run one command, with its text, its resolved config and its output in files beside the results.
+
+    Returns:
+        ``status`` (``done`` or ``failed``), ``seconds``, ``peak_memory_mb`` of the largest of its processes, ``steps``,
+        ``command``, and for a failed run its ``reason``.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    command = run.command(settings)
+    (run.folder / f"{run.key}.command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
+    write_json(run.folder / f"{run.key}.config.json", run.config(), default=str)
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
+    # The child finds the `common` that this process runs, whatever the working folder is.
+    root = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    if device:
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    log = run.folder / f"{run.key}.log"
+    started = time.time()
+    with log.open("ab") as file:
+        file.write(f"\n$ {shlex.join(command)}\n".encode())
+        file.flush()
+        begin = file.tell()
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            pass_fds=descriptors,
+            preexec_fn=_die_with_parent if _prctl else None,
+        )
+        _children.add(child.pid)
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            _stop(child.pid)
+            raise
+        finally:
+            _children.discard(child.pid)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    unit = 1 if sys.platform == "darwin" else 1024
+    outcome: dict[str, Any] = {
+        "status": "done" if child.returncode == 0 else "failed",
+        "seconds": time.time() - started,
+        "peak_memory_mb": usage.ru_maxrss * unit / 2**20,
+        "steps": run.steps,
+        "command": shlex.join(command),
+    }
+    if child.returncode:
+        outcome["reason"] = failure_reason(log, begin, child.returncode)
+    return outcome
+
+
+_children: set[int] = set()
+
+
+def stop_children() -> None:
+    """End the children of the other threads, which wait for them and take note; what does not end is killed."""
+    for number, patience in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0)):
+        for pid in list(_children):
+            with suppress(ProcessLookupError):
+                os.killpg(pid, number)
+        end = time.time() + patience
+        while _children and time.time() < end:
+            time.sleep(0.1)
+
+
+def _stop(pid: int) -> None:
+    """End a child of this thread."""
+    for number, patience in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0)):
+        with suppress(ProcessLookupError):
+            os.killpg(pid, number)
+        end = time.time() + patience
+        with suppress(ChildProcessError):
+            while time.time() < end:
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    return
+                time.sleep(0.1)
+
+
+def _die_with_parent() -> None:
+    """End this child when the comparison is killed, so that the next call does not meet it at work (Linux)."""
+    if _prctl is not None:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def failure_reason(log: Path, begin: int, code: int) -> str:
+    """One sentence on why a child failed, from the end of its output."""
+    if code == -signal.SIGKILL:
+        return f"killed by the system, most likely for want of memory (see {log.name})"
+    if code < 0:
+        return f"ended by signal {signal.Signals(-code).name} (see {log.name})"
+    with log.open("rb") as file:
+        file.seek(begin)
+        text = file.read().decode("utf-8", "replace")
+    if re.search(r"OutOfMemoryError|CUDA out of memory|can't allocate memory|std::bad_alloc", text):
+        return f"out of memory (see {log.name}); lower batch_size, or the size of the network"
+    if "ChildFailedError" in text:  # torchrun's own summary comes last and says nothing of the cause
+        found = re.search(rf"^\[rank\d+\]: {REFUSED} .*\n+\[rank\d+\]: (.*)$", text, re.MULTILINE)
+        found = found or re.search(r"^\[rank\d+\]: (\w*(?:Error|Exception|Exit): .*)$", text, re.MULTILINE)
+        if found:
+            return f"{found[1]} (see {log.name})"
+    # The bundles' first step sees to it that the output ends with what went wrong, after an empty line.
+    paragraphs = [part.strip() for part in text.strip().split("\n\n") if part.strip()]
+    last = paragraphs[-1].splitlines() if paragraphs else []
+    if len(last) > 1 and (last[0].startswith("Traceback") or any("  File " in line for line in last)):
+        last = last[-1:]
+    reason = " ".join(line.strip() for line in last[-6:])
+    return f"{reason or f'exit status {code}'} (see {log.name})"
+
+
+def read_outcome(run: Run) -> dict[str, Any]:
+    """What became of a run; empty where it was never started."""
+    return read_json(run.outcome, {})
+
+
+def _write_outcome(run: Run, outcome: Mapping[str, Any]) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(run.outcome, outcome, default=str)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def machine() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name(0)}, {platform.system()}"
+    return f"CPU, {os.cpu_count()} cores, {platform.machine()}, {platform.system()}"

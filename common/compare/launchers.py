@@ -1,0 +1,129 @@
+"""Where the runs of a comparison are done: here, on several GPUs of this machine, or by the jobs of a cluster."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+from .child import do_run, read_outcome, stop_children
+from .plan import Run
+from .settings import CompareError, Settings
+
+__all__ = ["Cluster", "Here", "Launcher", "make_launcher"]
+
+Work = tuple[Run, str, Settings, dict[str, Any]]
+"""Run, its title, the settings, and its outcome when the comparison began: what ``do_run`` is given."""
+
+
+class Launcher(Protocol):
+    """A place for runs. ``slots`` is how many it takes at once; jobs have ``done()``."""
+
+    slots: int
+
+    def start(self, works: Sequence[Work], say: Callable[[str], None]) -> list[Any]:
+        """Begin some runs, a job each."""
+
+    def ended(self, job: Any, say: Callable[[str], None], title: str) -> str | None:
+        """What ``do_run`` returned in a job that is done."""
+
+    def stop(self) -> None:
+        """End what is at work, as when the user stops the comparison."""
+
+
+class Here:
+    """This machine: a run at a time, or one on each of several GPUs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.slots = len(settings.devices)
+        self.devices: queue.Queue[str] = queue.Queue()
+        for device in settings.devices:
+            self.devices.put(device)
+        self.pool = ThreadPoolExecutor(self.slots)
+        self.stopping = threading.Event()
+
+    def start(self, works: Sequence[Work], say: Callable[[str], None]) -> list[Future]:
+        return [self.pool.submit(self._work, *work, say) for work in works]
+
+    def _work(self, run: Run, title: str, settings: Settings, seen: dict[str, Any], say: Any) -> str | None:
+        device = self.devices.get()
+        try:
+            return do_run(run, title, settings, seen, say, device, self.stopping)
+        finally:
+            self.devices.put(device)
+
+    def ended(self, job: Future, say: Callable[[str], None], title: str) -> str | None:
+        return job.result()
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        stop_children()
+        self.pool.shutdown()  # the threads say that they were interrupted
+
+
+class Cluster:
+    """Jobs of a cluster through ``submitit``, runs that are ready together as one array.
+
+    ``settings.launcher`` has ``cluster`` (``slurm``; ``local`` and ``debug`` are submitit's own for trying it out),
+    ``jobs``, the most at once (100), and parameters of ``submitit.AutoExecutor``. A job that the cluster ends leaves
+    its run unfinished, and the next call goes on with it.
+
+    Raises:
+        CompareError: submitit is not installed, or knows no such parameter.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        try:
+            import submitit
+        except ImportError:
+            raise CompareError(
+                "--launcher needs submitit: pip install 'monai-transfer-bundles[cluster]', or pip install submitit."
+            ) from None
+        options = dict(settings.launcher)
+        cluster, self.slots = options.pop("cluster"), options.pop("jobs", 100)
+        # The jobs find the `common` that this process runs.
+        root = str(Path(__file__).resolve().parents[2])
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        try:
+            self.executor = submitit.AutoExecutor(settings.output / ".jobs", cluster=cluster)
+            self.executor.update_parameters(**{"name": "compare", **options})
+        except Exception as error:  # submitit raises what its plugins do
+            raise CompareError(f"--launcher {cluster}: {error}") from error
+        self.working: dict[str, tuple[Any, Run]] = {}
+
+    def start(self, works: Sequence[Work], say: Callable[[str], None]) -> list[Any]:
+        if not works:
+            return []
+        with self.executor.batch():
+            jobs = [self.executor.submit(do_run, *work) for work in works]
+        for job, work in zip(jobs, works, strict=True):
+            self.working[job.job_id] = job, work[0]
+            say(f"{work[1]}: job {job.job_id}")
+        return jobs
+
+    def ended(self, job: Any, say: Callable[[str], None], title: str) -> str | None:
+        _, run = self.working.pop(job.job_id)
+        try:
+            found = job.result()
+        except Exception as error:  # the job was ended, or failed before its run began
+            last = str(error).strip().splitlines()[-1:]
+            say(f"{title}: job {job.job_id} was lost ({', '.join(last)}); call the comparison again to go on")
+            return None
+        if found is None:
+            outcome = read_outcome(run)
+            reason = f", {outcome['reason']}" if "reason" in outcome else ""
+            say(f"{title}: {outcome.get('status')}{reason}")
+        return found
+
+    def stop(self) -> None:
+        for job, _ in self.working.values():
+            job.cancel(check=False)
+
+
+def make_launcher(settings: Settings) -> Launcher:
+    return Cluster(settings) if settings.launcher else Here(settings)
