@@ -76,7 +76,7 @@ def execute(plan: Plan, say: Callable[[str], None] = print) -> None:
                 waiting = [one for one in waiting if one is not run]
             jobs = launcher.start([(run, titles[id(run)], settings, before[id(run)]) for run in batch], say)
             working |= dict(zip(jobs, batch, strict=True))
-            time.sleep(0.05)
+            time.sleep(launcher.pause)
     except BaseException:
         launcher.stop()
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +22,10 @@ Work = tuple[Run, str, Settings, dict[str, Any]]
 
 
 class Launcher(Protocol):
-    """A place for runs. ``slots`` is how many it takes at once; jobs have ``done()``."""
+    """A place for runs: it takes ``slots`` at once, and is asked every ``pause`` seconds; jobs have ``done()``."""
 
     slots: int
+    pause: float
 
     def start(self, works: Sequence[Work], say: Callable[[str], None]) -> list[Any]:
         """Begin some runs, a job each."""
@@ -38,16 +40,21 @@ class Launcher(Protocol):
 class Here:
     """This machine: a run at a time, or one on each of several GPUs."""
 
+    pause = 0.05
+
     def __init__(self, settings: Settings) -> None:
         self.slots = len(settings.devices)
         self.devices: queue.Queue[str] = queue.Queue()
         for device in settings.devices:
             self.devices.put(device)
         self.pool = ThreadPoolExecutor(self.slots)
+        self.jobs: list[Future] = []
         self.stopping = threading.Event()
 
     def start(self, works: Sequence[Work], say: Callable[[str], None]) -> list[Future]:
-        return [self.pool.submit(self._work, *work, say) for work in works]
+        jobs = [self.pool.submit(self._work, *work, say) for work in works]
+        self.jobs = [job for job in self.jobs if not job.done()] + jobs
+        return jobs
 
     def _work(self, run: Run, title: str, settings: Settings, seen: dict[str, Any], say: Any) -> str | None:
         device = self.devices.get()
@@ -62,8 +69,9 @@ class Here:
     def stop(self) -> None:
         self.stopping.set()
         self.pool.shutdown(wait=False, cancel_futures=True)
-        stop_children()
-        self.pool.shutdown()  # the threads say that they were interrupted
+        while not all(job.done() for job in self.jobs):  # a thread may be about to start its child
+            stop_children()
+            time.sleep(0.1)
 
 
 class Cluster:
@@ -76,6 +84,8 @@ class Cluster:
     Raises:
         CompareError: submitit is not installed, or knows no such parameter.
     """
+
+    pause = 1.0
 
     def __init__(self, settings: Settings) -> None:
         try:
