@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compare.execute import failure_reason
+from ..compare.child import failure_reason
 from ..json_files import read_json, write_json
 from .plan import RATE, Plan, Speed
 
