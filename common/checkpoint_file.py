@@ -7,6 +7,7 @@ stays what MONAI, MONAI Label and ``torch.load(weights_only=True)`` expect.
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .files import atomic_write
@@ -44,8 +46,13 @@ def save_checkpoint(content: Any, path: str | os.PathLike, record: Mapping[str, 
         temporary.write_bytes(buffer.getbuffer())
 
 
-def read_checkpoint(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+def read_checkpoint(path: str | os.PathLike, harmless: bool = False) -> tuple[Any, dict[str, Any]]:
     """Content, on the CPU, and record of a file that ``save_checkpoint`` or ``torch.save`` made; never runs a pickle.
+
+    Args:
+        path: the file.
+        harmless: whether it may hold, beside tensors, numbers of NumPy and the settings of a command line
+            (``argparse.Namespace``), as DINO's and nnU-Net's files do. They hold values and run nothing.
 
     Returns:
         the content, and the record; an empty one for files that have none.
@@ -60,7 +67,8 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
         raise FileNotFoundError(f"{path} does not exist.")
     try:
         record = checked_record(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_harmless() if harmless else []):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is not a readable checkpoint, or holds Python objects beside tensors, which are not loaded for "
@@ -69,6 +77,18 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     except Exception as error:  # a damaged archive or pickle ends in whatever error its bytes lead to
         raise ValueError(f"{path} is not a readable checkpoint ({first_line(error)})") from error
     return content, record
+
+
+def _harmless() -> list[Any]:
+    """Classes and functions that the reader of weights alone may call, with the names that NumPy gave them."""
+    scalar = np.float64(0).__reduce__()[0]
+    types = [np.dtype, *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")}]
+    return [
+        argparse.Namespace,
+        *types,
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+    ]
 
 
 def checked_record(path: Path) -> dict[str, Any]:

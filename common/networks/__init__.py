@@ -5,17 +5,21 @@ that the others load without ``transformers``.
 """
 
 from .dilated_resnet import DilatedResNet
+from .encoder_unet import EncoderUNet
 from .heads import EncoderClassifier, EncoderRegressor
 from .legacy_patch_merging import LegacyPatchMerging
 from .med3d import BranchDecoder, DenseASPP, LungDecoder, Med3DNet, MedicalNetHead, MultiBranchNet, PooledClassifier
 from .memory_format import ChannelsLastInstanceNorm3d, to_channels_last
+from .monai_encoders import DenseNetEncoder, ResNetEncoder, SegResNetDSEncoder
 from .multi_view import MultiViewClassifier, MultiViewEncoder, MultiViewRegressor, MultiViewSegmenter
 from .nnformer import NNFormer, NNFormerEncoder
 from .onnx_net import OnnxNet
 from .padded_convolution import PaddedConv2d, PaddedConv3d, pad_small_images
 from .placement import place
 from .plane_encoder import PlaneEncoder
+from .published_unets import GenesisEncoder, GenesisUNet, STUNet, STUNetEncoder
 from .residual_encoder_unet import ResidualEncoder, ResidualEncoderUNet
+from .sam_encoder import SamEncoder3D
 from .slice_transformer import SliceTransformer
 from .strict_loading import require_strict
 from .swin_encoder import SwinEncoder
@@ -28,10 +32,14 @@ __all__ = [
     "BranchDecoder",
     "ChannelsLastInstanceNorm3d",
     "DenseASPP",
+    "DenseNetEncoder",
     "DilatedResNet",
     "DynUNetEncoder",
     "EncoderClassifier",
     "EncoderRegressor",
+    "EncoderUNet",
+    "GenesisEncoder",
+    "GenesisUNet",
     "LegacyPatchMerging",
     "LungDecoder",
     "Med3DNet",
@@ -49,9 +57,14 @@ __all__ = [
     "PaddedConv3d",
     "PlaneEncoder",
     "PooledClassifier",
+    "ResNetEncoder",
     "ResidualEncoder",
     "ResidualEncoderUNet",
     "ResidualUNetEncoder",
+    "STUNet",
+    "STUNetEncoder",
+    "SamEncoder3D",
+    "SegResNetDSEncoder",
     "SegResNetEncoder",
     "SeparablePositions",
     "SliceTransformer",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
@@ -224,7 +225,7 @@ def _statistics_untouched(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-def resnet_depth(state: State) -> int:
+def resnet_depth(state: Mapping[str, torch.Tensor]) -> int:
     """Depth of the ResNet that holds these tensors.
 
     Raises:
@@ -256,12 +257,22 @@ def _network(architecture: Mapping[str, Any], state: State) -> nn.Module:
     return DilatedResNet(**{key: value for key, value in architecture.items() if key != "name"})
 
 
+def _doubt(tensors: State, file: str) -> str:
+    if any(name.startswith("conv_seg.") for name in tensors) or re.match(r"resnet_\d+(_23dataset)?\.pth$", file):
+        return ""
+    return (
+        "may be a MedicalNet, with dilations, or a ResNet of MONAI, with strides, which no tensor tells apart: give "
+        "--kind medicalnet or --kind monai_resnet"
+    )
+
+
 CHECKPOINTS = {
     "medicalnet": Kind(
         _network,
         _read,
         (r"^layer1\.0\.conv1\.weight ", r"^conv1\.weight "),
         left_out={"segmentation or classification": r"^(conv_seg|fc)\."},
+        doubt=_doubt,
     )
 }
 """Checkpoints of other projects that fill a :class:`DilatedResNet`: the published MedicalNets."""

@@ -37,8 +37,8 @@ class Kind:
         network: makes the encoder of an architecture and its tensors, on the device ``meta``.
         read: returns the architecture that an encoder file records, read off the tensors in our names, which it may
             change in place (split, add, fold); raises ``KeyError`` or ``ValueError`` for what is not of the kind.
-        marks: regular expressions by which a checkpoint is told; each has to fit a tensor, written as its name, a blank
-            and its number of axes (``patch_embed.proj.weight 5d``).
+        marks: regular expressions by which a checkpoint is told; each has to fit a tensor, written as its name, its
+            number of axes and its shape (``patch_embed.proj.weight 5d 768x1x16x16x16``).
         renames: patterns of names and what they become, in order.
         left_out: regular expressions of names that the encoder does not need, by what they are.
         fresh: beginnings of names that no checkpoint of the kind has, and that are drawn.
@@ -62,7 +62,7 @@ class Kind:
 
     def fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         """Whether a checkpoint has the marks of this kind."""
-        names = [f"{name} {tensor.ndim}d" for name, tensor in tensors.items()]
+        names = [f"{name} {t.ndim}d {'x'.join(map(str, t.shape))}" for name, t in tensors.items()]
         return all(any(re.search(mark, name) for name in names) for mark in self.marks)
 
     def rename(self, name: str) -> str:

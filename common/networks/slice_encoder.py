@@ -210,8 +210,8 @@ def to_tokens(patches: torch.Tensor, cls_token: torch.Tensor) -> torch.Tensor:
 
 
 def to_map(tokens: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-    """The patch tokens of (B, 1 + h w, C) as a map (B, C, h, w)."""
-    patches = tokens[:, 1:].transpose(1, 2)
+    """The patch tokens, the last of (B, 1 + registers + h w, C), as a map (B, C, h, w)."""
+    patches = tokens[:, -grid[0] * grid[1] :].transpose(1, 2)
     return patches.reshape(*patches.shape[:2], *grid)
 
 

@@ -11,18 +11,27 @@ report says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from monai.networks.nets import DynUNet, MedNeXt, SegResNet
 from torch import nn
 
+from .foreign import Kind, Source, State, count, move
 from .residual_encoder_unet import ResidualEncoderUNet
 
 HEADS = "layer of classes"
 
-__all__ = ["DynUNetEncoder", "MedNeXtEncoder", "ResidualUNetEncoder", "SegResNetEncoder"]
+__all__ = [
+    "CHECKPOINTS",
+    "DynUNetEncoder",
+    "MedNeXtEncoder",
+    "ResidualUNetEncoder",
+    "SegResNetEncoder",
+    "plan_of_nnssl",
+]
 
 
 class DynUNetEncoder(nn.Module):
@@ -196,3 +205,191 @@ def _check_size(image: torch.Tensor, stride: tuple[int, ...]) -> None:
             f"This network needs an image size that is a multiple of {stride}, not {tuple(image.shape[2:])}; set "
             "roi_size to such a size."
         )
+
+
+def _read_segresnet(state: State, source: Source) -> dict[str, Any]:
+    stem, stages = state["convInit.conv.weight"], count(state, r"down_layers\.(\d+)\.")
+    return {
+        "name": "SegResNetEncoder",
+        "in_channels": stem.shape[1],
+        "channels": [stem.shape[0] * 2**stage for stage in range(stages)],
+        "strides": [[2**stage] * (stem.ndim - 2) for stage in range(stages)],
+        "depths": [count(state, rf"down_layers\.{stage}\.(\d+)\.") - 1 for stage in range(stages)],
+    }
+
+
+def _make_segresnet(architecture: Mapping[str, Any], state: State) -> nn.Module:
+    ups = count(state, r"up_layers\.(\d+)\.")
+    network = SegResNet(
+        init_filters=architecture["channels"][0],
+        in_channels=architecture["in_channels"],
+        norm="batch" if any(name.endswith(".running_mean") for name in state) else ("group", {"num_groups": 1}),
+        blocks_down=architecture["depths"],
+        blocks_up=tuple(count(state, rf"up_layers\.{level}\.(\d+)\.") for level in range(ups)) or (1, 1, 1),
+    )
+    return SegResNetEncoder(network, decoder=ups > 0)
+
+
+def _steps(source: Source, stages: int) -> list[list[int]]:
+    """Strides of the stages of an nnU-Net, which its encoder does not tell: its decoder does, or the plan beside it.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    names = [f"decoder.transpconvs.{stages - 1 - stage}.weight" for stage in range(1, stages)]
+    kernels = [source.tensors.get(name) for name in names]  # also where the decoder is left out
+    if stages > 1 and all(kernel is not None for kernel in kernels):
+        return [[1, 1, 1], *(list(kernel.shape[2:]) for kernel in kernels if kernel is not None)]
+    plan = (source.beside.get("nnssl_adaptation_plan") or {}).get("architecture_plans") or {}
+    if not plan:
+        arguments = source.beside.get("init_args") or {}
+        configurations = (arguments.get("plans") or {}).get("configurations") or {}
+        plan = (configurations.get(arguments.get("configuration")) or {}).get("architecture") or {}
+    strides = (plan.get("arch_kwargs") or {}).get("strides")
+    if strides is None and plan.get("arch_class_name") == "ResEncL":
+        strides = [1, 2, 2, 2, 2, 2]
+    if strides is None or len(strides) != stages:
+        raise ValueError("neither a decoder nor a plan beside the weights tells the strides of its stages")
+    return [list(_tuple(stride, 3)) for stride in strides]
+
+
+def _check_second_names(source: Source) -> None:
+    """nnU-Net's networks hold each tensor under two or three names, of which one is read here.
+
+    Raises:
+        ValueError: two of them differ.
+    """
+    for name, tensor in source.tensors.items():
+        first = re.sub(r"^decoder\.encoder\.", "encoder.", name)
+        first = re.sub(r"\.all_modules\.(\d)\.", lambda m: ".conv." if m[1] == "0" else ".norm.", first)
+        if first != name and first in source.tensors and not torch.equal(tensor, source.tensors[first]):
+            raise ValueError(f"it holds {first} and, as its second name, {name}, which differ")
+
+
+def _read_resenc(state: State, source: Source) -> dict[str, Any]:
+    _check_second_names(source)
+    stages = count(state, r"encoder\.stages\.(\d+)\.")
+    first = [state[f"encoder.stages.{stage}.blocks.0.conv1.conv.weight"] for stage in range(stages)]
+    return {
+        "name": "ResidualUNetEncoder",
+        "in_channels": state["encoder.stem.convs.0.conv.weight"].shape[1],
+        "channels": [weight.shape[0] for weight in first],
+        "strides": [list(stride) for stride in _cumulative(_steps(source, stages), 3)],
+        "depths": [count(state, rf"encoder\.stages\.{stage}\.blocks\.(\d+)\.") for stage in range(stages)],
+    }
+
+
+def _own_steps(strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Strides of the stages from those of the maps."""
+    above = [[1] * len(strides[0]), *strides[:-1]]
+    return [tuple(b // a for a, b in zip(*pair, strict=True)) for pair in zip(above, strides, strict=True)]
+
+
+def _make_resenc(architecture: Mapping[str, Any], state: State) -> nn.Module:
+    stages, ups = len(architecture["channels"]), count(state, r"decoder\.stages\.(\d+)\.")
+    network = ResidualEncoderUNet(
+        architecture["in_channels"],
+        1,
+        architecture["channels"],
+        architecture["depths"],
+        _own_steps(architecture["strides"]),
+        [tuple(state[f"encoder.stages.{s}.blocks.0.conv1.conv.weight"].shape[2:]) for s in range(stages)],
+        [count(state, rf"decoder\.stages\.{level}\.convs\.(\d+)\.") for level in range(ups)] or 1,
+    )
+    return ResidualUNetEncoder(network, decoder=ups > 0)
+
+
+def _read_plain(state: State, source: Source) -> dict[str, Any]:
+    _check_second_names(source)
+    stages = count(state, r"encoder\.stages\.(\d+)\.")
+    strides = _cumulative(_steps(source, stages), 3)
+    for stage in range(stages):
+        place = "input_block" if stage == 0 else "bottleneck" if stage == stages - 1 else f"downsamples.{stage - 1}"
+        _move_convolutions(state, f"encoder.stages.{stage}.0.", f"{place}.")
+    for level in range(count(state, r"decoder\.stages\.(\d+)\.")):
+        _move_convolutions(state, f"decoder.stages.{level}.", f"upsamples.{level}.conv_block.")
+        move(state, f"decoder.transpconvs.{level}.", f"upsamples.{level}.transp_conv.conv.")
+    places = ["input_block", *(f"downsamples.{stage}" for stage in range(stages - 2)), "bottleneck"]
+    weights = [state[f"{place}.conv1.conv.weight"] for place in places]
+    ups = [name for name in state if re.match(r"upsamples\.\d+\.conv_block\.conv\d\.", name)]
+    for name, coarse in zip(ups, [weights[-1 - int(name.split(".")[1])] for name in ups], strict=True):
+        if state[name].ndim == 5 and state[name].shape[2:] != coarse.shape[2:]:
+            raise ValueError(
+                "its decoder has the kernels of the finer stages, where MONAI's DynUNet has those of the coarser: give "
+                "--leave_out '^decoder' to take the encoder alone"
+            )
+    return {
+        "name": "DynUNetEncoder",
+        "in_channels": weights[0].shape[1],
+        "channels": [weight.shape[0] for weight in weights],
+        "strides": [list(stride) for stride in strides],
+        "kernel_size": [list(weight.shape[2:]) for weight in weights],
+    }
+
+
+def _move_convolutions(state: State, old: str, new: str) -> None:
+    for number in (0, 1):  # two a stage, as in all plans; a third one is left over and refused
+        move(state, f"{old}convs.{number}.conv.", f"{new}conv{number + 1}.conv.")
+        move(state, f"{old}convs.{number}.norm.", f"{new}norm{number + 1}.")
+
+
+def _make_dynunet(architecture: Mapping[str, Any], state: State) -> nn.Module:
+    strides, kernels = _own_steps(architecture["strides"]), architecture["kernel_size"]
+    network = DynUNet(
+        3,
+        architecture["in_channels"],
+        1,
+        kernels,
+        strides,
+        strides[1:],
+        architecture["channels"],
+        norm_name=("instance", {"affine": True}),
+        trans_bias=True,
+    )
+    return DynUNetEncoder(network, decoder=any(name.startswith("upsamples.") for name in state))
+
+
+def plan_of_nnssl(source: Source) -> dict[str, Any]:
+    """What the adaptation plan of nnssl says of the images."""
+    plan = source.beside.get("nnssl_adaptation_plan") or {}
+    configurations = (plan.get("pretrain_plan") or {}).get("configurations") or {}
+    one = configurations if "spacing" in configurations else next(iter(configurations.values()), {})
+    schemes, size = one.get("normalization_schemes"), plan.get("recommended_downstream_patchsize")
+    return {
+        "channels": plan.get("pretrain_num_input_channels"),
+        "spacing": [float(value) for value in one["spacing"]] if one.get("spacing") else None,
+        "size": list(size) if size else None,
+        "words": f"{', '.join(schemes)} of nnssl" if schemes else None,
+    }
+
+
+_SECOND_NAMES = {"second names of tensors": r"\.all_modules\.|^decoder\.encoder\."}
+_LAST_LAYERS = {"last layers": r"^decoder\.seg_layers\."}
+
+CHECKPOINTS = {
+    "segresnet": Kind(
+        _make_segresnet,
+        _read_segresnet,
+        (r"^convInit\.conv\.weight 5d", r"^down_layers\.0\.1\.conv1\.conv\.weight "),
+        left_out={"last layers": r"^conv_final\.", "autoencoder of SegResNetVAE": r"^vae_"},
+    ),
+    # nnU-Net's ResEnc plans, and those that nnssl pre-trained (OpenMind).
+    "resenc": Kind(
+        _make_resenc,
+        _read_resenc,
+        (r"^encoder\.stem\.convs\.0\.conv\.weight 5d", r"^encoder\.stages\.0\.blocks\.0\.conv1\.conv\.weight "),
+        left_out=_SECOND_NAMES | _LAST_LAYERS,
+        prepared=plan_of_nnssl,
+    ),
+    # nnU-Net's plain U-Net is MONAI's DynUNet but for the biases of convolutions ahead of an instance norm.
+    "nnunet": Kind(
+        _make_dynunet,
+        _read_plain,
+        (r"^encoder\.stages\.0\.0\.convs\.0\.conv\.weight 5d",),
+        left_out=_SECOND_NAMES
+        | _LAST_LAYERS
+        | {"biases that the norm behind them takes off": r"^(en|de)coder\.stages\..*\.conv\.bias$"},
+        prepared=plan_of_nnssl,
+    ),
+}
+"""Checkpoints of other projects that fill these encoders."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -166,6 +167,20 @@ def _read_mae(state: State, source: Source) -> dict[str, Any]:
     return _read(1e-5)(state, source)
 
 
+def _read_vit3d(state: State, source: Source) -> dict[str, Any]:
+    """MONAI's ViT has no scales of its branches and no position of the class token: they become part of what is."""
+    for name in [name for name in state if re.search(r"\.ls[12]\.gamma$", name)]:
+        layer = name.replace("ls1.gamma", "attn.out_proj").replace("ls2.gamma", "mlp.linear2")
+        scale = state.pop(name)
+        state[f"{layer}.weight"] = state[f"{layer}.weight"] * scale[:, None]
+        state[f"{layer}.bias"] = state[f"{layer}.bias"] * scale
+    table = "vit.patch_embedding.position_embeddings"
+    if "vit.cls_token" in state:
+        state["vit.cls_token"] = state["vit.cls_token"] + state[table][:, :1]
+        state[table] = state[table][:, 1:]
+    return _read(1e-6)(state, source)
+
+
 _UNUSED_ATTENTION = {"unused attention": r"^(vit\.)?blocks\.\d+\.cross_attn\."}
 """What MONAI's blocks held for a while and never used."""
 
@@ -211,6 +226,26 @@ CHECKPOINTS = {
             "classification head": r"^(vit\.)?classification_head\.",
         }
         | _UNUSED_ATTENTION,
+    ),
+    # Vision transformers of volumes in timm's names, such as 3DINO's (Xu et al., 2025), which has DINOv2's scales.
+    "vit3d": Kind(
+        _network,
+        _read_vit3d,
+        (r"^pos_embed 3d", r"^patch_embed\.proj\.weight 5d", r"^blocks\.(\d+\.)?0\.attn\.qkv\.weight 2d"),
+        (
+            (r"^patch_embed\.proj\.", "patch_embedding.patch_embeddings."),
+            (r"^pos_embed$", "patch_embedding.position_embeddings"),
+            (r"^blocks\.(?:\d+\.(?=\d))?", "blocks."),
+            (r"\.attn\.proj\.", ".attn.out_proj."),
+            (r"\.mlp\.fc(\d)\.", r".mlp.linear\1."),
+            (r"^", "vit."),
+        ),
+        {
+            "classification head": r"^(head|fc_norm)\.",
+            "mask token": r"^mask_token$",
+            "heads of its training": r"^(dino|ibot)_head\.",
+            "decoder": r"^decoder_",
+        },
     ),
 }
 """Checkpoints of other projects that fill a :class:`ViTEncoder`."""

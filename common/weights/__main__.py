@@ -1,12 +1,14 @@
-"""``python -m common.weights convert SOURCE OUTPUT``, ``show FILE`` and ``model FILE OUTPUT``."""
+"""``python -m common.weights list``, ``check FILE``, ``convert SOURCE OUTPUT``, ``show FILE``, ``model FILE OUT``."""
 
 from __future__ import annotations
 
 import functools
 import json
 import logging
+from collections.abc import Callable
 
 from ..command_line import run_command
+from .check import check, published
 from .convert import convert
 from .encoder_file import read_encoder
 from .model_file import save_model
@@ -47,4 +49,11 @@ def _convert(*args, **kwargs) -> str:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run_command({"convert": _convert, "show": show, "model": model}, "python -m common.weights")
+    commands: dict[str, Callable[..., str]] = {
+        "list": published,
+        "check": check,
+        "convert": _convert,
+        "show": show,
+        "model": model,
+    }
+    run_command(commands, "python -m common.weights")

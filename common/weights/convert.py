@@ -10,6 +10,7 @@ from typing import Any
 
 from ..preparation import Preparation
 from .encoder_file import FORMAT_VERSION, write_state
+from .hub import fetch, file_digest, is_hub_name
 from .images import inflate, source_normalisation
 from .inflate import INFLATIONS
 from .kind import fill, find_kind
@@ -47,8 +48,10 @@ def convert(
     record says how many were left out of which part.
 
     Args:
-        source: a ``.pt``/``.pth`` file (read with ``weights_only=True``), a ``.safetensors`` file, or a folder that
-            ``transformers`` wrote or that came from its hub.
+        source: a ``.pt``/``.pth`` file (read with ``weights_only=True``), a ``.safetensors`` file, a folder that
+            ``transformers`` wrote or that came from its hub, or the name of a file there,
+            ``hf://org/name/file@revision`` (``common.weights.hub``). Its SHA-256 goes into the record, and the licence
+            that the hub states.
         output: the encoder file to write.
         kind: one of the names of ``common.weights.kind.known_kinds``; found from the tensors when not given. ``beit``,
             ``vit`` (DINO's and other plain vision transformers) and ``swin`` (Video Swin too) are 2-D models, for the
@@ -82,7 +85,11 @@ def convert(
             infinite or no floats, ``slices`` or ``inflation`` of what is not inflated, ``mean`` without ``std``, or
             neither where nothing tells them.
     """
+    origin: dict[str, Any] | None = None
+    if is_hub_name(source):
+        source, origin = fetch(str(source))
     foreign = read_source(source)
+    origin = origin or {"name": foreign.file.name, "sha256": file_digest(foreign.file), "licence": None}
     tensors = foreign.source.tensors
     if inflation not in INFLATIONS:
         raise ValueError(f"--inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}.")
@@ -158,6 +165,7 @@ def convert(
             )
         ),
         "intensity": intensity or prepared.get("words"),
+        "origin": origin,
         "data": data,
         "left_out": {what: len(names) for what, names in left_out.items()},
     }

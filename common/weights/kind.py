@@ -9,15 +9,20 @@ import torch
 from torch import nn
 
 from ..networks.foreign import Kind, Source, State
-from ..volumes import and_more
+from ..volumes import and_more, first_line
 from .adapt import match_position_form
 
-__all__ = ["Filled", "fill", "find_kind", "known_kinds", "refuse_gaps"]
+__all__ = ["Filled", "fill", "find_kind", "known_kinds", "nearest_kind", "refuse_gaps"]
 
 MODULES = (
     "vit_encoder",
     "swin_encoder",
+    "unet_encoders",
+    "monai_encoders",
     "dilated_resnet",
+    "primus",
+    "published_unets",
+    "sam_encoder",
     "beit_encoder",
     "swin_slice_encoder",
     "dino_encoder",
@@ -90,11 +95,36 @@ def fill(kind: Kind, source: Source, leave_out: str | None = None) -> Filled:
         if new in names:
             raise ValueError(f"it holds {names[new]} and {name}, of which only one can be used")
         state[new], names[new] = tensor, name
-    architecture = kind.read(state, source)
-    with torch.device("meta"):
-        network = kind.network(architecture, state)
+    try:
+        architecture = kind.read(state, source)
+        with torch.device("meta"):
+            network = kind.network(architecture, state)
+    except (RuntimeError, IndexError, ZeroDivisionError) as error:  # what tensors of other shapes lead to
+        raise ValueError(f"its tensors do not fit together ({first_line(error)})") from error
     refuse_gaps(state, network, kind.fresh, names)
     return Filled(state, architecture, left_out)
+
+
+def nearest_kind(source: Source) -> tuple[str, str] | None:
+    """The kind of whose network a checkpoint that is refused has the most tensors by name, and why it is none; None
+    where it has none of any."""
+    best, found = 0.0, None
+    for name, kind in known_kinds():
+        state: State = {}
+        for own, tensor in source.tensors.items():
+            if not any(re.search(rule, own) for rule in kind.left_out.values()):
+                state[kind.rename(own)] = tensor
+        share = 0.0
+        try:
+            architecture = kind.read(state, source)
+            with torch.device("meta"):
+                wanted = kind.network(architecture, state).state_dict()
+            share = len(wanted.keys() & state.keys()) / len(wanted)
+            fill(kind, source)
+        except Exception as error:  # whatever tensors of another kind lead a reader to
+            if share > best:
+                best, found = share, (name, str(error))
+    return found
 
 
 def refuse_gaps(

@@ -39,6 +39,9 @@ SHAPELESS = (
     "dilations",
     "preactivation",
     "norm_scope",
+    "stem_stride",
+    "stem_pool",
+    "norm",
 )
 """Keys of an encoder's architecture by which weights of equal shapes compute something else."""
 

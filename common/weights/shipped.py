@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..files import cache_folder
+
 __all__ = ["find_encoder", "shipped_encoders"]
 
 FOLDER = Path(__file__).resolve().parent / "encoders"
@@ -14,11 +16,16 @@ def shipped_encoders() -> list[str]:
 
 
 def find_encoder(path: str | os.PathLike) -> Path:
-    """The file of an encoder: a path, or the name of one that comes with the collection.
+    """The file of an encoder: a path, the name of one that comes with the collection, or of a file of the hub.
+
+    A foreign checkpoint of the hub is converted as ``common.weights.convert`` does it where nothing is said, once.
 
     Raises:
         FileNotFoundError: there is neither such a file nor such a name.
+        OSError, ValueError: as ``common.weights.hub.fetch`` and ``common.weights.convert``.
     """
+    if str(path).startswith("hf:/"):
+        return _from_hub(str(path))
     file = Path(path)
     if file.is_file():
         return file
@@ -30,3 +37,20 @@ def find_encoder(path: str | os.PathLike) -> Path:
         f"no encoder file {path}: give the path of an encoder.safetensors written by pre-training or by "
         f"`python -m common.weights convert`{by_name} or null to train from scratch."
     )
+
+
+def _from_hub(name: str) -> Path:
+    from safetensors import safe_open
+
+    from .convert import convert
+    from .hub import fetch
+
+    file, origin = fetch(name)
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as content:
+            if "record" in (content.metadata() or {}):  # an encoder file already
+                return file
+    made = cache_folder() / "encoders" / f"{origin['sha256']}.safetensors"
+    if not made.is_file():
+        convert(name, made)
+    return made

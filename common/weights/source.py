@@ -44,13 +44,15 @@ class Foreign(NamedTuple):
 
     Attributes:
         source: its tensors and what it holds beside them.
-        name: of its file, or of the folder of the hub that it lies in.
+        file: that was read.
+        name: of the file, or of the folder of the hub that it lies in.
         config: the folder's ``config.json``.
         preprocessor: the folder's ``preprocessor_config.json``.
         others: names of the tensors of further networks in it, such as a student beside its teacher.
     """
 
     source: Source
+    file: Path
     name: str
     config: dict[str, Any]
     preprocessor: dict[str, Any]
@@ -76,7 +78,9 @@ def read_source(path: str | os.PathLike) -> Foreign:
         config, preprocessor = _read_folder(file.parent)[1:]
     if not file.is_file():
         raise FileNotFoundError(f"no checkpoint {file}.")
-    content: Any = read_safetensors(file)[0] if file.suffix == ".safetensors" else read_checkpoint(file)[0]
+    content: Any = (
+        read_safetensors(file)[0] if file.suffix == ".safetensors" else read_checkpoint(file, harmless=True)[0]
+    )
     beside: dict[str, Any] = {}
     while isinstance(content, Mapping):
         inner = next((key for key in HOLDERS if isinstance(content.get(key), Mapping)), None)
@@ -91,8 +95,9 @@ def read_source(path: str | os.PathLike) -> Foreign:
             f"{file} holds no state dict: give a file with a state dict, or one under 'state_dict' or 'model'."
         )
     state, others = _one_network(_unwrapped(state))
-    name = (file.parent if file.name in HUB_FILES else file).resolve().name
-    return Foreign(Source(_unwrapped(state), beside), name, config, preprocessor, others)
+    # Not resolved: the cache of the hub has links to files that are named by their digests.
+    name = (file.parent if file.name in HUB_FILES else file).absolute().name
+    return Foreign(Source(_unwrapped(state), beside), file, name, config, preprocessor, others)
 
 
 def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import argparse
+import fractions
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from monai.networks.nets import UNETR as MonaiUNETR
 from monai.networks.nets import MaskedAutoEncoderViT, SwinUNETR, ViT, ViTAutoEnc
 from torch import nn
 
+from common.checkpoint_file import read_checkpoint
 from common.networks import UNETR, DilatedResNet, LegacyPatchMerging, SwinEncoder, ViTEncoder
 from common.weights import convert, load_encoder, read_encoder, save_encoder
 
@@ -379,7 +382,7 @@ def test_legacy_swin_unetr_needs_legacy_merging(paths):
 
 
 def pickled(path):
-    torch.save({"state_dict": {"weight": torch.zeros(2)}, "args": argparse.Namespace(lr=1)}, path)
+    torch.save({"state_dict": {"weight": torch.zeros(2)}, "args": fractions.Fraction(1, 2)}, path)
 
 
 def truncated(path):
@@ -545,3 +548,16 @@ def test_of_a_teacher_and_its_student_the_teacher_is_taken(paths, first):
     assert record["left_out"]["networks beside the one that is taken"] == len(other)
     name = "patch_embed.proj.weight"
     assert torch.equal(read_encoder(paths[1])[0][f"swin.{name}"], taken[f"swinViT.{name}"])
+
+
+def test_settings_and_numbers_beside_the_weights_run_nothing(paths):
+    """DINO's full checkpoints hold the settings of its command line, nnU-Net's numbers of NumPy."""
+    beside = {
+        "args": argparse.Namespace(lr=1e-3, arch="vit_base"),
+        "epoch": np.int64(3),
+        "logging": {"loss": [np.float32(0.5), np.float64(0.25)], "steps": np.bool_(True)},
+    }
+    torch.save({"teacher": bare_names(swin().state_dict())} | beside, paths[0])
+    assert convert(*paths)["method"].startswith("converted from swin_unetr_ssl")
+    with pytest.raises(ValueError, match="holds Python objects beside tensors"):
+        read_checkpoint(paths[0])

@@ -380,12 +380,12 @@ def test_another_architecture_is_refused(single):
 def test_blocks_with_more_in_them_are_refused(models, tmp_path):
     """They would convert without what was left out, and give other features without a word."""
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "mlp_ratio": 2}
-    dino2 = Dinov2Model(Dinov2Config(**sizes, image_size=40, patch_size=8)).state_dict()
+    gated = {"image_size": 40, "patch_size": 8, "use_swiglu_ffn": True}
+    dino2 = Dinov2Model(Dinov2Config(**sizes, **gated)).state_dict()
     stages = {"embed_dim": 12, "depths": [1, 1], "num_heads": [1, 2], "image_size": 16, "window_size": 2}
     plain = timm_names("vit", models["vit"].state_dict())
     cases = {
-        "layer.*0.layer_scale1.lambda1 .*which this kind has not": dino2,
-        "blocks.0.ls1.gamma": plain | {"blocks.0.ls1.gamma": torch.ones(24)},
+        "it lacks tensors .*mlp.fc1": dino2,
         "blocks.2.attn.q_norm.weight": plain | {"blocks.2.attn.q_norm.weight": torch.ones(8)},
         "blocks.1.mlp.w12.weight": plain | {"blocks.1.mlp.w12.weight": torch.ones(8, 24)},
         "norm_pre.weight": plain | {"norm_pre.weight": torch.ones(24)},

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from monai.networks.blocks import UnetrBasicBlock, UnetrUpBlock
+from torch import nn
+
+__all__ = ["EncoderUNet"]
+
+
+class EncoderUNet(nn.Module):
+    """A U-Net's decoder over any encoder of volumes whose maps get coarser: steps up, joined with the encoder's maps.
+
+    Where the finest map is coarser than the image, a block of convolutions on the image itself is the last to be
+    joined, as in UNETR and Swin UNETR, of whose blocks the decoder is made.
+
+    Args:
+        encoder: returns maps, finest first, and states ``in_channels``, ``channels`` and ``strides``.
+        out_channels: classes, background included.
+        width: least and, behind an encoder that begins coarser than the image, full-resolution number of channels.
+
+    ``forward(image (B, C, *spatial))`` returns logits (B, out_channels, *spatial); each axis of the image is a multiple
+    of the last stride.
+
+    Raises:
+        ValueError: strides that do not get larger from map to map, such as a ViT's; in ``forward``, another size.
+    """
+
+    def __init__(self, encoder: nn.Module, out_channels: int, width: int = 16) -> None:
+        super().__init__()
+        self.encoder = encoder
+        view: Any = encoder
+        channels, strides = list(view.channels), [tuple(stride) for stride in view.strides]
+        self.image_block: nn.Module | None = None
+        if max(strides[0]) > 1:
+            self.image_block = UnetrBasicBlock(3, view.in_channels, width, 3, 1, "instance", res_block=True)
+            channels, strides = [width, *channels], [(1,) * len(strides[0]), *strides]
+        steps = [
+            tuple(b // a for a, b in zip(fine, coarse, strict=True)) for fine, coarse in itertools.pairwise(strides)
+        ]
+        if any(max(step) < 2 for step in steps):
+            raise ValueError(
+                f"a U-Net needs an encoder whose maps get coarser, not one of strides {strides}: use UNETR for a ViT."
+            )
+        self.stride = strides[-1]
+        widths = [max(count, width) for count in channels[:-1]] + channels[-1:]
+        self.skips = nn.ModuleList(
+            nn.Conv3d(count, wide, 1) if count != wide else nn.Identity()
+            for count, wide in zip(channels[:-1], widths[:-1], strict=True)
+        )
+        self.ups = nn.ModuleList(
+            UnetrUpBlock(3, widths[i + 1], widths[i], 3, step, "instance", res_block=True)
+            for i, step in enumerate(steps)
+        )
+        self.head = nn.Conv3d(widths[0], out_channels, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if any(size % stride for size, stride in zip(image.shape[2:], self.stride, strict=True)):
+            raise ValueError(
+                f"this network needs an image size that is a multiple of {self.stride}, not {tuple(image.shape[2:])}; "
+                "set roi_size to such a size."
+            )
+        maps = list(self.encoder(image))
+        if self.image_block is not None:
+            maps = [self.image_block(image), *maps]
+        x = maps.pop()
+        for up, skip, fine in zip(reversed(self.ups), reversed(self.skips), reversed(maps), strict=True):
+            x = up(x, skip(fine))
+        return self.head(x)
