@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..bundles import bundles_root
 from .encoder_file import read_encoder
 from .hub import fetch, is_hub_name
 from .kind import fill, find_kind, nearest_kind
 from .source import read_source
 
 __all__ = ["check", "published", "published_weights"]
-
-BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
 
 def published_weights() -> dict[str, dict[str, Any]]:
@@ -110,7 +109,7 @@ def _takers(architecture: Mapping[str, Any]) -> str:
     name = re.compile(rf"\b{architecture.get('name')}\b")
     found = [
         f"{file.parents[2].name}: networks/{file.name}"
-        for file in sorted(BUNDLES.glob("*/configs/networks/*.json"))
+        for file in sorted(bundles_root().glob("*/configs/networks/*.json"))
         if name.search(file.read_text(encoding="utf-8"))
     ]
     return f"Taken, where the sizes are the file's, by {', '.join(found)}.\n" if found else ""
