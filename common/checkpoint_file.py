@@ -24,7 +24,15 @@ import torch
 from .files import atomic_write
 from .volumes import first_line
 
-__all__ = ["RECORD", "add_record", "checked_record", "parse_record", "read_checkpoint", "save_checkpoint"]
+__all__ = [
+    "RECORD",
+    "add_record",
+    "checked_record",
+    "parse_record",
+    "read_checkpoint",
+    "save_checkpoint",
+    "stored_record",
+]
 
 RECORD = "record.json"
 """Entry of the archive with the record; of ONNX files, the key of the metadata."""
@@ -103,10 +111,30 @@ def checked_record(path: Path) -> dict[str, Any]:
         damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
         if damaged is not None:
             raise ValueError(f"it is damaged: the checksum of {damaged} does not match")
-        found = [name for name in archive.namelist() if name.partition("/")[2] == RECORD]
-        if not found:
+        return _record_in(archive, path)
+
+
+def stored_record(path: str | os.PathLike) -> dict[str, Any]:
+    """The record of a file, of which nothing else is read; empty where it has none or is no archive.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the record cannot be read.
+    """
+    path = Path(path)
+    with open(path, "rb") as stream:
+        if not zipfile.is_zipfile(stream):
             return {}
-        return parse_record(archive.read(found[0]), path)
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                return _record_in(archive, path)
+        except (zipfile.BadZipFile, ValueError) as error:
+            raise ValueError(f"the record of {path} cannot be read ({first_line(error)})") from error
+
+
+def _record_in(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
+    found = [name for name in archive.namelist() if name.partition("/")[2] == RECORD]
+    return parse_record(archive.read(found[0]), path) if found else {}
 
 
 def add_record(path: str | os.PathLike, record: Mapping[str, Any]) -> None:

@@ -6,7 +6,9 @@ the record of its file, and each scan at inference is compared with them.
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +19,18 @@ import numpy as np
 
 from .volumes import VolumeError, first_line, format_shape, image_problem
 
-__all__ = ["Difference", "Fingerprint", "ScanFacts", "facts_of_volume", "scan_facts"]
+__all__ = [
+    "Difference",
+    "Fingerprint",
+    "FingerprintInTheMaking",
+    "ScanFacts",
+    "facts_of_volume",
+    "fingerprint_in",
+    "scan_facts",
+    "spread",
+]
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 """Version of a fingerprint's JSON; newer ones are refused."""
@@ -43,6 +56,9 @@ CONTRAST = 0.15
 """By how much a scan's contrast may lie outside of the range of the training scans."""
 RARE = 0.1
 """Share of the training scans below which a modality is warned of."""
+
+MOST_SCANS = 50
+"""Of a training set that are read for its fingerprint."""
 
 AXES = ("left-right", "front-back", "up-down")
 Severity = Literal["refuse", "warn"]
@@ -338,6 +354,58 @@ class Fingerprint:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"the fingerprint of the training scans is damaged ({first_line(error)}).") from error
+
+
+class FingerprintInTheMaking:
+    """Read some scans of a training set, in a thread beside the training, and make their fingerprint.
+
+    Scans that cannot be read are left out: training itself says what is wrong with them.
+
+    Args:
+        items: of the training list. Up to 50 of them, at even distances, are read.
+        key: of the images.
+    """
+
+    def __init__(self, items: Sequence[Mapping[str, Any]], key: str = "image") -> None:
+        self._items, self._key = items, key
+        self._record: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._make, name="fingerprint", daemon=True)
+        self._thread.start()
+
+    def record(self) -> dict[str, Any]:
+        """``{"fingerprint": JSON values}``, empty where no scan could be read; waits until it is there."""
+        self._thread.join()
+        return self._record
+
+    def _make(self) -> None:
+        facts = []
+        try:
+            for item in spread(self._items, MOST_SCANS):
+                try:
+                    facts.append(scan_facts(item[self._key]))
+                except VolumeError:
+                    continue
+            if facts:
+                made = Fingerprint.of(facts, len(self._items)).to_json()
+                self._record = {"fingerprint": made}
+        except Exception as error:  # of files in a form of the user's own; the training is worth more than this
+            logger.warning("no fingerprint of the training scans goes along with the model (%s).", first_line(error))
+
+
+def fingerprint_in(record: Mapping[str, Any]) -> Fingerprint | None:
+    """The fingerprint in the record of a model's file; None where it has none.
+
+    Raises:
+        ValueError: it is damaged, or of a newer version.
+    """
+    values = record.get("fingerprint")
+    return Fingerprint.from_json(values) if isinstance(values, Mapping) else None
+
+
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """Up to `most` items of a list, at even distances."""
+    count = min(most, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def _by_anatomy(facts: ScanFacts, values: Sequence[float]) -> tuple[float, ...]:

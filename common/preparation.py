@@ -35,6 +35,7 @@ from monai.transforms import (
 )
 
 from .transforms.average_pool import AveragePoold
+from .transforms.check_scan import CheckScand
 from .transforms.check_volume import CheckVolumed
 from .transforms.domain_spacing import DomainSpacingd
 from .transforms.noise_background import NoiseBackgroundd
@@ -58,7 +59,7 @@ FORMAT_VERSION = 1
 
 CROPS = (CenterSpatialCropd, CropForegroundd, ResizeWithPadOrCropd, SpatialPadd)
 """Transforms that choose a part of the grid: recorded, but no difference, since nets see windows of any place."""
-SILENT = (LoadImaged, EnsureChannelFirstd, EnsureTyped, Identityd, ToTensord, SelectChanneld)
+SILENT = (CheckScand, LoadImaged, EnsureChannelFirstd, EnsureTyped, Identityd, ToTensord, SelectChanneld)
 """Transforms that change neither the grid nor a value."""
 IDS = {
     "channels": "in_channels",

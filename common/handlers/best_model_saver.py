@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..data.seen import SeenScans
+from ..fingerprint import FingerprintInTheMaking
 from ..preparation import preparation_record
 from ..weights.model_file import save_model
 from .engine_items import output_items
@@ -37,7 +38,8 @@ class BestModelSaver:
             compares it, and into the state dict's metadata, where ``require_strict`` does.
         task: whose classes the network tells, for the record.
         scans: items by the name of their list; what is in ``training`` and ``validation`` goes into the record, too
-            (``common.data.seen``), with which an evaluation compares its scans.
+            (``common.data.seen``), with which an evaluation compares its scans, and the fingerprint of ``training``
+            (``common.fingerprint``), with which inference does.
         encoder: encoder file that the training starts from, whose scans are taken over; None for none.
     """
 
@@ -55,10 +57,13 @@ class BestModelSaver:
         self.record = {"preparation": preparation_record(preprocessing, task=task)} if preprocessing is not None else {}
         self.scans, self.encoder = scans, encoder
         self._seen: SeenScans | None = None
+        self._fingerprint: FingerprintInTheMaking | None = None
         self._labels, self._with_foreground = 0, 0
 
     def attach(self, engine: Engine) -> None:
         self._seen = start_scans_record(self.scans, ("training", "validation"), self.encoder)
+        if self.scans is not None and idist.get_rank() == 0:
+            self._fingerprint = FingerprintInTheMaking(self.scans.get("training", ()))
         engine.add_event_handler(Events.STARTED, self._forget)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._watch)
         engine.add_event_handler(Events.COMPLETED, self)
@@ -78,6 +83,7 @@ class BestModelSaver:
     def __call__(self, engine: Engine) -> None:
         if is_new_best(engine) and idist.get_rank() == 0:
             record = self.record | ({} if self._seen is None else {"scans": self._seen.record()})
+            record |= {} if self._fingerprint is None else self._fingerprint.record()
             save_model(self.network.state_dict(), self.path, record)
             logger.info("%s: epoch %d, %s %.4f.", self.path, engine.state.epoch, *best_metric(engine))
         labels, with_foreground = self._labels, self._with_foreground

@@ -14,14 +14,19 @@ from torch import nn
 from ..checkpoint_file import checked_record
 from ..data.seen import refuse_seen
 from ..files import atomic_write
+from ..fingerprint import fingerprint_in, scan_facts, spread
 from ..networks.onnx_net import OnnxNet
 from ..preparation import check_images
+from ..volumes import VolumeError
 from ..weights.model_file import load_model
 from ..weights.shipped import find_encoder, shipped_encoders
 
 __all__ = ["ModelLoader"]
 
 logger = logging.getLogger(__name__)
+
+MOST_COMPARED = 20
+"""Scans of an evaluation that are compared with those of the training."""
 
 
 class ModelLoader:
@@ -39,7 +44,8 @@ class ModelLoader:
         accept_preparation: take differences over, with a line in the log for each.
         task: whose classes the network is to tell; one that was trained for another task is refused likewise.
         scans, judged_by: items that the network is evaluated on, and the name of their list. A file whose record has
-            scans or subjects of them is refused (``common.data.seen.refuse_seen``).
+            scans or subjects of them is refused (``common.data.seen.refuse_seen``). Of up to 20 of them that are unlike
+            the scans that it was trained on (``common.fingerprint``) the log warns: their labels tell the rest.
         transductive: take it all the same, with a warning.
         note: text file that says so beside the scores; it is removed where there is nothing to say.
 
@@ -81,6 +87,7 @@ class ModelLoader:
             record = load_model(self.network, self.path, judge=self.compare)
         if self.scans is not None:
             self.look_for_scans(record, self.scans)
+            self.look_for_differences(record, self.scans)
         if idist.get_rank() == 0:
             logger.info("network read from %s.", self.path)
 
@@ -95,6 +102,31 @@ class ModelLoader:
             with atomic_write(self.note) as temporary:
                 lines = [f"Transductive: {self.path} {phrase}." for phrase in found]
                 temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+    def look_for_differences(self, record: Mapping[str, Any], scans: Sequence[Mapping[str, Any]]) -> None:
+        fingerprint = fingerprint_in(record)
+        if fingerprint is None or idist.get_rank() != 0:
+            return
+        found: dict[str, list[str]] = {}
+        looked_at = spread(scans, MOST_COMPARED)
+        for item in looked_at:
+            try:
+                facts = scan_facts(item["image"])
+            except VolumeError:  # loading says what is wrong with it
+                continue
+            for difference in fingerprint.differences(facts):
+                found.setdefault(difference.what, []).append(f"{facts.file}: {difference.sentence}")
+        for what, sentences in found.items():
+            logger.warning(
+                "%d of %d scans of the %s list that were looked at are unlike those that %s was trained on (%s), such "
+                "as %s.",
+                len(sentences),
+                len(looked_at),
+                self.judged_by,
+                self.path,
+                what,
+                sentences[0],
+            )
 
     def compare(self, record: Mapping[str, Any]) -> None:
         check_images(self.path, record, self.preprocessing, self.accept_preparation, self.task)

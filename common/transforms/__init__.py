@@ -1,6 +1,7 @@
 from .average_pool import AveragePoold
 from .background_pad import BackgroundPadd
 from .bezier import RandomBezier
+from .check_scan import CheckScand
 from .check_volume import CheckVolumed
 from .cube_group import CubeGroup, rot90_batch
 from .cutout_swap import CutoutSwap
@@ -43,6 +44,7 @@ __all__ = [
     "AveragePoold",
     "BackgroundPadd",
     "CellMask",
+    "CheckScand",
     "CheckVolumed",
     "ClearIgnoredd",
     "CubeGroup",

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import argparse
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
 from torch import nn
 
+from common.fingerprint import FingerprintInTheMaking
 from common.handlers import ModelLoader
-from common.weights.model_file import load_model
+from common.weights.model_file import load_model, save_model
 
 
 def make(width=3, seed=0):
@@ -128,3 +131,19 @@ def test_files_that_do_not_fit_leave_the_network_alone(path, write, error, messa
     with pytest.raises(error, match=message.format(path=path)):
         load_model(net, path)
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_an_evaluation_warns_of_scans_unlike_those_of_the_training(tmp_path, path, caplog):
+    random, items = np.random.default_rng(0), []
+    for number in range(5):
+        values = random.uniform(0, 100, (8, 9, 10)) - (1000 if number > 2 else 0)
+        items.append({"image": str(tmp_path / f"{number}.nii.gz")})
+        nib.save(nib.Nifti1Image(values.astype(np.float32), np.eye(4)), items[-1]["image"])
+    save_model(make().state_dict(), path, FingerprintInTheMaking(items[:2]).record())
+    for scans, said in ((items[1:], 1), (items[:3], 0)):
+        caplog.clear()
+        engine = Engine(lambda engine, batch: None)
+        ModelLoader(path, make(), scans=scans).attach(engine)
+        engine.run([0], max_epochs=1)
+        assert caplog.text.count("2 of 4 scans of the test list that were looked at are unlike those that") == said
+        assert caplog.text.count(f"(modality), such as {items[3]['image']}: it has intensities as CT has") == said

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+from ..checkpoint_file import stored_record
+from ..fingerprint import Fingerprint, facts_of_volume, fingerprint_in
+from ..volumes import VolumeError, volume_name
+
+__all__ = ["CheckScand"]
+
+logger = logging.getLogger(__name__)
+
+
+class CheckScand(MapTransform):
+    """Refuse scans that are unlike those that the network was trained on, and warn of those that are somewhat unlike.
+
+    The rule is that of `common.fingerprint.Fingerprint`. Stands behind loading, where volumes are channel first, shape
+    (C, *spatial), and as they are stored; they pass through unchanged. It reads the record of the model's file when the
+    first scan comes, so that it works wherever the pipeline does, with or without handlers.
+
+    Args:
+        keys: images.
+        model: file of the model (`model.pt`, or the traced net beside it where there is no `model.pt`), or an exported
+            net with a `record`, such as `OnnxNet`. Where its record has no fingerprint, nothing is compared, and the
+            log says so once.
+        accepted: take scans that would be refused, with a warning.
+        allow_missing_keys: whether items may lack keys.
+
+    Raises:
+        ValueError: a scan is refused, with its file, what it is like and what was expected; the fingerprint is damaged.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, model: Any, accepted: bool = False, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.model = Path(model).absolute() if isinstance(model, str | os.PathLike) else "the model"
+        self.accepted = accepted
+        self._record: Mapping[str, Any] | None = getattr(model, "record", None)
+        self._fingerprint: Fingerprint | None = None
+        self._is_read = False
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        if not self._is_read:
+            self._fingerprint = self._read()
+            self._is_read = True
+        if self._fingerprint is None:
+            return d
+        for key in self.key_iterator(d):
+            self._check(self._fingerprint, d[key], volume_name(d[key], key))
+        return d
+
+    def _check(self, fingerprint: Fingerprint, volume: Any, name: str) -> None:
+        try:
+            found = fingerprint.differences(facts_of_volume(volume, name))
+        except VolumeError as error:
+            raise ValueError(f"{name} {error}; repair the file or take it out of the list.") from error
+        refused = [one.sentence for one in found if one.severity == "refuse"]
+        if refused and not self.accepted:
+            raise ValueError(
+                f"{name} is unlike the scans that {self.model} was trained on: {', and '.join(refused)}; give scans "
+                "of that kind, or take this one all the same with --accept_scans True."
+            )
+        if found:
+            logger.warning(
+                "%s is unlike the scans that the model was trained on, so its mask may be wrong: %s.",
+                name,
+                ", and ".join(one.sentence for one in found),
+            )
+
+    def _read(self) -> Fingerprint | None:
+        record = self._record
+        if record is None:
+            path = Path(self.model)
+            file = next((one for one in (path, path.with_suffix(".ts")) if one.is_file()), None)
+            # A name of weights that come along, or a file that is not there, which loading says.
+            record = {} if file is None else stored_record(file)
+        fingerprint = fingerprint_in(record)
+        if fingerprint is None:
+            logger.info(
+                "%s says nothing of the scans that it was trained on: no scan is compared with them.", self.model
+            )
+        return fingerprint
