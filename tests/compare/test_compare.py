@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -197,3 +198,14 @@ def test_plan_lists_and_estimates_and_runs_nothing(cohort, tiny, tmp_path):
 def test_errors_are_one_sentence(tmp_path):
     with pytest.raises(SystemExit, match=r"^error: [^\n]* is no bundle[^\n]*$"):
         call(["--bundle", str(tmp_path), "--arms", "scratch", "--output", "x"], tmp_path)
+
+
+def test_arms_that_differ_in_nothing_but_seeds_are_not_better(tmp_path, unchanged):
+    """One short repetition of the twenty of experiments/compare_aa.py: whole trainings, two seeds of two arms."""
+    spec = importlib.util.spec_from_file_location("compare_aa", ROOT / "experiments/compare_aa.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    words = ["--output", str(tmp_path), "--repetitions", "1", "--epochs", "4", "--subjects", "6"]
+    with unchanged():
+        counts = script.main(words)
+    assert sum(counts.values()) == 1 and not {"better", "worse", "identical"} & set(counts)

@@ -1,0 +1,114 @@
+"""A/A: arms that differ in nothing but the seeds of training, compared as `common.compare` does, again and again.
+
+    python experiments/compare_aa.py --output runs/aa
+
+Trains a tiny UNETR on the sample (4 mm, as the tests do): 20 repetitions of two arms with two seeds each, the same
+labels in both arms, other seeds of initialisation and training. Prints the verdict of each repetition, each a report of
+its own. What is trained is kept in the output folder, so that an interrupted call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from monai.bundle import ConfigWorkflow
+
+from common.compare.collect import metric_rows
+from common.compare.statistics import compare_arms, judge
+from common.data import make_sample
+
+BUNDLE = Path(__file__).resolve().parents[1] / "bundles/pretrain_once/configs"
+OVERLAY = {
+    "datalist": "$@dataset_dir + '/' + @task + '.json'",
+    "spacing": [4.0, 4.0, 4.0],
+    "image_size": [40, 48, 40],
+    "roi_size": [32, 48, 32],
+    "batch_size": 2,
+    "crops_per_volume": 1,
+    "num_workers": 0,
+    "learning_rate": 0.003,
+    "segmentation_net": {
+        "_target_": "common.networks.UNETR",
+        "in_channels": 1,
+        "out_channels": "@num_classes",
+        "img_size": "@roi_size",
+        "num_layers": 4,
+        "feature_size": 4,
+        "hidden_size": 24,
+        "mlp_dim": 48,
+        "num_heads": 2,
+        "qkv_bias": True,
+    },
+    "encoder": {"_target_": "common.networks.ViTEncoder", "vit": "$@segmentation_net.vit"},
+}
+
+
+def main(words: list[str] | None = None) -> dict[str, int]:
+    """The verdicts, with how often each was given."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("runs/aa"))
+    parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--subjects", type=int, default=16)
+    given = parser.parse_args(words)
+    torch.set_num_threads(1)
+    given.output.mkdir(parents=True, exist_ok=True)
+    data = given.output / "sample"
+    if not data.is_dir():
+        make_sample(data, subjects=given.subjects, unlabelled=0, spacing=4.0, progress=False)
+    overlay = given.output / "overlay.json"
+    scheme = json.loads((BUNDLE / "datasets/sample.json").read_text())
+    ids = {"label_scheme": scheme["label_scheme"]}
+    overlay.write_text(json.dumps(OVERLAY | ids | {"max_epochs": given.epochs, "val_interval": given.epochs // 4}))
+    counts: dict[str, int] = {}
+    for repetition in range(given.repetitions):
+        arms: list[dict[tuple[int, str], float]] = [{}, {}]
+        for seed in range(given.seeds):
+            draw = repetition * given.seeds + seed
+            for number, arm in enumerate(arms):
+                scores = train(given.output / f"runs/{draw}-{number}", overlay, data, draw, draw + 10_000 * number)
+                arm.update({(seed, subject): score for subject, score in scores.items()})
+        found = compare_arms(*arms, True)
+        [verdict] = judge([found], 0.01, True)
+        counts[verdict.text] = counts.get(verdict.text, 0) + 1
+        low, high = found.interval
+        print(f"{repetition}: {verdict.text}, {found.parts.mean:+.3f} ({low:+.3f} to {high:+.3f})", flush=True)
+    print(", ".join(f"{text}: {count}" for text, count in sorted(counts.items())))
+    return counts
+
+
+def train(folder: Path, overlay: Path, data: Path, labels: int, seed: int) -> dict[str, float]:
+    """Test Dice by subject of one fine-tuning from scratch."""
+    table = folder / "eval/val_mean_dice_raw.csv"
+    if not table.is_file():
+        shared = {
+            "dataset_dir": str(data),
+            "output_dir": str(folder),
+            "seed": seed,
+            "data#seed": labels,
+            "fraction": 0.5,
+        }
+        for files in (["train.json"], ["train.json", "evaluate.json"]):
+            workflow = ConfigWorkflow(
+                config_file=[*(str(BUNDLE / name) for name in files), str(overlay)],
+                meta_file=str(BUNDLE / "metadata.json"),
+                logging_file=False,
+                workflow_type="train",
+                bundle_root=str(BUNDLE.parent),
+                **shared,
+            )
+            workflow.initialize()
+            workflow.run()
+            workflow.finalize()
+    return {row["filename"]: float(row["mean"]) for row in metric_rows(table)}
+
+
+if __name__ == "__main__":
+    main()
