@@ -18,7 +18,7 @@ from fire.decorators import SetParseFns
 
 from ..checks import parse_flags, renamed_sentence
 from ..json_files import read_json
-from .collect import choose_trials, collect, write_example_list
+from .collect import choose_examples, choose_trials, collect, write_example_list
 from .estimate import equal_time, estimate
 from .execute import execute, hold_folder
 from .plan import STAGES, make_plan
@@ -57,6 +57,7 @@ def compare(
     tune_trials: int | None = None,
     patience: int | None = None,
     launcher: Any = None,
+    folds: int | None = None,
     plan: bool = False,
     report: bool = False,
 ) -> None:
@@ -88,7 +89,7 @@ def compare(
         override: ids and values of fine-tuning and evaluation: 'id=value id=value'.
         pretrain_override: ids and values of pre-training.
         probe: also probe the frozen encoders, without fine-tuning: label, age, diagnosis, by commas.
-        examples: test volumes to show.
+        examples: test volumes to show; with 3 the worst, the median and the best.
         devices: GPUs by number, by commas; a run at a time on each.
         processes: processes a run, through torchrun.
         keep_checkpoints: keep the files that training resumes from.
@@ -99,6 +100,7 @@ def compare(
             trials of learning_rate over one order of magnitude.
         tune_trials: how many combinations are tried, drawn at random; default all.
         patience: validations without a better one after which a fine-tuning ends; its steps are a cap then.
+        folds: cross-validation with so many parts of all items, each tested once.
         launcher: where the runs are done: local, slurm, or in a settings file a mapping for submitit.
         plan: only list the runs, with an estimate of time, memory and disk from a short dry run on this machine, and
             the least difference that they can find.
@@ -108,7 +110,6 @@ def compare(
     asked = read_settings(settings, **given)
     with hold_folder(asked):
         planned = make_plan(asked, try_items=not report)
-        write_example_list(planned)
     for line in planned.other_steps():
         say(line)
     if plan:
@@ -129,7 +130,12 @@ def compare(
     if asked.tune:
         run_stages("pretrain", "tune")
         planned = make_plan(asked, extra, chosen=choose_trials(planned))
-    run_stages(*STAGES)
+    run_stages(*(stage for stage in STAGES if stage != "infer"))
+    if asked.examples:
+        planned = make_plan(asked, extra, chosen=choose_trials(planned), examples=choose_examples(planned))
+        with hold_folder(asked):
+            write_example_list(planned)
+        run_stages("infer")
     with hold_folder(asked):
         collect(planned, None if report else "python -m common.compare " + shlex.join(sys.argv[1:]))
         path = write_report(asked.output)

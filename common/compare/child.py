@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import functools
+import hashlib
 import os
 import platform
 import re
@@ -108,7 +110,8 @@ def _do(
         return
     digest = run.digest()
     if before.get("digest") == digest and before.get("status") == "done":
-        say(f"{title}: done before ({before['seconds']:.0f} s)")
+        other = before.get("packages", {}).get("common") not in (None, versions()["common"])
+        say(f"{title}: done before ({before['seconds']:.0f} s{', by other code' if other else ''})")
         return
     if before.get("digest") == digest and before.get("status") == "failed" and before != seen:
         say(f"{title}: FAILED in another process, {before['reason']}")
@@ -285,12 +288,21 @@ def _write_outcome(run: Run, outcome: Mapping[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that results depend on."""
-    found = {}
+    """Versions of the packages that results depend on, and the content of this one."""
+    found = {"common": _code()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+@functools.cache
+def _code() -> str:
+    """The start of a SHA-256 of all code and data of ``common``."""
+    root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".json")):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def machine() -> str:

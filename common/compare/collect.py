@@ -25,8 +25,9 @@ __all__ = ["collect", "write_example_list"]
 
 NIFTI = (".nii", ".nii.gz")
 SUBJECTS = ("arm", "fraction", "labels", "seed", "metric", "structure", "subject", "value")
+# `fold` stands last: folders of comparisons from before there were folds have no such column.
 RESULTS = ("arm", "fraction", "labels", "seed", "metric", "structure", "value", "subjects", "steps", "seconds")
-CURVES = ("arm", "fraction", "seed", "stage", "tag", "step", "seconds", "value")
+CURVES = ("arm", "fraction", "seed", "stage", "tag", "step", "seconds", "value", "fold")
 COSTS = (
     "arm",
     "stage",
@@ -39,9 +40,10 @@ COSTS = (
     "folder",
     "reason",
     "cap",
+    "fold",
 )
 PREDICTIONS = ("arm", "fraction", "labels", "seed", "subject", "truth", "prediction")
-TRIALS = ("arm", "fraction", "labels", "trial", "values", "status", "score", "chosen")
+TRIALS = ("arm", "fraction", "labels", "trial", "values", "status", "score", "chosen", "fold")
 PROBES = ("arm", "fraction", "labels", "seed", "probe", "target", "metric", "structure", "value")
 
 
@@ -63,14 +65,16 @@ def collect(plan: Plan, command: str | None) -> None:
     subjects = [row for run in done if run.stage == "evaluate" for row in subject_rows(run, plan, names)]
     tested = {row["subject"] for row in subjects}
     subjects += [row for arm in settings.arms if arm.scores for row in reference_rows(arm, plan)]
-    training = {run.folder: outcomes[id(run)] for run in plan.runs if run.stage == "train"}
-    folders = {(run.arm, run.labels, run.seed): run.folder for run in plan.runs if run.stage == "train"}
+    trained: dict[tuple, list[dict[str, Any]]] = {}
+    for run in (run for run in plan.runs if run.stage == "train"):
+        trained.setdefault((run.arm, run.labels, run.seed), []).append(outcomes[id(run)])
     _write_table(settings.output / "subjects.csv", SUBJECTS, subjects)
     results = []
     for row in mean_rows(subjects):
-        folder = folders.get((row["arm"], row["labels"], row["seed"]))
-        outcome = training[folder] if folder else {}
-        results.append({**row, "steps": outcome.get("steps"), "seconds": outcome.get("seconds")})
+        parts = trained.get((row["arm"], row["labels"], row["seed"]), [])  # one a fold
+        seconds = [part["seconds"] for part in parts if part.get("seconds") is not None]
+        steps = [part["steps"] for part in parts if part.get("steps") is not None]
+        results.append({**row, "steps": max(steps) if steps else None, "seconds": sum(seconds) if seconds else None})
     _write_table(settings.output / "results.csv", RESULTS, results)
     if settings.tune:
         _write_table(settings.output / "tune.csv", TRIALS, trial_rows(plan))
@@ -113,6 +117,7 @@ def collect(plan: Plan, command: str | None) -> None:
             "validation_from_labels": settings.validation_from_labels,
             "trials": list_trials(settings),
             "patience": settings.patience,
+            "folds": settings.folds,
             "structure_names": names,
             "command": command or read_json(settings.output / "comparison.json", {}).get("command", ""),
             "packages": _distinct([outcomes[id(run)].get("packages", versions()) for run in done]),
@@ -165,7 +170,8 @@ def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[s
         path = folder / f"{metric}_raw.csv"
         if not path.is_file():
             value = _overall(folder / "metrics.csv", metric)
-            yield {**_key(run), "metric": metric, "structure": "mean", "subject": "all", "value": value}
+            whole = "all" if run.fold is None else f"all of fold {run.fold}"
+            yield {**_key(run), "metric": metric, "structure": "mean", "subject": whole, "value": value}
             continue
         rows = metric_rows(path)
         owners = {_first(item["image"]): str(item["subject"]) for item in plan.test if "subject" in item}
@@ -283,7 +289,7 @@ def trial_rows(plan: Plan) -> list[dict[str, Any]]:
         rows.append({**_key(run), "trial": run.trial, "values": json.dumps(values), "status": status, "chosen": ""})
         if scores:
             rows[-1]["score"] = sign * score if math.isfinite(score) else math.nan
-        key = (run.arm, run.labels)
+        key = (run.arm, run.labels, run.fold)
         if score > best.get(key, (-math.inf, {}))[0]:
             best[key] = score, rows[-1]
     for _, row in best.values():
@@ -291,14 +297,14 @@ def trial_rows(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
-def choose_trials(plan: Plan) -> dict[tuple[str, int], int]:
-    """Per arm and number of labels the trial that was best in validation; none while a trial is still to come.
+def choose_trials(plan: Plan) -> dict[tuple[str, int, int | None], int]:
+    """Per arm, number of labels and fold the trial that was best in validation; none while a trial is still to come.
 
     A trial that failed, as by a rate that diverges, counts as one that was tried.
     """
     rows = trial_rows(plan)
-    waiting = {(row["arm"], row["labels"]) for row in rows if row["status"] not in ("done", "failed")}
-    best = {(row["arm"], row["labels"]): row["trial"] for row in rows if row["chosen"]}
+    waiting = {(row["arm"], row["labels"], row["fold"]) for row in rows if row["status"] not in ("done", "failed")}
+    best = {(row["arm"], row["labels"], row["fold"]): row["trial"] for row in rows if row["chosen"]}
     return {key: trial for key, trial in best.items() if key not in waiting}
 
 
@@ -321,7 +327,7 @@ def curve_rows(run: Run) -> Iterator[dict[str, Any]]:
         for step, (time, value) in sorted(values.items()):
             attempt = next((one for one in reversed(attempts) if one["started"] <= time), attempts[0])
             yield {
-                **{name: _key(run)[name] for name in ("arm", "fraction", "seed")},
+                **{name: _key(run)[name] for name in ("arm", "fraction", "seed", "fold")},
                 "stage": run.stage,
                 "tag": tag,
                 "step": step * scale,
@@ -359,14 +365,40 @@ def probe_rows(run: Run, names: dict[int, str]) -> Iterator[dict[str, Any]]:
 
 def write_example_list(plan: Plan) -> None:
     """The datalist of the test volumes that the report shows."""
-    images = [item["image"] for item in plan.test[: plan.settings.examples]]
+    images = [item["image"] for item in plan.shown]
     write_json(plan.settings.output / "examples.datalist.json", {"test": [{"image": image} for image in images]})
 
 
+def shown_scores(plan: Plan) -> dict[str, float]:
+    """Image file -> mean over the arms of the main metric, of the nets whose pictures are shown."""
+    first = min((run.labels for run in plan.runs if run.labels is not None), default=0)
+    scores: dict[str, list[float]] = {}
+    for run in plan.runs:
+        asked = run.stage == "evaluate" and run.seed == plan.settings.seeds[0] and run.labels == first and not run.fold
+        path = Path(run.override.get("output_dir", "")) / "eval" / f"{next(iter(plan.evaluate.metrics))}_raw.csv"
+        if asked and read_outcome(run).get("status") == "done" and path.is_file():
+            for row in metric_rows(path):
+                scores.setdefault(row["filename"], []).append(float(row["mean"]))
+    means = {image: sum(values) / len(values) for image, values in scores.items()}
+    return {image: mean for image, mean in means.items() if not math.isnan(mean)}
+
+
+def choose_examples(plan: Plan) -> list[dict[str, Any]]:
+    """The test items to show, from the worst to the best in equal steps (1: the median); none without scores."""
+    scores = shown_scores(plan)
+    sign = 1 if next(iter(plan.evaluate.metrics.values())) == "higher" else -1
+    ranked = [item for item in plan.candidates if _first(item["image"]) in scores]
+    ranked.sort(key=lambda item: sign * scores[_first(item["image"])])
+    count = min(plan.settings.examples, len(ranked))
+    places = np.linspace(0, len(ranked) - 1, count) if count > 1 else [(len(ranked) - 1) // 2] * count
+    return [ranked[round(place)] for place in places]
+
+
 def example_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
-    items = plan.test[: plan.settings.examples]
+    items, scores = plan.shown, shown_scores(plan)
     root = example_root(items)
-    for item in items:
+    ranks = {1: ["median"], 3: ["worst", "median", "best"]}.get(len(items), [""] * len(items))
+    for item, rank in zip(items, ranks, strict=True):
         image = _first(item["image"])
         if not image.endswith(NIFTI):
             continue  # the report draws with nibabel
@@ -379,6 +411,7 @@ def example_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
             yield {
                 **{key: _key(run)[key] for key in ("arm", "fraction", "seed")},
                 "subject": name,
+                "title": f"{name}\n{f'{rank}: ' if rank else ''}{scores[image]:.3f}" if image in scores else name,
                 "image": image,
                 "label": mapped_label(item, name.replace(os.sep, "_"), plan),
                 "prediction": str(prediction),
@@ -411,7 +444,7 @@ def mapped_label(item: dict[str, Any], stem: str, plan: Plan) -> str | None:
 
 
 def _key(run: Run) -> dict[str, Any]:
-    return {"arm": run.arm, "fraction": run.fraction, "labels": run.labels, "seed": run.seed}
+    return {"arm": run.arm, "fraction": run.fraction, "labels": run.labels, "seed": run.seed, "fold": run.fold}
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:

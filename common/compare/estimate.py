@@ -73,8 +73,8 @@ def estimate(plan: Plan) -> str:
         training = cost_of(run if run.stage != "evaluate" else _of_stage(plan, "train", run.arm))
         evaluation = cost_of(_of_stage(plan, "evaluate", run.arm), training)
         if run.stage == "evaluate":
-            cost, loaded = evaluation, len(plan.test)
-            seconds = cost.start + len(plan.test) * (cost.step + item_seconds)
+            cost, loaded = evaluation, math.ceil(len(plan.test) / (plan.settings.folds or 1))
+            seconds = cost.start + loaded * (cost.step + item_seconds)
         else:
             cost, loaded = training, run.items + validation
             rounds = 0 if run.stage == "pretrain" else plan.settings.validations
@@ -82,7 +82,7 @@ def estimate(plan: Plan) -> str:
             seconds += rounds * validation * evaluation.step
         memory = cost.peak_mb + loaded * item_bytes / 2**20
         total, peak, disk = total + seconds, max(peak, memory), disk + cost.disk
-        lines.append(f"  {run}: {run.steps or len(plan.test)} {'steps' if run.steps else 'volumes'}, {_time(seconds)}")
+        lines.append(f"  {run}: {run.steps or loaded} {'steps' if run.steps else 'volumes'}, {_time(seconds)}")
     if plan.settings.equal == "time":
         lines.append("  and in arms that pre-trained less, as many steps more as their time allows")
     parallel = len(plan.settings.devices)

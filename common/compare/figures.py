@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ..visualize import class_colours
-from .statistics import mean_and_spread
+from .statistics import compare_arms, mean_and_spread
 from .tables import Tables
 
 __all__ = ["draw_all", "metric_name"]
@@ -31,10 +31,16 @@ MIN_SPAN = 0.2
 def draw_all(tables: Tables) -> dict[str, tuple[Figure, str]]:
     """Name of each figure -> the figure and its caption."""
     drawn = {
+        "differences": (
+            differences(tables),
+            f"All differences in {metric_name(tables.main_metric)}, with intervals of 95 % and the verdict beside each."
+            + (" Grey: the margin of equivalence." if tables.about.get("margin") else ""),
+        ),
         "label_efficiency": (
             label_efficiency(tables),
             f"{metric_name(tables.main_metric)} on the test part against the number of labels. Lines: mean over seeds; "
-            "points: one seed each.",
+            "points: one seed each; whiskers: interval of 95 % of the mean over seeds and subjects, cut where it "
+            "leaves the picture.",
         ),
         "learning_curves": (
             learning_curves(tables),
@@ -53,7 +59,7 @@ def draw_all(tables: Tables) -> dict[str, tuple[Figure, str]]:
         ),
         "examples": (
             examples(tables),
-            "Test volumes as the nets of the first seed and the fewest labels see them.",
+            "Test volumes as the nets of the first seed and the fewest labels see them, by their mean over the arms.",
         ),
     }
     return {name: (figure, caption) for name, (figure, caption) in drawn.items() if figure is not None}
@@ -98,24 +104,58 @@ def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Figur
     return figure, axes
 
 
+def differences(tables: Tables) -> Figure | None:
+    """A row a comparison: mean, interval and verdict."""
+    found = {key: tables.difference(*key) for key in tables.verdicts} if tables.subjects else {}
+    rows = [(key, one) for key, one in found.items() if one is not None]
+    if not rows:
+        return None
+    figure, axes = _figure(8, 1.2 + 0.32 * len(rows), 1, 1)
+    axis, shades = axes[0, 0], colours(tables)
+    margin = tables.about.get("margin")
+    axis.axvline(0.0, color="#333333", linewidth=1)
+    if margin:
+        axis.axvspan(-margin, margin, color="#DDDDDD", zorder=0)
+    for at, ((pair, labels), one) in enumerate(rows):
+        low, high = one.interval or (one.parts.mean, one.parts.mean)
+        axis.plot([low, high], [at, at], "-", color=shades[pair[0]], linewidth=2)
+        axis.plot(one.parts.mean, at, "o", color=shades[pair[0]])
+        text = tables.verdicts[pair, labels].text
+        axis.annotate(text, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    names = [plain(f"{' - '.join(pair)}, {labels} labels") for (pair, labels), _ in rows]
+    axis.set_yticks(range(len(rows)), names)
+    axis.invert_yaxis()
+    better = "right" if tables.metrics[tables.main_metric] == "higher" else "left"
+    axis.set_xlabel(plain(f"difference in {metric_name(tables.main_metric)} ({better} of 0 is better)"))
+    return figure
+
+
 def label_efficiency(tables: Tables) -> Figure | None:
     """The main metric against the number of labels; for the least span of its axis see ``widen``."""
     if not tables.labels:
         return None
     figure, axes = _figure(6, 4, 1, 1)
     axis, shades = axes[0, 0], colours(tables)
+    whiskers = []
     shift = 1.02  # arms side by side, so that equal points do not hide each other
     for number, arm in enumerate(tables.arms):
         points = {n: mean_and_spread(tables.scores(arm, n, tables.main_metric)) for n in tables.labels}
         points = {n: value for n, value in points.items() if value[2]}
         x = [n * shift ** (number - (len(tables.arms) - 1) / 2) for n in points]
         axis.plot(x, [mean for mean, _, _ in points.values()], "-", color=shades[arm], label=plain(arm), linewidth=2)
-        for at, (_, _, seeds) in zip(x, points.values(), strict=True):
+        for at, n, (_, _, seeds) in zip(x, points, points.values(), strict=True):
+            own = tables.scores(arm, n, tables.main_metric)
+            interval = getattr(compare_arms(own, dict.fromkeys(own, 0.0), True), "interval", None)
+            if interval is not None:
+                whiskers.append(([at, at], interval, shades[arm]))
             axis.plot([at] * len(seeds), list(seeds.values()), "o", color=shades[arm], markersize=4, alpha=0.7)
     axis.set_xscale("log")
     axis.set_xticks(tables.labels, [str(n) for n in tables.labels])
     axis.minorticks_off()
     widen(axis, tables.main_metric)
+    axis.set_ylim(axis.get_ylim())  # those of two seeds may be many times the picture
+    for x, interval, shade in whiskers:
+        axis.plot(x, interval, "_-", color=shade, linewidth=1, markersize=7)
     axis.set_xlabel("labelled training items")
     axis.set_ylabel(plain(metric_name(tables.main_metric)))
     axis.legend(frameon=False)
@@ -129,7 +169,7 @@ def learning_curves(tables: Tables) -> Figure | None:
         return None
     fraction = max(row["fraction"] for row in train)
     seed = min(row["seed"] for row in train)
-    train = [row for row in train if row["fraction"] == fraction and row["seed"] == seed]
+    train = [row for row in train if row["fraction"] == fraction and row["seed"] == seed and not row.get("fold")]
     figure, axes = _figure(12, 3.6, 1, 3)
     for arm, shade in colours(tables).items():
         validation = [row for row in train if row["arm"] == arm and row["tag"] == tables.main_metric]
@@ -218,7 +258,11 @@ def examples(tables: Tables) -> Figure | None:
         predictions = {arm: _volume(entries[arm]["prediction"]) for arm in arms if arm in entries}
         masks = [mask for mask in (truth, *predictions.values()) if mask is not None]
         z = int(np.argmax(sum((mask > 0).sum((0, 1)) for mask in masks[:1])))
-        cells = [(subject, None), ("truth", truth), *((arm, predictions.get(arm)) for arm in arms)]
+        cells = [
+            (first.get("title") or subject, None),
+            ("truth", truth),
+            *((arm, predictions.get(arm)) for arm in arms),
+        ]
         slices = [
             (title, mask[:, :, z].T if mask is not None and mask.shape == image.shape else None)
             for title, mask in cells

@@ -19,14 +19,12 @@ from ..checks import PLACES, final_sentence, first_cause, override_problem
 from ..json_files import read_json
 from ..overlays import order_problems
 from ..volumes import and_more
-from .settings import Arm, CompareError, Settings, is_factor
+from .settings import SPLIT, Arm, CompareError, Settings, is_factor
 
 __all__ = ["BundleConfig", "Plan", "Run", "example_root", "make_plan"]
 
 STAGES = ("pretrain", "tune", "train", "evaluate", "infer", "probe")
 ALLOW = "set `transductive` to allow it, which the report says"
-SPLIT = ("fold", "split_seed", "pool_test", "data#num_folds")
-"""Ids by which the lists of a datalist are drawn anew."""
 MARGIN = 0.01  # of Dice
 VALIDATION_SHARE = 0.2  # of the labels, where they are all that there is
 
@@ -47,6 +45,7 @@ class Run:
         data: SHA-256 of the datalists.
         target: of a representation probe.
         trial: number of the combination of values that a tuning run tries.
+        fold: of a cross-validation.
     """
 
     stage: str
@@ -66,6 +65,7 @@ class Run:
     data: str = ""
     target: str | None = None
     trial: int | None = None
+    fold: int | None = None
 
     @property
     def key(self) -> str:
@@ -75,7 +75,7 @@ class Run:
     def __str__(self) -> str:
         parts = [self.stage, self.arm]
         parts += [f"{self.labels} labels"] * (self.labels is not None) + [f"seed {self.seed}"] * (self.seed is not None)
-        parts += [f"trial {self.trial}"] * (self.trial is not None)
+        parts += [f"fold {self.fold}"] * (self.fold is not None) + [f"trial {self.trial}"] * (self.trial is not None)
         return ", ".join([*parts, self.target] if self.target else parts)
 
     @property
@@ -182,7 +182,8 @@ class Plan:
 
     Args:
         train, evaluate: configs of fine-tuning with all labels and of evaluation.
-        test: items of the fixed test part.
+        test: items of the fixed test part, or of those of all folds.
+        training: number of training items, in the fold that has the fewest; 0: those of ``train``.
     """
 
     settings: Settings
@@ -190,6 +191,18 @@ class Plan:
     train: BundleConfig
     evaluate: BundleConfig
     test: list[dict[str, Any]]
+    training: int = 0
+    examples: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def shown(self) -> Sequence[dict[str, Any]]:
+        """The test items whose pictures the report has: chosen by their scores, before there are any the first."""
+        return self.examples or self.candidates[: self.settings.examples]
+
+    @property
+    def candidates(self) -> list[dict[str, Any]]:
+        """The test items that may be shown; of folds those of the first."""
+        return _test_items(self.evaluate) if self.settings.folds else self.test
 
     @property
     def margin(self) -> float | None:
@@ -205,7 +218,7 @@ class Plan:
 
     def fractions(self) -> dict[float, int]:
         """Share of the training list -> number of its items."""
-        return _fractions(self.settings, len(self.train.get("data")["training"]))
+        return _fractions(self.settings, self.training or len(self.train.get("data")["training"]))
 
     def config(self, run: Run) -> BundleConfig:
         """The config of a run, as of one process."""
@@ -234,7 +247,8 @@ def make_plan(
     settings: Settings,
     extra_steps: Mapping[tuple[str, int], int] | None = None,
     try_items: bool = False,
-    chosen: Mapping[tuple[str, int], int] | None = None,
+    chosen: Mapping[tuple[str, int, int | None], int] | None = None,
+    examples: Sequence[dict[str, Any]] = (),
 ) -> Plan:
     """Lay out the runs of a comparison.
 
@@ -243,15 +257,18 @@ def make_plan(
             time).
         try_items: load one training and one test item as the runs will, so that what is wrong with all labels, such as
             their label scheme, is said before hours of pre-training.
-        chosen: per arm and number of labels, the trial whose values fine-tuning takes (for ``tune``). Without it
+        chosen: per arm, number of labels and fold, the trial whose values fine-tuning takes (for ``tune``). Without it
             fine-tuning waits for all trials.
+        examples: test items to show, by default the first ones.
 
     Raises:
         CompareError: the bundle lacks a file, an override names no id of the config, the data cannot be read, a list is
             empty, a number of labels is more than there are, or an item that is tried cannot be loaded.
     """
     builder = _Builder(settings, extra_steps or {}, chosen or {})
-    plan = Plan(settings, tuple(builder.runs()), builder.train, builder.evaluate, builder.test)
+    builder.examples = tuple(examples)
+    shared = (builder.train, builder.evaluate, builder.test, builder.training, builder.examples)
+    plan = Plan(settings, tuple(builder.runs()), *shared)
     if try_items:
         builder.try_items()
     return plan
@@ -261,27 +278,39 @@ class _Builder:
     """Makes the runs; a class for what they share."""
 
     def __init__(
-        self, settings: Settings, extra_steps: Mapping[tuple[str, int], int], chosen: Mapping[tuple[str, int], int]
+        self,
+        settings: Settings,
+        extra_steps: Mapping[tuple[str, int], int],
+        chosen: Mapping[tuple[str, int, int | None], int],
     ) -> None:
         self.settings, self.extra_steps, self.chosen = settings, extra_steps, chosen
+        self.folds: tuple[int | None, ...] = tuple(range(settings.folds)) if settings.folds else (None,)
+        self.pretrained_by_fold: set[str] = set()
+        self.examples: tuple[dict[str, Any], ...] = ()
         self.places = {
             name: value
             for name, value in (("dataset_dir", settings.dataset_dir), ("datalist", settings.datalist))
             if value is not None
         }
-        self.train = self.read("train", settings.override)
-        self.evaluate = self.read("evaluate", settings.override)
+        trains = [self.read("train", {**settings.override, **self.split(fold)}) for fold in self.folds]
+        evaluates = [self.read("evaluate", {**settings.override, **self.split(fold)}) for fold in self.folds]
+        self.train, self.evaluate = trains[0], evaluates[0]
         _ = self.evaluate.metrics  # refused now rather than after hours
-        self.test = self.evaluate.get("data")[self.evaluate.get("evaluated_list", "test")]
+        self.test = [item for evaluate in evaluates for item in _test_items(evaluate)]
         for name, items in (("validation", self.train.get("data")["validation"]), ("test", self.test)):
             if len(items) < settings.processes:
                 raise CompareError(
                     f"--processes {settings.processes}: every process needs a {name} item, and there are {len(items)}."
                 )
-        training = len(self.train.get("data")["training"])
+        self.sizes = [len(train.get("data")["training"]) for train in trains]
+        self.training = training = min(self.sizes)
         self.fractions = _fractions(settings, training)
         self.data = _data_digest(self.train)
         self.full_steps = self.train.get("max_epochs") * self.train.steps_per_epoch(training)
+
+    def split(self, fold: int | None) -> dict[str, Any]:
+        """The ids of a fold, whose part is the test list."""
+        return {} if fold is None else {"fold": fold, "data#pool_test": True, "data#num_folds": self.settings.folds}
 
     def files(self, stage: str, overlays: Sequence[str] = ()) -> tuple[str, ...]:
         """Base files, the overlays of every stage, those given, and the one for several processes."""
@@ -347,16 +376,32 @@ class _Builder:
                 yield from self.pretraining(arm)
             self.check_encoder(arm)
         for fraction, labels in self.fractions.items():
-            for seed in self.settings.seeds:
+            for seed, fold in itertools.product(self.settings.seeds, self.folds):
                 for arm in (arm for arm in self.settings.arms if not arm.scores):
-                    yield from self.fine_tuning(arm, fraction, labels, seed)
+                    yield from self.fine_tuning(arm, fraction, labels, seed, fold)
 
     def pretraining(self, arm: Arm) -> Iterator[Run]:
+        """Its pre-training, or one a fold where its list holds scans of the folds."""
+        if self.settings.folds and arm.pretrain_from not in self.pretrained_by_fold:
+            try:
+                yield from list(self.pretraining_of(arm, self.folds))
+                return
+            except CompareError:
+                given = {**self.settings.pretrain_override, **arm.pretrain_override}
+                if "fold" not in self.read("pretrain", given, arm.pretrain[1:]).ids:
+                    raise
+        if self.settings.folds:
+            self.pretrained_by_fold.add(arm.name)
+        for fold in self.folds:
+            yield from self.pretraining_of(arm, (fold,), fold)
+
+    def pretraining_of(self, arm: Arm, folds: Sequence[int | None], fold: int | None = None) -> Iterator[Run]:
+        """The pre-training for some folds, with the lists of ``fold``."""
         settings = self.settings
         given = {**settings.pretrain_override, **arm.pretrain_override}
         # What fine-tuning holds out, pre-training must not see.
         known = self.read("pretrain", given, arm.pretrain[1:]).ids
-        held_out = {**settings.override, **arm.override}
+        held_out = {**settings.override, **arm.override, **self.split(fold)}
         split = {key: held_out[key] for key in SPLIT if key in held_out and key.partition("#")[0] in known}
         override = {**self.places, **split, **given}
         config = self.read("pretrain", override, arm.pretrain[1:])
@@ -364,18 +409,19 @@ class _Builder:
             raise CompareError(f"Arm {arm.name!r}: the bundle's pre-training starts from no encoder file.")
         epochs = config.get("max_epochs")
         seen = config.get("data")["training"]
-        self.check_leak(arm, seen, config.get("data")["validation"] if _is_chosen(config) else [])
+        for one in folds:
+            self.check_leak(arm, seen, config.get("data")["validation"] if _is_chosen(config) else [], one)
         items = len(seen)
         override |= _checkpoint_interval(config, override, epochs)
         data = _data_digest(config, "datalist", "pretrain_datalist")
         for seed in settings.seeds if arm.pretrain_per_seed else (None,):
-            folder = self.pretrain_folder(arm, seed)
+            folder = self.pretrain_folder(arm, seed, fold)
             own = {**override, "resume": True, "output_dir": str(folder)}
             own |= {} if seed is None else {"seed": seed + arm.seed_offset}
             first: dict[str, Any] = {}
             if arm.pretrain_from is not None:
                 earlier = next(one for one in settings.arms if one.name == arm.pretrain_from)
-                path = self.pretrain_folder(earlier, seed) / "encoder.safetensors"
+                path = self.pretrain_folder(earlier, seed, fold) / "encoder.safetensors"
                 own |= {"pretrained_encoder": str(path)}
                 first = {"inputs": (path,), "needs": (path.with_name("pretrain.json"),)}
             yield Run(
@@ -390,23 +436,28 @@ class _Builder:
                 items=items,
                 batch=config.batch,
                 data=data,
+                fold=fold,
                 **first,
             )
 
-    def held_out(self, arm: Arm) -> dict[str, Any]:
+    def held_out(self, arm: Arm, fold: int | None) -> dict[str, Any]:
         """The lists by which fine-tuning is chosen and judged, in this arm, whose override may draw others."""
         train, evaluate = self.train, self.evaluate
-        if arm.override or arm.overlays:
-            override = {**self.settings.override, **arm.override}
+        if arm.override or arm.overlays or fold:
+            override = {**self.settings.override, **arm.override, **self.split(fold)}
             train = self.read("train", override, arm.overlays)
             evaluate = self.read("evaluate", override, arm.overlays)
-        judged = {"test": evaluate.get("data")[evaluate.get("evaluated_list", "test")]}
+        judged = {"test": _test_items(evaluate)}
         if self.settings.validation_from_labels:  # parts of the training list, which pre-training may see
             return judged
         return {"validation": train.get("data")["validation"], **judged}
 
     def check_leak(
-        self, arm: Arm, seen: Sequence[Mapping[str, Any]], chosen_by: Sequence[Mapping[str, Any]] = ()
+        self,
+        arm: Arm,
+        seen: Sequence[Mapping[str, Any]],
+        chosen_by: Sequence[Mapping[str, Any]] = (),
+        fold: int | None = None,
     ) -> None:
         """Refuse a pre-training that sees what fine-tuning is chosen or judged by, or is chosen by what judges."""
         if self.settings.transductive:
@@ -414,7 +465,7 @@ class _Builder:
         from ..data.copies import find_copies
         from ..data.datalist import OTHER_PEOPLE
 
-        held = self.held_out(arm)
+        held = self.held_out(arm, fold)
         judged = set(_files(held["test"]))
         first = next((file for file in _files(chosen_by) if file in judged), None)
         if first is not None:
@@ -454,27 +505,31 @@ class _Builder:
             scans = read_record(arm.encoder).get("scans")
         except ValueError as error:
             raise CompareError(f"Arm {arm.name!r}: {error}") from error
-        found = find_seen(scans, self.held_out(arm), ("validation", "test"))
+        each = (find_seen(scans, self.held_out(arm, fold), ("validation", "test")) for fold in self.folds)
+        found = next(filter(None, each), None)
         if found:
             raise CompareError(
                 f"Arm {arm.name!r}: {arm.encoder} {', and '.join(found)}: take an encoder that has not seen them, or "
                 f"{ALLOW}."
             )
 
-    def pretrain_folder(self, arm: Arm, seed: int | None) -> Path:
+    def pretrain_folder(self, arm: Arm, seed: int | None, fold: int | None) -> Path:
         folder = self.settings.output / "pretrain" / arm.name
+        folder = folder / f"fold-{fold}" if arm.name in self.pretrained_by_fold else folder
         return folder / f"seed-{seed}" if arm.pretrain_per_seed else folder
 
-    def fine_tuning(self, arm: Arm, fraction: float, labels: int, seed: int) -> Iterator[Run]:
+    def fine_tuning(self, arm: Arm, fraction: float, labels: int, seed: int, fold: int | None = None) -> Iterator[Run]:
         settings = self.settings
         folder = settings.output / "runs" / arm.name / f"labels-{labels:04d}" / f"seed-{seed}"
-        override = {**self.places, **settings.override, **arm.override}
+        folder = folder if fold is None else folder / f"fold-{fold}"
+        override = {**self.places, **settings.override, **arm.override, **self.split(fold)}
         config = self.read("train", override, arm.overlays)
         trials = [trial_values(trial, config, arm) for trial in list_trials(settings)]
         for values in trials:
             self.read("train", values, arm.overlays)  # which refuses ids that there are not
-        choice = self.chosen.get((arm.name, labels))
-        override |= {"fraction": fraction, "seed": seed + arm.seed_offset}
+        choice = self.chosen.get((arm.name, labels, fold))
+        share = fraction if fold is None else labels / self.sizes[fold]
+        override |= {"fraction": share, "seed": seed + arm.seed_offset}
         if settings.validation_from_labels:
             override["data#validation_share"] = VALIDATION_SHARE
         if settings.transductive and "transductive" in config.ids:
@@ -485,7 +540,7 @@ class _Builder:
         encoder = {}
         inputs: tuple[Path, ...] = ()
         if arm.pretrain or arm.encoder:
-            path = Path(arm.encoder or self.pretrain_folder(arm, seed) / "encoder.safetensors")
+            path = Path(arm.encoder or self.pretrain_folder(arm, seed, fold) / "encoder.safetensors")
             encoder, inputs = {"pretrained_encoder": str(path)}, (path,)
         pretrained = (inputs[0].with_name("pretrain.json"),) if arm.pretrain else ()
         training = labels
@@ -509,13 +564,13 @@ class _Builder:
             reads: dict[str, tuple[Path, ...]] = {"inputs": model, "needs": (folder / "train.json",)}
             if stage in ("tune", "train", "probe"):
                 reads = {"inputs": inputs, "needs": pretrained}
-            given = {"folder": folder, **reads, "data": self.data, **more}
+            given = {"folder": folder, "fold": fold, **reads, "data": self.data, **more}
             files = self.files(stage, arm.network if stage == "infer" else arm.overlays)
             return Run(stage, arm.name, files, own, seed=seed, fraction=fraction, labels=labels, **given)
 
         length = {"steps": epochs * per_epoch, "epochs": epochs, "items": training}
         length["batch"] = config.batch
-        places = [self.trial_folder(arm, labels, number) for number in range(len(trials))]
+        places = [self.trial_folder(arm, labels, fold, number) for number in range(len(trials))]
         if seed == settings.seeds[0]:
             for number, (values, where) in enumerate(zip(trials, places, strict=True)):
                 own = {**train, **values, "resume": True, "output_dir": str(where)}
@@ -523,22 +578,24 @@ class _Builder:
         waits = tuple(where / "tune.json" for number, where in enumerate(places) if choice in (None, number))
         yield run("train", {**train, "resume": True, **place}, needs=(*pretrained, *waits), **length)
         yield run("evaluate", {**override, **place})
-        shown = seed == settings.seeds[0] and labels == min(self.fractions.values())
+        shown = seed == settings.seeds[0] and labels == min(self.fractions.values()) and not fold
         inference = (settings.bundle / "configs" / "inference.json").is_file()
         if settings.examples and shown and inference and isinstance(self.test[0].get("label"), str):
             ids = self.read("infer", {}, arm.network).ids
             ids.discard("data")  # the images to label: nothing that training's lists and their draw have
             own = {key: value for key, value in override.items() if re.split("#|::", key)[0] in ids}
-            images = [str(item["image"]) for item in self.test[: settings.examples]]
-            own |= {"dataset_dir": example_root(self.test[: settings.examples])}
+            examples = self.examples or _test_items(self.evaluate)[: settings.examples]
+            images = [str(item["image"]) for item in examples]
+            own |= {"dataset_dir": example_root(examples)}
             own |= {"datalist": str(settings.output / "examples.datalist.json")}
             own |= {"model_path": str(model[0]), "output_dir": str(folder / "predictions")}
             yield run("infer", own, data=hashlib.sha256("\n".join(images).encode()).hexdigest())
         for target in settings.probe:
             yield run("probe", {**override, **encoder, **place}, target=target)
 
-    def trial_folder(self, arm: Arm, labels: int, number: int) -> Path:
-        return self.settings.output / "tune" / arm.name / f"labels-{labels:04d}" / f"trial-{number}"
+    def trial_folder(self, arm: Arm, labels: int, fold: int | None, number: int) -> Path:
+        folder = self.settings.output / "tune" / arm.name / f"labels-{labels:04d}"
+        return (folder if fold is None else folder / f"fold-{fold}") / f"trial-{number}"
 
     def epochs(self, arm: Arm, labels: int, config: BundleConfig, per_epoch: int) -> int:
         """Passes over the labels; whole ones, so that steps are equal up to one pass (and the same in every arm)."""
@@ -599,6 +656,10 @@ def _checkpoint_interval(config: BundleConfig, override: Mapping[str, Any], epoc
     if "checkpoint_interval" not in config.ids or "checkpoint_interval" in override:
         return {}
     return {"checkpoint_interval": max(1, epochs // 10)}
+
+
+def _test_items(evaluate: BundleConfig) -> list[dict[str, Any]]:
+    return evaluate.get("data")[evaluate.get("evaluated_list", "test")]
 
 
 def _is_chosen(config: BundleConfig) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..files import atomic_write
 from .figures import draw_all, metric_name
+from .paper import write_paper
 from .statistics import MOST_SEEDS, mean_and_spread
 from .tables import Tables, plural, span
 
@@ -25,6 +26,7 @@ th, td { border-bottom: 1px solid #ddd; padding: 0.3em 0.8em 0.3em 0; text-align
 th { border-bottom: 2px solid #888; } img { max-width: 100%; } figure { margin: 1.5em 0; }
 figcaption { color: #555; font-size: 0.9em; } h1, h2, h3 { line-height: 1.2; margin-top: 1.6em; }
 code { background: #f3f3f3; overflow-wrap: anywhere; }
+@media print { body { max-width: none; margin: 0; } figure, tr { break-inside: avoid; } table { display: table; } }
 """
 
 
@@ -42,7 +44,7 @@ class Block:
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``report.md``, ``report.html`` and ``figures/*.png`` from the tables in ``folder``.
+    """Write ``report.md``, ``report.html``, ``figures/*.png`` and ``paper/*`` from the tables in ``folder``.
 
     Returns:
         path of ``report.md``.
@@ -55,6 +57,8 @@ def write_report(folder: Path) -> Path:
         pictures[name] = Block("figure", caption, items=[name], picture=buffer.getvalue())
         with atomic_write(folder / "figures" / f"{name}.png") as temporary:
             temporary.write_bytes(buffer.getvalue())
+    if tables.subjects:
+        write_paper(tables)
     blocks = list(_blocks(tables, pictures))
     for name, text in (("report.md", markdown(blocks)), ("report.html", page(blocks, _title(tables)))):
         with atomic_write(folder / name) as temporary:
@@ -73,6 +77,8 @@ def _blocks(tables: Tables, pictures: dict[str, Block]):
     yield Block("list", items=outcome(tables))
     if tables.subjects:
         yield Block("text", _reading(tables))
+        if "differences" in pictures:
+            yield pictures["differences"]
     for metric, direction in tables.metrics.items() if tables.subjects else ():
         name = metric_name(metric)
         yield Block("heading", f"{name[0].upper()}{name[1:]}, {direction} is better")
@@ -124,6 +130,8 @@ def outcome(tables: Tables) -> list[str]:
     lines = []
     if tables.about.get("transductive"):
         lines.append("Transductive: pre-training may have seen validation and test scans.")
+    if len({packages.get("common") for packages in tables.about["packages"]}) > 1:
+        lines.append("The runs were made by several states of this collection's code; a new --output has one.")
     if tables.about.get("validation_from_labels"):
         lines.append(
             "Validation scans are part of the labels; pre-training on the training list has seen their images."
@@ -199,6 +207,11 @@ def _reading(tables: Tables) -> str:
             f"All seeds of {', '.join(shared)} start from one pre-training, whose own spread the interval therefore "
             "does not count."
         )
+    if tables.about.get("folds"):
+        parts.append(
+            f"Test scores are pooled from {tables.about['folds']} folds, each subject tested once a seed; that the "
+            "trainings of different folds share scans is not counted."
+        )
     if len(tables.metrics) > 1 or tables.structures:
         parts.append("Other metrics and single structures are described and not judged.")
     if not several:
@@ -258,13 +271,14 @@ def _tuning(tables: Tables):
         f"validation (bold) is taken for all seeds, and the test list has no part in it. Numbers: best "
         f"{metric_name(tables.main_metric)} in validation. The intervals do not count the luck of this choice.",
     )
-    cells = {(row["labels"], row["trial"], row["arm"]): row for row in tables.trials}
+    cells = {(row["labels"], row.get("fold"), row["trial"], row["arm"]): row for row in tables.trials}
     arms = [arm for arm in tables.arms if any(row["arm"] == arm for row in tables.trials)]
     rows = []
-    for labels in tables.labels or sorted({row["labels"] for row in tables.trials}):
+    for labels, fold in dict.fromkeys(key[:2] for key in cells):
         for number, trial in enumerate(asked):
             name = ", ".join(f"{key} {value}" for key, value in trial.items())
-            rows.append([str(labels), name, *(_trial_cell(cells.get((labels, number, arm))) for arm in arms)])
+            row = [_trial_cell(cells.get((labels, fold, number, arm))) for arm in arms]
+            rows.append([str(labels) if fold is None else f"{labels}, fold {fold}", name, *row])
     yield Block("table", header=["labels", "values", *arms], rows=rows)
     edges = _edges(tables)
     if edges:
@@ -282,13 +296,14 @@ def _edges(tables: Tables) -> list[str]:
     """Where the least or the largest of the values that were tried is the best one."""
     lines = []
     for best in (row for row in tables.trials if row["chosen"]):
-        same = [row for row in tables.trials if (row["arm"], row["labels"]) == (best["arm"], best["labels"])]
+        same = [row for row in tables.trials if all(row[key] == best[key] for key in ("arm", "labels", "fold"))]
         for key, value in best["values"].items():
             tried = {row["values"][key] for row in same if type(row["values"][key]) in (int, float)}
             if len(tried) > 1 and value in (min(tried), max(tried)):
+                fold = "" if best["fold"] is None else f" (fold {best['fold']})"
                 lines.append(
-                    f"With {best['labels']} labels, {best['arm']} is best at the edge of the grid, {key} {value:g}: "
-                    "a wider one may find better."
+                    f"With {best['labels']} labels{fold}, {best['arm']} is best at the edge of the grid, {key} "
+                    f"{value:g}: a wider one may find better."
                 )
     return lines
 
@@ -392,8 +407,8 @@ def _making(tables: Tables) -> list[str]:
         f"{', '.join(map(str, about['seeds']))}",
         *(", ".join(f"{name} {version}" for name, version in packages.items()) for packages in about["packages"]),
         *about["machine"],
-        "numbers: results.csv, subjects.csv, curves.csv and costs.csv beside this report; commands and logs: folders "
-        "of the runs",
+        "numbers: results.csv, subjects.csv, curves.csv and costs.csv beside this report; tables for a paper: paper/; "
+        "commands and logs: folders of the runs",
     ]
 
 

@@ -120,6 +120,7 @@ class Settings:
     tune_trials: int | None = None
     patience: int | None = None
     launcher: Mapping[str, Any] = field(default_factory=dict)
+    folds: int | None = None
 
     @property
     def baseline(self) -> str | None:
@@ -141,7 +142,9 @@ class Settings:
         }
 
 
-_LATER = ("transductive", "validation_from_labels", "tune", "tune_trials", "patience")
+SPLIT = ("fold", "split_seed", "pool_test", "data#pool_test", "data#num_folds")
+"""Ids by which the lists of a datalist are drawn anew."""
+_LATER = ("transductive", "validation_from_labels", "tune", "tune_trials", "patience", "folds")
 
 
 def read_settings(settings: str | None = None, **given: Any) -> Settings:
@@ -177,7 +180,8 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         override: ids and values of fine-tuning and evaluation: a mapping, or text ``id=value id=value``.
         pretrain_override: the same for pre-training.
         probe: targets of representation probes: ``label``, ``age``, ``diagnosis``; true is ``label``.
-        examples: test volumes to show, as the nets of the first seed and the fewest labels see them.
+        examples: test volumes to show, as the nets of the first seed and the fewest labels see them: with 3 the worst,
+            the median and the best by the mean over the arms, with 1 the median.
         devices: numbers of GPUs; a run at a time on each.
         processes: processes a run, through ``torchrun`` and the ``multi_gpu_*.json`` files.
         keep_checkpoints: keep the files that training resumes from.
@@ -190,6 +194,8 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
             arm's own value. The best in validation is taken for all seeds. True, or a number of trials:
             ``learning_rate`` over one order of magnitude.
         tune_trials: how many of the combinations are tried, drawn once for all arms; default all.
+        folds: cross-validation: all items of the datalist are split by subject into so many parts; each is tested once,
+            by nets that train on the others and validate on the part after it.
         launcher: where the runs are done: ``local``, this machine; ``slurm``, jobs through ``submitit``; or a mapping
             with ``cluster``, ``jobs`` (the most at once) and parameters of ``submitit.AutoExecutor``, such as
             ``slurm_partition``, ``timeout_min`` and ``gpus_per_node``.
@@ -271,6 +277,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         tune_trials=_whole(merged["tune_trials"], "tune_trials", 2) if merged.get("tune_trials") is not None else None,
         patience=_whole(merged["patience"], "patience", 1) if merged.get("patience") is not None else None,
         launcher=_launcher(merged.get("launcher")),
+        folds=_whole(merged["folds"], "folds", 3) if merged.get("folds") is not None else None,
     )
     if result.patience is not None and result.patience >= result.validations:
         raise CompareError(
@@ -502,6 +509,9 @@ def _check_overrides_are_not_ours(settings: Settings) -> None:
         for key in (key for key in arm.override if not all(map(is_factor, settings.tune.get(key, ())))):
             raise CompareError(f"Arm {arm.name!r} states {key!r}, which --tune chooses: leave it out of one of them.")
     for mapping in (settings.override, settings.tune, *(arm.override for arm in settings.arms)):
+        split = [key for key in SPLIT if key in mapping and key != "split_seed"] if settings.folds else []
+        if split:
+            raise CompareError(f"{split[0]!r} cannot be an override, --folds sets it: leave out one of them.")
         if settings.patience and "patience" in mapping:
             raise CompareError("'patience' cannot be an override beside --patience: leave out one of them.")
         for key in mapping:

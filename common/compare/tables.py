@@ -99,8 +99,12 @@ class Tables:
         return compare_arms(first, second, self.metrics.get(metric) == "higher")
 
     def missing_seeds(self, arm: str, labels: int) -> list[int]:
-        """Seeds of the comparison that have no score of the main metric."""
+        """Seeds of the comparison that have no score of the main metric, or not of all folds."""
         there = {seed for (seed, _), value in self.scores(arm, labels, self.main_metric).items() if value == value}
+        if self.about.get("folds"):
+            fractions = {row["fraction"] for row in self.subjects if row["labels"] == labels}
+            costs = [row for row in self.rows("costs") if row["arm"] == arm and row["fraction"] in fractions]
+            there -= {row["seed"] for row in costs if row["stage"] == "evaluate" and row["status"] != "done"}
         return [seed for seed in self.about["seeds"] if seed not in there]
 
     @cached_property
@@ -130,11 +134,11 @@ class Tables:
         """
         sign = 1 if self.metrics[self.main_metric] == "higher" else -1
         labels = {row["fraction"]: row["labels"] for row in self.subjects}
-        curves: dict[tuple[str, int], dict[int, list[tuple[float, float]]]] = {}
+        curves: dict[tuple[str, int], dict[Any, list[tuple[float, float]]]] = {}
         for row in self.rows("curves"):
             if row["stage"] == "train" and row["tag"] == self.main_metric and row["fraction"] in labels:
                 seeds = curves.setdefault((row["arm"], labels[row["fraction"]]), {})
-                seeds.setdefault(row["seed"], []).append((row["step"], row["value"]))
+                seeds.setdefault((row["seed"], row.get("fold")), []).append((row["step"], row["value"]))
         found = {}
         for key, seeds in curves.items():
             ends = [np.array(sorted(curve)[-(len(curve) // 3) :]) for curve in seeds.values() if len(curve) >= 9]
@@ -189,7 +193,7 @@ class Tables:
 
 
 def _number(key: str, value: str) -> Any:
-    if key in ("seed", "labels", "step", "steps", "subjects", "trial", "cap"):
+    if key in ("seed", "labels", "step", "steps", "subjects", "trial", "cap", "fold"):
         return int(value) if value else None
     if key in ("fraction", "value", "score", "seconds", "peak_memory_mb", "truth", "prediction"):
         return float(value) if value else math.nan

@@ -9,9 +9,16 @@ from types import SimpleNamespace
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from common.compare.collect import curve_rows, mean_rows, prediction_rows, subject_rows, training_subjects
+from common.compare.collect import (
+    choose_examples,
+    curve_rows,
+    mean_rows,
+    prediction_rows,
+    subject_rows,
+    training_subjects,
+)
 from common.compare.plan import BundleConfig, Plan, Run
-from common.compare.settings import CompareError
+from common.compare.settings import Arm, CompareError, Settings
 
 KEY = {"arm": "scratch", "fraction": 0.5, "labels": 2, "seed": 0}
 
@@ -156,3 +163,25 @@ def test_curves_against_steps_and_time_without_the_pause(tmp_path):
     validation = [(row["step"], row["seconds"]) for row in rows if row["tag"] == "val_dice"]
     assert validation == [(10, 10.0), (20, 35.0), (30, 50.0)]
     assert [row["step"] for row in rows if row["tag"] == "train_loss"] == [10, 20, 30]
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1, "c"), (2, "ed"), (3, "ecd")])
+def test_examples_are_the_worst_the_median_and_the_best(tmp_path, count, shown):
+    """By the mean over the arms, of the first seed and the fewest labels."""
+    scores = {"scratch": dict(zip("abcde", (0.7, 0.5, 0.6, 0.9, 0.1), strict=True)), "mae": dict.fromkeys("abcde", 0.5)}
+    test = [{"image": f"/data/{name}.nii.gz"} for name in "abcde"]
+    runs = []
+    for arm, labels, seed in [("scratch", 2, 0), ("mae", 2, 0), ("scratch", 2, 1), ("scratch", 8, 0)]:
+        folder = tmp_path / f"{arm}{labels}{seed}"
+        (folder / "eval").mkdir(parents=True)
+        override = {"output_dir": str(folder)}
+        runs.append(Run("evaluate", arm, (), override, folder, seed, labels / 8, labels))
+        runs[-1].outcome.write_text('{"status": "done"}')
+        kept = scores[arm] if (labels, seed) == (2, 0) else {**scores[arm], "b": 0.0, "a": 1.0}
+        lines = [f"/data/{name}.nii.gz,{kept[name]},{kept[name]}" for name in "abcde"]
+        (folder / "eval" / "val_mean_dice_raw.csv").write_text("\n".join(["filename,class 1,mean", *lines]))
+    evaluate = SimpleNamespace(metrics={"val_mean_dice": "higher"})
+    settings = Settings(tmp_path, tmp_path, (Arm("scratch"), Arm("mae")), examples=count, seeds=(0, 1))
+    found = choose_examples(Plan(settings, tuple(runs), None, evaluate, test))
+    assert "".join(item["image"][6] for item in found) == shown
+    assert choose_examples(Plan(settings, (), None, evaluate, test)) == []

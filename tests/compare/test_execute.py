@@ -77,6 +77,17 @@ def test_finished_runs_are_kept_and_changed_ones_set_aside(settings):
     assert "one" in (settings.output / "a.old-1/train.log").read_text()
 
 
+def test_finished_runs_of_other_code_are_named(settings):
+    run = program(settings, "a", "print('one')")
+    run_all(settings, run)
+    assert run_all(settings, run)[-1].endswith(" s)")
+    outcome = read_outcome(run)
+    assert len(outcome["packages"]["common"]) == 12
+    outcome["packages"]["common"] = "0" * 12
+    run.outcome.write_text(json.dumps(outcome))
+    assert run_all(settings, run)[-1].endswith(" s, by other code)")
+
+
 def test_a_failure_has_its_reason_and_stops_only_what_needs_it(settings):
     broken = program(settings, "a", "raise ValueError('the mask of x.nii.gz has a label 9')")
     needs = program(settings, "b", "print(1)", needs=(settings.output / "a" / "train.json",))

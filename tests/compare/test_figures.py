@@ -8,6 +8,7 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from common.compare.figures import examples, label_efficiency, predictions
+from common.compare.statistics import compare_arms
 from common.visualize.colours import CLASSES
 
 
@@ -40,6 +41,15 @@ def test_a_small_difference_does_not_fill_the_axis(metric, values, span):
 def test_a_large_difference_keeps_its_axis():
     low, high = label_efficiency(scores("val_mean_dice", [0.2, 0.3, 0.5, 0.6])).axes[0].get_ylim()
     assert low <= 0.2 and high >= 0.6 and high - low < 0.45
+
+
+def test_whiskers_are_the_interval_of_the_mean_and_leave_the_axis_as_it_is():
+    tables = scores("val_mean_dice", [0.2, 0.3, 0.5, 0.6])
+    axis = label_efficiency(tables).axes[0]
+    found = [tuple(line.get_ydata()) for line in axis.lines[-4:]]
+    own = tables.scores("scratch", 1, "")
+    expected = compare_arms(own, dict.fromkeys(own, 0.0), True).interval
+    assert found[:2] == [pytest.approx(expected)] * 2 and expected[0] < 0 < axis.get_ylim()[0]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from common.compare import collect
-from common.compare.figures import learning_curves
+from common.compare.figures import differences, learning_curves
 from common.compare.report import write_report
 from common.compare.tables import Tables
 
@@ -193,7 +193,7 @@ def test_html_holds_everything_and_nothing_from_elsewhere(folder):
     write_report(folder)
     text = (folder / "report.html").read_text()
     assert "http" not in text and "<script" not in text
-    assert text.count("data:image/png;base64,") == 3 == len(list((folder / "figures").glob("*.png")))
+    assert text.count("data:image/png;base64,") == 4 == len(list((folder / "figures").glob("*.png")))
     assert "pre-trained by &lt;pretrain.json&gt;" in text and "a&lt;b" in text and "<pretrain.json>" not in text
     markdown = (folder / "report.md").read_text()
     for number in re.findall(r"\d\.\d{3}", markdown):
@@ -336,3 +336,60 @@ def test_names_are_neither_formulas_nor_html(folder):
     assert "$\\frac{$ &amp; &lt;b>" in text
     page = (folder / "report.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
+
+
+def test_every_difference_stands_in_the_forest_plot(folder):
+    axis = differences(Tables(folder)).axes[0]
+    tables = Tables(folder)
+    for labels, row in ((1, 0), (5, 1)):
+        found = tables.difference(("mae", "scratch"), labels)
+        line = axis.lines[1 + 2 * row]
+        assert tuple(line.get_xdata()) == pytest.approx(found.interval) and list(line.get_ydata()) == [row, row]
+        assert axis.lines[2 + 2 * row].get_xdata()[0] == pytest.approx(found.parts.mean)
+    assert [text.get_text() for text in axis.texts] == ["better", "undecided"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == [
+        "mae - scratch, 1 labels",
+        "mae - scratch, 5 labels",
+    ]
+
+
+def test_tables_for_a_paper_have_the_numbers_and_the_protocol(folder):
+    text = write_report(folder).read_text()
+    latex, markdown = ((folder / "paper" / name).read_text() for name in ("tables.tex", "tables.md"))
+    rows = "\n".join(line for line in text.splitlines() if re.match(r"\| [15] training", line))
+    for number in re.findall(r"(?<=\| )\d\.\d{3} ± \d\.\d{3}", rows):
+        assert number in markdown and number.replace("±", r"$\pm$") in latex
+    assert "3 seeds, 10 test subjects." in latex and "Holm's procedure, and equivalence within 0.01" in latex
+    assert r"pre-trained by $<$pretrain.json$>$" in latex and r"95 \% intervals" in latex
+    assert latex.count(r"\begin{tabular}") == 2 == latex.count(r"\end{table}") and r"pretrain\_once" in latex
+    assert re.search(r"\+0\.\d{3} & \+0\.\d{3} to \+0\.\d{3} & better", latex)
+
+
+def test_names_that_are_programs_are_shown_and_do_nothing(folder):
+    """Subjects, structures and reasons come from files, and may be anything."""
+    name = "<script>alert('$x$ & |')</script>"
+    rows = list(csv.DictReader((folder / "subjects.csv").open()))
+    for row in rows:
+        row["structure"] = row["structure"].replace("CSF", name)
+        row["subject"] = row["subject"].replace("s1", name)
+    write(folder, "subjects", collect.SUBJECTS, rows)
+    about = json.loads((folder / "comparison.json").read_text())
+    about["arms"]["mae"]["description"] = about["task"] = about["command"] = name
+    (folder / "comparison.json").write_text(json.dumps(about))
+    with (folder / "costs.csv").open("a") as file:
+        csv.writer(file).writerow(["mae", "train", 0.5, 2, "failed", 3, "", 16, "x", name])
+    report = write_report(folder)
+    html = report.with_suffix(".html").read_text()
+    assert html.count("&lt;script&gt;") >= 5 and "<script" not in html
+    assert "<script" not in report.read_text().replace(f"```\n{name}\n```", "")
+    assert "<script" not in (folder / "paper/tables.md").read_text()
+    assert r"$<$script$>$alert('\$x\$ \& |')" in (folder / "paper/tables.tex").read_text()
+
+
+def test_runs_of_several_states_of_the_code_are_said_first(folder):
+    about = json.loads((folder / "comparison.json").read_text())
+    for states, said in ((["a", "a"], False), (["a", "b"], True)):
+        about["packages"] = [{"torch": "2.13.0", "common": state} for state in states]
+        (folder / "comparison.json").write_text(json.dumps(about))
+        found = "## Outcome\n\n- The runs were made by several states" in write_report(folder).read_text()
+        assert found is said

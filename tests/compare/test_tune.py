@@ -69,7 +69,7 @@ def test_the_best_of_validation_is_chosen_for_all_seeds_and_stages(asked):
     # the first arm's best is in the middle of a run; of two equal ones the first is taken
     finish(plan, {"scratch": [[0.1, 0.2], [0.5, 0.3], [0.4, 0.4]], "mae": [[0.3], [0.2], [0.3]]})
     chosen = choose_trials(plan)
-    assert chosen == {("scratch", 2): 1, ("mae", 2): 0}
+    assert chosen == {("scratch", 2, None): 1, ("mae", 2, None): 0}
     plan = make_plan(asked(), chosen=chosen)
     for stage in ("train", "evaluate"):
         runs = [run for run in plan.runs if run.stage == stage]
@@ -88,9 +88,9 @@ def test_a_trial_that_is_still_to_come_chooses_nothing_and_one_that_failed_is_pa
     finish(plan, {"scratch": [[0.1], [0.5], [0.9]], "mae": [[0.3], [0.2], [float("nan")]]})
     last = [run for run in plan.runs if run.stage == "tune" and run.arm == "scratch"][2]
     last.outcome.write_text(json.dumps({"status": "started"}))
-    assert choose_trials(plan) == {("mae", 2): 0}
+    assert choose_trials(plan) == {("mae", 2, None): 0}
     last.outcome.write_text(json.dumps({"status": "failed", "reason": "NaN"}))
-    assert choose_trials(plan) == {("scratch", 2): 1, ("mae", 2): 0}
+    assert choose_trials(plan) == {("scratch", 2, None): 1, ("mae", 2, None): 0}
 
 
 def test_fine_tuning_is_not_run_while_all_trials_failed(asked):
