@@ -230,7 +230,7 @@ def _step_decision() -> Decision:
     return Decision(
         "optimiser",
         f"AdamW, rate {RATE['scratch']} from scratch, {RATE['encoder']} from an encoder, two crops a step",
-        "rates chosen in validation on IXI and hippocampus (docs/auto.md)",
+        "in 60 steps on IXI 0.008 and 0.001 were best; runs here are longer",
     )
 
 
