@@ -392,3 +392,26 @@ def test_lists_of_freesurfers_labels_are_refused_with_other_maps(name, files):
     with pytest.raises(RuntimeError) as refused:
         labels_of(*files, map_label_scheme="dlmuse")[1].get_parsed_content(name)
     assert "numbered as 'dlmuse'" in str(first_cause(refused.value))
+
+
+def test_age_and_diagnosis_prepare_scans_alike():
+    """MONAI's overlays include no other file, so that what the two share is stated twice; it has to stay the same."""
+    folder = ROOT / "bundles" / "ssl3d" / "configs" / "tasks"
+    age, diagnosis = (json.loads((folder / f"{name}.json").read_text()) for name in ("age", "diagnosis"))
+    shared = [
+        "scan_level",
+        "label_scheme",
+        "structure_names",
+        "preprocessing",
+        "crop_transforms",
+        "augmentation",
+        "encoder#decoder",
+        "pooled",
+        "learning_rate",
+        "optimizer",
+        "inferer",
+        "handlers",
+    ]
+    assert {key: age[key] for key in shared} == {key: diagnosis[key] for key in shared}
+    made = "deterministic_transforms"
+    assert age[made][:-1] == diagnosis[made][:-1]  # the last has the classes
