@@ -17,6 +17,7 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 
+from .foreground import AIR_IN_HU, foreground_mask
 from .volumes import VolumeError, first_line, format_shape, image_problem
 
 __all__ = [
@@ -181,8 +182,6 @@ def facts_of_volume(volume: Any, file: str | os.PathLike) -> ScanFacts:
     Raises:
         VolumeError: it is no volume of three axes, is constant or not finite.
     """
-    from .transforms.foreground_intensity import AIR_IN_HU, foreground_mask
-
     if volume.ndim != 4:
         raise VolumeError(f"has {volume.ndim - 1} axes ({format_shape(volume.shape[1:])}), but a volume has 3")
     values = volume.as_tensor() if hasattr(volume, "as_tensor") else volume
