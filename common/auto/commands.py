@@ -138,12 +138,18 @@ def training_commands(plan: Plan, bundle: Path, output: Path, control: bool, poo
                 (datalist, folder / "model.pt"),
             )
         )
-    model = output / "training" / "model.pt"
+    # One scan unlike the others is warned of; it ends no run of hours.
+    shared: dict[str, Any] = {
+        "dataset_dir": output,
+        "model_path": output / "training" / "model.pt",
+        "accept_scans": True,
+    }
+    model = shared["model_path"]
     test = Command(
         "predict_test",
         bundle,
         (configs / "inference.json", plan_file),
-        {"dataset_dir": output, "datalist": datalist, "model_path": model},
+        shared | {"datalist": datalist},
         output / "test_predictions",
         output / "test_predictions",
         (datalist, model),
@@ -156,7 +162,7 @@ def training_commands(plan: Plan, bundle: Path, output: Path, control: bool, poo
                 "predict_unlabelled",
                 bundle,
                 (configs / "inference.json", plan_file),
-                {"dataset_dir": output, "datalist": listed, "model_path": model},
+                shared | {"datalist": listed},
                 output / "predictions",
                 output / "predictions",
                 (listed, model),
