@@ -349,6 +349,20 @@ def test_weights_inside_and_by_address(bundle, tmp_path):
     }
 
 
+def test_names_and_addresses_are_quoted(bundle, tmp_path):
+    encoder = (bundle / "models" / "encoder.safetensors").rename(bundle / "models" / 'an "odd" \\name.safetensors')
+    url = 'https://example.org/?x="1"#2'
+    folder, _ = pack(bundle, tmp_path / "out", weight_urls={str(encoder): url})
+    [entry] = ConfigParser.load_config_file(folder / "large_files.yml")["large_files"]
+    assert (entry["path"], entry["url"]) == (f"models/{encoder.name}", url)
+
+
+def test_a_config_that_is_no_json_is_named(bundle, tmp_path, capsys):
+    (bundle / "configs" / "tasks" / "skull.json").write_text('{"max_epochs": }')
+    assert main([str(bundle), "--output", str(tmp_path / "out")]) == 1
+    assert "configs/tasks/skull.json cannot be read as JSON" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "url", ["http://example.org/model.pt", "file:///home/me/model.pt", "/home/me/model.pt", "https://", "https://a/b c"]
 )
@@ -448,10 +462,11 @@ def test_an_encoder_by_name_is_known_by_it_in_the_pack(bundle, tmp_path, monkeyp
     beside = shipped.FOLDER.relative_to(Path(shipped.__file__).parent)
     monkeypatch.setattr(shipped, "FOLDER", tmp_path / "encoders")
     save_encoder(torch.nn.Conv3d(1, 2, 3), tmp_path / "encoders" / "head.safetensors", {"method": "a test"})
+    (tmp_path / "encoders" / "head.md").write_text("made by a test")
     folder, _ = pack(bundle, tmp_path / "packed", weights=[Path("head")])
     packed = folder / "scripts" / "common" / "weights" / beside / "head.safetensors"
     assert packed.read_bytes() == (tmp_path / "encoders" / "head.safetensors").read_bytes()
-    assert not (folder / "models").exists()
+    assert not (folder / "models").exists() and (folder / "docs" / "head.md").read_text() == "made by a test"
     with pytest.raises(FileNotFoundError, match=r"no encoder of this name comes along \(head does\)"):
         pack(bundle, tmp_path / "other", weights=[Path("hand")])
 
@@ -548,6 +563,9 @@ BASE = {
     "handlers": [{"_target_": "StatsHandler"}],
     "run": ["$print(@roi_size, @network_def, @task)"],
 }
+
+
+LINEAR = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 2}
 
 
 @pytest.mark.parametrize(
@@ -647,6 +665,7 @@ PREPARED = BASE | {
         "_target_": "Compose",
         "transforms": [{"_target_": "Orientationd", "keys": "image", "axcodes": "@orientation", "labels": None}],
     },
+    "network_def": {"_target_": "torch.nn.Linear", "in_features": 8, "out_features": 8},
     "run": ["$print(@roi_size, @network_def, @task, @preprocessing, @accept_preparation)"],
 }
 
@@ -679,6 +698,42 @@ def test_a_model_of_other_images_is_not_packed(served, tmp_path, capsys, caplog,
     assert config["accept_preparation"] is True and config["orientation"] == "RAS"
 
 
+def test_weights_of_another_network_are_not_packed(served, tmp_path, capsys):
+    """A model goes into the network of inference, an encoder file into that which fine-tuning loads it into."""
+    (served / "configs" / "inference.json").write_text(json.dumps(BASE | {"network_def": LINEAR}))
+    loads = {"_target_": "common.weights.load_encoder", "encoder": "@encoder", "path": None, "held_out": "@no_data"}
+    train = {"network_def": LINEAR, "encoder": "@network_def", "initialize": [loads], "run": [], "no_data": "$1 / 0"}
+    (served / "configs" / "train.json").write_text(json.dumps(train))
+    for name in ("model.pt", "encoder.safetensors"):
+        given = [str(served), "--output", str(tmp_path), "--force", "--weights", str(served / "models" / name)]
+        assert main(given) == 0
+        assert main([*given, "--override", "network_def#out_features=3"]) == 1
+        said = capsys.readouterr().err
+        assert f"{name} does not fit the network of the pack: " in said and "--config_file" in said
+        assert len(said.splitlines()) == 1
+
+
+def test_a_whole_network_by_name_is_compared_as_a_model(served, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "encoders")
+    record = {
+        "method": "a test",
+        "preparation": preparation_record(Orientationd("image", "RAS", labels=None), task="skull"),
+    }
+    save_encoder(torch.nn.Linear(8, 8), tmp_path / "encoders" / "head.safetensors", record)
+    (served / "configs" / "inference.json").write_text(json.dumps(PREPARED))
+    given = [str(served), "--output", str(tmp_path / "out"), "--force", "--weights", "head"]
+    assert main(given) == 0
+    readme = (tmp_path / "out" / "toy" / "docs" / "README.md").read_text()
+    assert "configs/inference.json --model_path head   # a folder of images\n" in readme
+    for override, sentence in (
+        ("network_def#out_features=3", "head.safetensors does not fit the network of the pack: "),
+        ("orientation=LPS", "made with orientation RAS, the images have LPS"),
+    ):
+        assert main([*given, "--override", override]) == 1
+        assert sentence in capsys.readouterr().err
+    assert main([*given, "--override", "orientation=LPS", "task=tissue"]) == 0  # an encoder alone: fine-tuning judges
+
+
 def test_inference_keeps_its_datalist_unless_told():
     """Where an overlay names the list of its data set, a folder of images would not be enough."""
     bundle = ROOT / "bundles" / "medical_transformer"
@@ -704,7 +759,7 @@ def test_a_schedule_is_written_into_fine_tuning_alone():
 
 def test_the_packed_readme_says_what_it_is(served, tmp_path):
     (served / "configs" / "inference.json").write_text(
-        json.dumps(BASE | {"dataset_dir": "/d", "datalist": "@dataset_dir"})
+        json.dumps(BASE | {"dataset_dir": "/d", "datalist": "@dataset_dir", "network_def": LINEAR})
     )
     elsewhere = tmp_path / "private" / "mine.json"
     elsewhere.parent.mkdir()

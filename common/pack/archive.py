@@ -18,7 +18,7 @@ from .modules import package_files
 from .overlays import changed_configs
 from .readme import note
 from .targets import config_targets, rewrite_config
-from .weights import check_urls, check_weights, compare_weights, large_files
+from .weights import check_networks, check_urls, check_weights, compare_weights, large_files, models_of
 
 __all__ = ["pack"]
 
@@ -45,7 +45,7 @@ def pack(
         bundle: folder of the bundle.
         output: folder to write to; made when missing.
         weights: files that come along as ``models/<file name>``; the name of an encoder of the collection brings its
-            file along, and the pack knows it by the same name.
+            file and its page along, and the pack knows it by the same name.
         weight_urls: addresses by path of a local copy; such a file does not come along, ``large_files.yml`` lists
             its address and SHA-256 for ``python -m monai.bundle download_large_files``.
         force: replace what an earlier call wrote.
@@ -59,17 +59,18 @@ def pack(
         FileNotFoundError: a part of the bundle, an overlay or a file of weights is missing.
         FileExistsError: the output exists and ``force`` is false.
         ValueError: a config or a module names ``common`` in a way that cannot be packed, MONAI Label would take
-            the weights for another network's, a file of weights is damaged or none, a model was trained on images
+            the weights for another network's, a file of weights is damaged, none, or of another network than the
+            pack's, a model was trained on images
             that were prepared in another way than ``inference.json`` prepares them (``accept_preparation`` takes it),
             or an overlay changes nothing or cannot be applied.
     """
     bundle = bundle.resolve()
     urls = {Path(path): url for path, url in (weight_urls or {}).items()}
     _check_bundle(bundle)
-    from ..weights.shipped import find_encoder, shipped_encoders  # loads torch
+    from ..weights import shipped  # loads torch
 
-    named = [path for path in weights if str(path) in shipped_encoders() and not path.is_file()]
-    weights = [path for path in weights if path not in named]
+    named = [path for path in weights if str(path) in shipped.shipped_encoders() and not path.is_file()]
+    weights, named = [path for path in weights if path not in named], [shipped.find_encoder(path) for path in named]
     check_urls(urls)
     check_weights([*weights, *urls])
     version = read_json(bundle / "configs" / "metadata.json")["version"]
@@ -78,10 +79,12 @@ def pack(
         raise ValueError(f"--name {name!r}: use letters, digits, '_', '-' and '.', it becomes a folder's name.")
     folder, archive = output / name, output / f"{name}_v{version}.zip"
     changed = changed_configs(bundle, config_file, override or {})
-    inference = bundle / "configs" / "inference.json"
-    if inference.is_file():
-        packed = json.loads(changed["inference.json"]) if changed else read_json(inference)
-        compare_weights([*weights, *urls], packed)
+    inference, train = (_packed(bundle, part, changed) for part in ("inference.json", "train.json"))
+    files = [*weights, *named, *urls]
+    models = models_of(files, inference)
+    by_name = next((path.stem for path in named if path in models), None)
+    check_networks(files, models, inference, train)
+    compare_weights(models, inference)
     for target in (folder, archive):
         if target.exists() and not force:
             raise FileExistsError(f"{target} exists; pass --force to replace it, or another --output.")
@@ -94,13 +97,14 @@ def pack(
             part = path.relative_to(bundle)
             if part.parts[0] == "configs" and path.suffix == ".json":
                 text = changed.get(path.name) if len(part.parts) == 2 else None
-                text = path.read_text(encoding="utf-8") if text is None else text
+                read_json(path)  # what is no JSON is refused by its name
+                text = path.read_text(encoding="utf-8-sig") if text is None else text
                 if path.name != "metadata.json":
                     text = rewrite_config(text, str(part))
                     targets |= config_targets(text)
                 _write(draft / part, text)
             elif part.as_posix() == "docs/README.md":
-                text = note(bundle, version, config_file, override or {}, changed, weights, urls)
+                text = note(bundle, version, config_file, override or {}, changed, weights, urls, by_name)
                 title, _, rest = path.read_text(encoding="utf-8").partition("\n")
                 _write(draft / part, f"{title}\n\n{text}\n---\n{rest}")
             else:
@@ -114,8 +118,12 @@ def pack(
         _write(code / "requirements.txt", "\n".join(needed) + "\n")
         for path in weights:
             _copy(path, draft / "models" / path.name)
-        for encoder in (find_encoder(name) for name in named):
+        for encoder in named:
             _copy(encoder, code / "weights" / "encoders" / encoder.name)
+        for path in [*weights, *named]:
+            card = path.with_suffix(".md")  # what it was made from, its licence and limits
+            if path.resolve().parent == shipped.FOLDER.resolve() and card.is_file():
+                _copy(card, draft / "docs" / card.name)
         if urls:
             _write(draft / "large_files.yml", large_files(urls))
         draft_archive = Path(made) / archive.name
@@ -125,6 +133,12 @@ def pack(
         os.replace(draft, folder)
         os.replace(draft_archive, archive)
     return folder, archive
+
+
+def _packed(bundle: Path, part: str, changed: Mapping[str, str]) -> dict[str, Any]:
+    """A config as it is packed, empty where the bundle has none."""
+    path = bundle / "configs" / part
+    return json.loads(changed[part]) if part in changed else read_json(path) if path.is_file() else {}
 
 
 def _check_bundle(bundle: Path) -> None:

@@ -22,8 +22,13 @@ def note(
     changed: Mapping[str, str],
     weights: Sequence[Path],
     urls: Mapping[Path, str],
+    by_name: str | None = None,
 ) -> str:
-    """What a packed bundle's ``README.md`` says of the pack, before the collection's text."""
+    """What a packed bundle's ``README.md`` says of the pack, before the collection's text.
+
+    Args:
+        by_name: name by which the pack knows a model that it carries.
+    """
     folder = bundle / "configs"
     found = [find_overlay(path, bundle).resolve() for path in files]
     # A file from elsewhere by its name alone: the packer's folders are nobody's business.
@@ -41,7 +46,8 @@ def note(
         if own is not None and own != read_json(folder / "inference.json")["datalist"]:
             inference += " --datalist FOLDER"
         held = any(path.name in ("model.pt", "model.ts") for path in [*weights, *urls])
-        missing = "" if held else "; after training, there are no weights in this pack"
+        inference += f" --model_path {by_name}" if by_name and not held else ""
+        missing = "" if held or by_name else "; after training, there are no weights in this pack"
         commands.append(f"{inference}   # a folder of images{missing}")
     train = _command("train.json", folder, changed)
     if train:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import json
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..checks import first_cause
 from ..volumes import first_line
 
-__all__ = ["check_urls", "check_weights", "compare_weights", "large_files"]
+__all__ = ["check_networks", "check_urls", "check_weights", "compare_weights", "large_files", "models_of"]
+
+LOADER = "load_encoder"
+NETWORK = ("_target_", "encoder", "spatial_size", "inflation", "task")
+"""Of a step that loads an encoder, what tells its network."""
 
 
 def check_weights(paths: Sequence[Path]) -> None:
@@ -67,33 +74,96 @@ def compare_weights(paths: Sequence[Path], config: Mapping[str, Any]) -> None:
     """Compare the records of models and exported nets with the images, and the task, of the pack's inference.
 
     Args:
-        paths: files of weights. Encoders are left out: fine-tuning compares them, and takes differences over.
+        paths: models and exported nets (``models_of``). Encoders fine-tuning compares, and takes differences over.
         config: ``inference.json`` as it is packed; its ``accept_preparation`` takes differences over, with a warning.
 
     Raises:
         ValueError: there is a difference, or the transforms of the config cannot be built.
     """
-    records = {path: _record(path) for path in paths if path.suffix != ".safetensors"}
+    records = {path: _record(path) for path in paths}
     if "preprocessing" not in config or not any("preparation" in record for record in records.values()):
         return
-    from monai.bundle import ConfigParser
-
     from ..preparation import check_images
 
-    parser = ConfigParser(dict(config))
-    try:
-        preprocessing = parser.get_parsed_content("preprocessing")
-        task, accepted = (parser.get_parsed_content(key, default=None) for key in ("task", "accept_preparation"))
-    except Exception as error:  # whatever a target of the user's raises
-        raise ValueError(f"`preprocessing` of inference.json cannot be built: {first_cause(error)}") from error
+    preprocessing, task, accepted = (
+        _built(config, key) if key in config else None for key in ("preprocessing", "task", "accept_preparation")
+    )
     for path, record in records.items():
         check_images(path, record, preprocessing, bool(accepted), task)
 
 
-def _record(path: Path) -> Mapping[str, Any]:
-    """The record that a model or an exported net carries; empty where it has none or nothing here can read it."""
-    from ..checkpoint_file import RECORD, checked_record, parse_record
+def models_of(paths: Sequence[Path], config: Mapping[str, Any]) -> list[Path]:
+    """Of some files of weights, the models that inference can use: not encoders, unless they tell its classes."""
+    whole = [path for path in paths if path.suffix == ".safetensors" and "task" in config and "network_def" in config]
+    told = {path: (_record(path).get("preparation") or {}).get("task") for path in whole}
+    return [path for path in paths if path not in told or (told[path] and told[path] == _built(config, "task"))]
 
+
+def check_networks(
+    encoders: Sequence[Path], models: Sequence[Path], inference: Mapping[str, Any], train: Mapping[str, Any]
+) -> None:
+    """Load models into the network of the pack's inference and encoder files into that of its fine-tuning.
+
+    Args:
+        encoders: files, of which others than encoder files are left out.
+        models: files, of which exported nets are left out, since they bring their network.
+        inference, train: ``inference.json`` and ``train.json`` as they are packed, empty where there is none. Without
+            ``network_def``, and without a step that loads an encoder, nothing is compared.
+
+    Raises:
+        ValueError: a file is of another network, or the network cannot be built.
+    """
+    from ..weights.model_file import load_model
+
+    steps = [step for step in train.get("initialize", ()) if isinstance(step, Mapping)]
+    loader = next((step for step in steps if str(step.get("_target_")).endswith(f".{LOADER}")), None)
+    for path in [path for path in encoders if path.suffix == ".safetensors" and loader is not None]:
+        used = {key: value for key, value in (loader or {}).items() if key in NETWORK}
+        with _fitting(path):
+            _built({**train, LOADER: {**used, "path": str(path)}}, LOADER)
+    for path in [path for path in models if path.suffix in (".pt", ".safetensors") and "network_def" in inference]:
+        network = _built(inference, "network_def")
+        with _fitting(path):
+            load_model(network, path)
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the transfer report is for those who train
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:  # MONAI wraps what loading refuses
+        raise ValueError(
+            f"{path.name} does not fit the network of the pack: {first_cause(error)} To pack for its network and task, "
+            "give their files as --config_file."
+        ) from error
+    finally:
+        logging.disable(before)
+
+
+def _built(config: Mapping[str, Any], key: str) -> Any:
+    """The value of an id of a config that is packed, built as a run would."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser(dict(config))
+    try:
+        if "imports" in config:
+            parser.get_parsed_content("imports")
+        return parser.get_parsed_content(key)
+    except Exception as error:  # whatever a target of the user's raises
+        if key == LOADER:
+            raise
+        raise ValueError(f"`{key}` of inference.json cannot be built: {first_cause(error)}") from error
+
+
+def _record(path: Path) -> Mapping[str, Any]:
+    """The record that a file of weights carries; empty where it has none or nothing here can read it."""
+    from ..checkpoint_file import RECORD, checked_record, parse_record
+    from ..weights.encoder_file import read_record
+
+    if path.suffix == ".safetensors":
+        return read_record(path)
     if path.suffix != ".onnx":
         return checked_record(path)
     if importlib.util.find_spec("onnx") is None:
@@ -118,8 +188,8 @@ def large_files(urls: Mapping[Path, str]) -> str:
     for path, url in urls.items():
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         lines += [
-            f'  - path: "models/{path.name}"',
-            f'    url: "{url}"',
+            f"  - path: {json.dumps('models/' + path.name)}",  # a JSON text is one of YAML
+            f"    url: {json.dumps(url)}",
             f'    hash_val: "{digest}"',
             '    hash_type: "sha256"',
         ]
