@@ -117,7 +117,9 @@ def main() -> None:
         [
             Invertd("pred", preprocessing, "image", nearest_interp=False, to_tensor=True),
             AsDiscreted("pred", argmax=True),
-            SaveImaged("pred", folder, output_postfix="", separate_folder=False, print_log=False, resample=False),
+            SaveImaged(
+                "pred", output_dir=folder, output_postfix="", separate_folder=False, print_log=False, resample=False
+            ),
         ]
     )
     loader = DataLoader(CacheDataset(lists["test"], preprocessing, progress=False, cache_rate=0.0), batch_size=1)

@@ -22,6 +22,8 @@ def auto(
 ) -> None:
     """From scans and masks to a model: look, plan, train, evaluate, pack, report. The same command again goes on.
 
+    `python -m common.auto predict --help` is about label maps of later scans.
+
     Args:
         images: folder of scans, or of a data set in nnU-Net's, the Decathlon's or BIDS layout, or a datalist.
         masks: folder of masks, named like the scans; left out where the layout has them.
@@ -48,11 +50,9 @@ def predict(model: str, images: str, output: str, force: bool = False) -> None:
     from .predict import predict as predict_scans
 
     done = predict_scans(model, images, output, force=force)
-    refused = [one for one in done if one.status == "refused"]
-    for one in refused:
-        print(f"refused: {one.reason}", file=sys.stderr)
+    refused = sum(one.status == "refused" for one in done)  # each has been told with its reason
     if refused:
-        sys.exit(f"error: {len(refused)} of {len(done)} scans got no label map.")
+        sys.exit(f"error: {refused} of {len(done)} scans got no label map.")
 
 
 def main() -> None:

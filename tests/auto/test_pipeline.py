@@ -37,7 +37,11 @@ def folders(tmp_path) -> Path:
 
 
 def command(folder: Path, *options: str) -> subprocess.CompletedProcess:
-    words = [sys.executable, "-m", "common.auto", "--images", "scans", "--masks", "masks", "--output", "out", *options]
+    return auto(folder, "--images", "scans", "--masks", "masks", "--output", "out", *options)
+
+
+def auto(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", "common.auto", *options]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -67,6 +71,16 @@ def test_two_folders_become_a_model_and_masks_of_what_had_none(folders):
     ).is_file()
     report = (out / "report.html").read_text()
     assert "Scores by structure" in report and report.count("data:image/png") >= 3
+    later = ("predict", "--model", "out/model", "--images", "scans", "--output", "later")
+    ended = auto(folders, *later)
+    assert ended.returncode == 0, ended.stderr
+    assert len(list((folders / "later").glob("*.nii.gz"))) == 7
+    units = np.random.default_rng(1).normal(-500, 400, (16, 20, 16)).astype(np.float32)  # as of a CT
+    nib.save(nib.Nifti1Image(units, np.diag([2.0, 2, 2, 1])), folders / "scans" / "p7_a.nii.gz")
+    ended = auto(folders, *later)
+    assert ended.returncode == 1 and "1 of 8 scans got no label map" in ended.stderr
+    assert "p7_a.nii.gz" in ended.stderr and ended.stderr.count("skipped") == 7
+    (folders / "scans" / "p7_a.nii.gz").unlink()
     again = command(folders, *options)
     assert again.returncode == 0 and again.stdout.count("done before") == 4
     other = command(folders, "--hours", "1")
