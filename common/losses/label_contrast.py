@@ -6,7 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["LabelContrastLoss"]
+__all__ = ["LEFT_OUT", "LabelContrastLoss"]
+
+LEFT_OUT = -1
+"""Label of places that do not count."""
 
 
 class LabelContrastLoss(nn.Module):
@@ -21,7 +24,8 @@ class LabelContrastLoss(nn.Module):
     Args:
         temperature: ``t``, larger than 0; 0.07 in the published code.
 
-    ``forward(prediction, image)`` reads ``vectors`` (B, stages, 2, P, C) and ``labels`` (B, stages, P).
+    ``forward(prediction, image)`` reads ``vectors`` (B, stages, 2, P, C) and ``labels`` (B, stages, P), -1 for places
+    that do not count, which fill up stages of fewer voxels.
 
     Raises:
         ValueError: the temperature is not larger than 0.
@@ -38,9 +42,11 @@ class LabelContrastLoss(nn.Module):
         with torch.autocast(vectors.device.type, enabled=False):
             unit = F.normalize(vectors.float().flatten(2, 3).flatten(0, 1), dim=-1)
             labels = labels.flatten(0, 1).repeat(1, 2)
-            own = torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device)
+            counts = labels != LEFT_OUT
+            others = ~torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device) & counts[:, None]
             similarity = torch.bmm(unit, unit.transpose(1, 2)) / self.temperature
-            chance = similarity - similarity.masked_fill(own, float("-inf")).logsumexp(2, keepdim=True)
+            chance = similarity - similarity.masked_fill(~others, float("-inf")).logsumexp(2, keepdim=True)
             # The other image's voxel at the same place makes one positive at least.
-            positive = (labels[:, :, None] == labels[:, None]) & ~own
-            return -((chance * positive).sum(2) / positive.sum(2)).mean()
+            positive = (labels[:, :, None] == labels[:, None]) & others
+            each = (chance * positive).sum(2) / positive.sum(2).clamp(min=1)
+            return -((each * counts).sum(1) / counts.sum(1)).mean()

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..losses.label_contrast import LEFT_OUT
 from .synthetic_segmentation import normalize_each
 
 __all__ = ["LabelContrast"]
@@ -71,11 +72,14 @@ class LabelContrast(nn.Module):
         for stage in stages:
             # Of a coarser stage a voxel has the label in its middle.
             near = F.interpolate(labels.float(), stage.shape[2:], mode="nearest-exact").flatten(1).long()
-            place = torch.randint(near.shape[1], (len(near), self.points), device=near.device)
+            # Without replacement, as in the published code: a voxel is no other of itself.
+            order = torch.rand(near.shape, device=near.device).argsort(1)[:, : self.points]
+            place = F.pad(order, (0, self.points - order.shape[1]))
             index = place.repeat(2, 1)[:, None].expand(-1, stage.shape[1], -1)
             features = stage.flatten(2).gather(2, index).transpose(1, 2)
             vectors.append(torch.stack(self.projector(features).chunk(2), 1))
-            chosen.append(near.gather(1, place))
+            label = near.gather(1, order)
+            chosen.append(F.pad(label, (0, self.points - label.shape[1]), value=LEFT_OUT))
         return {
             "vectors": torch.stack(vectors, 1),
             "labels": torch.stack(chosen, 1),

@@ -16,6 +16,8 @@ def slow(vectors, labels, temperature):
     values = []
     for sample, tags in zip(vectors.tolist(), labels.tolist(), strict=True):
         for (first, second), names in zip(sample, tags, strict=True):
+            kept = [n for n, name in enumerate(names) if name >= 0]
+            first, second, names = ([part[n] for n in kept] for part in (first, second, names))
             rows = [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in [*first, *second]]
             names = names + names
             terms = []
@@ -32,10 +34,12 @@ def slow(vectors, labels, temperature):
 def test_the_loss_equals_a_slow_reference(temperature):
     torch.manual_seed(0)
     vectors, labels = torch.randn(2, 3, 2, 6, 5, requires_grad=True), torch.randint(3, (2, 3, 6))
+    labels[1, 2, 4:] = -1  # a stage of four voxels
     value = LabelContrastLoss(temperature)({"vectors": vectors, "labels": labels})
     assert float(value.detach()) == pytest.approx(slow(vectors, labels, temperature), rel=1e-4)
     value.backward()
     assert torch.isfinite(vectors.grad).all() and vectors.grad.abs().sum() > 0
+    assert not vectors.grad[1, 2, :, 4:].any()
 
 
 def test_voxels_of_a_label_that_are_alike_cost_least():
@@ -88,6 +92,20 @@ def test_shapes_are_drawn_for_each_step_and_a_seed_repeats_them():
     assert all(torch.equal(first[name], again[name]) for name in first)
     label, one, two = model.pictures(image, first)
     assert label.amax() == 1 and torch.equal(one, first["first"]) and torch.equal(two, first["second"])
+
+
+def test_no_voxel_is_drawn_twice_and_a_small_stage_leaves_places_out():
+    class Numbers(nn.Module):
+        def forward(self, x):
+            numbers = torch.arange(x[0].numel()).reshape(1, *x.shape[1:]).expand_as(x).float()
+            return [numbers, numbers[..., ::2, ::2, ::2]]
+
+    model = LabelContrast(Numbers(), SyntheticContrast(), 1, RandomShapes(), points=60)
+    model.projector = nn.Identity()
+    drawn = model(torch.zeros(2, 1, 4, 4, 4))
+    assert all(len(set(one.tolist())) == 60 for one in drawn["vectors"][:, 0, 0, :, 0])
+    assert (drawn["labels"][:, 0] >= 0).all()
+    assert ((drawn["labels"][:, 1] >= 0).sum(1) == 8).all()
 
 
 def test_it_learns_and_gradients_reach_the_whole_network():
