@@ -32,6 +32,7 @@ EXTRAS = {
     "dicom": "writes label maps as DICOM SEG",
     "onnx": "writes and runs ONNX files",
     "tracking": "logs runs to MLflow",
+    "cluster": "does the runs of a comparison on a SLURM cluster",
     "dev": "tests and checks of the collection itself",
 }
 

@@ -109,6 +109,7 @@ def test_takes_the_bundle_and_the_code_and_nothing_else(bundle, tmp_path):
         "checks/running.py",
         "doctor.py",  # which overrides.py imports, and so on
         "files.py",
+        "overlays.py",
         "precision.py",
         "requirements.txt",
     }

@@ -30,7 +30,8 @@ def scaled(bundle: str, image: torch.Tensor, *names: str) -> torch.Tensor:
     if "intensity" in parser.get():
         return parser.get_parsed_content("intensity")({"image": image})["image"]
     where = "preprocessing#transforms" if "preprocessing" in parser.get() else "train#deterministic_transforms"
-    (step,) = [i for i, part in enumerate(parser[where]) if any(name in part["_target_"] for name in SCALING)]
+    targets = [part["_target_"] if isinstance(part, dict) else "" for part in parser[where]]
+    (step,) = [i for i, target in enumerate(targets) if any(name in target for name in SCALING)]
     return parser.get_parsed_content(f"{where}#{step}")({"image": image})["image"]
 
 

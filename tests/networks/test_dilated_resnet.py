@@ -75,7 +75,7 @@ def test_a_published_file_against_the_architecture_written_anew(depth, shortcut,
     state = disturb(small(depth=depth, shortcut=shortcut)).state_dict()
     published = {f"module.{name}": tensor for name, tensor in state.items()}
     torch.save({"state_dict": published}, tmp_path / "resnet.pth")
-    convert(tmp_path / "resnet.pth", tmp_path / "encoder.safetensors")
+    convert(tmp_path / "resnet.pth", tmp_path / "encoder.safetensors", kind="medicalnet")
     net = DilatedResNet(depth, shortcut=shortcut, width=4).eval()
     load_encoder(net, tmp_path / "encoder.safetensors")
     image = torch.rand(2, 1, 17, 24, 30)
