@@ -411,7 +411,9 @@ def example_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
             yield {
                 **{key: _key(run)[key] for key in ("arm", "fraction", "seed")},
                 "subject": name,
-                "title": f"{name}\n{f'{rank}: ' if rank else ''}{scores[image]:.3f}" if image in scores else name,
+                "title": f"{name}\n{f'{rank}: ' if rank else ''}{scores[image]:.3f}, mean of all arms"
+                if image in scores
+                else name,
                 "image": image,
                 "label": mapped_label(item, name.replace(os.sep, "_"), plan),
                 "prediction": str(prediction),
