@@ -11,6 +11,7 @@ from .json_files import read_json
 __all__ = ["BundleError", "bundle_folder", "bundle_names", "copy"]
 
 PARTS = ("LICENSE", "configs", "docs")
+"""What a bundle consists of. Anything else in its folder is what runs wrote, perhaps from patients' images."""
 
 
 class BundleError(ValueError):

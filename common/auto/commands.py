@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compare.child import failure_reason
+from ..compare.child import child_environment, failure_reason
 from ..json_files import read_json, write_json
 from .plan import RATE, Plan, Speed
 
@@ -138,36 +137,15 @@ def training_commands(plan: Plan, bundle: Path, output: Path, control: bool, poo
                 (datalist, folder / "model.pt"),
             )
         )
-    # One scan unlike the others is warned of; it ends no run of hours.
-    shared: dict[str, Any] = {
-        "dataset_dir": output,
-        "model_path": output / "training" / "model.pt",
-        "accept_scans": True,
-    }
-    model = shared["model_path"]
-    test = Command(
-        "predict_test",
-        bundle,
-        (configs / "inference.json", plan_file),
-        shared | {"datalist": datalist},
-        output / "test_predictions",
-        output / "test_predictions",
-        (datalist, model),
-    )
-    commands.append(test)
+    model = output / "training" / "model.pt"
+    predicted = {"predict_test": (datalist, output / "test_predictions")}
     if pool:
-        listed = output / "unlabelled.json"
-        commands.append(
-            Command(
-                "predict_unlabelled",
-                bundle,
-                (configs / "inference.json", plan_file),
-                shared | {"datalist": listed},
-                output / "predictions",
-                output / "predictions",
-                (listed, model),
-            )
-        )
+        predicted["predict_unlabelled"] = (output / "unlabelled.json", output / "predictions")
+    for name, (listed, folder) in predicted.items():
+        # One scan unlike the others is warned of; it ends no run of hours.
+        options = {"dataset_dir": output, "model_path": model, "accept_scans": True, "datalist": listed}
+        inference = (configs / "inference.json", plan_file)
+        commands.append(Command(name, bundle, inference, options, folder, folder, (listed, model)))
     return commands
 
 
@@ -235,15 +213,12 @@ class _Failed(Exception):
 
 def _lines(words: Sequence[str], log: Any) -> Iterator[str]:
     """The lines of a command's output, which are also written to ``log``."""
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
-    root = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     child = subprocess.Popen(
         list(words),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=environment,
+        env=child_environment(),
     )
     assert child.stdout is not None
     try:

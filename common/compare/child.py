@@ -175,10 +175,7 @@ def run_child(run: Run, settings: Settings, device: str = "", descriptors: Seque
     command = run.command(settings)
     (run.folder / f"{run.key}.command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
     write_json(run.folder / f"{run.key}.config.json", run.config(), default=str)
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
-    # The child finds the `common` that this process runs, whatever the working folder is.
-    root = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment = child_environment()
     if device:
         environment["CUDA_VISIBLE_DEVICES"] = device
     log = run.folder / f"{run.key}.log"
@@ -250,6 +247,13 @@ def _die_with_parent() -> None:
     """End this child when the comparison is killed, so that the next call does not meet it at work (Linux)."""
     if _prctl is not None:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def child_environment() -> dict[str, str]:
+    """Environment of a run: it finds the `common` that this process runs, whatever the working folder is."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
 
 
 def failure_reason(log: Path, begin: int, code: int) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import doctor
+from ..bundles import PARTS
 from ..json_files import read_json
 from .modules import package_files
 from .overlays import changed_configs
@@ -21,9 +22,6 @@ from .targets import config_targets, rewrite_config
 from .weights import check_networks, check_urls, check_weights, compare_weights, large_files, models_of
 
 __all__ = ["pack"]
-
-# What a bundle consists of. Anything else in its folder is what runs wrote, perhaps from patients' images.
-BUNDLE_FILES = ("LICENSE", "configs", "docs")
 
 
 def pack(
@@ -148,7 +146,7 @@ def _check_bundle(bundle: Path) -> None:
 
 
 def _bundle_files(bundle: Path) -> Iterator[Path]:
-    for name in BUNDLE_FILES:
+    for name in PARTS:
         part = bundle / name
         found = [part] if part.is_file() else sorted(part.rglob("*"))
         yield from (path for path in found if path.is_file() and not path.name.startswith("."))
