@@ -15,7 +15,7 @@ import numpy as np
 from ..compare.report import Block, page
 from ..files import atomic_write, without_ending
 from ..json_files import read_json
-from ..nifti import read_nifti
+from ..nifti import is_nifti, read_nifti
 from .commands import BEST_DICE
 from .plan import Plan, class_labels
 from .study import Study
@@ -124,19 +124,14 @@ def _structure_rows(
 
 
 def _pairs(folder: Path) -> Iterator[tuple[str, Path, Path, Path]]:
-    """Name, scan, truth and prediction of each test scan."""
-    base = folder
+    """Name, scan, truth and prediction of each test scan, where all are NIfTI files."""
     predictions = {path.name: path for path in (folder / "test_predictions").rglob("*.nii.gz")}
     for item in read_json(folder / "datalist.json").get("test", []):
         image = item["image"][0] if isinstance(item["image"], list) else item["image"]
         name = without_ending(Path(image).name)
         predicted = predictions.get(f"{name}_seg.nii.gz")
-        if predicted is not None:
-            yield name, _place(base, image), _place(base, item["label"]), predicted
-
-
-def _place(base: Path, path: str) -> Path:
-    return base / path
+        if predicted is not None and is_nifti(image) and is_nifti(item["label"]):
+            yield name, folder / image, folder / item["label"], predicted
 
 
 def _volumes(folder: Path, names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
@@ -145,18 +140,14 @@ def _volumes(folder: Path, names: Sequence[str]) -> dict[str, list[tuple[float, 
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _, _, truth, predicted in _pairs(folder):
         drawn, given = _volume(truth), _volume(predicted)
-        if drawn is None or given is None:
-            continue
         for index, name in enumerate(names, 1):
             voxels = np.isin(drawn[0], groups[index]).sum(), (given[0] == index).sum()
             found[name].append((float(voxels[0] * drawn[1] / 1000), float(voxels[1] * given[1] / 1000)))
     return {name: pairs for name, pairs in found.items() if pairs}
 
 
-def _volume(path: Path) -> tuple[np.ndarray, float] | None:
-    """Voxels of a NIfTI file and the volume of one in mm³; None for other files."""
-    if not path.name.endswith((".nii", ".nii.gz")):
-        return None
+def _volume(path: Path) -> tuple[np.ndarray, float]:
+    """Voxels of a label map and the volume of one in mm³."""
     image = read_nifti(path)
     return np.asarray(image.dataobj), float(abs(np.linalg.det(image.affine[:3, :3])))
 
@@ -211,7 +202,11 @@ def _pictures(folder: Path, cases: dict[str, float], names: Sequence[str]) -> Bl
             cell.imshow(picture, origin="lower", aspect=ratio[1] / ratio[0], interpolation="nearest", **limits)
             cell.set_title(title, fontsize=9)
             cell.axis("off")
-    figure.tight_layout()
+    if len(names) <= 12:
+        colours = plt.get_cmap("turbo")(np.arange(1, len(names) + 1) / len(names))
+        handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
+        figure.legend(handles, names, loc="lower center", ncols=min(4, len(names)), fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
     return _figure(
         figure, "The slice with most of the structures: the scan, the mask that was drawn, the one found.", "cases"
     )

@@ -1,0 +1,62 @@
+"""The report of an automatic run, from the files of one made up here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from common.auto.plan import Decision, Plan
+from common.auto.report import write_report
+from common.auto.study import Study
+from common.json_files import write_json
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Three test scans of two structures; in the worst one, half of the second is missed."""
+    mask = np.zeros((8, 8, 6), np.uint8)
+    mask[1:4, 1:4, 1:4], mask[4:7, 4:7, 2:4] = 1, 2
+    (tmp_path / "test_predictions").mkdir()
+    rows = ["case,class,dice,hd95"]
+    for number, second in enumerate((0.5, 0.8, 0.9)):
+        found = mask.copy()
+        found[4:7, 4:7, 2] *= number > 0
+        for name, values in ((f"{number}.nii.gz", mask), (f"test_predictions/{number}_seg.nii.gz", found)):
+            nib.save(nib.Nifti1Image(values, np.diag([10.0, 10, 10, 1])), tmp_path / name)
+        rows += [f"{number},heart,0.9,1.0", f"{number},<b>wall</b>,{second},2.0"]
+    scores = tmp_path / "training" / "eval" / "scores.csv"
+    scores.parent.mkdir(parents=True)
+    scores.write_text("\n".join(rows) + "\n")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "training.log").write_text("")
+    write_json(tmp_path / "plan.json", {"label_map": {"0": [0], "1": [1], "2": [2]}})
+    return tmp_path
+
+
+def write(folder: Path, ending: str) -> tuple[str, dict[str, float]]:
+    names = [f"{number}{ending}" for number in range(3)]
+    write_json(folder / "datalist.json", {"test": [{"image": name, "label": name} for name in names]})
+    plan = Plan("ssl3d", {}, (Decision("crop", "8 x 8 x 8", "it fits"),))
+    path, dice = write_report(Study("two folders", ()), plan, folder, {"training": 60.0})
+    return path.read_text(), dice
+
+
+def test_scores_volumes_and_pictures(folder, monkeypatch):
+    monkeypatch.setattr(Study, "describe", lambda self: ["three scans"])
+    text, dice = write(folder, ".nii.gz")
+    assert dice == pytest.approx({"heart": 0.9, "<b>wall</b>": (0.5 + 0.8 + 0.9) / 3})
+    assert text.count("data:image/png") == 2  # cases, volumes
+    assert "<td>27</td><td>27</td>" in text and "<td>18</td><td>15</td>" in text  # ml: 9 of 18 missed once
+    assert "&lt;b&gt;wall" in text and "<b>wall" not in text
+    assert "Mean Dice 0.817" in text.replace("<b>", "") and "it fits" in text and "three scans" in text
+
+
+def test_scans_of_other_formats_are_scored_without_pictures(folder, monkeypatch):
+    """A run of hours does not end in an error because the report reads NIfTI alone."""
+    monkeypatch.setattr(Study, "describe", lambda self: ["three scans"])
+    text, dice = write(folder, ".nrrd")
+    assert dice["heart"] == pytest.approx(0.9)
+    assert "data:image/png" not in text
