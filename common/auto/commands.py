@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compare.child import child_environment, failure_reason
+from ..child_process import child_environment, die_with_parent, failure_reason
 from ..json_files import read_json, write_json
 from .plan import RATE, Plan, Speed
 
@@ -219,6 +219,7 @@ def _lines(words: Sequence[str], log: Any) -> Iterator[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=child_environment(),
+        preexec_fn=die_with_parent,
     )
     assert child.stdout is not None
     try:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import functools
 import hashlib
 import os
 import platform
-import re
 import shlex
 import signal
 import subprocess
@@ -22,20 +20,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..checks import REFUSED
+from ..child_process import child_environment, die_with_parent, failure_reason
 from ..json_files import read_json, write_json
 from .plan import Run
 from .settings import CompareError, Settings
 
-__all__ = ["BUSY", "do_run", "failure_reason", "machine", "read_outcome", "run_child", "stop_children", "versions"]
+__all__ = ["BUSY", "do_run", "machine", "read_outcome", "run_child", "stop_children", "versions"]
 
 BUSY = "busy"
 
 PACKAGES = ("monai-transfer-bundles", "monai", "torch", "numpy", "pytorch-ignite")
 CHECKPOINTS = ("pretrain.ckpt", "train.ckpt")
-PR_SET_PDEATHSIG = 1  # prctl(2)
-# Looked up here: between fork and exec nothing may be imported or allocated.
-_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 @contextmanager
@@ -192,7 +187,7 @@ def run_child(run: Run, settings: Settings, device: str = "", descriptors: Seque
             env=environment,
             start_new_session=True,
             pass_fds=descriptors,
-            preexec_fn=_die_with_parent if _prctl else None,
+            preexec_fn=die_with_parent,
         )
         _children.add(child.pid)
         try:
@@ -241,44 +236,6 @@ def _stop(pid: int) -> None:
                 if os.waitpid(pid, os.WNOHANG)[0]:
                     return
                 time.sleep(0.1)
-
-
-def _die_with_parent() -> None:
-    """End this child when the comparison is killed, so that the next call does not meet it at work (Linux)."""
-    if _prctl is not None:
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def child_environment() -> dict[str, str]:
-    """Environment of a run: it finds the `common` that this process runs, whatever the working folder is."""
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
-
-
-def failure_reason(log: Path, begin: int, code: int) -> str:
-    """One sentence on why a child failed, from the end of its output."""
-    if code == -signal.SIGKILL:
-        return f"killed by the system, most likely for want of memory (see {log.name})"
-    if code < 0:
-        return f"ended by signal {signal.Signals(-code).name} (see {log.name})"
-    with log.open("rb") as file:
-        file.seek(begin)
-        text = file.read().decode("utf-8", "replace")
-    if re.search(r"OutOfMemoryError|CUDA out of memory|can't allocate memory|std::bad_alloc", text):
-        return f"out of memory (see {log.name}); lower batch_size, or the size of the network"
-    if "ChildFailedError" in text:  # torchrun's own summary comes last and says nothing of the cause
-        found = re.search(rf"^\[rank\d+\]: {REFUSED} .*\n+\[rank\d+\]: (.*)$", text, re.MULTILINE)
-        found = found or re.search(r"^\[rank\d+\]: (\w*(?:Error|Exception|Exit): .*)$", text, re.MULTILINE)
-        if found:
-            return f"{found[1]} (see {log.name})"
-    # The bundles' first step sees to it that the output ends with what went wrong, after an empty line.
-    paragraphs = [part.strip() for part in text.strip().split("\n\n") if part.strip()]
-    last = paragraphs[-1].splitlines() if paragraphs else []
-    if len(last) > 1 and (last[0].startswith("Traceback") or any("  File " in line for line in last)):
-        last = last[-1:]
-    reason = " ".join(line.strip() for line in last[-6:])
-    return f"{reason or f'exit status {code}'} (see {log.name})"
 
 
 def read_outcome(run: Run) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from common.auto.commands import Command, RunError, execute, parse_trial, traini
 from common.auto.plan import Plan
 from common.bundles import bundle_folder
 from common.json_files import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,36 @@ def test_a_step_runs_once_until_what_it_reads_changes(tmp_path):
     read.write_text("2")
     execute(command, tmp_path, said.append, "step")
     assert said[-2] == "step ..."
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells a child of its parent's death on Linux alone")
+def test_a_killed_run_leaves_no_training_behind(tmp_path):
+    """It would go on writing in the folder in which the next call trains."""
+    parent = f"""
+import sys
+from pathlib import Path
+from common.auto.commands import _lines
+words = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
+with open({str(tmp_path / "log")!r}, "wb") as log:
+    for line in _lines(words, log):
+        print(line, flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, cwd=ROOT) as run:
+        assert run.stdout is not None
+        child = int(run.stdout.readline())
+        run.kill()
+    end = time.monotonic() + 10
+    while _lives(child) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not _lives(child)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 def test_a_training_that_was_stopped_is_resumed_and_another_one_is_not(tmp_path):

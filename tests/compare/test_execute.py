@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from common.checks import REFUSED
-from common.compare.child import failure_reason, read_outcome
+from common.child_process import failure_reason
+from common.compare.child import read_outcome
 from common.compare.execute import execute, hold_folder
 from common.compare.plan import Plan, Run
 from common.compare.settings import Arm, CompareError, Settings

@@ -1,0 +1,60 @@
+"""Commands as child processes: their environment, their end, and why they failed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from .checks import REFUSED
+
+__all__ = ["child_environment", "die_with_parent", "failure_reason"]
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def _end_with_parent() -> None:
+    """In the child, between fork and exec, where nothing may be imported or allocated."""
+    assert _prctl is not None
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+die_with_parent: Callable[[], None] | None = _end_with_parent if _prctl else None
+"""``preexec_fn`` that ends a child when its parent is killed, so that the next call does not meet it (Linux)."""
+
+
+def child_environment() -> dict[str, str]:
+    """Environment of a run: it finds the `common` that this process runs, whatever the working folder is."""
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
+
+
+def failure_reason(log: Path, begin: int, code: int) -> str:
+    """One sentence on why a child failed, from the end of its output."""
+    if code == -signal.SIGKILL:
+        return f"killed by the system, most likely for want of memory (see {log.name})"
+    if code < 0:
+        return f"ended by signal {signal.Signals(-code).name} (see {log.name})"
+    with log.open("rb") as file:
+        file.seek(begin)
+        text = file.read().decode("utf-8", "replace")
+    if re.search(r"OutOfMemoryError|CUDA out of memory|can't allocate memory|std::bad_alloc", text):
+        return f"out of memory (see {log.name}); lower batch_size, or the size of the network"
+    if "ChildFailedError" in text:  # torchrun's own summary comes last and says nothing of the cause
+        found = re.search(rf"^\[rank\d+\]: {REFUSED} .*\n+\[rank\d+\]: (.*)$", text, re.MULTILINE)
+        found = found or re.search(r"^\[rank\d+\]: (\w*(?:Error|Exception|Exit): .*)$", text, re.MULTILINE)
+        if found:
+            return f"{found[1]} (see {log.name})"
+    # The bundles' first step sees to it that the output ends with what went wrong, after an empty line.
+    paragraphs = [part.strip() for part in text.strip().split("\n\n") if part.strip()]
+    last = paragraphs[-1].splitlines() if paragraphs else []
+    if len(last) > 1 and (last[0].startswith("Traceback") or any("  File " in line for line in last)):
+        last = last[-1:]
+    reason = " ".join(line.strip() for line in last[-6:])
+    return f"{reason or f'exit status {code}'} (see {log.name})"
