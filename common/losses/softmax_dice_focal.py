@@ -11,9 +11,10 @@ __all__ = ["SoftmaxDiceFocalLoss"]
 class SoftmaxDiceFocalLoss(nn.Module):
     """Dice of the softmax and focal loss of the softmax, added (Zhang et al., TransSeg, table 6: "DiceFocal").
 
-    MONAI's ``DiceFocalLoss`` has this meaning up to version 0.6, which the published code uses; since then its focal
-    part takes each class for a sigmoid of its own. Dice is of each sample and class, background included; the focal
-    loss is ``-(1 - p)^gamma log p`` of the true class, the mean over the pixels. Pixels of one label, such as padding,
+    MONAI's ``DiceFocalLoss`` has this meaning up to the weekly build before 0.6 that the published code pins; since
+    then its focal part takes each class for a sigmoid of its own. Dice is of each sample and class, background
+    included; the focal loss is ``-(1 - p)^gamma log p`` of the true class and 0 of the others, the mean over pixels and
+    classes, so that it weighs the less against Dice the more classes there are. Pixels of one label, such as padding,
     count in neither.
 
     Args:
@@ -38,8 +39,8 @@ class SoftmaxDiceFocalLoss(nn.Module):
             logits = logits.float()
             counted = label != self.ignore_index
             label = label.where(counted, 0)
-            # One channel is that of the true class, the others are 0: a sum, where MONAI takes the mean of all.
-            focal = (self.focal(logits, label).sum(1, keepdim=True) * counted).sum() / counted.sum().clamp_min(1)
+            # One channel is that of the true class, the others are 0; they count in the mean, as in that build.
+            focal = (self.focal(logits, label) * counted).sum() / (counted.sum().clamp_min(1) * logits.shape[1])
             truth = one_hot(label, logits.shape[1])
             dice = self.dice(logits.softmax(1) * counted, truth * counted)
             return self.lambda_dice * dice + self.lambda_focal * focal
