@@ -2,7 +2,7 @@
 
     python experiments/compare_aa.py --output runs/aa
 
-Trains a tiny UNETR on the sample (4 mm, as the tests do): 20 repetitions of two arms with two seeds each, the same
+Trains a tiny UNETR on the sample at 8 mm: 20 repetitions of two arms with two seeds each, the same
 labels in both arms, other seeds of initialisation and training. Prints the verdict of each repetition, each a report of
 its own. What is trained is kept in the output folder, so that an interrupted call goes on.
 """
@@ -26,12 +26,13 @@ from common.data import make_sample
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles/pretrain_once/configs"
 OVERLAY = {
     "datalist": "$@dataset_dir + '/' + @task + '.json'",
-    "spacing": [4.0, 4.0, 4.0],
-    "image_size": [40, 48, 40],
-    "roi_size": [32, 48, 32],
+    "spacing": [8.0, 8.0, 8.0],
+    "image_size": [20, 32, 20],
+    "roi_size": [16, 32, 16],
     "batch_size": 2,
     "crops_per_volume": 1,
     "num_workers": 0,
+    "log_images": 0,
     "learning_rate": 0.003,
     "segmentation_net": {
         "_target_": "common.networks.UNETR",
@@ -66,7 +67,8 @@ def main(words: list[str] | None = None) -> dict[str, int]:
     overlay = given.output / "overlay.json"
     scheme = json.loads((BUNDLE / "datasets/sample.json").read_text())
     ids = {"label_scheme": scheme["label_scheme"]}
-    overlay.write_text(json.dumps(OVERLAY | ids | {"max_epochs": given.epochs, "val_interval": given.epochs // 4}))
+    ids |= {"max_epochs": given.epochs, "checkpoint_interval": given.epochs, "val_interval": given.epochs // 4}
+    overlay.write_text(json.dumps(OVERLAY | ids))
     counts: dict[str, int] = {}
     for repetition in range(given.repetitions):
         arms: list[dict[tuple[int, str], float]] = [{}, {}]

@@ -89,7 +89,7 @@ def compare(
         override: ids and values of fine-tuning and evaluation: 'id=value id=value'.
         pretrain_override: ids and values of pre-training.
         probe: also probe the frozen encoders, without fine-tuning: label, age, diagnosis, by commas.
-        examples: test volumes to show; with 3 the worst, the median and the best.
+        examples: test volumes to show; 3, the default, are the worst, the median and the best; 0: none.
         devices: GPUs by number, by commas; a run at a time on each.
         processes: processes a run, through torchrun.
         keep_checkpoints: keep the files that training resumes from.

@@ -109,7 +109,7 @@ class Settings:
     override: Mapping[str, Any] = field(default_factory=dict)
     pretrain_override: Mapping[str, Any] = field(default_factory=dict)
     probe: tuple[str, ...] = ()
-    examples: int = 1
+    examples: int = 3
     devices: tuple[str, ...] = ("",)
     processes: int = 1
     keep_checkpoints: bool = False
@@ -180,8 +180,8 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         override: ids and values of fine-tuning and evaluation: a mapping, or text ``id=value id=value``.
         pretrain_override: the same for pre-training.
         probe: targets of representation probes: ``label``, ``age``, ``diagnosis``; true is ``label``.
-        examples: test volumes to show, as the nets of the first seed and the fewest labels see them: with 3 the worst,
-            the median and the best by the mean over the arms, with 1 the median.
+        examples: test volumes to show, as the nets of the first seed and the fewest labels see them: the worst, the
+            median and the best by the mean over the arms; 1 is the median, 0 none.
         devices: numbers of GPUs; a run at a time on each.
         processes: processes a run, through ``torchrun`` and the ``multi_gpu_*.json`` files.
         keep_checkpoints: keep the files that training resumes from.
@@ -266,7 +266,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         override=_overrides(merged.get("override")),
         pretrain_override=_overrides(merged.get("pretrain_override")),
         probe=_probe(merged.get("probe", ())),
-        examples=_whole(merged.get("examples", 1), "examples", 0),
+        examples=_whole(merged.get("examples", Settings.examples), "examples", 0),
         devices=_devices(merged.get("devices")),
         processes=_whole(merged.get("processes", 1), "processes", 1),
         keep_checkpoints=bool(merged.get("keep_checkpoints", False)),

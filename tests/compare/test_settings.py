@@ -29,7 +29,7 @@ def test_defaults_and_comma_separated_lists(tmp_path):
         "optimizer#eps": 1e-7,
         "orientation": "LPS",
     }
-    assert settings.equal == "steps" and settings.examples == 1
+    assert settings.equal == "steps" and settings.examples == 3
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("bundles/*/compare*.json")), ids=lambda path: path.stem)
