@@ -19,6 +19,7 @@ def auto(
     plan: bool = False,
     task: str | None = None,
     bundle: str | None = None,
+    names: str | None = None,
 ) -> None:
     """From scans and masks to a model: look, plan, train, evaluate, pack, report. The same command again goes on.
 
@@ -34,8 +35,23 @@ def auto(
         plan: stop with the plan, to look at it and edit it.
         task: structures4, structures34, ...: what to make of masks that FreeSurfer or another known tool numbered.
         bundle: folder of the bundle ssl3d, where it is not the one that comes with the package.
+        names: of the labels of the masks, such as '1=right ventricle, 2=myocardium'.
     """
-    run(images, masks, output, subject, hours, control, plan, task, bundle)
+    run(images, masks, output, subject, hours, control, plan, task, bundle, _label_names(names))
+
+
+def _label_names(given: str | None) -> dict[int, str] | None:
+    """Label -> name; commas stand between the pairs, names may have blanks.
+
+    Raises:
+        ValueError: it is of another form.
+    """
+    if given is None:
+        return None
+    pairs = [[part.strip() for part in one.partition("=")[::2]] for one in given.split(",")]
+    if not all(label.isdecimal() and name for label, name in pairs):
+        raise ValueError(f"--names {given!r}: write label=name, with commas in between, as in '1=liver, 2=tumour'.")
+    return {int(label): name for label, name in pairs}
 
 
 def predict(model: str, images: str, output: str, force: bool = False) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..child_process import child_environment, die_with_parent, failure_reason
+from ..durations import format_duration
 from ..json_files import read_json, write_json
 from .plan import RATE, Plan, Speed
 
@@ -163,7 +164,7 @@ def execute(command: Command, output: Path, say: Callable[[str], None], title: s
     digest = command.digest()
     before = state.get(command.name, {})
     if before.get("digest") == digest and before.get("status") == "done" and command.makes.exists():
-        say(f"{title}: done before ({_span(before['seconds'])})")
+        say(f"{title}: done before ({format_duration(before['seconds'])})")
         return float(before["seconds"])
     same = before.get("digest") == digest
     resume = command.resumes and same and (command.folder / "train.ckpt").is_file()
@@ -256,7 +257,3 @@ def parse_trial(text: str, seconds: float, scans: int) -> tuple[Speed, float]:
     judged = int(hours) * 3600 + int(minutes) * 60 + float(rest)
     start = max(0.0, seconds - sum(epochs) - judged)
     return Speed(min(epochs[1:]) / int(batches[1]), judged / scans, start), float(dice[-1])
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

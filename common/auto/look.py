@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,7 @@ from ..data.copies import same_content
 from ..data.datalist import Volume, find_problems, grid_problem, open_volume, shape_problem
 from ..data.label_maps import known_labels
 from ..data.prepare.files import read_table, some
+from ..durations import format_duration
 from ..nifti import is_nifti
 from ..volumes import VolumeError, label_problem, whole_labels
 from .layouts import Found, Layout, find_layout
@@ -27,10 +29,19 @@ __all__ = ["look"]
 
 MOST_LABELS = 250
 """Of one mask; what has more different values is a scan. Parcellations of the brain have up to 200."""
+SAY_EVERY = 5.0
+"""Seconds between two lines of progress."""
+T = TypeVar("T")
 _ATLASES = ("dlmuse", "freesurfer", "malpem", "oasis_seg35")
 
 
-def look(images: str | os.PathLike, masks: str | os.PathLike | None = None, subject: str | None = None) -> Study:
+def look(
+    images: str | os.PathLike,
+    masks: str | os.PathLike | None = None,
+    subject: str | None = None,
+    names: Mapping[int, str] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Study:
     """Find scans and masks, pair them, find out whose they are, and check every file.
 
     Read are NIfTI, NRRD, MetaImage and folders of one DICOM series each, in two folders of equal names (but for the
@@ -43,12 +54,15 @@ def look(images: str | os.PathLike, masks: str | os.PathLike | None = None, subj
         masks: folder of the masks, where they are not in the layout.
         subject: regular expression that finds the subject in a scan's path below `images`, without its ending: its
             first group, else all that it matches. Without it, see `find_subjects`.
+        names: label of the masks -> its name, in place of what a table beside the scans says.
+        say: gets a line of progress every few seconds.
 
     Returns:
         What was found. It may be too little to train on, which `Study.refusal` then says.
 
     Raises:
-        StudyError: there is no scan, no mask belongs to a scan, or none of the files can be used.
+        StudyError: there is no scan, no mask belongs to a scan, none of the files can be used, or no mask holds a
+            label of `names`.
         DatalistError: a JSON file cannot be read, or `subject` finds nothing in a path.
     """
     layout = find_layout(_path(images), None if masks is None else _path(masks))
@@ -56,9 +70,9 @@ def look(images: str | os.PathLike, masks: str | os.PathLike | None = None, subj
     subjects, grouping = find_subjects(layout.cases, subject, layout.subjects, layout.root)
     reasons: list[tuple[Path, str]] = []
     whose = dict(zip((id(x) for x in layout.cases), subjects, strict=True))
-    found = _sound(layout.cases, reasons)
+    found = _sound(layout.cases, reasons, say)
     found = _without_copies(found, reasons)
-    cases = _read(found, [whose[id(x)] for x in found], reasons)
+    cases = _read(found, [whose[id(x)] for x in found], reasons, say)
     cases = _of_equal_channels(cases, reasons)
     had_masks = any(x.mask for x in layout.cases)
     if not cases or (had_masks and not any(case.mask for case in cases)):
@@ -72,14 +86,14 @@ def look(images: str | os.PathLike, masks: str | os.PathLike | None = None, subj
             f"The masks hold no structure, {sum(x.mask is not None for x in cases)} of them background (0) alone, such "
             f"as {next(x.mask for x in cases if x.mask)}: give masks with 1, 2, ... for the structures."
         )
-    names = _names(layout, volumes)
+    named = _names(layout, volumes, names or {})
     label_scheme = layout.label_scheme or _label_scheme(volumes)
     notes = [*layout.notes, *_notes(cases, volumes, layout, label_scheme)]
     return Study(
         layout.name,
         tuple(cases),
         layout.channels,
-        names,
+        named,
         volumes,
         (*layout.left_out, *reasons),
         tuple(notes),
@@ -121,10 +135,25 @@ def _off_grid(problem: str) -> bool:
     return "has the shape" in problem or "mm away from" in problem
 
 
-def _sound(cases: Sequence[Found], reasons: list[tuple[Path, str]]) -> list[Found]:
+def _told(results: Iterable[T], total: int, what: str, say: Callable[[str], None] | None) -> Iterator[T]:
+    """The results, with a line of progress every `SAY_EVERY` seconds."""
+    begin = last = time.monotonic()
+    for number, result in enumerate(results, 1):
+        yield result
+        now = time.monotonic()
+        if say and now - last > SAY_EVERY and number < total:
+            left = (now - begin) / number * (total - number)
+            say(f"{what} {number} of {total} scans; about {format_duration(left)} left")
+            last = now
+
+
+def _sound(
+    cases: Sequence[Found], reasons: list[tuple[Path, str]], say: Callable[[str], None] | None = None
+) -> list[Found]:
     """Cases whose headers are in order and fit together."""
     with ThreadPoolExecutor(max_workers=4) as pool:
-        results = list(pool.map(lambda x: find_problems([_item(x)], "header"), cases))
+        checked = pool.map(lambda x: find_problems([_item(x)], "header"), cases)
+        results = list(_told(checked, len(cases), "Checked the headers of", say))
     for problems in results:
         for file, text in problems[:1]:
             advice = ": copy the scan's header to the mask if they are of one grid" if "affines differ" in text else ""
@@ -145,7 +174,12 @@ def _without_copies(cases: Sequence[Found], reasons: list[tuple[Path, str]]) -> 
     return [x for x in cases if id(x) not in copies]
 
 
-def _read(cases: Sequence[Found], subjects: Sequence[str], reasons: list[tuple[Path, str]]) -> list[Case]:
+def _read(
+    cases: Sequence[Found],
+    subjects: Sequence[str],
+    reasons: list[tuple[Path, str]],
+    say: Callable[[str], None] | None = None,
+) -> list[Case]:
     """Cases with the facts of their scans and the volumes of their labels."""
 
     def read(pair: tuple[Found, str]) -> Case | tuple[Path, str]:
@@ -165,7 +199,8 @@ def _read(cases: Sequence[Found], subjects: Sequence[str], reasons: list[tuple[P
 
     # Unpacking releases the GIL.
     with ThreadPoolExecutor(max_workers=4) as pool:
-        results = list(pool.map(read, zip(cases, subjects, strict=True)))
+        facts = pool.map(read, zip(cases, subjects, strict=True))
+        results = list(_told(facts, len(cases), "Read", say))
     reasons += [x for x in results if isinstance(x, tuple)]
     return [x for x in results if isinstance(x, Case)]
 
@@ -254,8 +289,14 @@ def _volumes_of_labels(cases: Sequence[Case]) -> dict[int, LabelVolume]:
     return {label: LabelVolume(median(found[label]), len(found[label])) for label in sorted(found)}
 
 
-def _names(layout: Layout, found: Sequence[int] | dict[int, LabelVolume]) -> dict[int, str]:
-    """Names of the labels, of `dataset.json` or a table that lies with the scans."""
+def _names(layout: Layout, found: Mapping[int, LabelVolume], given: Mapping[int, str]) -> dict[int, str]:
+    """Names of the labels: as given, else of `dataset.json` or a table that lies with the scans."""
+    absent = sorted(set(given) - set(found))
+    if absent:
+        raise StudyError(
+            f"No mask holds the label {absent[0]}, which `names` calls {given[absent[0]]}: the masks have "
+            f"{some(sorted(found), 40) or 'none'}."
+        )
     named = dict(layout.labels)
     if not named:
         tables = ("*dseg.tsv", "labels.tsv", "labels.csv", "*_dict.csv")
@@ -265,6 +306,7 @@ def _names(layout: Layout, found: Sequence[int] | dict[int, LabelVolume]) -> dic
                 named[int(label)] = row["name"]
         if 2 * len(named.keys() & set(found)) < len(found):
             named = {}
+    named |= given
     return {label: named.get(label, f"label {label}") for label in found}
 
 

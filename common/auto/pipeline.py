@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +80,7 @@ def run(
     plan_only: bool = False,
     task: str | None = None,
     bundle: str | Path | None = None,
+    names: Mapping[int, str] | None = None,
     say: Callable[[str], None] = print,
 ) -> Result:
     """Look at scans and masks, plan, train, evaluate and pack. Called again, it goes on where it was stopped.
@@ -96,6 +97,7 @@ def run(
         task: of the collection, such as ``structures4``, where the masks are numbered as FreeSurfer or another known
             tool does; by default each label is a class.
         bundle: folder of ``ssl3d``, where it is not the one that comes with the package.
+        names: label of the masks -> its name, where no table beside the scans has them.
         say: gets the lines of progress.
 
     Raises:
@@ -108,7 +110,7 @@ def run(
     root = Path(bundle).absolute() if bundle is not None else bundle_folder("ssl3d")
     _check_bundle(root)
     with _held(folder):
-        study = look(images, masks, subject)
+        study = look(images, masks, subject, names, say)
         for line in study.describe():
             say(line)
         lists = _write_lists(study, folder)
@@ -171,7 +173,8 @@ def _write_lists(study: Study, folder: Path) -> dict[str, list[dict[str, Any]]]:
     lists.pop("label_scheme", None)  # the plan says how labels become classes
     if path.is_file() and read_json(path) != lists:
         raise PlanError(
-            f"{folder} was begun with other scans, masks or subjects than these: give another --output, or remove it."
+            f"{folder} was begun with other scans, masks, subjects or names than these: give another --output, or "
+            "remove it."
         )
     write_json(path, lists)
     pool = lists.get("unlabelled", [])

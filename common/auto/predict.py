@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from ..checks import first_cause, own_sentence
 from ..data.image_list import list_images
+from ..durations import format_duration
 from ..files import VOLUME_ENDINGS, atomic_write, without_ending
 from ..json_files import read_json
 from ..volumes import first_line
@@ -200,7 +201,7 @@ class _Run:
         left = len(self.cases) - len(self.results)
         if left and self.made:
             seconds = left * (time.monotonic() - self.began) / self.made
-            line += f" (about {_duration(seconds)} left)"
+            line += f" (about {format_duration(seconds)} left)"
         print(line, file=sys.stderr, flush=True)
 
 
@@ -347,10 +348,3 @@ def _sentence(error: BaseException, pack: Path) -> str:
         else:
             link = link.__cause__
     return said.strip().splitlines()[0]
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..durations import format_duration
 from ..json_files import read_json, write_json
 from .child import read_outcome, run_child
 from .collect import curve_rows
@@ -82,7 +83,9 @@ def estimate(plan: Plan) -> str:
             seconds += rounds * validation * evaluation.step
         memory = cost.peak_mb + loaded * item_bytes / 2**20
         total, peak, disk = total + seconds, max(peak, memory), disk + cost.disk
-        lines.append(f"  {run}: {run.steps or loaded} {'steps' if run.steps else 'volumes'}, {_time(seconds)}")
+        lines.append(
+            f"  {run}: {run.steps or loaded} {'steps' if run.steps else 'volumes'}, {format_duration(seconds)}"
+        )
     if plan.settings.equal == "time":
         lines.append("  and in arms that pre-trained less, as many steps more as their time allows")
     parallel = len(plan.settings.devices)
@@ -93,7 +96,7 @@ def estimate(plan: Plan) -> str:
             f"{len(plan.runs)} runs: {head}",
             *lines,
             "",
-            f"About {_time(total / parallel)} in all{f' on {parallel} devices' if parallel > 1 else ''}, "
+            f"About {format_duration(total / parallel)} in all{f' on {parallel} devices' if parallel > 1 else ''}, "
             f"{peak / 1024:.1f} GiB of memory at most a run, {disk / 2**30:.2f} GiB on disk.",
             f"From {STEPS} steps of each kind on this machine just now; expect the real thing within a factor of two.",
             *_least_difference(plan),
@@ -245,9 +248,3 @@ def _item(plan: Plan) -> tuple[float, int]:
     values = item.values() if isinstance(item, dict) else []
     size = sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
     return time.time() - began, size if plan.train.get("cache_rate", 1.0) else 0
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..durations import format_duration
 from ..files import atomic_write
 from .figures import draw_all, metric_name
 from .paper import write_paper
@@ -370,6 +371,10 @@ def _probes_table(tables: Tables, probes: list[dict[str, Any]]) -> Block:
     return Block("table", header=["target", "metric", "of", "probe", "labels", *tables.arms], rows=rows)
 
 
+def _spent(seconds: float) -> str:
+    return format_duration(seconds) if seconds else "-"
+
+
 def _cost_table(tables: Tables) -> Block:
     rows = []
     for arm in tables.arms:
@@ -386,11 +391,15 @@ def _cost_table(tables: Tables) -> Block:
         rows.append(
             [
                 arm,
-                "not known (an encoder file)" if arm in tables.made_elsewhere else _time(pretraining),
-                f"{_time(sum(train) / len(train))} ({span(steps)} steps)" if train else "-",
+                "not known (an encoder file)"
+                if arm in tables.made_elsewhere
+                else format_duration(pretraining)
+                if pretraining
+                else "-",
+                f"{_spent(sum(train) / len(train))} ({span(steps)} steps)" if train else "-",
                 str(len(train)),
-                _time(sum(seconds["evaluate"])),
-                _time(sum(row["seconds"] for row in costs)),
+                _spent(sum(seconds["evaluate"])),
+                _spent(sum(row["seconds"] for row in costs)),
                 "-" if math.isnan(peak) else f"{peak / 1024:.1f} GiB",
             ]
         )
@@ -414,14 +423,6 @@ def _making(tables: Tables) -> list[str]:
 
 def _interval(interval: tuple[float, float] | None) -> str:
     return f"{interval[0]:+.3f} to {interval[1]:+.3f}" if interval else "-"
-
-
-def _time(seconds: float) -> str:
-    if not seconds:
-        return "-"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def markdown(blocks: Sequence[Block]) -> str:

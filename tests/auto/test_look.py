@@ -513,6 +513,29 @@ def test_description(tmp_path):
     assert len(lines) <= 10
 
 
+def test_given_names_go_before_those_of_a_table(tmp_path):
+    for name in "abc":
+        scan(tmp_path / f"images/{name}.nii.gz")
+        mask(tmp_path / f"masks/{name}.nii.gz", (1, 2))
+    (tmp_path / "labels.tsv").write_text("index\tname\n1\tball\n2\tcube\n")
+    study = look(tmp_path / "images", tmp_path / "masks", names={2: "box"})
+    assert study.labels == {1: "ball", 2: "box"}
+
+
+def test_reading_many_scans_tells_how_far_it_is(tmp_path, monkeypatch):
+    for name in "abcd":
+        scan(tmp_path / f"images/{name}.nii.gz")
+        mask(tmp_path / f"masks/{name}.nii.gz")
+    said: list[str] = []
+    look(tmp_path / "images", tmp_path / "masks", say=said.append)
+    assert said == []  # a moment
+    monkeypatch.setattr("common.auto.look.SAY_EVERY", 0.0)
+    look(tmp_path / "images", tmp_path / "masks", say=said.append)
+    headers = [line for line in said if line.startswith("Checked the headers of ")]
+    assert [line.split(";")[0][-12:] for line in headers] == [f"{n} of 4 scans"[-12:] for n in (1, 2, 3)]
+    assert any(line.startswith("Read 2 of 4 scans; about 0 s left") for line in said)
+
+
 def test_channels_in_one_file(tmp_path):
     for i in range(3):
         scan(tmp_path / f"images/case{i}.nii.gz", shape=(*SHAPE, 2))

@@ -85,7 +85,7 @@ def test_two_folders_become_a_model_and_masks_of_what_had_none(folders):
     assert again.returncode == 0 and again.stdout.count("done before") == 4
     other = command(folders, "--hours", "1")
     assert other.returncode == 1
-    assert "other scans, masks or subjects" in other.stderr or "a plan made for --hours" in other.stderr
+    assert "other scans, masks, subjects or names" in other.stderr or "a plan made for --hours" in other.stderr
 
 
 def test_what_cannot_be_done_is_said_before_anything_is(folders, tmp_path):
@@ -100,3 +100,12 @@ def test_what_cannot_be_done_is_said_before_anything_is(folders, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(PlanError, match="cannot be written"):
         run(scans, masks, tmp_path / "file" / "out")
+
+
+def test_names_of_labels_on_the_command_line(folders):
+    for given in ("3", "liver=3", "3=", "3=cube, "):
+        ended = command(folders, "--names", given)
+        assert ended.returncode == 1 and "write label=name" in ended.stderr, ended.stderr
+    ended = command(folders, "--names", "1=ball")
+    assert ended.returncode == 1
+    assert "No mask holds the label 1, which `names` calls ball: the masks have 3." in ended.stderr

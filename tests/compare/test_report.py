@@ -125,7 +125,7 @@ def test_outcome_says_what_was_found_and_what_not(folder):
     assert '"Equivalent" means a difference surely below 0.01.' in text
     assert "3 seeds, 10 subjects" in lines[0]
     assert "All seeds of mae start from one pre-training" in text
-    assert "10.0 min" in text and "| 50 s (16 steps) | 3 |" in text and "2.0 GiB" in text
+    assert "| 10 min |" in text and "| 50 s (16 steps) | 3 |" in text and "2.0 GiB" in text
 
 
 def test_subjects_stand_beside_scans_where_they_differ(folder):
