@@ -23,7 +23,7 @@ from .files import cache_folder
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-__all__ = ["cache_problem", "check_run", "import_problems", "requirements", "version_problems"]
+__all__ = ["cache_problem", "check_run", "import_problems", "label_warning", "requirements", "version_problems"]
 
 DISTRIBUTION = "monai-transfer-bundles"
 PACKAGE_FOLDER = Path(__file__).resolve().parent
@@ -35,6 +35,9 @@ EXTRAS = {
     "cluster": "does the runs of a comparison on a SLURM cluster",
     "dev": "tests and checks of the collection itself",
 }
+
+LABEL_SAFE = "0.8.8"
+"""The first MONAI Label without a known way for strangers to run code in its server; see `label_warning`."""
 
 
 def requirements(package_folder: Path = PACKAGE_FOLDER) -> list[Requirement]:
@@ -156,6 +159,28 @@ def cache_problem(folder: Path | None = None) -> str | None:
     return f"the cache folder {folder} cannot be written; set XDG_CACHE_HOME to a folder that can."
 
 
+def label_warning(installed: Callable[[str], str] = importlib.metadata.version) -> str | None:
+    """A sentence if the MONAI Label that is installed is open to attacks by those who reach its server, else None.
+
+    Up to 0.8.5: path traversal in the upload endpoints (CVE-2026-133968, exploited in the wild) and code by a
+    request's ``bundle_path`` (GHSA-j5c7-p3x5-gw2x). From 0.7.0 to 0.8.7: code by request values that begin with ``$``
+    (GHSA-gfjg-c3x6-24gw).
+
+    Args:
+        installed: gives the version of a distribution, raises ``PackageNotFoundError`` where there is none.
+    """
+    from packaging.version import Version
+
+    found = _version("monailabel", installed)
+    if found is None or Version(found) >= Version(LABEL_SAFE):
+        return None
+    return (
+        f"monailabel {found} lets whoever reaches its server run code on it (CVE-2026-133968, GHSA-j5c7-p3x5-gw2x, "
+        f"GHSA-gfjg-c3x6-24gw); run `pip install 'monailabel>={LABEL_SAFE}'`, and where the package index does not "
+        "have it yet start the server with `--host 127.0.0.1 --uvicorn_app common.label_guard:app`."
+    )
+
+
 def main() -> int:
     """Print the table and the problems; returns the exit status."""
     rows: list[tuple[str, str, str]] = [
@@ -186,6 +211,9 @@ def main() -> int:
     print()
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
+    warning = label_warning()
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
     if not problems:
         print("nothing stands in the way.")
     return 1 if problems else 0

@@ -2,7 +2,8 @@
 
 Runs in Label's own environment. Every bundle is trained for seconds on the embedded sample, packed at that size, and
 served on 127.0.0.1. The client asks for masks, compares each with that of `inference.json` by itself, voxel by voxel,
-uploads labels, has every bundle trained on them, and asks for what cannot be given. It ends with a page with pictures.
+uploads labels, has every bundle trained on them, and asks for what cannot be given and what must not be. It ends with
+a page with pictures.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from hostile_requests import hostile_requests
 
 ROOT = Path(__file__).resolve().parent.parent
 APP = Path(sys.prefix) / "monailabel" / "sample-apps" / "monaibundle"
@@ -116,6 +119,7 @@ class Server:
         # Any word but "monaihosting": else the server asks the internet for the model zoo's list, for local bundles too
         # (https://github.com/Project-MONAI/MONAILabel/issues/1490). SAM 2 would download weights.
         command += ["--conf", "zoo_source", "local", "--conf", "sam2", "false"]
+        command += ["--uvicorn_app", "common.label_guard:app"]
         print(f"   {shlex.join(['monailabel', *command[1:]])}", flush=True)
         self.log = log.open("w")
         self.process = subprocess.Popen(
@@ -283,6 +287,39 @@ def ask_the_impossible(server: Server, images: Path, outcome: Outcome) -> list[t
     return answers
 
 
+def listing(*folders: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of each file, logs left out, to see what was written."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and "logs" not in path.parts]
+    return {
+        str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files if "__pycache__" not in path.parts
+    }
+
+
+def ask_the_hostile(server: Server, model: str, folders: list[Path], output: Path, outcome: Outcome) -> None:
+    """Requests of `hostile_requests`, one by one and eight at a time: no mask, no effect, and the server goes on."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    canary = output / "canary"
+    study = sorted(folders[0].glob("*.nii.gz"))[0].name.removesuffix(".nii.gz")
+    requests = list(hostile_requests(model, study, str(canary)))
+    before = listing(*folders)
+    answers = [request.send(server.port) for request in requests]
+    for request, (status, answer) in zip(requests, answers, strict=True):
+        outcome.check(
+            f"hostile: {request.name}", status >= 400 and answer[:2] != b"\x1f\x8b", f"{status} {words(answer)}"
+        )
+    with ThreadPoolExecutor(8) as pool:
+        again = list(pool.map(lambda request: request.send(server.port)[0], requests))
+    same = sum(status == first for status, (first, _) in zip(again, answers, strict=True))
+    outcome.check("hostile: eight at a time, the same answers", same == len(requests), f"{same} of {len(requests)}")
+    status, answer = server.get("/train/?all=true")
+    outcome.check("hostile: no training was started", status == 404 or not answer, f"{status} {words(answer)}")
+    outcome.check("hostile: nothing was evaluated", not canary.exists())
+    changed = {path for path, _ in before.items() ^ listing(*folders).items()}
+    outcome.check("hostile: no file of studies and app changed", not changed, ", ".join(sorted(changed)))
+    outcome.check("hostile: the server goes on", server.get("/info/")[0] == 200)
+
+
 def draw(found: dict[str, dict[str, Any]], output: Path) -> None:
     import matplotlib
 
@@ -419,6 +456,7 @@ def main() -> int:
             refused = ask_the_impossible(server, where["images"], outcome)
             for study in ("two_channels", "cut_off"):
                 server.request("DELETE", f"/datastore/image?id={study}")
+        ask_the_hostile(server, arguments.bundles[0], [studies, app], output, outcome)
         for name in arguments.bundles:
             try:
                 found[name] |= ask(server, name, where, outcome)

@@ -42,6 +42,26 @@ def test_version_problems(versions, expected):
     assert all(problem.startswith(start) for problem, start in zip(problems, expected, strict=True))
 
 
+@pytest.mark.parametrize("version", ["0.7.0", "0.8.5", "0.8.7", "0.8.8rc1"])
+def test_a_monai_label_that_is_open_to_attacks(version):
+    warning = doctor.label_warning(installed({"monailabel": version}))
+    assert warning.startswith(f"monailabel {version} lets whoever reaches its server run code")
+    assert "monailabel>=0.8.8" in warning and "--host 127.0.0.1" in warning
+
+
+@pytest.mark.parametrize("versions", [{}, {"monailabel": "0.8.8"}, {"monailabel": "0.9.0"}, {"monailabel": "0.8.10"}])
+def test_no_warning_of_a_monai_label_that_is_safe(versions):
+    assert doctor.label_warning(installed(versions)) is None
+
+
+def test_no_pin_keeps_a_user_on_an_unsafe_monai_label():
+    lines = (ROOT / "demo/label_constraints.txt").read_text() + (ROOT / "tests/monai_label.txt").read_text()
+    pins = [Requirement(line) for line in doctor._requirement_lines(lines) if line.startswith("monailabel")]
+    pins += [requirement for requirement in doctor.requirements() if requirement.name == "monailabel"]
+    assert len(pins) == 3
+    assert all(pin.specifier.contains(version) for pin in pins for version in ("0.8.5", doctor.LABEL_SAFE, "0.9.0"))
+
+
 def test_requirements_of_a_checkout_are_those_of_setup_cfg():
     needed = {requirement.name: requirement for requirement in doctor.requirements()}
     assert str(needed["monai"].specifier) == ">=1.6.1"
@@ -168,7 +188,11 @@ def test_command_names_the_stray_package(tmp_path):
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 1
-    [sentence] = done.stderr.strip().splitlines()
+    lines = done.stderr.strip().splitlines()
+    [sentence] = [line for line in lines if not line.startswith("warning: monailabel")]
+    assert [line for line in lines if line != sentence] == [
+        f"warning: {text}" for text in [doctor.label_warning()] if text
+    ]
     assert sentence.startswith(f"problem: {tmp_path / 'work' / 'common'} shadows this collection's package")
     rows = {line.split()[0]: line for line in done.stdout.splitlines() if line}
     assert {"python", "common", "monai", "torch", "device", "extra", "PYTHONSAFEPATH"} <= set(rows)

@@ -1,0 +1,130 @@
+"""The check of requests before MONAI Label, without Label: what is refused never reaches the application."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from common.label_guard import RequestGuard, refused_body, refused_name, refused_value
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "demo"))
+try:
+    from hostile_requests import Hostile, form, hostile_requests
+finally:
+    sys.path.remove(str(ROOT / "demo"))
+
+CANARY = "/tmp/canary_of_the_label_guard"
+HOSTILE = list(hostile_requests("skull", "sub-001", CANARY))
+FORMS = all(importlib.util.find_spec(name) for name in ("starlette", "python_multipart"))
+
+
+def ask(request: Hostile, parts: int = 1, **settings) -> tuple[int, dict, bytes | None]:
+    """Status and answer, and the body that the application read, None where it was not asked."""
+    if request.headers.get("content-type", "").startswith("multipart") and not FORMS:
+        pytest.skip("forms are read by python-multipart: pip install --no-deps -r tests/monai_label.txt")
+    seen: list[bytes] = []
+    sent: list[dict] = []
+
+    async def application(scope, receive, send):
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message["body"]
+            more = message["more_body"]
+        seen.append(body)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    size = max(1, -(-len(request.body) // parts))
+    pieces = [request.body[i : i + size] for i in range(0, len(request.body), size)] or [b""]
+
+    async def receive():
+        piece = pieces.pop(0)
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+    async def send(message):
+        sent.append(message)
+
+    path, _, query = request.target.partition("?")
+    scope = {
+        "type": "http",
+        "method": request.method,
+        "path": unquote(path),
+        "query_string": query.encode(),
+        "headers": [(key.encode(), value.encode()) for key, value in request.headers.items()],
+    }
+    asyncio.run(RequestGuard(application, **settings)(scope, receive, send))
+    assert len(seen) <= 1
+    return sent[0]["status"], json.loads(sent[1]["body"]), seen[0] if seen else None
+
+
+@pytest.mark.parametrize("request_", HOSTILE, ids=lambda request: request.name)
+def test_hostile_and_wrong_requests(request_):
+    status, answer, seen = ask(request_)
+    if request_.guarded:
+        assert (status, seen) == (400, None)
+        assert answer["detail"].startswith("refused: ") and len(answer["detail"]) < 300
+    else:
+        assert (status, seen) == (200, request_.body), "Label's to refuse"
+    assert not Path(CANARY).exists()
+
+
+def test_the_list_is_long_enough_and_its_names_differ():
+    assert len(HOSTILE) >= 40 and len({request.name for request in HOSTILE}) == len(HOSTILE)
+
+
+JSON = {"content-type": "application/json"}
+LABEL = gzip.compress(b"$ is no expression here")
+SLICER = {"device": ["cpu"], "multi_gpu": True, "gpus": "all", "max_epochs": 50, "val_split": 0.2, "pretrained": True}
+SLICER |= {"tracking": ["None", "mlflow"], "tracking_uri": "", "run_id": "", "model_filename": ["model.pt"]}
+OHIF = {"result_extension": ".nrrd", "result_dtype": "uint16", "result_compress": False, "label_info": []}
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Hostile(
+            "Slicer trains", "POST", "/train/skull", json.dumps(SLICER).encode(), {"content-type": "application/json"}
+        ),
+        Hostile("nothing chosen", "POST", "/train/skull"),
+        Hostile("OHIF asks", "POST", "/infer/skull?image=1.2.3&output=image", *form({"params": json.dumps(OHIF)})),
+        Hostile(
+            "a label",
+            "PUT",
+            "/datastore/label?image=a&tag=final",
+            *form({}, {"label": ("a.nii.gz", gzip.compress(b"$" * 99))}),
+        ),
+        Hostile("the archive", "POST", "/proxy/dicom/stow/studies", b"DICM", {"content-type": "multipart/related"}),
+        Hostile("a page", "GET", "/ohif/viewer?StudyInstanceUIDs=1.2.840.1"),
+    ],
+    ids=lambda request: request.name,
+)
+@pytest.mark.parametrize("parts", [1, 7])
+def test_requests_of_clients_pass_with_their_bytes(request_, parts):
+    status, _, seen = ask(request_, parts)
+    assert (status, seen) == (200, request_.body)
+
+
+def test_a_body_above_the_limit_is_not_kept():
+    request = Hostile("large", "PUT", "/datastore/label?image=a", b"x" * 3000, JSON)
+    status, answer, seen = ask(request, 10, largest=1000)
+    assert (status, seen) == (400, None) and "more than 1,000 bytes" in answer["detail"]
+
+
+@pytest.mark.parametrize("value", ["cpu", "a.b", 3, 0.5, True, None, [1, ["a"]], {"a": {"b": [1.5]}}, "5 $", "a@b.c"])
+def test_plain_values(value):
+    assert refused_value({"note": value}) is None
+    assert refused_body(json.dumps({"note": value})) is None
+
+
+@pytest.mark.parametrize("name", ["sub-001", "a/b.nii.gz", "1.2.840", "two..dots", ""])
+def test_plain_names(name):
+    assert refused_name(name, "it") is None
