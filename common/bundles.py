@@ -8,7 +8,7 @@ from pathlib import Path
 from .command_line import run_command
 from .json_files import read_json
 
-__all__ = ["BundleError", "bundle_folder", "bundle_names", "copy"]
+__all__ = ["BundleError", "bundle_folder", "bundle_names", "copy", "find_bundle"]
 
 PARTS = ("LICENSE", "configs", "docs")
 """What a bundle consists of. Anything else in its folder is what runs wrote, perhaps from patients' images."""
@@ -41,6 +41,13 @@ def bundle_folder(name: str) -> Path:
         known = ", ".join(bundle_names()) or f"none, in {bundles_root()}"
         raise BundleError(f"There is no bundle {name!r}; those that there are: {known}.")
     return folder
+
+
+def find_bundle(given: str | Path) -> Path:
+    """The folder that is given, or where there is none, that of the bundle of this name; absolute."""
+    folder = Path(given).absolute()
+    named = not folder.exists() and str(given) in bundle_names()
+    return (bundle_folder(str(given)) if named else folder).resolve()
 
 
 def list_bundles() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common.bundles import BundleError, bundle_folder, bundle_names, copy
+from common.bundles import BundleError, bundle_folder, bundle_names, copy, find_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,6 +20,14 @@ def test_bundles_are_found_by_name():
     assert bundle_folder("med3d") == ROOT / "bundles" / "med3d"
     with pytest.raises(BundleError, match=r"no bundle 'med3'; those that there are: med3d, "):
         bundle_folder("med3")
+
+
+def test_a_folder_goes_before_the_name_of_a_bundle(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_bundle("med3d") == ROOT / "bundles" / "med3d"
+    assert find_bundle("none") == tmp_path / "none"  # whoever asked says what is wrong with it
+    (tmp_path / "med3d").mkdir()
+    assert find_bundle("med3d") == tmp_path / "med3d"
 
 
 def test_a_copy_holds_what_belongs_to_the_bundle_and_replaces_nothing(tmp_path, capsys):

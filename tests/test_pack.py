@@ -758,6 +758,22 @@ def test_a_schedule_is_written_into_fine_tuning_alone():
     assert packed == without
 
 
+def test_a_pack_names_no_data_of_this_machine(tmp_path):
+    bundle = ROOT / "bundles" / "ssl3d"
+    mine = tmp_path / "plan.json"
+    mine.write_text(json.dumps({"dataset_dir": "/home/me", "datalist": "/home/me/list.json", "batch_size": 1}))
+    packed = changed_configs(bundle, [mine], {})
+    assert "/home/me" not in "".join(packed.values())
+    for name in ("train", "pretrain"):
+        made, base = json.loads(packed[f"{name}.json"]), json.loads((bundle / "configs" / f"{name}.json").read_text())
+        assert made["batch_size"] == 1
+        assert {key: made[key] for key in ("dataset_dir", "datalist")} == {
+            key: base[key] for key in ("dataset_dir", "datalist")
+        }
+    mine.write_text(json.dumps({"datalist": "$@dataset_dir + '/mine.json'"}))  # goes with the data
+    assert json.loads(changed_configs(bundle, [mine], {})["train.json"])["datalist"] == "$@dataset_dir + '/mine.json'"
+
+
 def test_the_packed_readme_says_what_it_is(served, tmp_path):
     (served / "configs" / "inference.json").write_text(
         json.dumps(BASE | {"dataset_dir": "/d", "datalist": "@dataset_dir", "network_def": LINEAR})

@@ -141,7 +141,7 @@ def training_commands(plan: Plan, bundle: Path, output: Path, control: bool, poo
     model = output / "training" / "model.pt"
     predicted = {"predict_test": (datalist, output / "test_predictions")}
     if pool:
-        predicted["predict_unlabelled"] = (output / "unlabelled.json", output / "predictions")
+        predicted["predict_unlabelled"] = (output / "to_predict.json", output / "predictions")
     for name, (listed, folder) in predicted.items():
         # One scan unlike the others is warned of; it ends no run of hours.
         options = {"dataset_dir": output, "model_path": model, "accept_scans": True, "datalist": listed}

@@ -7,13 +7,13 @@ import logging
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from ..bundles import bundle_folder
+from ..bundles import find_bundle
 from ..files import atomic_write
 from ..json_files import read_json, write_json
 from .commands import Command, RunError, execute, parse_trial, training_commands, trial_command
@@ -107,7 +107,7 @@ def run(
     if not hours > 0:
         raise PlanError(f"--hours is {hours}; give a number above 0.")
     folder = Path(output).absolute()
-    root = Path(bundle).absolute() if bundle is not None else bundle_folder("ssl3d")
+    root = find_bundle(bundle if bundle is not None else "ssl3d")
     _check_bundle(root)
     with _held(folder):
         study = look(images, masks, subject, names, say)
@@ -163,7 +163,7 @@ def _held(folder: Path):
 
 
 def _write_lists(study: Study, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """``datalist.json``, and ``unlabelled.json`` with the scans that want a mask as its list ``test``."""
+    """``datalist.json``; ``unlabelled.json``, what pre-training may see; ``to_predict.json``, scans without a mask."""
     if study.refusal:
         raise PlanError(study.refusal)
     path = folder / "datalist.json"
@@ -178,8 +178,16 @@ def _write_lists(study: Study, folder: Path) -> dict[str, list[dict[str, Any]]]:
         )
     write_json(path, lists)
     pool = lists.get("unlabelled", [])
+    scans = {
+        name: [{key: one[key] for key in ("image", "subject") if key in one} for one in lists.get(name, [])]
+        for name in ("training", "unlabelled", "validation")
+    }
+    write_json(
+        folder / "unlabelled.json",
+        {"training": scans["training"] + scans["unlabelled"], "validation": scans["validation"]},
+    )
     if pool:
-        write_json(folder / "unlabelled.json", {"test": [{"image": one["image"]} for one in pool]})
+        write_json(folder / "to_predict.json", {"test": [{"image": one["image"]} for one in pool]})
     with atomic_write(folder / "study.txt") as temporary:
         temporary.write_text("\n".join(study.describe()) + "\n", encoding="utf-8")
     return {name: lists.get(name, []) for name in ("training", "validation", "test", "unlabelled")}
@@ -208,6 +216,9 @@ def _make_plan(
     machine = this_machine()
     for share in SMALLER:
         plan = plan_study(study, machine, share, asked["task"])
+        # With its data named, plan.json is all that train, evaluate, pre-train and compare have to be given.
+        data = {"dataset_dir": str(folder), "datalist": str(folder / "datalist.json")}
+        plan = replace(plan, overlay={**data, **plan.overlay})
         write_json(overlay_file, plan.overlay)
         try:
             speed = _trial(plan, root, folder, min(3, counts["validation"]), say)

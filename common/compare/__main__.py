@@ -71,7 +71,7 @@ def compare(
     resolved config, log and TensorBoard events.
 
     Args:
-        bundle: folder of the bundle.
+        bundle: folder of the bundle, or the name of one that comes along.
         arms: ways to start, by commas: scratch, the bundle's name, a file of configs/pretexts without .json,
             NAME=FILE.safetensors, NAME=overlay.json+overlay.json, NAME=scratch.
         output: folder for runs and report.

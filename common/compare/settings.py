@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..bundles import find_bundle
 from ..json_files import read_json
 from ..overlays import find_overlay, parse_files, parse_overrides
 
@@ -155,7 +156,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
 
     Args:
         settings: JSON file.
-        bundle: folder of the bundle.
+        bundle: folder of the bundle, or the name of one that comes along.
         output: folder of runs and report.
         arms: names separated by commas, or a mapping. ``scratch`` is training from scratch. A name alone is that arm of
             the JSON file, or the file ``configs/pretexts/NAME.json`` over ``configs/pretrain.json``, or
@@ -233,7 +234,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         """What relative paths of an option are relative to."""
         return Path.cwd() if given.get(name) is not None else base
 
-    bundle = Path(merged["bundle"]).absolute().resolve()
+    bundle = find_bundle(merged["bundle"])
     if not (bundle / "configs" / "train.json").is_file():
         raise CompareError(f"{bundle} is no bundle: it has no configs/train.json (--bundle).")
     equal = merged.get("equal", "steps")

@@ -14,7 +14,7 @@ from .archive import pack
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m common.pack", description="Make a bundle self-contained.")
-    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument("bundle", type=Path, help="folder of the bundle, or its name")
     parser.add_argument("--output", type=Path, default=Path("packed"), help="folder to write to (default: packed)")
     parser.add_argument(
         "--weights",

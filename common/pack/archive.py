@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import doctor
-from ..bundles import PARTS
+from ..bundles import PARTS, find_bundle
 from ..json_files import read_json
 from .modules import package_files
 from .overlays import changed_configs
@@ -40,7 +40,7 @@ def pack(
     use, and the weights that are named. Whatever else lies in the bundle's folder stays behind.
 
     Args:
-        bundle: folder of the bundle.
+        bundle: folder of the bundle, or the name of one that comes along.
         output: folder to write to; made when missing.
         weights: files that come along as ``models/<file name>``; the name of an encoder of the collection brings its
             file and its page along, and the pack knows it by the same name.
@@ -49,7 +49,8 @@ def pack(
         force: replace what an earlier call wrote.
         config_file: overlays that are written into the base files, in order, each in the working folder, the bundle or
             its ``configs/``. ``metadata.json`` then names the channels, classes and sizes that come of it. The
-            ``datalist`` of ``inference.json`` stays as it is, unless ``override`` names it.
+            ``datalist`` of ``inference.json`` stays as it is, unless ``override`` names it, and absolute paths of data
+            in an overlay of the user's own stay behind.
         override: values by id, after the overlays.
         name: what the packed bundle is called, the folder's name if None. MONAI Label offers it as the model's name.
 
@@ -62,7 +63,7 @@ def pack(
             that were prepared in another way than ``inference.json`` prepares them (``accept_preparation`` takes it),
             or an overlay changes nothing or cannot be applied.
     """
-    bundle = bundle.resolve()
+    bundle = find_bundle(bundle)
     urls = {Path(path): url for path, url in (weight_urls or {}).items()}
     _check_bundle(bundle)
     from ..weights import shipped  # loads torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from .targets import strings
 
 __all__ = ["apply_overlays", "changed_configs"]
 
+DATA_IDS = ("dataset_dir", "datalist", "pretrain_datalist")
 # Config files that stand alone; `evaluate.json` and those of several GPUs are overlays on them.
 BASE_FILES = ("pretrain.json", "train.json", "inference.json")
 
@@ -58,7 +60,7 @@ def changed_configs(bundle: Path, files: Sequence[Path], override: Mapping[str, 
     problems = order_problems(found, override)
     if problems:
         raise ValueError(" ".join(problems))
-    overlays = [(path.name, read_json(path)) for path in found]
+    overlays = [(path.name, _portable(path, bundle)) for path in found]
     overlays += [(f"--override {key}", {key: value}) for key, value in override.items()]
     bases = {name: read_json(folder / name) for name in BASE_FILES if (folder / name).is_file()}
     known = set().union(*bases.values(), *(_references(config) for config in bases.values()))
@@ -89,6 +91,15 @@ def changed_configs(bundle: Path, files: Sequence[Path], override: Mapping[str, 
         metadata = read_json(folder / "metadata.json")
         result["metadata.json"] = described(metadata, result["inference.json"], bases["inference.json"])
     return {name: to_json(config) for name, config in result.items()}
+
+
+def _portable(path: Path, bundle: Path) -> dict[str, Any]:
+    """An overlay, without the places of this machine's data where it is none of the bundle's own."""
+    content = read_json(path)
+    if path.resolve().is_relative_to((bundle / "configs").resolve()):
+        return content
+    places = [key for key in DATA_IDS if os.path.isabs(str(content.get(key, "")))]
+    return {key: value for key, value in content.items() if key not in places}
 
 
 def _overlay_overlay(config: dict[str, Any], changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -109,3 +109,26 @@ def test_names_of_labels_on_the_command_line(folders):
     ended = command(folders, "--names", "1=ball")
     assert ended.returncode == 1
     assert "No mask holds the label 1, which `names` calls ball: the masks have 3." in ended.stderr
+
+
+def test_the_plan_is_all_that_compare_has_to_be_given(folders, monkeypatch):
+    """With a pretext that reads scans, none of which is of the test part."""
+    from common.auto import pipeline
+    from common.auto.plan import Speed
+    from common.compare.plan import make_plan
+    from common.compare.settings import read_settings
+
+    monkeypatch.setattr(pipeline, "_trial", lambda *given: Speed(1.0, 0.5, 1.0))
+    out = folders / "out"
+    run(folders / "scans", folders / "masks", out, subject="p[0-9]", plan_only=True, say=lambda _: None)
+    monkeypatch.chdir(folders)
+    given = {"bundle": "ssl3d", "config_file": str(out / "plan.json"), "arms": "scratch,mae", "labels": "2"}
+    plan = make_plan(read_settings(None, **given, seeds="0", steps=20, output="compared"))
+    stages = [run.stage for run in plan.runs]
+    assert stages.count("pretrain") == 1 and stages.count("train") == 2 and stages.count("evaluate") == 2
+    lists, seen = read_json(out / "datalist.json"), read_json(out / "unlabelled.json")
+    assert [item["image"] for item in plan.test] == [item["image"] for item in lists["test"]]
+    images = {item["image"] for items in seen.values() for item in items}
+    assert images == {item["image"] for name in ("training", "validation", "unlabelled") for item in lists[name]}
+    (pretrain,) = (run for run in plan.runs if run.stage == "pretrain")
+    assert str(out) in pretrain.config()["dataset_dir"]
