@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["KINDS", "find_overlay", "order_problems", "parse_files", "parse_overrides", "parse_value"]
+__all__ = ["KINDS", "find_overlay", "merge_files", "order_problems", "parse_files", "parse_overrides", "parse_value"]
 
 KINDS = ("datasets", "networks", "tasks", "presets", "pretexts", "schedules")
 """Folders of a bundle's overlays, in the order that they are usually named in."""
@@ -31,6 +31,55 @@ def find_overlay(name: str | Path, bundle: Path, base: Path | None = None) -> Pa
         if (folder / name).is_file():
             return (folder / name).absolute()
     raise FileNotFoundError(f"No config file {name}: neither in {base} nor in {bundle} or its configs.")
+
+
+def merge_files(files: Sequence[str | Path]) -> dict[str, Any]:
+    """One config of several files, later ones over earlier ones, as ``monai.bundle run`` merges them.
+
+    Raises:
+        ValueError: a file changes a part that those before it do not have, where MONAI says "query key" and the part
+            alone; the sentence has the file, and which base file of its bundle it is for.
+    """
+
+    paths = [Path(file) for file in files]
+    try:
+        return _merged(paths)
+    except _MISFITS as error:
+        late = next(place for place in range(len(paths)) if not _fits(paths[: place + 1]))
+        raise ValueError(_misfit_sentence(paths[late], paths[:late])) from error
+
+
+_MISFITS = (KeyError, IndexError, TypeError)  # what MONAI raises where a part is not there
+
+
+def _merged(files: Sequence[Path]) -> dict[str, Any]:
+    from monai.bundle import ConfigParser
+
+    config: dict[str, Any] = ConfigParser.load_config_files([str(file) for file in files])
+    return config
+
+
+def _fits(files: Sequence[Path]) -> bool:
+    try:
+        _merged(files)
+    except _MISFITS:
+        return False
+    return True
+
+
+def _misfit_sentence(late: Path, before: Sequence[Path]) -> str:
+    """Which part that the files before it lack a file changes, and what it is for."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser(config=_merged(before))
+    keys = [key.lstrip("+") for key in _settings(late, added=True)]
+    key = next(key for key in keys if "#" in key and key.rpartition("#")[0] not in parser)
+    folder = late.absolute().parent
+    folder = folder.parent if folder.name in KINDS else folder
+    bases = [folder / name for name in ("pretrain.json", "train.json", "inference.json")]
+    right = [base.name for base in bases if base.is_file() and _fits([base, late])]
+    use = f"it is for {' and '.join(right)}" if right else "name the file that has it before"
+    return f"{late.name} changes `{key}`, and {' + '.join(file.name for file in before)} has no such part: {use}."
 
 
 def order_problems(files: Sequence[str | Path], given: Collection[str] = ()) -> list[str]:
@@ -83,12 +132,12 @@ def _takes_back(early: str, late: str, key: str, by: str, value: Any, new: Any) 
     return early == "schedules" or late == "datasets"
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """Values of a config file by id; what it adds to a part (``+``) takes nothing back."""
+def _settings(path: Path, added: bool = False) -> dict[str, Any]:
+    """Values of a config file by id; what it adds to a part (``+``) takes nothing back and is asked for."""
     from monai.bundle import ConfigParser
 
     content = ConfigParser.load_config_file(path)
-    return {key.replace("::", "#"): value for key, value in content.items() if not key.startswith("+")}
+    return {key.replace("::", "#"): value for key, value in content.items() if added or not key.startswith("+")}
 
 
 def parse_files(given: str | Sequence[Any]) -> list[str]:

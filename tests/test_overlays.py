@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.overlays import KINDS, find_overlay, order_problems, parse_files, parse_overrides, parse_value
+from common.overlays import KINDS, find_overlay, merge_files, order_problems, parse_files, parse_overrides, parse_value
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 
@@ -144,3 +144,40 @@ def test_overlays_of_one_kind_and_the_users_own_have_no_order(tmp_path, kind):
     assert (
         order_problems([a, b]) == order_problems([b, a]) == order_problems([a, mine]) == order_problems([mine, a]) == []
     )
+
+
+@pytest.mark.parametrize(
+    ("bundle", "files", "sentence"),
+    [
+        (
+            "simtrot",
+            ["inference.json", "networks/nnformer_tiny.json", "pretexts/byol.json"],
+            "byol.json changes `train#handlers`, and inference.json + nnformer_tiny.json has no such part: it is for "
+            "pretrain.json and train.json.",
+        ),
+        (
+            "pretrain_once",
+            ["train.json", "presets/official_code.json", "datasets/sample.json"],
+            "official_code.json changes `pretext#position`, and train.json has no such part: it is for pretrain.json.",
+        ),
+        (
+            "ssl3d",
+            ["train.json", "pretexts/mae.json"],
+            "mae.json changes `validate#crop_transforms#0#roi_size`, and train.json has no such part: it is for "
+            "pretrain.json.",
+        ),
+    ],
+)
+def test_an_overlay_of_another_base_file_is_named_with_its_own(bundle, files, sentence):
+    with pytest.raises(ValueError) as caught:
+        merge_files([BUNDLES / bundle / "configs" / name for name in files])
+    assert str(caught.value) == sentence
+
+
+def test_files_are_merged_as_monai_merges_them(tmp_path):
+    for name, content in (("a", {"x": {"y": [1, 2]}}), ("b", {"x#y#1": 3, "z": "@x"}), ("c", {"x#w#v": 1})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    a, b, c = (tmp_path / f"{name}.json" for name in "abc")
+    assert merge_files([a, b]) == {"x": {"y": [1, 3]}, "z": "@x"}
+    with pytest.raises(ValueError, match=r"^c.json changes `x#w#v`, and a.json .* name the file that has it before.$"):
+        merge_files([a, c])

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..checks import PLACES, final_sentence, first_cause, override_problem
 from ..json_files import read_json
-from ..overlays import order_problems
+from ..overlays import merge_files, order_problems
 from ..volumes import and_more
 from .settings import SPLIT, Arm, CompareError, Settings, is_factor
 
@@ -339,9 +339,7 @@ class _Builder:
 
     def check_ids(self, stage: str, override: Mapping[str, Any], files: Sequence[str]) -> None:
         """Refuse an override that the run would refuse."""
-        from monai.bundle import ConfigParser
-
-        config = ConfigParser.load_config_files(files)
+        config = _merged(files)
         names = " + ".join(Path(file).name for file in files)
         option = "--pretrain_override " if stage == "pretrain" else "--override "
         for key in override:
@@ -689,9 +687,16 @@ def _parser(files: Sequence[str], override: Mapping[str, Any]) -> Any:
     from monai.bundle import ConfigParser
 
     parser = ConfigParser()
-    parser.read_config(list(files))
+    parser.read_config(_merged(files))
     parser.update(dict(override))
     return parser
+
+
+def _merged(files: Sequence[str]) -> dict[str, Any]:
+    try:
+        return merge_files(files)
+    except ValueError as error:
+        raise CompareError(str(error)) from error
 
 
 def _typed(value: Any) -> str:

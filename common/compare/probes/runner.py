@@ -15,7 +15,7 @@ from torch import nn
 
 from ...checks import override_problem
 from ...json_files import write_json
-from ...overlays import parse_files
+from ...overlays import merge_files, parse_files
 from ...random_state import seeded
 from ...transforms import BackgroundPadd, ClearIgnoredd
 from ...weights import load_encoder
@@ -101,7 +101,7 @@ def run_probes(
 def _read(config_files: str | Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
     """The parser of a config with its overrides, as ``python -m monai.bundle run`` makes it."""
     files = parse_files(config_files)
-    config = ConfigParser.load_config_files(files)
+    config = merge_files(files)
     names = " + ".join(Path(file).name for file in files)
     problems = [override_problem(key, f"--{key}", config, names) for key in overrides]
     if any(problems):
