@@ -14,22 +14,30 @@ class PlaneTripletLoss(nn.Module):
 
     A volume's vector of a plane is to be nearer to that of its own transformed version than to that of another volume,
     by a margin, in Euclidean distance. The negative is the anchor of the batch's next sample, the last one's that of
-    the first: anchors are encoded anyway.
+    the first: anchors are encoded anyway. Vectors grow until the margin is met, and brains that differ at a glance meet
+    it soon: ``normalise`` with a smaller margin, and ``negative="hardest"``, leave something to learn.
 
     Args:
         margin: 1 in the published code.
         plane: number of the one plane to take, None for all.
+        normalise: whether vectors are brought to length 1 first, so that distances lie in 0..2; not in the paper.
+        negative: ``"rolled"``, the next sample as in the published code, or ``"hardest"``, of each plane the nearest
+            anchor of another sample.
 
     ``forward(prediction, image)`` takes ``anchor`` and ``positive`` (B, planes, d) of ``PlaneExemplar`` and returns a
     scalar, in float32.
 
     Raises:
-        ValueError: the batch has one sample.
+        ValueError: the batch has one sample, or ``negative`` is another word.
     """
 
-    def __init__(self, margin: float = 1.0, plane: int | None = None) -> None:
+    def __init__(
+        self, margin: float = 1.0, plane: int | None = None, normalise: bool = False, negative: str = "rolled"
+    ) -> None:
         super().__init__()
-        self.margin, self.plane = margin, plane
+        if negative not in ("rolled", "hardest"):
+            raise ValueError(f"negative is 'rolled' or 'hardest', not {negative!r}.")
+        self.margin, self.plane, self.normalise, self.negative = margin, plane, normalise, negative
 
     def forward(self, prediction: dict[str, torch.Tensor], image: Any = None) -> torch.Tensor:
         anchor, positive = (prediction[name].float() for name in ("anchor", "positive"))
@@ -40,4 +48,17 @@ class PlaneTripletLoss(nn.Module):
             )
         if self.plane is not None:
             anchor, positive = anchor[:, self.plane], positive[:, self.plane]
-        return F.triplet_margin_loss(anchor, positive, anchor.roll(1, dims=0), margin=self.margin)
+        if self.normalise:
+            anchor, positive = F.normalize(anchor, dim=-1), F.normalize(positive, dim=-1)
+        negative = _nearest_other(anchor) if self.negative == "hardest" else anchor.roll(1, dims=0)
+        return F.triplet_margin_loss(anchor, positive, negative, margin=self.margin)
+
+
+def _nearest_other(vectors: torch.Tensor) -> torch.Tensor:
+    """For each sample and plane (B, planes, d) or (B, d) the nearest vector of another sample, with its gradient."""
+    planes = vectors.reshape(len(vectors), -1, vectors.shape[-1]).transpose(0, 1)
+    with torch.no_grad():
+        distance = torch.cdist(planes, planes)
+        distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+        nearest = distance.argmin(2, keepdim=True).expand_as(planes)
+    return planes.gather(1, nearest).transpose(0, 1).reshape(vectors.shape)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -21,7 +22,8 @@ class BeitEncoder(SliceTransformerEncoder):
     The layers are those of ``transformers``, with the names of their weights (``layers.0.attention.q_proj.weight``).
     The bias of relative positions is made here, once a table instead of at every step of an evaluation, and attention
     runs through ``scaled_dot_product_attention``. There is no absolute position and no norm behind the last block, as
-    in the published code of [2].
+    in the published code of [2]. Weights are drawn as there: normal, of deviation 0.02, and what ends a residual branch
+    of block n divided by the square root of 2 n.
 
     Args:
         in_channels, img_size, slices, patch_size: see ``SliceEncoder``.
@@ -80,6 +82,12 @@ class BeitEncoder(SliceTransformerEncoder):
         self.layers = nn.ModuleList(BeitLayer(config, drop_path_rate=rate) for rate in rates)
         self.position_biases = nn.ModuleList(RelativePositionBias(self.grid, num_heads) for _ in range(num_layers))
         initialise(self)
+        # BEiT's `fix_init_weight`: what a block adds shrinks with its depth.
+        with torch.no_grad():
+            layer: Any
+            for number, layer in enumerate(self.layers, start=1):
+                for part in (layer.attention.o_proj, layer.mlp.fc2):
+                    part.weight.div_(math.sqrt(2 * number))
 
     def slice_maps(self, image: torch.Tensor) -> list[torch.Tensor]:
         patches = self.patch_embedding(self.padded(image))

@@ -14,9 +14,11 @@ import torch
 from monai.bundle import ckpt_export
 
 from common.checks import first_cause
+from common.compare.plan import BundleConfig, make_plan
+from common.compare.settings import read_settings
 from common.weights import read_encoder
 
-CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "medical_transformer" / "configs"
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "medical_transformer"
 SAMPLE = "datasets/sample.json"
 TINY = {
     "max_epochs": 2,
@@ -316,8 +318,8 @@ def test_the_net_of_ages_exports(run, tuned, tmp_path):
         net_id="network_def",
         filepath=str(tmp_path / "model.ts"),
         ckpt_file=str(tuned("age") / "model.pt"),
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=[str(CONFIGS / name) for name in ("inference.json", "tasks/age.json", SAMPLE)],
+        meta_file=str(BUNDLE / "configs/metadata.json"),
+        config_file=[str(BUNDLE / "configs" / name) for name in ("inference.json", "tasks/age.json", SAMPLE)],
         use_trace=True,
         input_shape=list(image.shape),
         **INFERENCE,
@@ -327,3 +329,44 @@ def test_the_net_of_ages_exports(run, tuned, tmp_path):
     network.load_state_dict(torch.load(tuned("age") / "model.pt", weights_only=True))
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network(image), rtol=1e-3, atol=1e-3)
+
+
+def test_settings_isolate_the_stages_of_pretraining(cohort, tmp_path):
+    """Stage 1 alone, stage 2 on planes as drawn, both, and table 5's arm without transformer, pre-trained too."""
+    settings = BUNDLE / "compare_ixi_age_stages.json"
+    here = {
+        "output": str(tmp_path),
+        "config_file": "tasks/age.json,datasets/sample.json",
+        "override": {"batch_size": 2},
+        "seeds": "0,1",
+        "fractions": 1.0,
+    }
+    plan = make_plan(read_settings(str(settings), **here, tune=False))
+    pretraining = {(run.arm, run.seed): run for run in plan.runs if run.stage == "pretrain"}
+    methods = ["exemplar", "exemplar_hardest", "exemplar_weak_maps", "transformer_alone", "medical_transformer"]
+    assert {arm for arm, _ in pretraining} == {*methods, "without_transformer"}
+    assert {seed for _, seed in pretraining} == {0, 1}
+    config = {arm: BundleConfig(run.files, run.override, BUNDLE) for (arm, seed), run in pretraining.items() if seed}
+    stage_2 = {arm for arm in config if type(config[arm].get("pretext")).__name__ == "MaskedEncodingVectors"}
+    assert stage_2 == {"transformer_alone", "medical_transformer"}
+    assert config["transformer_alone"].get("pretrained_encoder") is None
+    first = Path(config["medical_transformer"].get("pretrained_encoder"))
+    assert first.parent == pretraining["exemplar", 1].folder
+    assert config["exemplar_hardest"].get("pretext_loss").negative == "hardest"
+    assert config["exemplar_weak_maps"].get("pretext").intensity.strength == 0.3
+    tuned = {run.arm: run for run in plan.runs if run.stage == "train"}
+    for arm, layers in (("without_transformer", 0), ("scratch_without_transformer", 0), ("medical_transformer", 1)):
+        encoder = BundleConfig(tuned[arm].files, tuned[arm].override, BUNDLE).get("encoder")
+        assert (0 if encoder.transformer is None else len(encoder.transformer.layers)) == layers
+    assert config["without_transformer"].get("encoder").transformer is None
+
+
+@pytest.mark.parametrize("name", ["adni_diagnosis", "adni_age", "brats"])
+def test_settings_of_the_papers_tables(name, tmp_path):
+    """Tables 1, 4 and 5: five folds, shares of the labels, 150 epochs, and both arms of table 5 pre-trained."""
+    settings = read_settings(str(BUNDLE / f"compare_{name}.json"), output=str(tmp_path))
+    arms = {arm.name: arm for arm in settings.arms}
+    assert settings.folds == 5 and settings.fractions == (0.1, 0.3, 0.5, 0.7, 1.0)
+    assert (settings.epochs, settings.patience) == (150, 30)
+    assert arms["without_transformer"].pretrain and arms["without_transformer"].override == {"encoder#num_layers": 0}
+    assert arms["medical_transformer"].pretrain_from == "exemplar"

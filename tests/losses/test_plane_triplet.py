@@ -42,6 +42,43 @@ def test_the_mean_of_the_planes():
     assert len(set(planes)) == 3
 
 
+@pytest.mark.parametrize("plane", [None, 1])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_the_hardest_negative_is_the_nearest_other_sample_of_the_plane(normalise, plane):
+    prediction, losses = vectors(batch=5), []
+    planes = range(3) if plane is None else [plane]
+    anchor, positive = prediction["anchor"], prediction["positive"]
+    if normalise:
+        anchor, positive = (x / x.square().sum(-1, keepdim=True).sqrt() for x in (anchor, positive))
+    for p in planes:
+        for i in range(5):
+            others = min(float((anchor[i, p] - anchor[j, p]).square().sum().sqrt()) for j in range(5) if j != i)
+            own = float((anchor[i, p] - positive[i, p]).square().sum().sqrt())
+            losses.append(max(0.0, own - others + 0.2))
+    made = PlaneTripletLoss(0.2, plane, normalise, "hardest")(prediction)
+    assert made.item() == pytest.approx(sum(losses) / len(losses), abs=1e-5) and sum(losses) > 0
+    assert made > PlaneTripletLoss(0.2, plane, normalise)(prediction)
+
+
+def test_normalised_vectors_cannot_meet_the_margin_by_their_length():
+    prediction = vectors(scale=0.1)
+    longer = {name: 100 * tensor for name, tensor in prediction.items()}
+    loss = PlaneTripletLoss(0.2, normalise=True)
+    assert loss(longer).item() == pytest.approx(loss(prediction).item(), abs=1e-5)
+    assert PlaneTripletLoss(0.2)(longer).item() != pytest.approx(PlaneTripletLoss(0.2)(prediction).item(), abs=1e-2)
+
+
+def test_gradients_of_the_hardest_negative():
+    prediction = {name: tensor.requires_grad_() for name, tensor in vectors().items()}
+    PlaneTripletLoss(0.2, normalise=True, negative="hardest")(prediction).backward()
+    assert all(tensor.grad.any() and tensor.grad.isfinite().all() for tensor in prediction.values())
+
+
+def test_other_negatives_are_refused():
+    with pytest.raises(ValueError, match="negative is 'rolled' or 'hardest', not 'random'"):
+        PlaneTripletLoss(negative="random")
+
+
 @pytest.mark.parametrize("margin", [1.0, 0.3])
 def test_the_margin_where_anchor_positive_and_negative_are_one(margin):
     same = torch.randn(1, 3, 5).expand(4, 3, 5)

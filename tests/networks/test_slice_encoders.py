@@ -291,3 +291,13 @@ def test_refusals():
     net = TransSeg(1, 3, SIZE, make, decoder_channels=8, target="all")
     with pytest.raises(ValueError, match="target='all'"):
         net(torch.zeros(1, 1, *SIZE, 7))
+
+
+def test_a_random_beit_has_the_published_initialisation():
+    """BEiT's `fix_init_weight`, which the arm without pre-training has: ends of residual branches shrink with depth."""
+    encoder = BeitEncoder(1, (32, 32), 5, 8, hidden_size=96, mlp_dim=192, num_layers=12, num_heads=3)
+    for number, layer in enumerate(encoder.layers, start=1):
+        for part in (layer.attention.o_proj, layer.mlp.fc2):
+            assert float(part.weight.detach().std()) == pytest.approx(0.02 / (2 * number) ** 0.5, rel=0.05)
+        for part in (layer.attention.q_proj, layer.mlp.fc1):
+            assert float(part.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
