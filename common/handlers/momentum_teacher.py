@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
@@ -16,12 +19,13 @@ class MomentumTeacher:
         student, teacher: modules of one structure, sub-modules of the network that is not wrapped by DDP. The
             teacher's parameters require no gradient.
         momentum: 1 keeps the teacher, 0 makes it the student.
+        ramp: whether the momentum rises from there to 1 over the run, by half a cosine, as in BYOL's section 3.3.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, momentum: float = 0.99) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, momentum: float = 0.99, ramp: bool = False) -> None:
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum lies in 0..1, not {momentum}.")
-        self.student, self.teacher, self.momentum = student, teacher, momentum
+        self.student, self.teacher, self.momentum, self.ramp = student, teacher, momentum, ramp
         teacher.requires_grad_(False)
 
     def attach(self, engine: Engine) -> None:
@@ -29,7 +33,15 @@ class MomentumTeacher:
 
     def __call__(self, engine: Engine) -> None:
         if is_optimizer_step(engine):
-            move_teacher(self.student, self.teacher, self.momentum)
+            move_teacher(self.student, self.teacher, self.momentum_at(engine))
+
+    def momentum_at(self, engine: Engine) -> float:
+        """Of the step that was done last."""
+        if not self.ramp:
+            return self.momentum
+        state: Any = engine.state  # ignite fills in both lengths before the first iteration
+        progress = (state.iteration - 1) / (state.epoch_length * state.max_epochs)
+        return 1 - (1 - self.momentum) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import fmean
 from typing import Any
 
 import ignite.distributed as idist
@@ -12,7 +13,8 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from torch import nn
 
-from ..metrics import effective_rank, feature_std, position_cosines
+from ..metrics import effective_rank, feature_std, position_cosines, retrieval_rate
+from ..transforms import TokenViews
 
 __all__ = ["RepresentationMonitor"]
 
@@ -32,7 +34,11 @@ class RepresentationMonitor:
     - ``pooled_feature_std``, ``pooled_effective_rank``: the same of the pooled features, where there are two images or
       more. Images of one organ are alike, so these are small by nature; a fall over the epochs is what tells;
     - ``same_position_cosine``, ``other_position_cosine``: mean cosine of tokens of different images of a batch, at the
-      same and at different positions, where a batch has two images or more (``common.metrics.position_cosines``).
+      same and at different positions, where a batch has two images or more (``common.metrics.position_cosines``);
+    - ``retrieval``: how often a token of an image seen as the pretext's second view, with its texture and mask, is most
+      like its own image's token among all images of the batch (``common.metrics.retrieval_rate``), and
+      ``retrieval_chance``. Tokens of different images that are unlike each other and at chance were pushed apart and
+      say nothing of the images. Only for pretexts whose ``views`` are ``TokenViews``.
 
     A warning is logged when ``feature_std`` is below ``threshold / sqrt(channels)`` or ``effective_rank`` below 2, or
     when the pooled features are equal to a millionth; another when tokens tell little but their position
@@ -41,6 +47,7 @@ class RepresentationMonitor:
 
     Args:
         encoder: module that returns a list of maps (B, C, *grid), finest first; not wrapped by DDP.
+        pretext: what is pre-trained, for its ``views``, not wrapped by DDP; None measures no ``retrieval``.
         interval: epochs from one measurement to the next.
         batches: iterations at the end of the epoch whose images are used.
         max_tokens: tokens used of each batch, evenly spaced, which bounds the cost of the singular values.
@@ -54,6 +61,7 @@ class RepresentationMonitor:
     def __init__(
         self,
         encoder: nn.Module,
+        pretext: nn.Module | None = None,
         interval: int = 1,
         batches: int = 4,
         max_tokens: int = 512,
@@ -66,6 +74,8 @@ class RepresentationMonitor:
                 f"{interval}, {batches} and {max_tokens}."
             )
         self.encoder = encoder
+        views = getattr(pretext, "views", None)
+        self.views = views if isinstance(views, TokenViews) else None
         self.interval = interval
         self.batches = batches
         self.max_tokens = max_tokens
@@ -74,6 +84,7 @@ class RepresentationMonitor:
         self._tokens: list[torch.Tensor] = []
         self._pooled: list[torch.Tensor] = []
         self._cosines: list[torch.Tensor] = []
+        self._retrieved: list[tuple[float, float]] = []
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer.
@@ -88,7 +99,8 @@ class RepresentationMonitor:
     def __call__(self, engine: Engine) -> None:
         if not self._tokens:
             return
-        tokens, pooled, cosines = torch.cat(self._tokens), torch.cat(self._pooled), self._cosines
+        tokens, pooled = torch.cat(self._tokens), torch.cat(self._pooled)
+        cosines, retrieved = self._cosines, self._retrieved
         self._forget()
         if not bool(torch.isfinite(tokens).all()):
             logger.warning("Epoch %d: the encoder's features are not finite.", engine.state.epoch)
@@ -102,6 +114,9 @@ class RepresentationMonitor:
             same, other = torch.stack(cosines).mean(0).tolist()
             measured |= {"same_position_cosine": same}
             measured |= {} if math.isnan(other) else {"other_position_cosine": other}
+        if retrieved:
+            rates, chances = zip(*retrieved, strict=True)
+            measured |= {"retrieval": fmean(rates), "retrieval_chance": fmean(chances)}
         engine.state.metrics.update(measured)
         if idist.get_rank() > 0:
             return
@@ -131,7 +146,7 @@ class RepresentationMonitor:
             )
 
     def _forget(self) -> None:
-        self._tokens, self._pooled, self._cosines = [], [], []
+        self._tokens, self._pooled, self._cosines, self._retrieved = [], [], [], []
 
     def _collect(self, engine: Engine) -> None:
         state: Any = engine.state
@@ -143,13 +158,20 @@ class RepresentationMonitor:
         device = next(self.encoder.parameters()).device
         image = state.batch[self.image_key].to(device)
         image = image.as_tensor() if isinstance(image, MetaTensor) else image
+        masked = None
         with _evaluating(self.encoder, device):
             features = self.encoder(image)[-1].flatten(2)
+            if self.views and len(features) > 1:
+                view = self.views.texture(image) if self.views.texture else image
+                masked = self.encoder(self.views.mask(view))[-1].flatten(2)
         tokens = features.transpose(1, 2).flatten(0, 1)
         self._tokens.append(tokens[:: math.ceil(len(tokens) / self.max_tokens)].float().cpu())
         self._pooled.append(features.float().mean(dim=2).cpu())
         if len(features) > 1:
             self._cosines.append(torch.stack(position_cosines(features.transpose(1, 2))).cpu())
+        if masked is not None:
+            rate = retrieval_rate(masked.transpose(1, 2), features.transpose(1, 2))
+            self._retrieved.append((float(rate), 1 / len(features)))
 
 
 @contextmanager

@@ -24,7 +24,9 @@ class TokenContrastiveLoss(nn.Module):
     Learning", equations (1) and (3). The index sets of (3) are garbled in print; this is the reading in which the
     weight multiplies the terms ``z_m^i . z_m^j``, as the text says. The published code multiplies the similarities
     themselves, ``exp((1 + w) s)``, which for w = 5 is a temperature of 0.083 for these pairs, and finds only some of
-    them.
+    them. The forms differ in what they reward. At the temperature of 0.5 the first hardly tells a code of the position
+    alone from one of the content: with 2 volumes of 64 tokens the loss of an ideal code of the position is larger by
+    0.21, and by 7.1 with the second.
 
     The similarities are made a block of rows at a time and never kept: the gradient is accumulated along with the
     value, so memory grows with ``rows * 2N`` instead of ``(2N)^2``. The arithmetic is in float32 (float64 for float64
@@ -33,12 +35,14 @@ class TokenContrastiveLoss(nn.Module):
 
     Args:
         temperature: divisor of the cosine similarities, larger than 0.
-        weight: larger than 0, or ``"auto"``. How much 5, the paper's, changes depends on the number of tokens: pairs of
-            the same position have 3.8 % of the denominator at 2 volumes of 64 tokens, but 0.5 % at 512 tokens (taken at
-            equal similarities). ``"auto"`` sets the weight that gives them ``target_share``.
+        weight: w; 1 in the sum and 0 in the exponent weigh nothing. How much 5, the paper's, changes in the sum depends
+            on the number of tokens: pairs of the same position have 3.8 % of the denominator at 2 volumes of 64 tokens,
+            but 0.5 % at 512 tokens (taken at equal similarities). ``"auto"``, of the sum alone, is the weight that
+            gives them ``target_share``.
         target_share: see ``weight``.
         rows: vectors a block.
-        scale_similarity: the published code's form of the weight, for all pairs of the same position.
+        weight_form: ``"sum"``, ``w exp(s)`` as in the equation, or ``"exponent"``, ``exp((1 + w) s)`` as in the
+            published code, here for all pairs of the same position.
 
     ``forward(prediction, image)`` reads ``view1`` and ``view2`` (B, T, C) of the prediction, which need not be
     normalised, and returns a scalar; ``image`` is there because MONAI's trainer passes it.
@@ -53,17 +57,21 @@ class TokenContrastiveLoss(nn.Module):
         weight: float | str = 5.0,
         target_share: float = 0.038,
         rows: int = 2048,
-        scale_similarity: bool = False,
+        weight_form: str = "sum",
     ) -> None:
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"The temperature must be larger than 0, got {temperature}.")
-        if weight != "auto" and not (isinstance(weight, (int, float)) and weight > 0):
+        if weight_form not in ("sum", "exponent"):
+            raise ValueError(f'weight_form is "sum" or "exponent", got {weight_form!r}.')
+        if weight_form == "exponent" and not (isinstance(weight, (int, float)) and weight >= 0):
+            raise ValueError(f'With weight_form "exponent" weight is a number, 0 or larger, got {weight!r}.')
+        if weight_form == "sum" and weight != "auto" and not (isinstance(weight, (int, float)) and weight > 0):
             raise ValueError(f'weight is a number larger than 0 or "auto", got {weight!r}.')
         if not 0 < target_share < 1 or rows < 1:
             raise ValueError(f"target_share lies between 0 and 1 and rows is 1 or more, got {target_share} and {rows}.")
         self.temperature, self.weight, self.target_share, self.rows = temperature, weight, target_share, rows
-        self.scale_similarity = scale_similarity
+        self.weight_form = weight_form
 
     def weight_for(self, volumes: int, tokens: int) -> float:
         """The weight for a batch of that many volumes with that many tokens each."""
@@ -86,11 +94,14 @@ class TokenContrastiveLoss(nn.Module):
             vectors = F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
             weight = self.weight_for(volumes, tokens)
             # What is added to, and what multiplies, the similarity of a pair at the same position of two volumes.
-            shift, scale = (0.0, 1 + weight) if self.scale_similarity else (math.log(weight), 1.0)
+            shift, scale = (0.0, 1 + weight) if self.weight_form == "exponent" else (math.log(weight), 1.0)
             return _RowwiseContrast.apply(vectors, tokens, shift, scale, self.temperature, self.rows)
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, weight={self.weight}, target_share={self.target_share}"
+        return (
+            f"temperature={self.temperature}, weight={self.weight}, weight_form={self.weight_form!r}, "
+            f"target_share={self.target_share}"
+        )
 
 
 class _RowwiseContrast(torch.autograd.Function):

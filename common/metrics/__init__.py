@@ -5,7 +5,7 @@ from .dice import ClassDice, PooledDice
 from .hand_till import HandTillAUC
 from .hd95 import HD95
 from .nsd import NSD
-from .representation import effective_rank, feature_std, position_cosines
+from .representation import effective_rank, feature_std, position_cosines, retrieval_rate
 
 __all__ = [
     "HD95",
@@ -20,4 +20,5 @@ __all__ = [
     "is_higher",
     "is_lower",
     "position_cosines",
+    "retrieval_rate",
 ]

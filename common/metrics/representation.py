@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-__all__ = ["effective_rank", "feature_std", "position_cosines"]
+__all__ = ["effective_rank", "feature_std", "position_cosines", "retrieval_rate"]
 
 
 def feature_std(features: torch.Tensor) -> torch.Tensor:
@@ -77,6 +77,35 @@ def position_cosines(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     all_pairs = unit.sum((0, 1)).square().sum() - unit.sum(1).square().sum()
     other = (all_pairs - same) / (pairs * count * max(count - 1, 1))
     return same / (pairs * count), other if count > 1 else torch.full_like(other, float("nan"))
+
+
+def retrieval_rate(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Share of the tokens that are most like their own volume's token among those at the same position.
+
+    Where a token is seen through a mask (``queries``) and compared with tokens of whole volumes (``keys``), this tells
+    whether it says what is there. Tokens can differ between volumes, with low cosines, and yet not find their own: then
+    they were pushed apart and nothing was learnt of them. Chance is one over the number of volumes; of equal
+    similarities, as of a code of the position alone, each counts by chance.
+
+    Args:
+        queries, keys: (B, T, C), the same B volumes of T tokens in one order; B at least 2.
+
+    Returns:
+        a scalar, from 0 to 1.
+
+    Raises:
+        ValueError: when they are not both (B, T, C) of one shape with at least two volumes.
+    """
+    if queries.ndim != 3 or queries.shape != keys.shape or len(queries) < 2:
+        raise ValueError(
+            "Needs tokens of at least two volumes as (B, T, C), twice of one shape, got "
+            f"{tuple(queries.shape)} and {tuple(keys.shape)}."
+        )
+    queries, keys = (F.normalize(tokens.float(), dim=2) for tokens in (queries, keys))
+    similarity = torch.einsum("btc,ktc->tbk", queries, keys)
+    # Rounding makes equal similarities differ by some millionths.
+    best = similarity >= similarity.amax(dim=2, keepdim=True) - 1e-5
+    return (best.diagonal(dim1=1, dim2=2) / best.sum(dim=2)).mean()
 
 
 def _check(features: torch.Tensor) -> None:

@@ -18,7 +18,9 @@ class TokenBYOL(nn.Module):
 
     Views as in ``TokenContrast``. Student (encoder and projector) and teacher see both of them; of each, the map of
     the turned view is brought back before it is projected. With ``pooled`` the maps are averaged first, which is BYOL
-    [2]. ``common.handlers.MomentumTeacher`` moves ``teacher`` towards ``student`` after each step.
+    [2]. ``common.handlers.MomentumTeacher`` moves ``teacher`` towards ``student`` after each step. The teacher's
+    encoder is in evaluation mode always, without stochastic depth and dropout: its targets are those of its weights.
+    Its projector has batch statistics, as in [2].
 
     Args:
         encoder: any encoder; strides are equal along the axes that the views turn.
@@ -56,6 +58,12 @@ class TokenBYOL(nn.Module):
         self.student = _Branch(encoder, _perceptron(encoder.channels[-1], hidden_size, out_size))
         self.predictor = _perceptron(out_size, hidden_size, out_size)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TokenBYOL:
+        super().train(mode)
+        self.teacher.encoder.eval()
+        return self
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         first, second, element = self.views(image)

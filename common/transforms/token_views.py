@@ -50,9 +50,13 @@ class TokenViews:
         element = self.draw(len(image), image.device)
         if self.group:
             first = self.group.apply(first, element)
-        if self.mask_ratio:
-            second, _ = noise_mask(second, self.mask_ratio, self.mask_size, self.mask_noise)
-        return first, second, element
+        return first, self.mask(second), element
+
+    def mask(self, image: torch.Tensor) -> torch.Tensor:
+        """The image (B, C, *spatial) with cells of noise, as the second view has them."""
+        if not self.mask_ratio:
+            return image
+        return noise_mask(image, self.mask_ratio, self.mask_size, self.mask_noise)[0]
 
     def draw(self, batch: int, device: torch.device) -> torch.Tensor:
         """Elements of the group for a batch; the identity where nothing is turned."""

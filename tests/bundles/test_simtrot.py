@@ -16,7 +16,13 @@ from common.weights import read_encoder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "simtrot" / "configs"
 PRETEXTS = tuple(sorted(path.stem for path in (CONFIGS / "pretexts").glob("*.json")))
-SAMPLE = {"spacing": [4.0, 4.0, 4.0], "image_size": [64, 64, 64], "batches_per_epoch": 1, "max_epochs": 1}
+SAMPLE = {
+    "spacing": [4.0, 4.0, 4.0],
+    "image_size": [64, 64, 64],
+    "batch_size": 2,
+    "batches_per_epoch": 1,
+    "max_epochs": 1,
+}
 
 
 @pytest.fixture

@@ -62,7 +62,9 @@ def test_tokens_of_a_crop(files, grid):
 
 def test_share_of_the_weighted_pairs_at_the_paper_s_size():
     """Two volumes of 64 tokens and w = 5: two weighted terms of 255, 3.8 % of the denominator at equal similarities."""
-    loss = parsed("pretrain.json").get_parsed_content("pretext_loss")
+    parser = parsed("pretrain.json")
+    parser["pretext_loss#weight_form"] = "sum"
+    loss = parser.get_parsed_content("pretext_loss")
     assert isinstance(loss, TokenContrastiveLoss)
     weighted = loss.weight_for(2, 64) * 2
     assert weighted / (weighted + 253) == pytest.approx(0.038, abs=0.0005)
@@ -78,11 +80,17 @@ def test_settings():
     assert (base["max_epochs"], base["batch_size"], base["roi_size"]) == (1000, 2, [64, 128, 128])
     loss = read("simtrot")["pretext_loss"]
     assert (loss["temperature"], loss["weight"]) == (0.5, 5.0)
+    assert loss["weight_form"] == "exponent"  # the sum lets a code of the position through (tests/losses)
     assert base["pretext"] == read("simtrot")["pretext"] and base["pretext_loss"] == loss
     for name in ("simclr", "byol"):
         pretext = read(name)["pretext"]
         assert pretext["pooled"] and pretext["views"]["axes"] is None and pretext["views"]["mask_ratio"] == 0
     assert read("simclr")["pretext_loss"]["weight"] == 1
+    # On two vectors batch norm leaves plus and minus one, and no gradient.
+    assert read("byol")["batch_size"] >= 8
+    for name in ("byol", "btrot"):
+        (teacher,) = read(name)["+train#handlers"]
+        assert (teacher["momentum"], teacher["ramp"]) == (0.99, True)
     train = json.loads((CONFIGS / "train.json").read_text())
     assert [round(7 * weight) for weight in train["loss"]["weights"]] == [4, 2, 1]
     assert (train["learning_rate"], train["weight_decay"], train["batches_per_epoch"]) == (0.01, 3e-5, 250)

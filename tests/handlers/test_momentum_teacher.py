@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from torch import nn
 
 from common.handlers import MomentumTeacher
@@ -49,6 +49,22 @@ def test_the_teacher_takes_no_gradient():
     assert all(parameter.requires_grad and parameter.grad is None for parameter in student.parameters())
     (student(torch.randn(4, 2)) - teacher(torch.randn(4, 2))).sum().backward()
     assert all(parameter.grad is None and parameter.grad_fn is None for parameter in teacher.parameters())
+
+
+def test_the_ramp_rises_by_half_a_cosine_over_the_run():
+    student, teacher = make()
+    engine = Engine(lambda engine, batch: None)
+    handler = MomentumTeacher(student, teacher, 0.5, ramp=True)
+    handler.attach(engine)
+    seen = []
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(handler.momentum_at(engine)))
+    engine.run([0] * 2, max_epochs=3)
+    # 1 - (1 - 0.5) (cos(pi k / 6) + 1) / 2 at the steps 0 to 5
+    assert seen == pytest.approx([0.5, 0.533494, 0.625, 0.75, 0.875, 0.966506], abs=1e-6)
+    expected = 5.0
+    for momentum in seen:
+        expected = momentum * expected + (1 - momentum) * 1.0
+    torch.testing.assert_close(teacher[0].weight, torch.full_like(teacher[0].weight, expected))
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1])

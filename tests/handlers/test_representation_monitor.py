@@ -9,6 +9,7 @@ from torch import nn
 
 from common.handlers import RepresentationMonitor
 from common.metrics import effective_rank, feature_std, position_cosines
+from common.transforms import TokenViews
 
 
 class Encoder(nn.Module):
@@ -180,3 +181,36 @@ def test_warns_when_tokens_tell_little_but_their_position(data, caplog, share):
     metrics = run(Positions(), data)
     warned = "where a token lies and not what is there" in caplog.text or "collapsed" in caplog.text
     assert warned == (share < 0.1) == (metrics["same_position_cosine"] > 0.999)
+
+
+class Pretext(nn.Module):
+    """What the monitor reads of a pretext."""
+
+    def __init__(self, mask_ratio):
+        super().__init__()
+        self.views = TokenViews(axes=None, mask_ratio=mask_ratio, mask_size=(2, 2, 2))
+
+
+def test_retrieval_tells_content_from_what_is_only_apart(caplog):
+    """Two encoders with equally unlike images: one says what it sees, the other draws."""
+
+    class Drawing(Encoder):
+        def forward(self, image):
+            return [torch.randn(len(image), 6, 4, 4, 4)]
+
+    data = [{"image": torch.randn(4, 1, 8, 8, 8)} for _ in range(2)]
+    with caplog.at_level(logging.INFO):
+        content = run(Encoder(), data, pretext=Pretext(0.5))
+    drawn = run(Drawing(), data, pretext=Pretext(0.5))
+    assert content["retrieval_chance"] == drawn["retrieval_chance"] == 0.25
+    assert content["retrieval"] > 0.5  # half of the cells are seen
+    assert drawn["retrieval"] < 0.4
+    assert "retrieval 0." in caplog.text and "retrieval_chance 0.25" in caplog.text
+
+
+def test_retrieval_needs_views_of_tokens_and_leaves_the_random_state_alone(data):
+    encoder = Encoder()
+    assert "retrieval" not in run(encoder, data, pretext=encoder)
+    random_state = torch.get_rng_state()
+    assert "retrieval" in run(encoder, data, pretext=Pretext(0.75))
+    assert torch.equal(torch.get_rng_state(), random_state)

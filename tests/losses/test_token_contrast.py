@@ -162,6 +162,9 @@ def test_two_views_of_two_volumes_of_2048_tokens_fit():
         ({"weight": 0}, 'larger than 0 or "auto"'),
         ({"weight": "automatic"}, "auto"),
         ({"target_share": 1.0}, "target_share lies between 0 and 1"),
+        ({"weight_form": "product"}, 'weight_form is "sum" or "exponent"'),
+        ({"weight": "auto", "weight_form": "exponent"}, "a number, 0 or larger"),
+        ({"weight": -1, "weight_form": "exponent"}, "a number, 0 or larger"),
     ],
 )
 def test_settings_out_of_range(settings, text):
@@ -183,6 +186,21 @@ def test_the_published_form_multiplies_similarities():
     same = (place[:, None] == place) & (volume[:, None] != volume)
     logits = torch.where(same, 6 * similarity, similarity).masked_fill(torch.eye(12, dtype=torch.bool), -torch.inf)
     expected = (logits.logsumexp(1) - similarity[torch.arange(12), torch.arange(12).roll(6)]).mean()
-    assert loss_of(view1, view2, scale_similarity=True).item() == pytest.approx(expected.item())
+    assert loss_of(view1, view2, weight_form="exponent").item() == pytest.approx(expected.item())
     views = torch.stack((view1, view2)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda v: loss_of(*v, scale_similarity=True), views)
+    assert torch.autograd.gradcheck(lambda v: loss_of(*v, weight_form="exponent"), views)
+
+
+def test_without_weight_both_forms_are_one():
+    view1, view2 = torch.randn(2, 2, 3, 4)
+    summed = loss_of(view1, view2, weight=1.0)
+    torch.testing.assert_close(loss_of(view1, view2, weight=0.0, weight_form="exponent"), summed)
+
+
+@pytest.mark.parametrize("form, least, most", [("sum", 0.1, 0.5), ("exponent", 5.0, 8.0)])
+def test_how_much_a_code_of_the_position_costs_more_than_one_of_the_content(form, least, most):
+    """At the paper's size: two volumes of 64 tokens. The sum hardly tells the two apart."""
+    position = torch.eye(64).expand(2, 64, 64)
+    content = torch.eye(128).unflatten(0, (2, 64))
+    costs = [loss_of(code, code, weight=5.0, weight_form=form).item() for code in (position, content)]
+    assert least < costs[0] - costs[1] < most

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.metrics import compute_embedding_collapse
 
-from common.metrics import effective_rank, feature_std, position_cosines
+from common.metrics import effective_rank, feature_std, position_cosines, retrieval_rate
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +101,28 @@ def test_position_cosines_of_one_token_or_one_volume():
     assert same.item() == pytest.approx(1) and other.isnan()
     with pytest.raises(ValueError, match="at least two volumes"):
         position_cosines(torch.ones(1, 4, 3))
+
+
+def test_retrieval_finds_what_says_its_volume():
+    content = torch.randn(5, 7, 32)
+    position = torch.randn(1, 7, 32).expand(5, 7, 32)
+    masked = content + 0.1 * torch.randn(5, 7, 32)
+    assert retrieval_rate(masked, content).item() == 1.0
+    # pushed apart, so that cosines are low, without a word of the volume
+    apart = [retrieval_rate(torch.randn(5, 7, 32), content).item() for _ in range(20)]
+    assert sum(apart) / 20 == pytest.approx(0.2, abs=0.05)
+    # a code of the position alone is at chance exactly, not always or never right
+    assert retrieval_rate(position, position).item() == pytest.approx(0.2)
+
+
+def test_retrieval_compares_within_a_position():
+    tokens = torch.randn(3, 1, 8).expand(3, 6, 8)
+    order = torch.tensor([1, 2, 0])
+    assert retrieval_rate(tokens, tokens).item() == 1.0
+    assert retrieval_rate(tokens, tokens[order]).item() == 0.0
+
+
+@pytest.mark.parametrize("shapes", [((1, 2, 3), (1, 2, 3)), ((2, 2, 3), (2, 3, 3)), ((2, 3), (2, 3))])
+def test_retrieval_needs_two_volumes(shapes):
+    with pytest.raises(ValueError, match="at least two volumes"):
+        retrieval_rate(torch.ones(shapes[0]), torch.ones(shapes[1]))

@@ -66,3 +66,16 @@ def test_only_the_student_s_encoder_is_the_encoder(cells):
 def test_a_single_vector_has_no_batch_statistics(cells):
     with pytest.raises(ValueError, match="set batch_size to 2"):
         TokenBYOL(cells(), TokenViews(), pooled=True)(torch.rand(1, 1, 8, 8, 8))
+
+
+def test_the_teacher_s_encoder_drops_no_paths(cells):
+    """Its targets are those of its weights; the student's are not, in training."""
+    encoder = cells()
+    encoder.drop = torch.nn.Dropout(0.5)
+    encoder.register_forward_hook(lambda module, _, maps: [module.drop(map) for map in maps])
+    pretext = TokenBYOL(encoder, TokenViews(mask_ratio=0, axes=None)).train()
+    image = torch.rand(3, 1, 8, 8, 8)
+    first, second = (pretext(image) for _ in range(2))
+    torch.testing.assert_close(first["target1"], second["target1"])
+    assert not torch.equal(first["prediction1"], second["prediction1"])
+    assert pretext.teacher.projector.training and not pretext.teacher.encoder.training
