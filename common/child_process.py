@@ -37,7 +37,7 @@ def child_environment() -> dict[str, str]:
 
 def failure_reason(log: Path, begin: int, code: int) -> str:
     """One sentence on why a child failed, from the end of its output."""
-    if code == -signal.SIGKILL:
+    if code == -getattr(signal, "SIGKILL", 9):  # Windows has none
         return f"killed by the system, most likely for want of memory (see {log.name})"
     if code < 0:
         return f"ended by signal {signal.Signals(-code).name} (see {log.name})"

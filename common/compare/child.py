@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import hashlib
 import os
@@ -20,6 +19,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows, which `hold_folder` refuses
+    fcntl = None  # type: ignore[assignment]
+
 from ..child_process import child_environment, die_with_parent, failure_reason
 from ..json_files import read_json, write_json
 from .plan import Run
@@ -28,6 +32,7 @@ from .settings import CompareError, Settings
 __all__ = ["BUSY", "do_run", "machine", "read_outcome", "run_child", "stop_children", "versions"]
 
 BUSY = "busy"
+HAS_LOCKS = fcntl is not None
 
 PACKAGES = ("monai-transfer-bundles", "monai", "torch", "numpy", "pytorch-ignite")
 CHECKPOINTS = ("pretrain.ckpt", "train.ckpt")

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..json_files import read_json, write_json
-from .child import BUSY, read_outcome
+from .child import BUSY, HAS_LOCKS, read_outcome
 from .launchers import make_launcher
 from .plan import Plan, Run
 from .settings import CompareError, Settings
@@ -24,8 +24,11 @@ def hold_folder(settings: Settings) -> Iterator[None]:
     """Keep other processes from writing what all of the output folder share: its settings, tables and report.
 
     Raises:
-        CompareError: it holds the runs of a comparison with other settings.
+        CompareError: it holds the runs of a comparison with other settings, or this system has no locks that a
+            child can inherit.
     """
+    if not HAS_LOCKS:
+        raise CompareError("common.compare needs the file locks of Linux or macOS; on Windows run it in WSL.")
     settings.output.mkdir(parents=True, exist_ok=True)
     with FileLock(settings.output / ".lock"):
         before = read_json(settings.output / "settings.json", {})

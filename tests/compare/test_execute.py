@@ -351,3 +351,11 @@ def test_a_killed_comparison_leaves_no_child_at_work(settings, tmp_path):
         assert time.time() < end
         time.sleep(0.05)
     assert read_outcome(program(settings, "a", ""))["status"] == "started"  # so the next call goes on with it
+
+
+def test_a_system_without_locks_is_named_before_anything_runs(settings, monkeypatch):
+    monkeypatch.setattr("common.compare.execute.HAS_LOCKS", False)
+    refused = pytest.raises(CompareError, match="needs the file locks of Linux or macOS; on Windows run it in WSL")
+    with refused, hold_folder(settings):
+        pass
+    assert not settings.output.exists()
