@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ..command_line import run_command
 from .check import check, published
@@ -14,11 +15,44 @@ from .encoder_file import read_encoder
 from .model_file import save_model
 
 
-def show(path: str) -> str:
-    """The record and the tensors of an encoder file, as text."""
+def show(path: str, full: bool = False) -> str:
+    """What an encoder file is: network, pre-training, images, origin, sizes.
+
+    Args:
+        path: an encoder file, or the name of one that comes along.
+        full: the whole record and every tensor in place of the summary.
+    """
     state, record = read_encoder(path)
-    rows = [f"{name}  {tuple(tensor.shape)}  {tensor.dtype}" for name, tensor in state.items()]
-    return "\n".join([json.dumps(record, indent=4), *rows])
+    if full:
+        rows = [f"{name}  {tuple(tensor.shape)}  {tensor.dtype}" for name, tensor in state.items()]
+        return "\n".join([json.dumps(record, indent=4), *rows])
+    rows = [f"{name:13}{text}" for name, text in _summary(record).items()]
+    parameters = sum(tensor.numel() for tensor in state.values())
+    rows.append(f"{'tensors':13}{len(state)}, {parameters:,} numbers")
+    return "\n".join([path, *rows, "--full True prints the whole record and every tensor."])
+
+
+def _summary(record: Mapping[str, Any]) -> dict[str, str]:
+    """What a record says, in words; what it does not say is left out."""
+    images = record.get("preparation") or {}
+    images = {name: images.get(name, record.get(name)) for name in ("channels", "orientation", "spacing", "task")}
+    steps = (record.get("preparation") or {}).get("intensity") or []
+    images["intensity"] = ", ".join(step["transform"] for step in steps) or record.get("intensity")
+    images["crop"] = record.get("spatial_size")
+    origin = record.get("origin") or {}
+    scans = {part: len(found.get("files", ())) for part, found in (record.get("scans") or {}).items()}
+    found = {
+        "network": (record.get("architecture") or {}).get("name"),
+        "method": record.get("method"),
+        "epochs": record.get("epochs"),
+        "loss": record.get("val_loss"),
+        "images": ", ".join(f"{name} {value}" for name, value in images.items() if value is not None),
+        "data": record.get("data"),
+        "conversion": "; ".join(record.get("conversion") or []),
+        "scans": ", ".join(f"{count} of {part}" for part, count in scans.items()),
+        "origin": ", ".join(f"{name} {value}" for name, value in origin.items() if value is not None),
+    }
+    return {name: str(value) for name, value in found.items() if value not in (None, "")}
 
 
 def model(path: str, output: str) -> str:

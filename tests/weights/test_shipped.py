@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from torch import nn
 
 from common.weights import read_encoder, save_encoder, shipped
+from common.weights.__main__ import show
 from common.weights.encoder_file import read_record
 from common.weights.model_file import load_model
 
@@ -51,3 +54,14 @@ def test_a_misspelt_model_is_answered_with_the_names_that_are(by_name, tmp_path)
         load_model(nn.Conv3d(1, 2, 3), tmp_path / "hand")
     with pytest.raises(FileNotFoundError, match=r"or output_dir\)\."):
         load_model(nn.Conv3d(1, 2, 3), tmp_path / "model.pt")
+
+
+def test_show_sums_up_and_prints_all_on_request():
+    text = show("synthetic_brain")
+    assert len(text.splitlines()) < 12 and text.startswith("synthetic_brain\nnetwork      DynUNetEncoder\n")
+    assert "orientation RAS, spacing [2.0, 2.0, 2.0], task structures4, intensity NormalizeForegroundd" in text
+    state, record = read_encoder("synthetic_brain")
+    numbers = sum(tensor.numel() for tensor in state.values())
+    assert f"tensors      {len(state)}, {numbers:,} numbers" in text and "method       SyntheticSegmentation" in text
+    whole = show("synthetic_brain", full=True)
+    assert json.loads(whole[: whole.index("\n}") + 2]) == record and all(f"\n{name}  (" in whole for name in state)
