@@ -514,6 +514,11 @@ def _item(
         else:
             problems.append((where, f"{key!r} is {value!r}, which is no path"))
             return None
+    for name in ("subject", "domain"):
+        value = item.get(name)
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            problems.append((where, f"{name!r} is {value!r}, which is neither a word nor a number"))
+            return None
     return result | item
 
 

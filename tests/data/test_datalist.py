@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from common.data import DatalistError, load_datalist
+from common.data.__main__ import check as check_command
 from common.transforms import CheckVolumed, LabelRegionsd, LoadVolumed, MapLabelsd
 
 SHAPE = (4, 5, 6)
@@ -732,6 +733,18 @@ def test_a_label_that_is_true_is_no_class(tmp_path):
     path = edit(make_study(tmp_path), lambda content: content["training"][0].update(label=True))
     with pytest.raises(DatalistError, match=r"'label' is True, which is no path"):
         load_datalist(path)
+
+
+@pytest.mark.parametrize("value", [{"id": 1}, ["p1"], True])
+@pytest.mark.parametrize("key", ["subject", "domain"])
+def test_what_is_no_name_is_no_subject(tmp_path, key, value):
+    """It ended the check in a traceback, and in a training it stood for a name."""
+    path = make_study(tmp_path)
+    edit(path, lambda c: c["training"][0].update({key: value}))
+    with pytest.raises(DatalistError, match=rf"training\[0\]: '{key}' is .* neither a word nor a number"):
+        check_command(str(path))
+    with pytest.raises(DatalistError, match=f"'{key}' is "):
+        load_datalist(path, label_key=None)
 
 
 @pytest.mark.parametrize("near", [0.9999999, 1.0000001])
