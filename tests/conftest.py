@@ -98,6 +98,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(skip)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_start() -> Iterator[str]:
+    """A folder for ``PYTHONPATH`` with which a child process starts in less time. Children have it by default."""
+    quick, before = str(ROOT / "tests/child"), os.environ.get("PYTHONPATH")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [quick, before])))
+        yield quick
+
+
+@pytest.fixture(scope="session")
+def child_path(quick_start) -> str:
+    """``PYTHONPATH`` of a child process that finds this checkout, as if it were installed."""
+    return os.pathsep.join([str(ROOT), quick_start])
+
+
 @pytest.fixture(scope="session")
 def placement(request) -> dict[str, Any]:
     """Values of the bundles' ids `device` and `amp` that `--device` and `--dtype` ask for."""
@@ -229,14 +244,14 @@ sys.meta_path.insert(0, NoCommon)
 
 
 @pytest.fixture(scope="session")
-def run_ranks() -> Callable:
+def run_ranks(child_path) -> Callable:
     """``run_ranks(script, argument, timeout)``: output of two processes under torchrun; all end when time is over."""
 
     def run(script: Path, argument: Path, timeout: float) -> str:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
         process = subprocess.Popen(
             [*command, str(script), str(argument)],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            env=os.environ | {"PYTHONPATH": child_path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

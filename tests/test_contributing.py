@@ -41,11 +41,12 @@ def section(title: str) -> list[tuple[str, str, str]]:
         ("Add a bundle", ["test_monai_finds_its_properties", "test_runs_from_a_foreign_folder", "test_runs_packed"]),
     ],
 )
-def test_a_worked_example_works(title, tests, copy):
+def test_a_worked_example_works(title, tests, copy, quick_start):
     blocks = section(title)
     assert blocks[-1][1] == "bash"
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "-vv"}
+    path = os.pathsep.join([str(copy), quick_start])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "-vv"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for name, language, text in blocks:
         if language == "bash":

@@ -171,14 +171,14 @@ def test_cache_problem(tmp_path):
     assert "cannot be written; set XDG_CACHE_HOME" in (doctor.cache_problem(tmp_path / "file" / "cache") or "")
 
 
-def test_command_names_the_stray_package(tmp_path):
+def test_command_names_the_stray_package(child_path, tmp_path):
     """As the console script runs: its own folder is first in the path, not the working folder."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "doctor.py").write_text("from common.doctor import main\nraise SystemExit(main())\n")
     (tmp_path / "work" / "common").mkdir(parents=True)
     (tmp_path / "work" / "common" / "__init__.py").touch()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
-    environment.update(PYTHONPATH=str(ROOT), XDG_CACHE_HOME=str(tmp_path))
+    environment.update(PYTHONPATH=child_path, XDG_CACHE_HOME=str(tmp_path))
     done = subprocess.run(
         [sys.executable, str(tmp_path / "bin" / "doctor.py")],
         cwd=tmp_path / "work",

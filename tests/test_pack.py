@@ -519,7 +519,7 @@ run(second, "--epoch", "3")
 """
 
 
-def test_packed_bundles_in_one_foreign_process(bundle, without_common, tmp_path):
+def test_packed_bundles_in_one_foreign_process(bundle, without_common, quick_start, tmp_path):
     """Two toys, which share code and then do not."""
     packed = []
     for source in (bundle, make_bundle(tmp_path / "bundles" / "other")):
@@ -528,11 +528,10 @@ def test_packed_bundles_in_one_foreign_process(bundle, without_common, tmp_path)
             stream.extractall(tmp_path / "unpacked")
         packed.append(str(tmp_path / "unpacked" / source.name))
     (tmp_path / "elsewhere").mkdir()
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", without_common + RUN_ALL, *packed],
         cwd=tmp_path / "elsewhere",
-        env=environment,
+        env=os.environ | {"PYTHONPATH": quick_start, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,

@@ -60,18 +60,15 @@ json.dump(results, open(written, "w"))
 """
 
 
-def command(folder: Path, bundles: dict, cohort: Path, packed: bool, first: str = "") -> dict[str, str]:
+def command(folder: Path, bundles: dict, cohort: Path, packed: bool, path: str, first: str = "") -> dict[str, str]:
     """Runs all bundles, behind the code `first`, from a folder that is none of theirs; how it ended for each."""
     (folder / "elsewhere").mkdir()
     job = {"bundles": bundles, "data": str(cohort), "out": str(folder / "out"), "packed": packed}
     (folder / "job.json").write_text(json.dumps(job | {"code": None if packed else str(ROOT)}))
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    if not packed:
-        environment["PYTHONPATH"] = str(ROOT)  # as if installed from this checkout
     done = subprocess.run(
         [sys.executable, "-c", first + COMMANDS, str(folder / "job.json"), str(folder / "results.json")],
         cwd=folder / "elsewhere",
-        env=environment,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -91,10 +88,10 @@ def what_a_run_leaves(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def from_elsewhere(chosen, small, small_files, cohort, tmp_path_factory):
+def from_elsewhere(chosen, small, small_files, cohort, child_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("foreign")
     bundles = {name: [str(ROOT / "bundles" / name), small_files[name], small[name].second_stage] for name in chosen}
-    return folder / "out", command(folder, bundles, cohort, packed=False)
+    return folder / "out", command(folder, bundles, cohort, packed=False, path=child_path)
 
 
 @pytest.mark.way("foreign folder")
@@ -106,7 +103,7 @@ def test_runs_from_a_foreign_folder(from_elsewhere, bundle):
 
 
 @pytest.fixture(scope="module")
-def packed(chosen, small_files, without_common, cohort, tmp_path_factory):
+def packed(chosen, small_files, without_common, cohort, quick_start, tmp_path_factory):
     """All bundles out of their archives, one after the other in one process that has no `common`."""
     folder = tmp_path_factory.mktemp("packed")
     bundles = {}
@@ -115,7 +112,7 @@ def packed(chosen, small_files, without_common, cohort, tmp_path_factory):
         with zipfile.ZipFile(archive) as stream:
             stream.extractall(folder / "unpacked")
         bundles[name] = [str(folder / "unpacked" / name), small_files[name], []]
-    return folder / "out", command(folder, bundles, cohort, packed=True, first=without_common)
+    return folder / "out", command(folder, bundles, cohort, packed=True, path=quick_start, first=without_common)
 
 
 @pytest.mark.way("packed")

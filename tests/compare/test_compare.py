@@ -51,7 +51,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def finished(cohort, tiny, tmp_path_factory):
+def finished(cohort, tiny, child_path, tmp_path_factory):
     """A comparison that two processes work on, of which one is killed while the other waits for a run of it; and what
     the other printed. That its numbers are those of an undisturbed one is what the arm `again` shows below.
     """
@@ -60,7 +60,7 @@ def finished(cohort, tiny, tmp_path_factory):
     first = subprocess.Popen(
         [sys.executable, "-m", "common.compare", *words],
         cwd=output.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": child_path, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
     training = output / "runs/scratch/labels-0001/seed-0/train.json"

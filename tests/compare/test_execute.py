@@ -265,10 +265,10 @@ def test_what_failed_in_another_process_meanwhile_is_not_tried_again(settings, t
 
 
 @pytest.mark.parametrize("cluster", ["debug", "local"])
-def test_jobs_of_a_cluster_do_the_runs(settings, cluster, monkeypatch):
+def test_jobs_of_a_cluster_do_the_runs(settings, cluster, child_path, monkeypatch):
     pytest.importorskip("submitit", reason="the extra `cluster` is not installed")
     # the jobs unpickle this module's programs
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(ROOT)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), child_path]))
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     module = importlib.import_module("test_execute")
     settings = replace(settings, launcher={"cluster": cluster, "jobs": 2, "timeout_min": 5})

@@ -774,12 +774,12 @@ def test_an_open_label_scheme_is_said(ixi, tmp_path, capsys):
     assert "numbered" not in capsys.readouterr().out
 
 
-def test_command_line_of_its_own_process(ixi, tmp_path):
+def test_command_line_of_its_own_process(ixi, child_path, tmp_path):
     prepare("ixi", ixi, tmp_path / "a.json")
     (ixi / "t1/IXI003-HH-1000.nii.gz").write_bytes(b"")
     command = [sys.executable, "-m", "common.data", "check", str(tmp_path / "a.json"), "--num_classes", "2"]
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": root}, timeout=120)
+    environment = os.environ | {"PYTHONPATH": child_path}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ") and "IXI003-HH-1000.nii.gz: is empty" in done.stderr
 
