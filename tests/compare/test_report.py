@@ -10,6 +10,7 @@ import statistics
 import nibabel as nib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from common.compare import collect
 from common.compare.figures import differences, learning_curves
@@ -95,6 +96,18 @@ def folder(tmp_path):
     }
     (tmp_path / "comparison.json").write_text(json.dumps(about))
     return tmp_path
+
+
+@pytest.fixture
+def drawn():
+    """For tests of what is in the pictures, or of what only drawing them shows."""
+
+
+@pytest.fixture(autouse=True)
+def text_only(request, monkeypatch):
+    """All else reads the text: the pictures are composed and not drawn, which takes most of a report's time."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(Figure, "savefig", lambda self, file, **given: file.write(b"a picture"))
 
 
 def read_subjects(folder):
@@ -189,7 +202,7 @@ def test_convergence_is_the_slope_of_the_last_third(folder):
     assert "| -0.012, converged | -0.004, converged |" in write_report(folder).read_text()
 
 
-def test_html_holds_everything_and_nothing_from_elsewhere(folder):
+def test_html_holds_everything_and_nothing_from_elsewhere(folder, drawn):
     write_report(folder)
     text = (folder / "report.html").read_text()
     assert "http" not in text and "<script" not in text
@@ -281,7 +294,7 @@ def test_one_score_of_one_seed_is_undecided(folder):
     ("change", "sentence"),
     [({"baseline": None}, "No arm starts from scratch"), ({}, "No evaluation was completed")],
 )
-def test_a_report_is_written_when_there_is_nothing_to_compare(folder, change, sentence):
+def test_a_report_is_written_when_there_is_nothing_to_compare(folder, drawn, change, sentence):
     about = json.loads((folder / "comparison.json").read_text()) | change
     (folder / "comparison.json").write_text(json.dumps(about))
     if not change:
@@ -291,7 +304,7 @@ def test_a_report_is_written_when_there_is_nothing_to_compare(folder, change, se
     assert sentence in write_report(folder).read_text()
 
 
-def test_examples_and_probes(folder):
+def test_examples_and_probes(folder, drawn):
     image = np.zeros((12, 10, 8), np.float32)
     image[2:9, 3:8, 2:7] = 100
     mask = (image > 0).astype(np.uint8)
@@ -317,7 +330,7 @@ def test_examples_and_probes(folder):
     assert "| age | mae | mean | linear | 1 | 5.500 | 6.500 |" in text
 
 
-def test_names_are_neither_formulas_nor_html(folder):
+def test_names_are_neither_formulas_nor_html(folder, drawn):
     """A formula that has no end stopped the comparison after all of its runs."""
     names = {"mae": "<script>a</script>$\\frac{$", "CSF": "$\\frac{$ & <b>"}
     for name in ("subjects", "curves", "costs"):
@@ -365,7 +378,7 @@ def test_tables_for_a_paper_have_the_numbers_and_the_protocol(folder):
     assert re.search(r"\+0\.\d{3} & \+0\.\d{3} to \+0\.\d{3} & better", latex)
 
 
-def test_names_that_are_programs_are_shown_and_do_nothing(folder):
+def test_names_that_are_programs_are_shown_and_do_nothing(folder, drawn):
     """Subjects, structures and reasons come from files, and may be anything."""
     name = "<script>alert('$x$ & |')</script>"
     rows = list(csv.DictReader((folder / "subjects.csv").open()))
