@@ -2,9 +2,10 @@
 
     python experiments/compare_aa.py --output runs/aa
 
-Trains a tiny UNETR on the sample at 8 mm: 20 repetitions of two arms with two seeds each, the same
-labels in both arms, other seeds of initialisation and training. Prints the verdict of each repetition, each a report of
-its own. What is trained is kept in the output folder, so that an interrupted call goes on.
+Trains a small U-Net on the sample at 8 mm, through the bundle's own train.json and evaluate.json: 20 repetitions of
+two arms with two seeds each, the same labels in both arms, other seeds of initialisation and training. Prints the
+verdict of each repetition, each a report of its own. What is trained is kept in the output folder, so that an
+interrupted call goes on. A training takes 2 s of one core.
 """
 
 from __future__ import annotations
@@ -33,20 +34,17 @@ OVERLAY = {
     "crops_per_volume": 1,
     "num_workers": 0,
     "log_images": 0,
-    "learning_rate": 0.003,
+    "learning_rate": 0.01,
     "segmentation_net": {
-        "_target_": "common.networks.UNETR",
+        "_target_": "UNet",
+        "spatial_dims": 3,
         "in_channels": 1,
         "out_channels": "@num_classes",
-        "img_size": "@roi_size",
-        "num_layers": 4,
-        "feature_size": 4,
-        "hidden_size": 24,
-        "mlp_dim": 48,
-        "num_heads": 2,
-        "qkv_bias": True,
+        "channels": [8, 16, 32],
+        "strides": [2, 2],
+        "norm": "BATCH",
     },
-    "encoder": {"_target_": "common.networks.ViTEncoder", "vit": "$@segmentation_net.vit"},
+    "encoder": None,
 }
 
 
@@ -70,6 +68,7 @@ def main(words: list[str] | None = None) -> dict[str, int]:
     ids |= {"max_epochs": given.epochs, "checkpoint_interval": given.epochs, "val_interval": given.epochs // 4}
     overlay.write_text(json.dumps(OVERLAY | ids))
     counts: dict[str, int] = {}
+    misled = 0  # what the subjects alone would say
     for repetition in range(given.repetitions):
         arms: list[dict[tuple[int, str], float]] = [{}, {}]
         for seed in range(given.seeds):
@@ -80,9 +79,12 @@ def main(words: list[str] | None = None) -> dict[str, int]:
         found = compare_arms(*arms, True)
         [verdict] = judge([found], 0.01, True)
         counts[verdict.text] = counts.get(verdict.text, 0) + 1
+        low, high = found.over_subjects or (0.0, 0.0)
+        misled += not low <= 0 <= high
         low, high = found.interval
         print(f"{repetition}: {verdict.text}, {found.parts.mean:+.3f} ({low:+.3f} to {high:+.3f})", flush=True)
     print(", ".join(f"{text}: {count}" for text, count in sorted(counts.items())))
+    print(f"intervals over subjects alone that do not hold zero: {misled} of {given.repetitions}")
     return counts
 
 

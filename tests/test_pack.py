@@ -110,6 +110,7 @@ def test_takes_the_bundle_and_the_code_and_nothing_else(bundle, tmp_path):
         "doctor.py",  # which overrides.py imports, and so on
         "files.py",
         "overlays.py",
+        "peak_memory.py",
         "precision.py",
         "requirements.txt",
     }

@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import doctor
 from ..overlays import order_problems
+from ..peak_memory import record_gpu_peak
 from .refusals import end_with_sentence
 from .renamed import renamed_problems, renamed_sentence
 from .running import Command, load_config, runner_arguments, running_command, split_id, tracking_settings
@@ -64,6 +65,7 @@ def check_overrides() -> None:
     if command is None:
         return
     sys.excepthook = end_with_sentence
+    record_gpu_peak()
     problems = doctor.check_run()
     config = load_config(command.files)
     if command.tracking:

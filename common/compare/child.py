@@ -26,6 +26,7 @@ except ImportError:  # Windows, which `hold_folder` refuses
 
 from ..child_process import child_environment, die_with_parent, failure_reason
 from ..json_files import read_json, write_json
+from ..peak_memory import GPU_RECORD, PeakMemory, gpu_peak
 from .plan import Run
 from .settings import CompareError, Settings
 
@@ -168,14 +169,15 @@ def run_child(run: Run, settings: Settings, device: str = "", descriptors: Seque
     """Run one command, with its text, its resolved config and its output in files beside the results.
 
     Returns:
-        ``status`` (``done`` or ``failed``), ``seconds``, ``peak_memory_mb`` of the largest of its processes, ``steps``,
-        ``command``, and for a failed run its ``reason``.
+        ``status`` (``done`` or ``failed``), ``seconds``, ``peak_memory_mb`` of all of its processes, ``peak_gpu_mb``
+        where they had a GPU, ``steps``, ``command``, and for a failed run its ``reason``.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     command = run.command(settings)
     (run.folder / f"{run.key}.command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
     write_json(run.folder / f"{run.key}.config.json", run.config(), default=str)
-    environment = child_environment()
+    gpu_record = run.folder / f".{run.key}.gpu"
+    environment = child_environment() | {GPU_RECORD: str(gpu_record)}
     if device:
         environment["CUDA_VISIBLE_DEVICES"] = device
     log = run.folder / f"{run.key}.log"
@@ -196,7 +198,8 @@ def run_child(run: Run, settings: Settings, device: str = "", descriptors: Seque
         )
         _children.add(child.pid)
         try:
-            _, status, usage = os.wait4(child.pid, 0)
+            with PeakMemory(child.pid) as peak:
+                _, status, usage = os.wait4(child.pid, 0)
         except BaseException:
             _stop(child.pid)
             raise
@@ -204,10 +207,13 @@ def run_child(run: Run, settings: Settings, device: str = "", descriptors: Seque
             _children.discard(child.pid)
         child.returncode = os.waitstatus_to_exitcode(status)
     unit = 1 if sys.platform == "darwin" else 1024
+    largest = usage.ru_maxrss * unit  # of its processes, to the byte
+    on_gpu = gpu_peak(gpu_record)
     outcome: dict[str, Any] = {
         "status": "done" if child.returncode == 0 else "failed",
         "seconds": time.time() - started,
-        "peak_memory_mb": usage.ru_maxrss * unit / 2**20,
+        "peak_memory_mb": max(largest, peak.bytes) / 2**20,
+        **({} if on_gpu is None else {"peak_gpu_mb": on_gpu / 2**20}),
         "steps": run.steps,
         "command": shlex.join(command),
     }

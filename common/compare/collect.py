@@ -25,7 +25,7 @@ __all__ = ["collect", "write_example_list"]
 
 NIFTI = (".nii", ".nii.gz")
 SUBJECTS = ("arm", "fraction", "labels", "seed", "metric", "structure", "subject", "value")
-# `fold` stands last: folders of comparisons from before there were folds have no such column.
+# What came later stands last: folders of comparisons from before have no such columns.
 RESULTS = ("arm", "fraction", "labels", "seed", "metric", "structure", "value", "subjects", "steps", "seconds")
 CURVES = ("arm", "fraction", "seed", "stage", "tag", "step", "seconds", "value", "fold")
 COSTS = (
@@ -41,6 +41,7 @@ COSTS = (
     "reason",
     "cap",
     "fold",
+    "peak_gpu_mb",
 )
 PREDICTIONS = ("arm", "fraction", "labels", "seed", "subject", "truth", "prediction")
 TRIALS = ("arm", "fraction", "labels", "trial", "values", "status", "score", "chosen", "fold")
@@ -347,6 +348,7 @@ def cost_row(run: Run, outcome: dict[str, Any], plan: Plan) -> dict[str, Any]:
         "status": status,
         "seconds": outcome.get("seconds"),
         "peak_memory_mb": outcome.get("peak_memory_mb"),
+        "peak_gpu_mb": outcome.get("peak_gpu_mb"),
         "steps": outcome.get("steps"),
         "folder": run.folder.relative_to(plan.settings.output),
         "reason": reason,

@@ -37,7 +37,7 @@ class Cost:
     Args:
         start: from the start of the process to its first step (or, in an evaluation, volume), without loading data.
         step: an optimiser step, or a volume in an evaluation.
-        peak_mb: memory of the process with the dry run's few items.
+        peak_mb: memory of its processes with the dry run's few items.
         disk: bytes that a run leaves.
     """
 

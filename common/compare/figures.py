@@ -30,6 +30,8 @@ MIN_SPAN = 0.2
 
 def draw_all(tables: Tables) -> dict[str, tuple[Figure, str]]:
     """Name of each figure -> the figure and its caption."""
+    metric = metric_name(tables.main_metric)
+    metric = metric[0].upper() + metric[1:]
     drawn = {
         "differences": (
             differences(tables),
@@ -38,7 +40,7 @@ def draw_all(tables: Tables) -> dict[str, tuple[Figure, str]]:
         ),
         "label_efficiency": (
             label_efficiency(tables),
-            f"{metric_name(tables.main_metric)} on the test part against the number of labels. Lines: mean over seeds; "
+            f"{metric} on the test part against the number of labels. Lines: mean over seeds; "
             "points: one seed each; whiskers: interval of 95 % of the mean over seeds and subjects, cut where it "
             "leaves the picture.",
         ),
@@ -49,7 +51,7 @@ def draw_all(tables: Tables) -> dict[str, tuple[Figure, str]]:
         ),
         "structures": (
             structures(tables),
-            f"{metric_name(tables.main_metric)} of each structure, mean over seeds and subjects, with the fewest and "
+            f"{metric} of each structure, mean over seeds and subjects, with the fewest and "
             "the most labels. Whiskers: standard deviation over seeds.",
         ),
         "predictions": (
@@ -110,7 +112,7 @@ def differences(tables: Tables) -> Figure | None:
     rows = [(key, one) for key, one in found.items() if one is not None]
     if not rows:
         return None
-    figure, axes = _figure(8, 1.2 + 0.32 * len(rows), 1, 1)
+    figure, axes = _figure(6.4, 1.2 + 0.32 * len(rows), 1, 1)
     axis, shades = axes[0, 0], colours(tables)
     margin = tables.about.get("margin")
     axis.axvline(0.0, color="#333333", linewidth=1)
@@ -124,7 +126,7 @@ def differences(tables: Tables) -> Figure | None:
         axis.annotate(text, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     names = [plain(f"{' - '.join(pair)}, {labels} labels") for (pair, labels), _ in rows]
     axis.set_yticks(range(len(rows)), names)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.5, -0.5)  # from above to below
     better = "right" if tables.metrics[tables.main_metric] == "higher" else "left"
     axis.set_xlabel(plain(f"difference in {metric_name(tables.main_metric)} ({better} of 0 is better)"))
     return figure

@@ -21,14 +21,26 @@ from .tables import Tables, plural, span
 __all__ = ["write_report"]
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222;
+  overflow-wrap: anywhere; }
 table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto; font-size: 0.92em; }
 th, td { border-bottom: 1px solid #ddd; padding: 0.3em 0.8em 0.3em 0; text-align: left; white-space: nowrap; }
 th { border-bottom: 2px solid #888; } img { max-width: 100%; } figure { margin: 1.5em 0; }
 figcaption { color: #555; font-size: 0.9em; } h1, h2, h3 { line-height: 1.2; margin-top: 1.6em; }
-code { background: #f3f3f3; overflow-wrap: anywhere; }
-@media print { body { max-width: none; margin: 0; } figure, tr { break-inside: avoid; } table { display: table; } }
+code { background: #f3f3f3; }
+/* On a phone tables and wide pictures are read by moving them sideways, each by itself. */
+@media screen and (max-width: 40em) {
+  .wide { overflow-x: auto; } .wide img { max-width: none; width: 50em; }
+  th:first-child, td:first-child { white-space: normal; min-width: 7em; }
+}
+@media print {
+  body { max-width: none; margin: 0; } figure, tr { break-inside: avoid; } h1, h2, h3 { break-after: avoid; }
+  table { display: table; } th, td { white-space: normal; }
+}
 """
+
+WIDE = 720
+"""Pixels across of a picture whose text a phone would show too small to read."""
 
 
 @dataclass(frozen=True)
@@ -377,6 +389,9 @@ def _spent(seconds: float) -> str:
 
 def _cost_table(tables: Tables) -> Block:
     rows = []
+    memory = {"peak_memory_mb": "peak memory", "peak_gpu_mb": "of GPUs"}
+    if not any(row.get("peak_gpu_mb", math.nan) > 0 for row in tables.rows("costs")):
+        del memory["peak_gpu_mb"]
     for arm in tables.arms:
         costs = [row for row in tables.rows("costs") if row["arm"] == arm and row["status"] == "done"]
         seconds = {
@@ -386,7 +401,6 @@ def _cost_table(tables: Tables) -> Block:
         first = tables.about["arms"][arm].get("pretrain_from")
         pretraining = sum(seconds["pretrain"]) + (tables.pretraining_seconds(first) if first else 0.0)
         train = seconds["train"]
-        peak = max((row["peak_memory_mb"] for row in costs), default=math.nan)
         steps = sorted({row["steps"] for row in costs if row["stage"] == "train"})
         rows.append(
             [
@@ -400,11 +414,16 @@ def _cost_table(tables: Tables) -> Block:
                 str(len(train)),
                 _spent(sum(seconds["evaluate"])),
                 _spent(sum(row["seconds"] for row in costs)),
-                "-" if math.isnan(peak) else f"{peak / 1024:.1f} GiB",
+                *(_most(costs, column) for column in memory),
             ]
         )
-    header = ["arm", "pre-training", "a fine-tuning", "fine-tunings", "evaluations", "all", "peak memory"]
+    header = ["arm", "pre-training", "a fine-tuning", "fine-tunings", "evaluations", "all", *memory.values()]
     return Block("table", header=header, rows=rows)
+
+
+def _most(costs: Sequence[dict[str, Any]], column: str) -> str:
+    values = [row[column] for row in costs if not math.isnan(row.get(column, math.nan))]
+    return f"{max(values) / 1024:.1f} GiB" if values else "-"
 
 
 def _making(tables: Tables) -> list[str]:
@@ -468,8 +487,9 @@ def page(blocks: Sequence[Block], title: str) -> str:
         elif block.kind == "figure":
             data = base64.b64encode(block.picture).decode()
             caption = _escape(block.text)
+            kind = "wide" if _pixels_across(block.picture) > WIDE else "narrow"
             parts.append(
-                f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+                f'<figure><div class="{kind}"><img alt="{caption}" src="data:image/png;base64,{data}"></div>'
                 f"<figcaption>{caption}</figcaption></figure>"
             )
         elif block.kind == "code":
@@ -482,6 +502,10 @@ def page(blocks: Sequence[Block], title: str) -> str:
         f"<style>{STYLE}</style></head>\n"
         "<body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
+
+
+def _pixels_across(png: bytes) -> int:
+    return int.from_bytes(png[16:20], "big")
 
 
 def _escape(text: str) -> str:

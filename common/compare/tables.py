@@ -195,7 +195,7 @@ class Tables:
 def _number(key: str, value: str) -> Any:
     if key in ("seed", "labels", "step", "steps", "subjects", "trial", "cap", "fold"):
         return int(value) if value else None
-    if key in ("fraction", "value", "score", "seconds", "peak_memory_mb", "truth", "prediction"):
+    if key in ("fraction", "value", "score", "seconds", "peak_memory_mb", "peak_gpu_mb", "truth", "prediction"):
         return float(value) if value else math.nan
     return value
 

@@ -66,6 +66,42 @@ def test_outcome_command_config_and_log(settings):
     assert "bytearray" in (run.folder / "train.command.txt").read_text()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what processes share is told by Linux alone")
+def test_memory_is_that_of_all_processes_with_what_they_share_once(settings):
+    text = """
+    import os, time
+    shared = bytearray(os.urandom(1)) * 120_000_000
+    for number in range(3):
+        if not os.fork():
+            own = bytearray(os.urandom(1)) * 80_000_000
+            time.sleep(4)
+            os._exit(0)
+    for number in range(3):
+        os.wait()
+    """
+    run = program(settings, "a", text)
+    run_all(settings, run)
+    assert 120 + 3 * 80 < 1.05 * read_outcome(run)["peak_memory_mb"] < 650
+
+
+def test_what_a_run_took_of_gpus_is_kept(settings):
+    """As the first step of a bundle arranges it, in each process of the run."""
+    text = """
+    import os, subprocess, sys, torch
+    from common.peak_memory import record_gpu_peak
+    for name, value in (("is_available", True), ("is_initialized", True), ("device_count", 2)):
+        setattr(torch.cuda, name, lambda value=value: value)
+    torch.cuda.max_memory_reserved = lambda number: (1 + number) * 2**20
+    record_gpu_peak()
+    if "again" not in os.environ:
+        subprocess.run(sys.orig_argv, env={**os.environ, "again": "yes"}, check=True)
+    """
+    run, other = program(settings, "a", text), program(settings, "b", "pass")
+    run_all(settings, run, other)
+    assert read_outcome(run)["peak_gpu_mb"] == 6.0 and "peak_gpu_mb" not in read_outcome(other)
+    assert not [path for path in run.folder.iterdir() if "gpu" in path.name]
+
+
 def test_finished_runs_are_kept_and_changed_ones_set_aside(settings):
     first = program(settings, "a", "open('/dev/null'); print('one')")
     run_all(settings, first)

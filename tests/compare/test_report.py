@@ -267,6 +267,14 @@ def test_what_an_encoder_file_cost_is_not_known(folder):
     assert "but that of mae: not known" in learning_curves(Tables(folder)).axes[1].get_xlabel()
 
 
+def test_memory_of_gpus_has_a_column_where_there_was_one(folder):
+    assert "| of GPUs |" not in write_report(folder).read_text()
+    rows = list(csv.DictReader((folder / "costs.csv").open()))
+    write(folder, "costs", collect.COSTS, [{**row, "peak_gpu_mb": 1536} for row in rows if row["arm"] == "scratch"])
+    text = write_report(folder).read_text()
+    assert "| peak memory | of GPUs |" in text and "| 2.0 GiB | 1.5 GiB |" in text
+
+
 def test_one_seed_is_called_what_it_is(folder):
     rows = [row for row in csv.DictReader((folder / "subjects.csv").open()) if row["seed"] == "0"]
     write(folder, "subjects", collect.SUBJECTS, rows)

@@ -10,6 +10,7 @@ from typing import Any
 import fire
 
 from ...checks import own_sentence
+from ...peak_memory import record_gpu_peak
 from .runner import run_probes
 
 
@@ -38,6 +39,7 @@ def main(
         test_voxels: voxels a test volume, for label images.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    record_gpu_peak()
     content = run_probes(
         config_file, overrides, target, output,
         kind=kind, neighbours=neighbours, training_voxels=training_voxels, test_voxels=test_voxels,

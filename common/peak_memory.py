@@ -1,0 +1,91 @@
+"""How much memory a command takes at most: all of its processes together, and on GPUs."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["GPU_RECORD", "PeakMemory", "gpu_peak", "record_gpu_peak", "tree_memory"]
+
+GPU_RECORD = "COMMON_GPU_RECORD"
+"""Environment variable: start of the path of the files in which the processes of a run write what they took of GPUs."""
+
+
+class PeakMemory:
+    """Watches a process and all that it starts, in a thread, as a context: ``with PeakMemory(pid) as peak``.
+
+    It looks once a second, or less often where looking takes long, so that a peak between two looks is missed. Linux
+    alone tells how much several processes share; elsewhere ``bytes`` stays 0.
+    """
+
+    def __init__(self, pid: int, pause: float = 1.0) -> None:
+        self.pid, self.pause, self.bytes = pid, pause, 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        pause = self.pause
+        while not self._ended.wait(pause):
+            began = time.monotonic()
+            self.bytes = max(self.bytes, tree_memory(self.pid))
+            pause = max(self.pause, 20 * (time.monotonic() - began))
+
+
+def tree_memory(pid: int) -> int:
+    """Bytes that a process and its descendants hold; what several of them share, such as a cache, counts once."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found, more = {pid}, {pid}
+    while more:
+        more = {child for child, parent in parents.items() if parent in more} - found
+        found |= more
+    return sum(map(_share, found))
+
+
+def _share(pid: int) -> int:
+    """A process' own memory, and of each part that it shares with others what falls to it."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return 1024 * int(line.split()[1])
+    return 0
+
+
+def record_gpu_peak() -> None:
+    """At the end of this process write the most that it reserved on GPUs, where ``GPU_RECORD`` says so."""
+    start = os.environ.get(GPU_RECORD)
+    if start:
+        atexit.register(_write_gpu_peak, Path(f"{start}-{os.getpid()}"))
+
+
+def _write_gpu_peak(path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak = sum(torch.cuda.max_memory_reserved(number) for number in range(torch.cuda.device_count()))
+        with suppress(OSError):
+            path.write_text(str(peak))
+
+
+def gpu_peak(start: Path) -> int | None:
+    """What all processes of a run wrote, in bytes, taken away; None where none had a GPU."""
+    found = []
+    for path in start.parent.glob(f"{start.name}-*"):
+        with suppress(ValueError):
+            found.append(int(path.read_text()))
+        path.unlink()
+    return sum(found) if found else None
