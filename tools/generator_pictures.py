@@ -27,7 +27,7 @@ def parsed(*overlays: str) -> ConfigParser:
     parser.read_config([str(CONFIGS / name) for name in ("pretrain.json", "datasets/sample.json", *overlays)])
     parser["bundle_root"] = str(CONFIGS.parent)
     parser["dataset_dir"] = make_sample(subjects=3, unlabelled=0, progress=False)
-    parser["cache_rate"] = 0.0
+    parser["cache"] = "none"
     return parser
 
 

@@ -8,6 +8,7 @@ from typing import Any
 __all__ = ["RENAMED", "renamed_problems", "renamed_sentence", "renamed_target"]
 
 RENAMED = {
+    "cache_rate": ("cache", "where volumes are kept (auto, memory, disk, gpu, none)"),
     "domains": ("pretrain_datalist", "a list of datalists, each with what its labels mean"),
     "map_numbering": ("map_label_scheme", "how label maps are numbered (freesurfer, dlmuse, ...)"),
     "numbering": ("label_scheme", "how the masks are numbered (freesurfer, dlmuse, ...)"),

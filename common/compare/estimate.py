@@ -247,4 +247,4 @@ def _item(plan: Plan) -> tuple[float, int]:
     item = transforms(dict(plan.train.get("data")["training"][0]))
     values = item.values() if isinstance(item, dict) else []
     size = sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
-    return time.time() - began, size if plan.train.get("cache_rate", 1.0) else 0
+    return time.time() - began, size if plan.train.get("cache", "auto") in ("auto", "memory") else 0

@@ -1,5 +1,6 @@
 """Datalists, label maps and the data sets that they come from."""
 
+from .cached_dataset import CachedDataset
 from .datalist import DatalistError, load_datalist
 from .domain_batch import prepare_domain_batch
 from .domains import domain_classes, domain_datalists, domain_label_maps, domain_spacings, load_domains, median_spacing
@@ -18,6 +19,7 @@ from .pretext_batch import prepare_pretext_batch
 from .sample import make_sample
 
 __all__ = [
+    "CachedDataset",
     "DatalistError",
     "class_of_label",
     "domain_classes",

@@ -5,24 +5,27 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from monai.data import CacheDataset, MetaTensor, get_track_meta, set_track_meta
+from monai.data import MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import Compose, RandRotate90, RandRotate90d, apply_transform
 from torch.utils.data import Dataset
+
+from .cached_dataset import CachedDataset, restore
 
 __all__ = ["SliceWindows", "cut_window"]
 
 
 class SliceWindows(Dataset):
-    """Windows of K neighbouring slices of volumes that are cached once, one window for each slice.
+    """Windows of K neighbouring slices of volumes that are prepared once, one window for each slice.
 
     The window of slice i has the slices ``i + stride * o`` for the offsets o from ``-(K // 2)`` to ``K // 2``; at the
     ends the first or last slice is repeated (Zhang et al., TransSeg, section 3.3). Slices lie along the last axis. The
     published code writes each window to a file of its own, which takes K times the space.
 
     Args:
-        data: items, as of ``monai.data.CacheDataset``.
-        transform: deterministic transforms of a volume; what they give is cached. With a ``cache_rate`` below 1 each of
-            the volumes that are not cached is loaded once here, for its number of slices, and again for each window.
+        data: items, as of ``CachedDataset``.
+        transform: deterministic transforms of a volume; what they give is kept. ``disk`` keeps it slice by slice,
+            so that a window reads its slices alone. With ``none`` each volume is loaded once here, for its number of
+            slices, and again for each window.
         slices: K, odd.
         stride: step from a slice of a window to the next.
         target: ``"centre"`` keeps the centre slice of the label, ``"all"`` all of a window.
@@ -31,7 +34,7 @@ class SliceWindows(Dataset):
             for K. A net of single slices is trained on what zooms and flips along the slices leave of 5.
         keys: images that are cut; the others are passed on.
         label_key: the label, if it is one of them.
-        **kwargs: of ``CacheDataset``: ``cache_rate``, ``num_workers``, ``progress``, ...
+        **kwargs: of ``CachedDataset``: ``cache``, ``cache_dir``, ``num_workers``, ...
 
     The window's meta data are the name of the file and its affine, without ``window_transform``; with one, whose zooms
     and flips are not followed, the affine is the unit matrix.
@@ -66,11 +69,11 @@ class SliceWindows(Dataset):
         if target not in ("centre", "all"):
             raise ValueError(f"target is 'centre' or 'all', not {target!r}.")
         self.data = data
-        self.volumes = CacheDataset(data, transform, **kwargs)
+        self.volumes = CachedDataset(data, transform, slices_first=True, **kwargs)
         self.slices, self.stride, self.target = slices, stride, target
         self.window_transform, self.cut_slices = window_transform, cut_slices
         self.keys, self.label_key = tuple(keys), label_key
-        shapes = [tuple(self.volumes[number][self.keys[0]].shape) for number in range(len(data))]
+        shapes = [tuple(self._volume(number)[self.keys[0]].shape) for number in range(len(data))]
         oblong = next((shape for shape in shapes if shape[-3] != shape[-2]), None)
         if oblong is not None and turns(window_transform):
             raise ValueError(
@@ -84,11 +87,12 @@ class SliceWindows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         window = self.windows[index]
-        volume: Mapping[str, Any] = self.volumes[window["volume"]]
-        item: Any = dict(volume)
+        volume = self._volume(window["volume"])
+        cut = dict(volume)
         for key in self.keys:
             whole = volume[key].as_tensor() if isinstance(volume[key], MetaTensor) else volume[key]
-            item[key] = cut_window(whole, window["slice"], self.cut_slices, self.stride)
+            cut[key] = cut_window(whole, window["slice"], self.cut_slices, self.stride)
+        item: Any = restore(cut)
         if self.window_transform is not None:
             with untracked():
                 item = apply_transform(self.window_transform, item)
@@ -106,6 +110,12 @@ class SliceWindows(Dataset):
                 made = MetaTensor(made, affine=self._affine(volume[key], window["slice"], kept), meta=meta)
             item[key] = made
         return item
+
+    def _volume(self, number: int) -> Mapping[str, Any]:
+        """As it is kept, so that its slices alone are read; where a transform cannot be kept it runs on the volume."""
+        if self.volumes.first_random == len(self.volumes.transform.transforms):
+            return self.volumes.stored(number)
+        return self.volumes[number]
 
     def _affine(self, volume: MetaTensor, centre: int, slices: int) -> torch.Tensor | None:
         """Of the window around a slice, so that pictures have the scan's proportions; None where it is not known."""

@@ -555,7 +555,7 @@ def test_monai_finds_its_properties(bundle, name, run_bundle, tmp_path):
         workflow_type="inference" if name == "inference.json" else "train",
         execute=False,
         output_dir=str(tmp_path),
-        cache_rate=0.0,
+        cache="none",
     )
     assert isinstance(workflow, ConfigWorkflow)
     assert workflow.check_properties() == []

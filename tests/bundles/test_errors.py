@@ -104,7 +104,7 @@ def test_error_in_a_worker_of_the_data_loader(sentence, data, files):
     for number in range(3):
         path = data / f"image{number}.nii.gz"
         path.write_bytes(path.read_bytes()[:20000])
-    given = {"cache_rate": 0.0} if files == ("train.json",) else {}
+    given = {"cache": "none"} if files == ("train.json",) else {}
     text = sentence(*files, num_workers=1, **given)
     assert text.startswith(f"{data}/image") and "cannot be read (Compressed file ended" in text
     assert len(text.splitlines()) == 1

@@ -64,7 +64,7 @@ def test_padding_does_not_count_in_pretraining(run, tmp_path):
         output_dir=str(tmp_path),
         execute=False,
         roi_size=[64] * 3,
-        cache_rate=0.0,
+        cache="none",
     )
     (item,) = workflow.parser.get_parsed_content("train#dataset")[0]
     whole = workflow.parser.get_parsed_content("validate#dataset")[0]
@@ -99,7 +99,7 @@ def test_padding_does_not_count_in_transfer(run, tmp_path, one_test_scan, overla
         datalist=str(one_test_scan / "skull.json"),
         image_size=[64] * 3,
         roi_size=[64] * 3,
-        cache_rate=0.0,
+        cache="none",
     )
     item = workflow.parser.get_parsed_content("train#dataset")[0]
     item = item[0] if isinstance(item, list) else item
@@ -335,7 +335,7 @@ def test_a_label_outside_of_a_domains_classes(run, tmp_path):
 def test_deterministic_transforms_are_cached(run, tmp_path):
     """A nested composition would count as random, and the cache would end at it."""
     for name in ("train.json", "pretrain.json"):
-        workflow = run(name, "datasets/sample.json", output_dir=str(tmp_path), execute=False, cache_rate=0.0)
+        workflow = run(name, "datasets/sample.json", output_dir=str(tmp_path), execute=False, cache="none")
         transforms = workflow.parser.get_parsed_content("train#preprocessing")
         first = transforms.get_index_of_first(lambda step: hasattr(step, "R"))
         after = [type(step).__name__ for step in transforms.transforms[first:]]

@@ -211,7 +211,7 @@ def test_four_contrasts_take_the_first_layer_of_one(run, pretrained, tmp_path, c
 
 
 def test_pooled_masks_are_on_the_images_grid(run, tmp_path):
-    workflow = run("train.json", "tasks/structures4.json", output_dir=str(tmp_path), cache_rate=0.0, execute=False)
+    workflow = run("train.json", "tasks/structures4.json", output_dir=str(tmp_path), cache="none", execute=False)
     item = workflow.parser.get_parsed_content("train#dataset")[0]
     assert item["image"].shape == item["label"].shape == (1, 40, 48, 40)
     torch.testing.assert_close(item["image"].affine, item["label"].affine)

@@ -72,7 +72,7 @@ def evaluated(run_bundle, small_files, small_model, scans, tmp_path):
     def run(bundle, **options):
         data = {"bundle": bundle, "dataset_dir": str(scans), "device": "cpu"}
         data |= {"model_path": str(small_model(bundle)), "datalist": str(scans / "list.json")}
-        given = {"output_dir": str(tmp_path), "cache_rate": 0.0} | data | options
+        given = {"output_dir": str(tmp_path), "cache": "none"} | data | options
         run_bundle("train.json", "evaluate.json", *small_files[bundle], **given)
         data |= {"dataset_dir": str(scans / "test/images"), "datalist": str(scans / "test/images")}
         output = tmp_path / "predictions"

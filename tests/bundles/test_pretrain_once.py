@@ -341,7 +341,7 @@ def test_structures33_through_the_label_map(run_bundle, tiny, tmp_path):
     ],
 )
 def test_parts_of_the_training_list(run_bundle, tiny, tmp_path, overrides, expected):
-    overrides = {"output_dir": str(tmp_path), "cache_rate": 0.0, **overrides}
+    overrides = {"output_dir": str(tmp_path), "cache": "none", **overrides}
     workflow = run_bundle("train.json", tiny["unetr"], execute=False, **overrides)
     data = workflow.parser.get_parsed_content("data")
     assert (len(data["training"]), len(data["validation"])) == expected
@@ -410,7 +410,7 @@ def test_pretraining_reads_unlabelled_scans_too(tmp_path):
 
 
 def test_unlabelled_budget_is_an_override_of_pretraining(run_bundle, tiny, tmp_path):
-    overrides = {"output_dir": str(tmp_path), "cache_rate": 0.0}
+    overrides = {"output_dir": str(tmp_path), "cache": "none"}
     for extra, expected in (({}, 3), ({"fraction": 0.5}, 2), ({"lists": ["training", "validation"]}, 5)):
         workflow = run_bundle("pretrain.json", tiny["unetr"], execute=False, **overrides, **extra)
         assert len(workflow.parser.get_parsed_content("train#dataset")) == expected

@@ -55,7 +55,7 @@ def test_two_steps(run_bundle, small_files, bundle, schedule, tmp_path):
         before=prepare,
         output_dir=str(tmp_path),
         learning_rate=0.5,
-        cache_rate=0.0,
+        cache="none",
         **TWO_STEPS.get(bundle, {"batches_per_epoch": STEPS}),
     )
     assert len(rates) == STEPS and (tmp_path / "model.pt").is_file()

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, RandFlipd, RandRotate90d
+from monai.data.utils import set_rnd
+from monai.transforms import Compose, RandFlipd, RandRotate90d, Transform
 
 from common.data.windows import SliceWindows, cut_window
 
@@ -17,7 +21,7 @@ def load(item):
 
 
 def windows(**arguments):
-    return SliceWindows([{"id": 0}, {"id": 1}], load, **({"slices": 5, "progress": False} | arguments))
+    return SliceWindows([{"id": 0}, {"id": 1}], load, **({"slices": 5} | arguments))
 
 
 def values(image):
@@ -56,7 +60,7 @@ def test_windows_lie_where_their_slices_do():
     def track(item):
         return item | {key: MetaTensor(value, affine=affine) for key, value in load(item).items() if key != "id"}
 
-    data = SliceWindows([{"id": 0}], track, slices=3, stride=2, progress=False)
+    data = SliceWindows([{"id": 0}], track, slices=3, stride=2)
     item = data[3]
     for key, numbers in (("image", (1, 3, 5)), ("label", (3,))):
         for k, number in enumerate(numbers):
@@ -66,7 +70,7 @@ def test_windows_lie_where_their_slices_do():
             )
             torch.testing.assert_close(lies, expected)
     flip = RandFlipd(["image", "label"], prob=1.0, spatial_axis=0)
-    flipped = SliceWindows([{"id": 0}], track, slices=3, window_transform=flip, progress=False)
+    flipped = SliceWindows([{"id": 0}], track, slices=3, window_transform=flip)
     assert torch.equal(flipped[3]["image"].affine, torch.eye(4, dtype=torch.float64))  # it does not follow flips
 
 
@@ -96,14 +100,52 @@ def test_image_and_label_are_flipped_alike():
 
 
 def test_images_without_labels():
-    data = SliceWindows([{"id": 0}], load, slices=1, keys=["image"], progress=False)
+    data = SliceWindows([{"id": 0}], load, slices=1, keys=["image"])
     assert values(data[4]["image"]) == [4]
     assert data[4]["label"].shape[-1] == 6  # passed on
 
 
 def test_volumes_that_are_not_cached():
-    cached, loaded = windows(), windows(cache_rate=0.0)
+    cached, loaded = windows(), windows(cache="none")
     assert all(torch.equal(cached[i]["image"], loaded[i]["image"]) for i in range(len(cached)))
+
+
+class Load(Transform):
+    """A volume of 256 slices of 4 KB and its label, as a deterministic transform."""
+
+    def __call__(self, item):
+        image = torch.arange(256.0).expand(1, 32, 32, -1) + 0.25
+        return item | {"image": MetaTensor(image.clone()), "label": MetaTensor((image % 3).floor())}
+
+
+@pytest.mark.parametrize("transform", [None, RandFlipd(["image", "label"], prob=0.5, spatial_axis=2)])
+def test_windows_are_the_same_wherever_volumes_are_kept(tmp_path, transform):
+    def made(cache):
+        data = SliceWindows([{"id": 0}], Load(), window_transform=transform, cache=cache, cache_dir=tmp_path)
+        set_rnd(data, 3)
+        return [data[i] for i in (0, 7, 255)]
+
+    for memory, disk, none in zip(*map(made, ("memory", "disk", "none")), strict=True):
+        assert memory.keys() == disk.keys() == none.keys() == {"id", "image", "label"}
+        for key in ("image", "label"):
+            assert memory[key].dtype == torch.float32 and torch.equal(memory[key].affine, disk[key].affine)
+            assert torch.equal(memory[key], disk[key]) and torch.equal(memory[key], none[key])
+
+
+def test_a_window_from_disk_reads_its_slices(tmp_path, monkeypatch):
+    loads = []
+    call = Load.__call__
+    monkeypatch.setattr(Load, "__call__", lambda self, item: loads.append(1) or call(self, item))
+    data = SliceWindows([{"id": 0}], Load(), cache="disk", cache_dir=tmp_path)
+    assert len(loads) == 1
+    volume = data._volume(0)
+    cut_window(volume["image"], 100, 5)
+    resident = 0
+    for block in Path("/proc/self/smaps").read_text().split("VmFlags")[:-1]:
+        if str(tmp_path) in block:
+            resident += 1024 * int(re.search(r"\nRss: +(\d+)", block)[1])
+    assert 5 * 4096 <= resident < 0.5 * volume["image"].nbytes  # whole volumes are read without slices_first
+    assert data[100]["image"].unique().tolist() == [98.25, 99.25, 100.25, 101.25, 102.25] and len(loads) == 1
 
 
 def test_refusals():
