@@ -69,15 +69,19 @@ def _version(name: str) -> str | None:
         return None
 
 
-@functools.lru_cache
-def _source(kind: Any) -> str | None:
+def _source(kind: type) -> str | None:
     """Digest of the file of a class that is neither MONAI's nor ours."""
     if kind.__module__.partition(".")[0] in ("monai", "builtins", __name__.partition(".")[0]):
         return None
     try:
-        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+        return _file_digest(inspect.getfile(kind))
     except (OSError, TypeError):
         return None
+
+
+@functools.lru_cache
+def _file_digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _describe(value: Any, above: tuple[int, ...]) -> Any:
