@@ -66,14 +66,18 @@ def nifti_affine(file: str | os.PathLike, image: Any = None) -> np.ndarray:
         image: the same, opened, where the caller has it.
 
     Raises:
-        NiftiError: the header has voxel sizes or a matrix that cannot be, or two valid matrices of different scale; or
-            the file holds colours or complex numbers.
+        NiftiError: the header has voxel sizes, a matrix or a place of the first voxel that cannot be, or two valid
+            matrices of different scale; or the file holds colours or complex numbers.
     """
     if image is None:
         image = nib.load(file)  # type: ignore[attr-defined]
     if not isinstance(image, nib.Nifti1Image):  # type: ignore[attr-defined]
         raise NiftiError(f"is no NIfTI image of voxels but a {type(image).__name__}")
     header = image.header
+    first = getattr(image.dataobj, "offset", None)
+    if first is not None and first < header.single_vox_offset:
+        # nibabel takes 0 as it stands and makes voxels of the header, so that all others are moved.
+        raise NiftiError(f"says that its voxels begin at byte {first} (vox_offset), which is in the header")
     dtype = header.get_data_dtype()
     if dtype.names:
         raise NiftiError(f"holds colours ({'/'.join(dtype.names)}), not one number a voxel; save it as gray values")

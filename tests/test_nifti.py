@@ -17,7 +17,7 @@ SHAPE = (4, 5, 6)
 VALUES = np.arange(120, dtype=np.float32).reshape(SHAPE) % 2
 
 
-def write(path, sizes=(4.0, 3.0, 2.0), sform=1, qform=0, pixdim=None, unit="mm", data=VALUES, matrix=None):
+def write(path, sizes=(4.0, 3.0, 2.0), sform=1, qform=0, pixdim=None, unit="mm", data=VALUES, matrix=None, first=352):
     """As scanners and tools leave it: fields of the header that do not go together."""
     image = nib.Nifti1Image(data, None)
     image.header.set_xyzt_units(unit)
@@ -28,7 +28,7 @@ def write(path, sizes=(4.0, 3.0, 2.0), sform=1, qform=0, pixdim=None, unit="mm",
         image.header.write_to(stream)
         stream.write(np.asarray(data).tobytes(order="F"))
     header = bytearray(path.read_bytes())
-    header[108:112] = np.float32(352).tobytes()  # vox_offset
+    header[108:112] = np.float32(first).tobytes()  # vox_offset
     path.write_bytes(header)
     return str(path)
 
@@ -90,6 +90,7 @@ NAN = np.diag([np.nan, 1, 1, 1])
         ({"matrix": [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]}, "no inverse"),
         ({"data": np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])}, "holds colours .R/G/B."),
         ({"data": VALUES.astype(np.complex64)}, "holds complex numbers"),
+        ({"first": 0}, r"says that its voxels begin at byte 0 \(vox_offset\), which is in the header"),
         ({"data": VALUES[0]}, r"has 2 axes \("),
         ({"data": VALUES[0, 0]}, r"has 1 axes \("),
     ],
