@@ -11,7 +11,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +268,7 @@ def make_plan(
     builder = _Builder(settings, extra_steps or {}, chosen or {})
     builder.examples = tuple(examples)
     shared = (builder.train, builder.evaluate, builder.test, builder.training, builder.examples)
-    plan = Plan(settings, tuple(builder.runs()), *shared)
+    plan = Plan(builder.settings, tuple(builder.runs()), *shared)
     if try_items:
         builder.try_items()
     return plan
@@ -307,6 +307,7 @@ class _Builder:
         self.fractions = _fractions(settings, training)
         self.data = _data_digest(self.train)
         self.full_steps = self.train.get("max_epochs") * self.train.steps_per_epoch(training)
+        self.settings = replace(settings, arms=self.choose_pretrainings())
 
     def split(self, fold: int | None) -> dict[str, Any]:
         """The ids of a fold, whose part is the test list."""
@@ -377,6 +378,53 @@ class _Builder:
             for seed, fold in itertools.product(self.settings.seeds, self.folds):
                 for arm in (arm for arm in self.settings.arms if not arm.scores):
                     yield from self.fine_tuning(arm, fraction, labels, seed, fold)
+
+    def pretraining_items(self, arm: Arm) -> int:
+        """How many items its pre-training goes through."""
+        given = {**self.settings.pretrain_override, **arm.pretrain_override}
+        config = self.read("pretrain", {**self.places, **given}, arm.pretrain[1:])
+        return config.get("max_epochs") * config.steps_per_epoch(len(config.get("data")["training"])) * config.batch
+
+    def fine_tuning_items(self, arm: Arm) -> int:
+        """How many items its fine-tunings of one seed, and fold, go through, with those of all numbers of labels."""
+        override = {**self.places, **self.settings.override, **arm.override, **self.split(self.folds[0])}
+        config = self.read("train", override, arm.overlays)
+        steps = 0
+        for labels in self.fractions.values():
+            per_epoch = config.steps_per_epoch(labels)
+            steps += self.epochs(arm, labels, config, per_epoch) * per_epoch
+        return steps * config.batch
+
+    def later(self, arm: Arm) -> list[Arm]:
+        """The arms that start from its encoder, or from one of these."""
+        found = [arm]
+        for one in self.settings.arms:
+            found += [one] if one.pretrain_from in [other.name for other in found] else []
+        return found[1:]
+
+    def choose_pretrainings(self) -> tuple[Arm, ...]:
+        """The arms, each of which says whether it pre-trains once a seed.
+
+        Where nothing is said it does if a pre-training, with that of the arm it starts from, goes through no more items
+        than the fine-tunings of a seed. A folder that holds a pre-training of an arm goes on with it.
+        """
+        settings = self.settings
+        found: dict[str, Arm] = {}
+        for arm in settings.arms:
+            per_seed = arm.pretrain_per_seed
+            given = {**settings.pretrain_override, **arm.pretrain_override}
+            if arm.pretrain and per_seed is None:
+                first = found.get(arm.pretrain_from or "")
+                folder = settings.output / "pretrain" / arm.name
+                if first is not None:
+                    per_seed = first.pretrain_per_seed
+                elif any(folder.glob("**/pretrain.json")):
+                    per_seed = any(folder.glob("**/seed-*/pretrain.json"))
+                elif len(settings.seeds) > 1 and "seed" not in given:
+                    spent = sum(self.pretraining_items(one) for one in (arm, *self.later(arm)))
+                    per_seed = spent <= self.fine_tuning_items(arm)
+            found[arm.name] = replace(arm, pretrain_per_seed=bool(per_seed))
+        return tuple(found.values())
 
     def pretraining(self, arm: Arm) -> Iterator[Run]:
         """Its pre-training, or one a fold where its list holds scans of the folds."""

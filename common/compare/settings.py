@@ -37,7 +37,8 @@ class Arm:
         schedule: config file of its fine-tuning's schedule, absolute, or None for that of the other files; in settings
             the name of a file in ``configs/schedules``, or a file.
         seed_offset: added to the seed of training, not to that of the draw of the labels: a repetition of another arm.
-        pretrain_per_seed: pre-train once a seed instead of once.
+        pretrain_per_seed: pre-train once a seed instead of once; None: where that costs less than the fine-tunings of
+            the seed (``common.compare.plan``).
         pretrain_from: name of an arm, earlier in the list, whose encoder its pre-training starts from; for methods
             that pre-train in two stages.
         against: name of an arm that it is compared with as well as with the baseline.
@@ -52,7 +53,7 @@ class Arm:
     override: Mapping[str, Any] = field(default_factory=dict)
     schedule: str | None = None
     seed_offset: int = 0
-    pretrain_per_seed: bool = False
+    pretrain_per_seed: bool | None = None
     pretrain_from: str | None = None
     against: str | None = None
     network: tuple[str, ...] = ()
@@ -353,7 +354,7 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
             override=_overrides(content.get("override")),
             schedule=_schedule(content["schedule"], name, bundle, base) if content.get("schedule") else None,
             seed_offset=_whole(content.get("seed_offset", 0), "seed_offset", 0),
-            pretrain_per_seed=bool(content.get("pretrain_per_seed", False)),
+            pretrain_per_seed=None if content.get("pretrain_per_seed") is None else bool(content["pretrain_per_seed"]),
             pretrain_from=content.get("pretrain_from"),
             against=content.get("against"),
             **_reference(content.get("reference"), name, bundle, base),

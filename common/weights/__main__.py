@@ -1,4 +1,5 @@
-"""``python -m common.weights list``, ``check FILE``, ``convert SOURCE OUTPUT``, ``show FILE``, ``model FILE OUT``."""
+"""``python -m common.weights list``, ``check FILE``, ``convert SOURCE OUTPUT``, ``show FILE``, ``prepare FILE OUT``,
+``model FILE OUT``."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from .check import check, published
 from .convert import convert
 from .encoder_file import read_encoder
 from .model_file import save_model
+from .prepare import prepare
 
 
 def show(path: str, full: bool = False) -> str:
@@ -88,6 +90,7 @@ if __name__ == "__main__":
         "check": check,
         "convert": _convert,
         "show": show,
+        "prepare": prepare,
         "model": model,
     }
     run_command(commands, "python -m common.weights")

@@ -24,7 +24,7 @@ def plan(cohort, tiny, tmp_path):
     def make(chosen=None, **given):
         arguments = {
             "bundle": str(ROOT / "bundles/pretrain_once"),
-            "arms": "scratch,mae=pretrain.json",
+            "arms": {"scratch": None, "mae": {"pretrain": [], "pretrain_per_seed": False}},
             "output": str(tmp_path / "out"),
             "config_file": tiny["unetr"],
             "dataset_dir": str(cohort),

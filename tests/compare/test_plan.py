@@ -43,7 +43,8 @@ def runs(plan, stage, **given):
 
 
 def test_one_pretraining_an_arm_and_one_fine_tuning_an_arm_labels_and_seed(plan):
-    found = plan(labels="1,3", seeds="0,1", probe="age")
+    once = {"scratch": None, "mae": {"pretrain": [], "pretrain_per_seed": False}}
+    found = plan(arms=once, labels="1,3", seeds="0,1", probe="age")
     assert [run.arm for run in runs(found, "pretrain")] == ["mae"]
     for stage in ("train", "evaluate", "probe"):
         expected = {(arm, n, s) for arm in ("scratch", "mae") for n in (1, 3) for s in (0, 1)}
@@ -286,6 +287,27 @@ def test_pretraining_once_a_seed(plan):
         assert run.inputs[0].parent.name == f"seed-{run.seed}"
 
 
+def test_pretraining_is_once_a_seed_where_that_costs_less_than_the_fine_tunings(plan, tmp_path):
+    def seeds(epochs, **given):
+        given = {"seeds": "0,1", "labels": "1,3", "pretrain_override": f"max_epochs={epochs}", **given}
+        found = plan(**given)
+        arm = next(arm for arm in found.settings.arms if arm.name == "mae")
+        made = [run.seed for run in runs(found, "pretrain")]
+        assert arm.pretrain_per_seed is (made != [None])
+        return made
+
+    items = sum(run.steps * run.batch for run in runs(plan(labels="1,3"), "train", arm="mae"))
+    [pretraining] = runs(plan(labels="1", pretrain_override="max_epochs=1"), "pretrain")
+    most = items // (pretraining.steps * pretraining.batch)
+    assert most > 0 and seeds(most) == [0, 1] and seeds(most + 1) == [None]
+    assert seeds(most, seeds="3") == [None], "one seed has one pre-training"
+    assert seeds(most, pretrain_override=f"max_epochs={most} seed=7") == [None]
+    begun = tmp_path / "out/pretrain/mae/pretrain.json"
+    begun.parent.mkdir(parents=True)
+    begun.write_text("{}")
+    assert seeds(most) == [None], "a folder goes on as it was begun"
+
+
 def test_digests_tell_what_is_computed_not_where(plan, tmp_path, cohort):
     first = runs(plan(labels="1"), "train")[0]
     assert runs(plan(labels="1", output=str(tmp_path / "elsewhere")), "train")[0].digest() == first.digest()
@@ -450,6 +472,11 @@ def test_a_second_stage_starts_from_the_arm_before(cohort, tmp_path):
     assert second.override["pretrained_encoder"] == str(encoder) and "pretrained_encoder" not in first.override
     assert runs(found, "train", arm="both")[0].inputs == (second.folder / "encoder.safetensors",)
     assert not runs(found, "infer"), "an age is no image to show"
+    for steps, seeds in ((1, [None]), (100_000, [0, 1])):
+        found = make(seeds="0,1", pretrain_override="max_epochs=1", steps=steps)
+        for arm in ("exemplar", "both"):
+            assert [run.seed for run in runs(found, "pretrain", arm=arm)] == seeds
+    assert runs(found, "pretrain", arm="both", seed=1)[0].inputs[0].parent.name == "seed-1"
     with pytest.raises(CompareError, match=r"'both': `pretrain_from` names an arm .* stands before it"):
         make(arms=dict(reversed(arms.items())))
     with pytest.raises(CompareError, match="set `pretrain_per_seed` for both or for none"):
