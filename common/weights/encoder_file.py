@@ -68,7 +68,10 @@ def write_state(state: dict[str, torch.Tensor], path: str | os.PathLike, record:
     # In the record and not beside it: safetensors writes several entries in any order, so that bytes would differ.
     header = json.dumps(record | {DIGEST: _digest(state, record)})
     with atomic_write(path) as temporary:
-        save_file(state, temporary, metadata={"record": header})
+        try:
+            save_file(state, temporary, metadata={"record": header})
+        except SafetensorError as error:  # what the system says, too, such as of a full disk
+            raise OSError(str(error)) from error
 
 
 def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

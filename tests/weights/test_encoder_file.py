@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
+import sys
 
 import pytest
 import torch
@@ -74,6 +76,21 @@ def test_a_failure_leaves_the_old_file_and_no_other(path, monkeypatch, failing):
     with pytest.raises(OSError, match="disk full"):
         save_encoder(Encoder(), path, RECORD)
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
+def test_a_full_disk_is_named_with_the_file(path):
+    """safetensors has an error of its own, without the file."""
+    resource = pytest.importorskip("resource")
+    ignored, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"^{path} could not be written .*File too large"):
+            save_encoder(nn.Linear(100, 100), path, RECORD)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert os.listdir(path.parent) == []
 
 
 def test_a_record_that_json_cannot_hold(path):
