@@ -43,7 +43,12 @@ def start() -> None:
 
 
 def wrap(
-    network: nn.Module, device: torch.device, amp: bool = False, sync_batch_norm: bool = True
+    network: nn.Module,
+    device: torch.device,
+    amp: bool = False,
+    sync_batch_norm: bool = True,
+    checkpointing: bool = False,
+    compile: bool | str = False,
 ) -> DistributedDataParallel:
     """The network on its device, placed as the single-process configs place it, wrapped for several processes.
 
@@ -63,7 +68,7 @@ def wrap(
         )
     if sync_batch_norm:
         network = sync_batch_norms(network, device)
-    place(network, device, amp)
+    place(network, device, amp, checkpointing, compile)
     devices = [device] if device.type == "cuda" else None
     # MONAI's ViT holds parameters that its forward never uses. Buffers are alike in all processes already: weights are
     # drawn and loaded alike, norms are synchronised. To send them in each forward would pair up forwards of different

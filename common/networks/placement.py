@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
 
 from .memory_format import to_channels_last
 from .padded_convolution import pad_small_images
@@ -15,7 +17,17 @@ __all__ = ["place"]
 logger = logging.getLogger(__name__)
 
 
-def place(network: nn.Module, device: torch.device | str, amp: bool = False) -> nn.Module:
+BLOCK = ("attn", "attention")
+"""Names under which a block of a transformer holds its attention."""
+
+
+def place(
+    network: nn.Module,
+    device: torch.device | str,
+    amp: bool = False,
+    checkpointing: bool = False,
+    compile: bool | str = False,
+) -> nn.Module:
     """Move a network to its device, in place, in the memory format and precision in which it is fastest there.
 
     The format is that of ``to_channels_last``; on a CPU, ``pad_small_images`` keeps gradients right. With ``amp`` every
@@ -23,19 +35,51 @@ def place(network: nn.Module, device: torch.device | str, amp: bool = False) -> 
     the outputs are float32 again: losses and metrics compute in float32, as do optimisers on weights and gradients, and
     bfloat16 needs no scaled loss. The engine's own ``amp`` stays off.
 
+    With ``checkpointing``, training keeps the input of each block of a transformer alone and computes its inside again
+    for the gradient: less memory, more time, the same values and gradients. ``compile`` is ``torch.compile``, in place
+    (a string names its backend).
+
     Returns:
         the network.
+
+    Raises:
+        ValueError: ``checkpointing`` of a network without blocks of a transformer.
     """
     to_channels_last(network, device)
     kind = torch.device(device).type
     if kind == "cpu":
         pad_small_images(network)
+    if checkpointing and not _checkpoint_blocks(network):
+        raise ValueError(
+            f"network#checkpointing is for the blocks of transformers, and {type(network).__name__} has none: leave it "
+            "out."
+        )
     if amp:
         autocast = _Autocast(kind)
         network.register_forward_pre_hook(autocast.enter)
         network.register_forward_hook(autocast.leave, always_call=True)
+    if compile:
+        network.compile(backend=compile if isinstance(compile, str) else "inductor")
     logger.info("the network computes on %s, in %s.", device, "bfloat16 (amp)" if amp else "float32")
     return network
+
+
+def _checkpoint_blocks(network: nn.Module) -> int:
+    """Number of the blocks, not one within another, that now compute their inside again for the gradient."""
+    found = 0
+    for child in network.children():
+        if any(isinstance(getattr(child, name, None), nn.Module) for name in BLOCK):
+            child.forward = functools.partial(_checkpointed, child)
+            found += 1
+        else:
+            found += _checkpoint_blocks(child)
+    return found
+
+
+def _checkpointed(block: nn.Module, *inputs: Any, **named: Any) -> Any:
+    if block.training and torch.is_grad_enabled():
+        return checkpoint(type(block).forward, block, *inputs, use_reentrant=False, **named)
+    return type(block).forward(block, *inputs, **named)
 
 
 class _Autocast:

@@ -372,6 +372,10 @@ def test_base_files_agree(bundle, name):
             train |= {key: config[key] for key in ("segmentation_net", "num_classes")}
     if "unlabelled" in (config["task"], train["task"]):  # a list, no task that a number of classes follows from
         train, config = (one | {"num_classes": classes_of(one)} for one in (train, config))
+    if name == "inference.json":  # what is of use to a training alone
+        kept = {key: value for key, value in train["network"].items() if key not in ("checkpointing", "compile")}
+        assert len(kept) < len(train["network"])
+        train |= {"network": kept}
     differing = [key for key in SHARED if key in train and key in config and train[key] != config[key]]
     assert differing == [], f"{name} and train.json differ"
     if "map_size" in config:
@@ -380,6 +384,17 @@ def test_base_files_agree(bundle, name):
     if "padding" in config:  # which stands apart from them here
         assert theirs.pop() == image_part(config["padding"])[0] | {"spatial_size": "@image_size"}
     assert ours == theirs
+
+
+@pytest.mark.parametrize("name", ["pretrain.json", "train.json"])
+@each_bundle
+def test_memory_can_be_saved_in_one_process_and_in_several(bundle, name):
+    """The settings of `docs/multi_gpu.md` are ids that a command line can change."""
+    base, several = (read(bundle / "configs" / file) for file in (name, f"multi_gpu_{name}"))
+    assert base["train"]["trainer"]["accumulation_steps"] == 1
+    assert base["network"]["compile"] is False
+    assert "checkpointing" in base["network"] or "checkpointing" in base  # of transformers, or of a ResNet
+    assert several["network"] == base["network"] | {"_target_": "common.distributed.wrap"}
 
 
 @each_config
