@@ -9,7 +9,7 @@ LABEL_VENV ?= .venv-label
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo label-demo test matrix boilerplate format lint bench clean
+.PHONY: demo label-demo pacs-demo test matrix boilerplate format lint bench clean
 
 demo: $(STAMP)
 	$(RUN) demo/run.py
@@ -17,6 +17,11 @@ demo: $(STAMP)
 # A MONAI Label server with every bundle, in an environment of its own (docs/monai_label.md)
 label-demo: $(LABEL_VENV)/.installed
 	$(LABEL_VENV)/bin/python demo/label.py
+
+# The same in front of a picture archive, with a browser: needs Debian's orthanc, orthanc-dicomweb and chromium
+pacs-demo: $(LABEL_VENV)/.installed
+	$(LABEL_VENV)/bin/python -m pip install --quiet dcmqi==1.5.7 websocket-client==1.9.2
+	$(LABEL_VENV)/bin/python demo/pacs.py
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(OPTIONS)

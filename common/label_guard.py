@@ -225,7 +225,8 @@ async def _refused_form(scope: MutableMapping[str, Any], body: IO[bytes]) -> str
         for key, value in form.multi_items():
             if not isinstance(value, str):
                 name = value.filename or ""
-                reason = refused_name(name.replace("/", "/../"), "a file's name")
+                reason = refused_name(name, "a file's name")
+                reason = reason or (f"a file's name {name!r} has a folder" if "/" in name else None)
             elif key in FORM_TEXTS:
                 reason = refused_body(value, key)
             else:

@@ -42,7 +42,7 @@ ENVIRONMENT = {
     **os.environ,
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # the server calls `python`
     "PYTHONWARNINGS": "ignore",
-    "CUDA_VISIBLE_DEVICES": "",  # on a GPU `inference.json` computes in bfloat16 and Label does not
+    "CUDA_VISIBLE_DEVICES": "",
     "MONAI_LABEL_TRACKING_ENABLED": "false",
 }
 
@@ -102,14 +102,14 @@ def own_inference(bundle: Path, studies: Path, output: Path) -> None:
     """What `inference.json` of the packed bundle gives by itself, from a foreign folder."""
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str([f"{bundle}/configs/inference.json"])]
     command += ["--bundle_root", str(bundle), "--dataset_dir", str(studies), "--datalist", str(studies)]
-    command += ["--output_dir", str(output), "--device", "cpu"]
+    command += ["--output_dir", str(output), "--device", "cpu", "--amp", "False"]  # as Label computes
     run(command, output.parent / "logs" / f"inference_{bundle.name}.log", cwd=output.parent)
 
 
 class Server:
     """MONAI Label's own server in a process group of its own."""
 
-    def __init__(self, app: Path, studies: Path, models: list[str], log: Path) -> None:
+    def __init__(self, app: Path, studies: Path | str, models: list[str], log: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -384,7 +384,8 @@ def add_unusable(model: Path, images: Path, output: Path) -> None:
     untrained = [sys.executable, "-m", "common.pack", str(ROOT / "bundles/pretrain_once"), "--output", str(model)]
     untrained += ["--force", "--config_file", "datasets/sample.json"]
     run([*untrained, "--name", "untrained"], output / "logs" / "pack_untrained.log", cwd=ROOT)
-    run([*untrained, "--name", "mismatched"], output / "logs" / "pack_mismatched.log", cwd=ROOT)
+    mismatched = [*untrained, "--name", "mismatched", "--accept_preparation", "True"]  # the network is what differs
+    run(mismatched, output / "logs" / "pack_mismatched.log", cwd=ROOT)
     weights = model / "mismatched" / "models" / "model.pt"
     weights.parent.mkdir()
     shutil.copyfile(model / "simtrot" / "models" / "model.pt", weights)

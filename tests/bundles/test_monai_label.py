@@ -29,7 +29,9 @@ from common.pack import pack
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.name for path in (ROOT / "bundles").iterdir())
-REQUEST = {"device": "cpu", "multi_gpu": False, "max_epochs": 1, "val_split": 0.34, "tracking": "None"}
+REQUEST = {"device": "cpu", "max_epochs": 1, "val_split": 0.34, "tracking": "None"}
+# What clients send beside, and what Label adds.
+REQUEST |= {"multi_gpu": True, "gpus": "all", "bundle_path": "/nowhere", "tracking_uri": "", "note": "5 $ @home"}
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +105,11 @@ def study(cohort) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def train(tasks, server, study):
-    def run(folder: Path, items: list[dict[str, str]] = study) -> None:
+    def run(folder: Path, items: list[dict[str, str]] = study, **values) -> None:
         with server():
             task = tasks[1](str(folder), {})
             assert task.is_valid()
-            task(REQUEST | {"model": folder.name}, Study(*items))
+            task(REQUEST | {"model": folder.name, **values}, Study(*items))
 
     return run
 
@@ -174,6 +176,16 @@ def test_training_writes_the_weights_and_goes_on_from_them(served, train, caplog
         train(served)
     assert f"Add Checkpoint Loader for Path: {model}" in caplog.text
     assert model.read_bytes() != before
+
+
+@pytest.mark.parametrize("values", [{"max_epochs": "1"}, {"device": "nonsense"}], ids=str)
+def test_values_that_are_no_values_change_nothing(served, train, values):
+    """Label before 0.8.8 evaluates what begins with `$` before a bundle sees it; the rest is data or an error."""
+    model = served / "models" / "model.pt"
+    before = model.read_bytes()
+    with pytest.raises(Exception, match=r"max_epochs|'<'|'>='|not supported|device|nonsense"):
+        train(served, **values)
+    assert model.read_bytes() == before
 
 
 @pytest.mark.way("Label infer")
