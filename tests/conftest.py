@@ -7,9 +7,11 @@ import io
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -283,27 +285,42 @@ sys.meta_path.insert(0, NoCommon)
 
 @pytest.fixture(scope="session")
 def run_ranks(child_path) -> Callable:
-    """``run_ranks(script, argument, timeout)``: output of two processes under torchrun; all end when time is over."""
+    """``run_ranks(script, argument, timeout, nodes)``: output of two processes under torchrun, of one agent or (with
+    two nodes) of two that meet at one address; all end when time is over."""
 
-    def run(script: Path, argument: Path, timeout: float) -> str:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
-        process = subprocess.Popen(
-            [*command, str(script), str(argument)],
-            env=os.environ | {"PYTHONPATH": child_path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+    def run(script: Path, argument: Path, timeout: float, nodes: int = 1) -> str:
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={2 // nodes}"]
+        if nodes == 1:
+            command.append("--standalone")
+        else:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            command += ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=of_a_test"]
+        agents = [
+            subprocess.Popen(
+                [*command, str(script), str(argument)],
+                env=os.environ | {"PYTHONPATH": child_path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            for _ in range(nodes)
+        ]
         try:
-            output, _ = process.communicate(timeout=timeout)
+            with ThreadPoolExecutor(nodes) as readers:  # an agent whose output nobody reads would stop
+                read = [readers.submit(agent.communicate, timeout=timeout) for agent in agents]
+                outputs = [future.result()[0] for future in read]
         except subprocess.TimeoutExpired:
-            process.terminate()  # torchrun then ends its workers
-            output, _ = process.communicate(timeout=60)
+            for agent in agents:
+                agent.terminate()  # torchrun then ends its workers
+            output = "\n".join(agent.communicate(timeout=60)[0] for agent in agents)
             pytest.fail(f"two processes hung:\n{output[-4000:]}")
-        assert process.returncode == 0, output[-4000:]
-        return output
+        for agent, output in zip(agents, outputs, strict=True):
+            assert agent.returncode == 0, output[-4000:]
+        return "\n".join(outputs)
 
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from pathlib import Path
 
 import pytest
@@ -29,14 +30,14 @@ BATCH = 4
 RANK = """
 import sys
 import torch
-import torch.distributed as dist
 sys.path.insert(0, sys.argv[1].rpartition("/")[0])
+from common.distributed import start, stop
 from test_whole_batch import processes
 
 torch.set_num_threads(1)
-dist.init_process_group("gloo")
+start()
 processes(sys.argv[1])
-dist.destroy_process_group()
+stop()
 """
 
 
@@ -151,17 +152,22 @@ def processes(path):
     parts = [None, None]
     dist.all_gather_object(parts, x.grad)
     found["uneven"] = {"gradient": torch.cat(parts), "mean": norm.running_mean, "variance": norm.running_var}
+    places = [None, None]
+    dist.all_gather_object(places, [int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "GROUP_RANK")])
+    found["places"] = places
     if dist.get_rank() == 0:
         torch.save(found, path)
 
 
-@pytest.fixture(scope="module")
-def two(run_ranks, tmp_path_factory):
+@pytest.fixture(scope="module", params=[1, 2], ids=["one node", "two nodes"])
+def two(request, run_ranks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     (folder / "rank.py").write_text(RANK)
     (folder / "test_whole_batch.py").symlink_to(Path(__file__))
-    run_ranks(folder / "rank.py", folder / "found.pt", timeout=300)
-    return torch.load(folder / "found.pt", weights_only=True)
+    run_ranks(folder / "rank.py", folder / "found.pt", timeout=300, nodes=request.param)
+    found = torch.load(folder / "found.pt", weights_only=True)
+    assert found["places"] == ([[0, 0, 0], [1, 1, 0]] if request.param == 1 else [[0, 0, 0], [1, 0, 1]])
+    return found
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["training", "statistics frozen"])
