@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,29 +12,16 @@ import pytest
 
 from common.compare.child import read_outcome
 from common.compare.collect import collect, subject_rows
-from common.compare.plan import BundleConfig, make_plan
-from common.compare.settings import CompareError, read_settings
+from common.compare.plan import BundleConfig
+from common.compare.settings import CompareError
 from common.compare.tables import Tables
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def plan(cohort, tiny, tmp_path):
-    def make(chosen=None, **given):
-        arguments = {
-            "bundle": str(ROOT / "bundles/pretrain_once"),
-            "arms": {"scratch": None, "mae": {"pretrain": [], "pretrain_per_seed": False}},
-            "output": str(tmp_path / "out"),
-            "config_file": tiny["unetr"],
-            "dataset_dir": str(cohort),
-            "seeds": "0,1",
-            "labels": "1",
-            "folds": 3,
-        }
-        return make_plan(read_settings(**{**arguments, **given}), chosen=chosen)
-
-    return make
+def plan(plan_of):
+    """``plan(**settings)``, by default of three folds and two seeds, with one pre-training for all seeds."""
+    arms = {"scratch": None, "mae": {"pretrain": [], "pretrain_per_seed": False}}
+    return functools.partial(plan_of, arms=arms, seeds="0,1", labels="1", folds=3)
 
 
 def lists(run, plan):
