@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -33,6 +34,7 @@ SMALL = {
     "max_epochs": 1,
     "val_interval": 1,
 }
+LISTS = {"train": "training", "validate": "validation"}
 THIN = {
     "dynunet_small": {"segmentation_net#filters": [4, 4, 8, 8, 8]},
     "mednext": {"segmentation_net#init_filters": 4},
@@ -72,6 +74,31 @@ def test_any_network_is_pretrained_and_fine_tuned(run, tmp_path, network, caplog
     left = [name for name, p in net.named_parameters() if id(p) not in held]
     # What the file does not hold are the last layers.
     assert left and all(name.startswith(("output_block", "out_0", "decoder.seg_layers", "conv_final")) for name in left)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "network",
+    ["densenet121", "genesis", "inflated_resnet152", "nnunet", "primus", "resnet50", "stunet", "vista3d"],
+)
+def test_a_network_for_published_weights_takes_a_step(run, tmp_path, network):
+    """At its full size, on one crop as small as its strides allow."""
+    before = {}
+
+    def keep(workflow):
+        net = workflow.parser.get_parsed_content("segmentation_net")
+        before.update((name, value.detach().clone()) for name, value in net.named_parameters())
+
+    data = {f"{part}#dataset#data": f"$@data['{name}'][:1]" for part, name in LISTS.items()}
+    sizes = {"image_size": [64, 64, 64], "roi_size": [64, 64, 64], "batch_size": 1, "log_images": 0}
+    files = ["train.json", SAMPLE, f"networks/{network}.json"]
+    tuned = run(*files, output_dir=str(tmp_path), before=keep, **sizes, **data)
+    encoder, net = (tuned.parser.get_parsed_content(name) for name in ("encoder", "segmentation_net"))
+    assert {id(p) for p in encoder.parameters()} <= {id(p) for p in net.parameters()}
+    same = [name for name, value in net.named_parameters() if torch.equal(value, before[name])]
+    unused = r"seg_outputs\.[0-3]\." if network == "stunet" else "$."  # its heads at lower resolutions
+    assert not [name for name in same if not re.match(unused, name)], "every parameter has a gradient"
+    assert (tmp_path / "model.pt").is_file()
 
 
 @pytest.mark.parametrize(
