@@ -34,7 +34,7 @@ PARTS = {"pretrain": "pre-training", "train": "fine-tuning"}
 # What `datasets/sample.json` makes small, for CPUs; as the base file has it, it is the paper's.
 PAPER = (
     "spacing", "image_size", "roi_size", "mask_size", "map_size", "batch_size", "crops_per_volume", "num_workers",
-    "cache_rate", "augmentation", "segmentation_net", "encoder", "head", "pretext", "pretext_loss", "optimizer",
+    "augmentation", "segmentation_net", "encoder", "head", "pretext", "pretext_loss", "optimizer",
 )  # fmt: skip
 PLAIN: dict[str, Any] = {"network": "$@network_def.to(@device)"}
 WAYS: dict[str, tuple[dict[str, Any], str]] = {
