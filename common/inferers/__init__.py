@@ -1,5 +1,6 @@
 """Inferers that MONAI does not have."""
 
+from .coarse_net import med3d_of_file
 from .flip_tta import MirroredSlidingWindowInferer
 from .resized import ResizedInferer
 from .slice_window import SliceWindowInferer
@@ -10,4 +11,5 @@ __all__ = [
     "ResizedInferer",
     "SliceWindowInferer",
     "TwoStageInferer",
+    "med3d_of_file",
 ]

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 OUTSIDE = 20.0
 # The first stage has ids of its own: those of the network would change the second one.
 GET_COARSE = "train the first stage with configs/tasks/liver_coarse.json, or set coarse_model_path"
-FIT_COARSE = "give the first stage what it was trained with: coarse_net#depth, coarse_net#width, coarse_net#shortcut"
+FIT_COARSE = "train the first stage for the same task, with configs/tasks/liver_coarse.json"
 
 
 class TwoStageInferer(Inferer):

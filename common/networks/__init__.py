@@ -13,6 +13,7 @@ from .memory_format import ChannelsLastInstanceNorm3d, to_channels_last
 from .monai_encoders import DenseNetEncoder, ResNetEncoder, SegResNetDSEncoder
 from .multi_view import MultiViewClassifier, MultiViewEncoder, MultiViewRegressor, MultiViewSegmenter
 from .nnformer import NNFormer, NNFormerEncoder
+from .norms import FrozenBatchNorm, make_norm
 from .onnx_net import OnnxNet
 from .padded_convolution import PaddedConv2d, PaddedConv3d, pad_small_images
 from .placement import place
@@ -38,6 +39,7 @@ __all__ = [
     "EncoderClassifier",
     "EncoderRegressor",
     "EncoderUNet",
+    "FrozenBatchNorm",
     "GenesisEncoder",
     "GenesisUNet",
     "LegacyPatchMerging",
@@ -70,6 +72,7 @@ __all__ = [
     "SliceTransformer",
     "SwinEncoder",
     "ViTEncoder",
+    "make_norm",
     "pad_small_images",
     "place",
     "require_strict",

@@ -13,6 +13,7 @@ from torch.nn.utils import skip_init
 from torch.utils.checkpoint import checkpoint
 
 from .foreign import Kind, Source, State, count
+from .norms import make_norm
 
 __all__ = ["BLOCKS", "CHECKPOINTS", "DilatedResNet", "resnet_depth"]
 
@@ -52,12 +53,16 @@ class DilatedResNet(nn.Module):
             Networks"), with one more norm at the end; the paper names a pre-activation ResNet-200.
         checkpointing: in training, keep only the input of each block and compute its inside again for the gradient.
             Output, gradients and running statistics are those without it.
+        norm: ``"batch"``, ``"group"`` or ``"frozen"`` (``common.networks.make_norm``). Weights of ``"batch"`` and
+            ``"frozen"`` fit each other, those of ``"group"`` neither.
+        output_stride: 8, or 32 for a net with strides in the last two layers in place of dilations, which has the same
+            weights and 64 times fewer cells. The paper's coarse liver net has "32 times downsampling" (section 3.3).
 
     ``forward(image (B, C, D, H, W))`` returns five maps, finest first: that of the stem and those of the four layers,
-    with strides 2, 4, 8, 8, 8. A grid has ``ceil(size / stride)`` cells an axis, whatever the size.
+    with strides 2, 4, 8, 8, 8 (2, 4, 8, 16, 32). A grid has ``ceil(size / stride)`` cells an axis, whatever the size.
 
     Raises:
-        ValueError: another depth or shortcut, or dilations that are not two.
+        ValueError: another depth, shortcut, norm or output stride, or dilations that are not two.
     """
 
     layer_names: ClassVar[tuple[str, ...]] = (r"(?:conv|bn)1\.", r"layer(\d)\.", r"bn_last\.")
@@ -71,6 +76,8 @@ class DilatedResNet(nn.Module):
         width: int = 64,
         preactivation: bool = False,
         checkpointing: bool = False,
+        norm: str = "batch",
+        output_stride: int = 8,
     ) -> None:
         super().__init__()
         if depth not in BLOCKS:
@@ -79,29 +86,37 @@ class DilatedResNet(nn.Module):
             raise ValueError(f"The shortcut of a ResNet is 'A' or 'B', not {shortcut!r}.")
         if len(dilations) != 2:
             raise ValueError(f"Give two dilations, of the third and the fourth layer, not {list(dilations)}.")
+        if output_stride not in (8, 32):
+            raise ValueError(f"The output stride of a ResNet is 8 or 32, not {output_stride}.")
+        if output_stride == 32:
+            dilations = (1, 1)
+            # So that its files are told from those of stride 8, whose tensors are the same.
+            self.register_buffer("output_stride", torch.tensor(32))
+        self.norm = norm
         self.depth, self.in_channels, self.width = depth, in_channels, width
         self.shortcut, self.dilations, self.preactivation = shortcut, tuple(dilations), preactivation
         self.checkpointing = checkpointing
         expansion = 4 if depth >= 50 else 1
 
         self.conv1 = _convolution(in_channels, width, 7, stride=2, padding=3)
-        self.bn1 = nn.BatchNorm3d(width)
+        self.bn1 = make_norm(norm, width)
         self.maxpool = nn.MaxPool3d(3, stride=2, padding=1)
         channels, outputs = width, []
-        for number, (blocks, stride) in enumerate(zip(BLOCKS[depth], STRIDES, strict=True)):
+        strides = STRIDES if output_stride == 8 else (1, 2, 2, 2)
+        for number, (blocks, stride) in enumerate(zip(BLOCKS[depth], strides, strict=True)):
             planes = width * 2**number
             dilation = (1, 1, *self.dilations)[number]
             layer = []
             for block in range(blocks):
                 layer.append(
-                    _Block(channels, planes, expansion, 1 if block else stride, dilation, shortcut, preactivation)
+                    _Block(channels, planes, expansion, 1 if block else stride, dilation, shortcut, preactivation, norm)
                 )
                 channels = planes * expansion
             outputs.append(channels)
             self.add_module(f"layer{number + 1}", nn.Sequential(*layer))
-        self.bn_last = nn.BatchNorm3d(channels) if preactivation else None
+        self.bn_last = make_norm(norm, channels) if preactivation else None
         self.channels = (width, *outputs)
-        self.strides = tuple((stride,) * 3 for stride in (2, 4, 8, 8, 8))
+        self.strides = tuple((stride,) * 3 for stride in (2, 4, 8, *((8, 8) if output_stride == 8 else (16, 32))))
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         x = F.relu(self.bn1(self.conv1(image)), inplace=True)
@@ -132,6 +147,8 @@ class DilatedResNet(nn.Module):
             "dilations": list(self.dilations),
             "width": self.width,
             "preactivation": self.preactivation,
+            # Frozen statistics are those of batch norms; files of these never stated a norm.
+            **({"norm": "group"} if self.norm == "group" else {}),
         }
 
 
@@ -139,7 +156,15 @@ class _Block(nn.Module):
     """A basic block (two 3 x 3 x 3 convolutions) or, with an expansion, a bottleneck (1, 3 and 1)."""
 
     def __init__(
-        self, inputs: int, planes: int, expansion: int, stride: int, dilation: int, shortcut: str, preactivation: bool
+        self,
+        inputs: int,
+        planes: int,
+        expansion: int,
+        stride: int,
+        dilation: int,
+        shortcut: str,
+        preactivation: bool,
+        norm: str,
     ) -> None:
         super().__init__()
         self.preactivation = preactivation
@@ -158,7 +183,7 @@ class _Block(nn.Module):
         for number, convolution in enumerate(convolutions, start=1):
             normed = convolution.in_channels if preactivation else convolution.out_channels
             self.add_module(f"conv{number}", convolution)
-            self.add_module(f"bn{number}", nn.BatchNorm3d(normed))
+            self.add_module(f"bn{number}", make_norm(norm, normed))
         self.convolutions = len(convolutions)
         self.downsample: Callable[[torch.Tensor], torch.Tensor] | None = None
         if stride != 1 or inputs != outputs:
@@ -166,7 +191,7 @@ class _Block(nn.Module):
                 self.downsample = _PadChannels(outputs, stride)
             else:
                 self.downsample = nn.Sequential(
-                    _convolution(inputs, outputs, 1, stride=stride), nn.BatchNorm3d(outputs)
+                    _convolution(inputs, outputs, 1, stride=stride), make_norm(norm, outputs)
                 )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

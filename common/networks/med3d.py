@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .dilated_resnet import DilatedResNet
+from .norms import make_norm
 
 __all__ = [
     "BranchDecoder",
@@ -29,7 +31,8 @@ class Med3DNet(nn.Module):
         head: makes the head from the encoder's ``channels``: one of ``BranchDecoder``, ``LungDecoder``, ``DenseASPP``,
             ``PooledClassifier``, ``MedicalNetHead``, with its other arguments filled in (``"_mode_": "callable"`` in a
             config).
-        depth, in_channels, shortcut, dilations, width, preactivation, checkpointing: as in ``DilatedResNet``.
+        depth, in_channels, shortcut, dilations, width, preactivation, checkpointing, norm, output_stride: as in
+            ``DilatedResNet``.
 
     ``forward(image (B, C, D, H, W), **arguments)`` returns what the head makes of the maps, as a rule logits (B, K, D,
     H, W); the arguments are handed to the head.
@@ -45,9 +48,13 @@ class Med3DNet(nn.Module):
         width: int = 64,
         preactivation: bool = False,
         checkpointing: bool = False,
+        norm: str = "batch",
+        output_stride: int = 8,
     ) -> None:
         super().__init__()
-        self.encoder = DilatedResNet(depth, in_channels, shortcut, dilations, width, preactivation, checkpointing)
+        self.encoder = DilatedResNet(
+            depth, in_channels, shortcut, dilations, width, preactivation, checkpointing, norm, output_stride
+        )
         self.head = head(self.encoder.channels)
 
     def forward(self, image: torch.Tensor, **arguments: Any) -> torch.Tensor:
@@ -127,23 +134,27 @@ class LungDecoder(nn.Module):
         num_classes: number of logits.
         features: C of the first group.
         factor: C of a group over that of the group before: 0.5, or 2 for the text's wording.
+        norm: ``"batch"`` or ``"group"``; ``"frozen"`` is ``"batch"``, since a head has no statistics to keep.
 
     ``forward(maps, size)`` returns logits (B, num_classes, *size). Where the size is no multiple of 8 the far end of
     the grid is cut off, where the encoder padded.
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int, features: int = 256, factor: float = 0.5) -> None:
+    def __init__(
+        self, channels: Sequence[int], num_classes: int, features: int = 256, factor: float = 0.5, norm: str = "batch"
+    ) -> None:
         super().__init__()
+        norm = _of_head(norm)
         inputs, layers = channels[-1], []
         for group in range(3):
             wide = int(features * factor**group)
             half = wide // 2
             layers += [
                 nn.ConvTranspose3d(inputs, wide, 3, stride=2, padding=1, output_padding=1, bias=False),
-                nn.BatchNorm3d(wide),
+                make_norm(norm, wide),
                 nn.ReLU(inplace=True),
                 nn.Conv3d(wide, half, 3, padding=1, bias=False),
-                nn.BatchNorm3d(half),
+                make_norm(norm, half),
                 nn.ReLU(inplace=True),
             ]
             inputs = half
@@ -168,6 +179,11 @@ class DenseASPP(nn.Module):
             in the smaller published net.
         dilations: one block each.
         dropout: of whole channels, behind each block and before the last convolution.
+        norm: as in ``LungDecoder``.
+        image_size: of the images that the net trains on, to fit the dilations to the map of an eighth of it; None for
+            the dilations as they are. They are meant for maps of 64 cells a side (512 pixels): on each axis a dilation
+            r becomes the whole number next to r * cells / 64, at least 1. So the block of 24 sees 9 cells where there
+            are 24, and none has a kernel of which all but the middle lie outside.
 
     ``forward(maps, size)`` returns logits (B, num_classes, *size) in float32, upsampled trilinearly.
     """
@@ -180,15 +196,33 @@ class DenseASPP(nn.Module):
         growth: int = 128,
         dilations: Sequence[int] = (3, 6, 12, 18, 24),
         dropout: float = 0.1,
+        norm: str = "batch",
+        image_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.dropout = dropout
+        self.dilations = [
+            (dilation,) * 3 if image_size is None else _fitted(dilation, image_size) for dilation in dilations
+        ]
+        if image_size is not None:
+            # Weights of other dilations have the same shapes and compute something else.
+            self.register_buffer("fitted_dilations", torch.tensor(self.dilations))
         inputs = channels[-1]
         self.blocks = nn.ModuleList()
-        for number, dilation in enumerate(dilations):
-            self.blocks.append(_block(inputs, hidden, growth, dilation, norm=number > 0))
+        for number, dilation in enumerate(self.dilations):
+            self.blocks.append(_block(inputs, hidden, growth, dilation, _of_head(norm), first=number == 0))
             inputs += growth
         self.classifier = nn.Conv3d(inputs, num_classes, 1)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        made = state_dict.get(f"{prefix}fitted_dilations")
+        if made is not None and made.tolist() != [list(dilation) for dilation in self.dilations]:
+            error_msgs: list[str] = arguments[-1]
+            error_msgs.append(
+                f"DenseASPP was trained with the dilations {made.tolist()} and has {[list(d) for d in self.dilations]} "
+                "now: give its image_size that of training (head#image_size, as a rule roi_size)."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """The map (B, C, *grid) with what the blocks add: (B, C + len(dilations) * growth, *grid)."""
@@ -201,13 +235,22 @@ class DenseASPP(nn.Module):
         return upsample(self.classifier(x), size)
 
 
-def _block(inputs: int, hidden: int, growth: int, dilation: int, norm: bool) -> nn.Sequential:
+def _fitted(dilation: int, image_size: Sequence[int]) -> tuple[int, ...]:
+    """A dilation for maps of 64 cells a side, on those of an eighth of the image's voxels."""
+    return tuple(max(1, math.floor(dilation * math.ceil(size / 8) / 64 + 0.5)) for size in image_size)
+
+
+def _of_head(norm: str) -> str:
+    return "batch" if norm == "frozen" else norm
+
+
+def _block(inputs: int, hidden: int, growth: int, dilation: tuple[int, ...], norm: str, first: bool) -> nn.Sequential:
     """Without a norm at its start for the first, whose input has just left an encoder's norm and ReLU."""
     return nn.Sequential(
-        *([nn.BatchNorm3d(inputs)] if norm else []),
+        *([] if first else [make_norm(norm, inputs)]),
         nn.ReLU(),
         nn.Conv3d(inputs, hidden, 1),
-        nn.BatchNorm3d(hidden),
+        make_norm(norm, hidden),
         nn.ReLU(inplace=True),
         nn.Conv3d(hidden, growth, 3, padding=dilation, dilation=dilation),
     )

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from ..networks.encoder_layers import encoder_layers
+from ..networks.norms import FrozenBatchNorm
 
 __all__ = ["decay_groups", "parameter_groups"]
 
@@ -18,7 +19,7 @@ HEAD = re.compile(
     r"|decoder\.seg_layers|decoder\.classifier)\."
 )
 """Names of the layers that turn features into classes or numbers, in MONAI's networks and the collection's."""
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORMS = (_NormBase, FrozenBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 POSITIONS = re.compile(r"position|\bpos_embed|cls_token|\btransformer\.segments\b")
 """Tables of positions, absolute or relative, and what joins the tokens as it is: a class token, a plane's vector."""
 

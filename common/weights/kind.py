@@ -29,7 +29,7 @@ MODULES = (
 )
 """Modules of ``common.networks`` with tables of checkpoints, in the order in which kinds are looked for."""
 
-DERIVED = ("relative_position_index", "num_batches_tracked")
+DERIVED = ("relative_position_index", "num_batches_tracked", "output_stride")
 """Ends of the names of counters and indices that a network makes itself, and that files may lack, such as those of
 PyTorch 0.3, or have from before they were no weights."""
 

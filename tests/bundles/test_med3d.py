@@ -291,8 +291,6 @@ def test_two_stages(run, liver, cohort, one_test_scan, caplog):
     overlays = ("datasets/sample.json", "tasks/liver_fine.json", "tasks/liver_two_stage.json")
     own = own | {
         "coarse_model_path": str(folder / "keen.pt"),
-        "coarse_net#width": 4,
-        "coarse_net#depth": 10,
         "coarse_size": [32] * 3,
         "margin": 2,
     }

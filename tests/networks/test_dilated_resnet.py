@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.networks import DilatedResNet, to_channels_last
-from common.weights import convert, load_encoder
+from common.networks import DilatedResNet, FrozenBatchNorm, to_channels_last
+from common.networks.sync_batch_norm import sync_batch_norms
+from common.weights import convert, load_encoder, save_encoder
 
 
 def small(**arguments) -> DilatedResNet:
@@ -190,7 +191,53 @@ def test_channels_last_is_the_same_function():
     torch.testing.assert_close(ours, expected)
 
 
+def test_frozen_statistics_stay_and_the_rest_trains():
+    torch.manual_seed(0)
+    source = disturb(small())
+    net = small(norm="frozen")
+    net.load_state_dict(source.state_dict())
+    image = torch.rand(2, 1, 16, 24, 16)
+    made = net.train()(image)[-1]
+    torch.testing.assert_close(made, source.eval()(image)[-1])
+    made.square().mean().backward()
+    assert net.bn1.weight.grad.abs().sum() > 0
+    assert all(torch.equal(one, source.state_dict()[name]) for name, one in net.state_dict().items())
+    kept = sync_batch_norms(net, torch.device("cpu"))
+    assert isinstance(kept.bn1, FrozenBatchNorm) and isinstance(kept.layer2[0].bn1, FrozenBatchNorm)
+
+
+def test_groups_see_each_sample_by_itself():
+    torch.manual_seed(0)
+    net = small(norm="group").train()
+    image = torch.rand(3, 1, 16, 16, 16)
+    torch.testing.assert_close(net(image)[-1][:1], net(image[:1])[-1], atol=1e-5, rtol=1e-4)
+    assert not any("running" in name for name in net.state_dict())
+    assert net.architecture()["norm"] == "group" and "norm" not in small(norm="frozen").architecture()
+
+
+def test_files_of_batch_norms_do_not_fill_groups(tmp_path, caplog):
+    save_encoder(small(), tmp_path / "x.safetensors", {})
+    load_encoder(small(norm="frozen"), tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="running_mean"):
+        load_encoder(small(norm="group"), tmp_path / "x.safetensors")
+    caplog.clear()
+    load_encoder(small(output_stride=32), tmp_path / "x.safetensors")
+    assert "made with dilations [2, 4], this one has [1, 1]" in caplog.text
+
+
+def test_stride_32_has_strides_for_dilations():
+    net = small(output_stride=32).eval()
+    maps = net(torch.rand(1, 1, 64, 32, 96))
+    assert [tuple(x.shape[2:]) for x in maps[2:]] == [(8, 4, 12), (4, 2, 6), (2, 1, 3)]
+    assert [strides[0] for strides in net.strides] == [2, 4, 8, 16, 32]
+    assert {name for name in net.state_dict()} - {name for name in small().state_dict()} == {"output_stride"}
+
+
 def test_refusals():
+    with pytest.raises(ValueError, match="norm is one of batch, group, frozen, not 'layer'"):
+        DilatedResNet(10, norm="layer")
+    with pytest.raises(ValueError, match="8 or 32, not 16"):
+        DilatedResNet(10, output_stride=16)
     with pytest.raises(ValueError, match="depth 11 is not known; depths are 10, 18"):
         DilatedResNet(11)
     with pytest.raises(ValueError, match="'A' or 'B', not 'C'"):

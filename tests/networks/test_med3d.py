@@ -104,6 +104,36 @@ def test_dense_aspp_grows_and_reaches():
     assert (seen.min(), seen.max()) == (-63, 63)
 
 
+def test_dilations_fit_the_map_and_no_kernel_is_one_voxel():
+    """Of 128 x 128 x 96 voxels, where dilations 18 and 24 had one of 27 taps within the map (a gradient each)."""
+    head = DenseASPP([6], 2, hidden=4, growth=2, dropout=0.0, image_size=[128, 128, 96])
+    assert head.dilations == [(1, 1, 1), (2, 2, 1), (3, 3, 2), (5, 5, 3), (6, 6, 5)]
+    for parameter in head.parameters():
+        parameter.data.abs_()
+    logits = head([torch.rand(1, 6, 16, 16, 12)], (16, 16, 12))
+    logits.sum().backward()
+    for block in head.blocks:
+        assert (block[-1].weight.grad.abs().sum((0, 1)) > 0).all()
+    assert DenseASPP([6], 2, 4, 2, image_size=[512] * 3).dilations == [(r, r, r) for r in (3, 6, 12, 18, 24)]
+
+
+def test_weights_of_other_dilations_are_refused():
+    made = DenseASPP([6], 2, 4, 2, image_size=[128, 128, 96]).state_dict()
+    DenseASPP([6], 2, 4, 2, image_size=[128, 128, 96]).load_state_dict(made)
+    with pytest.raises(RuntimeError, match=r"DenseASPP was trained with the dilations .* give its image_size"):
+        DenseASPP([6], 2, 4, 2, image_size=[64, 64, 64]).load_state_dict(made)
+    with pytest.raises(RuntimeError, match="fitted_dilations"):
+        DenseASPP([6], 2, 4, 2).load_state_dict(made)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "frozen"])
+def test_norm_of_the_heads(norm):
+    kinds = {"batch": torch.nn.BatchNorm3d, "group": torch.nn.GroupNorm, "frozen": torch.nn.BatchNorm3d}
+    for head in (LungDecoder([8], 2, features=8, norm=norm), DenseASPP([8], 2, 4, 2, norm=norm)):
+        norms = [part for part in head.modules() if "Norm" in type(part).__name__]
+        assert norms and all(isinstance(part, kinds[norm]) for part in norms)
+
+
 def test_dense_aspp_drops_whole_channels():
     torch.manual_seed(0)
     head = DenseASPP([6], 2, hidden=8, growth=40, dropout=0.5).train()
