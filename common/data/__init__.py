@@ -1,6 +1,7 @@
 """Datalists, label maps and the data sets that they come from."""
 
 from .cached_dataset import CachedDataset
+from .class_weights import class_weights
 from .datalist import DatalistError, load_datalist
 from .domain_batch import prepare_domain_batch
 from .domains import domain_classes, domain_datalists, domain_label_maps, domain_spacings, load_domains, median_spacing
@@ -22,6 +23,7 @@ __all__ = [
     "CachedDataset",
     "DatalistError",
     "class_of_label",
+    "class_weights",
     "domain_classes",
     "domain_datalists",
     "domain_label_maps",

@@ -26,7 +26,8 @@ class ScoreTable:
         folder: ``save_dir`` of the ``MetricsSaver``.
         scores: column -> metric of the evaluator that has a value a case and class, the background left out. One that
             the evaluator lacks is left out; without any there is no table.
-        pooled: metric of the evaluator whose Dice of each class ``pooled_dice.csv`` has; None for no such table.
+        pooled: metric of the evaluator whose Dice of each class ``pooled_dice.csv`` has, beside what the truth holds of
+            it (``PooledDice.statistics``); None for no such table.
         names: of the pooled classes, class number -> name.
     """
 
@@ -45,6 +46,7 @@ class ScoreTable:
 
     def __call__(self, engine: Engine) -> None:
         pooled = self.pooled.by_class() if self.pooled is not None else {}  # gathered by all processes
+        truth = self.pooled.statistics() if self.pooled is not None else {}
         if idist.get_rank() != 0:
             return
         tables = {
@@ -62,8 +64,11 @@ class ScoreTable:
             ]
             self._write("scores.csv", ["case", "class", *tables], sorted(rows, key=lambda row: row[0]))
         if pooled:
-            named = [[self.names.get(number, f"class {number}"), _cell(value)] for number, value in pooled.items()]
-            self._write("pooled_dice.csv", ["class", "dice"], named)
+            named = [
+                [self.names.get(number, f"class {number}"), _cell(value), *map(_cell, truth[number].values())]
+                for number, value in pooled.items()
+            ]
+            self._write("pooled_dice.csv", ["class", "dice", *next(iter(truth.values()))], named)
 
     def _write(self, name: str, header: list[str], rows: list[list[Any]]) -> None:
         with atomic_write(self.folder / name) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

@@ -66,6 +66,7 @@ class PooledDice(CumulativeIterationMetric):
         per_class: give the Dice of each class in place of their mean, NaN for one that is nowhere.
 
     Takes one-hot prediction and truth (B, C, *spatial); ``aggregate`` returns a scalar, or (classes,) with `per_class`.
+    ``statistics`` counts what the truth holds, along the last axis as slices (TransSeg, table 3).
     """
 
     def __init__(self, classes: Sequence[int] | None = None, per_class: bool = False) -> None:
@@ -77,7 +78,7 @@ class PooledDice(CumulativeIterationMetric):
         assert y is not None
         y_pred, y = (mask.as_tensor() if isinstance(mask, MetaTensor) else mask for mask in (y_pred, y))
         both, predicted, true = (mask.flatten(2).sum(2, dtype=torch.float64) for mask in (y_pred * y, y_pred, y))
-        return torch.stack((both, predicted + true), dim=2)
+        return torch.stack((both, predicted + true, true, *_slices(y)), dim=2)
 
     def aggregate(self) -> torch.Tensor:
         """Mean Dice of the classes, a scalar; with `per_class` that of each."""
@@ -89,8 +90,28 @@ class PooledDice(CumulativeIterationMetric):
         dice = self._dice().tolist()
         return dict(zip(self.classes or range(1, len(dice) + 1), dice, strict=True))
 
-    def _dice(self) -> torch.Tensor:
+    def statistics(self) -> dict[int, dict[str, float]]:
+        """Of each class by its channel: voxels and slices of the truth that have it, and the mean Dice of the truth in
+        two slices one beside the other of which one or both have it (``slice_dice``, NaN where there are none)."""
+        _, _, voxels, slices, overlap, pairs = self._counts().unbind(1)
+        columns = zip(voxels.tolist(), slices.tolist(), (overlap / pairs).tolist(), strict=True)
+        found = [{"voxels": int(v), "slices": int(s), "slice_dice": d} for v, s, d in columns]
+        return dict(zip(self.classes or range(1, len(found) + 1), found, strict=True))
+
+    def _counts(self) -> torch.Tensor:
         counts: Any = self.get_buffer()
-        chosen: Any = slice(1, None) if self.classes is None else self.classes
-        both, sizes = counts.sum(0)[chosen].unbind(1)
+        return counts.sum(0)[slice(1, None) if self.classes is None else self.classes]
+
+    def _dice(self) -> torch.Tensor:
+        both, sizes = self._counts()[:, :2].unbind(1)
         return 2 * both / sizes  # 0 / 0, NaN, where a class is nowhere
+
+
+def _slices(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each volume and class (B, C): slices that have it, and Dice of neighbouring slices, added up, of how many."""
+    lines = y.flatten(2, -2) if y.ndim > 3 else y[:, :, None]
+    sizes = lines.sum(2, dtype=torch.float64)
+    shared = (lines[..., 1:] * lines[..., :-1]).sum(2, dtype=torch.float64)
+    either = sizes[..., 1:] + sizes[..., :-1]
+    overlap = torch.where(either > 0, 2 * shared / either.clamp_min(1), 0.0).sum(2)
+    return (sizes > 0).sum(2).double(), overlap, (either > 0).sum(2).double()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.transforms import Compose
 
 from common.checks import first_cause
 from common.weights import read_encoder
@@ -265,6 +266,29 @@ def test_malignancy_of_lidc():
     assert [transform({"label": rating})["label"] for rating in range(1, 6)] == [0, 0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("base", ["train.json", "inference.json"])
+def test_nodules_keep_their_hounsfield_units(base):
+    """A lung window, the same for every crop: a nodule of 50 HU is 0.5 beside much air and beside none."""
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in (base, "datasets/lidc.json", "tasks/nodule.json")])
+    intensity = parser.get_parsed_content("intensity")
+    for around in (-1000.0, 50.0):
+        image = torch.full((1, 8, 8, 8), around)
+        image[0, 4, 4, 4] = 50
+        assert float(intensity({"image": image})["image"][0, 4, 4, 4]) == pytest.approx(0.5)
+
+
+def test_nodules_are_turned_and_their_classes_count_alike():
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in ("train.json", "datasets/lidc.json", "tasks/nodule.json")])
+    parser["data"] = {"training": [{"label": rating} for rating in (1, 2, 3, 5)]}
+    parser["device"] = "cpu"
+    assert parser.get_parsed_content("task_loss").weight.tolist() == pytest.approx([4 / 6, 2])
+    augment = Compose(parser.get_parsed_content("augmentation")).set_random_state(0)
+    image = torch.rand(1, 64, 64, 64)
+    assert not torch.equal(augment({"image": image})["image"], image)
+
+
 @pytest.fixture(scope="module")
 def liver(run, one_test_scan, tmp_path_factory):
     """Both stages, trained a step or two on the sample's heads in place of livers."""
@@ -294,8 +318,11 @@ def test_two_stages(run, liver, cohort, one_test_scan, caplog):
         "coarse_size": [32] * 3,
         "margin": 2,
     }
-    evaluated(run, folder / "fine", *overlays, **own)
+    evaluated(run, folder / "fine", *overlays, "metrics/lits.json", **own)
     assert len(rows(folder / "fine/eval/val_mean_dice_raw.csv")) == 1
+    overlap, dice = (rows(folder / f"fine/eval/{name}_raw.csv")[0]["mean"] for name in ("val_voe", "val_mean_dice"))
+    assert float(overlap) == pytest.approx(1 - float(dice) / (2 - float(dice)), abs=1e-4)  # of one class
+    assert all(float(rows(folder / f"fine/eval/{name}_raw.csv")[0]["mean"]) >= 0 for name in ("val_rvd", "val_assd"))
     del own["label_scheme"]
     predict(run, folder / "fine", *overlays, **own)
     assert "the first stage finds nothing" not in caplog.text

@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +219,133 @@ def test_decathlon_finds_a_label_on_another_grid(brats, tmp_path):
 def test_decathlon_shares_of_the_real_task01():
     lists = split_by_subject([{"image": str(i), "label": "l", "subject": str(i)} for i in range(484)], 0.15, 0.05)
     assert [len(lists[s]) for s in SECTIONS] == [387, 73, 24]  # 79.96, 15.08 and 4.96 %
+
+
+def spleens(root: Path, count: int = 41) -> list[str]:
+    names = [f"spleen_{i}" for i in range(2, 2 + count)][::-1]
+    touch(root, *(f"{part}/{name}.nii.gz" for name in names for part in ("imagesTr", "labelsTr")))
+    training = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in names]
+    (root / "dataset.json").write_text(json.dumps({"training": training, "test": []}))
+    return names
+
+
+def test_decathlon_has_the_split_of_transseg(tmp_path):
+    """The published script, done here: one seed, and a shuffle of every set before that of the spleen."""
+    names = spleens(tmp_path / "Task09_Spleen")
+    random.seed(1234)
+    for cases in (484, 20, 131, 260, 32, 63, 281, 303):
+        random.shuffle([None] * cases)
+    shuffled = list(names)
+    random.shuffle(shuffled)
+    made = prepare("decathlon", tmp_path / "Task09_Spleen", tmp_path / "spleen.json", split="transseg")
+    for name, wanted in (("training", shuffled[:32]), ("validation", shuffled[32:38]), ("test", shuffled[38:])):
+        assert {x["subject"] for x in made[name]} == set(wanted)
+        assert len(json.loads((tmp_path / "spleen.json").read_text())[name]) == len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("folder", "count", "options", "message"),
+    [
+        ("Task09_Spleen", 40, {"split": "transseg"}, "has 40 labelled cases where the published set has 41"),
+        ("spleen", 41, {"split": "transseg"}, "is not called after a set of the Decathlon"),
+        ("Task09_Spleen", 41, {"split": "transseg", "test": 3}, "leave out --validation, --test and --seed"),
+        ("Task09_Spleen", 41, {"split": "nnunet"}, "has the split 'transseg', not 'nnunet'"),
+    ],
+)
+def test_decathlon_refuses_other_splits(tmp_path, folder, count, options, message):
+    spleens(tmp_path / folder, count)
+    with pytest.raises(DatalistError, match=message):
+        prepare("decathlon", tmp_path / folder, tmp_path / "spleen.json", **options)
+
+
+def mask(path: Path, *voxels: tuple[int, int, int]) -> None:
+    array = np.zeros((3, 4, 5), np.uint8)
+    for voxel in voxels:
+        array[voxel] = 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+
+
+def test_visceral_puts_the_masks_of_a_scan_into_one(tmp_path):
+    scan, other = "10000100_1_CTce_ThAb", "10000100_2_MRT1_Ab"
+    touch(tmp_path / "Volumes", f"{scan}.nii.gz", f"{other}.nii.gz", "10000067_1_CT_wb.nii.gz")
+    for name, place in (("1302_7", (0, 0, 0)), ("1302_9", (2, 2, 2)), ("1326_7", (0, 0, 1)), ("58_7", (1, 1, 1))):
+        mask(tmp_path / "Segmentations" / f"{scan}_{name}.nii.gz", place)
+    mask(tmp_path / "Segmentations" / f"{other}_1302_7.nii.gz", (1, 0, 0))
+    found = {Path(x["image"]).name: x for x in collect("visceral", tmp_path, structures="1302,1326")}
+    assert [x["subject"] for x in found.values()] == ["10000067", "10000100", "10000100"]
+    assert "label" not in found["10000067_1_CT_wb.nii.gz"] and "label" not in found[f"{other}.nii.gz"]
+    label = tmp_path / found[f"{scan}.nii.gz"]["label"]
+    array = np.asarray(nib.load(label).dataobj)
+    assert {tuple(map(int, v)): int(array[tuple(v)]) for v in np.argwhere(array)} == {(0, 0, 0): 1302, (0, 0, 1): 1326}
+    made = prepare("visceral", tmp_path, tmp_path / "v.json", validation=0, test=1, structures=(1302, 1326))  # fire's
+    assert made["label_scheme"] == "visceral"
+
+
+def test_visceral_refuses_masks_that_overlap(tmp_path):
+    touch(tmp_path, "10000100_1_CTce_ThAb.nii.gz")
+    for number in (58, 86):
+        mask(tmp_path / f"10000100_1_CTce_ThAb_{number}_1.nii.gz", (1, 1, 1), (number % 3, 0, 0))
+    with pytest.raises(DatalistError, match="overlaps the mask of structure 58: name the structures"):
+        collect("visceral", tmp_path)
+    assert collect("visceral", tmp_path, structures="58")[0]["label"].startswith("labels_radlex/")
+
+
+READING = """<readingSession>{}</readingSession>"""
+NODULE = """<unblindedReadNodule><noduleID>{number}</noduleID><characteristics><malignancy>{malignancy}</malignancy>
+</characteristics>{rois}</unblindedReadNodule>"""
+ROI = """<roi><imageZposition>{z}</imageZposition><inclusion>TRUE</inclusion>{edges}</roi>"""
+EDGE = "<edgeMap><xCoord>{}</xCoord><yCoord>{}</yCoord></edgeMap>"
+
+
+def nodule(x: int, y: int, z: float, malignancy: int, radius: int = 2) -> str:
+    corners = [(x - radius, y), (x + radius, y), (x, y - radius), (x, y + radius)]
+    edges = "".join(EDGE.format(*corner) for corner in corners)
+    rois = "".join(ROI.format(z=z + step, edges=edges) for step in (-2.5, 0, 2.5))
+    return NODULE.format(number=f"{x} {y}", malignancy=malignancy, rois=rois)
+
+
+@pytest.fixture
+def lidc(tmp_path, write_series):
+    """A scan of -1000 HU in which a nodule of 50 HU lies at column 20, row 12, slice 6, and another elsewhere."""
+    folder = tmp_path / "LIDC-IDRI-0007/1.3/1.4"
+    voxels = np.full((40, 30, 12), -1000)
+    voxels[18:23, 10:15, 5:8] = 50
+    affine = np.diag([-1.0, -1.0, 2.5, 1.0])
+    affine[:3, 3] = 100, 80, -300
+    write_series(folder, voxels, affine)
+    z = -300 + 6 * 2.5
+    sessions = [
+        nodule(20, 12, z, 5) + nodule(35, 25, z, 1, radius=1),
+        nodule(21, 12, z, 2),
+        nodule(20, 13, z, 4),
+        "<unblindedReadNodule><noduleID>small</noduleID></unblindedReadNodule>",
+    ]
+    text = "".join(READING.format(session) for session in sessions)
+    (folder / "069.xml").write_text(f'<LidcReadMessage xmlns="http://www.nih.gov">{text}</LidcReadMessage>')
+    return tmp_path
+
+
+@pytest.mark.parametrize(("rule", "rating"), [("median", 4), ("mean", 11 / 3), ("highest", 5)])
+def test_lidc_cuts_nodules_out_and_joins_the_ratings(lidc, rule, rating):
+    (found,) = collect("lidc", lidc, rule=rule, side=16)
+    assert found["malignancy"] == pytest.approx(rating) and found["raters"] == 3
+    assert found["subject"] == "LIDC-IDRI-0007"
+    cube = nib.load(lidc / found["image"])
+    array = np.asarray(cube.dataobj)
+    assert set(np.unique(array)) == {-1000, 50} and (array == 50).sum() == 5 * 5 * 3
+    middle = cube.affine @ [*np.argwhere(array == 50).mean(0), 1]
+    assert middle[:3] == pytest.approx([100 - 20, 80 - 12, -300 + 15])
+
+
+def test_lidc_rule_of_the_raters(lidc):
+    assert [x["raters"] for x in collect("lidc", lidc, raters=1)] == [3, 1]
+    assert collect("lidc", lidc, raters=4) == []
+    with pytest.raises(DatalistError, match="rules median, mean, highest"):
+        collect("lidc", lidc, rule="first")
+    (lidc / "LIDC-IDRI-0007/1.3/1.4/069.xml").write_text("<LidcReadMessage>")
+    with pytest.raises(DatalistError, match=r"069\.xml: .*download it again"):
+        collect("lidc", lidc)
 
 
 BTCV = [f"{i:04d}" for i in (*range(1, 11), *range(21, 41))]

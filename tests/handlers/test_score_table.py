@@ -62,5 +62,6 @@ def test_pooled_dice_by_class(tmp_path):
     pooled(prediction, truth)
     written(tmp_path, ["/d/a.nii", "/d/b.nii"], {"dice": "val_dice"}, pooled)
     header, cortex, other = rows(tmp_path / "pooled_dice.csv")
-    assert header == ["class", "dice"] and other == ["CSF, all", ""]
+    assert header == ["class", "dice", "voxels", "slices", "slice_dice"] and other == ["CSF, all", "", "0", "0", ""]
+    assert cortex[2:] == ["64", "8", "1.0"]
     assert cortex[0] == "cortex" and float(cortex[1]) == pytest.approx(2 * 48 / (48 + 64))

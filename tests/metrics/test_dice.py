@@ -116,3 +116,18 @@ def test_pooled_of_each_class(volumes):
     chosen = PooledDice([2, 0])
     measured(chosen, volumes)
     assert chosen.by_class() == pytest.approx({c: dice(joint[0][c], joint[1][c]) for c in (2, 0)}, abs=1e-12)
+
+
+def test_statistics_of_the_truth_by_class():
+    """Table 3 of TransSeg: voxels, slices, and the Dice of the labels of neighbouring slices."""
+    truth = torch.zeros(2, 3, 4, 4, 5)
+    truth[0, 1, :2, :, 1] = 1  # 8 voxels
+    truth[0, 1, 1:2, :, 2] = 1  # 4, all of them within the 8
+    truth[1, 1, :, :, 4] = 1  # 16 at the end of the other volume, none beside it
+    metric = PooledDice()
+    metric(truth, truth)
+    found = metric.statistics()
+    assert (found[1]["voxels"], found[1]["slices"]) == (28, 3)
+    pairs = [0, 2 * 4 / 12, 0, 0]  # of slices 0|1, 1|2, 2|3 of the first, and 3|4 of the second
+    assert found[1]["slice_dice"] == pytest.approx(sum(pairs) / 4)
+    assert (found[2]["voxels"], found[2]["slices"]) == (0, 0) and math.isnan(found[2]["slice_dice"])

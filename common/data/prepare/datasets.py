@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checks import renamed_sentence
-from ..datalist import DatalistError, find_problems, raise_problems
+from ..datalist import SECTIONS, DatalistError, find_problems, raise_problems
 from ..label_maps import LABEL_SCHEMES
 from .abide import collect_abide
 from .acdc import collect_acdc
@@ -22,9 +22,11 @@ from .decathlon import collect_decathlon
 from .files import scans, some, stem
 from .folders import collect_folders
 from .ixi import collect_ixi
+from .lidc import collect_lidc
 from .oasis1 import collect_oasis1
 from .split import split_by_subject
 from .synapse import SYNAPSE_TEST, collect_synapse
+from .visceral import collect_visceral
 from .write import LISTS, write_datalist
 
 # Each takes the folder of its set, and options of its own, and gives items with absolute paths.
@@ -38,8 +40,10 @@ COLLECTORS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "decathlon": collect_decathlon,
     "folders": collect_folders,
     "ixi": collect_ixi,
+    "lidc": collect_lidc,
     "oasis1": collect_oasis1,
     "synapse": collect_synapse,
+    "visceral": collect_visceral,
 }
 # How the masks are numbered that a set is published with, by the options of its collector. For the other sets it
 # depends on who made the masks.
@@ -50,8 +54,10 @@ _LABEL_SCHEME_OF = {
     "cc359": "binary",
     "oasis1": "oasis_{label}",
     "synapse": "btcv",
+    "visceral": "visceral",
 }
 _TEST = "published_test"  # of items that a set is published with as its test part, with labels or without
+_LIST = "published_list"  # of items whose lists somebody published
 _NO_DOMAIN = ("bids", "decathlon", "folders")
 _EACH_FOR_ITSELF = ("decathlon", "folders")  # layouts that do not say what a subject is
 # The split where none is asked for, validation and test: that of Zhang et al., or the one that a set is known by.
@@ -146,6 +152,9 @@ def prepare(
         layout = (inspect.getdoc(collect) or "").partition("Args:")[0].strip()
         raise DatalistError(f"No scan of {name} is below {folder}. What is looked for: {' '.join(layout.split())}")
     published = {_first(x) for x in items if x.pop(_TEST, False)}
+    listed = {_first(x): x.pop(_LIST) for x in items if _LIST in x}
+    if listed and (validation is not None or test is not None or seed):
+        raise DatalistError("--split says which scans are in which list: leave out --validation, --test and --seed.")
     if subject is not None:
         items = with_subjects(items, subject, folder)
     elif name in _EACH_FOR_ITSELF:
@@ -179,13 +188,18 @@ def prepare(
     split = _SPLIT_OF.get(name, _SPLIT)
     if published_subjects:
         split = split[0], tuple(sorted({x["subject"] for x in items} & published_subjects))
-    content |= split_by_subject(
-        items,
-        split[0] if validation is None else validation,
-        split[1] if test is None else test,
-        seed,
-        required or ["label"],
-    )
+    if listed:
+        content |= {name: [x for x in items if listed.get(_first(x)) == name] for name in SECTIONS}
+        if transductive:
+            content["unlabelled"] = [x for x in items if _first(x) not in listed]
+    else:
+        content |= split_by_subject(
+            items,
+            split[0] if validation is None else validation,
+            split[1] if test is None else test,
+            seed,
+            required or ["label"],
+        )
     content["left_out"] = found - sum(len(v) for v in content.values() if isinstance(v, list))
     if hidden:
         content["test_scans_left_out"] = hidden

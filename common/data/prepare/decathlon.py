@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ from .files import NIFTI, by_stem, item, scans, some, stem
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
-def collect_decathlon(source: Path) -> list[dict[str, Any]]:
+TRANSSEG_CASES = (484, 20, 131, 260, 32, 63, 281, 303, 41, 126)
+"""Labelled cases of the Decathlon's ten sets."""
+
+
+def collect_decathlon(source: Path, split: str | None = None) -> list[dict[str, Any]]:
     """A folder in the layout of the Medical Segmentation Decathlon, or of nnU-Net (versions 1 and 2).
 
     Takes what its `dataset.json` names, or `imagesTr`, `labelsTr`, `imagesTs` and `labelsTs` where there is none, or
@@ -18,10 +23,64 @@ def collect_decathlon(source: Path) -> list[dict[str, Any]]:
     ... are channels of one item. Scans of `imagesTs`, and those that `dataset.json` has under `test`, are the published
     test part; the Decathlon's have no labels.
 
+    Args:
+        source: the folder.
+        split: `transseg` for the lists of Zhang et al., TransSeg (80, 15 and 5 %), case by case, of a whole set of the
+            Decathlon in a folder of its published name (`Task09_Spleen`).
+
     Raises:
-        DatalistError: two files have one name, no mask has a scan of its name, a case lacks a channel, or the files are
-            no NIfTI files.
+        DatalistError: two files have one name, no mask has a scan of its name, a case lacks a channel, the files are no
+            NIfTI files, or the split is of no such set.
     """
+    items = _collect(source)
+    if split is None:
+        return items
+    if split != "transseg":
+        raise DatalistError(f"decathlon has the split 'transseg', not {split!r}.")
+    lists = transseg_lists(source)
+    for x in items:
+        if "label" in x and not x.get("published_test"):
+            x["published_list"] = lists[stem(Path(_first(x["image"])))]
+    return items
+
+
+def transseg_lists(source: Path) -> dict[str, str]:
+    """The list of each labelled case of a set of the Decathlon in TransSeg's published code.
+
+    ``src/data/msd/split_data_to_slices_nii.py`` seeds Python's generator once with 1234 and shuffles the `training` of
+    each `dataset.json`, one set after the other in the order of their names; the first 80 % train, those up to 95 %
+    validate. So the lists of a set depend on how many cases the sets before it have.
+
+    Raises:
+        DatalistError: the folder is not called after one of the ten sets, or `dataset.json` has not all its cases.
+    """
+    match = re.match(r"Task(\d\d)_", source.name)
+    number = int(match[1]) if match else 0
+    if not 1 <= number <= len(TRANSSEG_CASES):
+        raise DatalistError(
+            f"{source} is not called after a set of the Decathlon, as Task09_Spleen: rename the folder."
+        )
+    path = source / "dataset.json"
+    names = (
+        [stem(Path(_first(x["image"]))) for x in read_dictionary(path).get("training", [])] if path.is_file() else []
+    )
+    if len(names) != TRANSSEG_CASES[number - 1]:
+        raise DatalistError(
+            f"{path} has {len(names)} labelled cases where the published set has {TRANSSEG_CASES[number - 1]}: give "
+            "the whole set as it was downloaded, or leave out --split."
+        )
+    draw = random.Random(1234)
+    for cases in TRANSSEG_CASES[: number - 1]:
+        draw.shuffle(list(range(cases)))
+    draw.shuffle(names)
+    ends = int(0.8 * len(names)), int(0.95 * len(names))
+    return {
+        name: "training" if place < ends[0] else "validation" if place < ends[1] else "test"
+        for place, name in enumerate(names)
+    }
+
+
+def _collect(source: Path) -> list[dict[str, Any]]:
     description: dict[str, Any] = {}
     if (source / "dataset.json").is_file():
         description = read_dictionary(source / "dataset.json")
@@ -98,8 +157,8 @@ def _check_channels(case: Path, files: list[Path], channels: Any) -> None:
         raise DatalistError(f"{case} has {len(files)} channels and dataset.json names {len(channels)}: correct one.")
 
 
-def _first(image: Any) -> str:
-    return image if isinstance(image, str) else image[0]
+def _first(image: Any) -> Any:
+    return image[0] if isinstance(image, list) else image
 
 
 def _paths(value: Any) -> Any:

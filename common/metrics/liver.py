@@ -1,0 +1,115 @@
+"""What challenges of the liver report beside Dice: overlap error, difference of volumes, mean surface distance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.metrics import CumulativeIterationMetric
+from monai.metrics.utils import get_edge_surface_distance
+
+from ..volumes import diagonal
+from .empty_masks import Empty, check_empty, mean_of_cases, score_empty
+from .hd95 import volume_spacing
+
+__all__ = ["ASSD", "RVD", "VOE"]
+
+
+class _OfMasks(CumulativeIterationMetric):
+    """One number a volume and class, by the rule for empty masks."""
+
+    def __init__(self, include_background: bool = False, empty: Empty = "leave_out") -> None:
+        super().__init__()
+        self.include_background = include_background
+        self.empty = check_empty(empty, type(self).__name__)
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        assert y is not None
+        whole = y
+        first = 0 if self.include_background else 1
+        y_pred, y = (mask.as_tensor() if isinstance(mask, MetaTensor) else mask for mask in (y_pred, y))
+        y_pred, y = y_pred[:, first:], y[:, first:]
+        return score_empty(self._score(y_pred, y, whole), y_pred, y, self._worst(whole), 0.0, self.empty).float()
+
+    def _score(self, y_pred: torch.Tensor, y: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _worst(self, whole: torch.Tensor) -> float:
+        return 1.0
+
+    def aggregate(self) -> torch.Tensor:
+        """The mean, a scalar."""
+        scores: Any = self.get_buffer()
+        return mean_of_cases(scores)
+
+
+class VOE(_OfMasks):
+    """Volumetric overlap error, 1 - intersection / union; 1 for a class that is missed or invented.
+
+    Args:
+        include_background: whether channel 0 counts.
+        empty: what a class in neither mask scores: `leave_out` of the mean (NaN), or `perfect`, 0.
+
+    Takes one-hot prediction and truth (B, C, *spatial), returns (B, C) or (B, C - 1) per batch. ``aggregate`` is the
+    mean, over volumes, of a volume's mean over classes; NaN where none counts in any volume.
+
+    Raises:
+        ValueError: for another rule.
+    """
+
+    def _score(self, y_pred: torch.Tensor, y: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+        both, sizes = _sizes(y_pred, y)
+        return 1 - both / (sizes.sum(0) - both)
+
+
+class RVD(_OfMasks):
+    """Relative volume difference, |predicted - true| / true; 1 for a class that is missed or invented.
+
+    Without its sign, which LiTS' tables have: differences of volumes that are too large and too small would cancel.
+    Takes and returns what ``VOE`` does.
+    """
+
+    def _score(self, y_pred: torch.Tensor, y: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+        predicted, true = _sizes(y_pred, y)[1]
+        return (predicted - true).abs() / true
+
+
+class ASSD(_OfMasks):
+    """Average symmetric surface distance in mm: the mean over the distances from both surfaces to the other.
+
+    A class that is missed or invented scores the length of the image's diagonal, as in ``HD95``.
+
+    Args:
+        spacing: mm per voxel and axis; None for that of each volume, which the truth has as a ``MetaTensor``.
+        include_background, empty: as in ``VOE``.
+    """
+
+    def __init__(
+        self, spacing: Sequence[float] | None = None, include_background: bool = False, empty: Empty = "leave_out"
+    ) -> None:
+        super().__init__(include_background, empty)
+        self.spacing = None if spacing is None else [float(size) for size in spacing]
+
+    def _score(self, y_pred: torch.Tensor, y: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+        spacing = self.spacing or volume_spacing(whole, "ASSD")
+        found = torch.full(y.shape[:2], math.nan, dtype=torch.float64, device=y.device)
+        for sample, label in np.ndindex(*y.shape[:2]):
+            masks = y_pred[sample, label], y[sample, label]
+            if all(bool(mask.any()) for mask in masks):
+                _, distances, _ = get_edge_surface_distance(*masks, spacing=list(spacing), symmetric=True)
+                both = np.concatenate([np.asarray(torch.as_tensor(x).cpu()) for x in distances])
+                found[sample, label] = float(both.mean(dtype=np.float64))
+        return found
+
+    def _worst(self, whole: torch.Tensor) -> float:
+        return diagonal(whole.shape[2:], self.spacing or volume_spacing(whole, "ASSD"))
+
+
+def _sizes(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Voxels of both masks (B, C), and of each (2, B, C)."""
+    both, predicted, true = (mask.flatten(2).sum(2, dtype=torch.float64) for mask in (y_pred * y, y_pred, y))
+    return both, torch.stack((predicted, true))
