@@ -38,3 +38,18 @@ def test_the_histogram_tells_ages_that_only_intensities_tell(tmp_path, capsys):
     cells = capsys.readouterr().out.splitlines()[1].replace("±", " ").split()
     labels, constant, volumes, intensities = cells[0], *map(float, cells[1::2])
     assert labels == "25" and intensities < 4 and min(constant, volumes) > 8
+
+
+def test_the_paired_t_test_of_the_paper(tmp_path):
+    """TransSeg, section 4.2: "a 98% level of significance" of three seeds, which is one side's."""
+    values = {"ours": (87.13, 86.52, 86.29), "without": (85.18, 84.88, 85.36)}
+    rows = [
+        f"{arm},1.0,18,{seed},val_pooled_dice,mean,{value},12,25000,1"
+        for arm, scores in values.items()
+        for seed, value in zip((1234, 5678, 910), scores, strict=True)
+    ]
+    header = "arm,fraction,labels,seed,metric,structure,value,subjects,steps,seconds"
+    (tmp_path / "results.csv").write_text("\n".join([header, *rows]))
+    text = experiment("paired_seeds").main(str(tmp_path), "ours", "without")
+    assert "seeds 910, 1234, 5678: ours 86.6467 ± 0.4341 and without 85.1400" in text
+    assert "difference +1.5067, p 0.019 that ours is not larger, 0.038 on both sides" in text

@@ -7,6 +7,7 @@ that the others load without ``transformers``.
 from .dilated_resnet import DilatedResNet
 from .encoder_unet import EncoderUNet
 from .heads import EncoderClassifier, EncoderRegressor
+from .i3d import I3DEncoder
 from .legacy_patch_merging import LegacyPatchMerging
 from .med3d import BranchDecoder, DenseASPP, LungDecoder, Med3DNet, MedicalNetHead, MultiBranchNet, PooledClassifier
 from .memory_format import ChannelsLastInstanceNorm3d, to_channels_last
@@ -42,6 +43,7 @@ __all__ = [
     "FrozenBatchNorm",
     "GenesisEncoder",
     "GenesisUNet",
+    "I3DEncoder",
     "LegacyPatchMerging",
     "LungDecoder",
     "Med3DNet",

@@ -370,3 +370,16 @@ def test_settings_of_the_papers_tables(name, tmp_path):
     assert (settings.epochs, settings.patience) == (150, 30)
     assert arms["without_transformer"].pretrain and arms["without_transformer"].override == {"encoder#num_layers": 0}
     assert arms["medical_transformer"].pretrain_from == "exemplar"
+
+
+@pytest.mark.parametrize(
+    ("network", "thin"), [("i3d", {"encoder#width": 0.05}), ("medicalnet", {"encoder#width": 4, "encoder#depth": 10})]
+)
+def test_comparators_tell_age(run_bundle, tmp_path, network, thin):
+    """Rows of table 1: the comparator's encoder, pooled, in the same training and evaluation."""
+    given = {"bundle": "medical_transformer", "max_epochs": 1, "output_dir": str(tmp_path), **thin}
+    overlays = (SAMPLE, "tasks/age.json", f"networks/{network}_age.json")
+    run_bundle("train.json", *overlays, **given)
+    run_bundle("train.json", "evaluate.json", *overlays, **given)
+    predicted = [float(row["prediction"]) for row in csv.DictReader((tmp_path / "eval/predictions.csv").open())]
+    assert predicted and all(0 < age < 150 for age in predicted)
