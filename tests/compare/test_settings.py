@@ -41,6 +41,13 @@ def test_shipped_settings_pretrain_on_no_list_that_is_held_out(path):
     assert content.get("transductive", False) or not lists & {"validation", "test"}
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("bundles/med*/compare_*.json")), ids=lambda path: path.stem)
+def test_verdicts_rest_on_a_pretraining_a_seed(path, tmp_path):
+    """Where pre-training is short enough; those of the paper's sets have one seed, and folds in its place."""
+    settings = read_settings(str(path), output=str(tmp_path))
+    assert len(settings.seeds) == 1 or all(arm.pretrain_per_seed for arm in settings.arms if arm.pretrain)
+
+
 def test_fire_hands_over_numbers_and_tuples(tmp_path):
     settings = read(tmp_path, fractions=0.5, seeds=(0, 1), steps=7, arms=("scratch", "again=scratch"), probe=True)
     assert settings.fractions == (0.5,) and settings.seeds == (0, 1) and settings.steps == 7

@@ -1070,3 +1070,15 @@ def test_spacing_takes_the_folder_of_the_paths(tmp_path, capsys):
     for wrong in ("XYZ", "RRS", "RA"):
         with pytest.raises(ValueError, match=rf"`orientation` is '{wrong}'; it names three axes"):
             print_spacing(str(tmp_path / "a.json"), base_dir=str(tmp_path / "scans"), orientation=wrong)
+
+
+def test_one_scan_a_subject_is_that_of_the_youngest_age(tmp_path):
+    visits = [("005_S_2390", 7, 75.1), ("005_S_2390", 8, 74.0), ("006_S_0001", 9, 60.0), ("007_S_0001", 10, 61.0)]
+    touch(tmp_path, *(f"ADNI_{subject}_MR_x_I{number}.nii" for subject, number, _ in visits))
+    rows = ["Image Data ID,Group,Age", *(f"I{number},CN,{age}" for _, number, age in visits)]
+    (tmp_path / "search.csv").write_text("\n".join(rows))
+    options = {"require": "diagnosis", "validation": 0, "test": 1}
+    made = prepare("adni", tmp_path, tmp_path / "a.json", one_scan=True, **options)
+    assert sorted(x["age"] for name in SECTIONS for x in made[name]) == [60.0, 61.0, 74.0] and made["left_out"] == 0
+    assert made["repeated_scans_left_out"] == 1 and "1 further scans of subjects" in describe(made)
+    assert sum(len(prepare("adni", tmp_path, tmp_path / "b.json", **options)[name]) for name in SECTIONS) == 4

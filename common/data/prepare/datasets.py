@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import os
 import re
 from collections import Counter
@@ -77,6 +78,7 @@ def prepare(
     domain: str | None = None,
     label_scheme: str | None = None,
     require: str | None = None,
+    one_scan: bool = False,
     transductive: bool = False,
     check: str = "header",
     force: bool = False,
@@ -106,6 +108,8 @@ def prepare(
             `oasis1` and `synapse`, and for the other sets none.
         require: keys, separated by commas, that items must have (`label`, `age`, `diagnosis`); others are left out. All
             that are kept then count as labelled, with a mask or without; else those with a mask do.
+        one_scan: keep of each subject the scan at the youngest age, else the first by name, of those with what is
+            required: repeated visits are not that many people.
         transductive: the test part that a set is published with, where it has no labels, joins the scans for
             pre-training (the list `unlabelled`). By default it is left out: weights that have seen it are not to be
             judged by it.
@@ -174,6 +178,13 @@ def prepare(
     items = [x for x in items if all(key in x for key in required)]
     if not items:
         raise DatalistError(f"None of the {found} scans below {folder} has {' and '.join(required)}.")
+    repeated = 0
+    if one_scan:
+        chosen_scans: dict[Any, dict[str, Any]] = {}
+        for x in sorted(items, key=lambda x: (x.get("age", math.inf), str(_first(x)))):
+            chosen_scans.setdefault(x["subject"], x)
+        repeated = len(items) - len(chosen_scans)
+        items = [x for x in items if chosen_scans[x["subject"]] is x]
     domain = domain or (None if name in _NO_DOMAIN else name)
     if domain:
         items = [x | {"domain": domain} for x in items]
@@ -200,7 +211,9 @@ def prepare(
             seed,
             required or ["label"],
         )
-    content["left_out"] = found - sum(len(v) for v in content.values() if isinstance(v, list))
+    content["left_out"] = found - repeated - sum(len(v) for v in content.values() if isinstance(v, list))
+    if repeated:
+        content["repeated_scans_left_out"] = repeated
     if hidden:
         content["test_scans_left_out"] = hidden
     if lone:
@@ -295,6 +308,8 @@ def describe(content: dict[str, Any]) -> str:
         lines.append(f"{name:<11}{text}")
     if content.get("left_out"):
         lines.append(f"{'left out':<11}{content['left_out']} scans without what is required")
+    if content.get("repeated_scans_left_out"):
+        lines.append(f"{'left out':<11}{content['repeated_scans_left_out']} further scans of subjects that are there")
     if content.get("test_scans_left_out"):
         lines.append(
             f"{'left out':<11}{content['test_scans_left_out']} scans of the published test part, which has no labels "
