@@ -278,7 +278,7 @@ def test_visceral_puts_the_masks_of_a_scan_into_one(tmp_path):
     label = tmp_path / found[f"{scan}.nii.gz"]["label"]
     array = np.asarray(nib.load(label).dataobj)
     assert {tuple(map(int, v)): int(array[tuple(v)]) for v in np.argwhere(array)} == {(0, 0, 0): 1302, (0, 0, 1): 1326}
-    made = prepare("visceral", tmp_path, tmp_path / "v.json", validation=0, test=1, structures=(1302, 1326))  # fire's
+    made = prepare("visceral", tmp_path, tmp_path / "v.json", validation=0, test=0, structures=(1302, 1326))  # fire's
     assert made["label_scheme"] == "visceral"
 
 
@@ -339,7 +339,10 @@ def test_lidc_cuts_nodules_out_and_joins_the_ratings(lidc, rule, rating):
 
 
 def test_lidc_rule_of_the_raters(lidc):
-    assert [x["raters"] for x in collect("lidc", lidc, raters=1)] == [3, 1]
+    both = collect("lidc", lidc, raters=1)
+    assert [x["raters"] for x in both] == [3, 1]
+    for x in both:  # with the cubes of 72 mm, which take in all of this scan
+        assert set(np.unique(np.asarray(nib.load(lidc / x["image"]).dataobj))) == {-1000, 50}
     assert collect("lidc", lidc, raters=4) == []
     with pytest.raises(DatalistError, match="rules median, mean, highest"):
         collect("lidc", lidc, rule="first")
@@ -1081,4 +1084,5 @@ def test_one_scan_a_subject_is_that_of_the_youngest_age(tmp_path):
     made = prepare("adni", tmp_path, tmp_path / "a.json", one_scan=True, **options)
     assert sorted(x["age"] for name in SECTIONS for x in made[name]) == [60.0, 61.0, 74.0] and made["left_out"] == 0
     assert made["repeated_scans_left_out"] == 1 and "1 further scans of subjects" in describe(made)
-    assert sum(len(prepare("adni", tmp_path, tmp_path / "b.json", **options)[name]) for name in SECTIONS) == 4
+    whole = prepare("adni", tmp_path, tmp_path / "b.json", **options)
+    assert sum(len(whole[name]) for name in SECTIONS) == 4

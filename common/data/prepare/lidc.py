@@ -134,7 +134,7 @@ def _volume(folder: Path, affine: np.ndarray) -> np.ndarray:
     """Voxels in the order of ``find_series``."""
     import itk
 
-    return np.asarray(itk.array_view_from_image(read_series(folder))).transpose(2, 1, 0)
+    return itk.array_from_image(read_series(folder)).transpose(2, 1, 0)  # a copy: a view would outlive the image
 
 
 def _write_cube(path: Path, scan: np.ndarray, affine: np.ndarray, centre: np.ndarray, side: float) -> None:
