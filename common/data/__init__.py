@@ -1,7 +1,7 @@
 """Datalists, label maps and the data sets that they come from."""
 
+from .balance import class_weights
 from .cached_dataset import CachedDataset
-from .class_weights import class_weights
 from .datalist import DatalistError, load_datalist
 from .domain_batch import prepare_domain_batch
 from .domains import domain_classes, domain_datalists, domain_label_maps, domain_spacings, load_domains, median_spacing

@@ -280,7 +280,12 @@ def test_nodules_keep_their_hounsfield_units(base):
 
 def test_nodules_are_turned_and_their_classes_count_alike():
     parser = ConfigParser()
-    parser.read_config([str(CONFIGS / name) for name in ("train.json", "datasets/lidc.json", "tasks/nodule.json")])
+    parser.read_config(
+        [
+            str(CONFIGS / name)
+            for name in ("train.json", "datasets/lidc.json", "tasks/nodule.json", "tasks/nodule_balanced.json")
+        ]
+    )
     parser["data"] = {"training": [{"label": rating} for rating in (1, 2, 3, 5)]}
     parser["device"] = "cpu"
     assert parser.get_parsed_content("task_loss").weight.tolist() == pytest.approx([4 / 6, 2])

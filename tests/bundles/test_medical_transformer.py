@@ -378,7 +378,7 @@ def test_settings_of_the_papers_tables(name, tmp_path):
 def test_comparators_tell_age(run_bundle, tmp_path, network, thin):
     """Rows of table 1: the comparator's encoder, pooled, in the same training and evaluation."""
     given = {"bundle": "medical_transformer", "max_epochs": 1, "output_dir": str(tmp_path), **thin}
-    overlays = (SAMPLE, "tasks/age.json", f"networks/{network}_age.json")
+    overlays = (SAMPLE, "tasks/age.json", f"comparators/{network}_age.json")
     run_bundle("train.json", *overlays, **given)
     run_bundle("train.json", "evaluate.json", *overlays, **given)
     predicted = [float(row["prediction"]) for row in csv.DictReader((tmp_path / "eval/predictions.csv").open())]

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # so that the command line of this package starts without loading torch
+    import torch
 
 __all__ = ["class_weights"]
 
@@ -26,6 +27,8 @@ def class_weights(
     Raises:
         ValueError: no item is of one of the classes.
     """
+    import torch
+
     counts = [0] * (len(bounds) + 1)
     for item in items:
         counts[bisect.bisect_right(list(bounds), float(item[key]))] += 1
