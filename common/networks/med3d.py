@@ -201,7 +201,7 @@ class DenseASPP(nn.Module):
     ) -> None:
         super().__init__()
         self.dropout = dropout
-        self.dilations = [
+        self.dilations: list[tuple[int, int, int]] = [
             (dilation,) * 3 if image_size is None else _fitted(dilation, image_size) for dilation in dilations
         ]
         if image_size is not None:
@@ -235,16 +235,19 @@ class DenseASPP(nn.Module):
         return upsample(self.classifier(x), size)
 
 
-def _fitted(dilation: int, image_size: Sequence[int]) -> tuple[int, ...]:
+def _fitted(dilation: int, image_size: Sequence[int]) -> tuple[int, int, int]:
     """A dilation for maps of 64 cells a side, on those of an eighth of the image's voxels."""
-    return tuple(max(1, math.floor(dilation * math.ceil(size / 8) / 64 + 0.5)) for size in image_size)
+    depth, height, width = (max(1, math.floor(dilation * math.ceil(size / 8) / 64 + 0.5)) for size in image_size)
+    return depth, height, width
 
 
 def _of_head(norm: str) -> str:
     return "batch" if norm == "frozen" else norm
 
 
-def _block(inputs: int, hidden: int, growth: int, dilation: tuple[int, ...], norm: str, first: bool) -> nn.Sequential:
+def _block(
+    inputs: int, hidden: int, growth: int, dilation: tuple[int, int, int], norm: str, first: bool
+) -> nn.Sequential:
     """Without a norm at its start for the first, whose input has just left an encoder's norm and ReLU."""
     return nn.Sequential(
         *([] if first else [make_norm(norm, inputs)]),

@@ -156,8 +156,8 @@ def prepare(
         layout = (inspect.getdoc(collect) or "").partition("Args:")[0].strip()
         raise DatalistError(f"No scan of {name} is below {folder}. What is looked for: {' '.join(layout.split())}")
     published = {_first(x) for x in items if x.pop(_TEST, False)}
-    listed = {_first(x): x.pop(_LIST) for x in items if _LIST in x}
-    if listed and (validation is not None or test is not None or seed):
+    list_of = {_first(x): x.pop(_LIST) for x in items if _LIST in x}
+    if list_of and (validation is not None or test is not None or seed):
         raise DatalistError("--split says which scans are in which list: leave out --validation, --test and --seed.")
     if subject is not None:
         items = with_subjects(items, subject, folder)
@@ -199,10 +199,10 @@ def prepare(
     split = _SPLIT_OF.get(name, _SPLIT)
     if published_subjects:
         split = split[0], tuple(sorted({x["subject"] for x in items} & published_subjects))
-    if listed:
-        content |= {name: [x for x in items if listed.get(_first(x)) == name] for name in SECTIONS}
+    if list_of:
+        content |= {name: [x for x in items if list_of.get(_first(x)) == name] for name in SECTIONS}
         if transductive:
-            content["unlabelled"] = [x for x in items if _first(x) not in listed]
+            content["unlabelled"] = [x for x in items if _first(x) not in list_of]
     else:
         content |= split_by_subject(
             items,

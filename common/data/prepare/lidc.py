@@ -46,7 +46,7 @@ def collect_lidc(
     Raises:
         DatalistError: the rule is unknown, or an XML file or its series cannot be read.
     """
-    rules = {"median": statistics.median, "mean": statistics.fmean, "highest": max}
+    rules: dict[str, Any] = {"median": statistics.median, "mean": statistics.fmean, "highest": max}
     if rule not in rules:
         raise DatalistError(f"lidc has the rules {', '.join(rules)} of its ratings, not {rule!r}.")
     folder = Path(crops) if crops else source / CROPS

@@ -87,4 +87,5 @@ def _combined(masks: dict[int, Path], path: Path) -> Path:
 
 def _holds(path: Path, masks: dict[int, Path]) -> bool:
     """Whether a label image that is there has these structures."""
-    return set(np.unique(np.asarray(nib.load(path).dataobj)).tolist()) - {0} == set(masks)
+    image: Any = nib.load(path)
+    return set(np.unique(np.asarray(image.dataobj)).tolist()) - {0} == set(masks)
