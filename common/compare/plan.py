@@ -218,7 +218,7 @@ class Plan:
 
     def fractions(self) -> dict[float, int]:
         """Share of the training list -> number of its items."""
-        return _fractions(self.settings, self.training or len(self.train.get("data")["training"]))
+        return _fractions(self.settings, self.training or len(_drawn_from(self.train)))
 
     def config(self, run: Run) -> BundleConfig:
         """The config of a run, as of one process."""
@@ -302,11 +302,13 @@ class _Builder:
                 raise CompareError(
                     f"--processes {settings.processes}: every process needs a {name} item, and there are {len(items)}."
                 )
-        self.sizes = [len(train.get("data")["training"]) for train in trains]
+        self.sizes = [len(_drawn_from(train)) for train in trains]
+        self.source_size = len(self.train.get("data")["training"]) - self.sizes[0]
         self.training = training = min(self.sizes)
         self.fractions = _fractions(settings, training)
         self.data = _data_digest(self.train)
-        self.full_steps = self.train.get("max_epochs") * self.train.steps_per_epoch(training)
+        steps = self.train.steps_per_epoch(training + self.source_size)
+        self.full_steps = self.train.get("max_epochs") * steps
         self.settings = replace(settings, arms=self.choose_pretrainings())
 
     def split(self, fold: int | None) -> dict[str, Any]:
@@ -391,7 +393,7 @@ class _Builder:
         config = self.read("train", override, arm.overlays)
         steps = 0
         for labels in self.fractions.values():
-            per_epoch = config.steps_per_epoch(labels)
+            per_epoch = config.steps_per_epoch(labels + self.source_size)
             steps += self.epochs(arm, labels, config, per_epoch) * per_epoch
         return steps * config.batch
 
@@ -590,7 +592,7 @@ class _Builder:
             encoder, inputs = {"pretrained_encoder": str(path)}, (path,)
         pretrained = (inputs[0].with_name("pretrain.json"),) if arm.pretrain else ()
         training = labels
-        if settings.validation_from_labels:
+        if settings.validation_from_labels or self.source_size:
             training = len(self.read("train", override, arm.overlays).get("data")["training"])
         per_epoch = config.steps_per_epoch(training)
         epochs = self.epochs(arm, labels, config, per_epoch)
@@ -702,6 +704,13 @@ def _checkpoint_interval(config: BundleConfig, override: Mapping[str, Any], epoc
     if "checkpoint_interval" not in config.ids or "checkpoint_interval" in override:
         return {}
     return {"checkpoint_interval": max(1, epochs // 10)}
+
+
+def _drawn_from(train: BundleConfig) -> list[dict[str, Any]]:
+    """The training items that numbers of labels count: those of the target domain, where there is one."""
+    items = train.get("data")["training"]
+    target = train.get("target_domain") if "target_domain" in train.ids else None
+    return [item for item in items if target is None or item.get("domain") == target]
 
 
 def _test_items(evaluate: BundleConfig) -> list[dict[str, Any]]:

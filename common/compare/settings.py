@@ -168,7 +168,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
             from scratch. In a mapping the value may also be null (scratch) or a mapping of ``Arm``'s fields, in which
             ``pretrain`` lists files over ``pretrain.json``.
         fractions: shares of the training list; nested for one seed.
-        labels: numbers of training items instead of shares.
+        labels: numbers of training items instead of shares; of the target domain, where the config has one.
         seeds: of the draw of the labels, of initialisation and of training, the same in every arm.
         equal: what an arm's fine-tuning shares with the others. ``"steps"``: optimiser steps, also from one number of
             labels to another. ``"epochs"``: passes over the labels. ``"time"``: seconds including the arm's

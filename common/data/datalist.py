@@ -88,6 +88,7 @@ def load_datalist(
     validation_share: float | None = None,
     target_domain: str | None = None,
     target_masks: int | None = None,
+    source_masks: int | None = None,
     required: Sequence[str] = (),
     seed: int = 0,
     split_seed: int | None = None,
@@ -100,7 +101,8 @@ def load_datalist(
 
     Args:
         path: JSON file, or several that are merged list by list (for example a source and a target set).
-        base_dir: folder that paths are relative to, or one per datalist; `None` is the folder of each JSON file.
+        base_dir: folder that the paths of one datalist are relative to. Those of several are relative to the folder of
+            each JSON file, unless a list names a folder for each; `None`, also in the list, is that of the JSON file.
         image_key: key of the image in the file; it is returned as `image`.
         label_key: key of the label in the file, a path or a number; it is returned as `label`. `None` for
             pre-training: labels are dropped and not required.
@@ -117,14 +119,16 @@ def load_datalist(
         pool_test: with `fold`, the test list joins the pool; part `fold` becomes the test list, the part after it the
             validation list and the other parts the training list, so that each item is tested once in all folds (the
             cross-validation of Jun et al., Medical Transformer, section 4.1.1). All its items need a label then.
-        fraction: share of the training list to keep, at least one item. The subset of a smaller fraction lies in that
-            of a larger one with the same seed.
+        fraction: share of the training list to keep, at least one item; with `target_domain` of its items, beside all
+            of the other domains. The subset of a smaller fraction lies in that of a larger one with the same seed.
         validation_share: share of the subjects that are kept for training to validate on instead, at least one; the
             validation list of the file is not used, so that no labels are needed beyond those of the training list.
         target_domain: value of `domain` that marks the target set. Validation and test then keep its items only,
             where their items carry a domain.
         target_masks: number of training items of the target domain to keep beside all of the other domains (Zhang et
-            al., BIBM 2023, section IV-B); a smaller number is a subset of a larger one. `None` keeps all.
+            al., BIBM 2023, section IV-B); a smaller number is a subset of a larger one. `None` keeps all. With 0 no
+            label of the target is seen: validation keeps the items of the other domains, where there are any.
+        source_masks: number of training items of the other domains to keep (the same, figure 8); `None` keeps all.
         required: lists that must not be empty after all this: what the run trains on, validates or evaluates.
         seed: seed of every draw. Draws depend on the items, not on their order in the file or where it lies.
         split_seed: seed of the draw of the folds alone, so that runs of several seeds hold out the same items; `None`
@@ -154,8 +158,9 @@ def load_datalist(
         raise ValueError(f"`fraction` is {fraction}; it has to be above 0 and at most 1.")
     if fraction < 1 and target_masks is not None:
         raise ValueError("`fraction` and `target_masks` both choose a part of the training list: set one of them.")
-    if target_masks is not None and target_domain is None:
-        raise ValueError("`target_masks` counts items of the target domain: set `target_domain` as well.")
+    for name, count in (("target_masks", target_masks), ("source_masks", source_masks)):
+        if count is not None and target_domain is None:
+            raise ValueError(f"`{name}` counts items by their domain: set `target_domain` as well.")
 
     if pool_test and fold is None:
         raise ValueError("`pool_test` makes the test list one of the folds: set `fold` as well.")
@@ -174,10 +179,16 @@ def load_datalist(
         _split(lists, fold, num_folds, pool_test, seed if split_seed is None else split_seed)
     problems += find_overlaps(lists, content=check != "none")
     if target_domain is not None:
-        lists["training"] = keep_target_masks(lists["training"], target_domain, target_masks, seed)
+        if fraction < 1:
+            target = [x for x in lists["training"] if x.get("domain") == target_domain]
+            target_masks = max(1, round(fraction * len(target)))
+        lists["training"] = keep_target_masks(lists["training"], target_domain, target_masks, seed, source_masks)
         for section in ("validation", "test"):
-            lists[section] = [x for x in lists[section] if x.get("domain", target_domain) == target_domain]
-    lists["training"] = keep_fraction(lists["training"], fraction, seed)
+            of_target = [x.get("domain", target_domain) == target_domain for x in lists[section]]
+            from_source = section == "validation" and target_masks == 0 and not all(of_target)
+            lists[section] = [x for x, its in zip(lists[section], of_target, strict=True) if its != from_source]
+    else:
+        lists["training"] = keep_fraction(lists["training"], fraction, seed)
     if validation_share is not None:
         lists["training"], lists["validation"] = split_validation(lists["training"], validation_share, seed)
     problems += [(where, _empty_list(name, target_domain)) for name in required if not lists[name]]
@@ -307,12 +318,23 @@ def split_validation(items: Sequence[Item], share: float, seed: int = 0) -> tupl
     return [x for x in items if _group(x) not in chosen], [x for x in items if _group(x) in chosen]
 
 
-def keep_target_masks(items: Sequence[Item], domain: str, masks: int | None, seed: int = 0) -> list[Item]:
-    """All items of other domains and `masks` items of `domain`, in their order; `None` keeps all.
+def keep_target_masks(
+    items: Sequence[Item], domain: str, masks: int | None, seed: int = 0, source_masks: int | None = None
+) -> list[Item]:
+    """`source_masks` items of other domains and `masks` items of `domain`, in their order; `None` keeps all.
 
     Raises:
-        DatalistError: `domain` has no item, or fewer than `masks`.
+        DatalistError: `domain` has no item, or fewer than `masks`; the others are fewer than `source_masks`.
     """
+    if source_masks is not None:
+        source = [x for x in items if x.get("domain") != domain]
+        if not 0 <= source_masks <= len(source):
+            raise DatalistError(
+                f"{source_masks} masks of other domains than {domain!r} are asked for (config id `source_masks`), "
+                f"but the training list has {len(source)}: ask for 0 to {len(source)}."
+            )
+        drawn = {id(x) for x in _draw(source, source_masks, seed)}
+        items = [x for x in items if x.get("domain") == domain or id(x) in drawn]
     target = [x for x in items if x.get("domain") == domain]
     if not target and masks != 0:
         known = ", ".join(sorted({str(x["domain"]) for x in items if "domain" in x})) or "none"
@@ -433,12 +455,21 @@ def read_dictionary(path: str | os.PathLike) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def base_folders(base_dir: Any, paths: Sequence[Path]) -> list[Path]:
+    """Folder that the paths of each datalist are relative to; see `load_datalist`."""
+    if base_dir is None or isinstance(base_dir, str | os.PathLike):
+        # One folder cannot be that of several sets, each written beside its scans.
+        base_dir = [base_dir if len(paths) == 1 else None] * len(paths)
+    if len(base_dir) != len(paths):
+        raise ValueError(
+            f"`base_dir` names {len(base_dir)} folders for {len(paths)} datalists: give one each, or none for the "
+            "folder of each."
+        )
+    return [p.parent if d is None else Path(d) for p, d in zip(paths, base_dir, strict=True)]
+
+
 def _base_dirs(base_dir: Any, paths: Sequence[Path]) -> list[Path]:
-    one = base_dir is None or isinstance(base_dir, str | os.PathLike)
-    dirs = [base_dir] * len(paths) if one else list(base_dir)
-    if len(dirs) != len(paths):
-        raise ValueError(f"`base_dir` names {len(dirs)} folders for {len(paths)} datalists: give one, or one each.")
-    result = [p.parent if d is None else Path(d) for p, d in zip(paths, dirs, strict=True)]
+    result = base_folders(base_dir, paths)
     for folder in result:
         if not folder.is_dir():
             raise DatalistError(f"No dataset folder at {folder}: set the config id `dataset_dir` to where the data is.")

@@ -22,34 +22,54 @@ class TokenContrast(nn.Module):
         views: how the two views are made.
         pooled: whether one vector a volume is compared instead of one a token.
         projector_relu: end the projector with a ReLU, as the published code does; its features are then never negative.
+        train_projector: False leaves it as it is drawn; the published code has no optimiser for it.
+        channel_rows: compare what the published code compares for tokens: rows of its map (B, C, *grid) reshaped to
+            length C, each some channels at all positions.
 
     ``forward(image (B, C, D, H, W))`` returns ``view1`` and ``view2`` (B, T, C'), with T the tokens of the deepest map
     in row-major order (1 if pooled) and C' its channels.
 
     Raises:
-        ValueError: the encoder's strides differ along the turned axes.
+        ValueError: the encoder's strides differ along the turned axes; both ``pooled`` and ``channel_rows``.
 
     References:
         - [1] Hu et al., Enhancing 3D Transformer Segmentation Model for Medical Image with Token-level Representation
           Learning, section 3.2.
     """
 
-    def __init__(self, encoder: Any, views: TokenViews, pooled: bool = False, projector_relu: bool = False) -> None:
+    def __init__(
+        self,
+        encoder: Any,
+        views: TokenViews,
+        pooled: bool = False,
+        projector_relu: bool = False,
+        train_projector: bool = True,
+        channel_rows: bool = False,
+    ) -> None:
         super().__init__()
+        if pooled and channel_rows:
+            raise ValueError("pooled compares one vector a volume and channel_rows many: set one of them.")
         check_strides(encoder, views)
         channels = encoder.channels[-1]
         self.encoder = encoder
         self.views = views
         self.pooled = pooled
+        self.channel_rows = channel_rows
         self.projector = nn.Sequential(nn.Linear(channels, 2 * channels), nn.ReLU(), nn.Linear(2 * channels, channels))
         if projector_relu:
             self.projector.append(nn.ReLU())
+        self.projector.requires_grad_(train_projector)
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         first, second, element = self.views(image)
         first, second = self.encoder(torch.cat((first, second)))[-1].chunk(2)
         first = self.views.restore(first, element)
-        return {f"view{n}": self.projector(to_tokens(map, self.pooled)) for n, map in ((1, first), (2, second))}
+        return {f"view{n}": self.projector(self._vectors(map)) for n, map in ((1, first), (2, second))}
+
+    def _vectors(self, map: torch.Tensor) -> torch.Tensor:
+        if self.channel_rows:
+            return map.reshape(len(map), -1, map.shape[1])
+        return to_tokens(map, self.pooled)
 
 
 def to_tokens(map: torch.Tensor, pooled: bool = False) -> torch.Tensor:

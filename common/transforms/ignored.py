@@ -22,17 +22,38 @@ class LabelIndicesd(MapTransform):
 
     Args:
         keys: label images (1, *spatial). Indices of the flattened voxels go to ``KEY_fg_indices``, ``KEY_bg_indices``.
+        per_class: so many foreground voxels of each class that is there, spread evenly over it (voxels of a smaller one
+            more than once), so that crops are centred on each class equally often, as nnU-Net's are; None takes all,
+            and small structures are met in proportion to their size.
         allow_missing_keys: whether items may lack keys.
+
+    Raises:
+        ValueError: ``per_class`` is less than 1.
     """
+
+    def __init__(self, keys: KeysCollection, per_class: int | None = None, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if per_class is not None and per_class < 1:
+            raise ValueError(f"per_class is {per_class}; it has to be 1 or more voxels, or None for all.")
+        self.per_class = per_class
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
             label = d[key].as_tensor() if isinstance(d[key], MetaTensor) else torch.as_tensor(d[key])
             label = label.flatten()
-            d[f"{key}_fg_indices"] = (label > 0).nonzero().flatten().cpu()
+            foreground = (label > 0).nonzero().flatten().cpu()
+            if self.per_class is not None and len(foreground):
+                foreground = _of_each_class(foreground, label.cpu()[foreground], self.per_class)
+            d[f"{key}_fg_indices"] = foreground
             d[f"{key}_bg_indices"] = (label == 0).nonzero().flatten().cpu()
         return d
+
+
+def _of_each_class(indices: torch.Tensor, classes: torch.Tensor, count: int) -> torch.Tensor:
+    found = [indices[classes == value] for value in classes.unique()]
+    spread = torch.arange(count, dtype=torch.float64) + 0.5
+    return torch.cat([voxels[(spread * len(voxels) / count).long()] for voxels in found])
 
 
 class ClearIgnoredd(MapTransform):

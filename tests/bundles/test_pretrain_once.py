@@ -375,7 +375,10 @@ def test_source_and_target_presets_take_what_prepare_writes(tmp_path, preset):
     assert {x["domain"] for x in data["validation"] + data["test"]} == {target}
     assert len(groups[target]) == parser.get_parsed_content("num_classes")
     skull = [Path(x["image"]).name for x in data["training"] if x["domain"] == "oasis1"]
-    assert set(skull) == {"orig.nii.gz" if parser["task"] == "skull" else "norm.nii.gz"}
+    assert set(skull) == {"orig.nii.gz"}  # the target's scans have their skulls
+    parser["source_masks"] = 3
+    parser.parse(True)
+    assert [x["domain"] for x in parser.get_parsed_content("data")["training"]].count("oasis1") == 3
 
     # The same preset fits inference, which takes the test lists of both sets.
     applied = ConfigParser()
@@ -407,6 +410,20 @@ def test_pretraining_reads_unlabelled_scans_too(tmp_path):
         parser.read_config(str(CONFIGS / "pretrain.json"))
         parser["dataset_dir"] = str(tmp_path)
         assert len(parser.get_parsed_content("data")["training"]) == expected
+
+
+def test_pretraining_takes_several_sets(tmp_path):
+    """The paper's 6,010 scans come from three folders, each with the datalist that `prepare` wrote."""
+    paths = []
+    for name in ("adni", "oasis1"):
+        volume(tmp_path / name / "scan.nii.gz", (4, 4, 4), seed=len(name))
+        paths.append(tmp_path / name / f"{name}.json")
+        paths[-1].write_text(json.dumps({"training": [{"image": "scan.nii.gz"}]}))
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "pretrain.json"))
+    parser["dataset_dir"], parser["pretrain_datalist"] = str(tmp_path), [str(path) for path in paths]
+    found = [item["image"] for item in parser.get_parsed_content("data")["training"]]
+    assert found == [str(path.with_name("scan.nii.gz")) for path in paths]
 
 
 def test_unlabelled_budget_is_an_override_of_pretraining(run_bundle, tiny, tmp_path):

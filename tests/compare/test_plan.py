@@ -60,6 +60,18 @@ def test_steps_are_equal_whatever_the_number_of_labels(plan):
     assert {run.steps for run in runs(plan(labels="1,3"), "train")} == {4}
 
 
+def test_numbers_of_labels_are_those_of_the_target_domain(plan):
+    """The paper's protocol: all masks of a source set and n of the target set."""
+    found = plan(labels="1", override="target_domain=site_b", steps=6)
+    train = runs(found, "train", arm="mae")[0]
+    domains = [item["domain"] for item in found.lists(train)["training"]]
+    assert domains.count("site_b") == train.labels == 1 and domains.count("site_a") == 2
+    assert found.labelled() == {1: (3, 1)}
+    assert train.steps == 6 and train.override["max_epochs"] == 3  # two steps a pass over the three
+    with pytest.raises(CompareError, match="--labels 3: the training list has 1 items"):
+        plan(labels="3", override="target_domain=site_b")
+
+
 def test_other_steps_than_asked_for_are_said(plan):
     found = plan(labels="1,3", steps=3)  # with three labels a pass takes two steps
     taken = {run.labels: run.steps for run in runs(found, "train")}

@@ -188,3 +188,11 @@ def test_unknown_keys_of_the_file_are_refused(tmp_path):
     (tmp_path / "s.json").write_text(json.dumps({"bundle": str(BUNDLE), "arm": "scratch"}))
     with pytest.raises(CompareError, match="unknown key 'arm'; did you mean 'arms'"):
         read_settings(str(tmp_path / "s.json"), output=str(tmp_path))
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("bundles/pretrain_once/compare*.json")), ids=lambda path: path.stem)
+def test_numbers_of_target_masks_are_left_to_the_comparison(path, tmp_path):
+    """A preset that states `target_masks` would have each run refused, or trained on that number alone."""
+    settings = read_settings(str(path), output=str(tmp_path))
+    stated = [json.loads(Path(file).read_text()).get("target_masks") for file in settings.config_file]
+    assert not any(stated) or settings.override.get("target_masks", 0) is None

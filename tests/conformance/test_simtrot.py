@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,33 @@ def test_settings():
     for name in ("byol", "btrot"):
         (teacher,) = read(name)["+train#handlers"]
         assert (teacher["momentum"], teacher["ramp"]) == (0.99, True)
+    assert base["lists"] == ["training"]  # "only use the data in training set within each task"
     train = json.loads((CONFIGS / "train.json").read_text())
     assert [round(7 * weight) for weight in train["loss"]["weights"]] == [4, 2, 1]
     assert (train["learning_rate"], train["weight_decay"], train["batches_per_epoch"]) == (0.01, 3e-5, 250)
+
+
+def test_a_token_of_the_cpu_preset_sees_as_many_mask_cells_as_the_paper_s():
+    """64 cells a token, and a grid of 4 x 4 x 4 that windows fill: padding to them would tell where a token lies."""
+    for files in ([], ["datasets/hippocampus.json", "presets/hippocampus_cpu.json"]):
+        parser = parsed("pretrain.json", *files)
+        stride = parser.get_parsed_content("encoder").strides[-1]
+        cells = [step // side for step, side in zip(stride, parser["mask_size"], strict=True)]
+        assert math.prod(cells) == 64
+        assert [side // step for side, step in zip(parser["roi_size"], stride, strict=True)] == [4, 4, 4]
+
+
+def test_pretraining_decays_no_norms_biases_and_positions():
+    for files in ([], ["datasets/hippocampus.json", "presets/hippocampus_cpu.json"], ["datasets/sample.json"]):
+        parser = parsed("pretrain.json", *files, "pretexts/btrot.json")
+        for name in ("segmentation_net#embed_dim", "segmentation_net#num_heads"):
+            parser[name] = 24 if name.endswith("dim") else [1] * len(parser["segmentation_net"]["depths"])
+        parser["device"] = torch.device("cpu")
+        groups = parser.get_parsed_content("optimizer").param_groups
+        assert {group["weight_decay"] > 0 for group in groups} == {True, False}
+        assert all(p.ndim > 1 for group in groups if group["weight_decay"] for p in group["params"])
+
+
+def test_crops_of_fine_tuning_choose_a_class_first():
+    crops = json.loads((CONFIGS / "train.json").read_text())["train"]["crop_transforms"]
+    assert crops[0]["per_class"] >= 1000

@@ -378,10 +378,40 @@ def test_target_masks_beside_all_of_the_source(tmp_path):
         assert domains.count("source") == 6 and domains.count("target") == masks
         assert previous <= set(names(lists["training"]))
         previous = set(names(lists["training"]))
-        for section in ("validation", "test"):
-            assert [x["domain"] for x in lists[section]] == ["target"] * 2
+        # Without a label of the target there is none to choose the best epoch by, either.
+        assert [x["domain"] for x in lists["validation"]] == ["target" if masks else "source"] * 2
+        assert [x["domain"] for x in lists["test"]] == ["target"] * 2
     everything = load_datalist(paths, target_domain="target")
     assert len(everything["training"]) == 12
+
+
+def test_source_masks_and_a_fraction_of_the_target(tmp_path):
+    paths = [make_study(tmp_path / d, prefix=d, domain=d) for d in ("source", "target")]
+
+    def drawn(**options):
+        lists = load_datalist(paths, target_domain="target", **options)
+        return [x["domain"] for x in lists["training"]], set(names(lists["training"]))
+
+    domains, few = drawn(source_masks=2, target_masks=3)
+    assert (domains.count("source"), domains.count("target")) == (2, 3)
+    assert few <= drawn(source_masks=4, target_masks=3)[1]
+    assert drawn(source_masks=0)[0] == ["target"] * 6
+    # A share is that of the target's masks, the same draw as their number.
+    domains, half = drawn(fraction=0.5)
+    assert (domains.count("source"), domains.count("target")) == (6, 3)
+    assert half == drawn(target_masks=3)[1]
+    with pytest.raises(DatalistError, match=r"7 masks of other domains than 'target'.*`source_masks`.*has 6"):
+        drawn(source_masks=7)
+
+
+def test_several_datalists_lie_in_folders_of_their_own(tmp_path):
+    """`dataset_dir` of the bundles is one folder: pre-training on several sets needs no trick."""
+    paths = [make_study(tmp_path / "data" / d, prefix=d) for d in ("one", "two")]
+    lists = load_datalist(paths, tmp_path / "data")
+    assert len(lists["training"]) == 12
+    assert lists == load_datalist(paths) == load_datalist(paths, [path.parent for path in paths])
+    with pytest.raises(ValueError, match="`base_dir` names 1 folders for 2 datalists"):
+        load_datalist(paths, [tmp_path])
 
 
 def test_test_items_without_domain_stay(tmp_path):
@@ -405,6 +435,7 @@ def test_more_target_masks_than_there_are(tmp_path):
         ({"fraction": 1.5}, "`fraction`"),
         ({"check": "headers"}, "`check`"),
         ({"target_masks": 3}, "`target_domain`"),
+        ({"source_masks": 3}, "`source_masks` counts items by their domain: set `target_domain`"),
         ({"pool_test": True}, "`pool_test` makes the test list one of the folds: set `fold` as well"),
         ({"target_domain": "a", "target_masks": 3, "fraction": 0.5}, "set one of them"),
     ],

@@ -94,3 +94,24 @@ def test_the_published_projector_is_never_negative(cells):
     prediction = TokenContrast(cells(), TokenViews(), projector_relu=True)(torch.rand(2, 1, 8, 8, 8))
     assert prediction["view1"].min() == 0
     assert TokenContrast(cells(), TokenViews())(torch.rand(2, 1, 8, 8, 8))["view1"].min() < 0
+
+
+def test_the_published_code_compares_groups_of_channels(cells):
+    """``z.reshape(-1, z.shape[1])`` of a map (B, C, d, h, w): row 0 has channel 0 at all positions, where C = T."""
+    encoder = cells()
+    encoder.conv = torch.nn.Conv3d(1, 8, 1)
+    encoder.channels = (8,)
+    pretext = TokenContrast(encoder, TokenViews(axes=None, mask_ratio=0), channel_rows=True, train_projector=False)
+    image = torch.rand(2, 1, 4, 4, 4)
+    map = encoder(image)[-1]
+    expected = pretext.projector(map.reshape(-1, 8)).unflatten(0, (2, 8))
+    prediction = pretext(image)
+    torch.testing.assert_close(prediction["view2"], expected)
+    torch.testing.assert_close(pretext._vectors(map)[1, 3], map[1, 3].flatten())
+    TokenContrastiveLoss()(prediction).backward()
+    assert all(p.grad is None for p in pretext.projector.parameters()) and encoder.conv.weight.grad.any()
+
+
+def test_pooled_rows_of_channels_are_refused(cells):
+    with pytest.raises(ValueError, match="set one of them"):
+        TokenContrast(cells(), TokenViews(), pooled=True, channel_rows=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from monai.bundle import ConfigParser
-from monai.utils import ensure_tuple, ensure_tuple_rep
+from monai.utils import ensure_tuple
 
-from ...data.datalist import read_datalist
+from ...data.datalist import base_folders, read_datalist
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +75,8 @@ def _written_targets(parser: ConfigParser, target: str) -> dict[Any, Any]:
     image_key = parser.get("data#image_key", "image")
     paths = [Path(path) for path in ensure_tuple(arguments["path"])]
     targets = {}
-    for path, base_dir in zip(paths, ensure_tuple_rep(arguments.get("base_dir"), len(paths)), strict=True):
-        folder = (path.parent if base_dir is None else Path(base_dir)).absolute()
+    for path, base_dir in zip(paths, base_folders(arguments.get("base_dir"), paths), strict=True):
+        folder = base_dir.absolute()
         for entries in read_datalist(path).values():
             for entry in entries if isinstance(entries, list) else []:
                 if isinstance(entry, dict) and image_key in entry and target in entry:

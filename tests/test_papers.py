@@ -1,0 +1,88 @@
+"""The page of the papers' rows names settings, arms, config files and ids that there are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser
+
+from common.compare.settings import read_settings
+from common.json_files import read_json
+from tools.papers import DOCS, STATES, main, rows
+
+ROOT = DOCS.parent
+CONTENT = read_json(DOCS / "papers.json")
+ROWS = list(rows(CONTENT))
+
+
+def bundle_of(paper, row) -> Path:
+    return ROOT / "bundles" / row.get("bundle", paper["bundle"])
+
+
+def test_the_page_is_current(tmp_path):
+    """``python -m tools.papers`` makes it anew."""
+    shutil.copy(DOCS / "papers.json", tmp_path)
+    assert main(["--docs", str(tmp_path)]) == 0
+    assert (tmp_path / "papers.md").read_text() == (DOCS / "papers.md").read_text()
+
+
+def test_every_row_has_a_state_and_a_way_or_a_reason():
+    for paper, item, row in ROWS:
+        where = f"{paper['title']}, {item['item']}, {row['row']}"
+        assert row["state"] in STATES, where
+        ways = [key for key in ("settings", "files", "command", "test") if key in row]
+        if row["state"] == "not expressible":
+            assert row.get("note"), f"{where}: say why"
+        else:
+            assert len(ways) == 1, f"{where}: one way, got {ways}"
+        if row["state"] == "run here":
+            assert "not run" not in row.get("note", ""), where
+
+
+SETTINGS = sorted({(bundle_of(paper, row), row["settings"]) for paper, _, row in ROWS if "settings" in row})
+
+
+@pytest.mark.parametrize(("bundle", "name"), SETTINGS, ids=lambda value: getattr(value, "name", value))
+def test_settings_have_the_arms(bundle, name, tmp_path):
+    """And the config files and ids of each arm: a mistyped one is found here, not after a pre-training."""
+    settings = read_settings(str(bundle / name), output=str(tmp_path))
+    arms = {arm.name: arm for arm in settings.arms}
+    named = [row for paper, _, row in ROWS if (bundle_of(paper, row), row.get("settings")) == (bundle, name)]
+    assert {arm for row in named for arm in row["arms"]} <= set(arms)
+    for arm in settings.arms:
+        check(bundle, "train.json", (*settings.config_file, *arm.overlays), {**settings.override, **arm.override})
+        if arm.pretrain:
+            base, *overlays = arm.pretrain
+            own = {**settings.pretrain_override, **arm.pretrain_override}
+            check(bundle, base, (*settings.config_file, *overlays), own)
+
+
+FILES = [(bundle_of(paper, row), row["files"], row.get("override", {})) for paper, _, row in ROWS if "files" in row]
+
+
+@pytest.mark.parametrize(("bundle", "files", "override"), FILES, ids=str)
+def test_config_files_are_there_and_have_the_ids(bundle, files, override):
+    check(bundle, files[0], files[1:], override)
+
+
+def check(bundle: Path, base: str, files, override) -> None:
+    parser = ConfigParser()
+    configs = bundle / "configs"
+    parser.read_config([str(configs / base), *(str(configs / name) for name in files)])
+    lacking = [name for name in override if name not in parser and not is_argument(parser, name)]
+    assert not lacking, f"{bundle.name}, {base} with {', '.join(map(str, files))} has no ids {lacking}"
+
+
+def is_argument(parser: ConfigParser, name: str) -> bool:
+    """Of a component, which need not spell it out."""
+    component = name.rpartition("#")[0]
+    return bool(component) and "_target_" in (parser.get(component) or ())
+
+
+def test_tests_that_are_named_are_there():
+    for _, _, row in ROWS:
+        if "test" in row:
+            file, _, name = row["test"].partition("::")
+            assert f"def {name}(" in (ROOT / file).read_text(), row["test"]

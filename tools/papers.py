@@ -1,0 +1,92 @@
+"""The page ``docs/papers.md``: every table and figure of the papers, with what reproduces each of its rows.
+
+    python -m tools.papers      # remake the page from docs/papers.json
+
+A row names the arms of a settings file of ``common.compare``, or the config files of one run, or says why there are
+none. ``tests/test_papers.py`` holds the names against the settings and configs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.json_files import read_json
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+STATES = ("run here", "not run", "not expressible")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.papers", description=__doc__.splitlines()[0])
+    parser.add_argument("--docs", type=Path, default=DOCS, help=argparse.SUPPRESS)
+    docs = parser.parse_args(arguments).docs
+    (docs / "papers.md").write_text(page(read_json(docs / "papers.json")), encoding="utf-8")
+    return 0
+
+
+def rows(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    """Paper, table or figure, and row of it; what a row does not say is that of its table."""
+    for paper in content["papers"]:
+        for item in paper["items"]:
+            for row in item["rows"]:
+                yield paper, item, {**{key: item[key] for key in ("settings", "state", "note") if key in item}, **row}
+
+
+def how(paper: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """What is to be run for a row."""
+    bundle = row.get("bundle", paper["bundle"])
+    if "command" in row:
+        return f"`{row['command']}`"
+    if "settings" in row:
+        text = f"`--settings bundles/{bundle}/{row['settings']}`"
+        if "arms" in row:
+            text += f", {'arms' if len(row['arms']) > 1 else 'arm'} {', '.join(f'`{arm}`' for arm in row['arms'])}"
+        text += f", `{row['options']}`" if "options" in row else ""
+        return text
+    if "files" in row:
+        text = " + ".join(f"`{name}`" for name in row["files"])
+        given = " ".join(f"--{name} {value}" for name, value in row.get("override", {}).items())
+        text += f" of `{bundle}`" if bundle != paper["bundle"] else ""
+        return f"{text}, `{given}`" if given else text
+    if "test" in row:
+        return f"`{row['test']}`"
+    return "-"
+
+
+def page(content: Mapping[str, Any]) -> str:
+    """Markdown of the whole page."""
+    counts = dict.fromkeys(STATES, 0)
+    for _, _, row in rows(content):
+        counts[row["state"]] += 1
+    lines = [
+        "# The papers, row by row",
+        "",
+        "<!-- made by `python -m tools.papers` of docs/papers.json -->",
+        "",
+        *content["introduction"],
+        "",
+        f"Of {sum(counts.values())} rows, {', '.join(f'{count} {state}' for state, count in counts.items())}.",
+    ]
+    of_item: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for paper, item, row in rows(content):
+        of_item.setdefault((paper["title"], item["item"]), []).append(row)
+    for paper in content["papers"]:
+        lines += [
+            "",
+            f"## {paper['title']}",
+            "",
+            f"Bundle [`{paper['bundle']}`](../bundles/{paper['bundle']}/docs/README.md).",
+        ]
+        for item in paper["items"]:
+            lines += ["", f"### {item['item']}: {item['about']}", "", f"Data: {item['data']}", ""]
+            lines += ["| row | what reproduces it | state | note |", "|---|---|---|---|"]
+            for row in of_item[paper["title"], item["item"]]:
+                lines.append(f"| {row['row']} | {how(paper, row)} | {row['state']} | {row.get('note', '')} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
