@@ -175,6 +175,18 @@ def test_names_each_unknown_override_and_all_files(command):
     assert "names no id of train.json + sample.json; " in lines[0]
 
 
+def test_an_output_folder_that_is_a_file_is_refused_before_anything_is_loaded(command, tmp_path):
+    Path("runs").touch()  # output_dir of the config
+    command(*FILES)
+    with pytest.raises(SystemExit, match=r"^output_dir is runs, and runs is a file: give a folder\.$"):
+        checks.check_overrides()
+    command(*FILES, "--output_dir", "runs/a")
+    with pytest.raises(SystemExit, match=r"^output_dir is runs/a, and runs is a file: give a folder\.$"):
+        checks.check_overrides()
+    command(*FILES, "--output_dir", "others/a")
+    checks.check_overrides()
+
+
 def test_an_evaluation_that_sets_an_overlay_back_is_refused(command, tmp_path):
     """The same model has another score, without a word, where the overlay's own windows or mirroring are lost."""
     for name, content in {

@@ -77,12 +77,24 @@ def check_overrides() -> None:
             problem = override_problem(key, command.typed[key], config, names)
             if problem:
                 problems.append(problem)
+    problems += _output_problems({**config, **command.overrides}.get("output_dir"))
     problems += renamed_problems(config)
     problems += order_problems(command.files, ["#".join(split_id(key)) for key in command.overrides])
     if problems:
         raise SystemExit("\n".join(problems))
     if "datalist" in command.overrides and not _is_read("datalist", config):
         logger.warning("--datalist changes nothing: what %s reads is the id `pretrain_datalist`.", names)
+
+
+def _output_problems(folder: Any) -> list[str]:
+    """A file where the output folder is to be, before anything is loaded."""
+    if not isinstance(folder, str) or folder.startswith(("$", "@", "%")):
+        return []
+    path = Path(folder)
+    there = next((one for one in (path, *path.parents) if one.exists()), None)
+    if there is None or there.is_dir():
+        return []
+    return [f"output_dir is {folder}, and {there} is a file: give a folder."]
 
 
 def _is_read(name: str, config: Mapping[str, Any]) -> bool:
