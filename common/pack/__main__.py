@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ..overlays import parse_files, parse_overrides, parse_value
 from .archive import pack
+from .card import read_scores
+from .hub import push
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,12 +51,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="True",
         help="take a model whose images were prepared in another way than the pack's, there and wherever it runs",
     )
+    parser.add_argument(
+        "--scores", type=Path, metavar="CSV", help="scores of the weights, of evaluate.json or common.score"
+    )
+    parser.add_argument("--scores-on", metavar="TEXT", help="the data that --scores was measured on, in words")
+    parser.add_argument("--card", action="store_true", help="write README.md, the pack's page on the Hugging Face hub")
+    parser.add_argument("--license", metavar="ID", help="licence of the weights for the card, such as cc-by-4.0")
+    parser.add_argument("--push", metavar="ORG/NAME", help="say what would be uploaded to that repository of the hub")
+    parser.add_argument("--no-dry-run", action="store_true", help="with --push: upload it, private at first")
     parser.add_argument("--name", help="name of the packed bundle (default: that of the folder)")
     options = parser.parse_args(arguments)
     urls = dict(item.partition("=")[::2] for item in options.weights_url)
     if not all(urls.values()):
         parser.error("--weights-url wants FILE=URL")
+    if (options.scores is None) != (options.scores_on is None):
+        parser.error("--scores and --scores-on belong together: numbers, and what they were measured on")
+    if options.no_dry_run and not options.push:
+        parser.error("--no-dry-run belongs to --push")
     try:
+        scores = read_scores(options.scores, options.scores_on) if options.scores else None
         folder, archive = pack(
             options.bundle,
             options.output,
@@ -65,11 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parse_overrides(options.override)
             | ({"accept_preparation": True} if options.accept_preparation is True else {}),
             options.name,
+            scores,
+            options.card,
+            options.license,
         )
     except (OSError, ValueError) as error:
         print(f"cannot pack {options.bundle}: {error}", file=sys.stderr)
         return 1
     print(f"wrote {folder} and {archive}")
+    if options.push:
+        try:
+            print(push(folder, options.push, not options.no_dry_run))
+        except (OSError, ValueError) as error:
+            print(f"cannot push {folder}: {error}", file=sys.stderr)
+            return 1
     return 0
 
 

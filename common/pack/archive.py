@@ -14,7 +14,8 @@ from typing import Any
 
 from .. import doctor
 from ..bundles import PARTS, find_bundle
-from ..json_files import read_json
+from ..json_files import read_json, to_json
+from .card import Scores, model_card
 from .modules import package_files
 from .overlays import changed_configs
 from .readme import note
@@ -22,6 +23,14 @@ from .targets import config_targets, rewrite_config
 from .weights import check_networks, check_urls, check_weights, compare_weights, large_files, models_of
 
 __all__ = ["pack"]
+
+# What the collection's bundles say of themselves, and what a pack with weights says in its place.
+WITHOUT_WEIGHTS = {
+    " Training configurations; no weights are shipped.": "",
+    "No data and no weights are shipped": "No data are shipped",
+    " No weights are shipped.": "",
+    "\nNo weights are shipped.\n": "\n",
+}
 
 
 def pack(
@@ -33,6 +42,9 @@ def pack(
     config_file: Sequence[Path] = (),
     override: Mapping[str, Any] | None = None,
     name: str | None = None,
+    scores: Scores | None = None,
+    card: bool = False,
+    licence: str | None = None,
 ) -> tuple[Path, Path]:
     """Write ``output/NAME/`` and ``output/NAME_vVERSION.zip``; the same input gives the same bytes.
 
@@ -53,6 +65,9 @@ def pack(
             in an overlay of the user's own stay behind.
         override: values by id, after the overlays.
         name: what the packed bundle is called, the folder's name if None. MONAI Label offers it as the model's name.
+        scores: what was measured with these weights, for ``eval_metrics`` of ``metadata.json`` and the card.
+        card: write ``README.md``, the pack's page on the Hugging Face hub.
+        licence: of the weights, by the hub's identifier, for the card.
 
     Raises:
         FileNotFoundError: a part of the bundle, an overlay or a file of weights is missing.
@@ -92,20 +107,26 @@ def pack(
     with tempfile.TemporaryDirectory(dir=output, prefix=f".{name}.") as made:
         draft = Path(made) / name
         targets: set[str] = set()
+        metadata, terms = "{}", ""
         for path in _bundle_files(bundle):
             part = path.relative_to(bundle)
             if part.parts[0] == "configs" and path.suffix == ".json":
                 text = changed.get(path.name) if len(part.parts) == 2 else None
                 read_json(path)  # what is no JSON is refused by its name
                 text = path.read_text(encoding="utf-8-sig") if text is None else text
-                if path.name != "metadata.json":
+                if path.name == "metadata.json":
+                    text = metadata = _with_scores(_about_weights(text, files), scores)
+                else:
                     text = rewrite_config(text, str(part))
                     targets |= config_targets(text)
                 _write(draft / part, text)
             elif part.as_posix() == "docs/README.md":
                 text = note(bundle, version, config_file, override or {}, changed, weights, urls, by_name)
                 title, _, rest = path.read_text(encoding="utf-8").partition("\n")
-                _write(draft / part, f"{title}\n\n{text}\n---\n{rest}")
+                _write(draft / part, f"{title}\n\n{text}\n---\n{_about_weights(rest, files)}")
+            elif part.as_posix() == "docs/data_license.txt":
+                terms = _about_weights(path.read_text(encoding="utf-8"), files)
+                _write(draft / part, terms)
             else:
                 _copy(path, draft / part)
         code = draft / "scripts" / "common"
@@ -120,9 +141,12 @@ def pack(
         for encoder in named:
             _copy(encoder, code / "weights" / "encoders" / encoder.name)
         for path in [*weights, *named]:
-            card = path.with_suffix(".md")  # what it was made from, its licence and limits
-            if path.resolve().parent == shipped.FOLDER.resolve() and card.is_file():
-                _copy(card, draft / "docs" / card.name)
+            about = path.with_suffix(".md")  # what it was made from, its licence and limits
+            if path.resolve().parent == shipped.FOLDER.resolve() and about.is_file():
+                _copy(about, draft / "docs" / about.name)
+        if card:
+            page = model_card(name, json.loads(metadata), scores, licence, bool(files), terms)
+            _write(draft / "README.md", page)
         if urls:
             _write(draft / "large_files.yml", large_files(urls))
         draft_archive = Path(made) / archive.name
@@ -138,6 +162,20 @@ def _packed(bundle: Path, part: str, changed: Mapping[str, str]) -> dict[str, An
     """A config as it is packed, empty where the bundle has none."""
     path = bundle / "configs" / part
     return json.loads(changed[part]) if part in changed else read_json(path) if path.is_file() else {}
+
+
+def _about_weights(text: str, files: Sequence[Path]) -> str:
+    for before, after in WITHOUT_WEIGHTS.items() if files else ():
+        text = text.replace(before, after)
+    return text
+
+
+def _with_scores(metadata: str, scores: Scores | None) -> str:
+    if scores is None:
+        return metadata
+    content = json.loads(metadata)
+    content["eval_metrics"] = {f"mean_{name}": round(value, 4) for name, value in scores.means.items()}
+    return to_json(content)
 
 
 def _check_bundle(bundle: Path) -> None:
