@@ -9,17 +9,19 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["GPU_RECORD", "PeakMemory", "gpu_peak", "record_gpu_peak", "tree_memory"]
+__all__ = ["GPU_RECORD", "PeakMemory", "gpu_peak", "own_memory", "record_gpu_peak", "tree_memory"]
 
 GPU_RECORD = "COMMON_GPU_RECORD"
 """Environment variable: start of the path of the files in which the processes of a run write what they took of GPUs."""
+
+FIRST_PAUSE = 0.05
 
 
 class PeakMemory:
     """Watches a process and all that it starts, in a thread, as a context: ``with PeakMemory(pid) as peak``.
 
-    It looks once a second, or less often where looking takes long, so that a peak between two looks is missed. Linux
-    alone tells how much several processes share; elsewhere ``bytes`` stays 0.
+    It looks once a second (more often at first), or less often where looking takes long, so that a peak between two
+    looks is missed. Linux alone tells how much several processes share; elsewhere ``bytes`` stays 0.
     """
 
     def __init__(self, pid: int, pause: float = 1.0) -> None:
@@ -36,11 +38,11 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        pause = self.pause
+        pause = FIRST_PAUSE
         while not self._ended.wait(pause):
             began = time.monotonic()
             self.bytes = max(self.bytes, tree_memory(self.pid))
-            pause = max(self.pause, 20 * (time.monotonic() - began))
+            pause = max(min(self.pause, 2 * pause), 20 * (time.monotonic() - began))
 
 
 def tree_memory(pid: int) -> int:
@@ -54,6 +56,13 @@ def tree_memory(pid: int) -> int:
         more = {child for child, parent in parents.items() if parent in more} - found
         found |= more
     return sum(map(_share, found))
+
+
+def own_memory() -> int:
+    """Bytes of this process in memory; 0 where the system does not tell (elsewhere than on Linux)."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def _share(pid: int) -> int:

@@ -26,7 +26,7 @@ except ImportError:  # Windows, which `hold_folder` refuses
 
 from ..child_process import child_environment, die_with_parent, failure_reason
 from ..json_files import read_json, write_json
-from ..peak_memory import GPU_RECORD, PeakMemory, gpu_peak
+from ..peak_memory import GPU_RECORD, PeakMemory, gpu_peak, own_memory
 from .plan import Run
 from .settings import CompareError, Settings
 
@@ -181,6 +181,7 @@ def run_child(run: Run, settings: Settings, device: str = "", descriptors: Seque
     if device:
         environment["CUDA_VISIBLE_DEVICES"] = device
     log = run.folder / f"{run.key}.log"
+    inherited = own_memory()
     started = time.time()
     with log.open("ab") as file:
         file.write(f"\n$ {shlex.join(command)}\n".encode())
@@ -208,6 +209,8 @@ def run_child(run: Run, settings: Settings, device: str = "", descriptors: Seque
         child.returncode = os.waitstatus_to_exitcode(status)
     unit = 1 if sys.platform == "darwin" else 1024
     largest = usage.ru_maxrss * unit  # of its processes, to the byte
+    if largest <= 1.1 * inherited:
+        largest = 0  # may be this process' own size at the fork, which the system counts in
     on_gpu = gpu_peak(gpu_record)
     outcome: dict[str, Any] = {
         "status": "done" if child.returncode == 0 else "failed",

@@ -26,7 +26,7 @@ POSITIONS = re.compile(r"position|\bpos_embed|cls_token|\btransformer\.segments\
 
 def parameter_groups(
     network: nn.Module,
-    encoder: nn.Module,
+    encoder: nn.Module | None,
     learning_rate: float,
     weight_decay: float = 0.0,
     layer_decay: float = 1.0,
@@ -42,7 +42,7 @@ def parameter_groups(
     Args:
         network: the network, wrapped by DDP or not; each of its parameters is in one group.
         encoder: the encoder, a part of it or a view on it. What goes along in its file without being of its layers, as
-            the decoder of a U-Net, is a decoder here.
+            the decoder of a U-Net, is a decoder here. None for a network without one, which is a decoder and a head.
         learning_rate: of the head and the decoder.
         weight_decay: of what decays.
         layer_decay: factor of the rate from layer to layer, from 0, exclusive, to 1.
@@ -65,9 +65,9 @@ def parameter_groups(
             f"layer_decay is {layer_decay}, but {type(encoder).__name__} does not say which its layers are: give it "
             "`layer_names` (common.networks.encoder_layers), or set layer_decay to 1."
         )
-    layers = encoder_layers(encoder)
+    layers = [] if encoder is None else encoder_layers(encoder)
     depths = {id(parameter): depth for depth, layer in enumerate(layers) for parameter in layer.values()}
-    still = {id(parameter) for parameter in _vectors(network)} | {id(parameter) for parameter in _vectors(encoder)}
+    still = {id(parameter) for part in (network, encoder) if part is not None for parameter in _vectors(part)}
     groups: dict[tuple[int, int, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         depth = depths.pop(id(parameter), None)

@@ -20,6 +20,7 @@ from common.compare.tables import Tables
 
 class Config:
     metrics = {"val_mean_dice": "higher"}  # noqa: RUF012
+    ids = ("data",)
 
     def get(self, name, default=None):
         return {"data": {"training": [1, 2, 3], "validation": [1, 2]}}.get(name, default)

@@ -56,14 +56,14 @@ def run_all(settings, *runs):
 
 
 def test_outcome_command_config_and_log(settings):
-    run = program(settings, "a", "print('hello'); x = bytearray(200_000_000)", steps=3)
+    run = program(settings, "a", "import time; x = b'x' * 200_000_000; time.sleep(1); print('hello')", steps=3)
     run_all(settings, run)
     outcome = read_outcome(run)
     assert outcome["status"] == "done" and outcome["steps"] == 3 and outcome["seconds"] > 0
-    assert outcome["peak_memory_mb"] > 190
+    assert 190 < outcome["peak_memory_mb"] < 300
     assert (run.folder / "train.log").read_text().strip().endswith("hello")
     assert json.loads((run.folder / "train.config.json").read_text()) == run.config()
-    assert "bytearray" in (run.folder / "train.command.txt").read_text()
+    assert "200_000_000" in (run.folder / "train.command.txt").read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what processes share is told by Linux alone")

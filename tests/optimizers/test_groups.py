@@ -270,3 +270,13 @@ def test_other_names():
     net = torch.nn.Linear(2, 3)
     decaying, others = decay_groups(net, 0.1, without=["weight"])
     assert decaying["params"] == [net.bias] and others["params"] == [net.weight]
+
+
+def test_a_network_without_an_encoder_is_a_decoder_and_a_head():
+    net = nn.ModuleDict({"body": nn.Conv3d(1, 2, 3), "out": nn.Conv3d(2, 3, 1)})
+    groups = parameter_groups(net, None, 0.1, 0.01)
+    assert {group["part"] for group in groups} == {"decoder", "head"} and all(group["lr"] == 0.1 for group in groups)
+    found = [parameter for group in groups for parameter in group["params"]]
+    assert {id(one) for one in found} == {id(one) for one in net.parameters()} and len(found) == 4
+    with pytest.raises(ValueError, match=r"layer_decay is 0\.5, but NoneType"):
+        parameter_groups(net, None, 0.1, layer_decay=0.5)

@@ -65,6 +65,8 @@ def _multi_gpu(bundle: Path, stage: str, template: str) -> dict[str, Any]:
     if seeding is None:
         raise ValueError(f"`initialize` of {stage}.json has no step {SEEDING}...)")
     made["initialize"] = [*steps[:seeding], *made["initialize"], *steps[seeding:]]
+    network = base.get("network", {})
+    made["network"] |= {key: network[key] for key in ("checkpointing", "compile") if key in network}
     # Samplers of our own share their batches among processes by themselves.
     if "train#sampler" in made and not base["train"]["dataloader"]["shuffle"]:
         del made["train#sampler"], made["train#dataloader#shuffle"]
