@@ -113,6 +113,43 @@ def test_requests_of_clients_pass_with_their_bytes(request_, parts):
     assert (status, seen) == (200, request_.body)
 
 
+def refusal(path: str, *kinds: bytes) -> bytes | None:
+    """The answer of the check to a body that would be evaluated; None where the application reads it."""
+    body = b'{"note": "$__import__(\'os\').getpid()"}'
+    sent: list[dict] = []
+    asked: list[str] = []
+
+    async def application(scope, receive, send):
+        asked.append(scope["path"])
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", kind) for kind in kinds]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    asyncio.run(RequestGuard(application)(scope, receive, send))
+    return None if asked else sent[-1]["body"]
+
+
+@pytest.mark.parametrize("kind", [b"application/dicom+json", b"application/x+json", b"Application/JSON; charset=utf-8"])
+def test_json_of_any_kind_is_checked(kind):
+    """FastAPI reads a body as JSON with each of these."""
+    assert b"begins with '$'" in (refusal("/train/skull", kind) or b"")
+
+
+def test_two_content_types_are_refused():
+    """Starlette goes by the first: a form to this check would be JSON to Label."""
+    kinds = [b"application/json", b"application/x-www-form-urlencoded"]
+    assert b"more than one content type" in (refusal("/train/skull", *kinds) or b"")
+
+
+def test_the_archive_gets_its_json_as_it_is():
+    assert refusal("/proxy/dicom/wado/studies", b"application/dicom+json") is None
+
+
 def test_a_body_above_the_limit_is_not_kept():
     request = Hostile("large", "PUT", "/datastore/label?image=a", b"x" * 3000, JSON)
     status, answer, seen = ask(request, 10, largest=1000)
