@@ -6,11 +6,13 @@ from pathlib import Path
 
 __all__ = ["available_memory"]
 
-CGROUPS = (
-    ("memory.max", "memory.current", "memory.stat"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-)
-"""Files of a container's limit and of what it uses, below /sys/fs/cgroup: version 2, then 1."""
+ROOT = Path("/sys/fs/cgroup")
+CGROUP = Path("/proc/self/cgroup")
+NAMES = {
+    "": ("", "memory.max", "memory.current"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
+"""By controller in /proc/self/cgroup (version 2, then 1): folder below /sys/fs/cgroup, files of a limit and its use."""
 
 
 def available_memory() -> int | None:
@@ -24,14 +26,28 @@ def available_memory() -> int | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
         line = next(line for line in lines if line.startswith("MemAvailable:"))
         found.append(1024 * int(line.split()[1]))
-    for limit, used, stat in CGROUPS:
+    for folder, limit, used in _groups():
         with suppress(OSError, ValueError):
-            root = Path("/sys/fs/cgroup")
-            free = int((root / limit).read_text()) - int((root / used).read_text())
+            free = int((folder / limit).read_text()) - int((folder / used).read_text())
             # Files in the cache count as used, and are dropped when memory is asked for.
-            values = dict(line.split() for line in (root / stat).read_text().splitlines())
-            found.append(max(0, free + int(values.get("inactive_file", 0))))
+            values = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            found.append(max(0, free + int(values.get("total_inactive_file", values.get("inactive_file", 0)))))
     if not found:
         with suppress(OSError, ValueError, AttributeError):
             found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(found, default=None)
+
+
+def _groups() -> list[tuple[Path, str, str]]:
+    """The groups that limit this process, such as a job of Slurm, and all above them."""
+    paths = {"": "/", "memory": "/"}
+    with suppress(OSError, ValueError):
+        for line in CGROUP.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            paths |= {name: path for name in controllers.split(",") if name in NAMES}
+    found = []
+    for name, path in paths.items():
+        below, limit, used = NAMES[name]
+        group = Path(path.lstrip("/"))
+        found += [(ROOT / below / one, limit, used) for one in (group, *group.parents)]
+    return found
