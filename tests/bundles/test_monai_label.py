@@ -67,7 +67,7 @@ def server(unchanged):
         finally:
             root.setLevel(level)
             root.handlers[:] = handlers
-            for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+            for name in [name for name in list(sys.modules) if name.split(".")[0] == "scripts"]:
                 del sys.modules[name]
 
     return serve
