@@ -581,3 +581,18 @@ def test_segmentations_are_scored_by_the_collections_metrics(path):
     """MONAI's leave out what is invented, or are infinite there; `common.metrics` has one rule for empty masks."""
     theirs = re.findall(r'"_target_": "((?:monai\.\w+\.)*(?:Mean|Hausdorff|Surface|Generalized)\w+)"', path.read_text())
     assert [name for name in theirs if not name.startswith("MeanAbsolute")] == []
+
+
+GROUPED = [
+    path
+    for path in CONFIGS
+    if path.parent.name != "schedules"  # these set a rate for each part
+    and "parameter_groups" in str(json.loads(path.read_text(encoding="utf-8")).get("optimizer", {}).get("params"))
+]
+
+
+@pytest.mark.parametrize("path", GROUPED, ids=lambda path: f"{path.parents[2].name}/{path.stem}")
+def test_groups_of_parameters_follow_the_optimisers_own_numbers(path):
+    """``--optimizer#lr`` changes nothing where the groups state a rate from elsewhere."""
+    params = json.loads(path.read_text(encoding="utf-8"))["optimizer"]["params"]
+    assert (params["learning_rate"], params["weight_decay"]) == ("@optimizer#lr", "@optimizer#weight_decay")
