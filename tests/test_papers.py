@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from monai.bundle import ConfigParser
 
 from common.compare.settings import read_settings
 from common.json_files import read_json
+from common.overlays import order_problems
 from tools.papers import DOCS, STATES, main, rows
 
 ROOT = DOCS.parent
@@ -59,12 +61,34 @@ def test_settings_have_the_arms(bundle, name, tmp_path):
             check(bundle, base, (*settings.config_file, *overlays), own)
 
 
+ARMS = sorted(
+    {
+        (bundle_of(paper, row), row["settings"], ",".join(row["arms"]), row.get("options", ""))
+        for paper, _, row in ROWS
+        if "settings" in row
+    }
+)
+
+
+@pytest.mark.parametrize(("bundle", "name", "arms", "options"), ARMS, ids=lambda value: getattr(value, "name", value))
+def test_the_arms_run_without_the_others(bundle, name, arms, options, tmp_path):
+    """As the page has them: an arm that goes on from another's pre-training is refused without that one."""
+    words = shlex.split(options)
+    given = {option.removeprefix("--"): value for option, value in zip(words[::2], words[1::2], strict=True)}
+    settings = read_settings(str(bundle / name), output=str(tmp_path), arms=arms, **given)
+    assert [arm.name for arm in settings.arms] == arms.split(",")
+    for arm in settings.arms:
+        files = [bundle / "configs" / name for name in ("train.json", *settings.config_file, *arm.overlays)]
+        assert not order_problems(files, {**settings.override, **arm.override})
+
+
 FILES = [(bundle_of(paper, row), row["files"], row.get("override", {})) for paper, _, row in ROWS if "files" in row]
 
 
 @pytest.mark.parametrize(("bundle", "files", "override"), FILES, ids=str)
 def test_config_files_are_there_and_have_the_ids(bundle, files, override):
     check(bundle, files[0], files[1:], override)
+    assert not order_problems([bundle / "configs" / name for name in files], override)
 
 
 def check(bundle: Path, base: str, files, override) -> None:
