@@ -136,15 +136,15 @@ def test_learns_a_batch_and_validates(run, tmp_path, presets):
 
     def repeat_a_batch(workflow):
         batch = next(iter(workflow.trainer.data_loader))
-        workflow.trainer.data_loader = [batch] * 20
+        workflow.trainer.data_loader = [batch] * 30
         workflow.trainer.add_event_handler(
             Events.ITERATION_COMPLETED, lambda e: losses.append(float(e.state.output["loss"]))
         )
 
     settings = {"output_dir": str(tmp_path), "augmentation": AUGMENTATION, "learning_rate": 0.01, **ONE_VOLUME}
     overlays = ["datasets/sample.json", *(f"presets/{preset}.json" for preset in presets)]
-    workflow = run("train.json", *overlays, before=repeat_a_batch, **settings | {"batches_per_epoch": 20})
-    assert len(losses) == 20 and sum(losses[-3:]) / 3 < 0.85 * sum(losses[:3]) / 3
+    workflow = run("train.json", *overlays, before=repeat_a_batch, **settings | {"batches_per_epoch": 30})
+    assert len(losses) == 30 and sum(losses[-3:]) / 3 < 0.8 * sum(losses[:3]) / 3
     assert workflow.parser.get_parsed_content("validate#evaluator").state.metrics["val_mean_dice"] > 0
     assert (tmp_path / "model.pt").is_file()
 
