@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import io
 import json
 import os
@@ -115,6 +117,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def memory_goes_back(request) -> Iterator[None]:
+    """What a slow test frees goes back to the system: glibc keeps gigabytes in pieces, and the next test takes more."""
+    yield
+    if request.node.get_closest_marker("slow") and sys.platform == "linux":
+        gc.collect()  # workflows refer to themselves
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim:
+            trim(0)
 
 
 @pytest.fixture(scope="session", autouse=True)
