@@ -23,6 +23,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import torch  # noqa: E402
 from timing import Row  # noqa: E402
 
+from common.peak_memory import PeakMemory  # noqa: E402
+
 CROP = 96
 
 
@@ -47,15 +49,12 @@ def measure(
             values = [made, volumes, side, crop, workers, device, torch.get_num_threads()]
             command = [sys.executable, __file__, "--train", *map(str, values)]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-            peak = 0
-            while process.poll() is None:
-                peak = max(peak, sum(map(memory_of, family(process.pid))))
-                time.sleep(0.2)
-            text = process.stdout.read() if process.stdout else ""
+            with PeakMemory(process.pid, pause=0.2) as peak:
+                text = process.communicate()[0] or ""
             if process.returncode:
                 raise RuntimeError(f"the side {side} failed.")
             start, epoch, busy = map(float, text.split()[-3:])
-            found[side] = {"start": start, "epoch": epoch, "busy": busy, "gb": peak / 1e9}
+            found[side] = {"start": start, "epoch": epoch, "busy": busy, "gb": peak.bytes / 1e9}
     return found
 
 
@@ -73,25 +72,6 @@ def make_volumes(folder: Path, count: int, size: int) -> None:
         for name, voxels in (("image", image), ("label", mask)):
             rolled = np.roll(voxels, number, axis=number % 3)
             nib.save(nib.Nifti1Image(rolled, np.eye(4)), folder / f"{name}{number}.nii")
-
-
-def family(pid: int) -> list[int]:
-    """A process and its children; empty where the system does not tell."""
-    found = []
-    for path in Path("/proc").glob(f"{pid}/task/*/children"):
-        try:
-            found += [one for child in path.read_text().split() for one in family(int(child))]
-        except OSError:
-            continue
-    return [pid, *found]
-
-
-def memory_of(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return 1024 * next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
 def train(folder: str, volumes: int, cache: str, crop: int, workers: int, device: str, threads: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["atomic_write", "cache_folder", "names_below", "without_ending"]
+__all__ = ["atomic_write", "cache_folder", "names_below", "nearest_existing", "without_ending"]
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 """Of the formats that inference takes, the longer first."""
@@ -73,6 +73,12 @@ def names_below(files: Sequence[str]) -> list[str]:
     paths = [Path(os.path.relpath(file, common)).as_posix() for file in files]
     names = [without_ending(path) for path in paths]
     return names if len(set(names)) == len(set(paths)) else paths
+
+
+def nearest_existing(path: str | os.PathLike) -> Path:
+    """`path`, or the nearest folder above it that is there; what stands in its way may be a file."""
+    path = Path(path)
+    return next(one for one in (path, *path.parents) if one.exists())
 
 
 def _host() -> str:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .command_line import run_command
-from .overlays import parse_files
+from .overlays import merge_files, parse_files
 
 __all__ = ["count_operations"]
 
@@ -39,10 +39,10 @@ def count_operations(
         a table of the network's parts, in GFLOP (a multiplication and an addition are two) and millions of parameters.
 
     Raises:
-        ValueError: the files have no such network, or it takes no image of this shape.
+        ValueError: the files do not fit together or have no such network, or it takes no image of this shape.
     """
     parser = ConfigParser()
-    parser.read_config(parse_files(config_file))
+    parser.read_config(merge_files(parse_files(config_file)))
     for key, value in override.items():
         parser[key] = value
     if net_id not in parser:

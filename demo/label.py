@@ -106,13 +106,17 @@ def own_inference(bundle: Path, studies: Path, output: Path) -> None:
     run(command, output.parent / "logs" / f"inference_{bundle.name}.log", cwd=output.parent)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 class Server:
     """MONAI Label's own server in a process group of its own."""
 
     def __init__(self, app: Path, studies: Path | str, models: list[str], log: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         command = [str(Path(sys.executable).parent / "monailabel"), "start_server"]
         command += ["--app", str(app), "--studies", str(studies), "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--conf", "models", ",".join(models)]
@@ -237,11 +241,11 @@ def ask(server: Server, name: str, where: dict[str, Path], outcome: Outcome) -> 
     return found
 
 
-def train(server: Server, name: str, model: Path, where: dict[str, Path], outcome: Outcome) -> None:
-    """Train on the uploaded labels for an epoch; the next answer comes from the new weights."""
+def train(server: Server, name: str, model: Path, held_out: float, outcome: Outcome) -> None:
+    """Train on the stored labels for an epoch; `held_out` is the share of the validation."""
     weights = model / name / "models" / "model.pt"
     before = weights.read_bytes()
-    settings = {"device": "cpu", "multi_gpu": False, "max_epochs": 1, "val_split": 0.34, "tracking": "None"}
+    settings = {"device": "cpu", "multi_gpu": False, "max_epochs": 1, "val_split": held_out, "tracking": "None"}
     status, answer = server.request("POST", f"/train/{name}", json=settings)
     state = words(answer)
     while status == 200:
@@ -252,6 +256,10 @@ def train(server: Server, name: str, model: Path, where: dict[str, Path], outcom
         time.sleep(2)
     outcome.check(f"{name}: /train", state == "DONE", f"{status} {state}")
     outcome.check(f"{name}: /train rewrites model.pt", weights.read_bytes() != before)
+
+
+def ask_again(server: Server, name: str, where: dict[str, Path], outcome: Outcome) -> None:
+    """After a training the next answer comes from the new weights."""
     study = sorted(where["images"].glob("*.nii.gz"))[0].name
     status, answer = server.infer(name, study.removesuffix(".nii.gz"))
     old = (where["output"] / "masks" / name / study).read_bytes()
@@ -472,7 +480,8 @@ def main() -> int:
                 )
             outcome.check(f"/datastore/label of {study}", status == 200, words(answer))
         for name in arguments.bundles:
-            train(server, name, model, where, outcome)
+            train(server, name, model, 0.34, outcome)
+            ask_again(server, name, where, outcome)
     outcome.check("the server stopped", server.process.poll() is not None)
 
     versions = ", ".join(f"{package} {version(package)}" for package in ("monailabel", "monai", "torch", "numpy"))

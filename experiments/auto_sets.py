@@ -21,8 +21,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from common.data.sample import make_sample
 from common.json_files import read_json, write_json
+from tools.dicom_series import write_series
 
 DICE = re.compile(r"^Mean Dice on (\d+) test scans: ([\d.]+)", re.MULTILINE)
 
@@ -81,43 +84,15 @@ def _dicom(made: Path) -> Path:
         shutil.rmtree(draft, ignore_errors=True)
         for scan in sorted((sample / "t1_brain").glob("*.nii.gz")):
             name = scan.name.removesuffix(".nii.gz")
-            _write_series(draft / "series" / name, nib.load(scan), name)
+            image = nib.load(scan)
+            tags = {"PatientID": name, "PatientName": name}
+            write_series(draft / "series" / name, np.asanyarray(image.dataobj), image.affine, tags)
             mask = sample / "structures4" / scan.name
             if mask.is_file():
                 (draft / "masks").mkdir(exist_ok=True)
                 shutil.copy(mask, draft / "masks")
         draft.rename(folder)
     return folder
-
-
-def _write_series(folder: Path, image: nib.Nifti1Image, patient: str) -> None:
-    """Axial slices of a volume as MR images."""
-    import pydicom
-
-    folder.mkdir(parents=True)
-    voxels = np.asanyarray(image.dataobj)
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    study, series, frame = (pydicom.uid.generate_uid() for _ in range(3))
-    for number in range(voxels.shape[2]):
-        file = pydicom.Dataset()
-        file.file_meta = pydicom.dataset.FileMetaDataset()
-        file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = pydicom.uid.MRImageStorage
-        file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-        file.StudyInstanceUID, file.SeriesInstanceUID, file.FrameOfReferenceUID = study, series, frame
-        file.PatientID, file.PatientName, file.Modality, file.SeriesNumber = patient, patient, "MR", 1
-        file.InstanceNumber = number + 1
-        file.PixelSpacing = [f"{spacing[1]:.9g}", f"{spacing[0]:.9g}"]
-        file.SliceThickness = f"{spacing[2]:.9g}"
-        file.ImageOrientationPatient = [f"{v:.9g}" for v in (lps[:3, :2] / spacing[:2]).T.ravel()]
-        file.ImagePositionPatient = [f"{v:.9g}" for v in lps[:3, 3] + number * lps[:3, 2]]
-        file.Columns, file.Rows = voxels.shape[:2]
-        file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
-        file.BitsAllocated = file.BitsStored = 16
-        file.HighBit, file.PixelRepresentation = 15, 1
-        file.PixelData = voxels[:, :, number].T.astype("<i2").tobytes()
-        file.save_as(folder / f"IM{number:04d}", enforce_file_format=True)
 
 
 def _nnunet(made: Path) -> Path:

@@ -340,63 +340,13 @@ def run_ranks(child_path) -> Callable:
 
 @pytest.fixture(scope="session")
 def write_series() -> Callable:
-    """Write a volume as a DICOM series of one file a slice, in the order of the array's last axis.
+    """`tools.dicom_series.write_series`, of CT: slices are rescaled by 1 and -1024."""
+    pytest.importorskip("pydicom", reason="pydicom is not installed (extra dicom)")
+    from tools.dicom_series import write_series
 
-    ``write_series(folder, volume, affine, tags)`` takes voxels of shape (columns, rows, slices) that are whole numbers,
-    the affine in NIfTI's coordinates (its columns at right angles), and tags that every slice gets; it returns the
-    files. Slices are rescaled by 1 and -1024, as CT is.
-    """
-    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed (extra dicom)")
+    ct = {"Modality": "CT", "SeriesDescription": "made by a test", "RescaleSlope": 1, "RescaleIntercept": -1024}
 
     def write(folder: Path, volume: np.ndarray, affine: np.ndarray, tags: dict | None = None) -> list[Path]:
-        folder.mkdir(parents=True, exist_ok=True)
-        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-        spacing = np.linalg.norm(lps[:3, :3], axis=0)
-        shared = {
-            "StudyInstanceUID": pydicom.uid.generate_uid(),
-            "SeriesInstanceUID": pydicom.uid.generate_uid(),
-            "FrameOfReferenceUID": pydicom.uid.generate_uid(),
-            "Modality": "CT",
-            "SeriesDescription": "made by a test",
-            "SeriesNumber": 1,
-            "PatientID": "nobody",
-            "PatientName": "Nobody^At All",
-            **dict.fromkeys(("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"), ""),
-            **dict.fromkeys(("AccessionNumber", "ReferringPhysicianName"), ""),
-            "PixelSpacing": [_decimal(spacing[1]), _decimal(spacing[0])],
-            "ImageOrientationPatient": [_decimal(v) for v in (lps[:3, :2] / spacing[:2]).T.ravel()],
-            "SliceThickness": _decimal(spacing[2]),
-            "Columns": volume.shape[0],
-            "Rows": volume.shape[1],
-            "SamplesPerPixel": 1,
-            "PhotometricInterpretation": "MONOCHROME2",
-            "BitsAllocated": 16,
-            "BitsStored": 16,
-            "HighBit": 15,
-            "PixelRepresentation": 0,
-            "RescaleSlope": 1,
-            "RescaleIntercept": -1024,
-            **(tags or {}),
-        }
-        files = []
-        for k in range(volume.shape[2]):
-            slice_ = pydicom.Dataset()
-            slice_.file_meta = pydicom.dataset.FileMetaDataset()
-            slice_.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-            slice_.SOPClassUID = slice_.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
-            slice_.SOPInstanceUID = slice_.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-            for key, value in shared.items():
-                setattr(slice_, key, value)
-            slice_.InstanceNumber = k + 1
-            slice_.ImagePositionPatient = [_decimal(v) for v in lps[:3, 3] + k * lps[:3, 2]]
-            slice_.PixelData = (volume[:, :, k].T + 1024).astype(np.uint16).tobytes()
-            files.append(folder / f"IM{k:04d}")
-            slice_.save_as(files[-1], enforce_file_format=True)
-        return files
+        return write_series(folder, volume, affine, {**ct, **(tags or {})})
 
     return write
-
-
-def _decimal(value: float) -> str:
-    """As DICOM writes numbers, in 16 characters at most."""
-    return f"{value:.9g}"

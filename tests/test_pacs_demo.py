@@ -27,7 +27,6 @@ def pacs():
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, -1.5, 0, 20], [0, 0, 3, 10], [0, 0, 0, 1]])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_series_is_the_volume_and_the_archive_keeps_it(pacs, tmp_path):
     pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed (extra dicom)")
     from common.dicom import find_series
@@ -35,7 +34,7 @@ def test_the_series_is_the_volume_and_the_archive_keeps_it(pacs, tmp_path):
     volume = np.random.default_rng(0).integers(0, 2001, (9, 7, 5)).astype(np.int16)
     volume[0, 0, 0] = 2000
     nib.save(nib.Nifti1Image(volume, AFFINE), tmp_path / "scan.nii.gz")
-    study, _ = pacs.write_series(tmp_path / "scan.nii.gz", tmp_path / "series", 1)
+    study, _ = pacs.write_study(tmp_path / "scan.nii.gz", tmp_path / "series", 1)
     series = find_series(tmp_path / "series")
     np.testing.assert_allclose(series.affine[:3, 3], (AFFINE @ [0, 0, 0, 1])[:3], atol=1e-4)
     stored = np.stack([pydicom.dcmread(file).pixel_array.T for file in series.files], -1)
@@ -62,7 +61,7 @@ def test_label_maps_are_laid_by_the_frames_positions(pacs, tmp_path):
     labels = np.zeros((9, 7, 5), np.uint8)
     labels[2:4, 1:3, 1:4], labels[5:8, 3:6, 2] = 1, 2
     nib.save(nib.Nifti1Image(labels.astype(np.int16) + 1, AFFINE), tmp_path / "scan.nii.gz")
-    pacs.write_series(tmp_path / "scan.nii.gz", tmp_path / "series", 1)
+    pacs.write_study(tmp_path / "scan.nii.gz", tmp_path / "series", 1)
     series = find_series(tmp_path / "series")
     pred = MetaTensor(labels[None], affine=series.affine, meta={"filename_or_obj": str(tmp_path / "series")})
     layout = KeepFolderTree(str(tmp_path / "out"), str(tmp_path), postfix="seg", extension=".dcm")

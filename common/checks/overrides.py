@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import doctor
+from ..files import nearest_existing
 from ..overlays import order_problems
 from ..peak_memory import record_gpu_peak
 from .refusals import end_with_sentence
@@ -90,9 +91,8 @@ def _output_problems(folder: Any) -> list[str]:
     """A file where the output folder is to be, before anything is loaded."""
     if not isinstance(folder, str) or folder.startswith(("$", "@", "%")):
         return []
-    path = Path(folder)
-    there = next((one for one in (path, *path.parents) if one.exists()), None)
-    if there is None or there.is_dir():
+    there = nearest_existing(folder)
+    if there.is_dir():
         return []
     return [f"output_dir is {folder}, and {there} is a file: give a folder."]
 

@@ -18,7 +18,7 @@ from ..visualize import class_colours
 from .statistics import compare_arms, mean_and_spread
 from .tables import Tables
 
-__all__ = ["draw_all", "metric_name"]
+__all__ = ["draw_all", "metric_name", "metric_title"]
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; the baseline is grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -30,8 +30,7 @@ MIN_SPAN = 0.2
 
 def draw_all(tables: Tables) -> dict[str, tuple[Figure, str]]:
     """Name of each figure -> the figure and its caption."""
-    metric = metric_name(tables.main_metric)
-    metric = metric[0].upper() + metric[1:]
+    metric = metric_title(tables.main_metric)
     drawn = {
         "differences": (
             differences(tables),
@@ -71,6 +70,12 @@ def metric_name(metric: str) -> str:
     """As a reader calls it."""
     known = {"val_mean_dice": "mean Dice", "val_hd95": "HD95 (mm)"}
     return known.get(metric, metric.removeprefix("val_").replace("_", " "))
+
+
+def metric_title(metric: str) -> str:
+    """`metric_name` at the beginning of a sentence."""
+    name = metric_name(metric)
+    return name[0].upper() + name[1:]
 
 
 def plain(name: str) -> str:

@@ -286,6 +286,7 @@ class _Builder:
         self.settings, self.extra_steps, self.chosen = settings, extra_steps, chosen
         self.folds: tuple[int | None, ...] = tuple(range(settings.folds)) if settings.folds else (None,)
         self.pretrained_by_fold: set[str] = set()
+        self.configs: dict[str, BundleConfig] = {}
         self.examples: tuple[dict[str, Any], ...] = ()
         self.places = {
             name: value
@@ -337,8 +338,11 @@ class _Builder:
         # The config itself is the same for one process and for several, whose file needs torchrun's environment.
         files = [file for file in self.files(stage, overlays) if not Path(file).name.startswith("multi_gpu_")]
         override = {**self.places, **override}
-        self.check_ids(stage, override, files)
-        return BundleConfig(files, override, self.settings.bundle)
+        key = json.dumps([stage, files, override], default=str)
+        if key not in self.configs:  # arms share most of them, and a list may take long to read
+            self.check_ids(stage, override, files)
+            self.configs[key] = BundleConfig(files, override, self.settings.bundle)
+        return self.configs[key]
 
     def check_ids(self, stage: str, override: Mapping[str, Any], files: Sequence[str]) -> None:
         """Refuse an override that the run would refuse."""

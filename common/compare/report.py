@@ -13,7 +13,7 @@ from typing import Any
 
 from ..durations import format_duration
 from ..files import atomic_write
-from .figures import draw_all, metric_name
+from .figures import draw_all, metric_name, metric_title
 from .paper import write_paper
 from .statistics import MOST_SEEDS, mean_and_spread
 from .tables import Tables, plural, span
@@ -93,8 +93,7 @@ def _blocks(tables: Tables, pictures: dict[str, Block]):
         if "differences" in pictures:
             yield pictures["differences"]
     for metric, direction in tables.metrics.items() if tables.subjects else ():
-        name = metric_name(metric)
-        yield Block("heading", f"{name[0].upper()}{name[1:]}, {direction} is better")
+        yield Block("heading", f"{metric_title(metric)}, {direction} is better")
         yield _scores_table(tables, metric)
         if tables.pairs:
             yield _differences_table(tables, metric)
@@ -405,11 +404,7 @@ def _cost_table(tables: Tables) -> Block:
         rows.append(
             [
                 arm,
-                "not known (an encoder file)"
-                if arm in tables.made_elsewhere
-                else format_duration(pretraining)
-                if pretraining
-                else "-",
+                "not known (an encoder file)" if arm in tables.made_elsewhere else _spent(pretraining),
                 f"{_spent(sum(train) / len(train))} ({span(steps)} steps)" if train else "-",
                 str(len(train)),
                 _spent(sum(seconds["evaluate"])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import importlib.metadata
 import inspect
@@ -146,9 +147,5 @@ def _files(item: Any) -> list[Any]:
     if path.is_dir():  # a DICOM series
         names = sorted(one for one in path.rglob("*") if one.is_file())
     elif path.suffix.lower() in PARTED:
-        names = sorted(one for one in path.parent.glob(f"{_escaped(path.stem)}.*") if one.is_file())
+        names = sorted(one for one in path.parent.glob(f"{glob.escape(path.stem)}.*") if one.is_file())
     return [[str(one), one.stat().st_size, one.stat().st_mtime_ns] for one in names]
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

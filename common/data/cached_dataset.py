@@ -27,7 +27,7 @@ from monai.transforms import (
 )
 from monai.transforms.utils import reset_ops_id
 
-from ..files import cache_folder
+from ..files import cache_folder, nearest_existing
 from ..memory import available_memory
 from .cache_key import item_key, transforms_key
 from .stored_item import SMALL, NotStorableError, StoredItemError, read_item, write_item
@@ -309,8 +309,7 @@ def _size(value: Any) -> int:
 
 def _room(folder: Path) -> int:
     """Bytes that are free on the disk of a folder, which may not exist yet."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(nearest_existing(folder)).free
 
 
 def _text(size: float) -> str:

@@ -62,6 +62,8 @@ def _number(text: str) -> int:
 
 def _combined(masks: dict[int, Path], path: Path) -> Path:
     """One label image of masks that do not overlap, written once."""
+    if path.is_file() and _holds(path, masks):
+        return path
     labels: np.ndarray | None = None
     first: Any = None
     for number, file in sorted(masks.items()):
@@ -78,10 +80,8 @@ def _combined(masks: dict[int, Path], path: Path) -> Path:
                 "that you want with --structures."
             )
         labels[mask] = number
-    if not path.is_file() or not _holds(path, masks):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, ".nii.gz") as temporary:
-            nib.save(nib.Nifti1Image(labels, first.affine), temporary)
+    with atomic_write(path, ".nii.gz") as temporary:
+        nib.save(nib.Nifti1Image(labels, first.affine), temporary)
     return path
 
 
