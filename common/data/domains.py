@@ -1,9 +1,11 @@
 """Several data sets as domains: what a net with one branch a data set is trained on (Med3D's 3DSeg-8).
 
 A domain is a mapping with a `name`, a `datalist`, and what its labels mean: either `num_classes`, where the masks hold
-0 to `num_classes` - 1 as they are, or `label_scheme` and `task` (see `label_map`). It may state a `dataset_dir` that
-the paths are relative to (by default the datalist's folder), a `label_key`, a `channel` of images with several, and a
-`spacing` in mm in place of the median of its scans. The number of a domain in its list is that of its branch.
+0 to `num_classes` - 1 as they are, or `label_scheme` and `task` (see `label_map`); with `surroundings`, what surrounds
+the brain in that scheme, such as skull and scalp, are classes of their own behind the task's. It may state a
+`dataset_dir` that the paths are relative to (by default the datalist's folder), a `label_key`, a `channel` of images
+with several, and a `spacing` in mm in place of the median of its scans. The number of a domain in its list is that of
+its branch.
 """
 
 from __future__ import annotations
@@ -19,9 +21,20 @@ import numpy as np
 from ..checks import renamed_sentence
 from ..nifti import NiftiError, is_nifti, nifti_affine
 from .datalist import SECTIONS, DatalistError, Item, Items, load_datalist, read_datalist
-from .label_maps import label_map
+from .label_maps import label_map, surrounding_labels
 
-KEYS = ("name", "datalist", "dataset_dir", "label_key", "num_classes", "label_scheme", "task", "channel", "spacing")
+KEYS = (
+    "name",
+    "datalist",
+    "dataset_dir",
+    "label_key",
+    "num_classes",
+    "label_scheme",
+    "task",
+    "surroundings",
+    "channel",
+    "spacing",
+)
 
 _OPPOSITE = {"L": "R", "P": "A", "I": "S"}
 
@@ -119,7 +132,10 @@ def domain_label_maps(domains: Sequence[Domain]) -> dict[str, dict[int, list[int
         if "num_classes" in domain:
             maps[domain["name"]] = {number: [number] for number in range(domain["num_classes"])}
         else:
-            maps[domain["name"]] = label_map(domain["label_scheme"], domain["task"])
+            groups = label_map(domain["label_scheme"], domain["task"])
+            around = surrounding_labels(domain["label_scheme"]) if domain.get("surroundings") else []
+            groups |= {len(groups) + number: [label] for number, label in enumerate(around)}
+            maps[domain["name"]] = groups
     return maps
 
 

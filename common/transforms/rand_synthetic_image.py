@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,11 +30,17 @@ class RandSyntheticImaged(Randomizable, MapTransform):
             be segmented (skull, scalp). None draws from ``label_key``.
         deformation: moves label maps; None leaves them as they are.
         contrast: draws images from label maps.
+        normalize: the transform of items with an ``image`` by which scans are brought to the intensities that the
+            network sees, such as ``common.transforms.NormalizeForegroundd``; None leaves images in 0..1.
         prob: probability of a synthetic image; otherwise the item stays as it is.
+        domains: names of the domains whose items get synthetic images; those of others stay as they are. None takes
+            all items, of whatever domain.
+        domain_key: key of an item that names its domain.
+        keep_uniform: leave items of fewer than two labels as they are, such as crops of air, instead of refusing them.
 
     Raises:
         ValueError: the item has no such label map, it has fewer than two labels or more than one channel, or the source
-            is not on its grid.
+            is not on its grid; ``domains`` are given and the item names none.
     """
 
     def __init__(
@@ -44,17 +50,31 @@ class RandSyntheticImaged(Randomizable, MapTransform):
         source_key: str | None = None,
         deformation: Callable[[torch.Tensor], torch.Tensor] | None = None,
         contrast: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        normalize: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]] | None = None,
         prob: float = 1.0,
+        domains: Sequence[str] | None = None,
+        domain_key: str = "domain",
+        keep_uniform: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys=True)
         if not 0 <= prob <= 1:
             raise ValueError(f"prob is a probability between 0 and 1, not {prob}.")
         self.label_key, self.source_key, self.prob = label_key, source_key or label_key, prob
         self.deformation = deformation
-        self.contrast = contrast or SyntheticContrast()
+        self.contrast, self.normalize = contrast or SyntheticContrast(), normalize
+        self.domains, self.domain_key = None if domains is None else tuple(domains), domain_key
+        self.keep_uniform = keep_uniform
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
+        if self.domains is not None:
+            if self.domain_key not in d:
+                raise ValueError(
+                    f"The item has no {self.domain_key!r}, by which images of {', '.join(self.domains)} alone are "
+                    "drawn: read the items with common.data.load_domains."
+                )
+            if d[self.domain_key] not in self.domains:
+                return d
         if self.R.rand() >= self.prob:
             return d
         for needed in (self.label_key, self.source_key):
@@ -68,7 +88,9 @@ class RandSyntheticImaged(Randomizable, MapTransform):
                 f"{name} has the shape {list(source.shape)}, the label {list(label.shape)}: images are drawn from "
                 "label maps of one channel on one grid."
             )
-        if source.clamp_min(0).min() == source.max():
+        if source.clamp_min(0).min() == source.clamp_min(0).max():
+            if self.keep_uniform:
+                return d
             raise ValueError(
                 f"{name} holds no label but {int(source.max())}: images are drawn from two labels or more."
             )
@@ -81,6 +103,8 @@ class RandSyntheticImaged(Randomizable, MapTransform):
                 label, source, counted = self.deformation(maps[None])[0][:, None]  # 0 where they come from outside
             label = label.where(counted != 0, IGNORED)
             images = {key: self.contrast(source[None])[0] for key in self.keys}
+        if self.normalize is not None:
+            images = {key: torch.as_tensor(self.normalize({"image": image})["image"]) for key, image in images.items()}
         d[self.label_key] = _like(label, d[self.label_key])
         for key, image in images.items():
             d[key] = _like(image, d.get(key, d[self.label_key]))

@@ -373,3 +373,29 @@ def test_deterministic_transforms_are_cached(run, tmp_path):
         first = transforms.get_index_of_first(lambda step: hasattr(step, "R"))
         after = [type(step).__name__ for step in transforms.transforms[first:]]
         assert after == ["RandCropByPosNegLabeld", "DeleteItemsd"]
+
+
+def test_synthetic_images_are_a_domain_of_their_own(run, tmp_path):
+    """Drawn anew each time from label maps of the sample; validation sees the same ones, and scans stay as they are."""
+    files = ("pretrain.json", "datasets/sample.json", "datasets/synthetic.json")
+    settings = {"synthetic_spacing": [4.0] * 3, "batches_per_epoch": 3, "cache": "memory", "output_dir": str(tmp_path)}
+    workflow = run(*files, **settings)
+    _, record = read_encoder(tmp_path / "encoder.safetensors")
+    assert list(record["preparation"]["spacing"]) == ["heads", "lesions", "synthetic"]
+    assert [Path(path).name for path in record["data"]] == ["skull.json", "lesion.json", "anatomy.json"]
+    parser = workflow.parser
+    assert parser.get_parsed_content("branch_classes") == [2, 4, 36]  # 33 structures, skull and scalp
+    for part, fixed in (("train", False), ("validate", True)):
+        dataset = parser.get_parsed_content(f"{part}#dataset")
+        numbers = {item["domain"]: number for number, item in reversed(list(enumerate(dataset.data)))}
+        drawn, scan = numbers["synthetic"], numbers["heads"]
+        made = [dataset[drawn] for _ in range(2)]
+        made = [item[0] if isinstance(item, list) else item for item in made]
+        assert not torch.equal(made[0]["image"], made[1]["image"])
+        for item in made:
+            assert item["image"].shape == item["label"].shape and len(item["label"].unique()) > 5
+            assert abs(item["image"].mean()) < 3 and 0.3 < item["image"].std() < 3  # as scans, not in 0..1
+        if fixed:
+            assert torch.equal(dataset[scan]["image"], dataset[scan]["image"])
+            seeds = [h for h in parser.get_parsed_content("validate#handlers") if type(h).__name__ == "EpochSeed"]
+            assert [seed.fixed for seed in seeds] == [True]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from common.transforms import RandomDeformation, RandSyntheticImaged, SyntheticContrast
+from common.transforms import NormalizeForegroundd, RandomDeformation, RandSyntheticImaged, SyntheticContrast
 
 
 @pytest.fixture
@@ -100,3 +100,28 @@ def test_what_it_cannot_draw_from_is_refused(item):
         RandSyntheticImaged()({"label": torch.ones(2, 8, 8, 8)})
     with pytest.raises(ValueError, match="prob"):
         RandSyntheticImaged(prob=2)
+
+
+def test_items_of_other_domains_stay_as_they_are(item):
+    transform = RandSyntheticImaged(domains=["maps"])
+    item["domain"] = "scans"
+    assert transform(item)["image"] is item["image"] and transform(item)["label"] is item["label"]
+    item["domain"] = "maps"
+    assert not torch.equal(transform(item)["image"], item["image"])
+    del item["domain"]
+    with pytest.raises(ValueError, match="no 'domain', by which images of maps alone are drawn"):
+        transform(item)
+
+
+def test_drawn_images_are_brought_to_the_intensities_of_scans(item):
+    transform = RandSyntheticImaged(normalize=NormalizeForegroundd("image", foreground="all"))
+    image = transform(item)["image"]
+    torch.testing.assert_close(image.mean().item(), 0.0, atol=1e-4, rtol=0)
+    torch.testing.assert_close(image.std().item(), 1.0, atol=1e-2, rtol=0)
+    assert isinstance(image, MetaTensor) and image.meta["filename_or_obj"] == "case.nii.gz"
+
+
+@pytest.mark.parametrize("value", [0, 1, -1])
+def test_a_crop_of_one_label_may_stay_as_it_is(item, value):
+    item["label"] = torch.full_like(item["label"], value)
+    assert RandSyntheticImaged(keep_uniform=True)(item)["image"] is item["image"]
