@@ -27,9 +27,9 @@ class CheckScand(MapTransform):
 
     Args:
         keys: images.
-        model: file of the model (`model.pt`, or the traced net beside it where there is no `model.pt`), or an exported
-            net with a `record`, such as `OnnxNet`. Where its record has no fingerprint, nothing is compared, and the
-            log says so once.
+        model: file of the model (`model.pt`, or the traced net beside it where there is no `model.pt`), an encoder file
+            with the last layers or the name of one that comes along, or an exported net with a `record`, such as
+            `OnnxNet`. Where its record has no fingerprint, nothing is compared, and the log says so once.
         accepted: take scans that would be refused, with a warning.
         allow_missing_keys: whether items may lack keys.
 
@@ -41,7 +41,9 @@ class CheckScand(MapTransform):
         self, keys: KeysCollection, model: Any, accepted: bool = False, allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.model = Path(model).absolute() if isinstance(model, str | os.PathLike) else "the model"
+        self.model = "the model"
+        if isinstance(model, str | os.PathLike):  # a name, or a path of today's folder
+            self.model = os.fspath(model) if not Path(model).suffix else os.path.abspath(model)
         self.accepted = accepted
         self._record: Mapping[str, Any] | None = getattr(model, "record", None)
         self._fingerprint: Fingerprint | None = None
@@ -79,13 +81,21 @@ class CheckScand(MapTransform):
     def _read(self) -> Fingerprint | None:
         record = self._record
         if record is None:
-            path = Path(self.model)
-            file = next((one for one in (path, path.with_suffix(".ts")) if one.is_file()), None)
-            # A name of weights that come along, or a file that is not there, which loading says.
-            record = {} if file is None else stored_record(file)
+            record = _record_of(self.model)
         fingerprint = fingerprint_in(record)
         if fingerprint is None:
             logger.info(
                 "%s says nothing of the scans that it was trained on: no scan is compared with them.", self.model
             )
         return fingerprint
+
+
+def _record_of(model: str) -> Mapping[str, Any]:
+    from ..weights.encoder_file import read_record  # imports this module
+    from ..weights.shipped import shipped_encoders
+
+    path = Path(model)
+    if model in shipped_encoders() or (path.suffix == ".safetensors" and path.is_file()):
+        return read_record(model)
+    file = next((one for one in (path, path.with_suffix(".ts")) if one.is_file()), None)
+    return {} if file is None else stored_record(file)  # that there is no file is for loading to say

@@ -1,5 +1,5 @@
 """``python -m common.weights list``, ``check FILE``, ``convert SOURCE OUTPUT``, ``show FILE``, ``prepare FILE OUT``,
-``model FILE OUT``."""
+``model FILE OUT``, ``fingerprint FILE SCANS OUT``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from ..checkpoint_file import read_checkpoint
 from ..command_line import run_command
+from ..data.image_list import list_images
+from ..fingerprint import FingerprintInTheMaking, fingerprint_in
 from .check import check, published
 from .convert import convert
-from .encoder_file import read_encoder
+from .encoder_file import read_encoder, write_state
 from .model_file import save_model
 from .prepare import prepare
 
@@ -74,8 +78,36 @@ def model(path: str, output: str) -> str:
             f"{path} has no last layers, which tell classes: fine-tune it with configs/train.json, or pre-train "
             "with presets/whole_net.json."
         )
-    save_model(state, output, {name: record[name] for name in ("preparation", "scans") if name in record})
+    save_model(
+        state, output, {name: record[name] for name in ("preparation", "scans", "fingerprint") if name in record}
+    )
     return f"{output} tells the classes of {task}."
+
+
+def fingerprint(path: str, scans: str, output: str) -> str:
+    """Note in a model's file what scans it is for, where it does not say, so that inference refuses others.
+
+    Files of earlier versions and of elsewhere lack it, and so do those of nets that were trained on no scans.
+
+    Args:
+        path: a ``model.pt``, or an encoder file that holds the last layers.
+        scans: folder of scans like those that the net was trained on; up to 50 of them are read.
+        output: the same model with its fingerprint, in the format of ``path``.
+
+    Raises:
+        FileNotFoundError, ValueError: as reading does; the file has a fingerprint, or no scan can be read.
+    """
+    is_encoder = Path(path).suffix != ".pt"
+    state, record = read_encoder(path) if is_encoder else read_checkpoint(path)
+    if fingerprint_in(record) is not None:
+        raise ValueError(f"{path} has a fingerprint of the scans that it was trained on already.")
+    items = list_images(scans)
+    made = FingerprintInTheMaking(items).record()
+    if not made:
+        raise ValueError(f"none of the {len(items)} scans in {scans} can be read.")
+    write = write_state if is_encoder else save_model
+    write(state, output, {**record, **made})
+    return f"{output} is for scans like the {made['fingerprint']['scans']} that were read of {scans}."
 
 
 @functools.wraps(convert)
@@ -92,5 +124,6 @@ if __name__ == "__main__":
         "show": show,
         "prepare": prepare,
         "model": model,
+        "fingerprint": fingerprint,
     }
     run_command(commands, "python -m common.weights")
