@@ -342,6 +342,17 @@ def test_two_stages(run, liver, cohort, one_test_scan, caplog):
     assert check_masks(folder / "blind", cohort, one_test_scan / "skull.json") == {0}
 
 
+@pytest.mark.parametrize("coarse", ["keen", "blind"])
+def test_the_fine_net_may_be_chosen_by_both_stages(run, liver, tmp_path, coarse):
+    """In boxes that the coarse net finds, not in true ones: where it finds nothing, no fine net is good."""
+    folder, own = liver
+    overlays = ("datasets/sample.json", "tasks/liver_fine.json", "tasks/liver_two_stage.json")
+    own = own | {"coarse_model_path": str(folder / f"{coarse}.pt"), "coarse_size": [32] * 3, "margin": 2}
+    parser = trained(run, tmp_path, *overlays, **own).parser
+    dice = parser.get_parsed_content("validate#evaluator").state.metrics["val_mean_dice"]
+    assert (dice > 0.01) == (coarse == "keen")
+
+
 def test_medicalnet_demo(run, cohort, one_test_scan, tmp_path):
     """The published code's pre-processing, head and optimiser."""
     overlays = ("datasets/sample.json", "presets/medicalnet_demo.json")

@@ -64,6 +64,19 @@ def test_dense_aspp_on_2048_channels(hidden, growth, millions):
     assert sum(parameter.numel() for parameter in blocks.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
+def test_settings_of_pretraining():
+    """Chen et al., arXiv 1904.00625, section 4.1: cross-entropy, SGD at 0.1 with momentum 0.9 and decay 0.001."""
+    assert parsed("pretrain.json")["task_loss"] == parsed("train.json")["task_loss"]
+    assert type(parsed("pretrain.json").get_parsed_content("loss")).__name__ == "VoxelCrossEntropy"
+    loss = parsed("pretrain.json", "presets/dice_cross_entropy.json").get_parsed_content("loss")
+    assert type(loss).__name__ == "DiceCrossEntropy"
+    parser = parsed("pretrain.json", "presets/sgd.json")
+    parser["network"] = torch.nn.Linear(2, 2)
+    optimizer = parser.get_parsed_content("optimizer")
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert [optimizer.defaults[key] for key in ("lr", "momentum", "weight_decay")] == [0.1, 0.9, 0.001]
+
+
 def test_3dseg8():
     """The eight sets, by default; classes with background as the Decathlon's `dataset.json` have them."""
     parser = parsed("pretrain.json")
