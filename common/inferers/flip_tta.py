@@ -5,10 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.inferers import SlidingWindowInferer
 from torch.nn import functional as F
 
+from ..gathered import drop_pages
+from .sliding_window import SlidingWindowInferer
+
 __all__ = ["MirroredSlidingWindowInferer"]
+
+
+ROWS = 8
 
 
 class MirroredSlidingWindowInferer(SlidingWindowInferer):
@@ -48,4 +53,8 @@ class MirroredSlidingWindowInferer(SlidingWindowInferer):
             return total / len(flips)
 
         probability: Any = super().__call__(inputs, mirrored, *args, **kwargs)
-        return probability.clamp(min=torch.finfo(torch.float32).tiny).log()
+        values = probability.as_tensor() if hasattr(probability, "as_tensor") else probability
+        for rows in values.split(ROWS, dim=2):  # in place: a prediction may be larger than memory
+            rows.clamp_(min=torch.finfo(torch.float32).tiny).log_()
+            drop_pages(values)
+        return probability

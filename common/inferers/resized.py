@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer
-from monai.utils import convert_to_dst_type
 from torch.nn import functional as F
+
+from ..gathered import drop_pages, gathered
+from .sliding_window import with_meta
 
 __all__ = ["ResizedInferer"]
 
@@ -31,5 +33,9 @@ class ResizedInferer(Inferer):
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         image = F.interpolate(image, self.spatial_size, mode="area")
         logits = network(image, *args, **kwargs).float()
-        logits = F.interpolate(logits, inputs.shape[2:], mode="trilinear", align_corners=False)
-        return convert_to_dst_type(logits, inputs, dtype=torch.float32)[0]
+        made = gathered((*logits.shape[:2], *inputs.shape[2:]), logits.dtype, logits.device)
+        for number in range(logits.shape[1]):  # a class at a time, so that all are never in memory
+            part = logits[:, number : number + 1]
+            made[:, number : number + 1] = F.interpolate(part, inputs.shape[2:], mode="trilinear", align_corners=False)
+            drop_pages(made)
+        return with_meta(made, inputs)

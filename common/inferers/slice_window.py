@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 
+from ..gathered import drop_pages, gathered
+
 __all__ = ["SliceWindowInferer"]
 
 
@@ -70,8 +72,10 @@ class SliceWindowInferer(Inferer):
             if prediction is None:
                 device = inputs.device if self.device is None else torch.device(self.device)
                 wide = torch.promote_types(made.dtype, torch.float32)
-                prediction = torch.empty(*made.shape[:-1], depth, dtype=wide, device=device)
+                # Slices first, so that those of a run lie together.
+                prediction = gathered((depth, *made.shape[:-1]), wide, device).movedim(0, -1)
             prediction[..., written] = made[..., : len(written)].to(prediction)
+            drop_pages(prediction)
         assert prediction is not None
         return prediction
 

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 from monai.transforms import generate_spatial_bounding_box
-from monai.utils import convert_to_dst_type, ensure_tuple_rep
+from monai.utils import ensure_tuple_rep
 from torch import nn
 
+from ..gathered import drop_pages, gathered
 from ..preparation import check_images
 from ..transforms.largest_component import largest_component
 from ..volumes import volume_name
 from ..weights.model_file import load_model
+from .sliding_window import with_meta
 
 __all__ = ["TwoStageInferer"]
 
@@ -90,7 +92,10 @@ class TwoStageInferer(Inferer):
         images = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         with torch.no_grad():
             found = self.coarse_inferer(images, self.coarse_network).argmax(1) > 0
-        logits = images.new_full((len(images), self.num_classes, *images.shape[2:]), -OUTSIDE, dtype=torch.float32)
+        logits = gathered((len(images), self.num_classes, *images.shape[2:]), torch.float32, images.device)
+        for channel in logits.unbind(1):
+            channel.fill_(-OUTSIDE)
+            drop_pages(logits)
         logits[:, 0] = OUTSIDE
         for number, mask in enumerate(found):
             box = self._box(mask)
@@ -110,7 +115,8 @@ class TwoStageInferer(Inferer):
             padded[inside] = crop
             result = self.fine_inferer(padded[None], network, *args, **kwargs)[0].float()
             logits[number][place] = result[inside]
-        return convert_to_dst_type(logits, inputs, dtype=torch.float32)[0]
+            drop_pages(logits)
+        return with_meta(logits, inputs)
 
     def _judge(self, record: Mapping[str, Any]) -> None:
         check_images(self.coarse_path, record, self.preprocessing, self.accept_preparation)

@@ -32,6 +32,7 @@ from .random_shapes import RandomShapes
 from .random_strip import RandomStrip
 from .save_dicom_seg import SaveDicomSegd
 from .save_volume import SaveVolumed
+from .scan_labels import ScanLabelsd
 from .select_channel import SelectChanneld
 from .spacing import Spacingd
 from .stored_grid import StoredGridd
@@ -77,6 +78,7 @@ __all__ = [
     "SaveDicomSegd",
     "SaveVolumed",
     "ScaleForegroundPercentilesd",
+    "ScanLabelsd",
     "SelectChanneld",
     "Spacingd",
     "StoredGridd",

@@ -6,6 +6,7 @@ from typing import Any
 import nibabel as nib
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import (
     Activations,
     Compose,
@@ -16,7 +17,9 @@ from monai.transforms import (
     allow_missing_keys_mode,
 )
 
+from ..gathered import drop_pages, gathered
 from ..volumes import format_shape, volume_name
+from .scan_grid import ScanGrid
 
 
 class StoredGridd(MapTransform):
@@ -49,7 +52,7 @@ class StoredGridd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.enabled, self.label_key = enabled, label_key
+        self.enabled, self.image_key, self.label_key = enabled, image_key, label_key
         self._softmax = Activations(softmax=True)
         self._invert = Invertd(keys, transform, image_key, nearest_interp=False, allow_missing_keys=allow_missing_keys)
         self._load = []
@@ -63,9 +66,17 @@ class StoredGridd(MapTransform):
         d = dict(data)
         if not self.enabled:
             return d
+        grid = ScanGrid.of(d[self.image_key])
         for key in self.key_iterator(d):
-            d[key] = self._softmax(d[key])
-        d = self._invert(d)
+            if grid is None:
+                d |= self._invert({self.image_key: d[self.image_key], key: self._softmax(d[key])})
+                continue
+            scores = d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key]
+            made = gathered((len(scores), *grid.shape), device=scores.device)
+            for rows, probabilities in grid.slabs(scores):
+                made[:, rows] = probabilities
+                drop_pages(made)
+            d[key] = grid.turned(made)
         label = self._stored(d)
         for key in self.key_iterator(d):
             if nib.aff2axcodes(label.affine) != nib.aff2axcodes(
