@@ -78,8 +78,8 @@ class SlidingWindowInferer(MonaiSlidingWindowInferer):
             drop_pages(total)
         assert total is not None
         self._divide(total, weight, windows)
-        inside = tuple(slice(start, start + side) for start, side in zip(before, size, strict=True))
-        return total[(slice(None), slice(None), *inside)]
+        inside = [slice(start, start + side) for start, side in zip(before, size, strict=True)]
+        return total[tuple([slice(None), slice(None), *inside])]
 
     @staticmethod
     def _divide(total: torch.Tensor, weight: torch.Tensor, windows: Sequence[tuple[slice, ...]]) -> None:

@@ -41,7 +41,7 @@ class ScanLabelsd(Invertd):
             grid = ScanGrid.of(d[original])
             if grid is None:
                 whole = super().__call__({original: d[original], key: self._softmax(d[key])})[key]
-                d[key] = self._argmax(whole).to(dtype)
+                d[key] = torch.as_tensor(self._argmax(whole)).to(dtype)
                 continue
             labels = torch.empty(1, *grid.shape, dtype=dtype, device=d[key].device)
             scores = torch.as_tensor(d[key]).detach()
