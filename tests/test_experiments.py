@@ -30,14 +30,19 @@ def test_the_histogram_tells_ages_that_only_intensities_tell(tmp_path, capsys):
         image[1:11, 1:11, 1:11] = brain.reshape(10, 10, 10)
         for kind, array in (("image", image), ("label", (image > 0).astype(np.uint8))):
             nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{kind}{number}.nii.gz")
+        found = np.where(image > 0.55, 3, (image > 0).astype(int)).astype(np.uint8)
+        found[1, 1, 1:3] = 2, 4  # tissues without a meaning here
+        nib.save(nib.Nifti1Image(found, np.eye(4)), tmp_path / f"image{number}_seg.nii.gz")
         item = {"image": f"image{number}.nii.gz", "label": f"label{number}.nii.gz", "age": age, "subject": str(number)}
         lists["training" if number < 25 else "validation" if number < 28 else "test"].append(item)
     (tmp_path / "ixi.json").write_text(json.dumps({"name": "made up", **lists}))
     (tmp_path / "settings.json").write_text(json.dumps({"fractions": [1.0], "seeds": [0, 1]}))
-    experiment("ixi_age_references").main(str(tmp_path / "settings.json"), str(tmp_path), bins=16)
+    experiment("ixi_age_references").main(
+        str(tmp_path / "settings.json"), str(tmp_path), bins=16, maps=str(tmp_path)
+    )
     cells = capsys.readouterr().out.splitlines()[1].replace("±", " ").split()
-    labels, constant, volumes, intensities = cells[0], *map(float, cells[1::2])
-    assert labels == "25" and intensities < 4 and min(constant, volumes) > 8
+    labels, constant, volumes, intensities, tissues = cells[0], *map(float, cells[1::2])
+    assert labels == "25" and max(intensities, tissues) < 4 and min(constant, volumes) > 8
 
 
 def test_the_paired_t_test_of_the_paper(tmp_path):
