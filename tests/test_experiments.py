@@ -37,9 +37,7 @@ def test_the_histogram_tells_ages_that_only_intensities_tell(tmp_path, capsys):
         lists["training" if number < 25 else "validation" if number < 28 else "test"].append(item)
     (tmp_path / "ixi.json").write_text(json.dumps({"name": "made up", **lists}))
     (tmp_path / "settings.json").write_text(json.dumps({"fractions": [1.0], "seeds": [0, 1]}))
-    experiment("ixi_age_references").main(
-        str(tmp_path / "settings.json"), str(tmp_path), bins=16, maps=str(tmp_path)
-    )
+    experiment("ixi_age_references").main(str(tmp_path / "settings.json"), str(tmp_path), bins=16, maps=str(tmp_path))
     cells = capsys.readouterr().out.splitlines()[1].replace("±", " ").split()
     labels, constant, volumes, intensities, tissues = cells[0], *map(float, cells[1::2])
     assert labels == "25" and max(intensities, tissues) < 4 and min(constant, volumes) > 8
