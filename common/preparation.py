@@ -43,6 +43,7 @@ from .transforms.select_channel import SelectChanneld
 
 __all__ = [
     "FORMAT_VERSION",
+    "PREPARED",
     "Preparation",
     "check_images",
     "check_preparation",
@@ -71,6 +72,8 @@ IDS = {
     "task": "task",
 }
 """Compared fields, and the config id that mostly sets each."""
+PREPARED = ("spacing", "orientation", "intensity")
+"""Fields that are ids of the bundles, too, which ``prepare_as`` sets (``common.weights.prepare``)."""
 RANGES = (("b_min", "b_max"), ("minv", "maxv"))
 """Arguments of transforms that scale images to a range."""
 NOT_ARGUMENTS = ("allow_missing_keys", "dtype", "lazy")
@@ -211,16 +214,23 @@ def check_images(
         check_preparation(path, record, preparation_record(preprocessing, task=task), accepted)
 
 
-def refuse_preparation(path: Any, differences: Sequence[str], accepted: bool) -> None:
+def refuse_preparation(path: Any, differences: Sequence[str], accepted: bool, what: str = "model") -> None:
     """Refuse the weights of ``path``, made of images that were prepared in another way, unless that is ``accepted``.
 
+    Args:
+        path: of the file, or what messages call the weights.
+        differences: of ``compare_preparation``.
+        accepted: whether they are taken over.
+        what: by which word ``prepare_as`` knows the weights.
+
     Raises:
-        ValueError: with the differences (``compare_preparation``), of which there are some.
+        ValueError: with the differences, of which there are some.
     """
     if differences and not accepted:
         raise ValueError(
             f"{path} is of images prepared in another way: {' '.join(differences)} Set these ids, or the overlays that "
-            "set them, as in its training, or take the differences over with --accept_preparation True."
+            f"set them, as in its training (--prepare_as {what} sets {', '.join(PREPARED[:2])} and {PREPARED[2]}), or "
+            "take the differences over with --accept_preparation True."
         )
 
 

@@ -20,7 +20,15 @@ from ..overlays import order_problems
 from ..peak_memory import record_gpu_peak
 from .refusals import end_with_sentence
 from .renamed import renamed_problems, renamed_sentence
-from .running import Command, load_config, runner_arguments, running_command, split_id, tracking_settings
+from .running import (
+    Command,
+    load_config,
+    runner_arguments,
+    running_command,
+    running_workflow,
+    split_id,
+    tracking_settings,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +63,20 @@ def check_overrides() -> None:
     command line, and those in ``--args_file``, with the ids of the named config files. It also checks that MONAI and
     torch are recent enough and that the settings of ``--tracking`` fit the config, and sees to it that a later error
     ends the output with what it says: MONAI's own last line only names the step of the config. What this package
-    refuses comes without a traceback. Outside of that command (also in a workflow made in Python) it does nothing.
+    refuses comes without a traceback. Outside of that command (also in a workflow made in Python) it does none of this.
+
+    Both there and in a workflow made in Python it does what the id ``prepare_as`` says
+    (``common.weights.prepare.prepare_as``).
 
     Put it first in ``initialize``: ``{"_target_": "common.checks.check_overrides"}``.
 
     Raises:
         SystemExit: with one sentence a problem, so that the command ends with it instead of a traceback.
+        FileNotFoundError, ValueError: in a workflow made in Python, as ``prepare_as``.
     """
     command = running_command()
     if command is None:
+        _prepare([])
         return
     sys.excepthook = end_with_sentence
     record_gpu_peak()
@@ -83,8 +96,21 @@ def check_overrides() -> None:
     problems += order_problems(command.files, ["#".join(split_id(key)) for key in command.overrides])
     if problems:
         raise SystemExit("\n".join(problems))
+    try:
+        _prepare([split_id(key)[0] for key in command.overrides])
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
     if "datalist" in command.overrides and not _is_read("datalist", config):
         logger.warning("--datalist changes nothing: what %s reads is the id `pretrain_datalist`.", names)
+
+
+def _prepare(given: Collection[str]) -> None:
+    """What ``prepare_as`` says, in a workflow that has the id."""
+    workflow = running_workflow()
+    if workflow is not None and workflow.parser.get("prepare_as"):
+        from ..weights.prepare import prepare_as
+
+        prepare_as(workflow.parser, given)
 
 
 def _output_problems(folder: Any) -> list[str]:

@@ -39,7 +39,31 @@ def running_config() -> dict[str, Any] | None:
     parser = ConfigParser(config=load_config(command.files))
     accepted = runner_arguments(command.tracking) - set(PLACES)
     parser.update({key: value for key, value in command.overrides.items() if key not in accepted})
-    return parser.get()
+    workflow = running_workflow()
+    if workflow is not None and parser.get("prepare_as"):  # which set these ids when the run began
+        from ..preparation import PREPARED
+
+        for name in PREPARED:
+            if name in parser:
+                parser[name] = workflow.parser[name]
+    config: dict[str, Any] = parser.get()
+    return config
+
+
+def running_workflow() -> Any:
+    """The ``ConfigWorkflow`` that a function of its config is called by, None outside of one.
+
+    MONAI hands its parser to nobody, so it is looked for among the callers.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    frame = inspect.currentframe()
+    while frame is not None:
+        found = frame.f_locals.get("self")
+        if isinstance(found, ConfigWorkflow):
+            return found
+        frame = frame.f_back
+    return None
 
 
 def config_digest() -> str | None:

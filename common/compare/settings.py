@@ -179,7 +179,8 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         validations: validations during a fine-tuning; the best is kept. Nine or more tell whether it had converged.
         config_file: overlays for every stage.
         dataset_dir, datalist: the config ids, for every stage.
-        override: ids and values of fine-tuning and evaluation: a mapping, or text ``id=value id=value``.
+        override: ids and values of fine-tuning and evaluation: a mapping, or text ``id=value id=value``. With
+            ``prepare_as`` (``encoder`` in an arm that has a file, or any file) come the ids that its record states.
         pretrain_override: the same for pre-training.
         probe: targets of representation probes: ``label``, ``age``, ``diagnosis``; true is ``label``.
         examples: test volumes to show, as the nets of the first seed and the fewest labels see them: the worst, the
@@ -293,7 +294,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
             "--devices runs several runs of one process each, --processes one run of several: choose one."
         )
     _check_overrides_are_not_ours(result)
-    return result
+    return _with_preparation(result)
 
 
 def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, bases: tuple[Path, Path]) -> tuple[Arm, ...]:
@@ -524,6 +525,26 @@ def _check_overrides_are_not_ours(settings: Settings) -> None:
         for key in ("output_dir", "resume", *(["seed"] if per_seed else [])):
             if key in mapping:
                 raise CompareError(f"{key!r} cannot be an override, the comparison sets it: use {OWN[key]}.")
+
+
+def _with_preparation(settings: Settings) -> Settings:
+    """The overrides with the ids that ``prepare_as`` stands for, which evaluation and the examples have, too."""
+    if not any("prepare_as" in mapping for mapping in (settings.override, *(arm.override for arm in settings.arms))):
+        return settings
+    from ..weights.prepare import with_preparation
+
+    known = read_json(settings.bundle / "configs" / "train.json")
+    arms = []
+    try:
+        override = with_preparation(settings.override, known)
+    except (OSError, ValueError) as error:
+        raise CompareError(f"--override: {error} An arm with an encoder file may have `encoder` in its own.") from error
+    for arm in settings.arms:
+        try:
+            arms.append(replace(arm, override=with_preparation(arm.override, known, arm.encoder)))
+        except (OSError, ValueError) as error:
+            raise CompareError(f"Arm {arm.name!r}: {error}") from error
+    return replace(settings, override=override, arms=tuple(arms))
 
 
 def is_factor(value: Any) -> bool:

@@ -52,10 +52,19 @@ def apply_overlays(base: Mapping[str, Any], overlays: Sequence[Mapping[str, Any]
 
 
 def changed_configs(bundle: Path, files: Sequence[Path], override: Mapping[str, Any]) -> dict[str, str]:
-    """Text of the config files that overlays change, by file name."""
+    """Text of the config files that overlays change, by file name.
+
+    Raises:
+        FileNotFoundError, ValueError: an overlay is missing, changes nothing or cannot be applied; ``prepare_as`` of
+            ``override`` names no file with a record.
+    """
     if not files and not override:
         return {}
     folder = bundle / "configs"
+    if "prepare_as" in override:  # the file that it names may not come along
+        from ..weights.prepare import with_preparation
+
+        override = with_preparation(override, read_json(folder / "inference.json", {}))
     found = [find_overlay(path, bundle) for path in files]
     problems = order_problems(found, override)
     if problems:

@@ -57,8 +57,7 @@ def check(path: str) -> str:
         return (
             f"{path} is an encoder file: {record.get('method')}, {_describe(architecture)}.\n"
             f"{_takers(architecture)}"
-            f"Fine-tune it with --pretrained_encoder {path}, on images prepared as its own: python -m common.weights "
-            f"prepare {path} encoder.json."
+            f"Fine-tune it with --pretrained_encoder {path}, on images prepared as its own: --prepare_as encoder."
         )
     foreign = read_source(file)
     try:

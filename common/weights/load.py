@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..data.seen import refuse_seen
-from ..preparation import compare_preparation, field_text, preparation_record, refuse_preparation
+from ..preparation import PREPARED, compare_preparation, field_text, preparation_record, refuse_preparation
 from ..volumes import and_more
 from .adapt import adapt_channels, match_position_form, resample_positions, token_grid
 from .encoder_file import read_encoder
@@ -131,7 +131,7 @@ def load_encoder(
     one_size = any("position_embeddings" in name for name in target)  # a ViT's
     if one_size and made_size and spatial_size is not None and list(made_size) != list(spatial_size):
         differences.append(f"it was made with spatial_size {list(made_size)}, the images have {list(spatial_size)}.")
-    refuse_preparation(path, differences, accept_preparation)
+    refuse_preparation(path, differences, accept_preparation, "encoder")
     report.warnings = differences + compare_architecture(record, encoder)
     _check_inflation(path, state, record, encoder, inflation)
 
@@ -195,6 +195,9 @@ def load_encoder(
     logger.info("%s", report)
     for warning in report.warnings:
         logger.warning("%s: %s", path, warning)
+    if any(f"(id `{name}`)" in warning for name in PREPARED for warning in differences):
+        ids = ", ".join(PREPARED)
+        logger.warning("--prepare_as encoder prepares images as those of %s were (%s, as it states them).", path, ids)
     return report
 
 

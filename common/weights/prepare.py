@@ -1,50 +1,235 @@
+"""Images prepared as those of an encoder or a model: the ids of its record, as a file or in a run."""
+
 from __future__ import annotations
 
+import logging
 import os
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..json_files import write_json
-from ..preparation import field_text
+from ..preparation import PREPARED, compare_preparation, field_text, preparation_record
 from .encoder_file import read_record
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "prepare_as", "prepared_ids", "read_preparation", "with_preparation"]
 
-IDS = ("spacing", "orientation")
-"""Fields of a record that are ids of the bundles, too."""
+logger = logging.getLogger(__name__)
+
+SOURCES = {"encoder": "pretrained_encoder", "model": "model_path"}
+"""What ``prepare_as`` may be beside a file: a word, and the id that has the file."""
+
+CODE = ("$", "@", "%")
+"""How texts begin that MONAI evaluates in a config."""
 
 
 def prepare(path: str | os.PathLike, output: str | os.PathLike) -> str:
     """Write a config file that prepares images as those that an encoder was trained on, to be named last of all.
 
-    It sets ``spacing`` and ``orientation``, where the record of the encoder file states them. What it is trained with,
-    is evaluated and labels with it, too. Intensities are no ids that all bundles share: the text says what the record
-    says of them, and fine-tuning warns where its transforms differ.
+    It sets ``spacing``, ``orientation`` and ``intensity``, as far as the record of the file states them. What it is
+    trained with, is evaluated, labels and is packed with it, too.
 
     Args:
-        path: an encoder file, or the name of one that comes along.
+        path: an encoder file, the name of one that comes along, or a ``model.pt``.
         output: the config file, such as ``encoder.json``.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_encoder``; the record states neither of the two for all images.
+        FileNotFoundError, ValueError: as ``read_preparation`` and ``prepared_ids``.
     """
-    record = read_record(path)
-    made: dict[str, Any] = record.get("preparation") or {}
-    # files from before there was a record of the preparation have fields of these names
-    stated = {name: made.get(name) or record.get(name) for name in IDS}
-    ids = {name: value for name, value in stated.items() if isinstance(value, (list, str))}
-    if not ids:
-        raise ValueError(
-            f"{path} does not say of which spacing or orientation all of its images were: prepare yours as its authors "
-            "say, by the ids spacing and orientation."
-        )
+    record = read_preparation(path)
+    ids = prepared_ids(path, record)
     write_json(output, ids)
-    missing = [name for name in IDS if name not in ids]
-    intensity = field_text(made["intensity"]) if made.get("intensity") else record.get("intensity")
-    lines = [f"{output} sets {', '.join(f'{name} {value}' for name, value in ids.items())}."]
-    lines += [f"The record of {path} says nothing of the {' and '.join(missing)}."] * bool(missing)
-    lines.append(f"Intensities it was made with: {intensity or 'not known'}. Fine-tuning warns where they differ.")
+    lines = [f"{output} sets {_said(ids)}.", *_unsaid(path, record, ids)]
     lines.append(
         f"Name it last: --config_file \"['configs/train.json','{output}']\", and behind evaluate.json and "
-        f"inference.json alike; common.compare --config_file {output}."
+        f"inference.json alike; common.compare --config_file {output}; common.pack --config_file {output}."
     )
     return "\n".join(lines)
+
+
+def prepare_as(parser: Any, given: Collection[str] = ()) -> None:
+    """Set the ids of a config, ahead of its first step, so that it prepares images as those of a file were.
+
+    ``common.checks.check_overrides`` calls it where the id ``prepare_as`` is set: to ``encoder`` (the file of
+    ``pretrained_encoder``), ``model`` (of ``model_path``), or to a file. What the record does not state, or the config
+    has no id for, stays as it is, and the log says so.
+
+    Args:
+        parser: of the running config; changed in place.
+        given: ids that the user set beside it.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``prepare``; ``prepare_as`` names no file; the user set one of these ids, too.
+    """
+    source = parser.get("prepare_as")
+    if not source:
+        return
+    path = source
+    if source in SOURCES:
+        name = SOURCES[source]
+        path = parser.get_parsed_content(name) if name in parser else None
+        if not path:
+            raise ValueError(f"--prepare_as {source} needs --{name}: give it, or a file in place of {source}.")
+    record = read_preparation(path)
+    ids = prepared_ids(path, record)
+    _refuse_twice(f"--prepare_as {source}", ids, given)
+    known = {name: value for name, value in ids.items() if name in parser}
+    for name, value in known.items():
+        parser[name] = value
+    parser.parse(True)
+    logger.info("images are prepared as those of %s: %s.", path, _said(known) or "nothing of it is an id here")
+    for line in _unsaid(path, record, ids):
+        logger.warning("%s", line)
+    for name in ids.keys() - known.keys():
+        logger.warning("this config has no id %s: that of %s is not taken over.", name, path)
+
+
+def with_preparation(
+    override: Mapping[str, Any], known: Collection[str], encoder: str | os.PathLike | None = None
+) -> dict[str, Any]:
+    """Values by id, with those that ``prepare_as`` among them stands for in its place.
+
+    Args:
+        override: values by id.
+        known: ids of the config; others are left out.
+        encoder: what ``prepare_as=encoder`` means, if anything.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``prepared_ids``; a word that means no file here; ids that are set twice.
+    """
+    others = {key: value for key, value in override.items() if key != "prepare_as"}
+    source = override.get("prepare_as")
+    if not source:
+        return others
+    path = encoder if source == "encoder" else source
+    if path is None or path == "model":
+        raise ValueError(f"prepare_as={source} does not say which file here: give its path, prepare_as=FILE.")
+    ids = prepared_ids(path, read_preparation(path))
+    _refuse_twice(f"prepare_as={source}", ids, others)
+    return {**others, **{name: value for name, value in ids.items() if name in known}}
+
+
+def _refuse_twice(said: str, ids: Collection[str], given: Collection[str]) -> None:
+    twice = [name for name in ids if name in given]
+    if twice:
+        raise ValueError(f"{said} sets {' and '.join(twice)}, and so do you: leave out {twice[0]}, or prepare_as.")
+
+
+def read_preparation(path: str | os.PathLike) -> dict[str, Any]:
+    """The record of an encoder file, of one that comes along, by its name, or of a ``model.pt``.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file; it cannot be read, or is no encoder file.
+    """
+    if Path(path).suffix in (".pt", ".pth"):
+        from ..checkpoint_file import read_checkpoint
+
+        return read_checkpoint(path)[1]
+    return read_record(path)
+
+
+def prepared_ids(path: str | os.PathLike, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Config ids and the values by which images are prepared as a record states, with those alone that it states.
+
+    Args:
+        path: of the file, for messages.
+        record: of an encoder or a model.
+
+    Raises:
+        ValueError: the record states none of them, or states what no pipeline can do.
+    """
+    made: dict[str, Any] = dict(record.get("preparation") or {})
+    compare_preparation(made, {})  # refuses a newer record
+    # files from before there was a record of the preparation have fields of these names
+    made = {name: made.get(name) or record.get(name) for name in PREPARED[:2]} | {"intensity": made.get("intensity")}
+    ids: dict[str, Any] = {}
+    if isinstance(made["spacing"], list):  # a mapping is one of several domains
+        if not all(isinstance(value, (int, float)) for value in made["spacing"]):
+            raise ValueError(f"{path} has a malformed record (spacing is {made['spacing']!r}); write the file again.")
+        ids["spacing"] = made["spacing"]
+    if isinstance(made["orientation"], str):
+        if not re.fullmatch("[LRAPSI]{3}", made["orientation"]):
+            raise ValueError(
+                f"{path} has a malformed record (orientation is {made['orientation']!r}); write the file again."
+            )
+        ids["orientation"] = made["orientation"]
+    if made["intensity"] is not None:
+        rule = _rule(made["intensity"])
+        ids |= {} if rule is None else {"intensity": rule}
+    if not ids:
+        raise ValueError(
+            f"{path} does not say of which spacing, orientation or intensities all of its images were: prepare yours "
+            "as its authors say, by the ids spacing, orientation and intensity."
+        )
+    return ids
+
+
+def _rule(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The config of the transforms that a record states, or None where they cannot be made again from it."""
+    made = [_transform(step) for step in steps]
+    if any(one is None for one in made):
+        return None
+    rule: dict[str, Any]
+    if len(made) == 1 and made[0] is not None:
+        rule = made[0]
+    else:
+        rule = {"_target_": "Compose", "transforms": made} if made else {"_target_": "Identityd", "keys": "image"}
+    from monai.bundle import ConfigParser
+
+    try:  # a step whose arguments do not all show in its record is another transform
+        again = preparation_record(ConfigParser(config={"rule": rule}).get_parsed_content("rule"))["intensity"]
+    except Exception:  # MONAI wraps what a transform raises
+        return None
+    return rule if again == list(steps) else None
+
+
+def _transform(step: Mapping[str, Any]) -> dict[str, Any] | None:
+    import inspect
+
+    from monai import transforms as monai_transforms
+    from monai.transforms import MapTransform
+
+    from .. import transforms
+
+    name = str(step.get("transform"))
+    places = {f"{transforms.__name__}.{name}": transforms, name: monai_transforms}
+    found = {target: getattr(module, name, None) for target, module in places.items()}
+    classes = {target: one for target, one in found.items() if inspect.isclass(one) and issubclass(one, MapTransform)}
+    if not classes:
+        return None
+    target, kind = next(iter(classes.items()))
+    known = inspect.signature(kind).parameters
+    arguments = {key: value for key, value in step.items() if key != "transform" and key in known}
+    return None if _has_code(arguments) else {"_target_": target, "keys": "image", **arguments}
+
+
+def _has_code(value: Any) -> bool:
+    """Whether a part is a text that MONAI would evaluate: a record comes with a file from elsewhere."""
+    if isinstance(value, Mapping):
+        return any(_has_code(one) for one in (*value, *value.values()))
+    if isinstance(value, list):
+        return any(map(_has_code, value))
+    return isinstance(value, str) and value.lstrip().startswith(CODE)
+
+
+def _said(ids: Mapping[str, Any]) -> str:
+    texts = {name: value for name, value in ids.items() if name != "intensity"}
+    if "intensity" in ids:
+        rules = ids["intensity"].get("transforms") or [ids["intensity"]]
+        texts["intensity"] = ", then ".join(rule["_target_"].rpartition(".")[2] for rule in rules)
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
+
+
+def _unsaid(path: str | os.PathLike, record: Mapping[str, Any], ids: Mapping[str, Any]) -> list[str]:
+    """A sentence for each part that is not taken over."""
+    missing = [name for name in PREPARED[:2] if name not in ids]
+    lines = [f"The record of {path} says nothing of one {' and '.join(missing)}."] * bool(missing)
+    if "intensity" not in ids:
+        steps = (record.get("preparation") or {}).get("intensity")
+        words = field_text(steps) if steps else record.get("intensity")
+        lines.append(
+            f"Intensities that {path} was made with: {words or 'not known'}. They are not taken over; fine-tuning "
+            "warns where its own are known to differ."
+        )
+    return lines

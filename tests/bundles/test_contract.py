@@ -319,6 +319,7 @@ def test_no_id_is_idle(bundle, name):
     public = {*EVERYWHERE.split(), "imports", "task", "num_classes", "encoder", "rank", "train", "validate"}
     public |= {"metrics", "structure_names", "batches_per_epoch"}  # common.compare reads them
     public -= {"in_channels"}  # has to be the network's
+    public |= {"prepare_as"}  # check_overrides does what it says
     public |= {"close_tracking"}  # tracking.json reads it
     used = references(read(bundle / "configs" / name)) | public
     assert [key for key in config if key not in used] == []

@@ -369,6 +369,8 @@ def test_differences_of_the_images_are_told(path, caplog, made, change, sentence
     report = load_encoder(make(1), path, images(**change), SIZE)
     assert len(report.warnings) == 1 and sentence in report.warnings[0]
     assert [record.levelname for record in caplog.records if sentence in record.message] == ["WARNING"]
+    told = {"spacing", "axcodes", "intensity"} & set(change)
+    assert ("--prepare_as encoder prepares images as those of" in caplog.text) == bool(told)
     encoder = make(1)
     before = clone(encoder)
     with pytest.raises(ValueError, match=r"prepared in another way: .*--accept_preparation True") as refusal:

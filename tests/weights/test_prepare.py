@@ -1,17 +1,27 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import monai.bundle
 import pytest
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 
+from common.checkpoint_file import save_checkpoint
+from common.compare.settings import CompareError, read_settings
+from common.pack import pack
 from common.preparation import preparation_record
 from common.weights.encoder_file import write_state
-from common.weights.prepare import prepare
+from common.weights.prepare import prepare, prepared_ids
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
+RULE = [
+    {"transform": "ScaleIntensityRanged", "a_max": 250, "a_min": -175, "b_max": 2.0, "b_min": 0.5, "clip": True},
+]
+MADE = {"spacing": [2.0, 1.5, 3.0], "orientation": "SRA", "intensity": RULE}
+WITH_RULE = ["med3d", "medical_transformer", "simtrot", "ssl3d"]
 
 
 @pytest.fixture
@@ -23,33 +33,157 @@ def encoder(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("bundle", ["med3d", "medical_transformer", "pretrain_once", "simtrot", "ssl3d"])
-def test_images_are_prepared_as_those_of_the_encoder(encoder, tmp_path, bundle):
-    made = {"spacing": [2.0, 1.5, 3.0], "orientation": "SRA", "intensity": None}
-    file = encoder(preparation=made, intensity="z-scores of the whole image")
-    said = prepare(file, tmp_path / "ids.json")
-    assert "spacing [2.0, 1.5, 3.0], orientation SRA" in said and "z-scores of the whole image" in said
+def started(bundle, *files, **ids):
+    """The parser of a workflow whose first step is done, and no other."""
+    workflow = ConfigWorkflow(
+        config_file=[str(BUNDLES / bundle / "configs" / name) for name in files],
+        meta_file=None,
+        logging_file=False,
+        workflow_type="infer" if "inference.json" in files else "train",
+        init_id="first",
+        first=[{"_target_": "common.checks.check_overrides"}],
+        **ids,
+    )
+    workflow.initialize()
+    return workflow.parser
+
+
+def record_of(parser):
+    name = "preprocessing" if "preprocessing" in parser else "validate#preprocessing"
+    record = preparation_record(parser.get_parsed_content(name))
+    return {name: record[name] for name in MADE}
+
+
+@pytest.mark.parametrize("bundle", [*WITH_RULE, "pretrain_once", "transseg"])
+def test_one_flag_prepares_images_as_those_of_the_encoder(encoder, tmp_path, bundle, caplog):
+    made = {name: value for name, value in MADE.items() if bundle != "pretrain_once" or name != "intensity"}
+    made = {name: value for name, value in made.items() if bundle != "transseg" or name != "spacing"}
+    file = encoder(preparation=MADE)
+    with caplog.at_level("INFO", logger="common"):
+        trained = record_of(started(bundle, "train.json", prepare_as="encoder", pretrained_encoder=str(file)))
+    assert {name: trained[name] for name in made} == made
+    assert f"images are prepared as those of {file}" in caplog.text
+    for name in MADE.keys() - made.keys():
+        assert f"this config has no id {name}" in caplog.text
+    # what reads the trained model has the same images by its record
+    save_checkpoint({"weight": torch.zeros(1)}, tmp_path / "model.pt", {"preparation": trained})
+    for files in (["train.json", "evaluate.json"], ["inference.json"]):
+        parser = started(bundle, *files, prepare_as="model", model_path=str(tmp_path / "model.pt"))
+        assert {name: record_of(parser)[name] for name in made} == made
+
+
+@pytest.mark.parametrize("bundle", WITH_RULE)
+def test_own_intensities_are_made_again(bundle):
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLES / bundle / "configs/train.json"))
+    own = preparation_record(parser.get_parsed_content("intensity"))
+    ids = prepared_ids("x", {"preparation": own | {"spacing": None, "orientation": None}})
+    assert preparation_record(ConfigParser(config=ids).get_parsed_content("intensity"))["intensity"] == own["intensity"]
+
+
+def test_several_and_no_transforms_of_intensities():
+    two = [*RULE, {"transform": "ScaleIntensityd", "minv": 0.0, "maxv": 1.0, "factor": None, "channel_wise": False}]
+    for steps in (two, []):
+        ids = prepared_ids("x", {"preparation": {"intensity": steps}})
+        again = preparation_record(ConfigParser(config=ids).get_parsed_content("intensity"))["intensity"]
+        assert again == [dict(sorted(step.items(), key=lambda item: item[0] != "transform")) for step in steps]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"transform": "ScaleIntensityd", "minv": "$__import__('pathlib').Path('harm').touch()", "maxv": 1.0},
+        {"transform": "ScaleIntensityd", "minv": "@harm", "maxv": 1.0},
+        {"transform": "Lambdad", "func": "print"},
+        {"transform": "Compose"},
+        {"transform": "os.system"},
+    ],
+)
+def test_a_rule_from_elsewhere_runs_no_code(step, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record = {"preparation": {"spacing": [1.0, 1.0, 1.0], "intensity": [step]}}
+    assert prepared_ids("x", record) == {"spacing": [1.0, 1.0, 1.0]}
+    assert not Path("harm").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("spacing", ["$1", 1.0, 1.0]), ("orientation", "$print(1)")])
+def test_a_malformed_record_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"malformed record .{name}"):
+        prepared_ids("x", {"preparation": {name: value}})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--spacing", "[1,1,1]"), "--prepare_as encoder sets spacing, and so do you: leave out spacing"),
+        (("--pretrained_encoder", "None"), "--prepare_as encoder needs --pretrained_encoder"),
+        (("--prepare_as", "nowhere.safetensors"), "nowhere.safetensors"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(encoder, monkeypatch, arguments, sentence):
+    file = encoder(preparation=MADE)
+    config = str(BUNDLES / "ssl3d/configs/train.json")
+    words = {"--prepare_as": "encoder", "--pretrained_encoder": str(file)}
+    words |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    main = Path(monai.bundle.__file__).with_name("__main__.py")
+    flat = [word for pair in words.items() for word in pair]
+    monkeypatch.setattr(sys, "argv", [str(main), "run", "--config_file", config, *flat])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    ids = {key.lstrip("-"): value for key, value in words.items()} | {"spacing": [1, 1, 1]}
+    ids["pretrained_encoder"] = None if ids["pretrained_encoder"] == "None" else ids["pretrained_encoder"]
+    with pytest.raises(SystemExit) as caught:
+        started("ssl3d", "train.json", **ids)
+    assert sentence in str(caught.value)
+
+
+def test_the_overlay_does_what_the_flag_does(encoder, tmp_path):
+    said = prepare(encoder(preparation=MADE), tmp_path / "ids.json")
+    assert "spacing [2.0, 1.5, 3.0], orientation SRA, intensity ScaleIntensityRanged" in said
     for files in (["train.json"], ["train.json", "evaluate.json"], ["inference.json"]):
-        parser = ConfigParser()
-        parser.read_config([*(str(BUNDLES / bundle / "configs" / name) for name in files), str(tmp_path / "ids.json")])
-        assert parser["spacing"] == made["spacing"] and parser["orientation"] == made["orientation"]
-    if bundle != "pretrain_once":
-        return  # one whose transforms are built suffices
-    parser.read_config([str(BUNDLES / bundle / "configs/train.json"), str(tmp_path / "ids.json")])
-    record = preparation_record(parser.get_parsed_content("validate#preprocessing"))
-    assert {name: record[name] for name in ("spacing", "orientation")} == {
-        name: made[name] for name in ("spacing", "orientation")
-    }
+        assert record_of(started("ssl3d", *files, str(tmp_path / "ids.json"))) == MADE
 
 
 def test_what_the_record_does_not_say_is_said(encoder, tmp_path):
-    said = prepare(encoder(preparation={"spacing": [1.0, 1.0, 1.0], "orientation": None}), tmp_path / "ids.json")
+    record = {"preparation": {"spacing": [1.0, 1.0, 1.0], "orientation": None}, "intensity": "z-scores of all"}
+    said = prepare(encoder(**record), tmp_path / "ids.json")
     assert json.loads((tmp_path / "ids.json").read_text()) == {"spacing": [1.0, 1.0, 1.0]}
-    assert "says nothing of the orientation" in said and "not known" in said
+    assert "says nothing of one orientation" in said and "z-scores of all. They are not taken over" in said
 
 
 @pytest.mark.parametrize("made", [None, {"spacing": {"one": [1.0, 1.0, 1.0], "two": [2.0, 2.0, 2.0]}}])
-def test_a_record_without_either_is_refused(encoder, tmp_path, made):
-    with pytest.raises(ValueError, match="does not say of which spacing or orientation all of its images were"):
+def test_a_record_without_any_is_refused(encoder, tmp_path, made):
+    with pytest.raises(ValueError, match="does not say of which spacing, orientation or intensities all of its images"):
         prepare(encoder(preparation=made), tmp_path / "ids.json")
     assert not (tmp_path / "ids.json").exists()
+
+
+def test_the_pack_has_them_written_out(tmp_path):
+    save_checkpoint({"weight": torch.zeros(1)}, tmp_path / "model.pt", {"preparation": MADE})
+    override = {"prepare_as": str(tmp_path / "model.pt")}
+    folder, _ = pack(BUNDLES / "ssl3d", tmp_path / "out", override=override)
+    inference = json.loads((folder / "configs/inference.json").read_text())
+    assert [inference[name] for name in ("spacing", "orientation")] == [MADE["spacing"], "SRA"]
+    assert inference["prepare_as"] is None
+    rule = inference["intensity"]
+    assert rule.pop("_target_") == RULE[0]["transform"] and rule.pop("keys") == "image"
+    assert rule == {name: value for name, value in RULE[0].items() if name != "transform"}
+    with pytest.raises(ValueError, match="sets spacing, and so do you"):
+        pack(BUNDLES / "ssl3d", tmp_path / "out", override=override | {"spacing": [1.0, 1.0, 1.0]})
+
+
+def test_a_comparison_has_them_in_the_arm_that_asks_or_in_all(encoder, tmp_path):
+    file = str(encoder(preparation=MADE))
+    arms = {"scratch": None, "theirs": {"encoder": file, "override": {"prepare_as": "encoder", "roi_size": [32] * 3}}}
+    given = {"bundle": str(BUNDLES / "ssl3d"), "output": str(tmp_path / "out")}
+    scratch, theirs = read_settings(arms=arms, **given).arms
+    ids = prepared_ids(file, {"preparation": MADE})
+    assert scratch.override == {} and theirs.override == {"roi_size": [32] * 3, **ids}
+    arms["theirs"]["override"] = {}
+    settings = read_settings(arms=arms, override={"prepare_as": file}, **given)
+    assert settings.override == ids and not any(arm.override for arm in settings.arms)
+    assert record_of(started("ssl3d", "train.json", **ids)) == MADE
+    with pytest.raises(CompareError, match="prepare_as=encoder does not say which file here"):
+        read_settings(arms=arms, override={"prepare_as": "encoder"}, **given)
+    arms["scratch"] = {"override": {"prepare_as": "encoder"}}
+    with pytest.raises(CompareError, match="Arm 'scratch': prepare_as=encoder does not say which file here"):
+        read_settings(arms=arms, **given)
