@@ -25,6 +25,8 @@ class MAE(nn.Module):
         mask_ratio: share of tokens dropped; ``round((1 - mask_ratio) * L)`` tokens stay. [2]'s code uses 0.85.
         decoder_hidden_size, decoder_num_layers, decoder_num_heads: the decoder of [2] (four blocks, section III-A).
         position: ``"learnable"`` or ``"separable"`` decoder positions (see ``common.networks.UNETR``).
+        normalise_patches: predict each masked patch less its own mean, over its own deviation ([1]'s ``norm_pix_loss``,
+            which it found better; off in [2]). Pictures show the prediction with the true patch's mean and deviation.
 
     ``forward(image (B, C, *img_size))`` returns ``patches`` (B, M, P), the prediction for the M masked patches of
     P = 16^3 C voxels, their ``target`` (B, M, P), and ``masked`` (B, M), their token numbers.
@@ -47,6 +49,7 @@ class MAE(nn.Module):
         decoder_num_layers: int = 4,
         decoder_num_heads: int = 16,
         position: str = "learnable",
+        normalise_patches: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(encoder, ViTEncoder):
@@ -59,7 +62,7 @@ class MAE(nn.Module):
         if position not in ("learnable", "separable"):
             raise ValueError(f"position is 'learnable' or 'separable', not {position!r}.")
         self.encoder = encoder
-        self.mask_ratio = mask_ratio
+        self.mask_ratio, self.normalise_patches = mask_ratio, normalise_patches
         self.token_grid = encoder.grid(img_size)
         self.first = int(encoder.has_class_token)
 
@@ -123,6 +126,9 @@ class MAE(nn.Module):
         keep, masked = random_keep_indices(len(image), tokens, self.mask_ratio, device=image.device)
         patches = self.decode(self.encode(image, keep), keep, masked)
         target = take(patchify(image, self.encoder.patch_size), masked)
+        if self.normalise_patches:
+            mean, deviation = statistics(target)
+            target = (target.float() - mean) / deviation
         return {"patches": patches, "target": target, "masked": masked}
 
     @torch.no_grad()
@@ -139,11 +145,20 @@ class MAE(nn.Module):
         ``prediction`` is what ``forward`` returned for this image.
         """
         patches = patchify(image, self.encoder.patch_size)
-        index = prediction["masked"][..., None].expand_as(prediction["patches"])
-        filled = patches.scatter(1, index, prediction["patches"].to(patches.dtype))
+        index, predicted = prediction["masked"][..., None].expand_as(prediction["patches"]), prediction["patches"]
+        if self.normalise_patches:
+            mean, deviation = statistics(take(patches, prediction["masked"]))
+            predicted = predicted * deviation + mean
+        filled = patches.scatter(1, index, predicted.to(patches.dtype))
         blanked = patches.scatter(1, index, 0.0)
         filled, blanked = (unpatchify(part, self.token_grid, self.encoder.patch_size) for part in (filled, blanked))
         return image, blanked, filled
+
+
+def statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each patch (B, M, P), both (B, M, 1) in float32; no deviation is 0."""
+    variance, mean = torch.var_mean(patches.float(), -1, keepdim=True)
+    return mean, (variance + 1e-6).sqrt()
 
 
 def take(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

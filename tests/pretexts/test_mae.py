@@ -210,6 +210,25 @@ def test_reconstruction_for_pictures():
     torch.testing.assert_close(drawn[masked], prediction["patches"].flatten(0, 1))
 
 
+def test_normalised_patches_are_those_of_the_image_less_their_mean_over_their_deviation():
+    """And pictures are in the intensities of the image: a perfect prediction is the image."""
+    mae, image = make().eval(), 3 + 2 * image_of()
+    image[:, :, :16, :, :16] = 5.0  # a patch without any deviation
+    mae.normalise_patches = True
+    prediction = mae(image)
+    patches = patchify(image, (16, 16, 16))
+    for sample, numbers in enumerate(prediction["masked"].tolist()):
+        for place, number in enumerate(numbers):
+            patch = patches[sample, number].double()
+            centred = patch - patch.sum() / patch.numel()
+            expected = centred / ((centred**2).sum() / (patch.numel() - 1) + 1e-6).sqrt()
+            torch.testing.assert_close(prediction["target"][sample, place].double(), expected, atol=1e-4, rtol=1e-4)
+    for under in (torch.bfloat16, None):
+        with torch.autocast("cpu", torch.bfloat16, enabled=under is not None):
+            _, _, filled = mae.pictures(image, prediction | {"patches": prediction["target"]})
+        torch.testing.assert_close(filled, image, atol=1e-4, rtol=1e-4)
+
+
 def test_under_autocast_the_loss_is_float32():
     mae = make(class_token=True)
     with torch.autocast("cpu", torch.bfloat16):
