@@ -18,17 +18,26 @@ class EncoderClassifier(nn.Module):
         dropout: probability of dropping a pooled feature.
         maps: ``"last"``, or ``"all"`` to pool each map, with a layer norm of its own, and join them. Means of fine maps
             say how much of an image they respond to, such as the share of a tissue, which the deepest need not tell.
+        hidden: units of a hidden layer with a ReLU, in place of the layer norm: the head of the nets that Medical
+            Transformer is compared with (Jun et al., section 4.2 and table 3). None has no such layer.
 
     Raises:
-        ValueError: another ``maps``.
+        ValueError: another ``maps``, or ``hidden`` less than 1.
 
     ``forward(image (B, C, *spatial))`` returns logits (B, num_classes), not normalised.
     """
 
-    def __init__(self, encoder: nn.Module, num_classes: int, dropout: float = 0.0, maps: str = "last") -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        num_classes: int,
+        dropout: float = 0.0,
+        maps: str = "last",
+        hidden: int | None = None,
+    ) -> None:
         super().__init__()
         self.encoder, self.maps = encoder, maps
-        self.head = _head(encoder, num_classes, dropout, maps)
+        self.head = _head(encoder, num_classes, dropout, maps, hidden)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.head(_pooled(self.encoder, image, self.maps))
@@ -44,26 +53,32 @@ class EncoderRegressor(nn.Module):
         encoder: module that returns a list of maps, finest first, and states their ``channels``.
         mean: mean of the target over the training set, in its unit.
         std: standard deviation of the target over the training set, in its unit, larger than 0.
-        dropout, maps: of :class:`EncoderClassifier`.
+        dropout, maps, hidden: of :class:`EncoderClassifier`.
 
     ``forward(image (B, C, *spatial))`` returns (B, 1) in the target's unit. ``mean`` and ``std`` are buffers, so a
     state dict carries them.
 
     Raises:
-        ValueError: when ``std`` is not larger than 0; another ``maps``.
+        ValueError: when ``std`` is not larger than 0; another ``maps``, or ``hidden`` less than 1.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
     def __init__(
-        self, encoder: nn.Module, mean: float = 0.0, std: float = 1.0, dropout: float = 0.0, maps: str = "last"
+        self,
+        encoder: nn.Module,
+        mean: float = 0.0,
+        std: float = 1.0,
+        dropout: float = 0.0,
+        maps: str = "last",
+        hidden: int | None = None,
     ) -> None:
         super().__init__()
         if not std > 0:
             raise ValueError(f"The standard deviation of the target must be larger than 0, got {std}.")
         self.encoder, self.maps = encoder, maps
-        self.head = _head(encoder, 1, dropout, maps)
+        self.head = _head(encoder, 1, dropout, maps, hidden)
         self.register_buffer("mean", torch.tensor(float(mean)))
         self.register_buffer("std", torch.tensor(float(std)))
 
@@ -84,10 +99,15 @@ class _Norms(nn.ModuleList):
         return torch.cat([norm(part) for norm, part in zip(self, parts, strict=True)], dim=1)
 
 
-def _head(encoder: Any, outputs: int, dropout: float, maps: str) -> nn.Sequential:
+def _head(encoder: Any, outputs: int, dropout: float, maps: str, hidden: int | None) -> nn.Sequential:
     if maps not in ("last", "all"):
         raise ValueError(f"maps is {maps!r}; it has to be 'last' or 'all'.")
+    if hidden is not None and hidden < 1:
+        raise ValueError(f"hidden is a number of units, 1 or more, or None, not {hidden}.")
     channels = encoder.channels if maps == "all" else encoder.channels[-1:]
+    if hidden is not None:
+        first = nn.Linear(sum(channels), hidden)
+        return nn.Sequential(first, nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(hidden, outputs))
     norm = _Norms(channels) if maps == "all" else nn.LayerNorm(channels[0])
     return nn.Sequential(norm, nn.Dropout(dropout), nn.Linear(sum(channels), outputs))
 

@@ -54,6 +54,20 @@ def test_all_maps_are_pooled_each_with_its_norm():
         EncoderRegressor(TwoMaps(), maps="first")
 
 
+@pytest.mark.parametrize("maps", ["last", "all"])
+def test_a_hidden_layer_takes_the_place_of_the_norm(maps):
+    net = EncoderClassifier(TwoMaps(), num_classes=5, maps=maps, hidden=7)
+    image = torch.rand(4, 1, 4, 6, 8)
+    fine, coarse = image.mean(dim=(2, 3, 4)), image[..., ::2, ::2, ::2].mean(dim=(2, 3, 4))
+    features = torch.cat(([fine, fine] if maps == "all" else []) + [coarse, 2 * coarse, -coarse], dim=1)
+    first, last = net.head[0], net.head[-1]
+    expected = (features @ first.weight.T + first.bias).clamp_min(0) @ last.weight.T + last.bias
+    torch.testing.assert_close(net(image), expected)
+    assert sum(p.numel() for p in net.parameters()) == 7 * features.shape[1] + 7 + 7 * 5 + 5
+    with pytest.raises(ValueError, match="hidden is a number of units"):
+        EncoderRegressor(TwoMaps(), hidden=0)
+
+
 def test_regressor_returns_the_unit_of_the_target():
     standardised = EncoderRegressor(TwoMaps())
     net = EncoderRegressor(TwoMaps(), mean=60.0, std=12.0)
