@@ -20,6 +20,8 @@ class EncodedVolumes(Dataset):
     are those that count, in evaluation mode, in float32 and without a draw from the global random generator. Changed
     weights need a new object.
 
+    Items keep what else they hold, such as an age.
+
     Args:
         data: items with ``image``.
         transform: loads an item; the same image each time.
@@ -46,10 +48,10 @@ class EncodedVolumes(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         if self._vectors is None:
             self._vectors = self._encode()
-        return {"image": self._vectors[index]}
+        return {**self.data[index], "image": self._vectors[index]}
 
     @torch.no_grad()
     def _encode(self) -> list[torch.Tensor]:

@@ -2,6 +2,7 @@ from .calibration import CalibrationSlope
 from .class_accuracy import ClassAccuracy
 from .comparison import is_higher, is_lower
 from .dice import ClassDice, PooledDice
+from .encoder_probe import EncoderProbe, left_out_predictions
 from .hand_till import HandTillAUC
 from .hd95 import HD95
 from .liver import ASSD, RVD, VOE
@@ -17,12 +18,14 @@ __all__ = [
     "CalibrationSlope",
     "ClassAccuracy",
     "ClassDice",
+    "EncoderProbe",
     "HandTillAUC",
     "PooledDice",
     "effective_rank",
     "feature_std",
     "is_higher",
     "is_lower",
+    "left_out_predictions",
     "position_cosines",
     "retrieval_rate",
 ]

@@ -68,6 +68,11 @@ class MaskedEncodingVectors(nn.Module):
             "weight": (1 / counts).repeat_interleave(counts),
         }
 
+    def pooled(self, image: torch.Tensor) -> torch.Tensor:
+        """What a head gets of each volume, (B, 3 d): the means of its planes' vectors past the transformer."""
+        mixed = [self.encoder.mix(vectors, plane) for vectors, plane in zip(self._vectors(image), PLANES, strict=True)]
+        return torch.cat([vectors.float().mean(dim=1) for vectors in mixed], dim=1)
+
     @torch.no_grad()
     def mask_vectors(self) -> list[torch.Tensor]:
         """What each plane encoder makes of a slice that is -1 everywhere, (d,); computed once for the frozen weights.

@@ -42,3 +42,7 @@ class PlaneExemplar(nn.Module):
             anchors.append(anchor)
             positives.append(positive)
         return {"anchor": torch.stack(anchors, dim=1), "positive": torch.stack(positives, dim=1)}
+
+    def pooled(self, image: torch.Tensor) -> torch.Tensor:
+        """What is learnt of each volume, (B, 3 d): the vectors of its planes."""
+        return torch.cat([vectors.float().mean(dim=1) for vectors in self.encoder.encode_planes(image)], dim=1)

@@ -343,7 +343,8 @@ def test_settings_isolate_the_stages_of_pretraining(cohort, tmp_path):
     }
     plan = make_plan(read_settings(str(settings), **here, tune=False))
     pretraining = {(run.arm, run.seed): run for run in plan.runs if run.stage == "pretrain"}
-    methods = ["exemplar", "exemplar_hardest", "exemplar_weak_maps", "transformer_alone", "medical_transformer"]
+    methods = ["exemplar", "exemplar_hardest", "exemplar_probe", "exemplar_weak_maps"]
+    methods += ["transformer_alone", "medical_transformer"]
     assert {arm for arm, _ in pretraining} == {*methods, "without_transformer"}
     assert {seed for _, seed in pretraining} == {0, 1}
     config = {arm: BundleConfig(run.files, run.override, BUNDLE) for (arm, seed), run in pretraining.items() if seed}
@@ -352,6 +353,7 @@ def test_settings_isolate_the_stages_of_pretraining(cohort, tmp_path):
     assert config["transformer_alone"].get("pretrained_encoder") is None
     first = Path(config["medical_transformer"].get("pretrained_encoder"))
     assert first.parent == pretraining["exemplar", 1].folder
+    assert "val_probe_error" in config["exemplar_probe"].parser["validate#key_metric"]
     assert config["exemplar_hardest"].get("pretext_loss").negative == "hardest"
     assert config["exemplar_weak_maps"].get("pretext").intensity.strength == 0.3
     tuned = {run.arm: run for run in plan.runs if run.stage == "train"}
@@ -383,3 +385,26 @@ def test_comparators_tell_age(run_bundle, tmp_path, network, thin):
     run_bundle("train.json", "evaluate.json", *overlays, **given)
     predicted = [float(row["prediction"]) for row in csv.DictReader((tmp_path / "eval/predictions.csv").open())]
     assert predicted and all(0 < age < 150 for age in predicted)
+
+
+def test_a_probe_may_choose_the_encoder(run, cohort, tmp_path, monkeypatch):
+    """In both stages: the file is that of the epoch with the least error of the probe, whatever the loss."""
+    listed = json.loads((cohort / "unlabelled.json").read_text())
+    four = (listed["validation"] * 4)[:4]
+    listed["validation"] = [item | {"age": 20.0 + 10 * n, "subject": str(n)} for n, item in enumerate(four)]
+    datalist = tmp_path / "probed.json"
+    datalist.write_text(json.dumps(listed))
+    errors = iter([3.0, 1.0, 2.0, 1.0, 3.0, 2.0])
+    monkeypatch.setattr("common.metrics.EncoderProbe.compute", lambda probe: len(probe._found) and next(errors))
+    given = {"pretrain_datalist": str(datalist), "max_epochs": 3, "dataset_dir": str(cohort)}
+    run("pretrain.json", "presets/probe.json", output_dir=str(tmp_path), **given)
+    _, record = read_encoder(tmp_path / "encoder.safetensors")
+    assert (record["epochs"], record["val_probe_error"]) == (2, 1.0)
+    stages = ("pretrain.json", "pretrain_transformer.json", "presets/probe.json")
+    workflow = run(
+        *stages, pretrained_encoder=str(tmp_path / "encoder.safetensors"), output_dir=str(tmp_path / "second"), **given
+    )
+    _, record = read_encoder(tmp_path / "second/encoder.safetensors")
+    assert (record["epochs"], record["val_probe_error"]) == (1, 1.0)
+    probe = workflow.parser.get_parsed_content("validate#key_metric")["val_probe_error"]
+    assert sum(len(truth) for truth in probe._truth) == 4 and all(found.shape[1] == 48 for found in probe._found)
