@@ -6,13 +6,17 @@ import ctypes
 import os
 import re
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from .checks import REFUSED
+from .peak_memory import own_memory
 
-__all__ = ["child_environment", "die_with_parent", "failure_reason"]
+__all__ = ["Child", "PlainChild", "child_environment", "die_with_parent", "failure_reason"]
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -26,6 +30,68 @@ def _end_with_parent() -> None:
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 die_with_parent: Callable[[], None] | None = _end_with_parent if _prctl else None
 """``preexec_fn`` that ends a child when its parent is killed, so that the next call does not meet it (Linux)."""
+
+
+class Child(Protocol):
+    """A command that runs.
+
+    Attributes:
+        pid: of the process.
+        lender: the process whose memory it shares as its fork, or None.
+        largest: after its end, bytes that the largest of its processes had; 0 where that is not known.
+    """
+
+    pid: int
+    lender: int | None
+    largest: int
+
+    def wait(self, patience: float | None = None) -> int | None:
+        """Its exit status, or minus the signal that ended it; None where it still runs after ``patience`` seconds."""
+
+
+class PlainChild:
+    """A command as a process of its own, which ends with this one (``start_child`` has the arguments)."""
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        output: int,
+        environment: Mapping[str, str],
+        descriptors: Sequence[int] = (),
+        own_group: bool = True,
+    ) -> None:
+        self.lender: int | None = None
+        self.largest = 0
+        self._inherited = own_memory()
+        self._process = subprocess.Popen(
+            list(words),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            start_new_session=own_group,
+            pass_fds=descriptors,
+            preexec_fn=die_with_parent,
+        )
+        self.pid = self._process.pid
+
+    def wait(self, patience: float | None = None) -> int | None:
+        process = self._process
+        if not hasattr(os, "wait4"):  # Windows
+            return process.wait(patience)
+        end = time.monotonic() + (patience or 0.0)
+        while process.returncode is None:
+            pid, status, usage = os.wait4(self.pid, 0 if patience is None else os.WNOHANG)
+            if pid:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                largest = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+                # what is no more may be this process' own size at the fork, which the system counts in
+                self.largest = largest if largest > 1.1 * self._inherited else 0
+            elif time.monotonic() > end:
+                break
+            else:
+                time.sleep(0.1)
+        return process.returncode
 
 
 def child_environment() -> dict[str, str]:

@@ -22,10 +22,13 @@ class PeakMemory:
 
     It looks once a second (more often at first), or less often where looking takes long, so that a peak between two
     looks is missed. Linux alone tells how much several processes share; elsewhere ``bytes`` stays 0.
+
+    Args:
+        lender: the process whose fork it is: what they share counts as the fork's.
     """
 
-    def __init__(self, pid: int, pause: float = 1.0) -> None:
-        self.pid, self.pause, self.bytes = pid, pause, 0
+    def __init__(self, pid: int, lender: int | None = None, pause: float = 1.0) -> None:
+        self.pid, self.lender, self.pause, self.bytes = pid, lender, pause, 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -41,7 +44,8 @@ class PeakMemory:
         pause = FIRST_PAUSE
         while not self._ended.wait(pause):
             began = time.monotonic()
-            self.bytes = max(self.bytes, tree_memory(self.pid))
+            lent = _share(self.lender, own=False) if self.lender else 0
+            self.bytes = max(self.bytes, tree_memory(self.pid) + lent)
             pause = max(min(self.pause, 2 * pause), 20 * (time.monotonic() - began))
 
 
@@ -65,13 +69,15 @@ def own_memory() -> int:
     return 0
 
 
-def _share(pid: int) -> int:
-    """A process' own memory, and of each part that it shares with others what falls to it."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return 1024 * int(line.split()[1])
-    return 0
+def _share(pid: int, own: bool = True) -> int:
+    """Of each part that a process shares with others what falls to it, with its own memory or without."""
+    parts = {}
+    with suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+            name, size = line.split()[:2]
+            parts[name] = 1024 * int(size)
+    private = 0 if own else parts.get("Private_Clean:", 0) + parts.get("Private_Dirty:", 0)
+    return parts.get("Pss:", 0) - private
 
 
 def record_gpu_peak() -> None:

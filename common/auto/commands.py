@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..child_process import child_environment, die_with_parent, failure_reason
+from ..child_process import child_environment, failure_reason
 from ..durations import format_duration
 from ..json_files import read_json, write_json
+from ..warm_start import start_child
 from .plan import RATE, Plan, Speed
 
 __all__ = ["Command", "RunError", "execute", "parse_trial", "training_commands", "trial_command"]
@@ -214,25 +217,23 @@ class _Failed(Exception):
 
 def _lines(words: Sequence[str], log: Any) -> Iterator[str]:
     """The lines of a command's output, which are also written to ``log``."""
-    child = subprocess.Popen(
-        list(words),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=child_environment(),
-        preexec_fn=die_with_parent,
-    )
-    assert child.stdout is not None
-    try:
-        for raw in child.stdout:
-            log.write(raw)
-            log.flush()
-            yield raw.decode("utf-8", "replace").rstrip()
-    except BaseException:
-        child.terminate()
-        raise
-    finally:
-        code = child.wait()
+    reading, writing = os.pipe()
+    with open(reading, "rb") as lines:
+        try:
+            child = start_child(words, writing, child_environment(), own_group=False)
+        finally:
+            os.close(writing)
+        try:
+            for raw in lines:
+                log.write(raw)
+                log.flush()
+                yield raw.decode("utf-8", "replace").rstrip()
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGTERM)
+            raise
+        finally:
+            code = child.wait()
     if code:
         raise _Failed(code)
 

@@ -9,8 +9,6 @@ import os
 import platform
 import shlex
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,9 +22,10 @@ try:
 except ImportError:  # Windows, which `hold_folder` refuses
     fcntl = None  # type: ignore[assignment]
 
-from ..child_process import child_environment, die_with_parent, failure_reason
+from ..child_process import Child, child_environment, failure_reason
 from ..json_files import read_json, write_json
-from ..peak_memory import GPU_RECORD, PeakMemory, gpu_peak, own_memory
+from ..peak_memory import GPU_RECORD, PeakMemory, gpu_peak
+from ..warm_start import start_child
 from .plan import Run
 from .settings import CompareError, Settings
 
@@ -181,47 +180,32 @@ def run_child(run: Run, settings: Settings, device: str = "", descriptors: Seque
     if device:
         environment["CUDA_VISIBLE_DEVICES"] = device
     log = run.folder / f"{run.key}.log"
-    inherited = own_memory()
     started = time.time()
     with log.open("ab") as file:
         file.write(f"\n$ {shlex.join(command)}\n".encode())
         file.flush()
         begin = file.tell()
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-            pass_fds=descriptors,
-            preexec_fn=die_with_parent,
-        )
+        child = start_child(command, file.fileno(), environment, descriptors)
         _children.add(child.pid)
         try:
-            with PeakMemory(child.pid) as peak:
-                _, status, usage = os.wait4(child.pid, 0)
+            with PeakMemory(child.pid, child.lender) as peak:
+                code = child.wait()
         except BaseException:
-            _stop(child.pid)
+            _stop(child)
             raise
         finally:
             _children.discard(child.pid)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    unit = 1 if sys.platform == "darwin" else 1024
-    largest = usage.ru_maxrss * unit  # of its processes, to the byte
-    if largest <= 1.1 * inherited:
-        largest = 0  # may be this process' own size at the fork, which the system counts in
     on_gpu = gpu_peak(gpu_record)
     outcome: dict[str, Any] = {
-        "status": "done" if child.returncode == 0 else "failed",
+        "status": "done" if code == 0 else "failed",
         "seconds": time.time() - started,
-        "peak_memory_mb": max(largest, peak.bytes) / 2**20,
+        "peak_memory_mb": max(child.largest, peak.bytes) / 2**20,
         **({} if on_gpu is None else {"peak_gpu_mb": on_gpu / 2**20}),
         "steps": run.steps,
         "command": shlex.join(command),
     }
-    if child.returncode:
-        outcome["reason"] = failure_reason(log, begin, child.returncode)
+    if code:
+        outcome["reason"] = failure_reason(log, begin, code)
     return outcome
 
 
@@ -239,17 +223,13 @@ def stop_children() -> None:
             time.sleep(0.1)
 
 
-def _stop(pid: int) -> None:
+def _stop(child: Child) -> None:
     """End a child of this thread."""
     for number, patience in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0)):
         with suppress(ProcessLookupError):
-            os.killpg(pid, number)
-        end = time.time() + patience
-        with suppress(ChildProcessError):
-            while time.time() < end:
-                if os.waitpid(pid, os.WNOHANG)[0]:
-                    return
-                time.sleep(0.1)
+            os.killpg(child.pid, number)
+        if child.wait(patience) is not None:
+            return
 
 
 def read_outcome(run: Run) -> dict[str, Any]:
