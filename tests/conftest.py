@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -178,14 +179,20 @@ def cohort(tmp_path_factory) -> Path:
     """Six labelled subjects (3 for training, 1 for validation, 2 for test) and one unlabelled, at 4 mm."""
     from common.data import make_sample
 
-    folder = Path(
-        make_sample(tmp_path_factory.mktemp("data") / "cohort", subjects=6, unlabelled=1, spacing=4.0, progress=False)
-    )
-    # A contrast between volumes takes two of them for its validation.
-    path = folder / "unlabelled.json"
-    content = json.loads(path.read_text())
-    content["validation"].append(content["training"].pop())
-    path.write_text(json.dumps(content))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which the workers share
+    folder = folder / "cohort"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "unlabelled.json").is_file():
+            made = folder.with_name("cohort-unfinished")
+            make_sample(made, subjects=6, unlabelled=1, spacing=4.0, progress=False)
+            # A contrast between volumes takes two of them for its validation.
+            path = made / "unlabelled.json"
+            content = json.loads(path.read_text())
+            content["validation"].append(content["training"].pop())
+            path.write_text(json.dumps(content))
+            made.rename(folder)
     return folder
 
 

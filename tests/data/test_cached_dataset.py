@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,13 +24,13 @@ from monai.transforms import (
     RandSpatialCropd,
     RandSpatialCropSamplesd,
     SpatialPadd,
+    Transform,
 )
 
 from common.data import cached_dataset
 from common.data.cached_dataset import CachedDataset, restore
 from common.transforms import LabelIndicesd, LoadVolumed
 
-ROOT = Path(__file__).resolve().parents[2]
 BOTH = ["image", "label"]
 
 
@@ -262,61 +261,78 @@ def test_a_missing_scan_is_not_taken_for_a_full_disk(items, tmp_path):
         CachedDataset(items, transforms(), "disk", cache_dir=tmp_path / "cache")
 
 
-SCRIPT = """
-import os, signal, sys, time
-from monai.transforms import Compose, Transform
-from common.data.cached_dataset import CachedDataset
-import torch
 class Slow(Transform):
+    """Makes an item of its number, which it logs. What a process sets of the class is no part of the cache's key."""
+
+    log: Path
+    pause: float
+
     def __call__(self, item):
-        open(sys.argv[2], "a").write(str(item["number"]))
-        time.sleep(float(sys.argv[3]))
+        with self.log.open("a") as file:
+            file.write(str(item["number"]))
+        time.sleep(self.pause)
         return item | {"image": torch.full((1, 64, 64, 64), item["number"] + 0.5)}
-fsync, calls = os.fsync, []
-def die(file):
-    calls.append(file)
-    os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 2 else fsync(file)
-if sys.argv[4:] == ["die"]:
-    os.fsync = die
-print("begins", flush=True)
-made = CachedDataset([{"number": n} for n in range(4)], Compose([Slow()]), "disk", cache_dir=sys.argv[1])
-print([made[n]["image"].unique().tolist() for n in range(4)])
-"""
 
 
-def start(tmp_path, pause=0.2, *more):
-    script = tmp_path / "build.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(tmp_path / "cache"), str(tmp_path / "log"), str(pause), *more]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+def build(folder: Path, result: Path, pause: float, dies: bool) -> None:
+    fsync, calls = os.fsync, []
+
+    def die(file):
+        calls.append(file)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(file)
+
+    if dies:
+        os.fsync = die
+    Slow.log, Slow.pause = folder / "log", pause
+    items = [{"number": number} for number in range(4)]
+    made = CachedDataset(items, Compose([Slow()]), "disk", cache_dir=folder / "cache")
+    result.write_text(str([made[number]["image"].unique().tolist() for number in range(4)]))
+
+
+def start(tmp_path, pause=0.2, dies=False):
+    """A process that builds the cache, and where it writes what it finds there. A fork, which has nothing to import."""
+    result = tmp_path / f"result-{len(list(tmp_path.glob('result-*')))}"
+    result.touch()
+    process = multiprocessing.get_context("fork").Process(target=build, args=(tmp_path, result, pause, dies))
+    process.start()
+    return process, result
+
+
+def ended(process, result) -> str:
+    process.join(300)
+    return result.read_text()
+
+
+MADE = "[[0.5], [1.5], [2.5], [3.5]]"
 
 
 def test_two_processes_that_build_at_once_make_each_item_once(tmp_path):
-    processes = [start(tmp_path) for _ in range(2)]
-    for process in processes:
-        assert "[[0.5], [1.5], [2.5], [3.5]]" in process.communicate()[0]
+    for one in [start(tmp_path) for _ in range(2)]:
+        assert ended(*one) == MADE
     assert sorted((tmp_path / "log").read_text()) == list("0123")
 
 
 def test_a_killed_process_loses_the_item_that_it_made_alone(tmp_path):
-    process = start(tmp_path, pause=0.5)
+    process, _ = start(tmp_path, pause=0.5)
     while not (tmp_path / "log").is_file() or len((tmp_path / "log").read_text()) < 3:
+        assert process.is_alive()
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     (tmp_path / "log").unlink()
-    assert "[[0.5], [1.5], [2.5], [3.5]]" in start(tmp_path, pause=0).communicate()[0]
+    assert ended(*start(tmp_path, pause=0)) == MADE
     assert (tmp_path / "log").read_text() == "23"
 
 
 def test_kill_9_while_a_file_is_written_loses_that_file_alone(tmp_path):
-    process = start(tmp_path, 0, "die")
-    assert process.communicate()[0] == "begins\n" and process.returncode == -signal.SIGKILL
+    process, result = start(tmp_path, 0, dies=True)
+    assert ended(process, result) == "" and process.exitcode == -signal.SIGKILL
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 1
     assert len(list((tmp_path / "cache").rglob(".*.tmp-*"))) == 1
     (tmp_path / "log").unlink()
-    assert "[[0.5], [1.5], [2.5], [3.5]]" in start(tmp_path, 0).communicate()[0]
+    assert ended(*start(tmp_path, 0)) == MADE
     assert (tmp_path / "log").read_text() == "123"
 
 

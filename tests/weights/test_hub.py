@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -150,7 +151,13 @@ def test_a_changed_file_is_refused_and_fetched_again(hub):
     assert fetch(NAME).path.read_bytes() == good
 
 
-def test_a_broken_transfer_is_told_and_goes_on(hub):
+@pytest.fixture
+def no_pauses(monkeypatch):
+    """huggingface_hub tries again after 1, 2, 4, ... seconds; here at once."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+def test_a_broken_transfer_is_told_and_goes_on(hub, no_pauses):
     hub.broken.add("sub/net.pt")
     with pytest.raises(ConnectionError, match=r"sub/net\.pt@v1 could not be fetched .*: try again"):
         fetch(NAME)
@@ -158,7 +165,7 @@ def test_a_broken_transfer_is_told_and_goes_on(hub):
     assert fetch(NAME).path.read_bytes() == hub.files["sub/net.pt"]
 
 
-def test_no_hub(hub, monkeypatch):
+def test_no_hub(hub, no_pauses, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ConnectionError, match="try again"):
         fetch(NAME)
