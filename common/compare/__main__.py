@@ -47,6 +47,7 @@ def compare(
     pretrain_override: Any = None,
     probe: Any = None,
     examples: int | None = None,
+    example_slices: int | None = None,
     devices: Any = None,
     processes: int | None = None,
     keep_checkpoints: bool | None = None,
@@ -90,6 +91,7 @@ def compare(
         pretrain_override: ids and values of pre-training.
         probe: also probe the frozen encoders, without fine-tuning: label, age, diagnosis, by commas.
         examples: test volumes to show; 3, the default, are the worst, the median and the best; 0: none.
+        example_slices: consecutive slices of each to show, one under the other; 1 by default.
         devices: GPUs by number, by commas; a run at a time on each.
         processes: processes a run, through torchrun.
         keep_checkpoints: keep the files that training resumes from.

@@ -419,6 +419,7 @@ def example_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
                 "image": image,
                 "label": mapped_label(item, name.replace(os.sep, "_"), plan),
                 "prediction": str(prediction),
+                "slices": plan.settings.example_slices,
             }
 
 

@@ -252,7 +252,8 @@ def predictions(tables: Tables) -> Figure | None:
 
 
 def examples(tables: Tables) -> Figure | None:
-    """A slice a subject, with the truth and what each arm's net says; the legend names the structures in it."""
+    """A slice of each subject, or several that follow each other, with the truth and what each arm's net says; the
+    legend names the structures in them."""
     subjects = list(tables.examples())
     if not subjects:
         return None
@@ -270,23 +271,29 @@ def examples(tables: Tables) -> Figure | None:
             ("truth", truth),
             *((arm, predictions.get(arm)) for arm in arms),
         ]
-        slices = [
-            (title, mask[:, :, z].T if mask is not None and mask.shape == image.shape else None)
-            for title, mask in cells
-        ]
-        rows.append((image[:, :, z].T, slices))
+        count = min(first.get("slices", 1), image.shape[2])
+        start = min(max(z - count // 2, 0), image.shape[2] - count)
+        for place in range(start, start + count):
+            slices = [
+                (
+                    title if place == start else "",
+                    mask[:, :, place].T if mask is not None and mask.shape == image.shape else None,
+                )
+                for title, mask in cells
+            ]
+            rows.append((image[:, :, place].T, slices))
     drawn = [mask for _, slices in rows for _, mask in slices if mask is not None]
     present = sorted({int(label) for mask in drawn for label in np.unique(mask) if label > 0})
     names = tables.structure_names
     shades = class_colours(max([*present, *names], default=0))
     columns = 2 + len(arms)
     lines_of_legend = math.ceil(len(present) / columns)
-    figure, axes = _figure(2.6 * columns, 3.0 * len(subjects) + 0.2 * lines_of_legend, len(subjects), columns)
+    figure, axes = _figure(2.6 * columns, 3.0 * len(rows) + 0.2 * lines_of_legend, len(rows), columns)
     for line, (image, slices) in zip(axes, rows, strict=True):
-        for axis, (title, mask) in zip(line, slices, strict=True):
+        for column, (axis, (title, mask)) in enumerate(zip(line, slices, strict=True)):
             axis.axis("off")
             axis.set_title(plain(title), fontsize=9)
-            if title == "truth" and mask is None:
+            if column == 1 and mask is None:  # there is no truth
                 continue
             axis.imshow(image, cmap="gray", origin="lower")
             if mask is not None and present:

@@ -112,6 +112,7 @@ class Settings:
     pretrain_override: Mapping[str, Any] = field(default_factory=dict)
     probe: tuple[str, ...] = ()
     examples: int = 3
+    example_slices: int = 1
     devices: tuple[str, ...] = ("",)
     processes: int = 1
     keep_checkpoints: bool = False
@@ -185,6 +186,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         probe: targets of representation probes: ``label``, ``age``, ``diagnosis``; true is ``label``.
         examples: test volumes to show, as the nets of the first seed and the fewest labels see them: the worst, the
             median and the best by the mean over the arms; 1 is the median, 0 none.
+        example_slices: consecutive slices of each of them to show, about the one with most of the structures.
         devices: numbers of GPUs; a run at a time on each.
         processes: processes a run, through ``torchrun`` and the ``multi_gpu_*.json`` files.
         keep_checkpoints: keep the files that training resumes from.
@@ -270,6 +272,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         pretrain_override=_overrides(merged.get("pretrain_override")),
         probe=_probe(merged.get("probe", ())),
         examples=_whole(merged.get("examples", Settings.examples), "examples", 0),
+        example_slices=_whole(merged.get("example_slices", Settings.example_slices), "example_slices", 1),
         devices=_devices(merged.get("devices")),
         processes=_whole(merged.get("processes", 1), "processes", 1),
         keep_checkpoints=bool(merged.get("keep_checkpoints", False)),

@@ -56,7 +56,7 @@ def test_whiskers_are_the_interval_of_the_mean_and_leave_the_axis_as_it_is():
 def drawn(tmp_path):
     """The picture of one subject with the classes 1 and 3, given their names."""
 
-    def draw(names, labels=(1, 3)):
+    def draw(names, labels=(1, 3), **more):
         image = np.arange(6 * 6 * 4, dtype=np.float32).reshape(6, 6, 4)
         mask = np.zeros((6, 6, 4), np.uint8)
         for row, label in enumerate(labels):
@@ -64,7 +64,7 @@ def drawn(tmp_path):
         for name, data in (("image", image), ("mask", mask)):
             nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / f"{name}.nii")
         entry = {"image": str(tmp_path / "image.nii"), "label": str(tmp_path / "mask.nii")}
-        entry["prediction"] = entry["label"]
+        entry |= {"prediction": entry["label"], **more}
         tables = SimpleNamespace(
             arms=["scratch"], structure_names=names, examples=lambda: iter([("s0", {"scratch": entry})])
         )
@@ -85,6 +85,19 @@ def test_a_legend_names_the_structures_in_the_picture(drawn, names, texts):
     for patch, label in zip(legend.get_patches(), (1, 3), strict=True):
         assert patch.get_facecolor()[:3] == pytest.approx(overlay.cmap(overlay.norm(label))[:3], abs=1e-6)
     assert legend.get_patches()[0].get_facecolor()[:3] == to_rgba(CLASSES[0])[:3]
+
+
+@pytest.mark.parametrize(("asked", "shown"), [(1, [0]), (3, [0, 1, 2]), (9, [0, 1, 2, 3])])
+def test_slices_that_follow_each_other_are_drawn_about_the_fullest(drawn, asked, shown):
+    """As many as there are at most; titles stand above the first, and a truth that is not there is not drawn."""
+    figure = drawn({}, slices=asked)
+    grid = [figure.axes[start : start + 3] for start in range(0, len(figure.axes), 3)]
+    images = [int(line[0].images[0].get_array()[0, 0]) for line in grid]
+    assert images == shown  # the value of the first voxel is the number of the slice, and all are equally full
+    assert [line[1].get_title() for line in grid] == ["truth"] + [""] * (len(shown) - 1)
+    assert all(len(axis.images) == 2 for line in grid for axis in line[1:])
+    without = drawn({}, slices=asked, label=None)
+    assert all(not axis.images for axis in without.axes[1::3])
 
 
 def test_nothing_segmented_needs_no_legend(drawn):
