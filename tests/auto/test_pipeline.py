@@ -102,16 +102,19 @@ def test_what_cannot_be_done_is_said_before_anything_is(folders, tmp_path):
         run(scans, masks, tmp_path / "file" / "out")
 
 
-def test_names_of_labels_on_the_command_line(folders):
-    from common.auto.__main__ import _label_names
+def test_names_of_labels_on_the_command_line(folders, monkeypatch):
+    from common.auto.__main__ import _label_names, main
 
     assert _label_names("1=right ventricle, 3=box") == {1: "right ventricle", 3: "box"} and _label_names(None) is None
     for given in ("3", "liver=3", "3=", "3=cube, "):
         with pytest.raises(ValueError, match="write label=name"):
             _label_names(given)
-    ended = command(folders, "--names", "1=ball")
-    assert ended.returncode == 1
-    assert "No mask holds the label 1, which `names` calls ball: the masks have 3." in ended.stderr
+    monkeypatch.chdir(folders)
+    words = ["--images", "scans", "--masks", "masks", "--output", "out", "--names", "1=ball"]
+    monkeypatch.setattr(sys, "argv", ["auto", *words])
+    sentence = "error: No mask holds the label 1, which `names` calls ball: the masks have 3."
+    with pytest.raises(SystemExit, match=f"^{sentence}"):
+        main()
 
 
 def test_the_plan_is_all_that_compare_has_to_be_given(folders, monkeypatch):

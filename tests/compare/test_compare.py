@@ -1,7 +1,6 @@
 """The whole way, as a user would: on the tiny cohort, by two processes of which one is killed half-way.
 
-Each run is a process of its own, which takes seconds to import MONAI, so there are few. The command itself is one where
-it is killed; elsewhere it runs in this process.
+The command is a process of its own where it is killed; elsewhere it runs in this process.
 """
 
 from __future__ import annotations
@@ -33,11 +32,18 @@ def arguments(cohort, tiny, output, *more: str) -> list[str]:
     return words
 
 
-def call(words: list[str], folder: Path, said: io.StringIO | None = None) -> str:
-    """Run the command in this process, from a folder; what it printed."""
+@pytest.fixture(scope="module", autouse=True)
+def elsewhere(tmp_path_factory):
+    """The folder that the command is called from: one for all tests, so that their runs share a start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        yield
+
+
+def call(words: list[str], said: io.StringIO | None = None) -> str:
+    """Run the command in this process; what it printed."""
     said = io.StringIO() if said is None else said
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.chdir(folder)
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(sys, "argv", ["compare", *words])
         patch.setattr(module.signal, "signal", lambda *given: None)  # leaves pytest's handlers
@@ -77,7 +83,7 @@ def finished(cohort, tiny, child_path, tmp_path_factory):
             return super().write(text)
 
     before = (output / "pretrain/mae/pretrain.json").stat().st_mtime_ns
-    said = call(words, output.parent, Said())
+    said = call(words, Said())
     assert first.poll() == -signal.SIGKILL
     assert (output / "pretrain/mae/pretrain.json").stat().st_mtime_ns == before, "pre-training ran again"
     return output, said
@@ -135,7 +141,7 @@ def test_arms_with_the_same_seeds_are_identical(finished, cohort, tiny):
     """A/A: another arm from scratch, added to the folder; what is there is not run again."""
     output, _ = finished
     words = arguments(cohort, tiny, output, "--arms", "scratch,again=scratch")
-    assert call(words, output.parent).count("done before") == 2
+    assert call(words).count("done before") == 2
     rows = table(output / "subjects.csv")
     by_arm = {
         arm: [row["value"] for row in rows if row["arm"] == arm and row["labels"] == "1"]
@@ -148,7 +154,7 @@ def test_arms_with_the_same_seeds_are_identical(finished, cohort, tiny):
 def test_a_test_volume_is_shown(finished, cohort, tiny):
     """Asked for afterwards, and of one arm: the trained net labels it; test_report.py shows several."""
     output, _ = finished
-    said = call(arguments(cohort, tiny, output, "--arms", "scratch", "--examples", "1"), output.parent)
+    said = call(arguments(cohort, tiny, output, "--arms", "scratch", "--examples", "1"))
     assert said.count("done before") == 2
     [example] = json.loads((output / "examples.json").read_text())
     assert example["arm"] == "scratch" and Path(example["label"]).is_file()
@@ -173,7 +179,7 @@ def test_a_failing_run_is_reported_with_its_reason(cohort, tiny, tmp_path):
     content["training"] = content["training"][:2]
     (tmp_path / "list.json").write_text(json.dumps(content))
     words = arguments(cohort, tiny, tmp_path / "out", "--datalist", str(tmp_path / "list.json"), "--arms", "scratch")
-    call([*words, "--labels", "2"], tmp_path)
+    call([*words, "--labels", "2"])
     row = next(row for row in table(tmp_path / "out/costs.csv") if row["stage"] == "train")
     assert row["status"] == "failed" and "broken.nii.gz" in row["reason"]
     assert "broken.nii.gz" in (tmp_path / "out/report.md").read_text()
@@ -182,14 +188,14 @@ def test_a_failing_run_is_reported_with_its_reason(cohort, tiny, tmp_path):
 def test_patience_ends_a_fine_tuning_before_its_cap(cohort, tiny, tmp_path):
     """At a rate of 0 no validation is better than the first; the second without a better one is the last."""
     words = ["--arms", "scratch", "--steps", "8", "--validations", "8", "--patience", "2"]
-    call([*arguments(cohort, tiny, tmp_path / "out", *words), "--override", "learning_rate=0.0"], tmp_path)
+    call([*arguments(cohort, tiny, tmp_path / "out", *words), "--override", "learning_rate=0.0"])
     row = next(row for row in table(tmp_path / "out/costs.csv") if row["stage"] == "train")
     assert (row["status"], row["steps"], row["cap"]) == ("done", "3", "8")
     assert "| 1 training + 1 validation labels | 1 of 1 |" in (tmp_path / "out/report.md").read_text()
 
 
 def test_plan_lists_and_estimates_and_runs_nothing(cohort, tiny, tmp_path):
-    said = call(arguments(cohort, tiny, tmp_path / "out", "--arms", "scratch", "--plan"), tmp_path)
+    said = call(arguments(cohort, tiny, tmp_path / "out", "--arms", "scratch", "--plan"))
     assert "train, scratch, 1 labels, seed 0: 4 steps" in said
     assert "of memory at most a run" in said and "on disk" in said
     assert not (tmp_path / "out/runs").exists() and not list((tmp_path / "out").glob(".dry-run-*"))
@@ -197,7 +203,7 @@ def test_plan_lists_and_estimates_and_runs_nothing(cohort, tiny, tmp_path):
 
 def test_errors_are_one_sentence(tmp_path):
     with pytest.raises(SystemExit, match=r"^error: [^\n]* is no bundle[^\n]*$"):
-        call(["--bundle", str(tmp_path), "--arms", "scratch", "--output", "x"], tmp_path)
+        call(["--bundle", str(tmp_path), "--arms", "scratch", "--output", "x"])
 
 
 def test_arms_that_differ_in_nothing_but_seeds_are_not_better(tmp_path, unchanged):

@@ -573,8 +573,9 @@ def table() -> str:
     """The kinds and the cases that the tests above go through, for the page."""
     rows = ["| kind | fills | checkpoint | told | computes the same as | refused when changed | trained |"]
     rows.append("|---|---|---|---|---|---|---|")
+    made_once = {case: make() for case, make in CASES.items()}
     for name, _ in known_kinds():
-        cases = {case: made for case, made in ((case, make()) for case, make in CASES.items()) if made.kind == name}
+        cases = {case: made for case, made in made_once.items() if made.kind == name}
         for case, made in cases.items():
             file = REFERENCES / f"{case}.json"
             library = json.loads(file.read_text(encoding="utf-8"))["library"] if file.is_file() else None
