@@ -4,7 +4,7 @@ import itertools
 from typing import Any
 
 import torch
-from monai.networks.blocks import UnetrBasicBlock, UnetrUpBlock
+from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import nn
 
 __all__ = ["EncoderUNet"]
@@ -14,7 +14,8 @@ class EncoderUNet(nn.Module):
     """A U-Net's decoder over any encoder of volumes whose maps get coarser: steps up, joined with the encoder's maps.
 
     Where the finest map is coarser than the image, a block of convolutions on the image itself is the last to be
-    joined, as in UNETR and Swin UNETR, of whose blocks the decoder is made.
+    joined, as in UNETR and Swin UNETR, of whose blocks the decoder is made. Maps of one stride, as a ViT's, are brought
+    to halves of it first, the earliest to the finest, by UNETR's transposed convolutions.
 
     Args:
         encoder: returns maps, finest first, and states ``in_channels``, ``channels`` and ``strides``.
@@ -25,7 +26,8 @@ class EncoderUNet(nn.Module):
     of the last stride.
 
     Raises:
-        ValueError: strides that do not get larger from map to map, such as a ViT's; in ``forward``, another size.
+        ValueError: strides that do not get larger from map to map, nor are all one with room for their halves; in
+            ``forward``, another size.
     """
 
     def __init__(self, encoder: nn.Module, out_channels: int, width: int = 16) -> None:
@@ -33,6 +35,17 @@ class EncoderUNet(nn.Module):
         self.encoder = encoder
         view: Any = encoder
         channels, strides = list(view.channels), [tuple(stride) for stride in view.strides]
+        self.lifts: nn.ModuleList | None = None
+        levels = len(strides) - 1  # by which the earliest map is brought up
+        if levels and len(set(strides)) == 1 and not any(side % 2**levels for side in strides[0]):
+            widths = [width * 2 ** (level + 1) for level in range(levels)]
+            self.lifts = nn.ModuleList(
+                UnetrPrUpBlock(3, count, wide, levels - 1 - place, 3, 1, 2, "instance", res_block=True)
+                for place, (count, wide) in enumerate(zip(channels, widths, strict=False))
+            )
+            channels = [*widths, channels[-1]]
+            last = strides[0]
+            strides = [(last[0] >> up, last[1] >> up, last[2] >> up) for up in range(levels, -1, -1)]
         self.image_block: nn.Module | None = None
         if max(strides[0]) > 1:
             self.image_block = UnetrBasicBlock(3, view.in_channels, width, 3, 1, "instance", res_block=True)
@@ -42,7 +55,7 @@ class EncoderUNet(nn.Module):
         ]
         if any(max(step) < 2 for step in steps):
             raise ValueError(
-                f"a U-Net needs an encoder whose maps get coarser, not one of strides {strides}: use UNETR for a ViT."
+                f"a U-Net needs maps that get coarser, or several of one stride; the encoder has strides {strides}."
             )
         self.stride = strides[-1]
         widths = [max(count, width) for count in channels[:-1]] + channels[-1:]
@@ -63,6 +76,8 @@ class EncoderUNet(nn.Module):
                 "set roi_size to such a size."
             )
         maps = list(self.encoder(image))
+        if self.lifts is not None:
+            maps = [*(lift(one) for lift, one in zip(self.lifts, maps, strict=False)), maps[-1]]
         if self.image_block is not None:
             maps = [self.image_block(image), *maps]
         x = maps.pop()

@@ -16,7 +16,8 @@ __all__ = ["CHECKPOINTS", "GenesisEncoder", "GenesisUNet", "STUNet", "STUNetEnco
 
 class STUNet(nn.Module):
     """STU-Net (Huang et al., 2023, arXiv 2304.06716), of which sizes up to 1.4 billion parameters were trained on
-    TotalSegmentator. Names and shapes of its tensors are those of the published weights. The defaults are STU-Net-B.
+    TotalSegmentator. Names and shapes of its tensors are those of the published weights, of whose heads it has the
+    last. The defaults are STU-Net-B.
 
     Args:
         in_channels, out_channels: channels of the image, classes.
@@ -47,7 +48,9 @@ class STUNet(nn.Module):
         self.conv_blocks_localization = nn.ModuleList(
             _stage(2 * b, b, n, (1, 1, 1)) for (_, b), n in zip(pairs, blocks[-2::-1], strict=True)
         )
-        self.seg_outputs = nn.ModuleList(nn.Conv3d(b, out_channels, 1) for _, b in pairs)
+        # Training has the last head alone. Others that take part in no loss would stop several processes at step two.
+        last = len(pairs) - 1
+        self.seg_outputs = nn.ModuleDict({str(last): nn.Conv3d(pairs[last][1], out_channels, 1)})
         self.steps = steps
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -57,7 +60,8 @@ class STUNet(nn.Module):
             x = F.interpolate(x, scale_factor=[float(size) for size in step], mode="nearest")
             convolution: Any = up
             x = stage(torch.cat((convolution["conv"](x), maps.pop()), dim=1))
-        return self.seg_outputs[-1](x)
+        (head,) = self.seg_outputs.values()
+        return head(x)
 
 
 class STUNetEncoder(nn.Module):

@@ -467,14 +467,16 @@ def test_another_one_is_refused(case, mutation, tmp_path):
 
 
 def test_it_is_fine_tuned(case, tmp_path):
-    """One step of a network over it, with a decoder where its maps get coarser, changes it."""
+    """One step of a network over it, with a decoder where its maps get coarser or can be made so, changes it."""
     paths = saved(case.checkpoint, tmp_path)
     convert(*paths, **case.options)
     encoder: Any = case.encoder()
     load_encoder(encoder, paths[1])
     image = case.image
-    if image.shape[-1] > 1 and len(set(encoder.strides)) == len(encoder.strides):
-        image = image if case.kind in ("primus", "swin_unetr_ssl") else F.interpolate(image, scale_factor=2)
+    coarser = len(set(encoder.strides)) == len(encoder.strides)
+    if image.shape[-1] > 1 and (coarser or len(set(encoder.strides)) == 1):
+        fixed = not coarser or case.kind in ("primus", "swin_unetr_ssl")
+        image = image if fixed else F.interpolate(image, scale_factor=2)
         net, target = EncoderUNet(encoder, 2, width=4), torch.ones(2, *image.shape[2:], dtype=torch.long)
     else:
         net, target = EncoderClassifier(encoder, 2), torch.ones(2, dtype=torch.long)
@@ -486,6 +488,21 @@ def test_it_is_fine_tuned(case, tmp_path):
     optimizer.step()
     changed = [name for name, tensor in encoder.named_parameters() if not torch.equal(tensor, before[name])]
     assert len(changed) > len(before) / 3
+    if case.kind in ("monai_resnet", "densenet", "segresnet_ds", "sam_med3d"):  # overlays have this decoder
+        assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("name", ["stunet", "genesis", "primus"])
+def test_each_parameter_of_their_networks_has_a_gradient(name):
+    """One without would stop several processes at their second step."""
+    nets = {
+        "stunet": lambda: STUNet(1, 3, (4, 6, 8), (1, 2, 1), (2, 2)),
+        "genesis": lambda: GenesisUNet(1, 3, 4),
+        "primus": lambda: Primus(1, 3, (16, 16, 16), 4, 48, 2, 2),
+    }
+    net = nets[name]()
+    net(torch.randn(2, 1, 16, 16, 16)).square().sum().backward()
+    assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
 
 
 def test_an_adaptation_plan_goes_into_the_record(tmp_path):
@@ -607,7 +624,7 @@ def test_published_unets_decode_as_their_authors_do(name, tmp_path):
     if name == "stunet":
         net: Any = STUNet(1, 3, (4, 6, 8), (1, 2, 1), (2, 2))
         load_encoder(STUNetEncoder(net), paths[1])
-        head, last = net.seg_outputs[-1], "seg_outputs.1"
+        head, last = net.seg_outputs["1"], "seg_outputs.1"
     else:
         net = GenesisUNet(1, 1, 4)
         load_encoder(GenesisEncoder(net), paths[1])
