@@ -154,7 +154,7 @@ def test_refuses_a_name_that_would_do_nothing(command, arguments, sentence):
         ({"pretrain_datalist": "@datalist"}, ""),
         (
             {"pretrain_datalist": "other.json"},
-            "--datalist changes nothing: what train.json reads is the id `pretrain_da",
+            "--datalist changes nothing: train.json reads the id `pretrain_da",
         ),
     ],
 )
@@ -464,12 +464,12 @@ def test_the_command_waits_for_the_threads_that_fill_a_cache(command, capsys):
     ],
 )
 def test_ids_of_earlier_versions_are_refused_with_the_new_one(command, old, new, meaning, tmp_path):
-    sentence = f"--{old} is no more: it is --{new} now, {meaning}"
+    sentence = f"--{old} was renamed: it is --{new} now, {meaning}"
     assert (checks.override_problem(old, f"--{old}", {new: 0.05}, "train.json") or "").startswith(sentence)
     assert checks.renamed_problems({new: 0.05}) == []
     (tmp_path / "own.json").write_text(json.dumps({new: 0.05, old: 3}))
     command("--config_file", str(tmp_path / "own.json"))
-    with pytest.raises(SystemExit, match=f"`{old}` in the config files is no more: it is `{new}` now"):
+    with pytest.raises(SystemExit, match=f"`{old}` in the config files was renamed: it is `{new}` now"):
         checks.check_overrides()
 
 
@@ -478,7 +478,7 @@ def test_targets_of_earlier_versions_are_refused_with_the_new_name(command, tmp_
     content = {"preprocessing": {"_target_": "Compose", "transforms": [{"_target_": old, "keys": "image"}]}}
     (tmp_path / "own.json").write_text(json.dumps(content))
     command("--config_file", str(tmp_path / "own.json"))
-    with pytest.raises(SystemExit, match=f"^`{old}` in the config files is no more: it is `{new}` now.$"):
+    with pytest.raises(SystemExit, match=f"^`{old}` in the config files was renamed: it is `{new}` now.$"):
         checks.check_overrides()
     assert checks.renamed_target(f"{checks.__package__.rpartition('.')[0]}.networks.place") is None
     assert checks.renamed_target("mine.transforms.Canvasd") is None

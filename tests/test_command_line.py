@@ -77,7 +77,7 @@ def test_help_is_left_to_fire():
         (
             "data",
             ["check", "{list}", "--numbering", "x"],
-            r"check --numbering is no more: it is --label_scheme now, how",
+            r"check --numbering was renamed: it is --label_scheme now, how",
         ),
         ("data", ["prepare", "ixi", "--source", ".", "--output", "o", "--numbering", "x"], r"it is --label_scheme now"),
         ("data", ["spacing", "{list}", "--section", "foo"], r"--section foo: it is one of training, validation"),

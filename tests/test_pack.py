@@ -868,7 +868,7 @@ def test_metadata_says_one_thing(name):
     [
         (["--config_file", "tasks/no.json"], "No config file tasks/no.json"),
         (["--override", "epochs=3"], "--override epochs sets `epochs`, and no base file of toy has such an id"),
-        (["--override", "warmup_steps=3"], "`warmup_steps` in --override warmup_steps is no more: it is `warmup` now"),
+        (["--override", "warmup_steps=3"], "`warmup_steps` in --override warmup_steps was renamed: it is `warmup` now"),
         (["--override", "train#handlers#0=3"], "`train#handlers#0` changes a part of what evaluate.json sets"),
         (["--name", "a/b"], "--name 'a/b': use letters"),
     ],

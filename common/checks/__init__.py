@@ -1,4 +1,4 @@
-"""What every bundle checks before its first step, and how a run that is refused ends."""
+"""Checks that every bundle makes before its first step, and the last message of a refused run."""
 
 from .overrides import check_overrides, override_problem
 from .refusals import REFUSED, TRACEBACK, final_sentence, first_cause, own_sentence

@@ -1,4 +1,4 @@
-"""Names given on the command line are held against the ids of the config, before the first step."""
+"""Compare the names on the command line with the ids of the config, before the first step."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ALIASES = {
 def check_overrides() -> None:
     """Refuse to run ``python -m monai.bundle run`` with an override that would do nothing.
 
-    MONAI accepts any ``--name value`` and ignores the names that the config lacks. This compares the names on the
+    MONAI accepts any ``--name value`` and ignores names that the config lacks. This function compares the names on the
     command line, and those in ``--args_file``, with the ids of the named config files. It also checks that MONAI and
     torch are recent enough and that the settings of ``--tracking`` fit the config, and sees to it that a later error
     ends the output with what it says: MONAI's own last line only names the step of the config. What this package
@@ -101,7 +101,7 @@ def check_overrides() -> None:
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     if "datalist" in command.overrides and not _is_read("datalist", config):
-        logger.warning("--datalist changes nothing: what %s reads is the id `pretrain_datalist`.", names)
+        logger.warning("--datalist changes nothing: %s reads the id `pretrain_datalist`.", names)
 
 
 def _prepare(given: Collection[str]) -> None:
@@ -114,7 +114,7 @@ def _prepare(given: Collection[str]) -> None:
 
 
 def _output_problems(folder: Any) -> list[str]:
-    """A file where the output folder is to be, before anything is loaded."""
+    """Find a file in the place of the output folder, before anything is loaded."""
     if not isinstance(folder, str) or folder.startswith(("$", "@", "%")):
         return []
     there = nearest_existing(folder)
@@ -130,7 +130,7 @@ def _is_read(name: str, config: Mapping[str, Any]) -> bool:
 
 
 def _tracking_problems(command: Command, config: Mapping[str, Any]) -> list[str]:
-    """What would stop the run when its first iteration is logged, or before."""
+    """Find what would stop the run at or before its first logged iteration."""
     problems = []
     settings = tracking_settings(command.tracking)
     text = json.dumps(settings.get("configs", {}), default=str)
@@ -144,20 +144,21 @@ def _tracking_problems(command: Command, config: Mapping[str, Any]) -> list[str]
         near = [Path(command.files[0]).with_name("tracking.json"), Path(root, "configs", "tracking.json")]
         own = next((path for path in near if path.is_file()), "configs/tracking.json of the bundle")
         problems.append(
-            f"--tracking {command.tracking} reads the loss off a decollated batch (`output_transform` of its trainer), "
-            f"and this trainer does not decollate: write --tracking {own}, which logs to MLflow too."
+            f"--tracking {command.tracking} reads the loss from a decollated batch (`output_transform` of "
+            f"its trainer), but this trainer does not decollate: write --tracking {own}, which logs to "
+            "MLflow too."
         )
     return problems
 
 
 def override_problem(key: str, typed: str, config: Mapping[str, Any], names: str, prefix: str = "--") -> str | None:
-    """A sentence if an override sets nothing that the config reads, None if it is sound.
+    """Return a sentence if an override sets nothing that the config reads, else None.
 
     Args:
         key: an id, nested with ``#`` or ``::``.
         typed: how the user wrote it; the sentence begins with it.
         config: the merged config files, as ``ConfigParser.load_config_files`` gives them.
-        names: how to call the files.
+        names: what the sentence calls the files.
         prefix: what the user writes before an id.
     """
     at: Any = config
@@ -204,7 +205,7 @@ def _unknown_sentence(
 def _argument_problem(
     typed: str, parents: Sequence[str], name: str, component: Mapping[str, Any], names: str, prefix: str
 ) -> str | None:
-    """A sentence if the component does not take this argument; the file need not state those that it takes."""
+    """Return a sentence if the component does not take this argument. The file need not state every argument."""
     arguments, takes_any = _arguments(component["_target_"])
     if name.startswith("_") or name in arguments or (takes_any and not arguments):
         return None
@@ -219,9 +220,10 @@ def _argument_problem(
 
 
 def _arguments(target: Any) -> tuple[list[str], bool]:
-    """Names of the arguments of a component's ``_target_``, and whether it takes others, of unknown names, as well.
+    """Names of the arguments of a component's ``_target_``, and whether it also takes arguments of unknown names.
 
-    A class that takes ``**kwargs`` most likely hands them to its base class, whose names are therefore among them.
+    A class that takes ``**kwargs`` most likely hands them to its base class, so the names of the base class are
+    included.
     """
     from monai.bundle import ComponentLocator
 

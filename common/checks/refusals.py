@@ -1,4 +1,4 @@
-"""How a run that fails ends: with one sentence of this package, or the first cause."""
+"""End a failed run with one sentence of this package, or with the first cause."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class _Raised(NamedTuple):
 
 
 def own_sentence(error: BaseException | None) -> str | None:
-    """What this package says about an error that MONAI, ignite or a worker wrapped, None if it was not raised here."""
+    """This package's sentence inside an error that MONAI, ignite or a worker wrapped; None if it has none."""
     return next((link.text for link in _chain(error) if link.is_ours), None)
 
 
 def final_sentence(error: BaseException) -> str | None:
-    """What the output ends with after an error: our own sentence, else the first cause; None if it says so itself."""
+    """The last line of the output after an error: our sentence, else the first cause; None if the error says it."""
     sentence = own_sentence(error)
     if sentence is None:
         causes = list(_chain(error, causes_only=True))
@@ -66,17 +66,18 @@ def final_sentence(error: BaseException) -> str | None:
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """The error that others were raised from; itself where there is none."""
+    """The error that the others were raised from; the error itself if there is none."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def _refusal(error: BaseException | None) -> str | None:
-    """The sentence with which this package refused something, None of any other error, whose traceback says more.
+    """The sentence of a refusal by this package. None for any other error, since its traceback says more.
 
-    The statement has to be a ``raise`` in this package: what Python or a library finds there is a defect. Wrappers,
-    such as MONAI's config parser, have to name the refusal as their cause: an error may also come on top of it.
+    Only a ``raise`` statement in this package counts: an error that Python or a library raises there is a defect. A
+    wrapper, such as MONAI's config parser, must name the refusal as its cause, since an unrelated error may follow a
+    refusal.
     """
     for link in _chain(error, causes_only=True):
         if link.is_ours:
@@ -85,7 +86,7 @@ def _refusal(error: BaseException | None) -> str | None:
 
 
 def _chain(error: BaseException | None, causes_only: bool = False) -> Iterator[_Raised]:
-    """An error and those that it was raised from, or on top of, the outermost first."""
+    """An error and the errors that it was raised from, or raised while handling; the outermost comes first."""
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
         yield _Raised(type(error).__name__, type(error), str(error), frames[-1] if frames else None)
@@ -97,7 +98,7 @@ def _chain(error: BaseException | None, causes_only: bool = False) -> Iterator[_
 
 
 def _printed_chain(text: str, causes_only: bool) -> Iterator[_Raised]:
-    """The same of a traceback that was printed: its blocks, between which stands how one led to the next."""
+    """The same for a printed traceback, from its blocks and the lines between them that say how one led to the next."""
     first, *others = re.split(rf"\n\n({CAUSED}|{MET})\n\n", text)
     blocks = [first, *others[1::2]]
     for number in reversed(range(len(blocks))):
@@ -126,11 +127,11 @@ def end_with_sentence(kind: type[BaseException], error: BaseException, trace: An
 
 
 def _join_pools() -> None:
-    """Wait for the threads of ``multiprocessing.pool.ThreadPool``, with which ``CacheDataset`` fills its cache.
+    """Wait for the threads of ``multiprocessing.pool.ThreadPool``, which fill the cache of ``CacheDataset``.
 
-    The pool does not: when one item fails, it lets go of its threads, daemons that are still at work on theirs. One
-    that comes back to the interpreter while that is shutting down is ended by ``pthread_exit`` (Python before 3.14),
-    which unwinds the C++ frames of torch, and these call ``std::terminate``: the process aborts after its sentence.
+    The pool does not wait. When one item fails, the pool drops its threads, which are daemons and still work on their
+    items. If a thread returns to the interpreter during shutdown, Python before 3.14 ends it with ``pthread_exit``.
+    That unwinds the C++ frames of torch, which call ``std::terminate``, and the process aborts after its last message.
     """
     end = time.monotonic() + PATIENCE
     for thread in threading.enumerate():

@@ -1,4 +1,4 @@
-"""Names of earlier versions, each with the one that it has now: ids of configs, and what a ``_target_`` names."""
+"""Names of earlier versions and their present names: ids of configs, and targets of ``_target_``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TARGETS = {
 
 
 def renamed_target(target: str) -> str | None:
-    """What a ``_target_`` of an earlier version is called now; None where it has its name still."""
+    """The present name of a ``_target_`` of an earlier version; None if the name is still valid."""
     for package in ("common", __package__.rpartition(".")[0]):
         new = TARGETS.get(target.removeprefix(f"{package}."))
         if new and target.startswith(f"{package}."):
@@ -36,28 +36,28 @@ def renamed_target(target: str) -> str | None:
 
 
 def renamed_sentence(typed: str, name: str, known: Collection[str], prefix: str = "") -> str | None:
-    """That an id is no more, and what it is called now; None where it has no new name among the known ones.
+    """Say that an id was renamed, and to what; None if none of the known names replaces it.
 
     Args:
         typed: how the user wrote the id; the sentence begins with it.
         name: the id.
         known: names that are read here.
-        prefix: what the user writes before a name on this command line, if so.
+        prefix: what the user writes before a name on this command line, if anything.
     """
     new, meaning = RENAMED.get(name, ("", ""))
     if new not in known:
         return None
-    return f"{typed} is no more: it is {f'{prefix}{new}' if prefix else f'`{new}`'} now, {meaning}."
+    return f"{typed} was renamed: it is {f'{prefix}{new}' if prefix else f'`{new}`'} now, {meaning}."
 
 
 def renamed_problems(config: Mapping[str, Any]) -> list[str]:
-    """A sentence for each name in the merged files that is another one now: what it stands for would not be found."""
+    """Return a sentence for each renamed name in the merged files, since the old name would not be found."""
     ids = [renamed_sentence(f"`{name}` in the config files", name, config) for name in config]
     problems = [sentence for sentence in ids if sentence]
     for target in dict.fromkeys(_targets(config)):
         new_target = renamed_target(target)
         if new_target:
-            problems.append(f"`{target}` in the config files is no more: it is `{new_target}` now.")
+            problems.append(f"`{target}` in the config files was renamed: it is `{new_target}` now.")
     return problems
 
 

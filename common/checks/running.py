@@ -26,10 +26,10 @@ class Command(NamedTuple):
 
 
 def running_config() -> dict[str, Any] | None:
-    """What the running ``python -m monai.bundle run`` was given: its merged files with the overrides, as written.
+    """The config of the running ``python -m monai.bundle run``: its merged files with the overrides, as written.
 
-    None outside of that command. References, macros and expressions are as they are written, not their values, so that
-    the whole can be run again as one config file. What ``--tracking`` adds is not part of it.
+    None outside of that command. References, macros and expressions stay as written, so the result can run again as one
+    config file. Additions of ``--tracking`` are left out.
     """
     command = running_command()
     if command is None:
@@ -69,7 +69,7 @@ def running_workflow() -> Any:
 def config_digest() -> str | None:
     """SHA-256 of what the running ``python -m monai.bundle run`` computes, None outside of that command.
 
-    Taken over ``running_config`` as sorted JSON, without the ids that say where files lie and what is drawn
+    It covers ``running_config`` as sorted JSON, without the ids that only set where files lie and what is drawn
     (``bundle_root``, ``dataset_dir``, ``output_dir``, ``resume``, ``log_images``). A packed bundle has the digest of
     its source.
     """
@@ -140,7 +140,7 @@ def _is_flag(token: str) -> bool:
 
 
 def runner_arguments(tracking: Any) -> set[str]:
-    """Names that belong to the runner, not to the config."""
+    """Arguments that belong to the runner, not to the config."""
     from monai.bundle import ConfigWorkflow, create_workflow, run
 
     names = {"_meta_"}
@@ -155,7 +155,7 @@ def runner_arguments(tracking: Any) -> set[str]:
 
 
 def tracking_settings(tracking: Any) -> dict[str, Any]:
-    """What ``--tracking`` names: settings of MONAI's, or those of files, or a dict that is typed."""
+    """The settings that ``--tracking`` names: MONAI's own, those of a file, or a typed dict."""
     from monai.bundle import ConfigParser
     from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 

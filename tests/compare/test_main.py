@@ -36,7 +36,7 @@ WORDS = ["--bundle", BUNDLE, "--arms", "scratch", "--output", "out"]
             ["--label_schem", "dlmuse"],
             "There is no option --label_schem; did you mean `--override label_scheme=dlmuse`?",
         ),
-        (["--numbering", "dlmuse"], "--numbering is no more: it is `label_scheme` now, how the masks are"),
+        (["--numbering", "dlmuse"], "--numbering was renamed: it is `label_scheme` now, how the masks are"),
         (["-x", "1"], "There is no option --x; `python -m common.compare --help` lists them."),
     ],
 )

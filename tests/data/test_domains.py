@@ -164,7 +164,7 @@ def test_an_error_names_the_domain(domains):
     ("change", "message"),
     [
         ({"nam": "x"}, "Domain 'b' has an unknown key 'nam'; did you mean 'name'?"),
-        ({"numbering": "x"}, "Domain 'b': `numbering` is no more: it is `label_scheme` now"),
+        ({"numbering": "x"}, "Domain 'b': `numbering` was renamed: it is `label_scheme` now"),
         ({"datalist": None}, "Domain 'b' has no 'datalist'."),
         ({"task": "hippocampus", "label_scheme": "msd_hippocampus"}, "needs either `num_classes` or both"),
         ({"num_classes": ...}, "needs either `num_classes` or both"),
