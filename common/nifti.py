@@ -80,7 +80,7 @@ def nifti_affine(file: str | os.PathLike, image: Any = None) -> np.ndarray:
         raise NiftiError(f"says that its voxels begin at byte {first} (vox_offset), which is in the header")
     dtype = header.get_data_dtype()
     if dtype.names:
-        raise NiftiError(f"holds colours ({'/'.join(dtype.names)}), not one number a voxel; save it as gray values")
+        raise NiftiError(f"holds colours ({'/'.join(dtype.names)}), not one number per voxel; save it as gray values")
     if dtype.kind == "c":
         raise NiftiError("holds complex numbers; save the magnitude")
     sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0

@@ -164,7 +164,7 @@ def score(
     Args:
         truth: folder of the true label maps (NIfTI), numbered as the predictions are.
         prediction: folder of the predicted ones; their names may end in the postfix.
-        output: CSV file to write, a row a case and class; replaced if it exists.
+        output: CSV file to write, a row per case and class; replaced if it exists.
         names: of the classes 1, 2, ... by commas; by default every value above 0 in the truth or a prediction is a
             class of that name.
         tolerance: of NSD, in mm.

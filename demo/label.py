@@ -278,7 +278,7 @@ def ask_the_impossible(server: Server, images: Path, outcome: Outcome) -> list[t
             "a study of two channels",
             "pretrain_once",
             "two_channels",
-            "another number of channels than the network takes, 2 and not 1",
+            "has 2 channels, but the network takes 1",
         ),
         ("a study whose file is cut off", "simtrot", "cut_off", "cut_off.nii.gz cannot be read"),
         ("a model that does not exist", "nothing", study, "There is no model 'nothing' available"),

@@ -80,7 +80,7 @@ NETWORKS = {
         },
         "pretext_loss": {"_target_": "common.losses.MaskedReconstructionLoss"},
     },
-    # Swin UNETR's instance norms cannot train on fewer than 64 voxels an axis; the small window saves memory and time.
+    # Swin UNETR's instance norms cannot train on fewer than 64 voxels per axis; the small window saves memory and time.
     "swin_unetr": {
         "image_size": [64, 64, 64],
         "roi_size": [64, 64, 64],

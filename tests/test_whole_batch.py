@@ -225,7 +225,7 @@ def test_images_with_a_record_are_taken():
 def test_other_norms_stay_and_a_single_value_is_refused():
     net = sync_batch_norms(nn.Sequential(nn.InstanceNorm3d(2), nn.GroupNorm(1, 2)), torch.device("cpu"))
     assert [type(part) for part in net] == [nn.InstanceNorm3d, nn.GroupNorm]
-    with pytest.raises(ValueError, match="more than one value a channel"):
+    with pytest.raises(ValueError, match="more than one value per channel"):
         SyncBatchNorm(2)(torch.zeros(1, 2))
 
 

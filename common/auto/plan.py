@@ -44,7 +44,7 @@ FULL_FILTERS = (32, 64, 128, 256, 320, 320)
 IMAGE_VOXELS = {"cpu": 750_000, "cuda": 16_000_000}
 CROP_VOXELS = {"cpu": 330_000, "cuda": 2_100_000}
 CROP_VOXELS_PER_GB = 150_000
-"""Voxels of a crop for each gigabyte of GPU memory, at two crops a step and the full network."""
+"""Voxels of a crop for each gigabyte of GPU memory, at two crops per step and the full network."""
 RATE = {"scratch": 0.004, "encoder": 0.001}
 VALIDATIONS = 5
 SHORTEST = 8
@@ -229,7 +229,7 @@ def plan_study(study: Study, machine: Machine, crop_share: float = 1.0, task: st
 def _step_decision() -> Decision:
     return Decision(
         "optimiser",
-        f"AdamW, rate {RATE['scratch']} from scratch, {RATE['encoder']} from an encoder, two crops a step",
+        f"AdamW, rate {RATE['scratch']} from scratch, {RATE['encoder']} from an encoder, two crops per step",
         "in 60 steps on IXI 0.008 and 0.001 were best; runs here are longer",
     )
 

@@ -39,7 +39,7 @@ class Prediction:
 
     Attributes:
         name: of the case, and of its mask without the ending.
-        source: its files, one a channel; a folder is one DICOM series.
+        source: its files, one per channel; a folder is one DICOM series.
         mask: the mask; None where there is none.
         status: `done`, `skipped` where the mask of this scan by this model was there already, or `refused`.
         reason: why it was refused, a sentence; else empty.

@@ -53,7 +53,7 @@ class Case:
     subject: str
     """Cases of one subject never stand in two lists."""
     images: tuple[Path, ...]
-    """One a channel; a folder is one DICOM series."""
+    """One per channel; a folder is one DICOM series."""
     mask: Path | None
     facts: ScanFacts
     section: str | None = None

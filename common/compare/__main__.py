@@ -68,7 +68,7 @@ def compare(
         --config_file configs/datasets/sample.json --output runs/sample
 
     Runs that are done are kept: call it again to go on after an interruption, or with more arms, labels or seeds.
-    The output folder holds report.md, report.html, the tables behind them, and a folder a run with its command,
+    The output folder holds report.md, report.html, the tables behind them, and a folder per run with its command,
     resolved config, log and TensorBoard events.
 
     Args:

@@ -72,7 +72,7 @@ def collect(plan: Plan, command: str | None) -> None:
     _write_table(settings.output / "subjects.csv", SUBJECTS, subjects)
     results = []
     for row in mean_rows(subjects):
-        parts = trained.get((row["arm"], row["labels"], row["seed"]), [])  # one a fold
+        parts = trained.get((row["arm"], row["labels"], row["seed"]), [])  # one per fold
         seconds = [part["seconds"] for part in parts if part.get("seconds") is not None]
         steps = [part["steps"] for part in parts if part.get("steps") is not None]
         results.append({**row, "steps": max(steps) if steps else None, "seconds": sum(seconds) if seconds else None})
@@ -323,7 +323,7 @@ def curve_rows(run: Run) -> Iterator[dict[str, Any]]:
     attempts = read_outcome(run).get("attempts") or [{"started": first, "seconds_before": 0.0}]
     per_epoch = run.steps // run.epochs
     for tag, values in sorted(points.items()):
-        # Loss is written every step; what an epoch ends with, validation above all, once an epoch.
+        # Loss is written every step; what an epoch ends with, validation above all, once per epoch.
         scale = 1 if tag == "train_loss" else per_epoch
         for step, (time, value) in sorted(values.items()):
             attempt = next((one for one in reversed(attempts) if one["started"] <= time), attempts[0])

@@ -433,7 +433,7 @@ class _Builder:
         return tuple(found.values())
 
     def pretraining(self, arm: Arm) -> Iterator[Run]:
-        """Its pre-training, or one a fold where its list holds scans of the folds."""
+        """Its pre-training, or one per fold where its list holds scans of the folds."""
         if self.settings.folds and arm.pretrain_from not in self.pretrained_by_fold:
             try:
                 yield from list(self.pretraining_of(arm, self.folds))

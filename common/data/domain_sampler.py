@@ -25,7 +25,7 @@ class DomainSampler(DistributedSampler):
     Args:
         data: the items, as the data set has them, with a ``domain``.
         batch_size: items a batch, of all processes together. A domain with fewer items repeats them.
-        batches: batches an epoch; None for one pass over as many items as there are.
+        batches: batches per epoch; None for one pass over as many items as there are.
         balance: 1 gives each domain an equal share of the batches, 0 one in proportion to its items, and between them
             one in proportion to ``items ** (1 - balance)``.
         key: of the domain in an item.
@@ -64,7 +64,7 @@ class DomainSampler(DistributedSampler):
         self.share = share_of_batch(batch_size, num_replicas)
         if self.batches < len(self.items):
             raise ValueError(
-                f"{self.batches} batches an epoch are fewer than the {len(self.items)} domains, so that "
+                f"{self.batches} batches per epoch are fewer than the {len(self.items)} domains, so that "
                 "some would never be trained: raise batches_per_epoch, or lower batch_size."
             )
         weights = {name: len(items) ** (1 - balance) for name, items in self.items.items()}

@@ -16,7 +16,7 @@ class EncodedVolumes(Dataset):
     """Volumes as the encoding vectors of their slices, computed once by a frozen encoder.
 
     For stage 2 of Medical Transformer, which else would encode every volume anew in every epoch; vectors of 306 slices
-    of 64 numbers take 77 KiB a volume. They are made when the first item is asked for, so that weights loaded before
+    of 64 numbers take 77 KiB per volume. They are made when the first item is asked for, so that weights loaded before
     are those that count, in evaluation mode, in float32 and without a draw from the global random generator. Changed
     weights need a new object.
 

@@ -17,15 +17,15 @@ class VolumeSampler(DistributedSampler):
     """Random order of a data set in batches of different volumes, with epochs of any length.
 
     For contrasts between volumes: crops of one scan are not "other volumes". It also makes an epoch a fixed number of
-    batches, as nnU-Net does (250), whatever the number of volumes. Passes over the data follow each other; an item
-    that would meet its own volume in a batch waits for the next. Give the loader the same ``batch_size``, and take one
-    crop a volume. The order is a function of seed and epoch, which MONAI's trainer sets. Under torchrun the batches are
+    batches, as nnU-Net does (250), whatever the number of volumes. Passes over the data follow each other; an item that
+    would meet its own volume in a batch waits for the next. Give the loader the same ``batch_size``, and take one crop
+    per volume. The order is a function of seed and epoch, which MONAI's trainer sets. Under torchrun the batches are
     those of one process, and each process takes its part of every one.
 
     Args:
         data: the items, as the data set has them.
         batch_size: items a batch, of all processes together.
-        batches: batches an epoch; None for one pass over the data (rounded down).
+        batches: batches per epoch; None for one pass over the data (rounded down).
         key: items with an equal value of this, and of ``domain`` where they have one, are taken for one volume; items
             without it, and None, count as volumes of their own.
         distinct: False lets volumes meet themselves in a batch, as fine-tuning with a single label must.

@@ -22,8 +22,8 @@ class NamedClasses:
 
     MONAI counts the columns that there are, so that ``class0`` is the background in one table and, in that of a metric
     without the background, the first structure. Renamed are the header of ``*_raw.csv`` and the first column of
-    ``*_summary.csv``, when the evaluation ends. A table with neither a column for every class nor one for every
-    class but the background keeps MONAI's names. Where the task has no classes, a single column is a number a scan, and
+    ``*_summary.csv``, when the evaluation ends. A table with neither a column for every class nor one for every class
+    but the background keeps MONAI's names. Where the task has no classes, a single column is a number per scan, and
     called ``value``.
 
     Args:

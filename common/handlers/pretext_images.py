@@ -19,7 +19,7 @@ CAPTIONS = ("target", "input", "reconstruction")
 class PretextImages:
     """Show in TensorBoard what a pretext is to restore, what it is given, and what it makes of it, once a validation.
 
-    A picture an image: target | input | reconstruction, the middle axial slice of the first channel, in grey levels of
+    A picture per image: target | input | reconstruction, the middle axial slice of the first channel, in grey levels of
     the target. Of all images of the validation it is those with most contrast, since slices at a volume's end are
     empty; they are the same each time. Where the pretext has no ``pictures``, as contrastive ones, nothing is drawn.
 

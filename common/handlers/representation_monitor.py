@@ -26,7 +26,7 @@ class RepresentationMonitor:
 
     In the last ``batches`` iterations of an epoch the encoder sees the images of the batch once more, in evaluation
     mode and without gradient; modes and random state are as before afterwards. Of its last map it measures the tokens
-    (one vector a grid cell) and the pooled features (one vector an image), and at the end of the epoch puts into
+    (one vector a grid cell) and the pooled features (one vector per image), and at the end of the epoch puts into
     ``engine.state.metrics``:
 
     - ``feature_std``: spread of the L2-normalised tokens; about 1 / sqrt(channels) is healthy, 0 is collapse;

@@ -16,7 +16,7 @@ __all__ = ["ScoreTable"]
 
 
 class ScoreTable:
-    """Write the scores of an evaluation as ``python -m common.score`` does: ``scores.csv``, a row a case and class.
+    """Write the scores of an evaluation as ``python -m common.score`` does: ``scores.csv``, a row per case and class.
 
     From the tables of MONAI's ``MetricsSaver``, with the names that ``NamedClasses`` gave them: stands behind both. The
     columns are ``case`` (the scan's file without its ending, with its folders where a name occurs twice), ``class`` and
@@ -24,7 +24,7 @@ class ScoreTable:
 
     Args:
         folder: ``save_dir`` of the ``MetricsSaver``.
-        scores: column -> metric of the evaluator that has a value a case and class, the background left out. One that
+        scores: column -> metric of the evaluator that has a value per case and class, the background left out. One that
             the evaluator lacks is left out; without any there is no table.
         pooled: metric of the evaluator whose Dice of each class ``pooled_dice.csv`` has, beside what the truth holds of
             it (``PooledDice.statistics``); None for no such table.

@@ -44,8 +44,8 @@ class TwoStageInferer(Inferer):
             loaded elsewhere.
         preprocessing: transforms of the images. The first network has to be of images prepared so, as its record says.
         accept_preparation: take differences over, with a line in the log for each.
-        margin: voxels added to each side of the box, one number or one an axis.
-        min_size: a crop is extended to at least this size, as far as the image reaches; one number or one an axis.
+        margin: voxels added to each side of the box, one number or one per axis.
+        min_size: a crop is extended to at least this size, as far as the image reaches; one number or one per axis.
         window: a crop that is smaller is padded to this size with the least value of each channel of the image, its
             background; the window of ``fine_inferer``, which would pad with 0 itself.
         only_largest: take the largest connected part of what the first stage finds, not every stray voxel.

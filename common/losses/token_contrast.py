@@ -14,11 +14,10 @@ class TokenContrastiveLoss(nn.Module):
     """Contrast of tokens, with a weight on tokens at the same position of other volumes.
 
     With N = B * T tokens a view and the 2N unit vectors ``u`` of both views, ``p(a)`` the token of the same volume and
-    position in the other view, the loss is the mean over all ``a`` of
-    ``-s(a, p(a)) + log(sum over b != a of w(a, b) exp(s(a, b)))`` with ``s = u.u / temperature``; ``w(a, b)`` is
-    ``weight`` where ``b`` is at the same position of another volume (in either view), else 1. With a weight of 1 it is
-    NT-Xent over all tokens; with one volume the weight has nothing to act on; with one token a volume (pooled features)
-    and a weight of 1 it is SimCLR's loss.
+    position in the other view, the loss is the mean over all ``a`` of ``-s(a, p(a)) + log(sum over b != a of w(a, b)
+    exp(s(a, b)))`` with ``s = u.u / temperature``; ``w(a, b)`` is ``weight`` where ``b`` is at the same position of
+    another volume (in either view), else 1. With a weight of 1 it is NT-Xent over all tokens; with one volume the
+    weight has nothing to act on; with one token per volume (pooled features) and a weight of 1 it is SimCLR's loss.
 
     Source: Hu et al., "Enhancing 3D Transformer Segmentation Model for Medical Image with Token-level Representation
     Learning", equations (1) and (3). The index sets of (3) are garbled in print; this is the reading in which the

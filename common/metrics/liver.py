@@ -20,7 +20,7 @@ __all__ = ["ASSD", "RVD", "VOE"]
 
 
 class _OfMasks(CumulativeIterationMetric):
-    """One number a volume and class, by the rule for empty masks."""
+    """One number per volume and class, by the rule for empty masks."""
 
     def __init__(self, include_background: bool = False, empty: Empty = "leave_out") -> None:
         super().__init__()

@@ -59,7 +59,7 @@ class DilatedResNet(nn.Module):
             weights and 64 times fewer cells. The paper's coarse liver net has "32 times downsampling" (section 3.3).
 
     ``forward(image (B, C, D, H, W))`` returns five maps, finest first: that of the stem and those of the four layers,
-    with strides 2, 4, 8, 8, 8 (2, 4, 8, 16, 32). A grid has ``ceil(size / stride)`` cells an axis, whatever the size.
+    with strides 2, 4, 8, 8, 8 (2, 4, 8, 16, 32). A grid has ``ceil(size / stride)`` cells per axis, whatever the size.
 
     Raises:
         ValueError: another depth, shortcut, norm or output stride, or dilations that are not two.

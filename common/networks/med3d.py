@@ -181,9 +181,9 @@ class DenseASPP(nn.Module):
         dropout: of whole channels, behind each block and before the last convolution.
         norm: as in ``LungDecoder``.
         image_size: of the images that the net trains on, to fit the dilations to the map of an eighth of it; None for
-            the dilations as they are. They are meant for maps of 64 cells a side (512 pixels): on each axis a dilation
-            r becomes the whole number next to r * cells / 64, at least 1. So the block of 24 sees 9 cells where there
-            are 24, and none has a kernel of which all but the middle lie outside.
+            the dilations as they are. They are meant for maps of 64 cells per side (512 pixels): on each axis a
+            dilation r becomes the whole number next to r * cells / 64, at least 1. So the block of 24 sees 9 cells
+            where there are 24, and none has a kernel of which all but the middle lie outside.
 
     ``forward(maps, size)`` returns logits (B, num_classes, *size) in float32, upsampled trilinearly.
     """
@@ -236,7 +236,7 @@ class DenseASPP(nn.Module):
 
 
 def _fitted(dilation: int, image_size: Sequence[int]) -> tuple[int, int, int]:
-    """A dilation for maps of 64 cells a side, on those of an eighth of the image's voxels."""
+    """A dilation for maps of 64 cells per side, on those of an eighth of the image's voxels."""
     depth, height, width = (max(1, math.floor(dilation * math.ceil(size / 8) / 64 + 0.5)) for size in image_size)
     return depth, height, width
 

@@ -101,7 +101,7 @@ class DenseNetEncoder(nn.Module):
 class SegResNetDSEncoder(nn.Module):
     """The encoder of MONAI's ``SegResNetDS``, and of ``SegResNetDS2``, the image encoder of VISTA3D.
 
-    ``forward(image (B, C, *spatial))`` returns a map a level, finest first.
+    ``forward(image (B, C, *spatial))`` returns a map per level, finest first.
     """
 
     layer_names: ClassVar[tuple[str, ...]] = (r"encoder\.conv_init\.", r"encoder\.layers\.(\d+)\.")

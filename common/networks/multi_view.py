@@ -36,7 +36,7 @@ class MultiViewEncoder(nn.Module):
         norm_scope: "volume" or "slice", see ``PlaneEncoder``.
 
     ``forward(image (B, C, X, Y, Z))`` returns ten maps: of the first three stages those of the sagittal, the coronal
-    and the axial encoder, in the volume's axes, and last F, averaged over blocks of 16 voxels an axis. Interpolated to
+    and the axial encoder, in the volume's axes, and last F, averaged over blocks of 16 voxels per axis. Interpolated to
     the volume they are the features that the paper's segmentation head sees. The image has any size.
 
     Raises:

@@ -73,7 +73,7 @@ class NNFormer(nn.Module):
         decoder_num_heads = decoder_num_heads or num_heads[:-1]
         if stages < 2 or len(num_heads) != stages or len(window_size) != stages or len(decoder_num_heads) != stages - 1:
             raise ValueError(
-                "nnFormer needs one entry a stage (two or more) in depths, num_heads and window_size, and one less in "
+                "nnFormer needs one entry per stage (two or more) in depths, num_heads and window_size, one less in "
                 f"decoder_num_heads; got {list(depths)}, {list(num_heads)}, {list(window_size)} and "
                 f"{list(decoder_num_heads)}."
             )
@@ -117,7 +117,7 @@ class NNFormer(nn.Module):
 class NNFormerEncoder(nn.Module):
     """The encoder of ``NNFormer``, with arguments of the same names.
 
-    ``forward(image (B, C, D, H, W))`` returns one normalised map a stage, finest first, with
+    ``forward(image (B, C, D, H, W))`` returns one normalised map per stage, finest first, with
     ``embed_dim * (1, 2, 4, ...)`` channels.
     """
 

@@ -10,7 +10,7 @@ __all__ = ["PlaneEncoder"]
 
 NORM_SCOPES = ("volume", "slice")
 SMALLEST_SLICE = 33
-"""Voxels an axis from which the deepest map, of stride 32, has more than one voxel, so that a norm over it is one."""
+"""Voxels per axis from which the deepest map, of stride 32, has more than one voxel, so that a norm over it is one."""
 
 
 class PlaneEncoder(nn.Module):
@@ -59,7 +59,7 @@ class PlaneEncoder(nn.Module):
         volumes, _, count, *size = slices.shape
         if self.norm_scope == "slice" and min(size) < SMALLEST_SLICE:
             raise ValueError(
-                f"norm_scope 'slice' needs slices of {SMALLEST_SLICE} voxels an axis or more, not "
+                f"norm_scope 'slice' needs slices of {SMALLEST_SLICE} voxels per axis or more, not "
                 f"{size[0]} x {size[1]}: pad the images (roi_size), or use norm_scope 'volume'."
             )
         # Slices become samples of 2-D convolutions; `together` of them share the statistics of a norm.

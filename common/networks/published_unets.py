@@ -23,7 +23,7 @@ class STUNet(nn.Module):
         in_channels, out_channels: channels of the image, classes.
         features: channels of each stage.
         blocks: residual blocks of each stage, of the encoder and of the decoder.
-        strides: of the stages behind the first, a number or one an axis.
+        strides: of the stages behind the first, a number or one per axis.
 
     ``forward(image (B, C, *spatial))`` returns logits (B, out_channels, *spatial); each axis of the image is a multiple
     of the product of the strides.
@@ -65,7 +65,7 @@ class STUNet(nn.Module):
 
 
 class STUNetEncoder(nn.Module):
-    """The encoder of a :class:`STUNet`, a view on its modules; ``forward`` returns a map a stage, finest first.
+    """The encoder of a :class:`STUNet`, a view on its modules; ``forward`` returns a map per stage, finest first.
 
     Args:
         network: the segmentation network.

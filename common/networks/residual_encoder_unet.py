@@ -20,8 +20,8 @@ class ResidualEncoderUNet(nn.Module):
         in_channels, out_channels: channels of the image, classes.
         features: channels of each stage.
         blocks: residual blocks of each stage of the encoder.
-        strides: stride of each stage, a number or one an axis; that of the first is 1 in all plans.
-        kernel_size: of all convolutions but the projections, a number or one a stage.
+        strides: stride of each stage, a number or one per axis; that of the first is 1 in all plans.
+        kernel_size: of all convolutions but the projections, a number or one per stage.
         decoder_blocks: convolutions of each stage of the decoder.
         deep_supervision: whether training returns the logits of every stage of the decoder but the coarsest, finest
             first, for MONAI's ``DeepSupervisionLoss``. In evaluation only the finest are computed.
@@ -49,8 +49,8 @@ class ResidualEncoderUNet(nn.Module):
         convs = [decoder_blocks] * (stages - 1) if isinstance(decoder_blocks, int) else list(decoder_blocks)
         if not stages == len(blocks) == len(strides) == len(kernels) == len(convs) + 1:
             raise ValueError(
-                f"features, blocks, strides and kernel_size name one value a stage, decoder_blocks one less; they have "
-                f"{[stages, len(blocks), len(strides), len(kernels), len(convs)]} values."
+                "features, blocks, strides and kernel_size need one value per stage, decoder_blocks one less, not "
+                f"{[stages, len(blocks), len(strides), len(kernels), len(convs)]}."
             )
         self.deep_supervision = deep_supervision
         self.encoder = ResidualEncoder(in_channels, features, blocks, strides, kernels)
@@ -69,7 +69,7 @@ class ResidualEncoderUNet(nn.Module):
 class ResidualEncoder(nn.Module):
     """The encoder of a :class:`ResidualEncoderUNet`.
 
-    ``forward(image (B, C, *spatial))`` returns a map a stage, finest first.
+    ``forward(image (B, C, *spatial))`` returns a map per stage, finest first.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ class SwinSliceEncoder(SliceEncoder):
         window_size: side of a window of attention, in tokens.
         drop_path: rate of dropped residual branches at the last block, growing linearly from 0; 0.3 in [2]'s code.
 
-    Maps: one a stage, (B, embed_dim * 2^i, H/(p 2^i), W/(p 2^i), n), with the strides (p 2^i, p 2^i, 1); sides are
+    Maps: one per stage, (B, embed_dim * 2^i, H/(p 2^i), W/(p 2^i), n), with the strides (p 2^i, p 2^i, 1); sides are
     rounded up.
 
     Raises:

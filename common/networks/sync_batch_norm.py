@@ -33,7 +33,7 @@ class SyncBatchNorm(_BatchNorm):
         sums = _all_sum(torch.cat((x.sum(1), x.new_tensor([x.shape[1]]))))
         count = sums[-1].detach()
         if count <= 1:
-            raise ValueError("a batch norm in training needs more than one value a channel: raise batch_size.")
+            raise ValueError("a batch norm in training needs more than one value per channel: raise batch_size.")
         mean = sums[:-1] / count
         centred = x - mean[:, None]
         variance = _all_sum(centred.square().sum(1)) / count
@@ -77,7 +77,7 @@ def sync_batch_norms(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def needs_several_values(network: nn.Module) -> bool:
-    """Whether in training this process alone has to bring the two values a channel that a batch norm needs.
+    """Whether in training this process alone has to bring the two values per channel that a batch norm needs.
 
     Not so under several processes with synchronised norms: each has a sample or more.
     """

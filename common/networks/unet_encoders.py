@@ -328,7 +328,7 @@ def _read_plain(state: State, source: Source) -> dict[str, Any]:
 
 
 def _move_convolutions(state: State, old: str, new: str) -> None:
-    for number in (0, 1):  # two a stage, as in all plans; a third one is left over and refused
+    for number in (0, 1):  # two per stage, as in all plans; a third one is left over and refused
         move(state, f"{old}convs.{number}.conv.", f"{new}conv{number + 1}.conv.")
         move(state, f"{old}convs.{number}.norm.", f"{new}norm{number + 1}.")
 

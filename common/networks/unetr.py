@@ -39,7 +39,7 @@ class UNETR(MonaiUNETR):
         skip_blocks: the blocks (counted from 1) after which the skips are taken: three, default a quarter, a half and
             three quarters of ``num_layers``; with patches of 8 two, default a third and two thirds.
         class_token: whether a class token runs along, as in the published encoder of [2]. Dropped before the decoder.
-        position: ``"learnable"``, one vector a token, or ``"separable"``, the sum of one vector per position of the
+        position: ``"learnable"``, one vector per token, or ``"separable"``, the sum of one vector per position of the
             first axis and one per position of the other two, as in the published encoder of [2]; the class token then
             has a position of its own as well.
         norm_eps: epsilon of the layer norms (MONAI 1e-5, published encoder 1e-6).

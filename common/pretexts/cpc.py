@@ -24,7 +24,7 @@ class CPC(nn.Module):
 
     Args:
         encoder: any encoder of images of three axes; its file is to hold no decoder.
-        grid: tiles an axis.
+        grid: tiles per axis.
         jitter: voxels that a tile is smaller than its cell; each is cut at a random place of it, so that neighbours do
             not touch.
         steps: how many layers ahead is predicted.

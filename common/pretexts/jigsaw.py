@@ -22,7 +22,7 @@ class Jigsaw(nn.Module):
 
     Args:
         encoder: any encoder of images of three axes; its file is to hold no decoder.
-        grid: tiles an axis.
+        grid: tiles per axis.
         jitter: voxels that a tile is smaller than its cell.
         permutations: size of the set (``common.transforms.distant_permutations``), the same in every run.
         features: length of a tile's vector.

@@ -1,4 +1,4 @@
-"""What pretexts share that ask for one vector an image: the means of the octants of an encoder's deepest map."""
+"""What pretexts share that ask for one vector per image: the means of the octants of an encoder's deepest map."""
 
 from __future__ import annotations
 

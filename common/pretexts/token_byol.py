@@ -25,7 +25,7 @@ class TokenBYOL(nn.Module):
     Args:
         encoder: any encoder; strides are equal along the axes that the views turn.
         views: how the two views are made.
-        pooled: whether one vector a volume is compared instead of one a token.
+        pooled: whether one vector per volume is compared instead of one per token.
         hidden_size: of projector and predictor; the published code takes the encoder's deepest channels (the default).
         out_size: length of the projections.
 

@@ -20,7 +20,7 @@ class TokenContrast(nn.Module):
     Args:
         encoder: any encoder; strides are equal along the axes that the views turn.
         views: how the two views are made.
-        pooled: whether one vector a volume is compared instead of one a token.
+        pooled: whether one vector per volume is compared instead of one per token.
         projector_relu: end the projector with a ReLU, as the published code does; its features are then never negative.
         train_projector: False leaves it as it is drawn; the published code has no optimiser for it.
         channel_rows: compare what the published code compares for tokens: rows of its map (B, C, *grid) reshaped to
@@ -48,7 +48,7 @@ class TokenContrast(nn.Module):
     ) -> None:
         super().__init__()
         if pooled and channel_rows:
-            raise ValueError("pooled compares one vector a volume and channel_rows many: set one of them.")
+            raise ValueError("pooled compares one vector per volume and channel_rows many: set one of them.")
         check_strides(encoder, views)
         channels = encoder.channels[-1]
         self.encoder = encoder

@@ -19,20 +19,21 @@ MODES = ("mean", "majority")
 
 
 class AveragePoold(MapTransform, InvertibleTransform):
-    """Average blocks of k x k x k voxels to one, as Jun et al. (section 4.1.1) bring 193x229x193 mm to 96x114x96.
+    """Average blocks of k x k x k voxels, as Jun et al. (section 4.1.1) reduce 193x229x193 mm to 96x114x96.
 
-    What does not fill a block at an axis's end is dropped. The affine follows: a new voxel lies at the middle of its
-    block. The inverse repeats each voxel over its block and the last ones over what was dropped.
+    Voxels at the end of an axis that do not fill a block are dropped. The affine follows: a new voxel lies at the
+    middle of its block. The inverse repeats each voxel over its block, and the last voxels over the dropped part.
 
     Args:
         keys: images (C, X, Y, Z), and label images.
         kernel_size: k; 1 changes nothing.
-        mode: "mean", or for labels "majority", the value that most voxels of a block have (the smallest of those tied);
-            one for all keys or one a key.
+        mode: "mean", or for labels "majority", the most frequent value of a block (the smallest if several tie). One
+            for all keys or one per key.
         allow_missing_keys: whether items may lack keys.
 
     Raises:
-        ValueError: ``kernel_size`` is below 1 or a mode unknown; an image has an axis shorter than k, with its file.
+        ValueError: ``kernel_size`` is below 1, a mode is unknown, or an axis of an image is shorter than k (names the
+            file).
     """
 
     def __init__(
@@ -61,9 +62,8 @@ class AveragePoold(MapTransform, InvertibleTransform):
             shape = tuple(image.shape[1:])
             if min(shape) < k:
                 raise ValueError(
-                    f"{volume_name(image, key)} has the shape {format_shape(shape)}, which has no block of {k} voxels "
-                    "an axis "
-                    "(id `pooling`): pool by less."
+                    f"{volume_name(image, key)} has the shape {format_shape(shape)}, which holds no block of {k} "
+                    "voxels per axis (id `pooling`): set a smaller pooling."
                 )
             values = torch.as_tensor(image.as_tensor() if isinstance(image, MetaTensor) else image)
             pooled = F.avg_pool3d(values[None].float(), k)[0] if mode == "mean" else _majority(values, k)
@@ -92,7 +92,7 @@ class AveragePoold(MapTransform, InvertibleTransform):
 
     @staticmethod
     def _with_affine(values: torch.Tensor, image: Any, matrix: np.ndarray) -> Any:
-        """``values`` with the metadata of ``image``, whose voxel coordinates ``matrix`` gives for those of values."""
+        """``values`` with the metadata of ``image``; ``matrix`` maps their voxel coordinates to those of ``image``."""
         if not isinstance(image, MetaTensor):
             return values
         result = MetaTensor(values, meta=image.meta, applied_operations=image.applied_operations)

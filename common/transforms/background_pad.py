@@ -13,15 +13,15 @@ NOTE = "background"
 
 
 class BackgroundPadd(SpatialPadd):
-    """MONAI's ``SpatialPadd`` that pads an image with its background: the least value of each channel.
+    """Pad an image with its background, the least value of each channel, as MONAI's ``SpatialPadd`` pads with 0.
 
-    Behind a z-score 0 is the mean of the tissue, and a border of 0 is a body of its own. The value is noted in the
-    metadata the first time, so that what is cropped from a volume later is padded with the volume's background and not
-    with the darkest tissue of the crop. Stand it behind the scaling of intensities, and let none follow between two.
+    After a z-score, 0 is the mean of the tissue, so a border of 0 looks like tissue. The first padding stores the
+    background value in the metadata. A later crop of the volume is then padded with the background of the volume, not
+    with the darkest tissue of the crop. Use it after intensities are scaled, and do not scale them between two uses.
 
     Args:
         keys: images, channel first.
-        spatial_size: least size, as of ``SpatialPadd``; a side of 0 or -1 stays as it is.
+        spatial_size: least size, as for ``SpatialPadd``; a side of 0 or -1 stays as it is.
         method: ``"symmetric"`` or ``"end"``.
         allow_missing_keys: whether items may lack keys.
     """

@@ -6,23 +6,23 @@ __all__ = ["RandomBezier", "bezier_table", "look_up"]
 
 
 class RandomBezier:
-    """Random monotone intensity maps for a batch on its device, each sample its own (Jun et al., section 3.3.1).
+    """Random monotone intensity maps for a batch on its device, one per sample (Jun et al., section 3.3.1).
 
     The graph of a map is a cubic Bezier curve from (0, 0) to (1, 1) with two control points drawn in the unit square,
-    as in Models Genesis (Zhou et al., MICCAI 2019); such a curve rises in both coordinates, so that each intensity
-    goes to one other. With probability ``falling`` a map falls instead and inverts the contrast. Random numbers come
+    as in Models Genesis (Zhou et al., MICCAI 2019). Such a curve rises in both coordinates, so each intensity maps to
+    exactly one other. With probability ``falling`` a map falls instead, which inverts the contrast. Random numbers come
     from torch's global generator of the device. No call waits for the device.
 
     Args:
         falling: probability of a falling map; 0.5 in the published code.
-        strength: how far the control points lie from the diagonal, as a share of what is drawn: 1, the published law;
-            0, no change but that of falling maps, which invert.
+        strength: how far the control points lie from the diagonal, as a share of the drawn distance. 1 is the published
+            law; 0 changes nothing but for falling maps, which invert.
         keep_background: whether voxels of a channel's least value, such as clipped air and padding, stay as they are.
-            The published code maps them too, so that a falling map makes the background white.
-        size: entries of the look-up tables that stand for the curves; values between them are interpolated.
+            The published code maps them too, so a falling map makes the background white.
+        size: entries of the look-up tables that stand for the curves; values in between are interpolated.
 
-    ``bezier(image (B, C, *spatial))`` returns a new tensor of the same shape with values in 0..1. Intensities are taken
-    to lie in 0..1; what lies outside is clipped.
+    ``bezier(image (B, C, *spatial))`` returns a new tensor of the same shape with values in 0..1. Intensities should
+    lie in 0..1; others are clipped.
 
     Raises:
         ValueError: ``strength`` is not from 0 to 1.
@@ -32,7 +32,7 @@ class RandomBezier:
         self, falling: float = 0.5, strength: float = 1.0, keep_background: bool = True, size: int = 1025
     ) -> None:
         if not 0 <= strength <= 1:
-            raise ValueError(f"strength lies from 0 to 1, not {strength}.")
+            raise ValueError(f"strength must be between 0 and 1, not {strength}.")
         self.falling, self.strength, self.keep_background, self.size = falling, strength, keep_background, size
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ def bezier_table(control: torch.Tensor, falls: torch.Tensor, size: int = 1025) -
 
 
 def look_up(image: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Each intensity (B, C, *spatial) in 0..1 through its sample's table (B, entries), interpolated linearly."""
+    """Map each intensity (B, C, *spatial) in 0..1 through its sample's table (B, entries), interpolated linearly."""
     last = table.shape[1] - 1
     place = image.flatten(1).clamp(0, 1) * last
     below = place.floor().clamp(max=last - 1)

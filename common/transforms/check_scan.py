@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class CheckScand(MapTransform):
-    """Refuse scans that are unlike those that the network was trained on, and warn of those that are somewhat unlike.
+    """Refuse scans that differ much from the training scans of the network, and warn of those that differ somewhat.
 
-    The rule is that of `common.fingerprint.Fingerprint`. Stands behind loading, where volumes are channel first, shape
-    (C, *spatial), and as they are stored; they pass through unchanged. It reads the record of the model's file when the
-    first scan comes, so that it works wherever the pipeline does, with or without handlers.
+    `common.fingerprint.Fingerprint` holds the rule. Use it right after loading, while volumes are channel first, shape
+    (C, *spatial), and as stored; they pass through unchanged. It reads the record of the model's file at the first
+    scan, so it works in any pipeline, with or without handlers.
 
     Args:
         keys: images.
@@ -34,7 +34,8 @@ class CheckScand(MapTransform):
         allow_missing_keys: whether items may lack keys.
 
     Raises:
-        ValueError: a scan is refused, with its file, what it is like and what was expected; the fingerprint is damaged.
+        ValueError: a scan is refused (names its file, what was found and what was expected), or the fingerprint is
+            damaged.
     """
 
     def __init__(
@@ -68,8 +69,8 @@ class CheckScand(MapTransform):
         refused = [one.sentence for one in found if one.severity == "refuse"]
         if refused and not self.accepted:
             raise ValueError(
-                f"{name} is unlike the scans that {self.model} was trained on: {', and '.join(refused)}; give scans "
-                "of that kind, or take this one all the same with --accept_scans True."
+                f"{name} is unlike the scans that {self.model} was trained on: {', and '.join(refused)}; give "
+                "scans of that kind, or accept this one with --accept_scans True."
             )
         if found:
             logger.warning(
@@ -85,7 +86,7 @@ class CheckScand(MapTransform):
         fingerprint = fingerprint_in(record)
         if fingerprint is None:
             logger.info(
-                "%s says nothing of the scans that it was trained on: no scan is compared with them.", self.model
+                "%s does not describe the scans that it was trained on, so no scan is compared with them.", self.model
             )
         return fingerprint
 

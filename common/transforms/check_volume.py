@@ -11,18 +11,19 @@ from ..volumes import format_shape, image_problem, label_problem, volume_name, w
 
 
 class CheckVolumed(MapTransform):
-    """Refuse volumes that a network cannot take, and those that would spoil training without a word.
+    """Refuse volumes that a network cannot take or that would silently spoil training.
 
-    That is another number of axes or channels, voxels that are not finite, constant images, and labels that do not fit.
+    It refuses a wrong number of axes or channels, voxels that are not finite, constant images, and labels that do not
+    fit.
 
-    Stands behind loading, where the volumes are channel first, shape (C, *spatial); they pass through unchanged, but
-    for labels within 1e-6 of whole numbers, which are rounded.
+    Use it right after loading, while volumes are channel first, shape (C, *spatial). They pass through unchanged,
+    except that labels within 1e-6 of a whole number are rounded.
 
     Args:
         keys: images.
-        label_key: label image; its spatial shape has to be the images', its values whole numbers from 0.
-        num_classes: the label's values have to lie in `[0, num_classes)`. `None` does not bound them above.
-        channels: how many channels the network takes; the images have to have as many. `None` does not check it.
+        label_key: label image, of the same spatial shape as the images, with whole numbers from 0.
+        num_classes: the label's values must lie in `[0, num_classes)`. `None` sets no upper bound.
+        channels: number of channels that the network takes and the images must have. `None` skips this check.
         allow_missing_keys: whether items may lack keys.
 
     Raises:
@@ -56,8 +57,8 @@ class CheckVolumed(MapTransform):
             if self.channels not in (None, found):
                 channels = "1 channel" if self.channels == 1 else f"{self.channels} channels"
                 raise ValueError(
-                    f"{volume_name(d[key], key)} has another number of channels than the network takes, {found} and "
-                    f"not {self.channels}; give images of {channels}, or set `in_channels` to {found} and train for it."
+                    f"{volume_name(d[key], key)} has {found} channels, but the network takes {self.channels}; give "
+                    f"images of {channels}, or set `in_channels` to {found} and train for it."
                 )
             problem = image_problem(convert_to_numpy(d[key]))
             if problem:
@@ -70,8 +71,8 @@ class CheckVolumed(MapTransform):
         name = volume_name(label, self.label_key)
         if len(label) != 1:
             raise ValueError(
-                f"{name} has {len(label)} channels, but a mask has one, with a number for each class: make one of them "
-                "(argmax)."
+                f"{name} has {len(label)} channels, but a mask has one, with a number for each class: merge the "
+                "channels (argmax)."
             )
         values = convert_to_numpy(label)
         whole = whole_labels(values, name)
@@ -84,6 +85,6 @@ class CheckVolumed(MapTransform):
             if d[key].shape[1:] != label.shape[1:]:
                 raise ValueError(
                     f"{name} has the shape {format_shape(label.shape[1:])}, but its image {volume_name(d[key], key)} "
-                    f"has {format_shape(d[key].shape[1:])}; image and label have to be on one grid."
+                    f"has {format_shape(d[key].shape[1:])}; image and label must be on one grid."
                 )
         return d

@@ -20,18 +20,18 @@ MAX_HEADER = 1 << 16
 
 
 class MetaImageReader(ITKReader):
-    """MONAI's `ITKReader` for MetaImage files (`.mha`, `.mhd`), which compares compressed voxels with their checksum.
+    """MONAI's `ITKReader` for MetaImage files (`.mha`, `.mhd`) that checks the checksum of compressed voxels.
 
-    ITK prints "Uncompress failed" where they are damaged and goes on with what it has. What it made of them is
-    compared; only where that differs are they unpacked here, to say what is wrong.
+    ITK prints "Uncompress failed" if they are damaged, and goes on with what it has. This reader compares ITK's result
+    with the checksum. Only if they differ does it unpack the voxels itself, to say what is wrong.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether all files are MetaImage by their names."""
+        """Whether all files have a MetaImage name."""
         return all(os.fspath(file).lower().endswith((".mha", ".mhd")) for file in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
-        """An image of ITK, or a list of them.
+        """Read an ITK image, or a list of them.
 
         Raises:
             VolumeError: compressed voxels are damaged.
@@ -50,7 +50,7 @@ class MetaImageReader(ITKReader):
 
 
 class ArrayReader(NumpyReader):
-    """MONAI's `NumpyReader` that refuses complex numbers, of which MONAI drops the imaginary part."""
+    """MONAI's `NumpyReader` that refuses complex numbers; MONAI would drop their imaginary part."""
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
         """The arrays.
@@ -65,9 +65,9 @@ class ArrayReader(NumpyReader):
 
 
 def _is_what_was_packed(file: Path, image: Any) -> bool:
-    """Whether an image of ITK has the checksum that stands behind the compressed voxels of its file.
+    """Whether an image of ITK has the checksum that its file stores after the compressed voxels.
 
-    False where they cannot be compared, and for files that are not compressed, which have none.
+    False if they cannot be compared, and for files that are not compressed and thus have none.
     """
     import itk
 
@@ -90,7 +90,7 @@ def _is_what_was_packed(file: Path, image: Any) -> bool:
 
 
 def _check_compressed(file: Path) -> None:
-    """Read the compressed voxels of a MetaImage file to their end, where their checksum stands."""
+    """Read the compressed voxels of a MetaImage file to their end, including the checksum."""
     found = _compressed(file)
     if found is None:
         return
@@ -105,7 +105,7 @@ def _check_compressed(file: Path) -> None:
 
 
 def _compressed(file: Path) -> tuple[Path, int, bool] | None:
-    """The file that holds the compressed voxels of a MetaImage file, where they begin, whether they are big-endian."""
+    """The file with the compressed voxels of a MetaImage file, their offset, and whether they are big-endian."""
     with open(file, "rb") as stream:
         header = {}
         while stream.tell() < MAX_HEADER:  # a file without the last key is for ITK to refuse

@@ -14,15 +14,15 @@ _QUARTER_TURNS: tuple[Symmetry, ...] = (((0, 1), (0, 0)), ((1, 0), (1, 0)), ((0,
 
 
 class CubeGroup:
-    """Rotations and flips that map a crop onto itself, one element for each sample of a batch.
+    """Rotations and flips that map a crop onto itself, one group element for each sample of a batch.
 
     An element permutes ``axes`` and then reverses some of them: 48 elements for the three axes of a cubic crop, 8 for
     two axes. Elements are numbered 0 .. ``order - 1``, 0 is the identity. The same number acts on an image and on a
     grid of tokens made from it (any ``(B, C, *spatial)`` of any dtype), so features of a rotated image can be brought
     back to the frame of the original: ``restore(apply(x, e), e)`` equals ``x`` to the bit. Both are differentiable.
 
-    The number of voxels has to be the same along all ``axes``, because samples of one batch keep one shape; other
-    axes may have any size. No call waits for the device.
+    All ``axes`` must have the same number of voxels, because the samples of a batch share one shape; other axes may
+    have any size. No call waits for the device.
 
     Args:
         axes: axes of the batch tensor that take part, as negative numbers; the order of the group follows from it.
@@ -57,7 +57,7 @@ class CubeGroup:
         return torch.randint(self.order, (batch,), device=device, generator=generator)
 
     def apply(self, image: torch.Tensor, element: torch.Tensor) -> torch.Tensor:
-        """Every sample of ``image`` (B, C, *spatial) moved by its own element (B,); same shape.
+        """Move each sample of ``image`` (B, C, *spatial) by its own element (B,); the shape stays.
 
         Raises:
             ValueError: when ``element`` is not (B,), the sizes along ``axes`` differ, or ``axes`` are not all spatial.
@@ -93,18 +93,18 @@ class CubeGroup:
     def from_turns(self, turns: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
         """Elements "quarter turns, then at most one flip" of a group of two axes.
 
-        With ``turns`` uniform on 0 .. 3 and ``flip`` uniform on 0 .. 2 this is the draw of Hu et al., SimTROT; it hits
-        each of the four reflections twice as often as each of the four rotations, while :meth:`draw` is uniform.
+        With ``turns`` uniform on 0 .. 3 and ``flip`` uniform on 0 .. 2 this is the draw of Hu et al., SimTROT. It draws
+        each of the four reflections twice as often as each of the four rotations; :meth:`draw` is uniform.
 
         Args:
             turns: (B,) number of quarter turns, in the direction of ``torch.rot90(image, turns, axes)``.
             flip: (B,) 0 for none, 1 for the first of ``axes``, 2 for the second.
 
         Raises:
-            ValueError: when the group has not two axes.
+            ValueError: when the group does not have two axes.
         """
         if len(self.axes) != 2:
-            raise ValueError(f"Turns and a flip name an element of a group of two axes, this one has {self.axes}.")
+            raise ValueError(f"Turns and a flip name an element of a group of two axes, but this one has {self.axes}.")
         rotations = tuple(self._number[element] for element in _QUARTER_TURNS)
         flips = tuple(self._number[(0, 1), flipped] for flipped in ((0, 0), (1, 0), (0, 1)))
         device = turns.device
@@ -114,7 +114,7 @@ class CubeGroup:
 def rot90_batch(image: torch.Tensor, k: torch.Tensor, axes: tuple[int, int] = (-2, -1)) -> torch.Tensor:
     """``torch.rot90`` with a number of quarter turns for each sample.
 
-    Does not wait for the device, unless the two sizes differ and ``k`` has to be looked at.
+    It does not wait for the device, unless the two sizes differ and it must read ``k``.
 
     Args:
         image: batch (B, C, *spatial).
@@ -122,8 +122,8 @@ def rot90_batch(image: torch.Tensor, k: torch.Tensor, axes: tuple[int, int] = (-
         axes: the two axes of the plane, from ``axes[0]`` towards ``axes[1]``, as negative numbers.
 
     Raises:
-        ValueError: when ``k`` is not (B,), is odd for some sample while the sizes along ``axes`` differ, or ``axes``
-            are not two spatial axes as negative numbers.
+        ValueError: when ``k`` is not (B,), is odd for a sample while the sizes along ``axes`` differ, or ``axes`` are
+            not two negative numbers of spatial axes.
     """
     _check_axes(image, axes)
     _check_one_per_sample(image, k, "k")
@@ -172,8 +172,8 @@ def _permute_and_flip(
 ) -> torch.Tensor:
     """Output axis ``axes[m]`` of sample b reads input axis ``axes[source[b, m]]``, backwards where ``flipped[b, m]``.
 
-    One gather with flat indices, which serves all elements of a batch without sorting samples by element. ``source``
-    may name only axes of the size of the axis they are put at.
+    One gather with flat indices serves all elements of a batch without sorting samples by element. ``source`` may only
+    name axes of the same size as the output axis.
     """
     grid = image.shape[2:]
     strides = [1] * len(grid)

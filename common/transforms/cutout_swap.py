@@ -7,22 +7,22 @@ import torch
 
 
 class CutoutSwap:
-    """Replace random boxes of each sample by noise, then other boxes by those of another sample of the batch.
+    """Replace random boxes of each sample with noise, then other boxes with those of another sample of the batch.
 
-    Both passes draw, for each sample on its own, a target of ``U(0, max_share)`` of the voxels, and take random boxes
-    until their volumes, with overlaps counted twice, add up to it. A side of a box is drawn from
-    ``[min_size, max_size)`` of the image's side (whole voxels, at least 1), its start so that at least the shortest
-    side fits; what reaches over the border is cut off. The first pass fills Gaussian noise, min-max scaled to 0 .. 1
-    over the sample, all channels with the same boxes. The second pass copies the same boxes from a sample drawn
-    uniformly from the batch; a sample that draws itself keeps the first pass only, as does a batch of one.
+    For each sample, both passes draw a target share of the voxels from ``U(0, max_share)`` and take random boxes until
+    their volumes reach it; overlaps count twice. A side of a box is drawn from ``[min_size, max_size)`` of the image's
+    side (whole voxels, at least 1). The start is drawn so that at least the shortest side fits; boxes are cut off at
+    the border. The first pass fills the boxes with Gaussian noise, min-max scaled to 0 .. 1 over the sample; all
+    channels share the boxes. The second pass copies its boxes from a sample drawn uniformly from the batch. A sample
+    that draws itself keeps the first pass only, as does a batch of one.
 
     Source: Tang et al., "Self-Supervised Pre-Training of Swin Transformers for 3D Medical Image Analysis", CVPR 2022,
-    masked volume inpainting, with the published code's numbers; used by Zhang et al., "Pretrain Once and
-    Finetune Many Times", BIBM 2023. The published code scales noise by box, and copies from a sample that may already
-    be augmented; here the copy is always of the unaltered sample, so that samples do not depend on their order.
+    masked volume inpainting, with the published code's numbers; used by Zhang et al., "Pretrain Once and Finetune Many
+    Times", BIBM 2023. The published code scales noise per box, and copies from a sample that may already be augmented.
+    Here the copy always comes from the unaltered sample, so samples do not depend on their order.
 
-    Boxes are drawn with torch's global generator of the CPU, whatever the device, and noise with that of the image's
-    device; nothing waits for the device.
+    Boxes come from torch's global CPU generator on any device, noise from the generator of the image's device. Nothing
+    waits for the device.
 
     Args:
         max_share: upper end of the target of each pass, as a share of the voxels, 0 to 1.
@@ -44,7 +44,7 @@ class CutoutSwap:
         self.max_size = max_size
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """An altered copy of a floating-point batch (B, C, *spatial); the input is left alone.
+        """Return an altered copy of a floating-point batch (B, C, *spatial); the input stays unchanged.
 
         Raises:
             ValueError: when the batch has no spatial axis.
@@ -64,7 +64,7 @@ class CutoutSwap:
         return torch.where(mask, image[partner.to(image.device, non_blocking=True)], altered)
 
     def _draw_mask(self, image: torch.Tensor, active: torch.Tensor | None = None) -> torch.Tensor:
-        """Random boxes as a mask (B, 1, *spatial), without any for the samples that are not ``active``."""
+        """Random boxes as a mask (B, 1, *spatial); samples that are not ``active`` get none."""
         size = image.shape[2:]
         targets = torch.rand(len(image), dtype=torch.float64) * self.max_share * math.prod(size)
         if active is not None:
@@ -81,7 +81,7 @@ class CutoutSwap:
 def draw_boxes(
     targets: torch.Tensor, size: Sequence[int], min_size: float, max_size: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Boxes for each sample until their volumes, overlaps counted twice, reach its target.
+    """Draw boxes for each sample until their volumes reach its target; overlaps count twice.
 
     Args:
         targets: (B,) voxels to reach; a target of 0 gets no box.

@@ -12,23 +12,23 @@ __all__ = ["CellMask", "GenesisDamage", "shuffle_cells"]
 
 
 class CellMask:
-    """Blank random cells of a batch on its device, as a masked autoencoder's input for a dense network.
+    """Blank random cells of a batch on its device, to train a dense network as a masked autoencoder.
 
     Args:
         ratio: share of the cells, of each sample: 0.75 in "Revisiting MAE Pre-Training for 3D Medical Image
             Segmentation" (Wald et al., CVPR 2025).
-        size: voxels per axis of a cell. Where a side of the image is no multiple, the last cells are cut.
+        size: voxels per axis of a cell. If a side of the image is no multiple of it, the last cells are cut.
         fill: value of blanked voxels; 0 is the mean of normalised images.
 
     ``mask(image (B, C, *spatial))`` returns the image and the mask (B, *spatial), true where it was blanked.
 
     Raises:
-        ValueError: the ratio is not between 0 and 1; when called, cells with another number of axes.
+        ValueError: the ratio is not between 0 and 1, or (when called) cells and image differ in their number of axes.
     """
 
     def __init__(self, ratio: float = 0.75, size: Sequence[int] = (16, 16, 16), fill: float = 0.0) -> None:
         if not 0 < ratio < 1:
-            raise ValueError(f"ratio lies between 0 and 1, not {ratio}.")
+            raise ValueError(f"ratio must be between 0 and 1, not {ratio}.")
         self.ratio, self.size, self.fill = ratio, tuple(size), fill
 
     def __call__(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,14 +40,14 @@ class CellMask:
 
 
 class GenesisDamage:
-    """What Models Genesis does to images that are to be restored (Zhou et al., MICCAI 2019, section 2; numbers from the
-    published code), for a batch on its device, each sample its own draw.
+    """Damage images for Models Genesis to restore, for a batch on its device, each sample on its own.
 
-    In its order: local shuffling of voxels, a random monotone or falling curve of intensities, and either in-painting
-    (up to 5 boxes of a sixth to a third of each side are replaced by noise) or out-painting (all but up to 5 boxes of
-    three to four sevenths are). Where the published code shuffles 10,000 random boxes one after the other, here all
-    cells of a random lattice are shuffled at once, which moves voxels as far. Intensities are those of each image
-    between its least and its largest value, whatever they are.
+    Source: Zhou et al., MICCAI 2019, section 2; numbers from the published code. The steps are, in its order: local
+    shuffling of voxels, a random rising or falling curve of intensities, and either in-painting or out-painting.
+    In-painting replaces up to 5 boxes of a sixth to a third of each side with noise; out-painting keeps up to 5 boxes
+    of three to four sevenths and replaces the rest. The published code shuffles 10,000 random boxes one by one. Here
+    all cells of a random lattice are shuffled together, which moves voxels as far. Intensities may have any range: each
+    image is scaled by its least and largest value.
 
     Args:
         shuffle_prob, curve_prob, paint_prob: probability of each.
@@ -105,7 +105,7 @@ class GenesisDamage:
 
 
 def shuffle_cells(image: torch.Tensor, draw: random.Random) -> torch.Tensor:
-    """An image (C, *spatial) whose voxels change places within the cells of a random lattice, all channels alike.
+    """Shuffle the voxels of an image (C, *spatial) within the cells of a random lattice, all channels alike.
 
     A side of a cell is 1 to a tenth of the image's.
     """

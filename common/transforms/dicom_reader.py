@@ -15,11 +15,11 @@ __all__ = ["DicomReader"]
 
 
 class DicomReader(ITKReader):
-    """MONAI's `ITKReader` for folders, each of which has to hold one DICOM series and nothing but even slices of it.
+    """MONAI's `ITKReader` for folders that each hold one DICOM series of evenly spaced slices and nothing else.
 
-    `ITKReader` reads the first of several series with a warning, takes a series whose slices differ in thickness for
-    several, and puts slices where they do not lie if one is missing. Arguments are those of `monai.data.ITKReader`. Of
-    several folders, each is a channel.
+    `ITKReader` alone reads the first of several series with a warning, splits a series if its slices differ in
+    thickness, and misplaces slices if one is missing. Arguments are those of `monai.data.ITKReader`. If several folders
+    are given, each becomes a channel.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
@@ -27,10 +27,10 @@ class DicomReader(ITKReader):
         return any(os.path.isdir(file) or is_dicom(file) for file in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
-        """An ITK image, or a list of them.
+        """Read an ITK image, or a list of them.
 
         Raises:
-            DicomError: the files in a folder make no volume, or a single DICOM file is given.
+            DicomError: the files in a folder do not form a volume, or a single DICOM file is given.
         """
         images = [self._read(os.fspath(file), **kwargs) for file in ensure_tuple(data)]
         return images if len(images) > 1 else images[0]

@@ -42,7 +42,7 @@ class DomainSpacingd(MapTransform):
         domain: Any = data.get(self.domain_key)
         if domain not in self.resample:
             raise ValueError(
-                f"An item is of the domain {domain!r}, for which no spacing is known, only for "
+                f"An item is of the domain {domain!r}, which has no spacing; spacings are known for "
                 f"{', '.join(self.resample)}: read the items with common.data.load_domains."
             )
         return self.resample[domain](data)  # type: ignore[arg-type]

@@ -14,17 +14,17 @@ __all__ = ["EncodeTargetd"]
 
 
 class EncodeTargetd(MapTransform):
-    """Turn a number of a datalist (an age, a diagnosis) into a tensor that losses and metrics take.
+    """Turn a number in a datalist (an age, a diagnosis) into a tensor for losses and metrics.
 
     Args:
         keys: numbers.
-        num_classes: the number is a class from 0 to ``num_classes`` - 1, and becomes a scalar of whole numbers, which a
-            batch makes (B,); None for a quantity, which becomes a float (1,), a batch's (B, 1).
+        num_classes: for a class from 0 to ``num_classes`` - 1: it becomes an integer scalar, (B,) in a batch. None for
+            a quantity: it becomes a float (1,), (B, 1) in a batch.
         image_key: image whose file an error names.
         allow_missing_keys: whether items may lack keys.
 
     Raises:
-        ValueError: a value is no finite number, or no class.
+        ValueError: a value is not a finite number or not a class.
     """
 
     def __init__(
@@ -48,14 +48,15 @@ class EncodeTargetd(MapTransform):
         try:
             number = float(value)
         except (TypeError, ValueError):
-            raise ValueError(f"{name} is {value!r}, which is no number; correct it in the datalist.") from None
+            raise ValueError(f"{name} is {value!r}, which is not a number; correct it in the datalist.") from None
         if not math.isfinite(number):
             raise ValueError(f"{name} is {number}, which is not finite; correct it in the datalist.")
         if self.num_classes is None:
             return torch.tensor([number], dtype=torch.float32)
         if not (number.is_integer() and 0 <= number < self.num_classes):
             raise ValueError(
-                f"{name} is {value!r}, which is no class from 0 to {self.num_classes - 1}; correct it in the datalist, "
+                f"{name} is {value!r}, which is not a class from 0 to {self.num_classes - 1}; correct it in the "
+                "datalist, "
                 "or set num_classes."
             )
         return torch.tensor(int(number))

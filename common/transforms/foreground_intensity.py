@@ -16,7 +16,7 @@ __all__ = ["NormalizeForegroundd", "ScaleForegroundPercentilesd", "foreground_ma
 
 
 class _ByForeground(MapTransform):
-    """What both transforms share: each channel by numbers of its own foreground."""
+    """The part that both transforms share: each channel is scaled by statistics of its foreground."""
 
     def __init__(self, keys: KeysCollection, foreground: str | float, allow_missing_keys: bool) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -36,7 +36,8 @@ class _ByForeground(MapTransform):
                 where = f"{name} (channel {number})" if len(image) > 1 else name
                 if inside.numel() == 0:
                     raise ValueError(
-                        f"{where} has no foreground ({self.foreground!r}) to scale its intensities by; repair the file "
+                        f"{where} has no foreground ({self.foreground!r}), so its intensities cannot be scaled; repair "
+                        "the file "
                         "or take it out of the datalist."
                     )
                 made[number] = self.scaled(channel, inside, where)
@@ -48,10 +49,10 @@ class _ByForeground(MapTransform):
 
 
 class ScaleForegroundPercentilesd(_ByForeground):
-    """MONAI's ``ScaleIntensityRangePercentilesd`` with the percentiles of the foreground, of each channel.
+    """MONAI's ``ScaleIntensityRangePercentilesd`` with percentiles of the foreground of each channel.
 
-    Percentiles of a whole volume depend on how much air is around: the more, the more of the tissue is clipped. Those
-    of the foreground do not, so that a tissue has one value whatever the field of view.
+    Percentiles of a whole volume depend on how much air surrounds the body: more air means more clipped tissue.
+    Percentiles of the foreground do not, so a tissue has one value in any field of view.
 
     Args:
         keys: images, channel first.
@@ -62,8 +63,8 @@ class ScaleForegroundPercentilesd(_ByForeground):
         allow_missing_keys: whether items may lack keys.
 
     Raises:
-        ValueError: percentiles out of order, an unknown ``foreground``; an image without foreground, or with both
-            percentiles the same, by its file.
+        ValueError: percentiles are out of order or ``foreground`` is unknown; an image has no foreground, or both its
+            percentiles are equal (names the file).
     """
 
     def __init__(
@@ -85,18 +86,20 @@ class ScaleForegroundPercentilesd(_ByForeground):
         low, high = torch.as_tensor(percentile(inside, [self.lower, self.upper])).tolist()
         if not high > low:
             raise ValueError(
-                f"The percentiles {self.lower:g} and {self.upper:g} of the foreground of {name} are both {low:g}, so "
-                "that its intensities cannot be scaled; repair the file or take it out of the datalist."
+                f"The percentiles {self.lower:g} and {self.upper:g} of the foreground of {name} are both "
+                f"{low:g}, so "
+                "its intensities cannot be scaled; repair the file or take it out of the "
+                "datalist."
             )
         made = (channel - low) / (high - low) * (self.b_max - self.b_min) + self.b_min
         return made.clamp(self.b_min, self.b_max) if self.clip else made
 
 
 class NormalizeForegroundd(_ByForeground):
-    """Mean 0 and standard deviation 1 of the foreground, of each channel, clipped by its percentiles before.
+    """Scale each channel to mean 0 and standard deviation 1 of its foreground, after clipping at its percentiles.
 
-    With ``foreground="all"`` it is MONAI's ``ClipIntensityPercentilesd`` and ``NormalizeIntensityd``, whose values
-    depend on how much air is around.
+    ``foreground="all"`` gives MONAI's ``ClipIntensityPercentilesd`` and ``NormalizeIntensityd``; the values then depend
+    on the amount of air.
 
     Args:
         keys: images, channel first.
@@ -106,8 +109,8 @@ class NormalizeForegroundd(_ByForeground):
         allow_missing_keys: whether items may lack keys.
 
     Raises:
-        ValueError: one percentile without the other or out of order, an unknown ``foreground``; an image without
-            foreground, or with one intensity in it, by its file.
+        ValueError: one percentile is given without the other, they are out of order or ``foreground`` is unknown; an
+            image has no foreground, or only one intensity in it (names the file).
     """
 
     def __init__(
@@ -130,7 +133,7 @@ class NormalizeForegroundd(_ByForeground):
         mean, deviation = float(inside.double().mean()), float(inside.double().std(correction=0))
         if not deviation > 0:
             raise ValueError(
-                f"The foreground of {name} has one intensity, {mean:g}, so that its intensities cannot be scaled; "
+                f"The foreground of {name} has only the intensity {mean:g}, so the image cannot be scaled; "
                 "repair the file or take it out of the datalist."
             )
         return (channel - mean) / deviation
@@ -138,4 +141,6 @@ class NormalizeForegroundd(_ByForeground):
 
 def check_percentiles(lower: float | None, upper: float | None) -> None:
     if lower is None or upper is None or not 0 <= lower < upper <= 100:
-        raise ValueError(f"Percentiles are a lower and an upper one from 0 to 100, not {lower} and {upper}.")
+        raise ValueError(
+            f"The percentiles must be a lower and an upper one between 0 and 100, not {lower} and {upper}."
+        )

@@ -7,7 +7,7 @@ from monai.transforms import MapTransform
 
 
 class ForegroundVolumed(MapTransform):
-    """A label image to the volume of all that is not background, in millilitres: a number to classify by.
+    """Turn a label image into the volume of its foreground in millilitres, a number to classify by.
 
     Args:
         keys: label images with an affine, channel first.

@@ -15,7 +15,7 @@ def random_grid_mask(
 ) -> torch.Tensor:
     """Random masks (batch, *grid), true at exactly ``round(ratio * cells)`` cells of each sample.
 
-    Ties of the rounding go to the even number, as in Python's ``round``.
+    Ties round to the even number, as in Python's ``round``.
 
     Args:
         batch: number of samples; each has its own draw.
@@ -36,7 +36,7 @@ def random_grid_mask(
 
 
 def upsample_mask(mask: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """A mask of cells (B, *grid) as a mask of voxels (B, *size), each cell a block of equal sides.
+    """Enlarge a mask of cells (B, *grid) to a mask of voxels (B, *size); each cell becomes a block of equal sides.
 
     Args:
         mask: mask of cells.
@@ -56,8 +56,7 @@ def upsample_mask(mask: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 def random_cell_mask(
     batch: int, size: Sequence[int], cell: Sequence[int], ratio: float, device: torch.device | str | None = None
 ) -> torch.Tensor:
-    """Random masks of voxels (batch, *size), of whole cells but for those at the end, which are cut where a side of the
-    image is no multiple.
+    """Random masks of voxels (batch, *size) in whole cells; the last cells are cut if a side is no multiple of theirs.
 
     Args:
         batch: number of samples; each has its own draw.
@@ -83,8 +82,8 @@ def random_keep_indices(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Random split of the tokens of each sample into kept and masked ones.
 
-    ``K = round((1 - ratio) * tokens)`` tokens are kept, ties to the even number as in Python's ``round``, but always at
-    least one.
+    ``K = round((1 - ratio) * tokens)`` tokens are kept, but always at least one. Ties round to the even number, as in
+    Python's ``round``.
 
     Args:
         batch: number of samples; each has its own draw.
@@ -107,4 +106,4 @@ def random_keep_indices(
 
 def _check_ratio(ratio: float) -> None:
     if not 0 <= ratio <= 1:
-        raise ValueError(f"The share of masked cells must lie within 0 to 1, got {ratio}.")
+        raise ValueError(f"The share of masked cells must be between 0 and 1, not {ratio}.")

@@ -16,15 +16,15 @@ IGNORED = -1
 
 
 class LabelIndicesd(MapTransform):
-    """MONAI's ``FgBgToIndicesd`` that takes voxels of -1 neither for foreground nor for background.
+    """MONAI's ``FgBgToIndicesd`` that counts voxels of -1 neither as foreground nor as background.
 
-    MONAI takes each value but 0 for foreground, so that crops would be centred on padding.
+    MONAI counts every value except 0 as foreground, which would centre crops on padding.
 
     Args:
         keys: label images (1, *spatial). Indices of the flattened voxels go to ``KEY_fg_indices``, ``KEY_bg_indices``.
-        per_class: so many foreground voxels of each class that is there, spread evenly over it (voxels of a smaller one
-            more than once), so that crops are centred on each class equally often, as nnU-Net's are; None takes all,
-            and small structures are met in proportion to their size.
+        per_class: take this many foreground voxels of each class present, spread evenly over it (voxels of a smaller
+            class repeat). Crops are then centred on each class equally often, as in nnU-Net. None takes all voxels, so
+            small structures are met in proportion to their size.
         allow_missing_keys: whether items may lack keys.
 
     Raises:
@@ -34,7 +34,7 @@ class LabelIndicesd(MapTransform):
     def __init__(self, keys: KeysCollection, per_class: int | None = None, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         if per_class is not None and per_class < 1:
-            raise ValueError(f"per_class is {per_class}; it has to be 1 or more voxels, or None for all.")
+            raise ValueError(f"per_class is {per_class}; it must be 1 or more voxels, or None for all.")
         self.per_class = per_class
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -57,9 +57,9 @@ def _of_each_class(indices: torch.Tensor, classes: torch.Tensor, count: int) -> 
 
 
 class ClearIgnoredd(MapTransform):
-    """Make background of the voxels of ``keys`` that the label ignores, so that they are not scored.
+    """Set voxels of ``keys`` that the label ignores to background, so they are not scored.
 
-    As in inference, where what is said of padding is cut off.
+    Inference does the same: it cuts off predictions in the padding.
 
     Args:
         keys: images of class numbers on the label's grid, the label among them.

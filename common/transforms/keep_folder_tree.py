@@ -10,17 +10,16 @@ __all__ = ["KeepFolderTree"]
 
 
 class KeepFolderTree(FolderLayoutBase):
-    """Where `SaveVolumed` and `SaveDicomSegd` write: below `output_dir` as the image, a file or the folder of a
-    DICOM series, lies below `root`.
+    """Output paths of `SaveVolumed` and `SaveDicomSegd`: the tree of the images below `root`, repeated in `output_dir`.
 
-    Sets that keep each subject in a folder of its own use the same file names in all of them; in one flat folder their
-    predictions would overwrite each other. An image outside of `root` is written to `output_dir` itself; images whose
-    outputs would have one name are refused.
+    An image is a file or the folder of a DICOM series. Data sets with one folder per subject often use the same file
+    names in all of them; in one flat folder their predictions would overwrite each other. The output of an image
+    outside of `root` goes into `output_dir` itself. Two images with the same output path are refused.
 
     Args:
         output_dir: folder of all outputs; folders below it are made.
         root: folder of the images, or one image.
-        postfix: put behind the image's name and an underscore.
+        postfix: added after the image's name and an underscore.
         extension: of the file to write.
     """
 
@@ -39,7 +38,7 @@ class KeepFolderTree(FolderLayoutBase):
         """Path of the output for the image `subject`; `idx` numbers the patches of one image.
 
         Raises:
-            ValueError: another image has that output.
+            ValueError: another image already has that output.
         """
         image = Path(os.path.abspath(subject))
         inside = image.parent.is_relative_to(self.root)

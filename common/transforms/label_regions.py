@@ -12,22 +12,22 @@ from ..volumes import format_shape, label_problem, volume_name, whole_labels
 
 
 class LabelRegionsd(MapTransform):
-    """Turn label images into one channel a region, each the union of some classes; regions may overlap.
+    """Turn label images into one channel per region; a region is a union of classes, and regions may overlap.
 
-    For the evaluation, or a sigmoid's targets, of nested regions: those of BraTS in the label scheme of the task
-    `brats` are `[[3], [2, 3], [1, 2, 3]]`, enhancing tumour, tumour core and whole tumour (nnFormer and SimTROT
-    evaluate them). Data type and metadata stay; one look-up a voxel, whatever the number of regions.
+    Use it to evaluate nested regions, or to make targets for a sigmoid. The regions of BraTS in the label scheme of the
+    task `brats` are `[[3], [2, 3], [1, 2, 3]]`: enhancing tumour, tumour core and whole tumour (nnFormer and SimTROT
+    evaluate them). Data type and metadata stay. Any number of regions takes one look-up per voxel.
 
     Args:
         keys: label images (1, *spatial) of class numbers; they become (R, *spatial) of 0 and 1 for R regions.
-        regions: classes of each region. 0, the background, may be one of them. None makes a region of each class, the
+        regions: classes of each region; 0, the background, may be among them. None makes each class a region,
             background first, which is one-hot.
         num_classes: classes lie in `[0, num_classes)`.
         allow_missing_keys: whether items may lack keys.
 
     Raises:
-        ValueError: there is no region, a region is empty or names a class outside of the range; a label image has not
-            one channel, or values that are no classes, with its file.
+        ValueError: there is no region, or a region is empty or names a class out of range; a label image has more than
+            one channel, or values that are no classes (names the file).
     """
 
     def __init__(
@@ -42,12 +42,14 @@ class LabelRegionsd(MapTransform):
         if regions is None:
             regions = [[number] for number in range(num_classes)]
         if not regions or not all(regions):
-            raise ValueError(f"`regions` is {regions!r}; it has to name a region or more, each with a class or more.")
+            raise ValueError(
+                f"`regions` is {regions!r}; it must name at least one region, each with at least one class."
+            )
         outside = sorted({c for region in regions for c in region if c not in range(num_classes)})
         if outside:
             raise ValueError(
-                f"`regions` names the classes {', '.join(map(str, outside))}, but with `num_classes` {num_classes} "
-                f"classes are whole numbers from 0 to {num_classes - 1}."
+                f"`regions` names the classes {', '.join(map(str, outside))}, but with `num_classes` "
+                f"{num_classes} the classes are 0 to {num_classes - 1}."
             )
         self._table = torch.zeros(len(regions), num_classes, dtype=torch.bool)
         for row, region in zip(self._table, regions, strict=True):
@@ -65,7 +67,7 @@ class LabelRegionsd(MapTransform):
         if values.ndim < 2 or values.shape[0] != 1:
             raise ValueError(
                 f"{volume_name(label, key)} has the shape {format_shape(values.shape) or 'of a number'}; "
-                "a label image has to be channel first with one channel."
+                "a label image must be channel first with one channel."
             )
         if values.is_floating_point():
             rounded = whole_labels(values.numpy(force=True), volume_name(label, key))

@@ -12,14 +12,14 @@ from scipy import ndimage
 
 
 class LargestComponentd(MapTransform):
-    """Keep, of all that is not background in a label map, the largest connected part; the rest becomes background.
+    """Keep the largest connected part of the foreground of a label map; the rest becomes background.
 
-    What MONAI's `KeepLargestConnectedComponentd` does with `is_onehot=False`, `independent=False` and connectivity 1,
-    which needs scikit-image; this needs scipy.
+    It does the same as MONAI's `KeepLargestConnectedComponentd` with `is_onehot=False`, `independent=False` and
+    connectivity 1. MONAI's needs scikit-image; this one needs only scipy.
 
     Args:
         keys: label maps of shape (1, *spatial).
-        enabled: False hands them on as they are.
+        enabled: False returns them unchanged.
         allow_missing_keys: whether items may lack keys.
     """
 
@@ -37,7 +37,7 @@ class LargestComponentd(MapTransform):
 
 
 def largest_component(mask: torch.Tensor) -> torch.Tensor:
-    """The largest part of a mask whose voxels touch by their faces; the mask itself where it is empty."""
+    """The largest face-connected part of a mask; an empty mask is returned as it is."""
     parts, count = ndimage.label(mask.numpy(force=True))
     if count <= 1:
         return mask

@@ -21,14 +21,15 @@ from .nifti_reader import NiftiReader
 
 
 class LoadVolumed(LoadImaged):
-    """MONAI's `LoadImaged` whose failures are one sentence that names the file and what is wrong with it.
+    """MONAI's `LoadImaged` with errors of one sentence that name the file and what is wrong with it.
 
     A folder is read as one DICOM series. Arguments are those of `monai.transforms.LoadImaged`.
 
     Raises:
-        RuntimeError: a file is missing, empty, cut off, damaged or in no format that a reader knows, or the files of
-            one image do not fit together.
-        DicomError: a folder holds no DICOM series, several, or one that is no volume of even slices.
+        RuntimeError: a file is missing, empty, cut off, damaged or in an unknown format, or the files of one image do
+            not fit together.
+        DicomError: a folder holds no DICOM series, several of them, or one that is not a volume of evenly spaced
+            slices.
     """
 
     def __init__(self, keys: KeysCollection, *args: Any, **kwargs: Any) -> None:
@@ -74,7 +75,7 @@ class LoadVolumed(LoadImaged):
 
 
 def read_volume(file: str | os.PathLike) -> Any:
-    """The volume of one file or DICOM folder as `LoadVolumed` loads it, channel first, a `MetaTensor` of float32.
+    """Load one file or DICOM folder as `LoadVolumed` does: channel first, a `MetaTensor` of float32.
 
     Raises:
         VolumeError: it cannot be read.
@@ -99,7 +100,7 @@ def _loader() -> Any:
 
 
 def _file_problem(loader: Any, file: str, reader: Any = None) -> str | None:
-    """What is wrong with a file that did not load, as the end of a sentence."""
+    """Say what is wrong with a file that did not load, as the end of a sentence."""
     if not os.path.exists(file):
         return "does not exist"
     if os.path.isfile(file) and os.path.getsize(file) == 0:

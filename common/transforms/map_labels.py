@@ -12,22 +12,22 @@ from ..volumes import format_values, volume_name, whole_labels
 
 
 class MapLabelsd(MapTransform):
-    """Give label images the numbers of a task: each group of source labels becomes one class.
+    """Change label images to the class numbers of a task: each group of source labels becomes one class.
 
-    Data type and metadata stay; one look-up a voxel, whatever the number of labels.
+    Data type and metadata stay. Any number of labels takes one look-up per voxel.
 
     Args:
         keys: label images of any shape.
-        groups: class -> its source labels, as `common.data.label_map` makes it or as JSON has it (keys may be
-            strings). Empty groups are allowed. Background, 0, stays 0 unless a group names it. Where sets of different
-            label schemes are mixed: domain -> groups; an item's `domain_key` then tells which apply.
+        groups: class -> its source labels, as made by `common.data.label_map` or read from JSON (keys may be strings).
+            Empty groups are allowed. Background, 0, stays 0 unless a group names it. For mixed sets with different
+            label schemes: domain -> groups; an item's `domain_key` then selects the groups.
         other: class of source labels that no group names; `"error"` refuses them.
         allow_missing_keys: whether items may lack keys.
         domain_key: key of an item that names its domain.
 
     Raises:
-        ValueError: a label is in two groups, a label image has values that are no whole numbers or, with
-            `other="error"`, labels of no group; names the file, the labels and the domain.
+        ValueError: a label is in two groups, or a label image has values that are not whole numbers or, with
+            `other="error"`, labels outside all groups (names the file, the labels and the domain).
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class MapLabelsd(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.domain_key = domain_key
         if not (other == "error" or (isinstance(other, int) and other >= 0)):
-            raise ValueError(f'`other` is {other!r}; it has to be a class or "error".')
+            raise ValueError(f'`other` is {other!r}; it must be a class or "error".')
         # The last place of a table is for whatever lies outside of it.
         self._unknown = -1 if other == "error" else int(other)
         by_domain: Mapping[Any, Any] = (
@@ -55,8 +55,8 @@ class MapLabelsd(MapTransform):
         for key in self.key_iterator(d):
             if domain not in self._tables:
                 raise ValueError(
-                    f"{volume_name(d[key], key)} is of the domain {domain!r}, for which no label groups are given, "
-                    f"only for {', '.join(map(str, self._tables))}: give the items of the datalist "
+                    f"{volume_name(d[key], key)} is of the domain {domain!r}, which has no label groups; groups are "
+                    f"given for {', '.join(map(str, self._tables))}: give the items of the datalist "
                     f"their `{self.domain_key}`."
                 )
             d[key] = self._map(d[key], key, domain)
@@ -73,7 +73,7 @@ class MapLabelsd(MapTransform):
             index = values.long()
         if values.is_floating_point() and not torch.equal(index.to(values.dtype), values):
             fractional = format_values(values[index.to(values.dtype) != values].numpy(force=True))
-            raise ValueError(f"{volume_name(label, key)} has labels that are no whole numbers ({fractional}).")
+            raise ValueError(f"{volume_name(label, key)} has labels that are not whole numbers ({fractional}).")
         last = table.numel() - 1
         index = torch.where((index < 0) | (index > last), last, index)
         mapped = table.to(index.device)[index]
@@ -93,7 +93,7 @@ class MapLabelsd(MapTransform):
 
 
 def _look_up_table(groups: Mapping[Any, Any], unknown: int) -> torch.Tensor:
-    """Class of every source label up to the largest one, with one more place for all that lie outside."""
+    """Class of every source label up to the largest, with one more place for all other labels."""
     class_of = {0: 0}
     named: dict[int, int] = {}
     for target, labels in groups.items():

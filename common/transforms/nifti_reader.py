@@ -16,20 +16,20 @@ __all__ = ["NiftiReader"]
 
 
 class NiftiReader(NibabelReader):
-    """MONAI's `NibabelReader` with the geometry of `common.nifti`, and checksums compared. Same arguments.
+    """MONAI's `NibabelReader` with the geometry of `common.nifti` and a check of checksums; same arguments.
 
-    `NibabelReader` takes the qform where the scale of the sform differs from the voxel sizes, valid or not.
+    `NibabelReader` alone uses the qform, valid or not, if the scale of the sform differs from the voxel sizes.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether all files are NIfTI by their names."""
+        """Whether all files have a NIfTI name."""
         return all(is_nifti(file) for file in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
-        """An image of nibabel, or a list of them.
+        """Read an image of nibabel, or a list of them.
 
         Raises:
-            NiftiError: a file is damaged, or its header says nothing that can be.
+            NiftiError: a file is damaged, or its header is impossible.
         """
         self.filenames = ensure_tuple(data)
         options = self.kwargs | kwargs
@@ -38,7 +38,7 @@ class NiftiReader(NibabelReader):
 
 
 def _settled(file: str, image: Any) -> Any:
-    """The image with its one geometry, in mm, wherever its header is looked at."""
+    """The image with one geometry, in mm, in all fields of its header."""
     affine = nifti_affine(file, image)
     if image.ndim < 3:
         raise NiftiError(f"has {image.ndim} axes ({format_shape(image.shape)}), but a volume has 3")

@@ -12,17 +12,17 @@ from ..volumes import volume_name
 
 
 class NoiseBackgroundd(Randomizable, MapTransform):
-    """Scale by mean and standard deviation of the voxels above 0, and put standard normal noise where voxels are 0.
+    """Scale by mean and standard deviation of the voxels above 0, and fill voxels of 0 with standard normal noise.
 
-    How MedicalNet's published code prepares images (``datasets/brains18.py``); its paper takes the whole volume and
-    leaves the background.
+    MedicalNet's published code prepares images like this (``datasets/brains18.py``). Its paper scales by the whole
+    volume and leaves the background unchanged.
 
     Args:
         keys: images of any shape.
         allow_missing_keys: whether items may lack keys.
 
     Raises:
-        ValueError: an image has no two different voxels above 0.
+        ValueError: all voxels of an image above 0 are equal, or there are none.
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:

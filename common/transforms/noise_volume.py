@@ -10,15 +10,15 @@ __all__ = ["NoiseVolume"]
 
 
 class NoiseVolume(Transform):
-    """An image of Gaussian noise for an item without one, for pretexts that draw what the network sees themselves.
+    """Give an item without an image one of Gaussian noise, for pretexts that draw the network's input themselves.
 
-    What watches the images of a batch (``common.handlers.RepresentationMonitor``) has some then, too.
+    Handlers that watch the images of a batch (``common.handlers.RepresentationMonitor``) then work, too.
 
     Args:
-        size: voxels an axis.
+        size: voxels per axis.
         channels: of the image.
 
-    ``volume(item)`` returns the item with ``image`` (channels, *size), which its ``number`` decides.
+    ``volume(item)`` returns the item with ``image`` (channels, *size); the item's ``number`` seeds it.
     """
 
     def __init__(self, size: Sequence[int], channels: int = 1) -> None:

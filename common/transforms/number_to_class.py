@@ -9,10 +9,10 @@ from monai.transforms import MapTransform
 
 
 class NumberToClassd(MapTransform):
-    """A number of an item, such as an age or a rating, to the class in whose range it lies.
+    """Turn a number of an item, such as an age or a rating, into the class of the range that it lies in.
 
-    The class is the number of bounds that are not larger: bounds ``[4]`` make ratings 1 to 3 class 0 and 4 to 5 class
-    1, as malignancy in LIDC (Chen et al., arXiv 1904.00625, section 4.2).
+    The class is the count of bounds that are not larger: with bounds ``[4]``, ratings 1 to 3 are class 0 and 4 to 5
+    class 1, as for malignancy in LIDC (Chen et al., arXiv 1904.00625, section 4.2).
 
     Args:
         keys: of the numbers.
@@ -20,14 +20,14 @@ class NumberToClassd(MapTransform):
         allow_missing_keys: whether items may lack keys.
 
     Raises:
-        ValueError: the bounds do not rise, or a value is no number.
+        ValueError: the bounds do not rise, or a value is not a number.
     """
 
     def __init__(self, keys: KeysCollection, bounds: Sequence[float], allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         self.bounds = [float(bound) for bound in bounds]
         if not self.bounds or any(a >= b for a, b in zip(self.bounds, self.bounds[1:], strict=False)):
-            raise ValueError(f"The bounds of classes have to rise, and there has to be one at least: {list(bounds)}.")
+            raise ValueError(f"The bounds of classes must rise, and there must be at least one: {list(bounds)}.")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -38,7 +38,7 @@ class NumberToClassd(MapTransform):
                 number = float("nan")
             if number != number:
                 raise ValueError(
-                    f"{d.get('image', 'An item')} has {d[key]!r} under {key!r}, which is no number; correct the "
+                    f"{d.get('image', 'An item')} has {d[key]!r} under {key!r}, which is not a number; correct the "
                     "datalist, or set `label_key`."
                 )
             d[key] = bisect.bisect_right(self.bounds, number)

@@ -16,15 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 class PadOrCropd(ResizeWithPadOrCropd):
-    """MONAI's `ResizeWithPadOrCropd` that says when it cuts off a part of an image or mask that is not background.
+    """MONAI's `ResizeWithPadOrCropd` that warns when it cuts off foreground of an image or mask.
 
-    For nets that know a slice by its number: registered images keep their place on a canvas of fixed size.
+    It serves nets that identify a slice by its number: registered images keep their place on a canvas of fixed size.
 
     Args:
         keys: images and masks; the voxels of each that are neither 0 nor ``value`` are counted.
         spatial_size: of the canvas.
         value: of voxels that are added, such as -1 in label images, which does not count.
-        share: of these voxels that may be lost without a warning.
+        share: share of these voxels that may be lost without a warning.
         kwargs: those of `monai.transforms.ResizeWithPadOrCropd`.
     """
 

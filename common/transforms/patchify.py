@@ -9,7 +9,7 @@ __all__ = ["patchify", "unpatchify"]
 
 
 def patchify(image: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
-    """Cut an image (B, C, D, H, W) into patches (B, L, p*q*r*C), L in row-major order of the patch grid."""
+    """Cut an image (B, C, D, H, W) into patches (B, L, p*q*r*C), in row-major order of the patch grid."""
     p, q, r = patch_size
     return rearrange(image, "b c (d p) (h q) (w r) -> b (d h w) (p q r c)", p=p, q=q, r=r)
 

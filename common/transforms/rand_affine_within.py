@@ -13,13 +13,13 @@ __all__ = ["RandAffineWithind"]
 
 
 class RandAffineWithind(RandAffined):
-    """MONAI's ``RandAffined`` whose label images are -1, which does not count, where they come from outside.
+    """MONAI's ``RandAffined`` that sets labels from outside of the crop to -1, which does not count.
 
-    What lies beyond a crop is not known: it is neither background nor what its last voxel is.
+    The labels beyond a crop are unknown: neither background nor a repeat of the last voxel would be right.
 
     Args:
         keys: images, and label images (1, *spatial) of 0 and more, or -1.
-        label_keys: those of ``keys`` that are label images; ``padding_mode`` is of the others.
+        label_keys: the ``keys`` that are label images; ``padding_mode`` applies to the others.
         kwargs: those of ``monai.transforms.RandAffined``.
     """
 

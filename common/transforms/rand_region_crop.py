@@ -11,19 +11,19 @@ from ..volumes import volume_name
 
 
 class RandRegionCropd(Randomizable, MapTransform):
-    """Crop to the box around the label's foreground, each of its six sides moved outwards by a draw of its own.
+    """Crop to the box around the label's foreground, with each of its six sides moved outwards at random.
 
-    So that a second stage trained on the true box is used to that of a first stage, which differs from it (Chen et al.,
+    A second stage trained on the true box so gets used to the box of a first stage, which differs from it (Chen et al.,
     arXiv 1904.00625, section 3.3: "random expansion"). An unequal expansion moves the region within the crop.
 
     Args:
         keys: images and labels, channel first, on one grid.
-        label_key: label whose voxels other than 0 are the region; without any, nothing is cropped.
+        label_key: label image; its voxels other than 0 are the region. If it has none, nothing is cropped.
         expansion: least and largest expansion of a side in voxels.
         allow_missing_keys: whether items may lack keys.
 
     Raises:
-        ValueError: the expansion is negative or its least is more than its largest; an item has no such label.
+        ValueError: the expansion is negative, its least is above its largest, or an item has no such label.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class RandRegionCropd(Randomizable, MapTransform):
         low, high = (int(value) for value in expansion)
         if not 0 <= low <= high:
             raise ValueError(
-                f"The expansion of a region is from a least to a largest number of voxels, not {expansion}."
+                f"The expansion of a region must be a least and a largest number of voxels, not {expansion}."
             )
         self.label_key, self.expansion = label_key, (low, high)
 
@@ -57,7 +57,8 @@ class RandRegionCropd(Randomizable, MapTransform):
         for key in self.key_iterator(d):
             if d[key].shape[1:] != d[self.label_key].shape[1:]:
                 raise ValueError(
-                    f"{volume_name(d[key], key)} is not on the grid of its label, so that it cannot be cropped to it."
+                    f"{volume_name(d[key], key)} is not on the grid of its label, so it cannot be cropped to it; "
+                    "give both one grid."
                 )
             d[key] = crop(d[key])
         return d

@@ -17,17 +17,17 @@ __all__ = ["RandSyntheticImaged"]
 
 
 class RandSyntheticImaged(Randomizable, MapTransform):
-    """Replace an image by one of random contrast that is drawn from its label map, and deform the label map alike.
+    """Replace an image with one of random contrast drawn from its label map, and deform the label map with it.
 
-    So a network learns anatomy and not a scanner's contrast, from masks alone (SynthSeg: Billot et al., Medical Image
-    Analysis 2023). The draw follows MONAI's random state, so that workers and resumed runs repeat.
+    A network so learns anatomy, not a scanner's contrast, from masks alone (SynthSeg: Billot et al., Medical Image
+    Analysis 2023). The draw follows MONAI's random state, so workers and resumed runs repeat it.
 
     Args:
-        keys: the images that are replaced; each gets a contrast of its own. An item need not have them.
-        label_key: label map (1, *spatial) of the item, 0 or more; -1, which does not count, is drawn as background. It
-            is deformed in place of the item's, and what comes from outside of it becomes -1.
-        source_key: label map the images are drawn from, on the grid of the label; it may hold more labels than are to
-            be segmented (skull, scalp). None draws from ``label_key``.
+        keys: the images to replace; each gets its own contrast. An item need not have them.
+        label_key: label map (1, *spatial) of the item, 0 or more; -1, which does not count, is drawn as background. The
+            deformed map replaces the item's; voxels from outside of it become -1.
+        source_key: label map that the images are drawn from, on the grid of the label. It may hold more labels than the
+            network segments (skull, scalp). None draws from ``label_key``.
         deformation: moves label maps; None leaves them as they are.
         contrast: draws images from label maps.
         normalize: the transform of items with an ``image`` by which scans are brought to the intensities that the
@@ -58,7 +58,7 @@ class RandSyntheticImaged(Randomizable, MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys=True)
         if not 0 <= prob <= 1:
-            raise ValueError(f"prob is a probability between 0 and 1, not {prob}.")
+            raise ValueError(f"prob must be a probability between 0 and 1, not {prob}.")
         self.label_key, self.source_key, self.prob = label_key, source_key or label_key, prob
         self.deformation = deformation
         self.contrast, self.normalize = contrast or SyntheticContrast(), normalize
@@ -85,8 +85,8 @@ class RandSyntheticImaged(Randomizable, MapTransform):
         name = volume_name(d[self.source_key], self.source_key)
         if source.shape[0] != 1 or source.shape != label.shape:
             raise ValueError(
-                f"{name} has the shape {list(source.shape)}, the label {list(label.shape)}: images are drawn from "
-                "label maps of one channel on one grid."
+                f"{name} has the shape {list(source.shape)}, the label {list(label.shape)}: both must have one "
+                "channel and lie on one grid."
             )
         if source.clamp_min(0).min() == source.clamp_min(0).max():
             if self.keep_uniform:

@@ -13,13 +13,13 @@ LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class RandomDeformation:
-    """Random affine map and smooth invertible deformation of label maps, for a batch on its device, each its own draw.
+    """Random affine map and smooth invertible deformation of label maps, for a batch on its device, one per sample.
 
     The spatial model of SynthSeg (Billot et al., Medical Image Analysis 2023, section 3.1.1): scaling, rotation and
     shearing about the middle of the volume, then a stationary velocity field, drawn on a coarse lattice and integrated
     by scaling and squaring. The defaults are those of the published generator. Labels are looked up by nearest
-    neighbour, so no label arises that was not there; what lies outside of the map is 0. Random numbers come from
-    torch's global generator of the device.
+    neighbour, so no new label arises; voxels from outside of the map are 0. Random numbers come from torch's global
+    generator of the device.
 
     Args:
         scaling: each axis is scaled by a factor between ``1 - scaling`` and ``1 + scaling``.
@@ -28,13 +28,14 @@ class RandomDeformation:
         translation: largest shift along each axis, in voxels.
         velocity: the standard deviation of the velocity field's knots is drawn between 0 and this, in voxels.
         knots: knots of the lattice for each voxel along an axis.
-        size: voxels per axis of the result, a window at a random place of the map; None keeps the size of the map.
-        flip_axis: spatial axis along which half of the samples are mirrored, from 0; None mirrors none.
-        sided: pairs of labels that change places in a mirrored sample, such as left and right hippocampus.
+        size: voxels per axis of the result, which is a window at a random place of the map; None keeps the size of the
+            map.
+        flip_axis: spatial axis, from 0, along which half of the samples are mirrored; None mirrors none.
+        sided: pairs of labels to swap in a mirrored sample, such as left and right hippocampus.
 
     ``deform(labels (B, M, *spatial))`` moves the M label maps of a sample alike and returns a tensor (B, M, *size) of
-    the same dtype; with an image (B, C, *spatial) as the second argument it returns both, the image moved alike and
-    interpolated linearly.
+    the same dtype. With an image (B, C, *spatial) as the second argument, it also moves the image alike, with linear
+    interpolation, and returns both.
 
     Raises:
         ValueError: an argument is out of its range; when called, the map has another number of axes than ``size``.
@@ -53,14 +54,14 @@ class RandomDeformation:
         sided: Sequence[Sequence[int]] = (),
     ) -> None:
         if not 0 <= scaling < 1:
-            raise ValueError(f"scaling lies between 0 and 1, not {scaling}.")
+            raise ValueError(f"scaling must be between 0 and 1, not {scaling}.")
         for name, value in {"rotation": rotation, "shearing": shearing, "translation": translation}.items():
             if not value >= 0:
-                raise ValueError(f"{name} is the largest of its kind and 0 or more, not {value}.")
+                raise ValueError(f"{name} is an upper limit and must be 0 or more, not {value}.")
         if not velocity >= 0 or not 0 < knots <= 1:
-            raise ValueError(f"velocity is 0 or more and knots lies between 0 and 1, not {velocity} and {knots}.")
+            raise ValueError(f"velocity must be 0 or more and knots between 0 and 1, not {velocity} and {knots}.")
         if any(len(pair) != 2 for pair in sided):
-            raise ValueError(f"sided is a list of pairs of labels, not {list(sided)}.")
+            raise ValueError(f"sided must be a list of pairs of labels, not {list(sided)}.")
         self.scaling, self.rotation, self.shearing = scaling, math.radians(rotation), shearing
         self.translation, self.velocity, self.knots = translation, velocity, knots
         self.size = tuple(size) if size is not None else None
@@ -83,8 +84,7 @@ class RandomDeformation:
     def draw_places(
         self, batch: int, spatial: Sequence[int], device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where each voxel of the result comes from, (B, axes, *size) in voxels from the map's middle, and whether the
-        sample is mirrored, (B,)."""
+        """Source of each voxel (B, axes, *size), in voxels from the map's middle, and mirrored samples (B,)."""
         size, axes = self.size or tuple(spatial), len(spatial)
         room = torch.tensor([max(0, a - b) / 2 for a, b in zip(spatial, size, strict=True)], device=device)
         shift = (2 * torch.rand(batch, axes, device=device) - 1) * (room + self.translation)
@@ -161,7 +161,7 @@ def smooth_noise(
 
 
 def _look_up(volume: torch.Tensor, place: torch.Tensor, mode: str) -> torch.Tensor:
-    """A volume (B, C, *spatial) at places (B, axes, *size) in voxels from its middle; 0 outside of it."""
+    """Sample a volume (B, C, *spatial) at places (B, axes, *size) in voxels from its middle; 0 outside of it."""
     axes = place.shape[1]
     # grid_sample counts axes from the last and takes -1 and 1 for the middles of the first and last voxel.
     half = torch.tensor([max(n - 1, 1) / 2 for n in volume.shape[2:]], device=place.device)
@@ -170,5 +170,5 @@ def _look_up(volume: torch.Tensor, place: torch.Tensor, mode: str) -> torch.Tens
 
 
 def _column(value: torch.Tensor, axes: int) -> torch.Tensor:
-    """A vector a sample (B, N) as (B, N, 1, ...)."""
+    """A vector per sample (B, N) as (B, N, 1, ...)."""
     return value.view(*value.shape, *[1] * axes)

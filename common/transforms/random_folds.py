@@ -14,19 +14,18 @@ __all__ = ["RandomFolds"]
 
 
 class RandomFolds:
-    """Gyri and sulci on the smooth cortex of a template's label maps, for a batch on its device, each its own draw.
+    """Add gyri and sulci to the smooth cortex of a template's label maps, for a batch on its device, each at random.
 
     The average of many brains has no folds: its cortex is a smooth sheet over a ball of white matter, and a network
-    that has only seen such maps finds smooth sheets in real scans, too. This pulls the labels along the normal of the
-    brain's surface, inwards on a network of thin random sheets (where the fluid and the cortex from outside come to
-    lie) and outwards between them. Only the labels named here change, and only into one another; all others stay where
-    they are. The sheets are where a band-limited Gaussian field is near zero. Random numbers come from torch's
-    global generator of the device.
+    trained only on such maps finds smooth sheets in real scans, too. This transform pulls the labels along the normal
+    of the brain's surface: inwards on a network of thin random sheets, which brings fluid and cortex in from outside,
+    and outwards between the sheets. Only the labels named here change, and only into one another. The sheets lie where
+    a band-limited Gaussian field is near zero. Random numbers come from torch's global generator of the device.
 
     Args:
-        groups: the labels (cortex, white matter, fluid) of each side that folds, such as ``[[3, 2, 24], [42, 41, 24]]``
-            of FreeSurfer's. Fluid may be shared by the sides.
-        spacing: voxel size of the label maps in mm, a number or one an axis.
+        groups: the labels (cortex, white matter, fluid) of each side that folds, such as FreeSurfer's ``[[3, 2, 24],
+            [42, 41, 24]]``. Fluid may be shared by the sides.
+        spacing: voxel size of the label maps in mm, a number or one per axis.
         depth: range of the depth of the sulci, mm.
         outward: range of how far the ridges between them come out, mm.
         distance: range of the distance between sulci, mm.
@@ -48,13 +47,11 @@ class RandomFolds:
         width: Sequence[float] = (0.15, 0.45),
     ) -> None:
         if not groups or any(len(group) != 3 for group in groups):
-            raise ValueError(
-                f"groups is a list of three labels each, those of cortex, white matter and fluid, not {groups}."
-            )
+            raise ValueError(f"groups must be a list of label triples (cortex, white matter, fluid), not {groups}.")
         for name, pair in {"depth": depth, "outward": outward, "distance": distance, "width": width}.items():
             check_range(name, pair)
         if not distance[0] > 0 or not width[0] > 0:
-            raise ValueError(f"distance and width are above 0, not {list(distance)} and {list(width)}.")
+            raise ValueError(f"distance and width must be above 0, not {list(distance)} and {list(width)}.")
         self.groups, self.spacing = [tuple(group) for group in groups], spacing
         self.depth, self.outward, self.distance, self.width = (
             tuple(depth),

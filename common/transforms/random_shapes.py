@@ -11,26 +11,25 @@ __all__ = ["RandomShapes"]
 
 
 class RandomShapes:
-    """Label maps of random shapes that lie over one another, for a batch on its device, each its own draw.
+    """Label maps of random overlapping shapes, for a batch on its device, each drawn on its own.
 
-    After the label ensembles of Anatomix (Dey et al., ICLR 2025, section 3): 20 to 40 shapes, later ones over earlier
-    ones; two of three maps are cut to a foreground, a deformed sphere, and half of those have an envelope, a rim on
-    its surface. Where they take the shapes from segmentations of 104 organs, here they are drawn: superellipsoids
-    (between an octahedron and a box, from plates to tubes) of random size, place and turn, in space that is bent
-    smoothly. So no data at all is needed, and nothing of a person's anatomy is in them. Random numbers come from
-    torch's global generator of the device.
+    After the label ensembles of Anatomix (Dey et al., ICLR 2025, section 3): 20 to 40 shapes, with later ones on top.
+    Two of three maps are cut to a foreground, a deformed sphere; half of those have an envelope, a rim on its surface.
+    Dey et al. take the shapes from segmentations of 104 organs. Here they are drawn: superellipsoids (between an
+    octahedron and a box, from plates to tubes) of random size, place and rotation, in smoothly bent space. So they need
+    no data and contain no person's anatomy. Random numbers come from torch's global generator of the device.
 
     Args:
         count: least and largest number of shapes.
         radius: least and largest radius of a shape along each of its axes, as a share of the shortest side; drawn
-            evenly on a logarithmic scale.
+            uniformly on a logarithmic scale.
         bend: largest standard deviation of the bending, as a share of the shortest side.
         foreground: probability of a foreground.
         envelope: probability that a foreground has an envelope.
         width: least and largest width of the envelope in voxels.
 
-    ``shapes(like (B, *, *spatial))`` returns labels (B, 1, *spatial) from 0, whose values mean nothing beyond the map;
-    of ``like`` it reads the shape and the device.
+    ``shapes(like (B, *, *spatial))`` returns labels (B, 1, *spatial) from 0; the values mean nothing outside of their
+    map. ``like`` only gives shape and device.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -47,12 +46,12 @@ class RandomShapes:
     ) -> None:
         for name, pair in {"count": count, "radius": radius, "width": width}.items():
             if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
-                raise ValueError(f"{name} is a range of two numbers above 0, the lower first, not {list(pair)}.")
+                raise ValueError(f"{name} must be a range of two numbers above 0, the lower first, not {list(pair)}.")
         for name, share in {"foreground": foreground, "envelope": envelope}.items():
             if not 0 <= share <= 1:
-                raise ValueError(f"{name} is a probability between 0 and 1, not {share}.")
+                raise ValueError(f"{name} must be a probability between 0 and 1, not {share}.")
         if not bend >= 0:
-            raise ValueError(f"bend is 0 or more, not {bend}.")
+            raise ValueError(f"bend must be 0 or more, not {bend}.")
         self.count, self.radius, self.bend = tuple(count), tuple(radius), bend
         self.foreground, self.envelope, self.width = foreground, envelope, tuple(width)
 
@@ -81,7 +80,7 @@ class RandomShapes:
         return labels.view(batch, 1, *size)
 
     def bent_space(self, batch: int, size: Sequence[int], device: torch.device) -> torch.Tensor:
-        """Where each voxel lies after bending, (B, axes, voxels): from the middle, in shortest sides."""
+        """Place of each voxel after bending, (B, axes, voxels), from the middle, in units of the shortest side."""
         shortest = min(size)
         lines = [(torch.arange(n, device=device, dtype=torch.float32) - (n - 1) / 2) / shortest for n in size]
         place = torch.stack(torch.meshgrid(*lines, indexing="ij")).flatten(1)
@@ -93,12 +92,12 @@ class RandomShapes:
 
     @staticmethod
     def draw_centre(batch: int, size: Sequence[int], device: torch.device) -> torch.Tensor:
-        """A place in the map (B, axes, 1), from its middle, in shortest sides."""
+        """A place in the map (B, axes, 1), from its middle, in units of the shortest side."""
         sides = torch.tensor([n / min(size) for n in size], device=device).view(1, -1, 1)
         return (torch.rand(batch, len(size), 1, device=device) - 0.5) * sides
 
 
 def random_turns(batch: int, axes: int, device: torch.device) -> torch.Tensor:
-    """Orthogonal matrices (B, axes, axes), evenly drawn."""
+    """Orthogonal matrices (B, axes, axes), uniformly drawn."""
     q, r = torch.linalg.qr(torch.randn(batch, axes, axes, device=device))
     return q * r.diagonal(dim1=1, dim2=2).sign()[:, None]

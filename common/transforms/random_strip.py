@@ -11,21 +11,21 @@ __all__ = ["RandomStrip"]
 
 
 class RandomStrip:
-    """Label maps of heads as skull stripping leaves them, for a share of a batch's samples, each its own draw.
+    """Strip the skull from label maps of heads, for a share of a batch's samples, each at random.
 
-    What surrounds the brain becomes label 0, and with it the fluid that lies further from the brain than a random
-    margin: tools for skull stripping differ in how much of it they leave. Fluid between folds and in the ventricles
-    stays. Unlike ``SyntheticContrast``'s ``strip``, which leaves surroundings out of the image alone, this changes the
-    labels, so that a network is not taught to find fluid where a scan is black. Random numbers come from torch's
-    global generator of the device.
+    The surroundings of the brain become label 0, as does fluid further from the brain than a random margin, since tools
+    for skull stripping differ in how much fluid they leave. Fluid between folds and in the ventricles stays. The
+    ``strip`` of ``SyntheticContrast`` only removes surroundings from the image. This transform changes the labels, so a
+    network does not learn to find fluid where a scan is black. Random numbers come from torch's global generator of the
+    device.
 
     Args:
-        outside: labels of what surrounds the organ, such as skull and scalp.
+        outside: labels around the organ, such as skull and scalp.
         fluid: labels of the fluid around it.
         share: probability that a sample is stripped.
         margin: the fluid left around the brain is between 0 and this thick, mm.
         closing: sulci up to twice this wide count as inside of the brain, mm.
-        spacing: voxel size of the label maps in mm, a number or one an axis.
+        spacing: voxel size of the label maps in mm, a number or one per axis.
 
     ``strip(labels (B, 1, *spatial))`` returns label maps of the same shape and dtype.
 
@@ -43,9 +43,9 @@ class RandomStrip:
         spacing: float | Sequence[float] = 1.0,
     ) -> None:
         if not 0 <= share <= 1:
-            raise ValueError(f"share is a probability between 0 and 1, not {share}.")
+            raise ValueError(f"share must be a probability between 0 and 1, not {share}.")
         if not margin >= 0 or not closing >= 0:
-            raise ValueError(f"margin and closing are 0 or more, not {margin} and {closing}.")
+            raise ValueError(f"margin and closing must be 0 or more, not {margin} and {closing}.")
         self.outside, self.fluid = sorted(outside), sorted(fluid)
         self.share, self.margin, self.closing, self.spacing = share, margin, closing, spacing
 
@@ -61,7 +61,7 @@ class RandomStrip:
         )
 
     def strip(self, labels: torch.Tensor, margin: float, spacing: Sequence[float]) -> torch.Tensor:
-        """One label map (1, *spatial) without what lies outside of the brain and ``margin`` (mm) of fluid."""
+        """One label map (1, *spatial), cut to the brain and ``margin`` (mm) of fluid around it."""
         outside = torch.isin(labels, torch.tensor([0, *self.outside], device=labels.device))
         fluid = torch.isin(labels, torch.tensor(self.fluid, device=labels.device))
         radius = [round(self.closing / s) for s in spacing]

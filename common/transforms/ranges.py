@@ -9,22 +9,22 @@ __all__ = ["check_range", "spacing_per_axis"]
 
 
 def check_range(name: str, pair: Sequence[Any]) -> None:
-    """Refuse what is no range of two numbers from 0 on.
+    """Refuse anything but a range of two numbers that are 0 or more.
 
     Raises:
         ValueError: with the argument's name.
     """
     if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
-        raise ValueError(f"{name} is a range of two numbers from 0 on, the lower first, not {list(pair)}.")
+        raise ValueError(f"{name} must be a range of two numbers, 0 or more, the lower first, not {list(pair)}.")
 
 
 def spacing_per_axis(spacing: float | Sequence[float], axes: int) -> list[float]:
     """Voxel size of each of ``axes`` axes, given as a number for all or one for each.
 
     Raises:
-        ValueError: another number of them.
+        ValueError: their number differs from the number of axes.
     """
     each = [float(spacing)] * axes if isinstance(spacing, int | float) else list(spacing)
     if len(each) != axes:
-        raise ValueError(f"spacing has {len(each)} numbers for label maps of {axes} axes.")
+        raise ValueError(f"spacing has {len(each)} numbers, but the label maps have {axes} axes.")
     return each

@@ -19,7 +19,7 @@ __all__ = ["SaveDicomSegd"]
 
 TISSUE = ("85756007", "SCT", "Tissue")
 MANUFACTURER = "MONAI Transfer Bundles"
-OTHER_OUTPUT = "write NIfTI in its place with the overlay outputs/nifti.json, or without an overlay of outputs/"
+OTHER_OUTPUT = "write NIfTI instead, with the overlay outputs/nifti.json or without an overlay of outputs/"
 MAX_OFFSET = 0.01
 """How far a voxel of the label map may lie from its source's, in parts of the smallest spacing."""
 
@@ -27,10 +27,10 @@ MAX_OFFSET = 0.01
 class SaveDicomSegd(MapTransform):
     """Write label maps of DICOM series as DICOM Segmentation objects that refer to the slices.
 
-    The label map, shape (1, columns, rows, slices), has to lie on the grid of the series it was made from, as after
-    `Invertd`. Each class becomes a binary segment whose number is the class; frames without a voxel are left out. The
-    object is of the study, the patient and the frame of reference of its source, and names the algorithm as automatic.
-    `highdicom` writes it (extra `dicom`). Items pass through unchanged.
+    The label map, shape (1, columns, rows, slices), must lie on the grid of its series, as after `Invertd`. Each class
+    becomes a binary segment with the number of the class; frames without a voxel are left out. The object has the
+    study, the patient and the frame of reference of its source, and marks the algorithm as automatic. `highdicom`
+    writes it (extra `dicom`). Items pass through unchanged.
 
     Args:
         keys: label maps; their `filename_or_obj` is the folder of the series.
@@ -38,13 +38,14 @@ class SaveDicomSegd(MapTransform):
         segment_names: class number -> name, 0 being the background.
         algorithm_name: such as the bundle's name; with the collection's version it identifies the algorithm.
         category, kind: property category and type of all segments (DICOM PS3.16, CID 7150 and 7151), each as code,
-            coding scheme and meaning. Tissue by default, which classes of any task are; the name says which.
+            coding scheme and meaning. The default is tissue, which fits the classes of any task; the name says which
+            tissue.
         allow_missing_keys: whether items may lack keys.
 
     Raises:
-        ImportError: at once, if `highdicom` is not installed.
-        DicomError: the image was no DICOM series, or its headers lack what the object has to repeat.
-        ValueError: labels without a name, or on another grid than the series.
+        ImportError: `highdicom` is not installed; raised on construction.
+        DicomError: the image was not a DICOM series, or its headers lack a field that the object must repeat.
+        ValueError: labels have no name, or lie on another grid than the series.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class SaveDicomSegd(MapTransform):
         self.folder_layout = folder_layout
         names = {int(number): str(name) for number, name in segment_names.items() if int(number) > 0}
         if sorted(names) != list(range(1, len(names) + 1)):
-            raise ValueError(f"segment_names has to name the classes 1, 2, ... without a gap, not {sorted(names)}.")
+            raise ValueError(f"segment_names must name the classes 1, 2, ... without a gap, not {sorted(names)}.")
         self.segment_names = [names[number] for number in sorted(names)]
         self.algorithm_name = algorithm_name
         self.category, self.kind = tuple(category), tuple(kind)
@@ -82,7 +83,7 @@ class SaveDicomSegd(MapTransform):
     def _save(self, label: Any) -> None:
         source = str(label.meta["filename_or_obj"])
         if not os.path.isdir(source):
-            raise DicomError(f"{source} is no folder of a DICOM series, to which a DICOM SEG refers; {OTHER_OUTPUT}.")
+            raise DicomError(f"{source} is not the folder of a DICOM series, which a DICOM SEG needs; {OTHER_OUTPUT}.")
         series = find_series(source)
         labels = convert_to_numpy(label)
         problem = label_problem(labels, len(self.segment_names) + 1)
@@ -147,10 +148,10 @@ class SaveDicomSegd(MapTransform):
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DicomError(
-                f"no DICOM SEG can refer to {source}: {error}; complete the tags of its files, or {OTHER_OUTPUT}."
+                f"A DICOM SEG cannot refer to {source}: {error}; complete the tags of its files, or {OTHER_OUTPUT}."
             ) from error
 
 
 def _series_number(slice_: Any) -> int:
-    """Behind those of the study, as far as one series can tell."""
+    """A number after those of the study, as far as one series can tell."""
     return max(int(getattr(slice_, "SeriesNumber", None) or 0), 0) + 1000

@@ -18,12 +18,12 @@ EXTENSIONS = (".nii.gz", ".nii")
 
 
 class SaveVolumed(SaveImaged):
-    """Write volumes as NIfTI, each whole or not at all.
+    """Write volumes as NIfTI, each completely or not at all.
 
-    MONAI's ``SaveImaged`` turns whatever goes wrong while it writes into "no suitable writer", logs it and, in the
-    engines, lets the run end as if all were well; what it had written by then stays. Here a full disk or a folder
-    without permission ends the run with the file's name, and a file has its name only when it is complete. It is a
-    ``SaveImaged`` so that MONAI Label, which writes on its own, passes over it.
+    MONAI's ``SaveImaged`` reports any write error as "no suitable writer" and logs it. In the engines the run then ends
+    as if nothing had happened, and the part written so far stays. Here a full disk or a folder without permission ends
+    the run with the file's name, and a file gets its name only when it is complete. The class derives from
+    ``SaveImaged`` so that MONAI Label, which writes its own files, skips it.
 
     Args:
         keys: volumes (C, *spatial) with their affine; their ``filename_or_obj`` names the image.
@@ -56,7 +56,7 @@ class SaveVolumed(SaveImaged):
         path = Path(self.folder_layout.filename(subject=volume.meta["filename_or_obj"]))
         extension = next((end for end in EXTENSIONS if path.name.endswith(end)), None)
         if extension is None:
-            raise ValueError(f"{path} is no NIfTI file, which this writes: let the layout's extension be .nii.gz.")
+            raise ValueError(f"{path} is not a NIfTI path: set the layout's extension to .nii.gz.")
         writer = NibabelWriter(output_dtype=self.output_dtype)
         writer.set_data_array(volume, channel_dim=0)
         writer.set_metadata(volume.meta, resample=False)

@@ -10,13 +10,13 @@ from ..volumes import volume_name
 
 
 class SelectChanneld(MapTransform):
-    """One channel of each image, (C, *spatial) to (1, *spatial): the one whose number stands in the item.
+    """Select one channel of each image, (C, *spatial) to (1, *spatial), by a number in the item.
 
-    For nets of one input channel on sets with several contrasts.
+    Use it for nets with one input channel on sets with several contrasts.
 
     Args:
         keys: images, channel first.
-        channel_key: key of the number in the item; 0 where it is missing.
+        channel_key: key of the number in the item; 0 if it is missing.
         allow_missing_keys: whether items may lack keys.
 
     Raises:

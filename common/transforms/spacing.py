@@ -11,13 +11,13 @@ from ..volumes import format_shape, volume_name
 
 
 class Spacingd(MonaiSpacingd):
-    """MONAI's `Spacingd` that works where other entries are named after the key, such as `image_path`.
+    """MONAI's `Spacingd` that also works if other entries are named after the key, such as `image_path`.
 
     Arguments, result and inverse are those of `monai.transforms.Spacingd`.
 
     Raises:
-        ValueError: memory cannot hold a resampled volume, as where a header has voxels that are far too large; with
-            its file.
+        ValueError: memory cannot hold a resampled volume, for example because a header has far too large voxels (names
+            the file).
     """
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
@@ -39,7 +39,8 @@ class Spacingd(MonaiSpacingd):
                 f"{volume_name(v, key)} ({format_shape(v.shape[1:])} voxels of {_mm(v)})" for key, v in volumes
             )
             raise ValueError(
-                f"{told} cannot be resampled, since memory does not hold the result: correct the voxel sizes in the "
+                f"{told} cannot be resampled, since the result does not fit into memory: correct the voxel sizes "
+                "in the "
                 "header, or set a coarser `spacing`."
             ) from error
         return result | aside

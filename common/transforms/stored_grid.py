@@ -23,23 +23,24 @@ from .scan_grid import ScanGrid
 
 
 class StoredGridd(MapTransform):
-    """Bring a prediction back to the grid of the scan's file, beside the label as its file has it.
+    """Bring a prediction back to the grid of the scan's file, and load the label as stored.
 
-    Stands first in the postprocessing of an evaluation, so that scores are those of the label maps that inference
-    writes. The prediction goes the way of `inference.json`: scores become probabilities (softmax), which are resampled;
-    what follows takes the largest. The label is read anew and goes through what precedes the first change of its grid,
-    such as the map to classes: it is never resampled, and what preprocessing cut off counts.
+    It comes first in the postprocessing of an evaluation, so the scores are those of the label maps that inference
+    writes. The prediction is treated as in `inference.json`: scores become probabilities (softmax), which are
+    resampled; a later transform takes the largest. The label is read again and passes only the transforms before the
+    first change of its grid, such as the map to classes. So it is never resampled, and the parts that preprocessing cut
+    off count.
 
     Args:
         keys: predictions, scores (C, *spatial).
-        transform: preprocessing that made the network's input; all of it that moves voxels has to be invertible.
-        enabled: False hands items on as they are, on the network's grid.
+        transform: preprocessing that made the network's input; every part that moves voxels must be invertible.
+        enabled: False returns items unchanged, on the network's grid.
         image_key: image that the network took.
         label_key: label image.
         allow_missing_keys: whether items may lack keys.
 
     Raises:
-        ValueError: the label was not loaded from a file, or image and label files have different shapes; with the file.
+        ValueError: the label was not loaded from a file, or image and label files differ in shape (names the file).
     """
 
     def __init__(
@@ -86,8 +87,8 @@ class StoredGridd(MapTransform):
             if label.shape[1:] != d[key].shape[1:]:
                 raise ValueError(
                     f"{volume_name(label, self.label_key)} has the shape {format_shape(label.shape[1:])}, "
-                    f"but its image {volume_name(d[key], key)} has {format_shape(d[key].shape[1:])}; image and label "
-                    "have to be on one grid, or set --native false to score on the network's."
+                    f"but its image {volume_name(d[key], key)} has {format_shape(d[key].shape[1:])}; put image and "
+                    "label on one grid, or set --native false to score on the network's."
                 )
             d[self.label_key] = label.to(d[key].device)
         return d
@@ -97,8 +98,8 @@ class StoredGridd(MapTransform):
         file = getattr(d[self.label_key], "meta", {}).get("filename_or_obj")
         if not file:
             raise ValueError(
-                f"The label under the key {self.label_key!r} was not loaded from a file, so that there is no grid of "
-                "its own to score on: set --native false."
+                f"The label under the key {self.label_key!r} was not loaded from a file, so it has no stored "
+                "grid to score on: set --native false."
             )
         item = {key: value for key, value in d.items() if not isinstance(value, torch.Tensor)}
         item[self.label_key] = file

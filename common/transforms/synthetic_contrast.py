@@ -14,35 +14,36 @@ __all__ = ["SyntheticContrast"]
 
 
 class SyntheticContrast:
-    """Images of random contrast, resolution and quality from label maps, for a batch on its device, each its own draw.
+    """Images of random contrast, resolution and quality from label maps, for a batch on its device, one per sample.
 
-    The generator of SynthSeg (Billot et al., Medical Image Analysis 2023, sections 3.1.2 to 3.1.4), in its order: a
-    Gaussian for each label, a bias field, rescaling to 0..1 and a gamma curve, then the acquisition: blur for the slice
-    thickness, sampling at a lower resolution, noise, and interpolation back. The defaults are those of the published
-    generator; what it lacks is off by default or named so below. Random numbers come from torch's global generator of
-    the device.
+    This is the generator of SynthSeg (Billot et al., Medical Image Analysis 2023, sections 3.1.2 to 3.1.4), in its
+    order: a Gaussian for each label, a bias field, rescaling to 0..1 and a gamma curve. Then follows the acquisition:
+    blur for the slice thickness, sampling at a lower resolution, noise, and interpolation back. The defaults are those
+    of the published generator; additions are off by default or marked below. Random numbers come from torch's global
+    generator of the device.
 
     Args:
         mean: range of the mean intensity of a label.
         std: range of the standard deviation within a label.
-        known: means of labels in a contrast that is known, such as T1: pairs of a list of labels and a range. Other
-            labels keep ``mean``.
-        known_share: probability that an image has the known contrast, each mean drawn from its label's own range.
-        shared: groups of labels that share their Gaussian, such as the left and the right hippocampus.
-        parts: each label of a sample is cut into 1 to this many parts with means of their own, along smooth random
-            surfaces, so that an image has borders that its labels lack (after Anatomix: Dey et al., ICLR 2025). 1 cuts
-            none, as SynthSeg does.
-        outside: labels of what surrounds the organ, such as skull and scalp.
+        known: means of labels in a known contrast, such as T1: pairs of a list of labels and a range. Other labels keep
+            ``mean``.
+        known_share: probability that an image has the known contrast; each mean is then drawn from the range of its
+            label.
+        shared: groups of labels that share one Gaussian, such as the left and the right hippocampus.
+        parts: each label of a sample is cut along smooth random surfaces into 1 to this many parts, each with its own
+            mean. The image then has borders that its labels lack (after Anatomix: Dey et al., ICLR 2025). 1 cuts
+            nothing, like SynthSeg.
+        outside: labels around the organ, such as skull and scalp.
         strip: probability that the labels of ``outside`` are drawn as label 0, as after skull stripping.
         black, dark: probability that label 0 is exactly 0, and that it is dark (mean up to 15, deviation up to 5);
-            otherwise it is a label like the others.
+            otherwise it is treated like other labels.
         bias: the standard deviation of the log of the bias field is drawn between 0 and this.
         bias_knots: knots of the bias field's lattice for each voxel along an axis.
         gamma: standard deviation of the log of the exponent.
-        spacing: voxel size of the label maps in mm, a number or one an axis.
-        thick: largest voxel size in mm of an acquisition that is as coarse along every axis.
+        spacing: voxel size of the label maps in mm, a number or one per axis.
+        thick: largest voxel size in mm of an acquisition that is equally coarse along all axes.
         thick_slices: largest voxel size in mm of an acquisition that is coarse along one axis.
-        isotropic: probability of a coarse acquisition along every axis, rather than one.
+        isotropic: probability that an acquisition is coarse along all axes, not just one.
         sharp: probability that the resolution stays that of the map.
         noise: the standard deviation of noise at the resolution of the acquisition is drawn between 0 and this, for
             intensities in 0..1. SynthSeg has none.
@@ -87,9 +88,9 @@ class SyntheticContrast:
             "black + dark": black + dark,
         }.items():
             if not 0 <= share <= 1:
-                raise ValueError(f"{name} is a probability between 0 and 1, not {share}.")
+                raise ValueError(f"{name} must be a probability between 0 and 1, not {share}.")
         if parts < 1 or channels < 1:
-            raise ValueError(f"parts and channels are 1 or more, not {parts} and {channels}.")
+            raise ValueError(f"parts and channels must be 1 or more, not {parts} and {channels}.")
         self.mean, self.std, self.parts, self.channels = tuple(mean), tuple(std), parts, channels
         self.known, self.known_share = [(list(ids), tuple(pair)) for ids, pair in known], known_share
         self.shared = [sorted(group) for group in shared]
@@ -122,11 +123,11 @@ class SyntheticContrast:
         )
 
     def draw_intensities(self, labels: torch.Tensor) -> torch.Tensor:
-        """An image (B, channels, *spatial) in which each label has a Gaussian of its own."""
+        """Draw an image (B, channels, *spatial) with one Gaussian for each label."""
         index = labels.long()
         lowest, highest = (int(value) for value in index.aminmax())
         if lowest < 0:
-            raise ValueError(f"A label map holds the label {lowest}: labels to draw images from are 0 or more.")
+            raise ValueError(f"A label map holds the label {lowest}: labels must be 0 or more to draw an image.")
         if len(self.outside):
             stripped = torch.rand(len(index), *[1] * (index.ndim - 1), device=index.device) < self.strip
             around = torch.isin(index, self.outside.to(index.device))
@@ -169,7 +170,7 @@ class SyntheticContrast:
         return ranges[:, :, 0], ranges[:, :, 1]
 
     def draw_parts(self, index: torch.Tensor, count: int) -> torch.Tensor:
-        """The part 0..parts - 1 of its label that each voxel lies in, (B, 1, *spatial)."""
+        """The part of its label, 0..parts - 1, that each voxel lies in, (B, 1, *spatial)."""
         size, device = index.shape[2:], index.device
         field = smooth_noise(len(index), 1, size, [math.ceil(n / 12) for n in size], device)
         # A Gaussian's distribution function makes the shares of the parts even; the shift differs between labels.
@@ -198,7 +199,7 @@ class SyntheticContrast:
     def acquire(
         self, image: torch.Tensor, voxel: Sequence[float], thickness: Sequence[float], spacing: Sequence[float]
     ) -> torch.Tensor:
-        """One image (C, *spatial) as if acquired with another voxel size and slice thickness, on its own grid.
+        """Simulate another voxel size and slice thickness for one image (C, *spatial); its grid stays.
 
         Args:
             image: intensities in 0..1.
@@ -217,7 +218,7 @@ class SyntheticContrast:
 
 
 def rescale(image: torch.Tensor) -> torch.Tensor:
-    """Each channel of (B, C, *spatial) from its least and largest value to 0..1; a constant one becomes 0."""
+    """Rescale each channel of (B, C, *spatial) to 0..1 by its least and largest value; a constant one becomes 0."""
     flat = image.flatten(2)
     low, high = flat.amin(2), flat.amax(2)
     shape = (*low.shape, *[1] * (image.ndim - 2))
@@ -225,7 +226,7 @@ def rescale(image: torch.Tensor) -> torch.Tensor:
 
 
 def blur(image: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
-    """Gaussian blur of (C, *spatial), ``sigma`` in voxels, one an axis; borders are continued."""
+    """Gaussian blur of (C, *spatial), ``sigma`` in voxels, one per axis; borders are continued."""
     kernels = []
     for size, width in zip(image.shape[1:], sigma, strict=True):
         # An axis without width, or with a single voxel, is not blurred.

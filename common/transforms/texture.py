@@ -8,12 +8,12 @@ __all__ = ["RandomTexture", "gibbs_noise"]
 
 
 class RandomTexture:
-    """Noise, Gibbs ringing, scaling and shifting of intensities, for a batch on its device, each sample its own draw.
+    """Noise, Gibbs ringing, scaling and shifting of intensities, for a batch on its device, each sample on its own.
 
-    What MONAI's ``RandGaussianNoise``, ``RandGibbsNoise``, ``RandScaleIntensity`` and ``RandShiftIntensity`` do to one
-    image, in this order. The defaults are those of Hu et al., SimTROT (section 3.2; numbers from the published code),
-    for intensities in 0..1. Random numbers come from torch's global generator of the device. No call waits for the
-    device.
+    It applies MONAI's ``RandGaussianNoise``, ``RandGibbsNoise``, ``RandScaleIntensity`` and ``RandShiftIntensity`` in
+    this order, but to a batch. The defaults are those of Hu et al., SimTROT (section 3.2; numbers from the published
+    code), for intensities in 0..1. Random numbers come from torch's global generator of the device. No call waits for
+    the device.
 
     Args:
         noise_prob: probability of Gaussian noise.
@@ -52,9 +52,9 @@ class RandomTexture:
 
 
 def gibbs_noise(image: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Cut the spatial frequencies beyond a ball, whose radius shrinks with ``alpha``.
+    """Remove the spatial frequencies outside of a ball; its radius shrinks with ``alpha``.
 
-    For ``alpha`` above 0 it is what ``monai.transforms.GibbsNoise`` does to one image.
+    For ``alpha`` above 0 it equals ``monai.transforms.GibbsNoise`` on each image.
 
     Args:
         image: batch (B, C, *spatial).

@@ -12,30 +12,30 @@ __all__ = ["cut_tiles", "distant_permutations", "pad_tiles"]
 
 
 def cut_tiles(image: torch.Tensor, grid: Sequence[int], jitter: int, which: torch.Tensor) -> torch.Tensor:
-    """Tiles of a lattice laid over each image, each cut at a random place of its cell.
+    """Cut tiles from a lattice over each image, each at a random place in its cell.
 
     Args:
         image: batch (B, C, *spatial) of three axes.
-        grid: cells an axis; what a side has beyond a multiple stays unused at its end.
-        jitter: voxels that a tile is smaller than its cell along each axis, and the room that it is moved in; so
-            borders of neighbours do not match.
+        grid: cells per axis; voxels beyond a multiple stay unused at the end of a side.
+        jitter: how many voxels smaller a tile is than its cell along each axis. A tile moves at random within this
+            margin, so borders of neighbours do not match.
         which: numbers (B, T) of the cells to cut, in row-major order.
 
     Returns:
-        tiles (B, T, C, *tile), on the image's device; places are drawn by torch's global generator of it.
+        tiles (B, T, C, *tile), on the image's device; torch's global generator of that device draws the places.
 
     Raises:
-        ValueError: the cells are no larger than the jitter, or a number of axes other than three.
+        ValueError: the cells are no larger than the jitter, or image or grid do not have three axes.
     """
     size, device = image.shape[2:], image.device
     if len(size) != 3 or len(grid) != 3:
         raise ValueError(
-            f"Tiles are cut of images of three axes by a grid of three, not of {list(size)} by {list(grid)}."
+            f"Tiles need images of three axes and a grid of three numbers, not {list(size)} and {list(grid)}."
         )
     cell = [n // count for n, count in zip(size, grid, strict=True)]
     if min(cell) <= jitter:
         raise ValueError(
-            f"Images of {list(size)} voxels have cells of {cell} in a grid of {list(grid)}, which leave no tile at a "
+            f"Images of {list(size)} voxels have cells of {cell} in a grid of {list(grid)}, too small for a "
             f"jitter of {jitter}: set a larger roi_size, or a lower jitter."
         )
     begin = torch.stack(torch.unravel_index(which, tuple(grid)), -1) * torch.tensor(cell, device=device)
@@ -50,9 +50,9 @@ def cut_tiles(image: torch.Tensor, grid: Sequence[int], jitter: int, which: torc
 
 
 def pad_tiles(tiles: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
-    """Tiles (N, C, *tile), their borders continued to the next size of two strides an axis or more that is a multiple.
+    """Pad tiles (N, C, *tile) by repeating borders, to the next multiple of the stride, at least two strides per axis.
 
-    An encoder's deepest map has two cells an axis then: instance norms refuse a single one in training.
+    The deepest map of an encoder then has at least two cells per axis: instance norms refuse a single cell in training.
     """
     pad = []
     for side, step in zip(reversed(tiles.shape[2:]), reversed(stride), strict=True):
@@ -62,12 +62,12 @@ def pad_tiles(tiles: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
 
 
 def distant_permutations(length: int, count: int, seed: int = 0, candidates: int = 20000) -> torch.Tensor:
-    """Permutations (count, length) that differ from one another in as many places as can be found.
+    """Permutations (count, length) that differ from one another in as many places as possible.
 
-    Greedy, as in Noroozi and Favaro, "Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles" (ECCV
-    2016): the next is the candidate farthest from all chosen ones in Hamming distance. Here it is that with the largest
-    least distance, and of those the largest sum, where they take the sum alone, which lets near twins in. The
-    candidates are all permutations, or where there are more than ``candidates`` so many random ones.
+    The search is greedy, as in Noroozi and Favaro, "Unsupervised Learning of Visual Representations by Solving Jigsaw
+    Puzzles" (ECCV 2016): the next permutation is the candidate farthest from all chosen ones in Hamming distance. They
+    rank candidates by the sum of distances, which lets near twins in. Here the smallest distance ranks first, and the
+    sum decides ties. The candidates are all permutations, or ``candidates`` random ones if there are more.
 
     Args:
         length: of a permutation.
@@ -76,11 +76,13 @@ def distant_permutations(length: int, count: int, seed: int = 0, candidates: int
         candidates: see above.
 
     Raises:
-        ValueError: there are not as many permutations, or candidates.
+        ValueError: there are fewer than ``count`` permutations or candidates.
     """
     available = min(math.factorial(length), candidates)
     if not 0 < count <= available:
-        raise ValueError(f"{count} permutations of {length} tiles cannot be had: there are {available} to choose from.")
+        raise ValueError(
+            f"{count} permutations of {length} tiles are too many: there are only {available} to choose from."
+        )
     random = np.random.default_rng(seed)
     if math.factorial(length) <= candidates:
         pool = np.array(list(itertools.permutations(range(length))), dtype=np.int16)

@@ -11,24 +11,24 @@ __all__ = ["TokenViews", "noise_mask"]
 
 
 class TokenViews:
-    """Two views of each volume whose tokens can be matched: one is turned and flipped, the other masked.
+    """Two views of each volume with tokens that can be matched: one is turned and flipped, the other masked.
 
-    Both get a texture of their own. :meth:`restore` brings a map of the first view back to the frame of the second
+    Each gets its own texture. :meth:`restore` brings a map of the first view back to the frame of the second
     ("rotate-and-restore"). Source: Hu et al., SimTROT, sections 3.2 and 3.3.
 
     Args:
-        texture: augmentation of a batch that moves no voxel, for example :class:`RandomTexture`; None for none.
-        axes: axes that take part in turning and flipping, as negative numbers; crops have equal sizes along them. For
-            two axes the draw is the published one, quarter turns and then at most one flip; for more it is uniform over
-            the group. None turns nothing.
-        mask_ratio: share of the second view's cells that are replaced by noise; 0 masks nothing.
+        texture: augmentation of a batch that moves no voxel, such as :class:`RandomTexture`; None for none.
+        axes: axes to turn and flip, as negative numbers; crops must have equal sizes along them. For two axes the draw
+            is the published one: quarter turns, then at most one flip. For more axes it is uniform over the group. None
+            turns nothing.
+        mask_ratio: share of the second view's cells to replace with noise; 0 masks nothing.
         mask_size: voxels per axis of a cell.
         mask_noise: standard deviation of the noise.
 
-    ``views(image (B, C, *spatial))`` returns both views and the elements (B,) by which the first was moved.
+    ``views(image (B, C, *spatial))`` returns both views and the elements (B,) that moved the first.
 
     Raises:
-        ValueError: ``mask_ratio`` not in 0..1; when called, crops that the axes do not fit, or smaller than a cell.
+        ValueError: ``mask_ratio`` is not in 0..1; when called, crops do not fit the axes or are smaller than a cell.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class TokenViews:
         mask_noise: float = 0.1,
     ) -> None:
         if not 0 <= mask_ratio <= 1:
-            raise ValueError(f"mask_ratio lies between 0 and 1, not {mask_ratio}.")
+            raise ValueError(f"mask_ratio must be between 0 and 1, not {mask_ratio}.")
         self.texture = texture
         self.group = CubeGroup(axes) if axes else None
         self.mask_ratio, self.mask_size, self.mask_noise = mask_ratio, tuple(mask_size), mask_noise
@@ -53,13 +53,13 @@ class TokenViews:
         return first, self.mask(second), element
 
     def mask(self, image: torch.Tensor) -> torch.Tensor:
-        """The image (B, C, *spatial) with cells of noise, as the second view has them."""
+        """The image (B, C, *spatial) with cells of noise, as in the second view."""
         if not self.mask_ratio:
             return image
         return noise_mask(image, self.mask_ratio, self.mask_size, self.mask_noise)[0]
 
     def draw(self, batch: int, device: torch.device) -> torch.Tensor:
-        """Elements of the group for a batch; the identity where nothing is turned."""
+        """Elements of the group for a batch; the identity if nothing is turned."""
         if self.group is None:
             return torch.zeros(batch, dtype=torch.long, device=device)
         if len(self.group.axes) == 2:
@@ -68,27 +68,27 @@ class TokenViews:
         return self.group.draw(batch, device)
 
     def restore(self, map: torch.Tensor, element: torch.Tensor) -> torch.Tensor:
-        """A map (B, C, *grid) of the first view in the frame of the second."""
+        """Bring a map (B, C, *grid) of the first view into the frame of the second."""
         return self.group.restore(map, element) if self.group else map
 
 
 def noise_mask(
     image: torch.Tensor, ratio: float, cell: Sequence[int], noise: float = 0.1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replace random cells of an image by Gaussian noise.
+    """Replace random cells of an image with Gaussian noise.
 
     Args:
         image: batch (B, C, *spatial).
         ratio: share of the cells, of each sample.
-        cell: voxels per axis of a cell. Where a side of the image is no multiple, the last cells reach beyond it, as
-            patches do of an encoder that continues the image.
+        cell: voxels per axis of a cell. If a side of the image is no multiple, the last cells reach beyond it, like the
+            patches of an encoder that continues the image.
         noise: standard deviation.
 
     Returns:
         the image, and the mask (B, *spatial), true where voxels were replaced.
 
     Raises:
-        ValueError: a cell has another number of axes than the image, or is larger.
+        ValueError: a cell and the image differ in their number of axes, or the cell is larger.
     """
     size = image.shape[2:]
     if len(cell) != len(size) or any(not 1 <= side <= voxels for voxels, side in zip(size, cell, strict=True)):

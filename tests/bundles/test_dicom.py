@@ -134,4 +134,4 @@ def test_a_nifti_file_gets_no_dicom_seg(sentence, volume, tmp_path):
     (tmp_path / "data").mkdir()
     write_others(tmp_path / "data", volume)
     text = sentence("outputs/dicom_seg.json")
-    assert text.startswith(f"{tmp_path}/data/") and "is no folder of a DICOM series" in text
+    assert text.startswith(f"{tmp_path}/data/") and "is not the folder of a DICOM series" in text

@@ -172,7 +172,7 @@ def test_image_with_another_number_of_channels(sentence, data, files):
     for number in range(3):
         save(data / f"image{number}.nii.gz", rng.uniform(1, 900, (*SHAPE, 2)).astype(np.float32))
     text = sentence(*files)
-    assert f"{data}/image" in text and "another number of channels than the network takes, 2 and not 1" in text
+    assert f"{data}/image" in text and "has 2 channels, but the network takes 1" in text
     assert len(text.splitlines()) == 1
 
 

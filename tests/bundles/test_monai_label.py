@@ -230,7 +230,7 @@ def test_images_that_it_cannot_use(served, infer, study, masks, tmp_path):
     two = nib.Nifti1Image(np.stack([np.asarray(image.dataobj)] * 2, -1), image.affine)
     nib.save(two, tmp_path / "two.nii.gz")
     text = sentence(infer, served, tmp_path / "two.nii.gz")
-    assert f"{tmp_path}/two.nii.gz has another number of channels than the network takes, 2 and not 1" in text
+    assert f"{tmp_path}/two.nii.gz has 2 channels, but the network takes 1" in text
     assert list(masks.iterdir()) == []
 
 

@@ -28,14 +28,14 @@ TEACHER = {
         }
     ],
 }
-# Volumes of one crop, several steps an epoch, every source of randomness on.
+# Volumes of one crop, several steps per epoch, every source of randomness on.
 SIZES = {
     "spacing": [6.0] * 3,
     "image_size": [32] * 3,
     "roi_size": [32] * 3,
     "batch_size": 1,
     "max_epochs": 4,
-    "fraction": 0.6,  # two steps an epoch
+    "fraction": 0.6,  # two steps per epoch
     "train#random_transforms#1#prob": 0.5,
     "train#random_transforms#2#prob": 0.5,
 }

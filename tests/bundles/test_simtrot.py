@@ -33,7 +33,7 @@ def run(run_bundle):
     return run
 
 
-# Thin layers, and for Swin UNETR, which cannot train on fewer than 64 voxels an axis, small windows save time.
+# Thin layers, and for Swin UNETR, which cannot train on fewer than 64 voxels per axis, small windows save time.
 THIN = {"segmentation_net#embed_dim": 24}
 SMALLER = {"nnformer": THIN, "swin_unetr": {"segmentation_net#window_size": 4}, "unetr": {}}
 # Each pretext once, and each network with several kinds of them.

@@ -149,7 +149,7 @@ def test_predicted_numbers_of_scans(run):
 
 
 def test_curves_against_steps_and_time_without_the_pause(tmp_path):
-    """Ten steps an epoch; killed in epoch 2, and resumed an hour later."""
+    """Ten steps per epoch; killed in epoch 2, and resumed an hour later."""
     attempts = [{"started": 1000.0, "seconds_before": 0.0}, {"started": 5000.0, "seconds_before": 30.0}]
     (tmp_path / "train.json").write_text(json.dumps({"attempts": attempts}))
     for first, times in ((1, {1: 1010.0, 2: 1025.0}), (2, {2: 5005.0, 3: 5020.0})):

@@ -51,7 +51,7 @@ def test_one_pretraining_an_arm_and_one_fine_tuning_an_arm_labels_and_seed(plan)
 
 
 def test_steps_are_equal_whatever_the_number_of_labels(plan):
-    found = plan(labels="1,2,3", steps=12)  # batches of two: 1, 1 and 2 steps an epoch
+    found = plan(labels="1,2,3", steps=12)  # batches of two: 1, 1 and 2 steps per epoch
     epochs = {run.labels: run.override["max_epochs"] for run in runs(found, "train", arm="scratch")}
     assert epochs == {1: 12, 2: 12, 3: 6}
     assert {run.steps for run in runs(found, "train")} == {12}
@@ -334,7 +334,7 @@ def test_several_processes_go_through_torchrun_and_the_multi_gpu_files(plan, coh
     found = plan(labels="3", processes=2, steps=4, datalist=str(tmp_path / "two.json"))
     train = runs(found, "train")[0]
     assert train.files[-1].endswith("multi_gpu_train.json")
-    assert train.override["max_epochs"] == 2  # as with one process: two steps an epoch, of 3 items in batches of 2
+    assert train.override["max_epochs"] == 2  # as with one process: two steps per epoch, of 3 items in batches of 2
     command = train.command(found.settings)
     assert "torch.distributed.run" in command and "--nproc_per_node=2" in command
     assert "torch.distributed.run" not in runs(found, "infer")[0].command(found.settings)

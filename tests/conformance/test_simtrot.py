@@ -99,7 +99,7 @@ def test_settings():
 
 
 def test_a_token_of_the_cpu_preset_sees_as_many_mask_cells_as_the_paper_s():
-    """64 cells a token, and a grid of 4 x 4 x 4 that windows fill: padding to them would tell where a token lies."""
+    """64 cells per token, and a grid of 4 x 4 x 4 that windows fill: padding to them would tell where a token lies."""
     for files in ([], ["datasets/hippocampus.json", "presets/hippocampus_cpu.json"]):
         parser = parsed("pretrain.json", *files)
         stride = parser.get_parsed_content("encoder").strides[-1]

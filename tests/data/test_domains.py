@@ -118,7 +118,7 @@ def test_resampling_to_the_domains_spacing_keeps_the_labels(domains):
     # Grids from the first to the last voxel's centre: (n - 1) * spacing / median + 1 voxels.
     assert tuple(made["image"].shape[1:]) == tuple(made["label"].shape[1:]) == (11, 10, 22)
     assert made["label"].unique().tolist() == [0, 1, 2]
-    with pytest.raises(ValueError, match="domain 'c', for which no spacing is known, only for a, b"):
+    with pytest.raises(ValueError, match="domain 'c', which has no spacing; spacings are known for a, b"):
         DomainSpacingd(keys, domain_spacings(items, domains))(items[0] | {"domain": "c"})
 
 

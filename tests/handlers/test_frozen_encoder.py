@@ -135,7 +135,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_resume_is_exact(tmp_path, schedule, kind, epoch):
-    """Killed in the first tooth, or right behind it: 4 steps of 8, two an epoch."""
+    """Killed in the first tooth, or right behind it: 4 steps of 8, two per epoch."""
 
     def make():
         net, encoder = unet()

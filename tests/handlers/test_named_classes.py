@@ -53,7 +53,7 @@ def test_tables_that_have_the_names_already_stay(tmp_path):
 
 @pytest.mark.parametrize("columns", [1, 2, 3])
 def test_a_task_without_classes(tmp_path, columns):
-    """Has one value a scan; several columns keep MONAI's names."""
+    """Has one value per scan; several columns keep MONAI's names."""
     raw, summary = written(tmp_path, names=None, columns=columns)
     expected = ["value"] if columns == 1 else [f"class{number}" for number in range(columns)]
     assert raw[0].split(",") == ["filename", *expected, "mean"]

@@ -84,7 +84,7 @@ def test_other_sizes_run_and_wrong_ones_are_refused():
         net(torch.rand(1, 1, 16, 30, 24))
     with pytest.raises(ValueError, match="a multiple of"):
         small(img_size=(16, 20, 16))
-    with pytest.raises(ValueError, match="one entry a stage"):
+    with pytest.raises(ValueError, match="one entry per stage"):
         small(num_heads=(1, 2))
     with pytest.raises(ValueError, match="1, 2 or 4"):
         small(patch_size=8, img_size=(32, 32, 32))

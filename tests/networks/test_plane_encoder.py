@@ -113,7 +113,7 @@ def test_gradients_reach_all_weights():
 def test_a_slice_on_its_own_needs_more_than_one_voxel_in_the_deepest_map():
     encoder = tiny("slice")
     assert encoder(torch.rand(1, 1, 2, 33, 33))[0].isfinite().all()
-    with pytest.raises(ValueError, match="needs slices of 33 voxels an axis or more, not 40 x 32: pad the images"):
+    with pytest.raises(ValueError, match="needs slices of 33 voxels per axis or more, not 40 x 32: pad the images"):
         encoder(torch.rand(1, 1, 2, 40, 32))
     assert tiny("volume")(torch.rand(1, 1, 2, 40, 32))[0].isfinite().all()
 

@@ -107,7 +107,7 @@ def test_gradients_reach_everything(image):
 
 
 def test_what_does_not_fit_is_refused(image):
-    with pytest.raises(ValueError, match="one value a stage"):
+    with pytest.raises(ValueError, match="one value per stage"):
         make(blocks=(1, 2))
     with pytest.raises(ValueError, match="multiple of"):
         make()(image[..., :5])

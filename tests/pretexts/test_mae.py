@@ -35,7 +35,7 @@ def image_of(size=SIZE, batch=3, channels=1):
 
 
 def split(keep, tokens=TOKENS):
-    """Index tensors from a list of kept tokens a sample."""
+    """Index tensors from a list of kept tokens per sample."""
     masked = [[token for token in range(tokens) if token not in kept] for kept in keep]
     return torch.tensor(keep), torch.tensor(masked)
 

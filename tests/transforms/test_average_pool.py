@@ -105,7 +105,7 @@ def test_keys_may_be_missing_where_that_is_allowed():
 
 
 def test_an_axis_without_a_block_names_the_file():
-    with pytest.raises(ValueError, match=r"/d/scan.nii.gz has the shape 8x3x8, which has no block of 4 .*`pooling`"):
+    with pytest.raises(ValueError, match=r"/d/scan.nii.gz has the shape 8x3x8, which holds no block of 4 .*`pooling`"):
         AveragePoold("image", 4)({"image": volume(torch.rand(1, 8, 3, 8))})
 
 

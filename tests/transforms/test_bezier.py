@@ -151,5 +151,5 @@ def test_strength_moves_control_points_to_the_identity():
         torch.manual_seed(5)
         changes.append((RandomBezier(0.0, strength=strength)(image) - image).abs().mean())
     assert 0.01 < changes[0] < changes[1] < changes[2]
-    with pytest.raises(ValueError, match=r"strength lies from 0 to 1, not 1.5"):
+    with pytest.raises(ValueError, match=r"strength must be between 0 and 1, not 1.5"):
         RandomBezier(strength=1.5)

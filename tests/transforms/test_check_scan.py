@@ -49,7 +49,7 @@ def test_a_model_without_a_fingerprint_is_taken_and_that_is_said_once(tmp_path, 
     with caplog.at_level("INFO"):
         for _ in range(3):
             check({"image": scan(-500)})
-    assert caplog.text.count(f"{path} says nothing of the scans that it was trained on") == 1
+    assert caplog.text.count(f"{path} does not describe the scans that it was trained on") == 1
 
 
 def test_a_damaged_record_is_no_silent_pass(tmp_path):

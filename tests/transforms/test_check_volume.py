@@ -81,7 +81,7 @@ def test_another_number_of_channels_than_the_network_takes(found, taken, asked):
     CheckVolumed("image", "label", 4)(data)
     CheckVolumed("image", "label", 4, channels=found)(data)
     expected = (
-        rf"^/data/scan.nii.gz has another number of channels .* {found} and not {taken}; "
+        rf"^/data/scan.nii.gz has {found} channels, but the network takes {taken}; "
         rf"give images of {asked}, or set `in_channels` to {found}"
     )
     with pytest.raises(ValueError, match=expected):

@@ -34,7 +34,9 @@ def test_each_domain_has_its_spacing(item, domain):
 
 
 def test_an_unknown_domain(item):
-    with pytest.raises(ValueError, match="of the domain 'odd', for which no spacing is known, only for fine, coarse"):
+    with pytest.raises(
+        ValueError, match="of the domain 'odd', which has no spacing; spacings are known for fine, coarse"
+    ):
         DomainSpacingd("image", SPACINGS)(item | {"domain": "odd"})
     with pytest.raises(ValueError, match="of the domain None"):
         DomainSpacingd("image", SPACINGS)(item)

@@ -36,14 +36,14 @@ def test_batches_are_what_losses_take(num_classes, shape, loss):
 @pytest.mark.parametrize(
     ("value", "num_classes", "message"),
     [
-        ("n/a", None, "its label is 'n/a', which is no number; correct it in the datalist"),
-        (None, None, "its label is None, which is no number"),
-        ([1, 2], None, "its label is .1, 2., which is no number"),
+        ("n/a", None, "its label is 'n/a', which is not a number; correct it in the datalist"),
+        (None, None, "its label is None, which is not a number"),
+        ([1, 2], None, "its label is .1, 2., which is not a number"),
         (float("nan"), None, "its label is nan, which is not finite"),
         ("inf", 3, "its label is inf, which is not finite"),
-        (3, 3, "its label is 3, which is no class from 0 to 2; correct it in the datalist, or set num_classes"),
-        (-1, 3, "its label is -1, which is no class from 0 to 2"),
-        (1.5, 3, "its label is 1.5, which is no class from 0 to 2"),
+        (3, 3, "its label is 3, which is not a class from 0 to 2; correct it in the datalist, or set num_classes"),
+        (-1, 3, "its label is -1, which is not a class from 0 to 2"),
+        (1.5, 3, "its label is 1.5, which is not a class from 0 to 2"),
     ],
 )
 def test_one_sentence_names_the_file(value, num_classes, message):

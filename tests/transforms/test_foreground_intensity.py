@@ -164,15 +164,15 @@ def test_images_that_cannot_be_scaled_are_refused_by_name():
     image[1, :2] = 7
     with pytest.raises(ValueError, match=r"foreground of scan.nii.gz \(channel 1\) are both 7"):
         TRANSFORMS["scale"]({"image": image})
-    with pytest.raises(ValueError, match=r"foreground of scan.nii.gz \(channel 1\) has one intensity, 7"):
+    with pytest.raises(ValueError, match=r"foreground of scan.nii.gz \(channel 1\) has only the intensity 7"):
         TRANSFORMS["normalise"]({"image": image})
 
 
 def test_arguments_are_checked():
     for lower, upper in ((95, 5), (-1, 5), (5, 101), (None, 5)):
-        with pytest.raises(ValueError, match="Percentiles are"):
+        with pytest.raises(ValueError, match="percentiles must be"):
             ScaleForegroundPercentilesd("image", lower, upper)
-    with pytest.raises(ValueError, match="Percentiles are"):
+    with pytest.raises(ValueError, match="percentiles must be"):
         NormalizeForegroundd("image", lower=1)
     with pytest.raises(ValueError, match="foreground is one of tissue, nonzero, all"):
         NormalizeForegroundd("image", foreground="brain")

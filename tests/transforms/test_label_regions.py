@@ -71,9 +71,9 @@ def test_missing_keys():
 @pytest.mark.parametrize(
     ("regions", "message"),
     [
-        ([], r"`regions` is \[\]; it has to name a region or more"),
-        ([[1], []], r"`regions` is \[\[1\], \[\]\]; .*each with a class or more"),
-        ([[1], [4, -1]], r"names the classes -1, 4, but with `num_classes` 4 classes are whole numbers from 0 to 3"),
+        ([], r"`regions` is \[\]; it must name at least one region"),
+        ([[1], []], r"`regions` is \[\[1\], \[\]\]; .*each with at least one class"),
+        ([[1], [4, -1]], r"names the classes -1, 4, but with `num_classes` 4 the classes are 0 to 3"),
         ([[1.5]], r"names the classes 1.5,"),
     ],
 )
@@ -87,7 +87,7 @@ def test_wrong_regions(regions, message):
 )
 def test_a_wrong_shape_names_the_file(shape, named):
     label = MetaTensor(torch.zeros(shape), meta={"filename_or_obj": "/data/label.nii.gz"})
-    with pytest.raises(ValueError, match=f"^/data/label.nii.gz has the shape {named}; a label image has to be channel"):
+    with pytest.raises(ValueError, match=f"^/data/label.nii.gz has the shape {named}; a label image must be channel"):
         LabelRegionsd("label", BRATS, 4)({"label": label})
 
 

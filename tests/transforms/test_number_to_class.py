@@ -18,7 +18,7 @@ def test_age_groups():
 def test_refusals():
     with pytest.raises(ValueError, match="rise"):
         NumberToClassd("label", [4, 4])
-    with pytest.raises(ValueError, match="one at least"):
+    with pytest.raises(ValueError, match="at least one"):
         NumberToClassd("label", [])
     for value in (None, "n/a", float("nan")):
         with pytest.raises(ValueError, match=r"scan.nii has .* under 'label', which is no number"):

@@ -40,7 +40,7 @@ def test_no_region_is_no_crop(item):
 
 
 def test_refusals(item):
-    with pytest.raises(ValueError, match="least to a largest"):
+    with pytest.raises(ValueError, match="least and a largest"):
         RandRegionCropd("image", expansion=(4, 1))
     with pytest.raises(ValueError, match="no 'label' to crop to"):
         RandRegionCropd("image")({"image": item["image"]})

@@ -94,9 +94,9 @@ def test_sides_fold_by_their_own_labels(head):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"groups": []}, "three labels"),
-        ({"groups": [[3, 2]]}, "three labels"),
-        ({"depth": (5, 2)}, "depth is a range"),
+        ({"groups": []}, "label triples"),
+        ({"groups": [[3, 2]]}, "label triples"),
+        ({"depth": (5, 2)}, "depth must be a range"),
         ({"distance": (0, 2)}, "above 0"),
     ],
 )

@@ -78,7 +78,7 @@ def test_turns_are_orthogonal():
     ],
 )
 def test_what_is_out_of_range_is_refused(arguments, name):
-    with pytest.raises(ValueError, match=f"^{name} is"):
+    with pytest.raises(ValueError, match=f"^{name} must be"):
         RandomShapes(**arguments)
 
 

@@ -156,7 +156,7 @@ def test_a_source_that_is_no_series_is_refused(tmp_path, series):
     path = tmp_path / "scan.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.float32), np.eye(4)), path)
     pred = LoadVolumed("pred", ensure_channel_first=True)({"pred": str(path)})
-    with pytest.raises(DicomError, match=r"scan.nii.gz is no folder of a DICOM series, .* outputs/nifti.json"):
+    with pytest.raises(DicomError, match=r"scan.nii.gz is not the folder of a DICOM series, .* outputs/nifti.json"):
         seg(tmp_path)(pred)
 
 
@@ -166,7 +166,7 @@ def test_what_the_headers_lack_is_said(tmp_path, series):
         dataset = pydicom.dcmread(file)
         del dataset.StudyInstanceUID
         dataset.save_as(file)
-    with pytest.raises(DicomError, match=rf"no DICOM SEG can refer to {folder}: .*StudyInstanceUID"):
+    with pytest.raises(DicomError, match=rf"A DICOM SEG cannot refer to {folder}: .*StudyInstanceUID"):
         seg(tmp_path)({"pred": pred})
     assert list((tmp_path / "out").rglob("*.dcm")) == []
 

@@ -72,5 +72,5 @@ def test_a_limit_of_the_system_is_a_full_disk_too(tmp_path):
 
 
 def test_other_formats_are_refused(tmp_path, label):
-    with pytest.raises(ValueError, match="no NIfTI file"):
+    with pytest.raises(ValueError, match="not a NIfTI path"):
         save(tmp_path, ".png")({"pred": label})

@@ -41,7 +41,7 @@ def test_with_jitter_each_lies_at_its_own_place_of_its_cell():
 
 
 def test_an_image_too_small_is_refused():
-    with pytest.raises(ValueError, match=r"no tile at a jitter of 3: set a larger roi_size"):
+    with pytest.raises(ValueError, match=r"too small for a jitter of 3: set a larger roi_size"):
         cut_tiles(torch.zeros(1, 1, 9, 16, 16), (3, 3, 3), 3, torch.zeros(1, 1, dtype=torch.long))
     with pytest.raises(ValueError, match="three axes"):
         cut_tiles(torch.zeros(1, 1, 9, 16), (3, 3, 3), 3, torch.zeros(1, 1, dtype=torch.long))
@@ -83,5 +83,5 @@ def test_a_hundred_permutations_are_far_from_one_another(length, least):
 
 
 def test_more_permutations_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="30 permutations of 4 tiles cannot be had: there are 24"):
+    with pytest.raises(ValueError, match="30 permutations of 4 tiles are too many: there are only 24"):
         distant_permutations(4, 30)

@@ -70,7 +70,7 @@ def test_errors():
             ValueError, match=r"images of \[4, 8, 6\] voxels cannot be masked .*: set mask_size to 3 num"
         ):
             noise_mask(torch.ones(1, 1, 4, 8, 6), 0.5, cell)
-    with pytest.raises(ValueError, match="mask_ratio lies between 0 and 1"):
+    with pytest.raises(ValueError, match="mask_ratio must be between 0 and 1"):
         TokenViews(mask_ratio=1.5)
     with pytest.raises(ValueError, match="equal sizes"):
         TokenViews()(torch.ones(1, 1, 4, 8, 6))

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder: one vector a volume, or one a voxel."""
+"""Features of a frozen encoder: one vector per volume, or one per voxel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 def pooled_features(encoder: nn.Module, image: torch.Tensor) -> torch.Tensor:
-    """Mean over the grid of every map of an encoder, one vector a volume.
+    """Mean over the grid of every map of an encoder, one vector per volume.
 
     All maps, because pre-training methods leave what is of use at different depths (the last blocks of a masked
     autoencoder serve its reconstruction), and the decoder of a segmentation net, too, is given all of them.
@@ -52,7 +52,7 @@ def voxel_features(encoder: nn.Module, image: torch.Tensor, index: torch.Tensor)
     dimensions = image.ndim - 2
     if len(image) != 1 or index.ndim != 2 or index.shape[1] != dimensions:
         raise ValueError(
-            "voxel_features takes one volume (1, C, *spatial) and one coordinate an axis and voxel, got the shapes "
+            "voxel_features takes one volume (1, C, *spatial) and one coordinate per axis and voxel, got the shapes "
             f"{tuple(image.shape)} and {tuple(index.shape)}."
         )
     index = index.to(image.device, torch.float32)

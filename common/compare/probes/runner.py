@@ -51,7 +51,7 @@ def run_probes(
     Label images are predicted voxel by voxel. For training, at most ``training_voxels`` of each volume are drawn, as
     many of each of its classes as there are; of each test volume, at most ``test_voxels`` of the cropped volume without
     balance, the same ones for every encoder with the same seed. The result is the Dice of sampled voxels: it compares
-    encoders, and is no substitute for the Dice of a segmentation. Long lists give fewer voxels a volume, so that all
+    encoders, and is no substitute for the Dice of a segmentation. Long lists give fewer voxels per volume, so that all
     together are at most 20,000 and 40,000.
 
     Args:
@@ -133,7 +133,7 @@ def _probe_volumes(
     kind: str | None,
     neighbours: int,
 ) -> dict[tuple[str, str, str], float]:
-    """Value by (probe, metric, structure) of a target with one value a volume."""
+    """Value by (probe, metric, structure) of a target with one value per volume."""
     values = as_targets([x[target] for part in parts for x in part], target, kind)
     truth, test_truth = values[: len(parts[0])], values[len(parts[0]) :]
     preprocessing = _preprocessing(parser, labels=False)
