@@ -273,7 +273,12 @@ def ask_the_impossible(server: Server, images: Path, outcome: Outcome) -> list[t
         ("a study that the server does not have", "med3d", "nobody", "does not exist"),
         # Label drops the unfinished task's attributes; why it is unfinished stands further up in the log.
         ("a model that has no weights yet", "untrained", study, "BundleInferTask"),
-        ("weights of another network in models/model.pt", "mismatched", study, "weights are of another network: 0 of"),
+        (
+            "weights of another network in models/model.pt",
+            "mismatched",
+            study,
+            "weights belong to another network: 0 of",
+        ),
         (
             "a study of two channels",
             "pretrain_once",

@@ -359,7 +359,7 @@ def test_own_sentence_is_what_this_package_raised(passed_on):
     [
         (no_datalist, "No dataset folder at /nowhere"),
         (not_finite, "the loss is nan in epoch 1"),
-        (no_package, "ONNX files are run by onnxruntime"),
+        (no_package, "ONNX files need onnxruntime"),
         (other_encoder, "ViTEncoder needs a 3-D ViT"),
     ],
 )

@@ -25,22 +25,22 @@ logger = logging.getLogger(__name__)
 
 
 class BestModelSaver:
-    """Write a network's state dict, atomically, whenever the evaluator it is attached to reaches a new best metric.
+    """Write a network's state dict, atomically, whenever its evaluator reaches a new best metric.
 
-    While the metric is NaN, as an area under the ROC curve is of a validation list of one class, no epoch is the best
-    one: the latest is kept, and a warning says so. So it is where no label of the validation list has any foreground: a
-    Dice that can only be 0 or nothing tells no epoch from another.
+    While the metric is NaN, such as an area under the ROC curve for a validation list of one class, no epoch is the
+    best. The latest epoch is then kept, with a warning. The same holds if no label of the validation list has any
+    foreground: a Dice that can only be 0 or NaN cannot rank epochs.
 
     Args:
-        path: such as ``models/model.pt``; a plain state dict, as MONAI's tools and MONAI Label load it.
+        path: such as ``models/model.pt``; a plain state dict, which MONAI's tools and MONAI Label can load.
         network: the network, not wrapped by DDP. Rank 0 writes.
-        preprocessing: transforms of the images; what they do goes into the file's record, where ``ModelLoader``
-            compares it, and into the state dict's metadata, where ``require_strict`` does.
-        task: whose classes the network tells, for the record.
-        scans: items by the name of their list; what is in ``training`` and ``validation`` goes into the record, too
-            (``common.data.seen``), with which an evaluation compares its scans, and the fingerprint of ``training``
-            (``common.fingerprint``), with which inference does.
-        encoder: encoder file that the training starts from, whose scans are taken over; None for none.
+        preprocessing: transforms of the images. Their effect goes into the file's record, which ``ModelLoader``
+            compares, and into the state dict's metadata, which ``require_strict`` compares.
+        task: task whose classes the network predicts, for the record.
+        scans: items by the name of their list. ``training`` and ``validation`` go into the record
+            (``common.data.seen``); an evaluation compares its scans with them. The fingerprint of ``training``
+            (``common.fingerprint``) is recorded for inference, which compares its scans with it.
+        encoder: encoder file that the training starts from; its scans are added to the record. None for none.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class BestModelSaver:
         self._labels, self._with_foreground = 0, 0
 
     def _watch(self, engine: Engine) -> None:
-        """Count the one-hot labels (C, *spatial), and those with a voxel that is not background."""
+        """Count the one-hot labels (C, *spatial), and those with any foreground."""
         state: Any = engine.state
         for item in output_items(state.output):
             label = item.get("label")
@@ -94,8 +94,8 @@ class BestModelSaver:
             state.best_metric_epoch = -1  # as for NaN: the next one is a new best
             if idist.get_rank() == 0:
                 logger.warning(
-                    "None of the %d labels of the validation list (config id `data`) has any foreground, so that no "
-                    "epoch is the best one by %s and the latest is kept: put scans with labelled structures on it.",
+                    "None of the %d labels of the validation list (config id `data`) has any foreground, so %s "
+                    "cannot choose a best epoch and the latest is kept: put scans with labelled structures on it.",
                     labels,
                     best_metric(engine)[0],
                 )
@@ -104,16 +104,16 @@ class BestModelSaver:
 
 
 def is_new_best(engine: Engine) -> bool:
-    """Whether the evaluation that just completed gave a MONAI evaluator's best key metric so far."""
+    """Whether the last evaluation gave a MONAI evaluator's best key metric so far."""
     state: Any = engine.state  # MONAI adds attributes to ignite's state
     return state.best_metric_epoch == state.epoch
 
 
 def discount_nan(engine: Engine) -> None:
-    """Let a best key metric that is NaN count as none, with a warning, so that the next evaluation gives a new best.
+    """Discard a best key metric of NaN, with a warning, so that the next evaluation gives a new best.
 
-    No number is better than NaN: MONAI would hold on to the first epoch for ever. To be called when an evaluation has
-    completed, on every rank, behind whatever asks ``is_new_best``.
+    No number compares as better than NaN, so MONAI would keep the first epoch for ever. Call it after each evaluation,
+    on every rank, after all uses of ``is_new_best``.
     """
     name, value = best_metric(engine)
     if not math.isnan(value):
@@ -121,9 +121,9 @@ def discount_nan(engine: Engine) -> None:
     state: Any = engine.state
     if idist.get_rank() == 0:
         logger.warning(
-            "%s of epoch %d is NaN, so that no epoch is the best one and the latest is kept: the validation list "
-            "(config id `data`) may be too small to tell, as one whose items are all of one class is for an area under "
-            "the ROC curve; give it more items in the datalist, or choose another `key_metric`.",
+            "%s of epoch %d is NaN, so no epoch is the best and the latest is kept: the validation list "
+            "(config id `data`) may be too small (an area under the ROC curve needs items of two classes); "
+            "give it more items in the datalist, or choose another `key_metric`.",
             name,
             state.epoch,
         )

@@ -19,25 +19,25 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoint:
-    """Save everything a run needs to go on, after each epoch and atomically, and load it to resume.
+    """Save all that a run needs to go on, atomically after each epoch, and load it to resume.
 
-    It stands last in the trainer's handlers, so that what it saves includes the epoch's scheduler step and validation.
-    With ``EpochSeed``, a run that is killed at any point and resumed has the bits of the uninterrupted one.
+    Put it last among the trainer's handlers, so the checkpoint includes the epoch's scheduler step and validation. With
+    ``EpochSeed``, a run that is killed at any point and resumed is bit for bit the same as an uninterrupted one.
 
     Args:
         path: the checkpoint file. Rank 0 writes it, every rank reads it.
-        save_dict: objects with ``state_dict`` and ``load_state_dict`` by name: network (not wrapped by DDP; a teacher
-            inside it goes along), optimizer, lr_scheduler. The trainer's counters and scaler are added.
-        resume: load ``path`` when the run starts. Where there is no such file yet, the run starts at epoch 1, so one
-            command both starts and resumes.
+        save_dict: objects with ``state_dict`` and ``load_state_dict`` by name: network (not wrapped by DDP; includes a
+            teacher inside it), optimizer, lr_scheduler. The trainer's counters and scaler are added.
+        resume: load ``path`` when the run starts. Without such a file the run starts at epoch 1, so one command both
+            starts and resumes.
         interval: epochs between saves; the last epoch is always saved.
         evaluator: its best metric and that metric's epoch are kept.
-        outputs: what else the run writes, such as ``models/model.pt``; named in the warning when a run starts anew
-            where an earlier one wrote.
+        outputs: other files of the run, such as ``models/model.pt``. The warning names them if a new run would
+            overwrite an earlier one.
 
     Raises:
-        ValueError: on resume, a file that cannot be read, belongs to another run (other objects, network,
-            ``max_epochs`` or epoch length), lacks a part, contradicts itself or holds numbers that are not finite.
+        ValueError: on resume, the file cannot be read, belongs to another run (other objects, network, ``max_epochs``
+            or epoch length), lacks a part, contradicts itself or holds numbers that are not finite.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Checkpoint:
         elif there:
             advice = "resume it with --resume True, or keep" if self.path in there else "keep"
             logger.warning(
-                "starting anew: %s of an earlier run will be overwritten (%s them with another --output_dir).",
+                "starting from epoch 1: %s of an earlier run will be overwritten (%s them with another --output_dir).",
                 " and ".join(map(str, there)),
                 advice,
             )
@@ -99,7 +99,7 @@ class Checkpoint:
         try:
             content, _ = read_checkpoint(self.path)
         except ValueError as error:
-            raise ValueError(f"{error}; delete it to start anew.") from error
+            raise ValueError(f"{error}; delete it to start from epoch 1.") from error
         # All is looked at before anything is loaded: a network of one run with an optimizer of another helps nobody.
         self.check(content, engine)
         for name, item in self.save_dict.items():
@@ -117,7 +117,8 @@ class Checkpoint:
         logger.info("resumed from %s after epoch %d of %d.", self.path, content["epoch"], content["max_epochs"])
         if content["epoch"] >= content["max_epochs"]:
             logger.warning(
-                "nothing is left to train: the run of %s is finished; train anew in another --output_dir.", self.path
+                "nothing is left to train: the run of %s is finished; start a new run in another --output_dir.",
+                self.path,
             )
 
     def check(self, content: Any, engine: Engine) -> None:
@@ -129,7 +130,7 @@ class Checkpoint:
         objects = content.get("objects") if isinstance(content, dict) else None
         if not isinstance(objects, Mapping) or set(objects) != set(self.save_dict):
             raise ValueError(
-                f"{self.path} is no checkpoint of this run (it does not hold {', '.join(self.save_dict)}); "
+                f"{self.path} is not a checkpoint of this run (it does not hold {', '.join(self.save_dict)}); "
                 "give another output_dir, or delete it."
             )
         for key in ("epoch", "iteration", "max_epochs", "epoch_length", "best", "scaler"):
@@ -142,15 +143,15 @@ class Checkpoint:
                     "epoch_length": "the data, the batch size or the number of processes changed",
                 }[key]
                 raise ValueError(
-                    f"{self.path} was written with {key} {content[key]}, this run has {getattr(engine.state, key)}: "
-                    f"{reason}; start a new run in another output_dir."
+                    f"{self.path} was written with {key} {content[key]}, but this run has "
+                    f"{getattr(engine.state, key)}: {reason}; start a new run in another output_dir."
                 )
         epoch, iteration = content["epoch"], content["iteration"]
         if type(epoch) is not int or not 1 <= epoch <= content["max_epochs"]:
-            raise self.damaged("epoch", f"is {epoch!r} and has to be one of 1 to {content['max_epochs']}")
+            raise self.damaged("epoch", f"is {epoch!r} but must be between 1 and {content['max_epochs']}")
         if type(iteration) is not int or iteration != epoch * content["epoch_length"]:
             expected = f"{epoch * content['epoch_length']}, {epoch} epochs of {content['epoch_length']} iterations"
-            raise self.damaged("iteration", f"is {iteration!r} and has to be {expected}")
+            raise self.damaged("iteration", f"is {iteration!r} but must be {expected}")
         best = content["best"]
         if not isinstance(best, Mapping):
             raise self.damaged("best", "is no mapping")
@@ -169,7 +170,7 @@ class Checkpoint:
             elif isinstance(item, torch.optim.Optimizer):
                 self.check_optimizer(item, state, where)
             elif "last_epoch" in item.state_dict() and type(state.get("last_epoch")) is not int:
-                raise self.damaged(f"{where}/last_epoch", "is missing or no whole number")
+                raise self.damaged(f"{where}/last_epoch", "is missing or not a whole number")
 
     def check_network(self, net: torch.nn.Module, state: Mapping[str, Any], name: str) -> None:
         own = net.state_dict()
@@ -187,7 +188,7 @@ class Checkpoint:
                 raise self.damaged(f"objects/{name}/{key}", "holds numbers that are not finite")
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], where: str) -> None:
-        """Compare moments with parameters: torch does not, and its fused steps read past a moment that is too small."""
+        """Compare moments with parameters: torch does not, and its fused steps read past the end of a small moment."""
         for key, kind in (("param_groups", list), ("state", dict)):
             if not isinstance(state.get(key), kind):
                 raise self.damaged(f"{where}/{key}", "is missing or of another kind")
@@ -210,7 +211,7 @@ class Checkpoint:
             parameters |= dict(zip(there["params"], here["params"], strict=True))
         needed = _moments(optimizer)
         if needed and not state["state"]:
-            raise self.damaged(f"{where}/state", f"is empty and has to hold {', '.join(needed)} of each parameter")
+            raise self.damaged(f"{where}/state", f"is empty but must hold {', '.join(needed)} of each parameter")
         for number, moments in state["state"].items():
             place = f"{where}/state/{number}"
             if number not in parameters:
@@ -228,7 +229,7 @@ class Checkpoint:
                     tuple(value.shape) != shape if isinstance(value, torch.Tensor) else key != "step"
                 ):
                     found = list(value.shape) if isinstance(value, torch.Tensor) else value
-                    raise self.damaged(f"{place}/{key}", f"has the shape {found} and has to have {list(shape)}")
+                    raise self.damaged(f"{place}/{key}", f"has the shape {found} but must have {list(shape)}")
 
     def damaged(self, key: str, what: str) -> ValueError:
         return ValueError(
@@ -246,7 +247,7 @@ def _finite(tensor: torch.Tensor) -> bool:
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """Entries that this kind of optimizer keeps of each parameter that had a gradient; none where that is not known."""
+    """Entries that this kind of optimizer keeps for each parameter with a gradient; none if unknown."""
     if isinstance(optimizer, torch.optim.Adam):  # AdamW is one
         amsgrad = any(group["amsgrad"] for group in optimizer.param_groups)
         return ("step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []))

@@ -14,17 +14,16 @@ __all__ = ["ConfigSaver"]
 
 
 class ConfigSaver:
-    """Keep what a run was given, its config files and overrides in one, as a JSON file and as text in TensorBoard.
+    """Save a run's config files and overrides, merged, as a JSON file and as text in TensorBoard.
 
-    The file is a config by itself: ``python -m monai.bundle run --config_file FILE --meta_file configs/metadata.json``
-    computes the same again, with the same ``config_digest``. Expressions are kept as they are written. The text stands
-    under the epoch at which the run began, 0 unless it was resumed.
+    The file is a complete config: ``python -m monai.bundle run --config_file FILE --meta_file configs/metadata.json``
+    repeats the run, with the same ``config_digest``. Expressions are kept as written. The text is stored at the epoch
+    at which the run began, 0 unless it was resumed.
 
-    Both are written when the first epoch begins. By then every handler has started, wherever it stands, so that a run
-    that one of them refuses, or that has nothing left to train, leaves the record of the one that made ``model.pt``.
+    Both are written when the first epoch begins. By then every handler has started. So a run that a handler refuses, or
+    that has nothing left to train, keeps the record of the run that made ``model.pt``.
 
-    Outside of ``python -m monai.bundle run`` nothing is written: there the config is in the hands of whoever made the
-    workflow.
+    Outside of ``python -m monai.bundle run`` nothing is written: the maker of the workflow then has the config.
 
     Args:
         path: such as ``models/train_config.json``, replaced when a run's first epoch begins.

@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 class EarlyStopping:
     """End training when validation has not improved for a number of epochs.
 
-    It keeps no count of its own but compares the epoch with that of the evaluator's best metric, which
-    ``common.handlers.Checkpoint`` keeps as well: a resumed run stops where the uninterrupted one does, and one that had
-    been stopped trains no more. It stands after the ``ValidationHandler`` and before the ``Checkpoint``.
+    It keeps no counter. It compares the epoch with that of the evaluator's best metric, which
+    ``common.handlers.Checkpoint`` saves. So a resumed run stops at the same epoch as an uninterrupted one, and a
+    stopped run does not train again. Put it after the ``ValidationHandler`` and before the ``Checkpoint``.
 
     Args:
         evaluator: MONAI evaluator whose key metric is watched.
@@ -28,7 +28,7 @@ class EarlyStopping:
 
     def __init__(self, evaluator: Engine, patience: int | None) -> None:
         if patience is not None and patience < 1:
-            raise ValueError(f"patience is {patience}; it has to be 1 or more epochs, or null for no early stopping.")
+            raise ValueError(f"patience is {patience}; it must be 1 or more epochs, or null for no early stopping.")
         self.evaluator, self.patience = evaluator, patience
 
     def attach(self, engine: Engine) -> None:
@@ -40,7 +40,7 @@ class EarlyStopping:
         self._stop_after(engine, engine.state.epoch)
 
     def before_epoch(self, engine: Engine) -> None:
-        """Stop a resumed run that had been stopped; not at its start, when the checkpoint is still to be loaded."""
+        """Stop a resumed run that was stopped before; not at its start, before the checkpoint is loaded."""
         if self._stop_after(engine, engine.state.epoch - 1):
             engine.state.epoch -= 1  # counted already, but it does not take place
 

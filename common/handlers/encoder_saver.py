@@ -25,22 +25,23 @@ logger = logging.getLogger(__name__)
 class EncoderSaver:
     """Write the encoder file when pre-training completes.
 
-    With an evaluator it is the encoder of the best validation (Zhang et al., BIBM 2023, section IV-C: the model with
-    the best reconstruction), kept meanwhile in a file beside ``path``; otherwise that of the last epoch.
+    With an evaluator, it writes the encoder of the best validation (Zhang et al., BIBM 2023, section IV-C: the model
+    with the best reconstruction), kept until then in a file beside ``path``. Without one, it writes the encoder of the
+    last epoch.
 
     Args:
         path: such as ``models/encoder.safetensors``.
         encoder: the encoder inside the pretext.
-        preprocessing: transforms of the images; what they do goes into the record, where
-            ``common.weights.load_encoder`` compares it.
+        preprocessing: transforms of the images. Their effect goes into the record, which
+            ``common.weights.load_encoder`` compares.
         method: name of the pretext.
-        data: one line on what was trained on.
-        evaluator: MONAI evaluator whose key metric chooses.
-        scans: items by the name of their list; what is in ``training``, and with an evaluator in ``validation``, goes
-            into the record (``common.data.seen``), with which fine-tuning and evaluation compare their scans.
-        spatial_size: of what the encoder takes at a time, for its token grid.
-        task: whose classes the network tells, recorded where the last layers belong to the file (``heads``).
-        earlier: encoder file that the training starts from, whose scans are taken over; None for none.
+        data: one line about the training data.
+        evaluator: MONAI evaluator; its key metric chooses the epoch.
+        scans: items by the name of their list. ``training``, and with an evaluator ``validation``, go into the record
+            (``common.data.seen``); fine-tuning and evaluation compare their scans with them.
+        spatial_size: size of one input of the encoder, for its token grid.
+        task: task whose classes the network predicts, recorded if the file includes the last layers (``heads``).
+        earlier: encoder file that the training starts from; its scans are added to the record. None for none.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class EncoderSaver:
             self.evaluator.add_event_handler(Events.COMPLETED, self.keep_best)
 
     def discard(self) -> None:
-        """Drop what an earlier run in this folder left behind."""
+        """Delete files that an earlier run left in this folder."""
         if idist.get_rank() == 0:
             self.best.unlink(missing_ok=True)
 

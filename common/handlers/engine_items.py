@@ -9,9 +9,9 @@ __all__ = ["image_affine", "output_items"]
 
 
 def output_items(output: Any) -> Sequence[Mapping[str, Any]]:
-    """The items of an engine's output with ``image``, ``label`` and ``pred``, whether it is decollated or a batch.
+    """The items of an engine's output with ``image``, ``label`` and ``pred``, from a decollated list or a batch.
 
-    There are none where one of the three is no tensor, such as a prediction that is a dict.
+    There are none if one of the three is not a tensor, such as a prediction that is a dict.
     """
     if isinstance(output, Mapping):
         keys = ("image", "label", "pred")
@@ -22,7 +22,7 @@ def output_items(output: Any) -> Sequence[Mapping[str, Any]]:
 
 
 def image_affine(batch: Any, number: int) -> Any:
-    """The affine (4, 4) of the image with this number in an engine's batch, decollated or not; None if it has none."""
+    """The affine (4, 4) of one image in an engine's batch, decollated or not; None if it has none."""
     one = batch[number] if isinstance(batch, Sequence) else batch
     affine = getattr(one["image"], "affine", None)
     return affine[number] if affine is not None and affine.ndim == 3 else affine

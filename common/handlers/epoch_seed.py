@@ -14,13 +14,13 @@ __all__ = ["EpochSeed"]
 class EpochSeed:
     """Make all random state a function of (seed, epoch, rank), at the start of every epoch.
 
-    Sets Python's, NumPy's and torch's generators and those of the data set's transforms, so that a run resumed after
-    epoch n draws in epoch n + 1 what the uninterrupted run drew. That needs loaders without persistent workers and an
-    ``epoch_length`` left to the loader.
+    It seeds the generators of Python, NumPy and torch and of the data set's transforms. A run resumed after epoch n
+    then draws in epoch n + 1 the same numbers as an uninterrupted run. This needs loaders without persistent workers,
+    and an ``epoch_length`` set by the loader.
 
     Args:
         seed: of the run.
-        fixed: leave the epoch out, for an evaluator whose pretext draws masks: every validation then sees the same.
+        fixed: ignore the epoch. An evaluator whose pretext draws masks then sees the same masks in every validation.
     """
 
     def __init__(self, seed: int, fixed: bool = False) -> None:

@@ -10,10 +10,10 @@ __all__ = ["EventFile"]
 
 
 class EventFile:
-    """A handler's TensorBoard events, in a file that is made when there is something to write.
+    """A handler's TensorBoard events, in a file that is made on the first write.
 
     Args:
-        log_dir: folder of the run's event files; those of several handlers are one run.
+        log_dir: folder of the run's event files; the files of several handlers form one run.
     """
 
     def __init__(self, log_dir: str | os.PathLike) -> None:

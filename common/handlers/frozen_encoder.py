@@ -12,16 +12,16 @@ __all__ = ["FrozenEncoder"]
 
 
 class FrozenEncoder:
-    """Leave an encoder as it is while the rest of the network trains.
+    """Freeze an encoder while the rest of the network trains.
 
-    No gradient reaches its parameters, so that an optimiser passes over them, momentum and weight decay included, and
-    its modules compute as in evaluation: batch norms neither take nor move statistics, nothing is dropped. What is
-    frozen are the layers of ``common.networks.encoder_layers``; a decoder that goes along in the encoder's file trains.
-    It says so anew at each iteration, from the schedule's state alone, so that a resumed run goes on as it was.
+    No gradient reaches its parameters, so an optimiser skips them, including momentum and weight decay. Its modules
+    compute as in evaluation: batch norms neither use nor update batch statistics, and nothing is dropped. The layers of
+    ``common.networks.encoder_layers`` are frozen; a decoder in the encoder's file still trains. The state is set again
+    at each iteration from the schedule alone, so a resumed run continues correctly.
 
     Args:
         encoder: part of the network, or a view on it.
-        lr_scheduler: the encoder rests while its ``encoder_rests`` says so; None for the whole run.
+        lr_scheduler: the encoder is frozen while its ``encoder_rests`` is true; None freezes it for the whole run.
     """
 
     def __init__(self, encoder: nn.Module, lr_scheduler: RunSchedule | None = None) -> None:
@@ -53,7 +53,7 @@ class FrozenEncoder:
             parameter.grad = None
 
     def release(self) -> None:
-        """Let it train again, but for what did not train before."""
+        """Let it train again, except for parameters that did not train before."""
         for hook in self._hooks:
             hook.remove()
         for parameter in self._held:

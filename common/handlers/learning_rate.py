@@ -11,19 +11,19 @@ __all__ = ["LearningRate"]
 class LearningRate:
     """Tell a schedule how many optimiser steps the run has, and move it after each of them.
 
-    Stands before ``Checkpoint``, which loads the schedule's state.
+    Put it before ``Checkpoint``, which loads the schedule's state.
 
     Args:
         lr_scheduler: one of ``common.optimizers``.
 
     Raises:
-        ValueError: it is another, which would take steps for the epochs that its numbers mean.
+        ValueError: it is another scheduler; that one would count steps as epochs.
     """
 
     def __init__(self, lr_scheduler: RunSchedule) -> None:
         if not isinstance(lr_scheduler, RunSchedule):
             raise ValueError(
-                f"lr_scheduler is {type(lr_scheduler).__name__}, which is not told the steps of the run: use "
+                f"lr_scheduler is {type(lr_scheduler).__name__}, which does not take the steps of the run: use "
                 "CosineSchedule, PolynomialSchedule or ExponentialSchedule of common.optimizers, or MONAI's "
                 "LrScheduleHandler in place of this handler."
             )

@@ -35,23 +35,23 @@ class ModelLoader:
     It runs as a handler, not in ``initialize``, so that a packed bundle works from any folder.
 
     Args:
-        path: a state dict, plain or under ``model``, such as ``models/model.pt``; or an encoder file that holds the
-            last layers, too, or the name of one that comes along (``common.weights.find_encoder``).
-        network: filled in place; not wrapped by DDP. Of exported nets, which bring their weights (``OnnxNet``, and what
-            ``torch.jit.load`` gives), only the record in ``path`` is read (``common.exported``).
-        preprocessing: transforms of the images that the network will see. They have to do what the file's record says
-            of those that it was trained on; files without a record are taken, with a line in the log.
-        accept_preparation: take differences over, with a line in the log for each.
-        task: whose classes the network is to tell; one that was trained for another task is refused likewise.
-        scans, judged_by: items that the network is evaluated on, and the name of their list. A file whose record has
-            scans or subjects of them is refused (``common.data.seen.refuse_seen``). Of up to 20 of them that are unlike
-            the scans that it was trained on (``common.fingerprint``) the log warns: their labels tell the rest.
-        transductive: take it all the same, with a warning.
-        note: text file that says so beside the scores; it is removed where there is nothing to say.
+        path: a state dict, plain or under ``model``, such as ``models/model.pt``; or an encoder file that includes the
+            last layers, or the name of an included one (``common.weights.find_encoder``).
+        network: filled in place; not wrapped by DDP. Exported nets bring their weights (``OnnxNet``, and the result of
+            ``torch.jit.load``), so only the record in ``path`` is read for them (``common.exported``).
+        preprocessing: transforms of the images that the network will see. They must match the file's record of the
+            training images; files without a record are accepted, with a line in the log.
+        accept_preparation: accept differences, with a line in the log for each.
+        task: task whose classes the network predicts; a network trained for another task is refused, too.
+        scans, judged_by: items that the network is evaluated on, and the name of their list. A file trained on these
+            scans or subjects is refused (``common.data.seen.refuse_seen``). Up to 20 of them are compared with the
+            training scans (``common.fingerprint``); the log warns of those that differ, and the scores tell the rest.
+        transductive: accept such a file, with a warning.
+        note: text file beside the scores that says so; it is removed if there is nothing to say.
 
     Raises:
-        ValueError: as ``load_model``; the images are prepared in another way than those that it was trained on; it was
-            trained on scans that it is evaluated on.
+        ValueError: as ``load_model``; the images are prepared in another way than the training images; evaluated scans
+            were used in training.
     """
 
     def __init__(
@@ -118,8 +118,7 @@ class ModelLoader:
                 found.setdefault(difference.what, []).append(f"{facts.file}: {difference.sentence}")
         for what, sentences in found.items():
             logger.warning(
-                "%d of %d scans of the %s list that were looked at are unlike those that %s was trained on (%s), such "
-                "as %s.",
+                "%d of %d checked scans of the %s list are unlike those that %s was trained on (%s), such as %s.",
                 len(sentences),
                 len(looked_at),
                 self.judged_by,

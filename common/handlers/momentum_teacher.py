@@ -16,15 +16,15 @@ class MomentumTeacher:
     """Move a teacher towards its student after every optimiser step (Grill et al., BYOL, NeurIPS 2020, equation 1).
 
     Args:
-        student, teacher: modules of one structure, sub-modules of the network that is not wrapped by DDP. The
-            teacher's parameters require no gradient.
+        student, teacher: modules of the same structure, sub-modules of a network not wrapped by DDP. The teacher's
+            parameters require no gradient.
         momentum: 1 keeps the teacher, 0 makes it the student.
         ramp: whether the momentum rises from there to 1 over the run, by half a cosine, as in BYOL's section 3.3.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, momentum: float = 0.99, ramp: bool = False) -> None:
         if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum lies in 0..1, not {momentum}.")
+            raise ValueError(f"momentum must be between 0 and 1, not {momentum}.")
         self.student, self.teacher, self.momentum, self.ramp = student, teacher, momentum, ramp
         teacher.requires_grad_(False)
 
@@ -36,7 +36,7 @@ class MomentumTeacher:
             move_teacher(self.student, self.teacher, self.momentum_at(engine))
 
     def momentum_at(self, engine: Engine) -> float:
-        """Of the step that was done last."""
+        """The momentum of the last step."""
         if not self.ramp:
             return self.momentum
         state: Any = engine.state  # ignite fills in both lengths before the first iteration
@@ -48,7 +48,7 @@ class MomentumTeacher:
 def move_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
     """``teacher = momentum * teacher + (1 - momentum) * student`` for parameters.
 
-    Buffers are left alone: the statistics that a batch norm of the teacher gathers are those of its own weights.
+    Buffers stay unchanged: the batch norms of the teacher gather their statistics with the teacher's weights.
     """
     for parameter, source in zip(teacher.parameters(), student.parameters(), strict=True):
         parameter.lerp_(source, 1 - momentum)

@@ -18,17 +18,16 @@ _CLASS = re.compile(r"class(\d+)")
 
 
 class NamedClasses:
-    """Put the structures' names in place of ``class0``, ``class1``, ... in the tables of MONAI's ``MetricsSaver``.
+    """Replace ``class0``, ``class1``, ... with the names of structures in the tables of MONAI's ``MetricsSaver``.
 
-    MONAI counts the columns that there are, so that ``class0`` is the background in one table and, in that of a metric
-    without the background, the first structure. Renamed are the header of ``*_raw.csv`` and the first column of
-    ``*_summary.csv``, when the evaluation ends. A table with neither a column for every class nor one for every class
-    but the background keeps MONAI's names. Where the task has no classes, a single column is a number per scan, and
-    called ``value``.
+    MONAI numbers the columns of each table, so ``class0`` is the background in one table but the first structure in the
+    table of a metric without background. When the evaluation ends, this handler renames the header of ``*_raw.csv`` and
+    the first column of ``*_summary.csv``. A table keeps MONAI's names unless it has one column per class, with or
+    without background. If the task has no classes, a single column holds one number per scan and is called ``value``.
 
     Args:
         folder: ``save_dir`` of the ``MetricsSaver``.
-        names: class number -> name, 0 being the background; None where the task has no classes.
+        names: class number -> name, 0 is the background; None if the task has no classes.
     """
 
     def __init__(self, folder: str | os.PathLike, names: Mapping[int | str, str] | None) -> None:
@@ -50,7 +49,7 @@ class NamedClasses:
             self._write(path, "".join(f"{cell},{rest}\n" for cell, (_, _, rest) in zip(first, lines, strict=True)))
 
     def _renamed(self, cells: list[str]) -> list[str]:
-        """The cells with names for classes, where there is a name for each."""
+        """The cells with class names, if there is a name for each."""
         columns = sum(_CLASS.fullmatch(cell) is not None for cell in cells)
         names = self.names[len(self.names) - columns :]
         if not self.names and columns == 1:
@@ -66,7 +65,7 @@ class NamedClasses:
 
 
 def _quoted(name: str) -> str:
-    """As CSV has it: in quotation marks where it has a comma."""
+    """Quote a cell as CSV does: only if it contains a comma."""
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow([name])
     return text.getvalue()

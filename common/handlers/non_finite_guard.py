@@ -14,9 +14,9 @@ __all__ = ["NonFiniteGuard", "batch_files"]
 class NonFiniteGuard:
     """Stop training at the first loss that is NaN or infinite, before the step that would spoil the weights.
 
-    Raises FloatingPointError, which names the epoch, the iteration and the files of the batch. It does not call
-    ``terminate()``, which would fire COMPLETED and write a final encoder; the last checkpoint stays as it is. The
-    weights are looked at when an epoch ends, since no loss follows the epoch's last step before it is saved.
+    It raises FloatingPointError with the epoch, the iteration and the files of the batch. It does not call
+    ``terminate()``, which would fire COMPLETED and write a final encoder. The last checkpoint stays unchanged. The
+    weights are checked at the end of each epoch, since no loss is computed between the last step and the save.
     """
 
     def attach(self, engine: Engine) -> None:
@@ -45,7 +45,7 @@ class NonFiniteGuard:
 
 
 def batch_files(batch: Any) -> list[str]:
-    """Names of the image files that a batch was read from, as far as its meta data tells."""
+    """Names of the image files of a batch, as far as its metadata has them."""
     image = batch.get(CommonKeys.IMAGE) if isinstance(batch, Mapping) else None
     names = getattr(image, "meta", {}).get("filename_or_obj", [])
     return sorted({names} if isinstance(names, str) else {str(name) for name in names})

@@ -9,8 +9,7 @@ __all__ = ["is_optimizer_step", "optimizer_steps"]
 
 
 def is_optimizer_step(engine: Engine) -> bool:
-    """Whether the optimiser moves in this iteration: with MONAI's ``accumulation_steps`` in the last of that many, and
-    in the last of an epoch."""
+    """Whether the optimiser steps in this iteration."""
     accumulation = getattr(engine, "accumulation_steps", 1)
     if accumulation == 1:
         return True
@@ -23,7 +22,7 @@ def is_optimizer_step(engine: Engine) -> bool:
 
 
 def optimizer_steps(engine: Engine) -> int:
-    """Of the whole run, known once it has started.
+    """Number of optimiser steps of the whole run, known once it has started.
 
     Raises:
         ValueError: the length of an epoch is not known.

@@ -13,11 +13,11 @@ logger = logging.getLogger(__name__)
 
 
 class OutputFolder:
-    """Log the folder that a run wrote to when it ends, with its whole path.
+    """Log the full path of the output folder when a run ends.
 
     Args:
         folder: where the files are.
-        what: what they are, as the beginning of the sentence, such as ``"label maps"``.
+        what: start of the sentence, such as ``"label maps"``.
     """
 
     def __init__(self, folder: str | os.PathLike, what: str) -> None:

@@ -16,15 +16,15 @@ __all__ = ["PredictionTable"]
 
 
 class PredictionTable:
-    """Write what a net predicts for each scan, a row each: ``filename``, ``label``, ``prediction``, and probabilities.
+    """Write a net's predictions, one row per scan: ``filename``, ``label``, ``prediction``, and probabilities.
 
-    A prediction of one number is taken as it is; several are taken for probabilities of classes, the prediction being
-    the most probable, with a column ``probability_K`` a class. An empty label means that the scan has none. The table
-    is written when the evaluation ends, by rank 0 for all.
+    A single predicted number is written as it is. Several numbers are class probabilities: the prediction is the most
+    probable class, and each class gets a column ``probability_K``. An empty label means that the scan has none. Rank 0
+    writes the table for all ranks when the evaluation ends.
 
     Args:
         path: CSV file.
-        label: key of the truth in the engine's output; None where there is none, as in inference.
+        label: key of the truth in the engine's output; None if there is none, as in inference.
         prediction: key of the prediction.
     """
 

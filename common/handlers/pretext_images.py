@@ -17,17 +17,18 @@ CAPTIONS = ("target", "input", "reconstruction")
 
 
 class PretextImages:
-    """Show in TensorBoard what a pretext is to restore, what it is given, and what it makes of it, once a validation.
+    """Show target, input and output of a pretext in TensorBoard, once per validation.
 
-    A picture per image: target | input | reconstruction, the middle axial slice of the first channel, in grey levels of
-    the target. Of all images of the validation it is those with most contrast, since slices at a volume's end are
-    empty; they are the same each time. Where the pretext has no ``pictures``, as contrastive ones, nothing is drawn.
+    There is one picture per image: target | input | reconstruction, as the middle axial slice of the first channel, in
+    grey levels of the target. The images of the validation with most contrast are drawn, since slices at a volume's end
+    are empty; they are the same each time. Nothing is drawn for pretexts without ``pictures``, such as contrastive
+    ones.
 
     Args:
         log_dir: folder of the TensorBoard events.
-        pretext: the pretext, not wrapped by DDP. Its ``pictures(image, prediction)`` returns such volumes
-            (N, C, *spatial) from an image (B, C, *spatial) and what ``forward`` made of it, without another pass.
-        volumes: how many images are drawn, 0 for none; ``True`` is 1.
+        pretext: the pretext, not wrapped by DDP. Its ``pictures(image, prediction)`` returns these volumes (N, C,
+            *spatial) from an image (B, C, *spatial) and the result of ``forward``, without another pass.
+        volumes: number of images to draw; 0 draws none, ``True`` is 1.
     """
 
     def __init__(self, log_dir: str | os.PathLike, pretext: nn.Module, volumes: int = 1) -> None:

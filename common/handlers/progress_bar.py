@@ -13,19 +13,19 @@ from tqdm import tqdm
 __all__ = ["ProgressBar"]
 
 QUIET = 60.0
-"""Seconds after a line in which no other is written within an epoch."""
+"""Least seconds between two lines within an epoch."""
 
 
 class ProgressBar:
-    """One bar for the whole run of an engine, with the epoch, the mean loss of the epoch so far and the time left.
+    """One progress bar for the whole run of an engine: epoch, mean loss of the epoch so far, and time left.
 
-    Only rank 0 shows it, on stderr. Where stderr is no terminal (a log file) nothing is written, or with ``lines`` one
-    line an epoch, and one a minute within an epoch that takes longer.
+    Only rank 0 shows it, on stderr. If stderr is not a terminal (a log file), nothing is written, or with ``lines`` one
+    line per epoch and one per minute within long epochs.
 
     Args:
-        desc: what is running, such as ``"pre-train"``.
-        lines: whether to write lines where stderr is no terminal.
-        interval: seconds between two looks at the loss; each look waits for the device.
+        desc: name of the run, such as ``"pre-train"``.
+        lines: whether to write lines if stderr is not a terminal.
+        interval: seconds between two reads of the loss; each read waits for the device.
     """
 
     def __init__(self, desc: str = "train", lines: bool = False, interval: float = 0.5) -> None:
@@ -122,7 +122,7 @@ class ProgressBar:
 
 
 def _loss(output: Any) -> torch.Tensor | float | None:
-    """The loss in an engine's output (a number, a dict, or a list of dicts), not waiting for the device."""
+    """The loss in an engine's output (a number, a dict, or a list of dicts), without waiting for the device."""
     if isinstance(output, list):
         output = output[0] if output else None
     if isinstance(output, dict):

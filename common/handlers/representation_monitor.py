@@ -25,32 +25,32 @@ class RepresentationMonitor:
     """Watch an encoder's features during pre-training, and warn when they collapse.
 
     In the last ``batches`` iterations of an epoch the encoder sees the images of the batch once more, in evaluation
-    mode and without gradient; modes and random state are as before afterwards. Of its last map it measures the tokens
-    (one vector a grid cell) and the pooled features (one vector per image), and at the end of the epoch puts into
+    mode and without gradient; modes and random state are restored afterwards. It measures the tokens (one vector per
+    grid cell) and the pooled features (one vector per image) of the last map. At the end of the epoch it writes to
     ``engine.state.metrics``:
 
     - ``feature_std``: spread of the L2-normalised tokens; about 1 / sqrt(channels) is healthy, 0 is collapse;
     - ``effective_rank``: number of directions in which tokens vary;
-    - ``pooled_feature_std``, ``pooled_effective_rank``: the same of the pooled features, where there are two images or
-      more. Images of one organ are alike, so these are small by nature; a fall over the epochs is what tells;
+    - ``pooled_feature_std``, ``pooled_effective_rank``: the same for the pooled features, with two images or more.
+      Images of one organ are alike, so these values are always small; watch for a fall over the epochs;
     - ``same_position_cosine``, ``other_position_cosine``: mean cosine of tokens of different images of a batch, at the
-      same and at different positions, where a batch has two images or more (``common.metrics.position_cosines``);
-    - ``retrieval``: how often a token of an image seen as the pretext's second view, with its texture and mask, is most
-      like its own image's token among all images of the batch (``common.metrics.retrieval_rate``), and
-      ``retrieval_chance``. Tokens of different images that are unlike each other and at chance were pushed apart and
-      say nothing of the images. Only for pretexts whose ``views`` are ``TokenViews``.
+      same and at different positions; needs two images per batch (``common.metrics.position_cosines``);
+    - ``retrieval``: how often a token of the pretext's second view (with texture and mask) is most similar to the token
+      of its own image, among all images of the batch (``common.metrics.retrieval_rate``), and ``retrieval_chance``. If
+      tokens of different images differ but retrieval is at chance, they were pushed apart without learning the content.
+      Only for pretexts with ``views`` of type ``TokenViews``.
 
     A warning is logged when ``feature_std`` is below ``threshold / sqrt(channels)`` or ``effective_rank`` below 2, or
-    when the pooled features are equal to a millionth; another when tokens tell little but their position
+    when the pooled features are equal to a millionth. Another is logged when tokens encode little but their position
     (``same_position_cosine`` above 0.999, ``other_position_cosine`` below 0.99). Every rank measures its own images;
     rank 0 logs. The measures are ``feature_std`` and ``effective_rank`` of ``common.metrics``.
 
     Args:
         encoder: module that returns a list of maps (B, C, *grid), finest first; not wrapped by DDP.
-        pretext: what is pre-trained, for its ``views``, not wrapped by DDP; None measures no ``retrieval``.
-        interval: epochs from one measurement to the next.
-        batches: iterations at the end of the epoch whose images are used.
-        max_tokens: tokens used of each batch, evenly spaced, which bounds the cost of the singular values.
+        pretext: the pretext, for its ``views``, not wrapped by DDP; None skips ``retrieval``.
+        interval: epochs between measurements.
+        batches: number of iterations at the end of the epoch to measure.
+        max_tokens: tokens used from each batch, evenly spaced; this bounds the cost of the singular values.
         threshold: share of the healthy spread below which tokens count as collapsed.
         image_key: name of the images in the engine's batch.
 
@@ -137,8 +137,9 @@ class RepresentationMonitor:
             )
         elif measured.get("same_position_cosine", 0.0) > 0.999 and measured.get("other_position_cosine", 1.0) < 0.99:
             logger.warning(
-                "Epoch %d: tokens of different images at one position are alike (cosine %.5f), those at others are not "
-                "(%.3f): the encoder says where a token lies and not what is there; make the views easier to match "
+                "Epoch %d: tokens of different images at one position are alike (cosine %.5f), those at other "
+                "positions are not (%.3f): the encoder encodes where a token lies, not its content; make the "
+                "views easier to match "
                 "(a lower mask_ratio), or punish it more (a larger weight of the loss).",
                 engine.state.epoch,
                 measured["same_position_cosine"],

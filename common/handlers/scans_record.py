@@ -15,15 +15,15 @@ __all__ = ["start_scans_record"]
 def start_scans_record(
     scans: Mapping[str, Sequence[Mapping[str, Any]]] | None, used: Sequence[str], earlier: str | os.PathLike | None
 ) -> SeenScans | None:
-    """Begin, beside the training, the record of the scans that it uses, for the file that it will write.
+    """Start to record the scans that a training uses, in the background, for the file that it will write.
 
     Args:
-        scans: items by the name of their list; None where nothing is to be recorded.
-        used: the lists that the weights are trained on or chosen by.
-        earlier: encoder file that the training starts from, whose scans are taken over; None for none.
+        scans: items by the name of their list; None records nothing.
+        used: the lists for training or for choosing the weights.
+        earlier: encoder file that the training starts from; its scans are added to the record. None for none.
 
     Returns:
-        the record in the making; None where there is nothing to record, and on all ranks but 0, which write no file.
+        the unfinished record. None if there is nothing to record, and on all ranks except 0, since they write no file.
     """
     if scans is None or idist.get_rank() != 0:
         return None

@@ -16,18 +16,18 @@ __all__ = ["ScoreTable"]
 
 
 class ScoreTable:
-    """Write the scores of an evaluation as ``python -m common.score`` does: ``scores.csv``, a row per case and class.
+    """Write the scores of an evaluation as ``python -m common.score`` does: ``scores.csv``, one row per case and class.
 
-    From the tables of MONAI's ``MetricsSaver``, with the names that ``NamedClasses`` gave them: stands behind both. The
-    columns are ``case`` (the scan's file without its ending, with its folders where a name occurs twice), ``class`` and
-    a score each; a cell is empty where a class does not count.
+    It reads the tables of MONAI's ``MetricsSaver`` with the names from ``NamedClasses``, so put it after both. The
+    columns are ``case`` (the scan's file without its ending, with folders if a name occurs twice), ``class`` and one
+    column per score. The cell of a class that does not count is empty.
 
     Args:
         folder: ``save_dir`` of the ``MetricsSaver``.
-        scores: column -> metric of the evaluator that has a value per case and class, the background left out. One that
-            the evaluator lacks is left out; without any there is no table.
-        pooled: metric of the evaluator whose Dice of each class ``pooled_dice.csv`` has, beside what the truth holds of
-            it (``PooledDice.statistics``); None for no such table.
+        scores: column -> metric of the evaluator with a value per case and class, without background. Metrics that the
+            evaluator lacks are skipped; without any there is no table.
+        pooled: metric of the evaluator whose Dice of each class goes into ``pooled_dice.csv``, with the statistics of
+            the truth (``PooledDice.statistics``); None writes no such table.
         names: of the pooled classes, class number -> name.
     """
 
@@ -76,7 +76,7 @@ class ScoreTable:
 
 
 def _read(path: Path) -> dict[str, dict[str, float]]:
-    """Values by file and class. MONAI puts no quotation marks around a path that has a comma."""
+    """Values by file and class. MONAI does not quote a path with a comma."""
     lines = path.read_text(encoding="utf-8").splitlines()
     header = next(csv.reader(lines[:1], skipinitialspace=True))
     table = {}
@@ -87,7 +87,7 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _short(files: list[str]) -> list[str]:
-    """Names of the cases: files without endings, or their paths below the common folder where a name occurs twice."""
+    """Names of the cases: files without endings, or paths below the common folder if a name occurs twice."""
     stems = [without_ending(os.path.basename(file)) for file in files]
     return stems if len(set(stems)) == len(stems) else names_below(files)
 

@@ -14,23 +14,23 @@ __all__ = ["SegmentationImages"]
 
 
 class SegmentationImages:
-    """Show image, label and prediction of validation volumes in TensorBoard, as one picture per volume and validation.
+    """Show image, label and prediction of validation volumes in TensorBoard, one picture per volume and validation.
 
     The picture is the axial slice with most labelled voxels (``common.visualize.AxialView``): the image's first channel
     in grey, and the classes of the label and of the prediction over it. The volumes are the first of the validation
-    list, whose order does not change. Where one prediction per scan is made, such as an age, nothing is drawn.
+    list, in a fixed order. Nothing is drawn if there is one prediction per scan, such as an age.
 
-    MONAI's ``TensorBoardImageHandler`` draws the first channel of each, which of a one-hot mask is the background, as a
-    grey animation through the whole volume.
+    MONAI's ``TensorBoardImageHandler`` draws the first channel of each as a grey animation through the whole volume;
+    for a one-hot mask that is the background.
 
     Args:
         log_dir: folder of the TensorBoard events.
-        num_classes: with the background; what the colours are chosen for.
-        volumes: how many of the list are drawn, 0 for none; ``True`` is 1.
+        num_classes: with the background; sets the colours.
+        volumes: number of volumes to draw; 0 draws none, ``True`` is 1.
 
     Label and prediction are class numbers (1, *spatial), or one channel per class or region (R, *spatial), one-hot, as
-    scores, or nested regions of which the smaller come first: each voxel is drawn as the first of the largest. Channel
-    0 is the background, also of regions: it is drawn as nothing, and slices are chosen by where it is not.
+    scores, or as nested regions with the smaller ones first: each voxel is drawn as the first channel of the largest
+    value. Channel 0 is the background, also for regions: it is not drawn and does not count when a slice is chosen.
     """
 
     def __init__(self, log_dir: str | os.PathLike, num_classes: int, volumes: int = 1) -> None:

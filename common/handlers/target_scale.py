@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 class TargetScale:
-    """Set the buffers ``mean`` and ``std`` of a regressor to those of the target over the training list.
+    """Set the buffers ``mean`` and ``std`` of a regressor to the statistics of the target in the training list.
 
-    It happens when training starts, so that a net that is only evaluated keeps what its state dict holds. A net
-    without these buffers, such as a classifier, is left as it is.
+    This happens when training starts, so an evaluated net keeps the values of its state dict. A net without these
+    buffers, such as a classifier, stays unchanged.
 
     Args:
         network: such as ``common.networks.MultiViewRegressor``; not wrapped by DDP.

@@ -1,4 +1,4 @@
-"""Losses. Those of pretexts take ``(prediction: dict, image)``."""
+"""Losses. The losses of pretexts take ``(prediction: dict, image)``."""
 
 from .byol import BYOLLoss
 from .contrastive import NTXentLoss

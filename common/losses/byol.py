@@ -8,9 +8,9 @@ __all__ = ["BYOLLoss"]
 
 
 class BYOLLoss(nn.Module):
-    """Squared distance of unit vectors, predictions of one view against the teacher's projections of the other.
+    """Squared distance between unit vectors: predictions of one view and the teacher's projections of the other.
 
-    The sum of both directions of the mean over tokens of ``||p - t||^2 = 2 - 2 cos(p, t)``, from 0 to 8. No gradient
+    It is the mean of ``||p - t||^2 = 2 - 2 cos(p, t)`` over tokens, summed over both directions: 0 to 8. No gradient
     reaches the targets. Source: Grill et al., BYOL, NeurIPS 2020, equation 2; Hu et al., SimTROT, equation (2).
 
     ``forward(prediction, image)`` reads ``prediction1``, ``prediction2``, ``target1`` and ``target2`` (B, T, C);

@@ -15,7 +15,7 @@ class NTXentLoss(nn.Module):
     The arithmetic is in float32 (float64 for float64 input), also under autocast. With one sample the only other
     vector is the positive, and the loss is 0.
 
-    Negatives are the other samples of the batch it is given; ``WholeBatchLoss`` gathers those of other processes.
+    Negatives are the other samples of the given batch; ``WholeBatchLoss`` gathers those of other processes.
 
     Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, eq. (1).
 

@@ -11,16 +11,16 @@ __all__ = ["DiceCrossEntropy"]
 
 
 class DiceCrossEntropy(nn.Module):
-    """MONAI's ``DiceCELoss`` with softmax, on label images; voxels of one label, such as padding, can be left out.
+    """MONAI's ``DiceCELoss`` with softmax, on label images; voxels of one label, such as padding, can be ignored.
 
-    Dice and cross-entropy are what they are of the other voxels alone; no gradient reaches those that are left out.
-    Neither chances nor a one-hot truth of the whole batch are ever in memory: both are made piece by piece, and once
-    more for the gradient. So the loss of many classes takes a fraction of the time and memory (``benchmarks``).
+    Dice and cross-entropy use the other voxels only; no gradient reaches the ignored ones. The probabilities and the
+    one-hot truth of the whole batch are never in memory: both are made piece by piece, and again for the gradient. So
+    with many classes the loss takes a fraction of the time and memory (``benchmarks``).
 
     Args:
-        include_background: whether the background has a Dice.
-        squared_pred: whether the denominator of Dice has squared chances (Milletari et al., 3DV 2016).
-        batch: whether Dice is of the whole batch, not the mean of those of its images.
+        include_background: whether the background counts in Dice.
+        squared_pred: whether the denominator of Dice uses squared probabilities (Milletari et al., 3DV 2016).
+        batch: whether Dice is computed over the whole batch, not averaged over its images.
         smooth_nr: added to the numerator of Dice.
         smooth_dr: added to the denominator of Dice.
         ignore_index: label of voxels that do not count.
@@ -29,7 +29,7 @@ class DiceCrossEntropy(nn.Module):
     precision, also under autocast.
 
     Raises:
-        ValueError: for shapes that do not fit, and for a label that is no class.
+        ValueError: shapes do not fit, or a label is not a class.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class DiceCrossEntropy(nn.Module):
 
 
 class _Sums(torch.autograd.Function):
-    """Sums over the voxels whose label is below K: of the truth's chances and of all (B, K), and of the entropy."""
+    """Sums over voxels of labels below K: probabilities of the true class and of all (B, K), and the entropy."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, label: torch.Tensor, squared: bool) -> tuple[torch.Tensor, ...]:
@@ -120,7 +120,7 @@ class _Sums(torch.autograd.Function):
 
 
 def _split(voxels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Parts of (K, voxels) that stay in a core's cache."""
+    """Split (K, voxels) into parts that stay in a core's cache."""
     size = max(4096, 2**18 // len(voxels)) if voxels.device.type == "cpu" else voxels.shape[1]
     return voxels.split(size, dim=1)
 
@@ -128,7 +128,7 @@ def _split(voxels: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def _pieces(
     logits: torch.Tensor, label: torch.Tensor, precision: torch.dtype
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Number of the image, scores less their largest and one-hot truth, both (K, voxels), of a part of its voxels."""
+    """For a part of the voxels: the image's number, scores minus their maximum, and one-hot truth, both (K, voxels)."""
     classes = torch.arange(logits.shape[1], device=logits.device)[:, None]
     for number, (image, truth) in enumerate(zip(logits, label, strict=True)):
         start = 0

@@ -10,7 +10,7 @@ __all__ = ["DrawnClassLoss"]
 
 
 class DrawnClassLoss(nn.Module):
-    """Cross-entropy of a pretext that draws a class for each image and asks for it, in float32 under autocast.
+    """Cross-entropy for a pretext that draws a class for each image and predicts it; float32 under autocast.
 
     ``forward(prediction, image)`` reads ``logits`` (B, K) and ``labels`` (B,) and returns a scalar.
     """

@@ -13,19 +13,19 @@ LEFT_OUT = -1
 
 
 class LabelContrastLoss(nn.Module):
-    """InfoNCE with several positives, the voxels of the same label (Khosla et al., "Supervised Contrastive Learning",
-    NeurIPS 2020, ``L_out``), as in Anatomix (Dey et al., ICLR 2025). In float32 under autocast.
+    """InfoNCE with several positives, the voxels of the same label; float32 under autocast.
 
-    Of each map and stage, with the unit vectors ``u`` of its points in both images and ``P(a)`` the others of the label
-    of ``a``, it is the mean over ``a`` of ``-mean over p in P(a) of log(exp(u_a.u_p / t) / sum over b != a of
-    exp(u_a.u_b / t))``; then the mean over stages and maps. Negatives are the other labels of the same map, since the
-    labels of another are other shapes.
+    Let ``u`` be the unit vectors of a map's points in both images at one stage, and ``P(a)`` the other points with the
+    label of ``a``. The loss is the mean over ``a`` of ``-mean over p in P(a) of log(exp(u_a.u_p / t) / sum over b != a
+    of exp(u_a.u_b / t))``, averaged over stages and maps. Negatives are the other labels of the same map, since another
+    map has other shapes. Sources: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, ``L_out``; Anatomix
+    (Dey et al., ICLR 2025).
 
     Args:
         temperature: ``t``, larger than 0; 0.07 in the published code.
 
     ``forward(prediction, image)`` reads ``vectors`` (B, stages, 2, P, C) and ``labels`` (B, stages, P), -1 for places
-    that do not count, which fill up stages of fewer voxels.
+    that do not count; they fill up stages with fewer voxels.
 
     Raises:
         ValueError: the temperature is not larger than 0.

@@ -1,4 +1,4 @@
-"""Losses of pretexts that predict what was masked."""
+"""Losses of pretexts that predict masked voxels, patches or vectors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MaskedReconstructionLoss(nn.Module):
     """Mean squared error over masked patches (He et al., CVPR 2022; Zhang et al., BIBM 2023, section III-A).
 
     ``forward(prediction, image)`` reads ``patches`` and ``target`` (B, M, P) of the prediction and returns a scalar:
-    the mean over patches of the mean over a patch. ``image`` is there because MONAI's trainer passes it.
+    the mean within each patch, averaged over patches. ``image`` is there because MONAI's trainer passes it.
     """
 
     def forward(self, prediction: dict[str, torch.Tensor], image: torch.Tensor | None = None) -> torch.Tensor:
@@ -42,13 +42,13 @@ class MaskedVectorsLoss(nn.Module):
     """Mean squared error of predicted encoding vectors of masked slices, summed over planes (Jun et al., Medical
     Transformer, section 3.3.1).
 
-    ``forward(prediction, image)`` takes what ``MaskedEncodingVectors`` returns: ``prediction`` and ``target``
-    (B, M, d) of the masked slices of all planes, and ``weight`` (M,), one over the number of masked slices of a
-    slice's plane. It returns a scalar, in float32: the sum over the planes of their mean squared errors.
+    ``forward(prediction, image)`` takes what ``MaskedEncodingVectors`` returns: ``prediction`` and ``target`` (B, M, d)
+    of the masked slices of all planes, and ``weight`` (M,), the inverse of the number of masked slices in the slice's
+    plane. It returns a scalar in float32: the mean squared error of each plane, summed over planes.
     """
 
     shared = ("weight",)
-    """What is no part of the batch, for ``WholeBatchLoss``."""
+    """Parts of the prediction without a batch axis, for ``WholeBatchLoss``."""
 
     def forward(self, prediction: dict[str, torch.Tensor], image: Any = None) -> torch.Tensor:
         error = (prediction["prediction"].float() - prediction["target"].float()).square().mean(dim=(0, 2))

@@ -12,23 +12,23 @@ __all__ = ["PlaneTripletLoss"]
 class PlaneTripletLoss(nn.Module):
     """Triplet loss of each plane, averaged over the planes (Jun et al., Medical Transformer, equation 1).
 
-    A volume's vector of a plane is to be nearer to that of its own transformed version than to that of another volume,
-    by a margin, in Euclidean distance. The negative is the anchor of the batch's next sample, the last one's that of
-    the first: anchors are encoded anyway. Vectors grow until the margin is met, and brains that differ at a glance meet
-    it soon: ``normalise`` with a smaller margin, and ``negative="hardest"``, leave something to learn.
+    In each plane, the vector of a volume should be nearer to the vector of its transformed version than to that of
+    another volume, by a margin in Euclidean distance. The negative is the anchor of the batch's next sample (the first
+    one for the last sample), since anchors are encoded anyway. Vectors grow until they meet the margin, and brains that
+    clearly differ meet it soon. ``normalise`` with a smaller margin and ``negative="hardest"`` make the task harder.
 
     Args:
         margin: 1 in the published code.
-        plane: number of the one plane to take, None for all.
-        normalise: whether vectors are brought to length 1 first, so that distances lie in 0..2; not in the paper.
-        negative: ``"rolled"``, the next sample as in the published code, or ``"hardest"``, of each plane the nearest
-            anchor of another sample.
+        plane: number of a single plane to use; None uses all.
+        normalise: whether vectors are first scaled to length 1, so distances lie in 0..2; not in the paper.
+        negative: ``"rolled"``, the next sample as in the published code, or ``"hardest"``, the nearest anchor of
+            another sample in each plane.
 
     ``forward(prediction, image)`` takes ``anchor`` and ``positive`` (B, planes, d) of ``PlaneExemplar`` and returns a
     scalar, in float32.
 
     Raises:
-        ValueError: the batch has one sample, or ``negative`` is another word.
+        ValueError: the batch has one sample, or ``negative`` is unknown.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class PlaneTripletLoss(nn.Module):
     ) -> None:
         super().__init__()
         if negative not in ("rolled", "hardest"):
-            raise ValueError(f"negative is 'rolled' or 'hardest', not {negative!r}.")
+            raise ValueError(f"negative must be 'rolled' or 'hardest', not {negative!r}.")
         self.margin, self.plane, self.normalise, self.negative = margin, plane, normalise, negative
 
     def forward(self, prediction: dict[str, torch.Tensor], image: Any = None) -> torch.Tensor:
         anchor, positive = (prediction[name].float() for name in ("anchor", "positive"))
         if len(anchor) < 2:
             raise ValueError(
-                "the triplet loss takes its negatives from the other samples of a batch, and this one has a single "
+                "the triplet loss needs another sample of the batch as a negative, but this batch has one "
                 "sample: set batch_size to 2 or more."
             )
         if self.plane is not None:

@@ -10,14 +10,14 @@ __all__ = ["PredictedCodesLoss"]
 
 
 class PredictedCodesLoss(nn.Module):
-    """InfoNCE of predicted codes (van den Oord et al., "Representation Learning with Contrastive Predictive Coding",
-    equation 4), in float32 under autocast.
+    """InfoNCE of predicted codes; float32 under autocast.
 
-    The mean over predictions ``p`` of ``-log(exp(p.z) / sum of exp(p.z'))``, with ``z`` the code that it predicts and
-    ``z'`` all codes of the batch, those of its own image included.
+    It is the mean of ``-log(exp(p.z) / sum of exp(p.z'))`` over predictions ``p``. ``z`` is the code to predict; ``z'``
+    are all codes of the batch, including those of the same image. Source: van den Oord et al., "Representation Learning
+    with Contrastive Predictive Coding", equation 4.
 
     ``forward(prediction, image)`` reads ``codes`` (B, T, C), ``predictions`` (B, M, C), and ``predicted`` (B, M), the
-    number of a prediction's code among those of its image; it returns a scalar.
+    index of each predicted code in its image; it returns a scalar.
     """
 
     def forward(self, prediction: Mapping[str, torch.Tensor], image: torch.Tensor | None = None) -> torch.Tensor:

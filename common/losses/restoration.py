@@ -12,8 +12,8 @@ class RestorationLoss(nn.Module):
     """Mean squared error of a restored image, in float32 under autocast.
 
     Args:
-        masked_only: whether only damaged voxels count, as in a masked autoencoder (He et al., CVPR 2022); otherwise all
-            do, as in Models Genesis (Zhou et al., MICCAI 2019).
+        masked_only: whether only damaged voxels count, as in a masked autoencoder (He et al., CVPR 2022). Otherwise all
+            voxels count, as in Models Genesis (Zhou et al., MICCAI 2019).
 
     ``forward(prediction, image)`` reads ``reconstruction`` and ``target`` (B, C, *spatial) and ``mask`` (B, *spatial)
     and returns a scalar.

@@ -12,14 +12,14 @@ __all__ = ["SegmentedLabelsLoss"]
 
 
 class SegmentedLabelsLoss(nn.Module):
-    """A segmentation loss as the loss of a pretext that makes its own labels.
+    """Apply a segmentation loss to a pretext that makes its own labels.
 
     Args:
         loss: takes logits (B, K, *spatial) and labels (B, 1, *spatial), such as MONAI's ``DiceCELoss``.
 
     ``forward(prediction, image)`` returns a scalar from ``logits`` and ``labels`` of the prediction, in float32 under
-    autocast; of a list of logits (deep supervision) it is that of the first, which are the finest, plus half of the
-    second's and so on, divided by the sum of the weights, as in nnU-Net.
+    autocast. For a list of logits (deep supervision, finest first) it is the weighted mean of their losses with weights
+    1, 1/2, 1/4 and so on, as in nnU-Net.
     """
 
     def __init__(self, loss: _Loss) -> None:

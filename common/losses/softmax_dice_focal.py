@@ -9,13 +9,13 @@ __all__ = ["SoftmaxDiceFocalLoss"]
 
 
 class SoftmaxDiceFocalLoss(nn.Module):
-    """Dice of the softmax and focal loss of the softmax, added (Zhang et al., TransSeg, table 6: "DiceFocal").
+    """Sum of Dice and focal loss, both of the softmax (Zhang et al., TransSeg, table 6: "DiceFocal").
 
-    MONAI's ``DiceFocalLoss`` has this meaning up to the weekly build before 0.6 that the published code pins; since
-    then its focal part takes each class for a sigmoid of its own. Dice is of each sample and class, background
-    included; the focal loss is ``-(1 - p)^gamma log p`` of the true class and 0 of the others, the mean over pixels and
-    classes, so that it weighs the less against Dice the more classes there are. Pixels of one label, such as padding,
-    count in neither.
+    MONAI's ``DiceFocalLoss`` had this meaning in the weekly build before 0.6 that the published code pins. In later
+    versions its focal part applies a separate sigmoid to each class. Dice is computed for each sample and class,
+    including background. The focal loss is ``-(1 - p)^gamma log p`` for the true class and 0 for the others, averaged
+    over pixels and classes, so its weight relative to Dice falls as the number of classes grows. Pixels of one label,
+    such as padding, can be ignored in both.
 
     Args:
         gamma: exponent of the focal loss.

@@ -11,35 +11,35 @@ __all__ = ["TokenContrastiveLoss"]
 
 
 class TokenContrastiveLoss(nn.Module):
-    """Contrast of tokens, with a weight on tokens at the same position of other volumes.
+    """Contrastive loss of tokens, with a weight on tokens at the same position in other volumes.
 
-    With N = B * T tokens a view and the 2N unit vectors ``u`` of both views, ``p(a)`` the token of the same volume and
-    position in the other view, the loss is the mean over all ``a`` of ``-s(a, p(a)) + log(sum over b != a of w(a, b)
-    exp(s(a, b)))`` with ``s = u.u / temperature``; ``w(a, b)`` is ``weight`` where ``b`` is at the same position of
-    another volume (in either view), else 1. With a weight of 1 it is NT-Xent over all tokens; with one volume the
-    weight has nothing to act on; with one token per volume (pooled features) and a weight of 1 it is SimCLR's loss.
+    Each view has N = B * T tokens, so there are 2N unit vectors ``u``. Let ``p(a)`` be the token at the same volume and
+    position in the other view. The loss is the mean over all ``a`` of ``-s(a, p(a)) + log(sum over b != a of w(a, b)
+    exp(s(a, b)))`` with ``s = u.u / temperature``. ``w(a, b)`` is ``weight`` if ``b`` is at the same position in
+    another volume (in either view), else 1. With a weight of 1 it is NT-Xent over all tokens. With one volume the
+    weight has no effect. With one token per volume (pooled features) and a weight of 1 it is SimCLR's loss.
 
     Source: Hu et al., "Enhancing 3D Transformer Segmentation Model for Medical Image with Token-level Representation
-    Learning", equations (1) and (3). The index sets of (3) are garbled in print; this is the reading in which the
-    weight multiplies the terms ``z_m^i . z_m^j``, as the text says. The published code multiplies the similarities
-    themselves, ``exp((1 + w) s)``, which for w = 5 is a temperature of 0.083 for these pairs, and finds only some of
-    them. The forms differ in what they reward. At the temperature of 0.5 the first hardly tells a code of the position
-    alone from one of the content: with 2 volumes of 64 tokens the loss of an ideal code of the position is larger by
-    0.21, and by 7.1 with the second.
+    Learning", equations (1) and (3). The index sets of (3) are garbled in print. Here the weight multiplies the terms
+    ``z_m^i . z_m^j``, as the text says. The published code multiplies the similarities themselves, ``exp((1 + w) s)``.
+    For w = 5 that is a temperature of 0.083 for these pairs, and it finds only some of them. The two forms reward
+    different things. At a temperature of 0.5, the first barely distinguishes a code of the position alone from a code
+    of the content: with 2 volumes of 64 tokens, the loss of an ideal position code is only 0.21 larger. With the second
+    form it is 7.1 larger.
 
-    The similarities are made a block of rows at a time and never kept: the gradient is accumulated along with the
+    Similarities are computed one block of rows at a time and not kept. The gradient is accumulated along with the
     value, so memory grows with ``rows * 2N`` instead of ``(2N)^2``. The arithmetic is in float32 (float64 for float64
-    input), also under autocast. The negatives are those of the batch it is given
-    (``WholeBatchLoss`` gathers those of other processes).
+    input), also under autocast. The negatives come from the given batch (``WholeBatchLoss`` gathers those of other
+    processes).
 
     Args:
         temperature: divisor of the cosine similarities, larger than 0.
-        weight: w; 1 in the sum and 0 in the exponent weigh nothing. How much 5, the paper's, changes in the sum depends
-            on the number of tokens: pairs of the same position have 3.8 % of the denominator at 2 volumes of 64 tokens,
-            but 0.5 % at 512 tokens (taken at equal similarities). ``"auto"``, of the sum alone, is the weight that
-            gives them ``target_share``.
+        weight: w; 1 in the sum and 0 in the exponent have no effect. The effect of the paper's value, 5, in the sum
+            depends on the number of tokens: pairs at the same position make up 3.8 % of the denominator with 2 volumes
+            of 64 tokens, but 0.5 % with 512 tokens (at equal similarities). ``"auto"``, for the sum only, picks the
+            weight that gives these pairs ``target_share``.
         target_share: see ``weight``.
-        rows: vectors a block.
+        rows: vectors per block.
         weight_form: ``"sum"``, ``w exp(s)`` as in the equation, or ``"exponent"``, ``exp((1 + w) s)`` as in the
             published code, here for all pairs of the same position.
 
@@ -47,7 +47,7 @@ class TokenContrastiveLoss(nn.Module):
     normalised, and returns a scalar; ``image`` is there because MONAI's trainer passes it.
 
     Raises:
-        ValueError: an argument out of its range; in ``forward``, views that are not both (B, T, C) with B, T >= 1.
+        ValueError: an argument is out of its range; in ``forward``, the views are not both (B, T, C) with B, T >= 1.
     """
 
     def __init__(
@@ -62,18 +62,18 @@ class TokenContrastiveLoss(nn.Module):
         if not temperature > 0:
             raise ValueError(f"The temperature must be larger than 0, got {temperature}.")
         if weight_form not in ("sum", "exponent"):
-            raise ValueError(f'weight_form is "sum" or "exponent", got {weight_form!r}.')
+            raise ValueError(f'weight_form must be "sum" or "exponent", not {weight_form!r}.')
         if weight_form == "exponent" and not (isinstance(weight, (int, float)) and weight >= 0):
             raise ValueError(f'With weight_form "exponent" weight is a number, 0 or larger, got {weight!r}.')
         if weight_form == "sum" and weight != "auto" and not (isinstance(weight, (int, float)) and weight > 0):
             raise ValueError(f'weight is a number larger than 0 or "auto", got {weight!r}.')
         if not 0 < target_share < 1 or rows < 1:
-            raise ValueError(f"target_share lies between 0 and 1 and rows is 1 or more, got {target_share} and {rows}.")
+            raise ValueError(f"target_share must be between 0 and 1 and rows 1 or more, not {target_share} and {rows}.")
         self.temperature, self.weight, self.target_share, self.rows = temperature, weight, target_share, rows
         self.weight_form = weight_form
 
     def weight_for(self, volumes: int, tokens: int) -> float:
-        """The weight for a batch of that many volumes with that many tokens each."""
+        """The weight for a batch of ``volumes`` volumes with ``tokens`` tokens each."""
         if self.weight != "auto":
             return float(self.weight)
         weighted = 2 * (volumes - 1)
@@ -104,7 +104,7 @@ class TokenContrastiveLoss(nn.Module):
 
 
 class _RowwiseContrast(torch.autograd.Function):
-    """The loss of 2N unit vectors, ordered by view, volume and position, with its gradient made in the same pass."""
+    """The loss of 2N unit vectors, ordered by view, volume and position; the same pass computes the gradient."""
 
     @staticmethod
     def forward(

@@ -8,13 +8,13 @@ __all__ = ["VoxelCrossEntropy"]
 
 
 class VoxelCrossEntropy(nn.Module):
-    """Mean cross-entropy of the voxels, in float32, from label images as MONAI has them.
+    """Mean cross-entropy of the voxels, in float32, from label images in MONAI's layout.
 
     The loss of Med3D's pre-training and of MedicalNet's demonstration (Chen et al., section 3.2; ``train.py`` of the
-    published code, which ignores -1). Labels are taken to the grid of coarser logits by nearest neighbour.
+    published code, which ignores -1). For coarser logits, labels are resampled to their grid by nearest neighbour.
 
     Args:
-        ignore_index: label of voxels that do not count. Where none does, the loss is 0.
+        ignore_index: label of voxels that do not count. If no voxel counts, the loss is 0.
 
     ``forward(logits (B, K, *grid), label (B, 1, *spatial))`` returns a scalar.
     """

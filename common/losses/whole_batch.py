@@ -12,19 +12,19 @@ __all__ = ["WholeBatchLoss"]
 
 
 class WholeBatchLoss(nn.Module):
-    """The loss of the whole batch, of which each of several processes has a part of equal size.
+    """The loss of a whole batch that is split equally between several processes.
 
-    Predictions and targets of all processes are gathered, and each computes the same loss of them: negatives are those
-    of the whole batch, a Dice over the batch is that of the whole batch, and voxels that do not count are left out of
-    one mean. The gradients that ``DistributedDataParallel`` averages are then those of one process with the whole
-    batch. The gather costs memory and time for all predictions and targets; ``enabled=False`` averages the processes'
-    own losses, which is the same for losses that are a mean over samples.
+    It gathers the predictions and targets of all processes, and each process computes the same loss from them. So
+    negatives come from the whole batch, Dice covers the whole batch, and ignored voxels are left out of a single mean.
+    The gradients that ``DistributedDataParallel`` averages then equal those of one process with the whole batch. The
+    gather costs memory and time for all predictions and targets. ``enabled=False`` averages the losses of the processes
+    instead, which is the same for a loss that is a mean over samples.
 
     Args:
-        loss: called with a prediction and a target: tensors with the batch first, or sequences of them. Of a mapping,
-            which pretexts predict, the parts that the loss reads are gathered, but for those that it names in
-            ``shared``, and the target, which pretexts do not read, is left as it is.
-        enabled: see above. With one process nothing is done in any case.
+        loss: called with a prediction and a target: tensors with the batch first, or sequences of them. Pretexts
+            predict a mapping: only the parts that the loss reads are gathered, except those named in its ``shared``.
+            Their target stays as it is, since pretexts do not read it.
+        enabled: see above. With one process this changes nothing.
     """
 
     def __init__(self, loss: nn.Module, enabled: bool = True) -> None:
@@ -41,7 +41,7 @@ class WholeBatchLoss(nn.Module):
 
 
 class _Gathered(Mapping):
-    """Parts of a prediction, each gathered when it is first read: all processes read the same in the same order."""
+    """Parts of a prediction, each gathered on first read; all processes read the same parts in the same order."""
 
     def __init__(self, parts: Mapping[str, Any], shared: tuple[str, ...]) -> None:
         self.parts = parts
@@ -70,8 +70,8 @@ def _gather(value: Any) -> Any:
 class _AllGather(torch.autograd.Function):
     """Tensors of all processes, one after the other.
 
-    Every process computes the same of them, so the gradient of the sum of their losses is that of its own times their
-    number: nothing has to be exchanged, and the average that DDP takes is the gradient of one loss.
+    Every process computes the same loss. So the gradient of the sum of all losses is its own gradient times the number
+    of processes: no exchange is needed, and DDP's average is the gradient of one loss.
     """
 
     @staticmethod

@@ -9,11 +9,11 @@ __all__ = ["CalibrationSlope"]
 
 
 class CalibrationSlope(CumulativeIterationMetric):
-    """Slope of the least-squares line of the true number on the predicted one; 1 is calibrated (Cox, Biometrika 1958).
+    """Slope of the least-squares line of true on predicted numbers; 1 is calibrated (Cox, Biometrika 1958).
 
-    Below 1 the predictions spread too far, above 1 too little: a predicted difference of a year then stands for less or
-    more than one. NaN where all predictions are equal. Takes (B, 1) and (B, 1); the value is that of all samples since
-    the last ``reset``.
+    Below 1 the predictions spread too far: a predicted difference of a year stands for less than a year. Above 1 they
+    spread too little. The value is NaN if all predictions are equal. Takes (B, 1) and (B, 1); the value covers all
+    samples since the last ``reset``.
     """
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]

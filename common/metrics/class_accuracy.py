@@ -7,9 +7,9 @@ __all__ = ["ClassAccuracy"]
 
 
 class ClassAccuracy(CumulativeIterationMetric):
-    """Share of samples whose largest of K scores is that of their class; each sample's 0 or 1 is kept as a detail.
+    """Share of samples with the largest of K scores at their class; the 0 or 1 of each sample is kept as a detail.
 
-    Takes scores (B, K) and class numbers (B,) or (B, 1); the value is that of all samples since the last ``reset``.
+    Takes scores (B, K) and class numbers (B,) or (B, 1); the value covers all samples since the last ``reset``.
     """
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Dice by volume, and of all volumes taken for one."""
+"""Dice of each volume, and of all volumes pooled."""
 
 from __future__ import annotations
 
@@ -15,21 +15,18 @@ __all__ = ["ClassDice", "PooledDice"]
 
 
 class ClassDice(CumulativeIterationMetric):
-    """Dice of each volume and class, with the rule for empty masks that ``HD95`` follows too.
+    """Dice of each volume and class, with the same rule for empty masks as ``HD95``.
 
-    A class that is missed or invented scores 0. MONAI's ``MeanDice`` leaves out the invented one, so that false
-    positives in a scan without the structure cost nothing (``empty_masks.py`` says more).
+    A missed or invented class scores 0. MONAI's ``MeanDice`` leaves out an invented class, so false positives in a scan
+    without the structure cost nothing (``empty_masks.py`` says more).
 
     Args:
-        classes: channels, such as those of the 8 of BTCV's 13 organs that papers report; None for all.
+        classes: channels to score, such as the 8 of BTCV's 13 organs that papers report; None for all.
         include_background: whether channel 0 counts where `classes` is None.
-        empty: what a class in neither mask scores: `leave_out` of the mean (NaN), or `perfect`, 1.
+        empty: score of a class in neither mask: `leave_out` of the mean (NaN), or `perfect`, 1.
 
-    Takes one-hot prediction and truth (B, C, *spatial), returns (B, classes) per batch. ``aggregate`` is the mean,
-    over volumes, of a volume's mean over classes; NaN where no class counts in any volume.
-
-    Raises:
-        ValueError: for another rule.
+    Takes one-hot prediction and truth (B, C, *spatial), returns (B, classes) per batch. ``aggregate`` is the mean over
+    volumes of the mean over classes; NaN if no class counts in any volume. Raises: ValueError: the rule is unknown.
     """
 
     def __init__(
@@ -54,19 +51,19 @@ class ClassDice(CumulativeIterationMetric):
 
 
 class PooledDice(CumulativeIterationMetric):
-    """Dice of all volumes taken for one: intersections and sizes are added up before they are divided.
+    """Dice of all volumes pooled: intersections and sizes are added up, then divided.
 
-    The metric of TransSeg's published code (``eval_metrics``), which weighs volumes by the size of a structure and can
-    be far from the mean of the volumes' Dice. There it is taken on each GPU, and the GPUs' values are averaged; here it
-    is of all.
+    This is the metric of TransSeg's published code (``eval_metrics``). It weights volumes by the size of a structure
+    and can differ much from the mean Dice of the volumes. The published code averages the values of its GPUs; here all
+    volumes are pooled.
 
     Args:
-        classes: channels whose Dice is averaged; None for all but the background. A class that is neither predicted nor
-            true anywhere is left out; one that is missed everywhere, or only predicted, counts 0.
-        per_class: give the Dice of each class in place of their mean, NaN for one that is nowhere.
+        classes: channels to average; None for all but the background. A class that is neither predicted nor true
+            anywhere is left out; a class that is missed everywhere, or only predicted, counts 0.
+        per_class: return the Dice of each class instead of their mean; NaN for a class that occurs nowhere.
 
     Takes one-hot prediction and truth (B, C, *spatial); ``aggregate`` returns a scalar, or (classes,) with `per_class`.
-    ``statistics`` counts what the truth holds, along the last axis as slices (TransSeg, table 3).
+    ``statistics`` counts voxels and slices (along the last axis) of the truth (TransSeg, table 3).
     """
 
     def __init__(self, classes: Sequence[int] | None = None, per_class: bool = False) -> None:
@@ -81,12 +78,12 @@ class PooledDice(CumulativeIterationMetric):
         return torch.stack((both, predicted + true, true, *_slices(y)), dim=2)
 
     def aggregate(self) -> torch.Tensor:
-        """Mean Dice of the classes, a scalar; with `per_class` that of each."""
+        """Mean Dice of the classes, a scalar; with `per_class` the Dice of each."""
         dice = self._dice()
         return dice if self.per_class else dice.nanmean()
 
     def by_class(self) -> dict[int, float]:
-        """Dice of each class by its channel, NaN for one that is nowhere."""
+        """Dice of each class by its channel; NaN for a class that occurs nowhere."""
         dice = self._dice().tolist()
         return dict(zip(self.classes or range(1, len(dice) + 1), dice, strict=True))
 
@@ -108,7 +105,7 @@ class PooledDice(CumulativeIterationMetric):
 
 
 def _slices(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each volume and class (B, C): slices that have it, and Dice of neighbouring slices, added up, of how many."""
+    """For each volume and class (B, C): number of its slices, sum of Dice of neighbouring slices, and their number."""
     lines = y.flatten(2, -2) if y.ndim > 3 else y[:, :, None]
     sizes = lines.sum(2, dtype=torch.float64)
     shared = (lines[..., 1:] * lines[..., :-1]).sum(2, dtype=torch.float64)

@@ -1,15 +1,15 @@
-"""One rule for masks without a voxel, which scores of overlap and of distance share.
+"""One rule for empty masks, shared by scores of overlap and of distance.
 
-Of a structure in one volume:
+For a structure in one volume:
 
-- in the truth only (missed) or in the prediction only (invented): the worst score there is; Dice and NSD 0, a distance
+- in the truth only (missed) or in the prediction only (invented): the worst score. Dice and NSD are 0; a distance is
   the length of the image's diagonal. Infinity would spoil the mean, and leaving it out would reward the mistake.
-- in neither: by `empty`. `leave_out`, the default: NaN, which the mean leaves out. There is nothing to find, and 1 or
-  0 mm for it would let a net gain by structures that scans lack. `perfect`: the best score, Dice and NSD 1, a distance
-  of 0, as some challenges have it.
+- in neither: by `empty`. `leave_out`, the default, gives NaN, which the mean leaves out: there is nothing to find, and
+  a score of 1 or 0 mm would reward a net for structures that scans lack. `perfect` gives the best score, as in some
+  challenges: Dice and NSD 1, a distance of 0.
 
-``ClassDice``, ``HD95``, ``NSD`` and ``python -m common.score`` follow it. MONAI's Dice differs for an invented one,
-which it leaves out, and its mean of no value at all is 0, the worst Dice and the best distance; here it is NaN.
+``ClassDice``, ``HD95``, ``NSD`` and ``python -m common.score`` follow it. MONAI's Dice differs: it leaves out an
+invented structure. MONAI's mean of no values is 0, the worst Dice and the best distance; here it is NaN.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Empty = Literal["leave_out", "perfect"]
 
 
 def check_empty(empty: Any, where: str) -> Empty:
-    """The rule's name as it is.
+    """Return the rule's name if it is known.
 
     Raises:
-        ValueError: for another one; the sentence begins with `where`.
+        ValueError: the rule is unknown; the sentence begins with `where`.
     """
     if empty not in get_args(Empty):
         raise ValueError(f"{where} has the rules empty='leave_out' and 'perfect', not {empty!r}: give one of these.")
@@ -41,12 +41,12 @@ def score_empty(
     """Scores (B, C) of one-hot masks (B, C, *spatial) with this module's rule where masks are empty.
 
     Args:
-        score: what was computed; kept where neither mask is empty.
+        score: computed scores; kept where neither mask is empty.
         y_pred: prediction.
         y: truth.
-        worst: score of a structure that is missed or invented.
-        best: score of one in neither, where `empty` is `perfect`.
-        empty: rule for one in neither.
+        worst: score of a missed or invented structure.
+        best: score of a structure in neither mask, if `empty` is `perfect`.
+        empty: rule for a structure in neither mask.
     """
     predicted, true = (mask.flatten(2).any(-1).to(score.device) for mask in (y_pred, y))
     score = torch.where(predicted ^ true, torch.full_like(score, worst), score)
@@ -55,5 +55,5 @@ def score_empty(
 
 
 def mean_of_cases(scores: torch.Tensor) -> torch.Tensor:
-    """Mean, over cases, of the mean over the classes that count (B, C); NaN where none counts in any."""
+    """Mean over cases of the mean over counting classes (B, C); NaN if no class counts in any case."""
     return scores.nanmean(1).nanmean()

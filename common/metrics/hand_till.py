@@ -17,12 +17,12 @@ logger = logging.getLogger(__name__)
 class HandTillAUC(CumulativeIterationMetric):
     """Area under the ROC curve for several classes: M of Hand and Till (Machine Learning 45, 2001, equation 7).
 
-    The mean, over pairs of classes, of the areas with which the probability of either class tells the two apart. It
-    depends neither on how frequent the classes are nor on a threshold; for two classes it is the usual area. Classes
-    that the truth lacks are left out, which is logged; with fewer than two classes it is NaN.
+    For each pair of classes, the probability of either class separates the two with some area. This is the mean of
+    these areas over pairs. It depends neither on class frequencies nor on a threshold; for two classes it is the usual
+    area. Classes that the truth lacks are left out, which is logged. With fewer than two classes it is NaN.
 
-    Takes probabilities (or logits of any strictly increasing transform of them a class) (B, K) and class numbers (B,)
-    or (B, 1); the value is that of all samples since the last ``reset``.
+    Takes probabilities (B, K), or any strictly increasing transform of them per class, and class numbers (B,) or (B,
+    1). The value covers all samples since the last ``reset``.
     """
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
@@ -33,7 +33,7 @@ class HandTillAUC(CumulativeIterationMetric):
         there = np.unique(truth.astype(int))
         if len(there) < scores.shape[1]:
             logger.warning(
-                "the truth has %d of %d classes; the area under the ROC curve is over these.",
+                "the truth has %d of %d classes; the area under the ROC curve covers only these.",
                 len(there),
                 scores.shape[1],
             )

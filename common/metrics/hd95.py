@@ -19,24 +19,24 @@ __all__ = ["HD95", "volume_spacing"]
 class HD95(HausdorffDistanceMetric):
     """95th percentile of the symmetric Hausdorff distance in mm, with a stated rule for empty masks.
 
-    A structure that is in the truth but not in the prediction, or the other way round, scores the length of the image's
-    diagonal, the worst distance there is; one in neither is by `empty` (``empty_masks.py`` says more). MONAI's gives
-    infinity or NaN there, so that a missed structure either spoils the mean or improves it.
+    A structure in only one of truth and prediction scores the length of the image's diagonal, the worst possible
+    distance. For a structure in neither, `empty` decides (``empty_masks.py`` says more). MONAI's metric gives infinity
+    or NaN, so a missed structure either spoils the mean or improves it.
 
     Args:
-        spacing: mm per voxel and axis; None for that of each volume, which the truth has as a ``MetaTensor``.
+        spacing: mm per voxel and axis; None reads it from each volume, if the truth is a ``MetaTensor``.
         include_background: whether channel 0 counts.
-        definition: papers mean two things by the name. `larger`: the larger of the 95th percentiles of the distances
-            from the predicted surface to the true one and back, as MONAI has it. `pooled`: the 95th percentile of both
-            lists of distances put together, as medpy's ``hd95``, which TransUNet and nnFormer report (in voxels, as
-            spacing 1, 1, 1 has it); never more than the larger one but for interpolation.
-        empty: what a structure in neither mask scores: `leave_out` of the mean (NaN), or `perfect`, 0.
+        definition: papers use the name for two things. `larger`: the larger of the two 95th percentiles of distances,
+            from the predicted surface to the true one and back, as in MONAI. `pooled`: the 95th percentile of both
+            lists of distances together, as in medpy's ``hd95``, which TransUNet and nnFormer report (in voxels, as with
+            spacing 1, 1, 1). Except for interpolation, it is never above `larger`.
+        empty: score of a structure in neither mask: `leave_out` of the mean (NaN), or `perfect`, 0.
 
     Takes one-hot prediction and truth (B, C, D, H, W), returns (B, C) or (B, C - 1) per batch. ``aggregate`` is the
-    mean, over volumes, of a volume's mean over structures; NaN where none counts in any volume.
+    mean over volumes of the mean over structures; NaN if none counts in any volume.
 
     Raises:
-        ValueError: for another definition or rule; the truth has no spacing and none is given.
+        ValueError: the definition or rule is unknown; the truth has no spacing and none is given.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class HD95(HausdorffDistanceMetric):
 
 
 def volume_spacing(y: torch.Tensor, metric: str) -> list[float]:
-    """mm per voxel and axis of a volume of its own.
+    """Spacing of a volume, mm per voxel and axis.
 
     Raises:
-        ValueError: it carries none.
+        ValueError: it has none.
     """
     if not isinstance(y, MetaTensor) or y.affine.ndim != 2:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What challenges of the liver report beside Dice: overlap error, difference of volumes, mean surface distance."""
+"""Metrics that liver challenges report beside Dice: overlap error, volume difference, mean surface distance."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class VOE(_OfMasks):
 class RVD(_OfMasks):
     """Relative volume difference, |predicted - true| / true; 1 for a class that is missed or invented.
 
-    Without its sign, which LiTS' tables have: differences of volumes that are too large and too small would cancel.
-    Takes and returns what ``VOE`` does.
+    The value has no sign, unlike in LiTS' tables: with a sign, too large and too small volumes would cancel. Takes and
+    returns what ``VOE`` does.
     """
 
     def _score(self, y_pred: torch.Tensor, y: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
@@ -79,12 +79,12 @@ class RVD(_OfMasks):
 
 
 class ASSD(_OfMasks):
-    """Average symmetric surface distance in mm: the mean over the distances from both surfaces to the other.
+    """Average symmetric surface distance in mm: the mean of all distances from each surface to the other.
 
-    A class that is missed or invented scores the length of the image's diagonal, as in ``HD95``.
+    A missed or invented class scores the length of the image's diagonal, as in ``HD95``.
 
     Args:
-        spacing: mm per voxel and axis; None for that of each volume, which the truth has as a ``MetaTensor``.
+        spacing: mm per voxel and axis; None reads it from each volume, if the truth is a ``MetaTensor``.
         include_background, empty: as in ``VOE``.
     """
 
@@ -110,6 +110,6 @@ class ASSD(_OfMasks):
 
 
 def _sizes(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Voxels of both masks (B, C), and of each (2, B, C)."""
+    """Voxels in the overlap of both masks (B, C), and in each mask (2, B, C)."""
     both, predicted, true = (mask.flatten(2).sum(2, dtype=torch.float64) for mask in (y_pred * y, y_pred, y))
     return both, torch.stack((predicted, true))

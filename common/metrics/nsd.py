@@ -15,23 +15,23 @@ __all__ = ["NSD"]
 
 
 class NSD(CumulativeIterationMetric):
-    """Normalised surface Dice of each volume and class, as ``python -m common.score`` has it.
+    """Normalised surface Dice of each volume and class, as in ``python -m common.score``.
 
     It is the share of the voxels of both surfaces that lie within ``tolerance`` mm of the other surface. MONAI's
-    ``SurfaceDiceMetric`` counts subvoxels or weighs surface elements, and has another rule for empty masks.
+    ``SurfaceDiceMetric`` counts subvoxels or weights surface elements, and has another rule for empty masks.
 
     Args:
-        tolerance: mm that a surface may be off.
-        spacing: mm per voxel and axis; None for that of each volume, which the truth has as a ``MetaTensor``.
+        tolerance: largest distance in mm that counts as correct.
+        spacing: mm per voxel and axis; None reads it from each volume, if the truth is a ``MetaTensor``.
         include_background: whether channel 0 counts.
-        empty: what a structure in neither mask scores: `leave_out` of the mean (NaN), or `perfect`, 1. One that is
-            missed or invented scores 0 (``empty_masks.py`` says more).
+        empty: score of a structure in neither mask: `leave_out` of the mean (NaN), or `perfect`, 1. A missed or
+            invented structure scores 0 (``empty_masks.py`` says more).
 
     Takes one-hot prediction and truth (B, C, *spatial), returns (B, C) or (B, C - 1) per batch. ``aggregate`` is the
-    mean, over volumes, of a volume's mean over structures; NaN where none counts in any volume.
+    mean over volumes of the mean over structures; NaN if none counts in any volume.
 
     Raises:
-        ValueError: a tolerance below 0, another rule; the truth has no spacing and none is given.
+        ValueError: the tolerance is below 0, the rule is unknown, or the truth has no spacing and none is given.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class NSD(CumulativeIterationMetric):
     ) -> None:
         super().__init__()
         if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < float("inf"):
-            raise ValueError(f"The tolerance of NSD is a number of mm, 0 or more, not {tolerance!r}.")
+            raise ValueError(f"The tolerance of NSD must be 0 mm or more, not {tolerance!r}.")
         self.tolerance, self.spacing, self.include_background = tolerance, spacing, include_background
         self.empty = check_empty(empty, "NSD")
 

@@ -55,8 +55,8 @@ def effective_rank(features: torch.Tensor) -> torch.Tensor:
 def position_cosines(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cosine of tokens of different volumes, at the same position and at different ones.
 
-    A high first and a low second tell the collapse that contrasts of tokens invite: the encoder says where a token
-    lies and nothing about what is there. Source: Hu et al., SimTROT, section 3.3 and figure 3.
+    A high first and a low second value show a collapse that token contrast can cause: the encoder encodes where a token
+    lies and nothing about its content. Source: Hu et al., SimTROT, section 3.3 and figure 3.
 
     Args:
         tokens: (B, T, C), B volumes of T tokens in one order; B at least 2.
@@ -80,12 +80,12 @@ def position_cosines(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def retrieval_rate(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Share of the tokens that are most like their own volume's token among those at the same position.
+    """Share of tokens that are most similar to their own volume's token, among all volumes at the same position.
 
-    Where a token is seen through a mask (``queries``) and compared with tokens of whole volumes (``keys``), this tells
-    whether it says what is there. Tokens can differ between volumes, with low cosines, and yet not find their own: then
-    they were pushed apart and nothing was learnt of them. Chance is one over the number of volumes; of equal
-    similarities, as of a code of the position alone, each counts by chance.
+    With tokens from masked volumes (``queries``) and from whole volumes (``keys``), it measures whether tokens encode
+    content. Tokens can differ between volumes, with low cosines, and still not find their own: then they were pushed
+    apart without learning the content. Chance is one over the number of volumes. Equal similarities, as from a code of
+    the position alone, count as chance.
 
     Args:
         queries, keys: (B, T, C), the same B volumes of T tokens in one order; B at least 2.

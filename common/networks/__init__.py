@@ -1,7 +1,7 @@
 """Segmentation networks, encoders (views on their sub-modules) and heads over encoders.
 
-Those of slices (``transseg``, ``beit_encoder``, ``dino_encoder``, ``swin_slice_encoder``) are named by their files, so
-that the others load without ``transformers``.
+Import networks for slices from their modules (``transseg``, ``beit_encoder``, ``dino_encoder``,
+``swin_slice_encoder``), so the others load without ``transformers``.
 """
 
 from .dilated_resnet import DilatedResNet

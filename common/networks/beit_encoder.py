@@ -17,20 +17,21 @@ __all__ = ["CHECKPOINTS", "BeitEncoder", "RelativePositionBias"]
 
 
 class BeitEncoder(SliceTransformerEncoder):
-    """BEiT [1] on windows of K neighbouring slices [2, section 3.3]: tokens of the centre slice that see K slices.
+    """BEiT [1] on windows of K neighbouring slices [2, section 3.3]; tokens of the centre slice see K slices.
 
     The layers are those of ``transformers``, with the names of their weights (``layers.0.attention.q_proj.weight``).
-    The bias of relative positions is made here, once a table instead of at every step of an evaluation, and attention
-    runs through ``scaled_dot_product_attention``. There is no absolute position and no norm behind the last block, as
-    in the published code of [2]. Weights are drawn as there: normal, of deviation 0.02, and what ends a residual branch
-    of block n divided by the square root of 2 n.
+    The bias of relative positions is computed here once per table, not at every step of an evaluation, and attention
+    runs through ``scaled_dot_product_attention``. As in the published code of [2], there is no absolute position and no
+    norm after the last block, and weights are drawn from a normal distribution of deviation 0.02. The last weight of a
+    residual branch in block n is divided by the square root of 2 n.
 
     Args:
         in_channels, img_size, slices, patch_size: see ``SliceEncoder``.
-        hidden_size, mlp_dim, num_layers, num_heads: of the transformer; BEiT-B by default.
-        out_blocks: blocks (counted from 1) whose tokens are returned: the published indices 3, 5, 7, 11 count from 0.
-            ``BeitForSemanticSegmentation`` of ``transformers`` counts them otherwise and takes the blocks 2, 4, 6, 10.
-        layer_scale: start of the learned scale of each residual branch; 1 in the published code of [2], 0.1 in [1].
+        hidden_size, mlp_dim, num_layers, num_heads: sizes of the transformer; BEiT-B by default.
+        out_blocks: blocks (counted from 1) to return tokens of; the published indices 3, 5, 7, 11 count from 0.
+            ``BeitForSemanticSegmentation`` of ``transformers`` counts differently and returns blocks 2, 4, 6, 10.
+        layer_scale: initial value of the learned scale of each residual branch; 1 in the published code of [2], 0.1 in
+            [1].
         drop_path: rate of dropped residual branches at the last block, growing linearly from 0.
         norm_eps: epsilon of the layer norms.
 
@@ -103,9 +104,9 @@ class BeitEncoder(SliceTransformerEncoder):
 class RelativePositionBias(nn.Module):
     """Bias of attention by the offset of two patches, one table for each head (BEiT, appendix).
 
-    The table has (2 h - 1) (2 w - 1) + 3 rows: offsets, class token to patch, patch to class token, itself. ``forward``
-    returns (1, heads, 1 + h w, 1 + h w). In evaluation without gradients it is gathered once and kept until the table
-    changes.
+    The table has (2 h - 1) (2 w - 1) + 3 rows: offsets, class token to patch, patch to class token, class token to
+    itself. ``forward`` returns (1, heads, 1 + h w, 1 + h w). In evaluation without gradients, the result is gathered
+    once and kept until the table changes.
     """
 
     index: torch.Tensor
@@ -143,7 +144,7 @@ def _network(architecture: Mapping[str, Any], state: State) -> nn.Module:
 
 
 def _read(state: State, source: Source) -> dict[str, Any]:
-    """Tables of relative positions of each block, one for all of them, or both, which are added."""
+    """Read tables of relative positions: one per block, one for all blocks, or the sum of both."""
     split_projections(state)
     architecture = layers_architecture(state, "BeitEncoder")
     shared = state.pop("shared_table", None)
@@ -154,7 +155,7 @@ def _read(state: State, source: Source) -> dict[str, Any]:
     table = state["position_biases.0.relative_position_bias_table"]
     absolute = state.pop("position_table", None)
     if absolute is not None and bool(absolute.any()):
-        raise ValueError("it has absolute positions beside relative ones, which the encoder has not")
+        raise ValueError("it has absolute positions beside relative ones, which the encoder lacks")
     side = (round((len(table) - 3) ** 0.5) + 1) // 2
     return architecture | {
         "grid": [side, side],

@@ -33,36 +33,36 @@ STRIDES = (1, 2, 1, 1)
 
 
 class DilatedResNet(nn.Module):
-    """3-D residual network with output stride 8: dilations take the place of the strides of the last two layers.
+    """3-D residual network with output stride 8: the last two layers have dilations instead of strides.
 
     The backbone of Med3D (Chen et al., arXiv 1904.00625, section 3.1, and the published code, MedicalNet): a 7 x 7 x 7
-    convolution of stride 2, pooling of stride 2, and four layers of which the second has stride 2, the third dilation 2
-    and the fourth dilation 4, in their first convolution too. Names in the state dict are those of the published
-    weights. MONAI's ``resnet10`` to ``resnet200`` have tensors of the same names and shapes and compute something else,
-    strides for dilations.
+    convolution of stride 2, pooling of stride 2, and four layers. The second layer has stride 2, the third dilation 2
+    and the fourth dilation 4, also in their first convolution. Names in the state dict match the published weights.
+    MONAI's ``resnet10`` to ``resnet200`` have tensors of the same names and shapes but compute something else: strides,
+    not dilations.
 
     Args:
         depth: 10, 18, 34, 50, 101, 152 or 200; bottleneck blocks from 50 on.
         in_channels: channels of the image.
-        shortcut: where a block changes the grid or the channels, ``"A"`` takes every second voxel and pads with zero
-            channels, ``"B"`` is a strided 1 x 1 x 1 convolution and a norm. The published weights of depths 18 and 34
-            have A, the others B. A passes the gradient on; the published code cuts it there, and MONAI follows it.
+        shortcut: used if a block changes the grid or the channels. ``"A"`` takes every second voxel and pads with zero
+            channels; ``"B"`` is a strided 1 x 1 x 1 convolution and a norm. The published weights of depths 18 and 34
+            use A, the others B. Here A passes the gradient on; the published code and MONAI cut it.
         dilations: of the third and fourth layer.
         width: channels of the stem, 64 in the paper.
-        preactivation: norm and activation before each convolution (He et al., "Identity Mappings in Deep Residual
-            Networks"), with one more norm at the end; the paper names a pre-activation ResNet-200.
-        checkpointing: in training, keep only the input of each block and compute its inside again for the gradient.
-            Output, gradients and running statistics are those without it.
+        preactivation: put norm and activation before each convolution (He et al., "Identity Mappings in Deep Residual
+            Networks"), with one more norm at the end; the paper uses a pre-activation ResNet-200.
+        checkpointing: in training, keep only the input of each block and recompute its inside for the gradient. Output,
+            gradients and running statistics do not change.
         norm: ``"batch"``, ``"group"`` or ``"frozen"`` (``common.networks.make_norm``). Weights of ``"batch"`` and
-            ``"frozen"`` fit each other, those of ``"group"`` neither.
-        output_stride: 8, or 32 for a net with strides in the last two layers in place of dilations, which has the same
-            weights and 64 times fewer cells. The paper's coarse liver net has "32 times downsampling" (section 3.3).
+            ``"frozen"`` are interchangeable; those of ``"group"`` fit neither.
+        output_stride: 8, or 32 for strides instead of dilations in the last two layers, with the same weights and 64
+            times fewer cells. The paper's coarse liver net has "32 times downsampling" (section 3.3).
 
-    ``forward(image (B, C, D, H, W))`` returns five maps, finest first: that of the stem and those of the four layers,
-    with strides 2, 4, 8, 8, 8 (2, 4, 8, 16, 32). A grid has ``ceil(size / stride)`` cells per axis, whatever the size.
+    ``forward(image (B, C, D, H, W))`` returns five maps, finest first: the stem's and those of the four layers, with
+    strides 2, 4, 8, 8, 8 (2, 4, 8, 16, 32). A grid always has ``ceil(size / stride)`` cells per axis.
 
     Raises:
-        ValueError: another depth, shortcut, norm or output stride, or dilations that are not two.
+        ValueError: depth, shortcut, norm or output stride is unknown, or there are not two dilations.
     """
 
     layer_names: ClassVar[tuple[str, ...]] = (r"(?:conv|bn)1\.", r"layer(\d)\.", r"bn_last\.")
@@ -81,13 +81,13 @@ class DilatedResNet(nn.Module):
     ) -> None:
         super().__init__()
         if depth not in BLOCKS:
-            raise ValueError(f"A ResNet of depth {depth} is not known; depths are {', '.join(map(str, BLOCKS))}.")
+            raise ValueError(f"A ResNet cannot have the depth {depth}; depths are {', '.join(map(str, BLOCKS))}.")
         if shortcut not in ("A", "B"):
-            raise ValueError(f"The shortcut of a ResNet is 'A' or 'B', not {shortcut!r}.")
+            raise ValueError(f"The shortcut of a ResNet must be 'A' or 'B', not {shortcut!r}.")
         if len(dilations) != 2:
-            raise ValueError(f"Give two dilations, of the third and the fourth layer, not {list(dilations)}.")
+            raise ValueError(f"Give two dilations, for the third and the fourth layer, not {list(dilations)}.")
         if output_stride not in (8, 32):
-            raise ValueError(f"The output stride of a ResNet is 8 or 32, not {output_stride}.")
+            raise ValueError(f"The output stride of a ResNet must be 8 or 32, not {output_stride}.")
         if output_stride == 32:
             dilations = (1, 1)
             # So that its files are told from those of stride 8, whose tensors are the same.
@@ -138,7 +138,7 @@ class DilatedResNet(nn.Module):
         )
 
     def architecture(self) -> dict:
-        """What an encoder file records of the network: name and arguments."""
+        """Name and arguments of the network, for the record of an encoder file."""
         return {
             "name": "DilatedResNet",
             "depth": self.depth,
@@ -209,9 +209,9 @@ class _Block(nn.Module):
 
 
 def _convolution(*arguments: int, **more: Any) -> nn.Conv3d:
-    """A convolution with He et al.'s initialisation, as the published code has it, and not first with torch's own.
+    """A convolution with He et al.'s initialisation, as in the published code, without torch's own draw first.
 
-    Drawing every weight once instead of twice saves seconds for the deep nets.
+    Drawing every weight once, not twice, saves seconds for the deep nets.
     """
     device = torch.get_default_device()
     convolution = skip_init(nn.Conv3d, *arguments, bias=False, device=device, **more)
@@ -220,7 +220,7 @@ def _convolution(*arguments: int, **more: Any) -> nn.Conv3d:
 
 
 class _PadChannels(nn.Module):
-    """Shortcut A: every ``stride``-th voxel, and zeros for the channels that are added. No parameters."""
+    """Shortcut A: every ``stride``-th voxel, and zeros for the added channels. It has no parameters."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -233,9 +233,9 @@ class _PadChannels(nn.Module):
 
 @contextmanager
 def _statistics_untouched(module: nn.Module) -> Iterator[None]:
-    """Norms do not count the batch again when a checkpointed block is computed a second time.
+    """Keep norms from counting a batch again when a checkpointed block is recomputed.
 
-    They still take their running statistics, without effect: autograd saved them in the first pass and asks for them.
+    They still read their running statistics, without effect: autograd saved them in the first pass and expects them.
     """
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]  # synchronised ones as well
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
@@ -254,21 +254,23 @@ def resnet_depth(state: Mapping[str, torch.Tensor]) -> int:
     """Depth of the ResNet that holds these tensors.
 
     Raises:
-        ValueError: its layers have the blocks of no known depth.
+        ValueError: its blocks match no known depth.
     """
     bottleneck = "layer1.0.conv3.weight" in state
     blocks = tuple(count(state, rf"layer{layer}\.(\d+)\.") for layer in range(1, 5))
     found = [depth for depth, known in BLOCKS.items() if known == blocks and (depth >= 50) == bottleneck]
     if not found:
         kind = "bottleneck" if bottleneck else "basic"
-        raise ValueError(f"its layers have {blocks} {kind} blocks, as no ResNet of depth {', '.join(map(str, BLOCKS))}")
+        raise ValueError(
+            f"its layers have {blocks} {kind} blocks, unlike a ResNet of depth {', '.join(map(str, BLOCKS))}"
+        )
     return found[0]
 
 
 def _read(state: State, source: Source) -> dict[str, Any]:
     stem = state["conv1.weight"]
     if stem.ndim != 5:
-        raise ValueError(f"conv1.weight has the shape {tuple(stem.shape)}, which is no kernel of a 3-D convolution")
+        raise ValueError(f"conv1.weight has the shape {tuple(stem.shape)}, which is not a kernel of a 3-D convolution")
     shortcut = "B" if any(".downsample." in name for name in state) else "A"
     with torch.device("meta"):
         net = DilatedResNet(resnet_depth(state), stem.shape[1], shortcut, width=stem.shape[0])
@@ -286,7 +288,7 @@ def _doubt(tensors: State, file: str) -> str:
     if any(name.startswith("conv_seg.") for name in tensors) or re.match(r"resnet_\d+(_23dataset)?\.pth$", file):
         return ""
     return (
-        "may be a MedicalNet, with dilations, or a ResNet of MONAI, with strides, which no tensor tells apart: give "
+        "may be a MedicalNet, with dilations, or a ResNet of MONAI, with strides, and no tensor shows which: give "
         "--kind medicalnet or --kind monai_resnet"
     )
 

@@ -19,12 +19,12 @@ __all__ = ["CHECKPOINTS", "DinoEncoder"]
 class DinoEncoder(SliceTransformerEncoder):
     """A plain vision transformer with absolute positions, such as DINO's [1], on windows of K neighbouring slices [2].
 
-    The layers are those of ``transformers``, with the names of their weights. Maps, arguments and errors are as those
-    of ``common.networks.beit_encoder.BeitEncoder``. The code published with [2] cannot run this encoder; here it
-    returns patch tokens of the same blocks as BEiT.
+    The layers are those of ``transformers``, with the names of their weights. Maps, arguments and errors are as for
+    ``common.networks.beit_encoder.BeitEncoder``. The code published with [2] cannot run this encoder; here it returns
+    patch tokens of the same blocks as BEiT.
 
-    DINOv2 [3] is one, too: what its learned scales do is part of the linear layers ahead of them. ``registers`` are
-    further tokens beside the class token, which have no position [4].
+    DINOv2 [3] fits, too: its learned scales are folded into the linear layers before them. ``registers`` are further
+    tokens without a position, beside the class token [4].
 
     References:
         - [1] Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021.
@@ -83,7 +83,7 @@ class DinoEncoder(SliceTransformerEncoder):
         return maps
 
     def architecture(self) -> dict[str, Any]:
-        """What an encoder file records of the network: name and arguments."""
+        """Name and arguments of the network, for the record of an encoder file."""
         registers = {} if self.register_tokens is None else {"registers": self.register_tokens.shape[1]}
         return super().architecture() | registers
 

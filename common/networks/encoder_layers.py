@@ -10,13 +10,12 @@ __all__ = ["encoder_layers", "layer_modules"]
 
 
 def encoder_layers(encoder: nn.Module) -> list[dict[str, nn.Parameter]]:
-    """Parameters of an encoder by depth: a dict, from names in the encoder, for each layer, the first that sees the
-    image at first.
+    """Parameters of an encoder by depth: one dict by name for each layer, in the order of the forward pass.
 
-    An encoder says what its layers are by ``layer_names``: regular expressions of the beginnings of names in the order
-    of the forward pass; those with a group, which is a number, name several layers, in the order of the numbers. What
-    no expression names is not the encoder's, though it may go along in its file, as the decoder of a U-Net does. An
-    encoder without ``layer_names`` is one layer.
+    ``layer_names`` defines the layers of an encoder: regular expressions for the beginnings of names, in the order of
+    the forward pass. An expression with a group for a number names several layers, in the order of the numbers. A name
+    that no expression matches does not belong to the encoder, even if its file includes it, such as the decoder of a
+    U-Net. An encoder without ``layer_names`` is one layer.
     """
     layers: dict[tuple[int, ...], dict[str, nn.Parameter]] = {}
     for name, parameter in encoder.named_parameters():
@@ -27,7 +26,7 @@ def encoder_layers(encoder: nn.Module) -> list[dict[str, nn.Parameter]]:
 
 
 def layer_modules(encoder: nn.Module) -> Iterable[nn.Module]:
-    """All modules of the layers of an encoder, without those that hold more than the encoder."""
+    """All modules of the layers of an encoder, except modules that hold more than the encoder."""
     return (module for name, module in encoder.named_modules() if _place(encoder, f"{name}.") is not None)
 
 

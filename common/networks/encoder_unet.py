@@ -11,7 +11,8 @@ __all__ = ["EncoderUNet"]
 
 
 class EncoderUNet(nn.Module):
-    """A U-Net's decoder over any encoder of volumes whose maps get coarser: steps up, joined with the encoder's maps.
+    """A U-Net decoder over any encoder of volumes with maps that get coarser: upsampling, joined with the encoder's
+    maps.
 
     Where the finest map is coarser than the image, a block of convolutions on the image itself is the last to be
     joined, as in UNETR and Swin UNETR, of whose blocks the decoder is made. Maps of one stride, as a ViT's, are brought
@@ -20,7 +21,8 @@ class EncoderUNet(nn.Module):
     Args:
         encoder: returns maps, finest first, and states ``in_channels``, ``channels`` and ``strides``.
         out_channels: classes, background included.
-        width: least and, behind an encoder that begins coarser than the image, full-resolution number of channels.
+        width: least number of channels. It is also the number at full resolution if the encoder begins coarser than the
+            image.
 
     ``forward(image (B, C, *spatial))`` returns logits (B, out_channels, *spatial); each axis of the image is a multiple
     of the last stride.

@@ -1,6 +1,6 @@
-"""How checkpoints of other projects are told and read: a table (:class:`Kind`) for each, beside the network it fills.
+"""Recognise and read checkpoints of other projects: one table (:class:`Kind`) each, beside the network that it fills.
 
-The tables stand as ``CHECKPOINTS`` in the modules of the networks; ``common.weights.convert`` is the one loader for all
+The tables are ``CHECKPOINTS`` in the modules of the networks. ``common.weights.convert`` is the single loader for all
 of them and knows none by name.
 """
 
@@ -20,7 +20,7 @@ State = dict[str, torch.Tensor]
 
 
 class Source(NamedTuple):
-    """A foreign checkpoint: its tensors in its own names, and what it holds beside them (settings, a plan)."""
+    """A foreign checkpoint: its tensors under their original names, and its other content (settings, a plan)."""
 
     tensors: State
     beside: Mapping[str, Any] = {}
@@ -28,26 +28,26 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of foreign checkpoints, as the loader reads it.
+    """A kind of foreign checkpoint, for the loader.
 
-    Each tensor is left out by a rule, or gets the name that our encoder has for it and fills it. Anything else, and any
-    tensor of the encoder that is not filled, refuses the checkpoint.
+    A rule leaves each tensor out, or gives it the name that it has in our encoder. The checkpoint is refused if a
+    tensor fits neither, or if a tensor of the encoder stays empty.
 
     Args:
-        network: makes the encoder of an architecture and its tensors, on the device ``meta``.
-        read: returns the architecture that an encoder file records, read off the tensors in our names, which it may
-            change in place (split, add, fold); raises ``KeyError`` or ``ValueError`` for what is not of the kind.
-        marks: regular expressions by which a checkpoint is told; each has to fit a tensor, written as its name, its
-            number of axes and its shape (``patch_embed.proj.weight 5d 768x1x16x16x16``).
-        renames: patterns of names and what they become, in order.
-        left_out: regular expressions of names that the encoder does not need, by what they are.
-        fresh: beginnings of names that no checkpoint of the kind has, and that are drawn.
-        images: for kinds of 2-D images: what tells by which mean and deviation they were normalised, as triples of a
-            clue (``tensor``, ``model_type``, ``file``), its pattern, and ``mean`` and ``std``.
-        prepared: fields of ``common.preparation.Preparation``, and ``words`` for its intensities, that the checkpoint
-            itself says of its images.
-        doubt: why a checkpoint that has the marks may be of another kind all the same, with what to do; empty if not.
-            Called with the tensors and the name of the file; not asked where the user names the kind.
+        network: builds the encoder of an architecture and its tensors, on the device ``meta``.
+        read: reads the architecture for the encoder file from the tensors in our names. It may change them in place
+            (split, add, fold), and raises ``KeyError`` or ``ValueError`` if they are not of this kind.
+        marks: regular expressions that identify a checkpoint; each must match a tensor, written as its name, its number
+            of axes and its shape (``patch_embed.proj.weight 5d 768x1x16x16x16``).
+        renames: patterns of names and their replacements, in order.
+        left_out: regular expressions for names that the encoder does not need, by part.
+        fresh: beginnings of names that no checkpoint of this kind has; these tensors stay random.
+        images: for kinds of 2-D images: clues to their normalisation, as triples of a source (``tensor``,
+            ``model_type``, ``file``), its pattern, and ``mean`` and ``std``.
+        prepared: fields of ``common.preparation.Preparation``, and ``words`` for intensities, that the checkpoint
+            states about its images.
+        doubt: why a checkpoint with these marks may still be of another kind, and what to do; empty if it cannot.
+            Called with the tensors and the name of the file, but not if the user names the kind.
     """
 
     network: Callable[[Mapping[str, Any], State], nn.Module]
@@ -66,15 +66,14 @@ class Kind:
         return all(any(re.search(mark, name) for name in names) for mark in self.marks)
 
     def rename(self, name: str) -> str:
-        """What a tensor of this name is called here."""
+        """The name of this tensor in our encoder."""
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         return name
 
 
 def count(state: Mapping[str, Any], pattern: str) -> int:
-    """Parts of which the names tell the number, the group of ``pattern``: one more than the highest, so that one left
-    out in between is missed."""
+    """Number of parts, from the number in the group of ``pattern``: the highest plus one, so a gap is noticed."""
     found = (re.match(pattern, name) for name in state)
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 

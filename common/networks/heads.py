@@ -46,8 +46,8 @@ class EncoderClassifier(nn.Module):
 class EncoderRegressor(nn.Module):
     """Regressor of one number over any encoder, with the layers of :class:`EncoderClassifier`.
 
-    The head works on a standardised scale and its output is brought back to the target's unit in float32, so that an
-    untrained net starts near the mean and the loss can be written in that unit (years, say).
+    The head works on a standardised scale, and its output is scaled back to the target's unit in float32. So an
+    untrained net starts near the mean, and the loss can use that unit, such as years.
 
     Args:
         encoder: module that returns a list of maps, finest first, and states their ``channels``.

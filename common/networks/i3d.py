@@ -25,15 +25,15 @@ ENDS = ("Conv3d_2c_3x3", "Mixed_3c", "Mixed_4f", "Mixed_5c")
 
 
 class I3DEncoder(nn.Module):
-    """Inflated 3-D Inception (I3D, Carreira and Zisserman, CVPR 2017), which Medical Transformer is compared with.
+    """Inflated 3-D Inception (I3D, Carreira and Zisserman, CVPR 2017), a baseline of Medical Transformer.
 
-    Inception-v1 of Szegedy et al. with batch norms and kernels that are as deep as they are wide; the first two
-    poolings leave the first axis, time in videos, as it is. Names of the modules are those of the published code.
-    Convolutions are padded so that a grid has ``ceil(size / stride)`` cells.
+    Inception-v1 of Szegedy et al. with batch norms and kernels as deep as they are wide. The first two poolings keep
+    the first axis, time in videos. Names of the modules are those of the published code. Convolutions are padded so
+    that a grid has ``ceil(size / stride)`` cells.
 
     Args:
         in_channels: channels of the image.
-        width: all channels times this; 1 in the paper.
+        width: factor of all channels; 1 in the paper.
 
     ``forward(image (B, C, D, H, W))`` returns four maps of 192, 480, 832 and 1,024 channels, finest first.
     """
@@ -71,7 +71,7 @@ class I3DEncoder(nn.Module):
         return maps
 
     def architecture(self) -> dict[str, Any]:
-        """What an encoder file records of the network: name and arguments."""
+        """Name and arguments of the network, for the record of an encoder file."""
         return {"name": "I3DEncoder", "in_channels": self.in_channels, "width": self.width}
 
 
@@ -107,7 +107,7 @@ def _pool(x: torch.Tensor, kernel: Any, stride: Any) -> torch.Tensor:
 
 
 def _padded(x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int]) -> torch.Tensor:
-    """With zeros on both ends, as TensorFlow's SAME has it: one more at the far end where they are odd."""
+    """Pad with zeros on both ends, like TensorFlow's SAME: the far end gets the odd one."""
     pads: list[int] = []
     for size, side, step in zip(x.shape[:1:-1], kernel[::-1], stride[::-1], strict=True):
         lacking = max(side - step if size % step == 0 else side - size % step, 0)

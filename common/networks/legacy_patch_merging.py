@@ -10,11 +10,11 @@ __all__ = ["LegacyPatchMerging"]
 class LegacyPatchMerging(PatchMergingV2):
     """Patch merging as in MONAI up to 1.4, for Swin UNETR weights that were trained with it.
 
-    Up to 1.4 the default ``downsample="merging"`` of MONAI's ``SwinUNETR`` concatenated six of the eight voxels of
-    each 2 x 2 x 2 block, two of them twice. MONAI 1.5 put the two missing voxels in place of the repeated ones and
-    changed the order (issue 8284, pull request 8285). The parameters kept their names and shapes, so old weights load
-    without a word into the corrected layer and then compute something else. Pass this class as
-    ``SwinUNETR(..., downsample=LegacyPatchMerging)``. In two dimensions all versions agree.
+    Up to 1.4 the default ``downsample="merging"`` of MONAI's ``SwinUNETR`` concatenated six of the eight voxels of each
+    2 x 2 x 2 block, two of them twice. MONAI 1.5 put the two missing voxels in place of the repeated ones and changed
+    the order (issue 8284, pull request 8285). The parameters kept their names and shapes, so old weights load silently
+    into the corrected layer and compute something else. Pass this class as ``SwinUNETR(...,
+    downsample=LegacyPatchMerging)``. In two dimensions all versions agree.
 
     ``forward`` takes (B, D, H, W, C) to (B, ceil(D/2), ceil(H/2), ceil(W/2), 2C), or (B, H, W, C) likewise; odd sides
     are padded with zeros at the end.

@@ -1,4 +1,4 @@
-"""Med3D's nets: a dilated ResNet and one of several heads on its maps (Chen et al., arXiv 1904.00625)."""
+"""Med3D's nets: a dilated ResNet with one of several heads (Chen et al., arXiv 1904.00625)."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ __all__ = [
 
 
 class Med3DNet(nn.Module):
-    """A dilated ResNet and a head on its maps: the nets of Med3D's transfers (Chen et al., section 3.3).
+    """A dilated ResNet and a head on its maps: the nets for Med3D's target tasks (Chen et al., section 3.3).
 
     Args:
         head: makes the head from the encoder's ``channels``: one of ``BranchDecoder``, ``LungDecoder``, ``DenseASPP``,
-            ``PooledClassifier``, ``MedicalNetHead``, with its other arguments filled in (``"_mode_": "callable"`` in a
-            config).
+            ``PooledClassifier``, ``MedicalNetHead``, with its other arguments already set (``"_mode_": "callable"`` in
+            a config).
         depth, in_channels, shortcut, dilations, width, preactivation, checkpointing, norm, output_stride: as in
             ``DilatedResNet``.
 
-    ``forward(image (B, C, D, H, W), **arguments)`` returns what the head makes of the maps, as a rule logits (B, K, D,
-    H, W); the arguments are handed to the head.
+    ``forward(image (B, C, D, H, W), **arguments)`` returns the output of the head, usually logits (B, K, D, H, W); the
+    arguments go to the head.
     """
 
     def __init__(
@@ -62,26 +62,26 @@ class Med3DNet(nn.Module):
 
 
 class BranchDecoder(nn.Module):
-    """One 1 x 1 x 1 convolution a domain on the encoder's last map, and trilinear upsampling to the image's size.
+    """One 1 x 1 x 1 convolution per domain on the encoder's last map, and trilinear upsampling to the image's size.
 
-    The decoder of Med3D's pre-training (Chen et al., section 3.2), with one branch that of its coarse liver net
-    (section 3.3). Only the branch that is asked for is computed, so that the others have no gradient.
+    This is the decoder of Med3D's pre-training (Chen et al., section 3.2); with one branch, it is that of the coarse
+    liver net (section 3.3). Only the requested branch is computed, so the others get no gradient.
 
     Args:
         channels: those of the encoder's maps.
         classes: number of classes of each branch.
 
-    ``forward(maps, size, branch)`` returns logits (B, ``classes[branch]``, *size) in float32. With one branch its
-    number need not be given.
+    ``forward(maps, size, branch)`` returns logits (B, ``classes[branch]``, *size) in float32. ``branch`` is optional
+    with one branch.
 
     Raises:
-        ValueError: no branch, or a number of a branch that is missing or does not exist.
+        ValueError: there is no branch, or the number of a branch is missing or out of range.
     """
 
     def __init__(self, channels: Sequence[int], classes: Sequence[int]) -> None:
         super().__init__()
         if not classes:
-            raise ValueError("A decoder needs a branch at least: give the number of classes of each domain.")
+            raise ValueError("A decoder needs at least one branch: give the number of classes of each domain.")
         self.branches = nn.ModuleList(nn.Conv3d(channels[-1], number, 1) for number in classes)
 
     def forward(self, maps: Sequence[torch.Tensor], size: Sequence[int], branch: int | None = None) -> torch.Tensor:
@@ -89,21 +89,21 @@ class BranchDecoder(nn.Module):
             branch = 0
         if branch is None or not 0 <= branch < len(self.branches):
             raise ValueError(
-                f"The decoder has branches 0 to {len(self.branches) - 1} and was asked for {branch}: every item needs "
+                f"The decoder has branches 0 to {len(self.branches) - 1} but was asked for {branch}: every item needs "
                 "the `branch` of its domain (common.data.load_domains gives it)."
             )
         return upsample(self.branches[branch](maps[-1]), size)
 
 
 class MultiBranchNet(nn.Module):
-    """Med3D's pre-training net: one encoder, one branch of a ``BranchDecoder`` a domain.
+    """Med3D's pre-training net: one encoder, and one branch of a ``BranchDecoder`` per domain.
 
     Args:
         encoder: returns a list of maps, finest first, and states their ``channels``.
         classes: number of classes of each domain.
 
     ``forward(image (B, C, D, H, W), branch)`` returns the logits (B, ``classes[branch]``, D, H, W) of one branch; a
-    batch is of one domain.
+    batch holds one domain.
     """
 
     def __init__(self, encoder: nn.Module, classes: Sequence[int]) -> None:
@@ -116,28 +116,27 @@ class MultiBranchNet(nn.Module):
 
 
 def upsample(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Logits on another grid, trilinearly and in float32, whatever the precision of the net."""
+    """Resample logits to another grid, trilinearly and in float32 for any precision of the net."""
     return F.interpolate(logits.float(), tuple(size), mode="trilinear", align_corners=False)
 
 
 class LungDecoder(nn.Module):
-    """Three groups of a transposed and a plain convolution, then a 1 x 1 x 1 one (Chen et al., section 3.3).
+    """Three groups of a transposed and a plain convolution, then a 1 x 1 x 1 convolution (Chen et al., section 3.3).
 
-    A group doubles the grid with 3 x 3 x 3 kernels and has C channels in its first and C / 2 in its second convolution,
-    so that three groups undo the encoder's stride of 8. The paper gives C = 256 for the first group and says of the
-    others only that their numbers of channels are doubled "progressively"; doubled they would be 2,048 channels at full
-    size, so that halving is the default. A batch norm and a ReLU follow each of these convolutions, which the paper
-    does not mention.
+    A group doubles the grid with 3 x 3 x 3 kernels, so three groups undo the encoder's stride of 8. Its first
+    convolution has C channels, its second C / 2. The paper gives C = 256 for the first group and only says that the
+    channels of the others are doubled "progressively". Doubling would give 2,048 channels at full size, so halving is
+    the default. A batch norm and a ReLU follow each of these convolutions; the paper does not mention them.
 
     Args:
         channels: those of the encoder's maps.
         num_classes: number of logits.
         features: C of the first group.
-        factor: C of a group over that of the group before: 0.5, or 2 for the text's wording.
-        norm: ``"batch"`` or ``"group"``; ``"frozen"`` is ``"batch"``, since a head has no statistics to keep.
+        factor: ratio of C from group to group: 0.5, or 2 as in the paper's text.
+        norm: ``"batch"`` or ``"group"``; ``"frozen"`` acts as ``"batch"``, since a head has no statistics to keep.
 
-    ``forward(maps, size)`` returns logits (B, num_classes, *size). Where the size is no multiple of 8 the far end of
-    the grid is cut off, where the encoder padded.
+    ``forward(maps, size)`` returns logits (B, num_classes, *size). If the size is no multiple of 8, the far end of the
+    grid, which the encoder padded, is cut off.
     """
 
     def __init__(
@@ -169,21 +168,21 @@ class DenseASPP(nn.Module):
     """Densely connected dilated convolutions on the encoder's last map, in 3-D: the fine liver net's head.
 
     Yang et al., "DenseASPP for Semantic Segmentation in Street Scenes", CVPR 2018, with the layers of its published
-    code (``models/DenseASPP.py``) and 3-D kernels, as Chen et al., section 3.3, use it. Each dilation's block sees the
-    map and what the blocks before it made.
+    code (``models/DenseASPP.py``) and 3-D kernels, as in Chen et al., section 3.3. The block of each dilation sees the
+    map and the output of the blocks before it.
 
     Args:
         channels: those of the encoder's maps.
         num_classes: number of logits.
-        hidden, growth: channels between a block's two convolutions, and those that it adds: 512 and 128, or 128 and 64
-            in the smaller published net.
+        hidden, growth: channels between a block's two convolutions, and channels that it adds: 512 and 128, or 128 and
+            64 in the smaller published net.
         dilations: one block each.
-        dropout: of whole channels, behind each block and before the last convolution.
+        dropout: dropout of whole channels, after each block and before the last convolution.
         norm: as in ``LungDecoder``.
-        image_size: of the images that the net trains on, to fit the dilations to the map of an eighth of it; None for
-            the dilations as they are. They are meant for maps of 64 cells per side (512 pixels): on each axis a
-            dilation r becomes the whole number next to r * cells / 64, at least 1. So the block of 24 sees 9 cells
-            where there are 24, and none has a kernel of which all but the middle lie outside.
+        image_size: size of the training images, to fit the dilations to maps of an eighth of it; None keeps the
+            dilations. They are meant for maps of 64 cells per side (512 pixels): on each axis a dilation r becomes r *
+            cells / 64, rounded, at least 1. So for 24 cells the dilation 24 becomes 9, and no kernel lies outside of
+            the map except for its middle.
 
     ``forward(maps, size)`` returns logits (B, num_classes, *size) in float32, upsampled trilinearly.
     """
@@ -219,13 +218,14 @@ class DenseASPP(nn.Module):
         if made is not None and made.tolist() != [list(dilation) for dilation in self.dilations]:
             error_msgs: list[str] = arguments[-1]
             error_msgs.append(
-                f"DenseASPP was trained with the dilations {made.tolist()} and has {[list(d) for d in self.dilations]} "
-                "now: give its image_size that of training (head#image_size, as a rule roi_size)."
+                f"DenseASPP was trained with the dilations {made.tolist()} but now has "
+                f"{[list(d) for d in self.dilations]}: set its image_size to that of training (head#image_size, "
+                "usually roi_size)."
             )
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The map (B, C, *grid) with what the blocks add: (B, C + len(dilations) * growth, *grid)."""
+        """The map (B, C, *grid) with the channels of all blocks: (B, C + len(dilations) * growth, *grid)."""
         for block in self.blocks:
             x = torch.cat([F.dropout3d(block(x), self.dropout, self.training), x], dim=1)
         return x
@@ -236,7 +236,7 @@ class DenseASPP(nn.Module):
 
 
 def _fitted(dilation: int, image_size: Sequence[int]) -> tuple[int, int, int]:
-    """A dilation for maps of 64 cells per side, on those of an eighth of the image's voxels."""
+    """Fit a dilation for maps of 64 cells per side to maps of an eighth of the image's size."""
     depth, height, width = (max(1, math.floor(dilation * math.ceil(size / 8) / 64 + 0.5)) for size in image_size)
     return depth, height, width
 
@@ -248,7 +248,7 @@ def _of_head(norm: str) -> str:
 def _block(
     inputs: int, hidden: int, growth: int, dilation: tuple[int, int, int], norm: str, first: bool
 ) -> nn.Sequential:
-    """Without a norm at its start for the first, whose input has just left an encoder's norm and ReLU."""
+    """A block; the first one starts without a norm, since its input comes from the encoder's norm and ReLU."""
     return nn.Sequential(
         *([] if first else [make_norm(norm, inputs)]),
         nn.ReLU(),
@@ -268,8 +268,8 @@ class PooledClassifier(nn.Module):
         channels: those of the encoder's maps.
         num_classes: number of logits.
 
-    ``forward(maps, size)`` returns logits (B, num_classes), in single precision also under autocast, so that chances
-    made of them sum to one.
+    ``forward(maps, size)`` returns logits (B, num_classes), in single precision even under autocast, so their
+    probabilities sum to one.
     """
 
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
@@ -283,17 +283,16 @@ class PooledClassifier(nn.Module):
 class MedicalNetHead(nn.Module):
     """The head of MedicalNet's published demonstration, ``conv_seg`` in ``models/resnet.py``; not the paper's.
 
-    A transposed 2 x 2 x 2 convolution to stride 4, a 3 x 3 x 3 one and a 1 x 1 x 1 one without bias, norms and ReLUs
-    between them.
+    It has a transposed 2 x 2 x 2 convolution to stride 4, a 3 x 3 x 3 and a 1 x 1 x 1 convolution without bias, with
+    norms and ReLUs between them.
 
     Args:
         channels: those of the encoder's maps.
         num_classes: number of logits.
         features: channels of the first two convolutions.
 
-    ``forward(maps, size)`` returns, in training, logits (B, num_classes, *size / 4): the label is brought to their grid
-    (``common.losses.VoxelCrossEntropy``). In evaluation they are upsampled to ``size``, as the published test script
-    does.
+    ``forward(maps, size)`` returns logits (B, num_classes, *size / 4) in training; ``common.losses.VoxelCrossEntropy``
+    resamples the label to their grid. In evaluation they are upsampled to ``size``, as in the published test script.
     """
 
     def __init__(self, channels: Sequence[int], num_classes: int, features: int = 32) -> None:

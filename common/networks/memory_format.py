@@ -13,9 +13,9 @@ __all__ = ["ChannelsLastInstanceNorm3d", "to_channels_last"]
 class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
     """Instance norm that keeps the memory format of its input.
 
-    torch's instance norm returns row-major tensors, so in a ``channels_last_3d`` net every norm costs a copy there and
-    the next convolution one back. A group norm with one channel a group is the same function and, on a CPU, keeps the
-    format. With running statistics it is torch's own.
+    torch's instance norm returns row-major tensors, so in a ``channels_last_3d`` net every norm costs one copy, and the
+    next convolution another one back. A group norm with one channel per group is the same function and keeps the format
+    on a CPU. With running statistics, torch's own norm is used.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -42,9 +42,9 @@ class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
 
 
 class _InstanceNorm(torch.autograd.Function):
-    """Torch's group norm with one channel a group, of ``channels_last_3d`` input on a CPU, and a gradient of its own.
+    """Torch's group norm with one channel per group, for ``channels_last_3d`` input on a CPU, with our own gradient.
 
-    Torch's gradient takes 5 times as long there in float32, and 10 to 20 times in bfloat16.
+    Torch's gradient takes 5 times as long for this case in float32, and 10 to 20 times in bfloat16.
     """
 
     @staticmethod
@@ -103,10 +103,10 @@ class _InstanceNorm(torch.autograd.Function):
 
 
 def to_channels_last(network: nn.Module, device: torch.device | str | None = None) -> nn.Module:
-    """Move a network to its device (None: it stays), in place, in the format in which its convolutions are fastest.
+    """Move a network to its device (None: it stays), in place, in the fastest memory format for its convolutions.
 
-    Weights of 3-D convolutions become ``channels_last_3d``, those of 2-D ones ``channels_last``, and instance norms are
-    made to keep that format; names in the state dict and the function stay as they are.
+    Weights of 3-D convolutions become ``channels_last_3d``, those of 2-D ones ``channels_last``, and instance norms
+    keep that format. Names in the state dict and the function do not change.
 
     Returns:
         the network.

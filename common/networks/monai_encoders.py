@@ -1,7 +1,7 @@
-"""Networks of MONAI that classify or segment, seen as encoders of volumes.
+"""MONAI networks for classification or segmentation as encoders of volumes.
 
-Views, not copies: each holds the very modules of a network, under the names that they have there. A decoder that suits
-each of them is ``common.networks.EncoderUNet``.
+They are views, not copies: each holds the modules of a network itself, under their own names.
+``common.networks.EncoderUNet`` is a decoder for all of them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["CHECKPOINTS", "DenseNetEncoder", "ResNetEncoder", "SegResNetDSEncode
 
 
 class ResNetEncoder(nn.Module):
-    """The layers of MONAI's ``ResNet``, as MONAI computes them: with strides where ``DilatedResNet`` has dilations.
+    """The layers of MONAI's ``ResNet``, with strides where ``DilatedResNet`` has dilations.
 
     Args:
         network: such as ``monai.networks.nets.resnet50(spatial_dims=3, n_input_channels=1, conv1_t_stride=2)``.
 
-    ``forward(image (B, C, *spatial))`` returns five maps, finest first: that of the stem and those of the four layers.
+    ``forward(image (B, C, *spatial))`` returns five maps, finest first: the stem's and those of the four layers.
     """
 
     layer_names: ClassVar[tuple[str, ...]] = (r"(?:conv|bn)1\.", r"layer(\d)\.")
@@ -62,7 +62,7 @@ class DenseNetEncoder(nn.Module):
     """The features of MONAI's ``DenseNet``.
 
     ``forward(image (B, C, *spatial))`` returns the map of the stem and those of the dense blocks, finest first, with
-    strides 2, 4, 8, 16, 32; the last one is normed and passes a ReLU, as ahead of the classifier.
+    strides 2, 4, 8, 16, 32; the last one passes a norm and a ReLU, as before the classifier.
     """
 
     layer_names: ClassVar[tuple[str, ...]] = (
@@ -171,7 +171,7 @@ def _read_resnet(state: State, source: Source) -> dict[str, Any]:
 
 
 def _blocks(state: Mapping[str, torch.Tensor], prefix: str) -> list[tuple[int, int]]:
-    """Layers of each dense block, and the channels that each of them adds."""
+    """Layers of each dense block, and the number of channels that each layer adds."""
     return [
         (
             count(state, rf"{prefix}denseblock{block}\.denselayer(\d+)\.") - 1,

@@ -21,26 +21,28 @@ POOLED = 16
 
 
 class MultiViewEncoder(nn.Module):
-    """Backbone of Medical Transformer [1, section 3.2]: slices of three planes, an encoder a plane, one transformer.
+    """Backbone of Medical Transformer [1, section 3.2]: slices of three planes, one encoder per plane, one transformer.
 
     The combination of the planes, F[x, y, z] = (s_x, c_y, a_z) with the vectors of sagittal, coronal and axial slices
-    (section 3.3.2), is never built: every linear function of it is a sum of functions of the three sequences, which
-    the heads below use.
+    (section 3.3.2), is never built: every linear function of it is a sum of functions of the three sequences. The heads
+    below use that.
 
     Args:
         in_channels: channels of the image.
         embed_dim: length d of a slice's vector.
         widths: channels of the plane encoders' stages.
-        num_heads, dim_head, mlp_dim, num_layers: of the transformer; 0 layers leave it out, as in the paper's table 5.
+        num_heads, dim_head, mlp_dim, num_layers: sizes of the transformer; 0 layers leave it out, as in the paper's
+            table 5.
         dropout: in the transformer.
         norm_scope: "volume" or "slice", see ``PlaneEncoder``.
 
-    ``forward(image (B, C, X, Y, Z))`` returns ten maps: of the first three stages those of the sagittal, the coronal
-    and the axial encoder, in the volume's axes, and last F, averaged over blocks of 16 voxels per axis. Interpolated to
-    the volume they are the features that the paper's segmentation head sees. The image has any size.
+    ``forward(image (B, C, X, Y, Z))`` returns ten maps. The first nine are those of the first three stages of the
+    sagittal, coronal and axial encoder, in the volume's axes. The last is F, averaged over blocks of 16 voxels per
+    axis. Interpolated to the volume, they are the features of the paper's segmentation head. The image may have any
+    size.
 
     Raises:
-        ValueError: in ``forward``, an image that has not ``in_channels`` channels and three axes.
+        ValueError: in ``forward``, the image does not have ``in_channels`` channels and three axes.
 
     References:
         - [1] Jun et al., Medical Transformer: Universal Brain Encoder for 3D MRI Analysis.
@@ -96,8 +98,7 @@ class MultiViewEncoder(nn.Module):
         return [*features, torch.cat(lines, dim=1)]
 
     def encode(self, image: torch.Tensor) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
-        """Vectors of the slices of each plane (B, N, d), past the transformer, and maps of each plane's first stages
-        (B, C, N, H, W)."""
+        """Vectors of each plane's slices (B, N, d) after the transformer, and maps of first stages (B, C, N, H, W)."""
         vectors, maps = self._encode_planes(image)
         return [self.mix(v, plane) for v, plane in zip(vectors, PLANES, strict=True)], maps
 
@@ -106,13 +107,13 @@ class MultiViewEncoder(nn.Module):
         return self._encode_planes(image)[0]
 
     def mix(self, vectors: torch.Tensor, plane: str) -> torch.Tensor:
-        """Vectors of one plane past the transformer; as they are where there is none."""
+        """Vectors of one plane after the transformer; unchanged if there is none."""
         return vectors if self.transformer is None else self.transformer(vectors, plane)
 
     def _encode_planes(self, image: torch.Tensor) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
         if image.ndim != 5 or image.shape[1] != self.in_channels:
             raise ValueError(
-                f"Medical Transformer takes images (batch, {self.in_channels} channels, X, Y, Z), not of the shape "
+                f"Medical Transformer takes images (batch, {self.in_channels} channels, X, Y, Z), not the shape "
                 f"{tuple(image.shape)}: set in_channels to the channels of the images."
             )
         vectors, maps = [], []
@@ -123,7 +124,7 @@ class MultiViewEncoder(nn.Module):
         return vectors, maps
 
     def architecture(self) -> dict:
-        """What an encoder file records of the network: name and arguments."""
+        """Name and arguments of the network, for the record of an encoder file."""
         return {
             "name": "MultiViewEncoder",
             "in_channels": self.in_channels,
@@ -162,10 +163,10 @@ class MultiViewClassifier(nn.Module):
 
 
 class MultiViewRegressor(MultiViewClassifier):
-    """The same for one number, in its own unit.
+    """The same for one number, in the target's unit.
 
-    The head's output is made and brought to the target's unit in float32, as in ``EncoderRegressor``: an untrained net
-    starts near the mean of the training set. The paper does not say how ages were scaled.
+    The head's output is computed and scaled to the target's unit in float32, as in ``EncoderRegressor``. So an
+    untrained net starts near the mean of the training set. The paper does not say how ages were scaled.
 
     Args:
         encoder: a ``MultiViewEncoder``.
@@ -195,9 +196,9 @@ class MultiViewSegmenter(nn.Module):
     """A linear classifier of each voxel on the combined vectors and the plane encoders' maps [1, section 3.3.2].
 
     The paper's features of a voxel are F (3 d channels) and the maps of the first three stages of each plane,
-    interpolated to the volume (3 x 112 channels at the published widths). Neither is built: the layer's part for s is
-    applied to the sagittal sequence and laid along x, and so on, and its part for a map is applied before the
-    interpolation, with which it commutes.
+    interpolated to the volume (3 x 112 channels at the published widths). Neither is built. The layer's part for s is
+    applied to the sagittal sequence and laid along x, and likewise for the others. Its part for a map is applied before
+    the interpolation, since the two commute.
 
     Args:
         encoder: a ``MultiViewEncoder``.
@@ -233,7 +234,7 @@ class MultiViewSegmenter(nn.Module):
 
 
 def _along(line: torch.Tensor, axis: int) -> torch.Tensor:
-    """A sequence (B, C, N) as a volume (B, C, ...) of N voxels along one axis and one along the others."""
+    """Reshape a sequence (B, C, N) to a volume (B, C, ...) with N voxels along one axis and one along the others."""
     shape = [1, 1, 1]
     shape[axis] = line.shape[2]
     return line.reshape(*line.shape[:2], *shape)

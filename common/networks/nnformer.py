@@ -16,34 +16,34 @@ __all__ = ["NNFormer", "NNFormerEncoder"]
 class NNFormer(nn.Module):
     """nnFormer [1]: Swin blocks in the encoder and in the decoder, convolutions in between.
 
-    Parameters carry the names of the published code, so its checkpoints load as they are. Tensors run through the
-    network with channels last, so that convolutions (channels_last_3d) and layer norms share one layout.
+    Parameters have the names of the published code, so its checkpoints load directly. Tensors pass through the network
+    with channels last, so convolutions (channels_last_3d) and layer norms share one layout.
 
-    The base arguments are those of [2] for Synapse (crops of 64 x 128 x 128); for brain tumours it takes
+    The base arguments are those of [2] for Synapse (crops of 64 x 128 x 128); for brain tumours [2] uses
     ``embed_dim=96, patch_size=4, num_heads=(3, 6, 12, 24), decoder_num_heads=(6, 12, 24)`` and four channels.
 
     Args:
         in_channels: channels of the image.
         out_channels: classes, background included.
-        img_size: voxels per axis of the crops; a multiple of ``patch_size * 2 ** (stages - 1)``. Other such sizes run
-            as well; it decides where the grid is so small that a stage takes it as one window.
+        img_size: voxels per axis of the crops; a multiple of ``patch_size * 2 ** (stages - 1)``. Other such multiples
+            run as well. It decides which stages have a grid so small that it is one window.
         embed_dim: channels of the first stage; they double from stage to stage.
         patch_size: voxels per axis of a token of the first stage: 1, 2 or 4 on each axis.
-        depths: blocks of each stage, in the encoder; the decoder has as many in its stages.
+        depths: blocks of each encoder stage; decoder stages have as many.
         num_heads: attention heads of each stage.
-        decoder_num_heads: attention heads of the decoder's stages, finest first; default those of the encoder.
-        window_size: tokens per axis of each stage's windows; the paper's for one to four stages if left out.
+        decoder_num_heads: attention heads of the decoder's stages, finest first; by default as in the encoder.
+        window_size: tokens per axis of each stage's windows; by default the paper's, for up to four stages.
         mlp_ratio: width of the MLPs.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
         deep_supervision: whether training returns the logits of every decoder stage, finest first, each at its own
             resolution (the first at the image's). In evaluation mode only the first is returned.
-        legacy_rel_index: the published code numbers relative positions with ``3W - 1`` where ``(2W - 1)^2`` is meant,
-            so that many offsets share one bias (343 offsets 115 for windows of 4). Weights trained with it need it.
+        legacy_rel_index: number relative positions like the published code, with ``3W - 1`` instead of ``(2W - 1)^2``,
+            so many offsets share one bias (343 offsets share 115 for windows of 4). Weights from that code need it.
 
-    Input (B, in_channels, D, H, W), output (B, out_channels, D, H, W) or, for training with deep supervision, a list.
+    Input (B, in_channels, D, H, W), output (B, out_channels, D, H, W) or a list in training with deep supervision.
 
     Raises:
-        ValueError: a patch size other than 1, 2 and 4, settings of unequal length, or a size that is no such multiple.
+        ValueError: the patch size is not 1, 2 or 4, settings differ in length, or a size is no such multiple.
 
     References:
         - [1] Zhou et al., nnFormer: Volumetric Medical Image Segmentation via a 3D Transformer, TIP 2023, section III.
@@ -138,7 +138,7 @@ class NNFormerEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if not all(size in (1, 2, 4) for size in patch_size):
-            raise ValueError(f"patch_size of nnFormer is 1, 2 or 4 on each axis, not {list(patch_size)}.")
+            raise ValueError(f"patch_size of nnFormer must be 1, 2 or 4 on each axis, not {list(patch_size)}.")
         self.in_channels, self.patch_size = in_channels, tuple(patch_size)
         self.channels = tuple(embed_dim * 2**stage for stage in range(len(depths)))
         self.strides = tuple(tuple(size * 2**stage for size in self.patch_size) for stage in range(len(depths)))
@@ -197,7 +197,7 @@ class NNFormerEncoder(nn.Module):
         return maps
 
     def architecture(self) -> dict:
-        """What an encoder file records of the network: name and arguments."""
+        """Name and arguments of the network, for the record of an encoder file."""
         return dict(self._architecture)
 
     def _check(self, size: Sequence[int]) -> None:
@@ -280,7 +280,7 @@ class _UpStage(nn.Module):
 
 
 class _Convolutions(nn.Module):
-    """Two 3x3x3 convolutions, the first with a stride, GELU and layer norm after each (the last may go without)."""
+    """Two 3x3x3 convolutions, the first with a stride, GELU and layer norm after each (optional for the last)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int], last: bool) -> None:
         super().__init__()
@@ -352,8 +352,8 @@ class _MLP(nn.Module):
 class _WindowAttention(nn.Module):
     """Attention inside windows with a learned bias for each relative position.
 
-    ``forward(tokens (B, W, N, C), mask (W, N, N))``; with ``cross``, queries are given and taken as they are (the
-    published decoder has no projection for them), keys and values come from ``tokens``.
+    ``forward(tokens (B, W, N, C), mask (W, N, N))``; with ``cross``, queries are given and used unprojected (the
+    published decoder has no projection for them), and keys and values come from ``tokens``.
     """
 
     relative_position_index: torch.Tensor
@@ -391,8 +391,8 @@ class _WindowAttention(nn.Module):
         if given is not None and not torch.equal(given.cpu(), self.relative_position_index.cpu()):
             errors: list[str] = args[-1]
             errors.append(
-                f"{prefix}relative_position_index numbers relative positions in another way: these weights were "
-                "trained with the published code, so build the network with legacy_rel_index=True."
+                f"{prefix}relative_position_index numbers relative positions as the published code does, which "
+                "these weights were trained with: build the network with legacy_rel_index=True."
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -400,7 +400,7 @@ class _WindowAttention(nn.Module):
 class _Block(nn.Module):
     """Swin block on tokens (B, d, h, w, C), with windows shifted by ``shift`` tokens.
 
-    The mask of the shifted windows is kept for ``grid``, and made anew for grids of another size.
+    The mask of the shifted windows is kept for ``grid`` and computed again for other grids.
     """
 
     cross = False
@@ -520,7 +520,7 @@ def relative_position_index(window: int, legacy: bool = False) -> torch.Tensor:
 
 
 def _window(grid: Sequence[int], window: int) -> tuple[int, int]:
-    """Window and shift of a stage: one window without shift where the grid is no larger than it."""
+    """Window and shift of a stage: one window without shift if the grid is no larger than the window."""
     return (min(grid), 0) if min(grid) <= window else (window, window // 2)
 
 

@@ -14,11 +14,11 @@ NORMS = ("batch", "group", "frozen")
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm that computes with its running statistics in training, too, and leaves them as they are.
+    """Batch norm that always uses its running statistics, even in training, and never updates them.
 
-    Weight and bias train. Statistics of a pre-training then do not give way to those of small batches; a net that
-    starts from random weights has none (mean 0, variance 1), so that this norm is for pre-trained ones. Names and
-    shapes in the state dict are those of ``torch.nn.BatchNorm3d``, and in evaluation both are one function.
+    Weight and bias train. So statistics of small batches do not replace those of pre-training. Use it for pre-trained
+    nets only: a net with random weights has no statistics (mean 0, variance 1). Names and shapes in the state dict are
+    those of ``torch.nn.BatchNorm3d``, and in evaluation both are the same function.
 
     Args:
         num_features: channels.
@@ -42,12 +42,12 @@ class FrozenBatchNorm(nn.Module):
 
 
 def make_norm(name: str, channels: int) -> nn.Module:
-    """A norm of so many channels.
+    """Make a norm by name.
 
     Args:
-        name: ``"batch"``, whose statistics are those of the whole batch under several processes
-            (``common.distributed.wrap``); ``"group"``, of each sample, groups of 16 channels or so; ``"frozen"``, batch
-            norm with the statistics that were loaded.
+        name: ``"batch"`` takes statistics of the whole batch, even with several processes
+            (``common.distributed.wrap``); ``"group"`` takes them per sample over groups of about 16 channels;
+            ``"frozen"`` is batch norm with loaded statistics.
         channels: of its input.
 
     Raises:
@@ -59,10 +59,10 @@ def make_norm(name: str, channels: int) -> nn.Module:
         "frozen": FrozenBatchNorm,
     }
     if name not in makers:
-        raise ValueError(f"norm is one of {', '.join(NORMS)}, not {name!r}.")
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {name!r}.")
     return makers[name](channels)
 
 
 def _groups(channels: int) -> int:
-    """The most groups, 32 at most, of 2 channels or more that divide them: one value a group has no spread."""
+    """Largest number of groups, up to 32, of at least 2 channels each: a single value has no spread."""
     return max(number for number in range(1, 33) if channels % number == 0 and channels // number >= min(2, channels))

@@ -15,23 +15,23 @@ __all__ = ["OnnxNet"]
 
 
 class OnnxNet(nn.Module):
-    """A network that `onnxruntime` computes from an ONNX file, for the inferers that take a torch one.
+    """A network that `onnxruntime` computes from an ONNX file, for inferers that expect a torch network.
 
-    The file has one input and its first output is the prediction, as `python -m monai.bundle onnx_export` writes it. A
-    file whose batch size is fixed at 1 takes a batch image by image. It computes on CUDA where `device` is a CUDA one
-    and the installed onnxruntime can, else on the CPU with as many threads as torch; the prediction comes back to the
-    image's device. There are no parameters and no gradients.
+    The file has one input, and its first output is the prediction, as written by `python -m monai.bundle onnx_export`.
+    If the file fixes the batch size at 1, a batch is computed image by image. It runs on CUDA if `device` is a CUDA
+    device and the installed onnxruntime supports it, else on the CPU with as many threads as torch. The prediction is
+    moved to the image's device. There are no parameters and no gradients.
 
     Args:
         path: the ONNX file.
         device: where to compute.
         out_channels: channels of the prediction, such as the number of classes; any if left out.
 
-    ``record`` is what the file says of how its images were prepared (``common.exported``), empty where it says nothing.
+    ``record`` is the file's record of how its images were prepared (``common.exported``), empty if it has none.
 
     Raises:
         ImportError: onnxruntime is not installed.
-        FileNotFoundError, ValueError: no such file, or not one that onnxruntime reads.
+        FileNotFoundError, ValueError: there is no such file, or onnxruntime cannot read it.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class OnnxNet(nn.Module):
             import onnxruntime
         except ImportError as error:
             raise ImportError(
-                f"ONNX files are run by onnxruntime, which cannot be imported ({error}); run `pip install onnxruntime` "
+                f"ONNX files need onnxruntime, which cannot be imported ({error}); run `pip install onnxruntime` "
                 "(extra onnx), or leave out inference_onnx.json."
             ) from error
         self.path = Path(path).absolute()
@@ -60,7 +60,9 @@ class OnnxNet(nn.Module):
         try:
             self._session = onnxruntime.InferenceSession(str(self.path), options, providers)
         except Exception as error:  # onnxruntime's own kinds, which share no base class
-            raise ValueError(f"{self.path} is no ONNX file that onnxruntime reads ({first_line(error)}).") from error
+            raise ValueError(
+                f"{self.path} is not an ONNX file that onnxruntime can read ({first_line(error)})."
+            ) from error
         self.record = parse_record(self._session.get_modelmeta().custom_metadata_map.get(RECORD), self.path)
         self.input_shape: Sequence[Any] = self._session.get_inputs()[0].shape
 
@@ -79,15 +81,15 @@ class OnnxNet(nn.Module):
         if not fits or image.shape[0] % batch:
             raise ValueError(
                 f"{self.path} takes images of the shape {format_shape(self.input_shape)}, not "
-                f"{format_shape(image.shape)}: set roi_size to "
-                "what it was exported for, or export it again, for this size or with that axis free (docs/exports.md)."
+                f"{format_shape(image.shape)}: set roi_size to its size, or export it again for this size or "
+                "with that axis free (docs/exports.md)."
             )
         parts = image.split(batch)
         prediction = torch.cat([self._run(part) for part in parts])
         if self.out_channels is not None and prediction.shape[1] != self.out_channels:
             raise ValueError(
-                f"{self.path} predicts {prediction.shape[1]} channels where {self.out_channels} are wanted: it is of "
-                "another net; set onnx_path, or the task (num_classes) that it was exported with."
+                f"{self.path} predicts {prediction.shape[1]} channels, but {self.out_channels} are needed: it "
+                "belongs to another net; set onnx_path, or the task (num_classes) that it was exported with."
             )
         return prediction
 

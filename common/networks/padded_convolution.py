@@ -8,11 +8,12 @@ __all__ = ["PaddedConv2d", "PaddedConv3d", "pad_small_images"]
 
 
 class _Padded(nn.modules.conv._ConvNd):
-    """A convolution that pads an image before it, where the kernel is larger than the image.
+    """A convolution that first pads an image smaller than the kernel.
 
-    On a CPU, oneDNN's gradient of the weights is wrong there: other numbers at each call, not finite, or written beyond
-    the tensor's memory, so that the process ends (torch 2.13 with AVX-512: in bfloat16 for many such sizes, in float32
-    for kernels of 7 with stride 2). Padded first, an image is never smaller than the kernel. The function is the same.
+    For such images, oneDNN's weight gradient on a CPU is wrong: it differs at each call, is not finite, or writes
+    beyond the tensor's memory, which ends the process (torch 2.13 with AVX-512: in bfloat16 for many such sizes, in
+    float32 for kernels of 7 with stride 2). After padding, an image is never smaller than the kernel. The function is
+    the same.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -26,18 +27,18 @@ class _Padded(nn.modules.conv._ConvNd):
 
 
 class PaddedConv2d(_Padded, nn.Conv2d):
-    """Of two dimensions."""
+    """For two dimensions."""
 
 
 class PaddedConv3d(_Padded, nn.Conv3d):
-    """Of three dimensions."""
+    """For three dimensions."""
 
 
 def pad_small_images(network: nn.Module) -> nn.Module:
-    """Let torch's own convolutions of a network, in place, take images that are smaller than their kernels.
+    """Let a network's torch convolutions take images smaller than their kernels; changes the network in place.
 
     Returns:
-        the network, with the names and the function that it had.
+        the network, with the same names and function.
     """
     for module in network.modules():
         if type(module) is nn.Conv2d:

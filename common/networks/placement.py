@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 BLOCK = ("attn", "attention")
-"""Names under which a block of a transformer holds its attention."""
+"""Names of the attention in a transformer block."""
 
 
 def place(
@@ -28,22 +28,22 @@ def place(
     checkpointing: bool = False,
     compile: bool | str = False,
 ) -> nn.Module:
-    """Move a network to its device, in place, in the memory format and precision in which it is fastest there.
+    """Move a network to its device, in place, in the fastest memory format and precision.
 
     The format is that of ``to_channels_last``; on a CPU, ``pad_small_images`` keeps gradients right. With ``amp`` every
     forward pass runs under ``torch.autocast`` in bfloat16, on any device (MONAI's engines open one for CUDA alone), and
-    the outputs are float32 again: losses and metrics compute in float32, as do optimisers on weights and gradients, and
-    bfloat16 needs no scaled loss. The engine's own ``amp`` stays off.
+    the outputs are float32 again: losses, metrics and optimisers compute in float32. bfloat16 needs no scaled loss. The
+    engine's own ``amp`` stays off.
 
-    With ``checkpointing``, training keeps the input of each block of a transformer alone and computes its inside again
-    for the gradient: less memory, more time, the same values and gradients. ``compile`` is ``torch.compile``, in place
-    (a string names its backend).
+    With ``checkpointing``, training keeps only the input of each transformer block and recomputes its inside for the
+    gradient: less memory, more time, the same values and gradients. ``compile`` is ``torch.compile``, in place (a
+    string names its backend).
 
     Returns:
         the network.
 
     Raises:
-        ValueError: ``checkpointing`` of a network without blocks of a transformer.
+        ValueError: ``checkpointing`` is set for a network without transformer blocks.
     """
     to_channels_last(network, device)
     kind = torch.device(device).type
@@ -51,8 +51,7 @@ def place(
         pad_small_images(network)
     if checkpointing and not _checkpoint_blocks(network):
         raise ValueError(
-            f"network#checkpointing is for the blocks of transformers, and {type(network).__name__} has none: leave it "
-            "out."
+            f"network#checkpointing works on transformer blocks, but {type(network).__name__} has none: leave it out."
         )
     if amp:
         autocast = _Autocast(kind)
@@ -65,7 +64,7 @@ def place(
 
 
 def _checkpoint_blocks(network: nn.Module) -> int:
-    """Number of the blocks, not one within another, that now compute their inside again for the gradient."""
+    """Make blocks recompute their inside for the gradient, without nesting; returns their number."""
     found = 0
     for child in network.children():
         if any(isinstance(getattr(child, name, None), nn.Module) for name in BLOCK):

@@ -10,16 +10,16 @@ __all__ = ["PlaneEncoder"]
 
 NORM_SCOPES = ("volume", "slice")
 SMALLEST_SLICE = 33
-"""Voxels per axis from which the deepest map, of stride 32, has more than one voxel, so that a norm over it is one."""
+"""Least voxels per axis for a deepest map (stride 32) of more than one voxel, which a norm needs."""
 
 
 class PlaneEncoder(nn.Module):
-    """2-D ResNet-18 of a quarter of the usual width that turns each slice of a stack into a vector [1, section 3.2].
+    """2-D ResNet-18 at a quarter of the usual width that turns each slice of a stack into a vector [1, section 3.2].
 
-    Convolutions act within slices; weights are shared by the slices. Instance norms without parameters take their
-    statistics over all slices of a volume together (``norm_scope`` "volume", as the published code does: each vector
-    then depends a little on all other slices, masked ones too) or over each slice alone ("slice": independent vectors,
-    but slices at the rim, nearly empty, are brought to the contrast of the others).
+    Convolutions act within slices; all slices share the weights. ``norm_scope`` sets the statistics of the instance
+    norms, which have no parameters. "volume" takes them over all slices of a volume, as in the published code; each
+    vector then depends a little on all other slices, including masked ones. "slice" takes them over each slice; vectors
+    are then independent, but nearly empty slices at the rim are scaled to the contrast of the others.
 
     Args:
         in_channels: channels of the image.
@@ -31,7 +31,7 @@ class PlaneEncoder(nn.Module):
     (B, width, N, H / s, W / s), s being 4, 8, 16 and 32 and divisions rounded up.
 
     Raises:
-        ValueError: ``norm_scope`` is neither; in ``forward``, slices that "slice" leaves without statistics.
+        ValueError: ``norm_scope`` is unknown; in ``forward``, slices are too small for the statistics of "slice".
 
     References:
         - [1] Jun et al., Medical Transformer: Universal Brain Encoder for 3D MRI Analysis.
@@ -46,7 +46,7 @@ class PlaneEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if norm_scope not in NORM_SCOPES:
-            raise ValueError(f'norm_scope is {norm_scope!r}; it has to be "volume" or "slice".')
+            raise ValueError(f'norm_scope is {norm_scope!r}; it must be "volume" or "slice".')
         self.norm_scope = norm_scope
         self.stem = _convolution(in_channels, widths[0], 7, 2)
         inputs = (widths[0], *widths[:-1])
@@ -99,15 +99,15 @@ class _Block(nn.Module):
 
 
 def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Conv2d:
-    """Without bias, since a norm follows."""
+    """A convolution without bias, since a norm follows."""
     return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
 
 
 def _norm(x: torch.Tensor, together: int) -> torch.Tensor:
     """Instance norm of slices (V * together, C, H, W) over H, W and the ``together`` slices of a volume.
 
-    The result is row-major whatever the format of ``x``: torch's gradient of a strided 1 x 1 convolution of few
-    channels, channels last, corrupts memory on a CPU (2.13).
+    The result is row-major for any format of ``x``: on a CPU, torch 2.13's gradient of a strided 1 x 1 convolution with
+    few channels, in channels last, corrupts memory.
     """
     if together == 1:
         return _instance_norm(x.contiguous())

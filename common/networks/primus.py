@@ -15,30 +15,30 @@ from .unet_encoders import plan_of_nnssl
 __all__ = ["CHECKPOINTS", "Primus", "PrimusEncoder"]
 
 HEADS = {396: 6, 792: 12, 864: 12, 1056: 16}
-"""Heads of the published sizes S, B, M and L by their channels, which no tensor tells."""
+"""Heads of the published sizes S, B, M and L by their channels; no tensor shows them."""
 
 
 class Primus(nn.Module):
-    """A transformer that segments volumes with hardly any convolution (Wald et al., "Primus: Enforcing Attention Usage
-    for 3D Medical Image Segmentation", 2025): patches of 8, rotary and learned positions, gated MLPs, and a decoder of
-    a few transposed convolutions.
+    """A transformer that segments volumes with almost no convolutions.
 
-    Names and shapes of its tensors are those of the package ``dynamic_network_architectures``, so that weights of
-    OpenMind fit. The defaults are Primus-M as nnssl pre-trains it.
+    It has patches of 8, rotary and learned positions, gated MLPs, and a decoder of a few transposed convolutions (Wald
+    et al., "Primus: Enforcing Attention Usage for 3D Medical Image Segmentation", 2025). Names and shapes of its
+    tensors are those of the package ``dynamic_network_architectures``, so weights of OpenMind fit. The defaults are
+    Primus-M as nnssl pre-trains it.
 
     Args:
         in_channels, out_channels: channels of the image, classes.
         img_size: voxels per axis of every input, multiples of ``patch_size``.
         patch_size: voxels of a patch along each axis, a power of two.
-        hidden_size, num_layers, num_heads: of the transformer; a head has a multiple of 6 channels.
-        layer_scale: start of the learned scale of each residual branch, None for none.
-        attention_norm: whether what attention gathered is normed.
+        hidden_size, num_layers, num_heads: sizes of the transformer; the channels of a head must be a multiple of 6.
+        layer_scale: initial value of the learned scale of each residual branch; None for none.
+        attention_norm: whether to normalise the output of attention.
         drop_path: rate of dropped residual branches at the last block, growing linearly from 0.
 
     ``forward(image (B, C, *img_size))`` returns logits (B, out_channels, *img_size).
 
     Raises:
-        ValueError: sizes that do not fit; when called, another image size.
+        ValueError: sizes do not fit; when called, the image has another size.
     """
 
     def __init__(
@@ -57,8 +57,9 @@ class Primus(nn.Module):
         super().__init__()
         if hidden_size % (6 * num_heads) or any(size % patch_size for size in img_size) or patch_size.bit_count() != 1:
             raise ValueError(
-                f"Primus needs heads of a multiple of 6 channels (hidden_size {hidden_size}, num_heads {num_heads}) "
-                f"and an img_size {tuple(img_size)} of multiples of patch_size {patch_size}, a power of two."
+                f"Primus needs a multiple of 6 channels per head (hidden_size {hidden_size}, num_heads "
+                f"{num_heads}), a patch_size {patch_size} that is a power of two, and an img_size "
+                f"{tuple(img_size)} of multiples of it."
             )
         self.grid = tuple(int(size) // patch_size for size in img_size)
         self.down_projection = nn.ModuleDict({"proj": nn.Conv3d(in_channels, hidden_size, patch_size, patch_size)})
@@ -71,7 +72,7 @@ class Primus(nn.Module):
 
 
 class PrimusEncoder(nn.Module):
-    """All of a :class:`Primus` but its decoder, a view on its modules.
+    """All of a :class:`Primus` except its decoder, as a view on its modules.
 
     ``forward(image (B, C, *img_size))`` returns one map (B, hidden_size, *grid), of the stride of the patches.
     """
@@ -96,7 +97,7 @@ class PrimusEncoder(nn.Module):
     def adapt_weight(
         self, name: str, source: torch.Tensor, tensor: torch.Tensor, record: Mapping[str, Any], inflation: str
     ) -> tuple[torch.Tensor | None, str] | None:
-        """How ``common.weights.load_encoder`` fills a tensor: positions are resampled to another grid."""
+        """Fill a tensor for ``common.weights.load_encoder``: positions are resampled to another grid."""
         grid = record.get("architecture", {}).get("grid")
         if name != "eva.pos_embed" or grid is None or tuple(grid) == self.grid:
             return None
@@ -105,7 +106,7 @@ class PrimusEncoder(nn.Module):
         return resample_positions(source, grid, self.grid), f"positions resampled from grid {grid} to {list(self.grid)}"
 
     def architecture(self) -> dict[str, Any]:
-        """What an encoder file records of the network: name and arguments."""
+        """Name and arguments of the network, for the record of an encoder file."""
         first: Any = self.eva.blocks
         heads = first[0].attn.num_heads
         return _architecture(self.state_dict()) | {"grid": list(self.grid), "num_heads": heads}
@@ -219,7 +220,7 @@ class _ChannelNorm(nn.Module):
 
 
 def _decoder(width: int, out_channels: int, patch_size: int) -> nn.Sequential:
-    """Steps up by two, of channels that shrink geometrically to those of the classes."""
+    """Upsampling steps of two; channels shrink geometrically to the number of classes."""
     steps = patch_size.bit_length() - 1
     ratio = (width / (2 * out_channels)) ** (1 / steps)
     widths = [width, *(max(8, round(width / ratio ** (step + 1) / 8 + 1e-7) * 8) for step in range(steps))]
@@ -231,8 +232,7 @@ def _decoder(width: int, out_channels: int, patch_size: int) -> nn.Sequential:
 
 
 def _rotation(grid: Sequence[int], bands: int) -> torch.Tensor:
-    """Sines and cosines (2, L, 6 bands) of the angles by which pairs of channels are turned: of ``bands`` frequencies
-    along each of the three axes."""
+    """Sines and cosines (2, L, 6 bands) of rotary angles, with ``bands`` frequencies along each of the three axes."""
     frequencies = 10000.0 ** -(torch.arange(bands) / bands)
     axes = torch.meshgrid(*(torch.arange(size, dtype=torch.float32) for size in grid), indexing="ij")
     angles = (torch.stack(axes, -1)[..., None] * frequencies).reshape(math.prod(grid), -1).repeat_interleave(2, -1)

@@ -1,4 +1,4 @@
-"""U-Nets of which weights are published and that no library has: STU-Net's and Models Genesis'."""
+"""U-Nets with published weights that no library has: STU-Net and Models Genesis."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class STUNet(nn.Module):
         in_channels, out_channels: channels of the image, classes.
         features: channels of each stage.
         blocks: residual blocks of each stage, of the encoder and of the decoder.
-        strides: of the stages behind the first, a number or one per axis.
+        strides: strides of the stages after the first, a number or one per axis.
 
     ``forward(image (B, C, *spatial))`` returns logits (B, out_channels, *spatial); each axis of the image is a multiple
     of the product of the strides.
@@ -101,7 +101,7 @@ class STUNetEncoder(nn.Module):
 
 class GenesisUNet(nn.Module):
     """The U-Net of Models Genesis (Zhou et al., MICCAI 2019). Names and shapes of its tensors are those of the
-    published weights. Its norms take the statistics of the batch at hand in evaluation, too, as in the published code.
+    published weights. As in the published code, its norms use batch statistics even in evaluation.
 
     Args:
         in_channels, out_channels: channels of the image, classes.
@@ -132,7 +132,7 @@ class GenesisUNet(nn.Module):
 
 
 class GenesisEncoder(nn.Module):
-    """The encoder of a :class:`GenesisUNet`; arguments and result as of :class:`STUNetEncoder`."""
+    """The encoder of a :class:`GenesisUNet`; arguments and result as for :class:`STUNetEncoder`."""
 
     fresh_weights: ClassVar[dict[str, str]] = {"decoder": r"^up_tr\d+\."}
     spare_weights = fresh_weights

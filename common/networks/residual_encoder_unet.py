@@ -10,26 +10,26 @@ __all__ = ["ResidualEncoder", "ResidualEncoderUNet"]
 
 
 class ResidualEncoderUNet(nn.Module):
-    """U-Net with a residual encoder, the network of nnU-Net's ResEnc plans (Isensee et al., "nnU-Net Revisited",
-    MICCAI 2024).
+    """U-Net with a residual encoder, the network of nnU-Net's ResEnc plans.
 
-    Names and shapes of its tensors are those of the package ``dynamic_network_architectures`` (without the second name
-    that each tensor has there), so that weights of nnU-Net and of OpenMind fit. The defaults are the L plan.
+    Source: Isensee et al., "nnU-Net Revisited", MICCAI 2024. Names and shapes of its tensors are those of the package
+    ``dynamic_network_architectures`` (without the second name of each tensor), so weights of nnU-Net and of OpenMind
+    fit. The defaults are the L plan.
 
     Args:
         in_channels, out_channels: channels of the image, classes.
         features: channels of each stage.
         blocks: residual blocks of each stage of the encoder.
-        strides: stride of each stage, a number or one per axis; that of the first is 1 in all plans.
-        kernel_size: of all convolutions but the projections, a number or one per stage.
+        strides: stride of each stage, a number or one per axis; the first is 1 in all plans.
+        kernel_size: kernel size of all convolutions except projections, a number or one per stage.
         decoder_blocks: convolutions of each stage of the decoder.
-        deep_supervision: whether training returns the logits of every stage of the decoder but the coarsest, finest
-            first, for MONAI's ``DeepSupervisionLoss``. In evaluation only the finest are computed.
+        deep_supervision: whether training returns the logits of every decoder stage except the coarsest, finest first,
+            for MONAI's ``DeepSupervisionLoss``. In evaluation only the finest logits are computed.
 
     ``forward(image (B, C, *spatial))`` returns logits (B, out_channels, *spatial), or a list of them.
 
     Raises:
-        ValueError: the lists differ in length; when called, an image that is no multiple of the strides.
+        ValueError: the lists differ in length; when called, the image is no multiple of the strides.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class _Decoder(nn.Module):
 
 
 class _Convolution(nn.Module):
-    """Convolution, instance norm and, where asked for, a leaky ReLU."""
+    """Convolution, instance norm and an optional leaky ReLU."""
 
     def __init__(
         self, inside: int, outside: int, kernel: Any, stride: Any = 1, bias: bool = True, act: bool = True

@@ -13,25 +13,25 @@ __all__ = ["CHECKPOINTS", "SamEncoder3D"]
 
 
 class SamEncoder3D(nn.Module):
-    """The image encoder of SAM-Med3D (Wang et al., 2023, arXiv 2310.15161): a transformer whose blocks attend within
-    windows but for some that attend everywhere, with learned positions and, added to attention, those along each axis,
-    in the way of the published code, which mixes up the axes.
+    """The image encoder of SAM-Med3D (Wang et al., 2023, arXiv 2310.15161).
 
-    Names and shapes of its tensors are those of the published weights, without the neck ahead of the mask decoder. The
-    defaults are the published sizes.
+    It is a transformer. Most blocks attend within windows, some to all tokens. It has learned positions, and position
+    terms along each axis are added to attention; like the published code, it mixes up the axes. Names and shapes of its
+    tensors are those of the published weights, without the neck before the mask decoder. The defaults are the published
+    sizes.
 
     Args:
         in_channels: channels of the image.
         img_size: voxels along each axis of every input, a multiple of ``patch_size``.
         patch_size, hidden_size, num_layers, num_heads, mlp_dim: of the transformer.
-        windows: side of the windows of each block in tokens, 0 for all tokens. Where tokens do not fill a window, zeros
-            do, which are attended to as well, as in the published code.
-        maps: blocks (counted from 1) whose tokens are returned.
+        windows: side of the windows of each block in tokens, 0 for all tokens. Incomplete windows are filled with
+            zeros, which are attended to, as in the published code.
+        maps: blocks (counted from 1) to return tokens of.
 
     ``forward(image (B, C, *spatial))`` returns maps (B, hidden_size, *grid), all with the stride of the patches.
 
     Raises:
-        ValueError: not one window a block; when called, another image size.
+        ValueError: there is not one window per block; when called, the image has another size.
     """
 
     layer_names: ClassVar[tuple[str, ...]] = (r"patch_embed\.|pos_embed$", r"blocks\.(\d+)\.")
@@ -50,7 +50,7 @@ class SamEncoder3D(nn.Module):
     ) -> None:
         super().__init__()
         if len(windows) != num_layers:
-            raise ValueError(f"windows names a side for each of {num_layers} blocks, not {len(windows)}.")
+            raise ValueError(f"windows needs one side for each of {num_layers} blocks, not {len(windows)}.")
         grid = img_size // patch_size
         self.in_channels, self.img_size, self.windows, self.maps = in_channels, img_size, tuple(windows), tuple(maps)
         self.num_heads = num_heads
@@ -78,7 +78,7 @@ class SamEncoder3D(nn.Module):
         return found
 
     def architecture(self) -> dict[str, Any]:
-        """What an encoder file records of the network: name and arguments."""
+        """Name and arguments of the network, for the record of an encoder file."""
         return _architecture(self.state_dict(), self.num_heads)
 
 

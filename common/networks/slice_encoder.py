@@ -27,8 +27,8 @@ class SliceEmbedding(nn.Conv3d):
     """Patch embedding of windows of K neighbouring slices: a convolution with kernel (p, p, K), stride (p, p, 1).
 
     ``forward(image (B, C, H, W, D))`` returns (B n, out_channels, H/p, W/p), one map for each of the n = D - K + 1
-    windows of the image, in the order of their slices within each image. One window is D = K; a run of slices is
-    embedded at once, without cutting its windows out. Each window is embedded as by itself.
+    windows of the image, in the order of their slices within each image. One window has D = K. A run of slices is
+    embedded in one step, without cutting out its windows; the result is the same as for each window separately.
     """
 
     def __init__(self, in_channels: int, out_channels: int, patch_size: int, slices: int) -> None:
@@ -39,14 +39,14 @@ class SliceEmbedding(nn.Conv3d):
 
 
 class SliceEncoder(nn.Module):
-    """What the encoders of slices have in common: 2-D vision transformers whose patch embedding sees K slices.
+    """Base of the slice encoders: 2-D vision transformers with a patch embedding that sees K slices.
 
-    Slices lie along the last axis, so that a volume in RAS orientation has axial ones. Sub-classes set ``channels``
-    and ``strides`` and define ``slice_maps``.
+    Slices lie along the last axis, so they are axial for a volume in RAS orientation. Sub-classes set ``channels`` and
+    ``strides`` and define ``slice_maps``.
 
-    ``forward(image (B, C, H, W, D))`` returns maps (B, C_i, h_i, w_i, n), finest first, one 2-D map for each of the
-    n = D - K + 1 windows of K neighbouring slices: one for D = K. ``slice_maps`` returns the same as (B n, C_i, h_i,
-    w_i). An image whose sides are no multiples of the patch is continued by its last row and column.
+    ``forward(image (B, C, H, W, D))`` returns maps (B, C_i, h_i, w_i, n), finest first, one 2-D map for each of the n =
+    D - K + 1 windows of K neighbouring slices: one for D = K. ``slice_maps`` returns the same as (B n, C_i, h_i, w_i).
+    If the sides of an image are no multiples of the patch, its last row and column are repeated.
 
     Args:
         in_channels: channels of a slice.
@@ -61,7 +61,9 @@ class SliceEncoder(nn.Module):
     def __init__(self, in_channels: int, img_size: Sequence[int], slices: int, patch_size: int) -> None:
         super().__init__()
         if slices < 1 or min(img_size) < 1 or len(img_size) != 2:
-            raise ValueError(f"img_size is height and width of a slice and slices 1 or more, not {img_size}, {slices}.")
+            raise ValueError(
+                f"img_size must be height and width of a slice and slices 1 or more, not {img_size}, {slices}."
+            )
         self.in_channels = in_channels
         self.img_size = (int(img_size[0]), int(img_size[1]))
         self.slices = slices
@@ -75,19 +77,20 @@ class SliceEncoder(nn.Module):
         return [stack(x, image.shape[0]) for x in self.slice_maps(image)]
 
     def padded(self, image: torch.Tensor) -> torch.Tensor:
-        """The image, checked, with sides that are multiples of the patch.
+        """Check the image and pad its sides to multiples of the patch.
 
         Raises:
-            ValueError: another in-plane size than ``img_size``, fewer slices than K, or another number of channels.
+            ValueError: the in-plane size is not ``img_size``, there are fewer than K slices, or the number of channels
+                differs.
         """
         if image.ndim != 5 or tuple(image.shape[2:4]) != self.img_size or image.shape[1] != self.in_channels:
             raise ValueError(
                 f"the network is built for images (B, {self.in_channels}, {self.img_size[0]}, {self.img_size[1]}, "
-                f"slices), not {tuple(image.shape)}: set image_size to the in-plane size that the transforms make."
+                f"slices), not {tuple(image.shape)}: set image_size to the in-plane size after the transforms."
             )
         if image.shape[-1] < self.slices:
             raise ValueError(
-                f"a window has {self.slices} slices, the image {image.shape[-1]}: predict volumes with "
+                f"a window has {self.slices} slices, but the image has {image.shape[-1]}: predict volumes with "
                 "common.inferers.SliceWindowInferer, which repeats the slices at the edges."
             )
         down, right = (grid * self.patch_size - side for grid, side in zip(self.grid, self.img_size, strict=True))
@@ -96,19 +99,18 @@ class SliceEncoder(nn.Module):
     def adapt_weight(
         self, name: str, source: torch.Tensor, tensor: torch.Tensor, record: Mapping[str, Any], inflation: str
     ) -> tuple[torch.Tensor | None, str] | None:
-        """How ``common.weights.load_encoder`` fills a tensor of this encoder.
+        """Fill a tensor of this encoder for ``common.weights.load_encoder``.
 
         Args:
-            name: of the tensor.
-            source: the file's.
-            tensor: the encoder's.
-            record: of the file.
-            inflation: of ``load_encoder``.
+            name: name of the tensor.
+            source: tensor of the file.
+            tensor: tensor of the encoder.
+            record: record of the file.
+            inflation: as in ``load_encoder``.
 
         Returns:
-            what to take, and in words how it was made, or None and why there is nothing: ``source`` itself where it
-            fits as it is, ``tensor`` itself where it is to stay as it was drawn. No pair where these rules know nothing
-            of the tensor.
+            the tensor to use and, in words, how it was made: ``source`` itself if it fits, ``tensor`` itself to keep
+                its random values. None and the reason if nothing fits. No pair if no rule covers the tensor.
         """
         if name == EMBEDDING and _embeds_the_same_patches(source, tensor):
             if inflation == "random":
@@ -119,7 +121,7 @@ class SliceEncoder(nn.Module):
     def check_inflation(
         self, path: str | os.PathLike, state: Mapping[str, torch.Tensor], record: Mapping[str, Any], inflation: str
     ) -> bool:
-        """Whether an inflation can be done here at all; see ``adapt_weight`` for the arguments.
+        """Whether this encoder can be inflated at all; see ``adapt_weight`` for the arguments.
 
         Raises:
             ValueError: the file's weights were inflated in another way.
@@ -141,9 +143,9 @@ class SliceEncoder(nn.Module):
 
 
 class SliceTransformerEncoder(SliceEncoder):
-    """What BEiT and plain vision transformers have in common: the embedding, a class token, and maps of some blocks.
+    """Shared parts of BEiT and plain vision transformers: the embedding, a class token, and maps of some blocks.
 
-    Sub-classes make ``layers`` and define ``slice_maps``.
+    Sub-classes create ``layers`` and define ``slice_maps``.
     """
 
     layers: nn.ModuleList
@@ -168,7 +170,7 @@ class SliceTransformerEncoder(SliceEncoder):
     def adapt_weight(
         self, name: str, source: torch.Tensor, tensor: torch.Tensor, record: Mapping[str, Any], inflation: str
     ) -> tuple[torch.Tensor | None, str] | None:
-        """As of ``SliceEncoder``; tables of positions are resampled to another grid, too."""
+        """As for ``SliceEncoder``; also resamples tables of positions to another grid."""
         grid, new_grid = record.get("architecture", {}).get("grid"), self.grid
         same = source.shape == tensor.shape and tuple(grid or ()) == new_grid
         if grid and not same and source.ndim == tensor.ndim and source.shape[-1] == tensor.shape[-1]:
@@ -180,7 +182,7 @@ class SliceTransformerEncoder(SliceEncoder):
         return super().adapt_weight(name, source, tensor, record, inflation)
 
     def architecture(self) -> dict[str, Any]:
-        """What an encoder file records of the network: name and arguments."""
+        """Name and arguments of the network, for the record of an encoder file."""
         layer: Any = self.layers[0]
         return {
             "name": type(self).__name__,
@@ -197,7 +199,7 @@ class SliceTransformerEncoder(SliceEncoder):
 
 
 def stack(maps: torch.Tensor, batch: int) -> torch.Tensor:
-    """Maps of slices (B n, C, h, w) as (B, C, h, w, n)."""
+    """Stack maps of slices (B n, C, h, w) to (B, C, h, w, n)."""
     # For torch's older exporter to ONNX: behind `unflatten` it fixes the batch, and it mistakes negative axes of
     # `movedim`. So here and in the other encoders of slices.
     return maps.reshape(batch, -1, *maps.shape[1:]).movedim(1, 4)
@@ -219,12 +221,12 @@ def check_blocks(out_blocks: Sequence[int], num_layers: int) -> tuple[int, ...]:
     """``out_blocks`` as a tuple, if they are increasing block numbers."""
     blocks = tuple(out_blocks)
     if not blocks or list(blocks) != sorted(set(blocks)) or not 1 <= blocks[0] <= blocks[-1] <= num_layers:
-        raise ValueError(f"out_blocks are increasing block numbers in 1..{num_layers}, not {list(blocks)}.")
+        raise ValueError(f"out_blocks must be increasing block numbers in 1..{num_layers}, not {list(blocks)}.")
     return blocks
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw linear layers and single tokens as BEiT, DINO and Swin do: normal, cut at two deviations of 0.02."""
+    """Draw linear layers and single tokens like BEiT, DINO and Swin: normal with deviation 0.02, cut at two of them."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)
@@ -236,7 +238,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def _embeds_the_same_patches(source: torch.Tensor, tensor: torch.Tensor) -> bool:
-    """Whether two weights of a ``SliceEmbedding`` differ in channels and slices at most."""
+    """Whether two weights of a ``SliceEmbedding`` differ only in channels and slices."""
     shape, wanted = source.shape, tensor.shape
     return len(shape) == len(wanted) == 5 and shape[0] == wanted[0] and shape[2:4] == wanted[2:4]
 

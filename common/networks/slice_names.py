@@ -1,4 +1,4 @@
-"""What the tables of 2-D vision transformers (``foreign.Kind``) have in common: names, heads, normalisations."""
+"""Shared parts of the tables for 2-D vision transformers (``foreign.Kind``): names, heads, normalisations."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ HEADS = {
 
 
 def split_projections(state: State) -> None:
-    """Take timm's joint projection of queries, keys and values apart, in place."""
+    """Split timm's joint projection of queries, keys and values, in place."""
     for name in [name for name in state if re.match(r"layers\.\d+\.attention\.qkv\.(weight|bias)$", name)]:
         for part, tensor in zip("qkv", state.pop(name).chunk(3), strict=True):
             state[name.replace("qkv", f"{part}_proj")] = tensor

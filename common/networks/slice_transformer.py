@@ -15,9 +15,10 @@ __all__ = ["SliceTransformer", "sinusoidal_positions"]
 class SliceTransformer(nn.Module):
     """Transformer over the slices of one plane, shared by the planes [1, section 3.3.1, equations 2 and 3].
 
-    Vectors are scaled by the square root of their length, the sinusoids of the slice's number and a learned vector of
-    the plane (the segment encoding) are added, and pre-norm layers with a final norm follow. The paper writes one head
-    without projections; this is the published code's layer, whose four heads of 256 the paper's parameter counts need.
+    Vectors are scaled by the square root of their length. Sinusoids of the slice's number and a learned vector of the
+    plane (the segment encoding) are added. Then follow pre-norm layers and a final norm. The paper describes one head
+    without projections. This is the layer of the published code, with four heads of 256, which matches the paper's
+    parameter counts.
 
     Args:
         embed_dim: length of a slice's vector.

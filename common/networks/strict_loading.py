@@ -12,23 +12,23 @@ from ..preparation import check_preparation, preparation_record
 __all__ = ["fill_shared", "forget_preparation", "mark_preparation", "require_strict"]
 
 KEY = "preparation"
-"""Entry of a state dict's metadata, which torch saves, reads and hands to those who ask."""
+"""Entry of a state dict's metadata; torch saves and loads it."""
 
 
 def mark_preparation(state: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Note in a state dict how the images were prepared, for whoever loads it without the file's record."""
+    """Note in a state dict how the images were prepared, for readers without the file's record."""
     state._metadata[""][KEY] = dict(record)  # type: ignore[attr-defined]
 
 
 def forget_preparation(state: Mapping[str, Any]) -> None:
-    """Take the note away, where the file's record was compared already."""
+    """Remove the note, if the file's record was already compared."""
     getattr(state, "_metadata", {}).get("", {}).pop(KEY, None)
 
 
 def fill_shared(state: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> OrderedDict[str, Any]:
-    """A state dict with all names of the tensors that a network, whose state dict is ``own``, holds under several.
+    """Complete a state dict for a network with state dict ``own`` that holds some tensors under several names.
 
-    MONAI's ``DynUNet`` names each layer twice; a file that names it once holds the whole network all the same.
+    MONAI's ``DynUNet`` names each layer twice; a file with one of the names still holds the whole network.
     """
     names: dict[Any, str] = {}
     for name, tensor in own.items():
@@ -47,23 +47,23 @@ def fill_shared(state: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> Or
 def require_strict(
     network: nn.Module, preprocessing: Any = None, accept_preparation: bool = False, task: str | None = None
 ) -> nn.Module:
-    """Let a network refuse a state dict that is not its own, also where the caller asks for a tolerant load.
+    """Make a network refuse a state dict that does not fit it, even if the caller asks for a tolerant load.
 
     MONAI Label loads ``models/model.pt`` with ``strict=False``, for inference and before training, and only logs which
     names did not fit (https://github.com/Project-MONAI/MONAILabel/blob/0.8.5/monailabel/tasks/infer/basic_infer.py,
-    ``_get_network``). A net of which nothing was loaded then answers with a mask of noise. Copies of
-    the network refuse as it does; parts that are loaded on their own, such as an encoder, are not concerned.
+    ``_get_network``). A net without any loaded weights then predicts a mask of noise. Copies of the network refuse,
+    too; parts that are loaded separately, such as an encoder, do not.
 
     Args:
-        network: to be guarded.
-        preprocessing: transforms of the images that it will see. Label runs no handlers, so that a state dict that
-            notes another preparation (``mark_preparation``) is refused here.
-        accept_preparation: take differences over, with a line in the log for each.
-        task: whose classes it is to tell, compared likewise.
+        network: network to guard.
+        preprocessing: transforms of the images that it will see. MONAI Label runs no handlers, so a state dict with a
+            note of another preparation (``mark_preparation``) is refused here.
+        accept_preparation: accept differences, with a line in the log for each.
+        task: task whose classes it predicts, compared likewise.
 
     Returns:
-        the network, whose ``load_state_dict`` raises a RuntimeError when names are missing or left over, and a
-        ValueError when the weights are of images that were prepared in another way.
+        the network. Its ``load_state_dict`` now raises a RuntimeError if names are missing or left over, and a
+        ValueError if the weights were trained on images prepared in another way.
     """
     if preprocessing is not None:
         guard = _PreparationGuard(preparation_record(preprocessing, task=task), accept_preparation)
@@ -93,7 +93,7 @@ def _refuse_others(network: nn.Module, keys: Any) -> None:
     if missing or unexpected:
         own = len(network.state_dict())
         raise RuntimeError(
-            f"these weights are of another network: {own - len(missing)} of {own} tensors of this "
+            f"these weights belong to another network: {own - len(missing)} of {own} tensors of this "
             f"{type(network).__name__} are among them (not, for example, {(missing + unexpected)[0]}); use the config "
             "that they were trained with: for MONAI Label, pack the bundle with those files "
             "(python -m common.pack BUNDLE --config_file ...)."

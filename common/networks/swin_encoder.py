@@ -14,9 +14,9 @@ __all__ = ["CHECKPOINTS", "SwinEncoder"]
 
 
 class SwinEncoder(nn.Module):
-    """The Swin transformer of MONAI's ``SwinUNETR`` seen as an encoder.
+    """The Swin transformer of MONAI's ``SwinUNETR`` as an encoder.
 
-    A view, not a copy: it holds the very module that a segmentation net holds.
+    It is a view, not a copy: it holds the module of a segmentation net itself.
 
     Args:
         swin: the transformer, ``SwinUNETR(...).swinViT``.
@@ -50,23 +50,23 @@ class SwinEncoder(nn.Module):
     def check_weights(self, state: Mapping[str, torch.Tensor]) -> None:
         """Refuse weights of the other version of Swin UNETR.
 
-        Version 2 has a convolution ahead of each stage; all else has the same names and shapes and computes something
-        else without it. Encoder files from before the record said it are told by these.
+        Version 2 has a convolution before each stage. Everything else has the same names and shapes, but computes
+        something else without it. The convolutions also identify older encoder files, which do not record the version.
 
         Raises:
-            ValueError: one has them, and the other not.
+            ValueError: only one of file and encoder has them.
         """
         names = state.keys() ^ self.state_dict().keys()
         other = next((name for name in sorted(names) if re.match(r"swin\.layers\dc\.", name)), None)
         if other is not None:
             where = ("the file", "this encoder") if other in state else ("this encoder", "the file")
             raise ValueError(
-                f"{where[0]} holds {other}, of Swin UNETR V2, and {where[1]} is of V1, which computes something else; "
-                "use the network that the weights are of."
+                f"{where[0]} holds {other}, of Swin UNETR V2, but {where[1]} is of V1, which computes something "
+                "else; use the network of the weights."
             )
 
     def architecture(self) -> dict:
-        """What an encoder file records of the network: name and arguments."""
+        """Name and arguments of the network, for the record of an encoder file."""
         layers = [getattr(self.swin, f"layers{stage}")[0] for stage in range(1, 5)]
         return {
             "name": "SwinEncoder",

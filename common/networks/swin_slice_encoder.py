@@ -24,8 +24,8 @@ class SwinSliceEncoder(SliceEncoder):
     """Swin transformer [1] on windows of K neighbouring slices [2, section 3.3].
 
     Blocks and merging are MONAI's. Those of ``transformers`` drop residual branches of the attention only, not of the
-    MLP, and keep the smaller window of a small image for all that follow. Each map passes a layer norm of its own, as
-    where Swin is a backbone of segmentation.
+    MLP, and after a small image keep its smaller window for all later images. Each map passes a separate layer norm, as
+    usual for Swin as a backbone for segmentation.
 
     Args:
         in_channels, img_size, slices, patch_size: see ``SliceEncoder``.
@@ -38,7 +38,7 @@ class SwinSliceEncoder(SliceEncoder):
     rounded up.
 
     Raises:
-        ValueError: the image is so small that a stage has fewer tokens along an axis than a window.
+        ValueError: a stage has fewer tokens along an axis than a window, since the image is too small.
 
     References:
         - [1] Liu et al., Swin Transformer, ICCV 2021.
@@ -96,16 +96,16 @@ class SwinSliceEncoder(SliceEncoder):
 
 
 class VideoSwinEncoder(SliceEncoder):
-    """Video Swin transformer [1] on windows of K neighbouring slices [2]: a 3-D patch embedding of two slices, tokens
-    that attend along the slices too, and of each map the middle frame.
+    """Video Swin transformer [1] on windows of K neighbouring slices [2].
 
-    A window of 5 slices, continued by a slice of zeros, gives three frames of tokens, of which the second is
-    returned. It was trained on videos, so its patch embedding has a depth of its own and is not inflated; the K slices
-    are not embedded in one step, and the windows of a run of slices are cut out.
+    It has a 3-D patch embedding of two slices, tokens also attend along the slices, and the middle frame of each map is
+    returned. A window of 5 slices, continued by a slice of zeros, gives three frames of tokens; the second is returned.
+    Since it was trained on videos, its patch embedding already has a depth and is not inflated. The K slices are not
+    embedded in one step, and the windows of a run of slices are cut out.
 
     Args:
         in_channels, img_size, slices, patch_size: see ``SliceEncoder``.
-        embed_dim, depths, num_heads: as of ``SwinSliceEncoder``; those of Swin-B by default.
+        embed_dim, depths, num_heads: as for ``SwinSliceEncoder``; Swin-B by default.
         frame_size: slices of a patch.
         window_size: tokens of a window of attention along slices, rows and columns.
         drop_path: 0.2 in [2]'s code.
@@ -250,7 +250,7 @@ def _read(state: State, source: Source) -> dict[str, Any]:
             state[re.sub(r"\d+", lambda found: f"{int(found[0]) - 1}", name, count=1)] = state.pop(name)
     scale = next((name for name in state if name.endswith(".logit_scale")), None)
     if scale is not None:
-        raise ValueError(f"it holds {scale} of Swin v2, which this kind has not")
+        raise ValueError(f"it holds {scale} of Swin v2, which this kind lacks")
     for name in [name for name in state if ".attention.q_proj." in name]:
         parts = [state.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
         state[name.replace("attention.q_proj", "attn.qkv")] = torch.cat(parts)

@@ -11,10 +11,10 @@ __all__ = ["SyncBatchNorm", "needs_several_values", "sync_batch_norms"]
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch norm over the batches of all processes, on any device: torch's own needs a GPU.
+    """Batch norm over the batches of all processes, on any device; torch's version needs a GPU.
 
-    Means, variances and running statistics are those of one process with the whole batch, the gradients as well; the
-    processes may have batches of different sizes. In evaluation, with running statistics, nothing is exchanged.
+    Means, variances, running statistics and gradients are the same as for one process with the whole batch. Processes
+    may have batches of different sizes. In evaluation, with running statistics, nothing is exchanged.
 
     Args: those of ``torch.nn.BatchNorm3d``. ``forward`` takes (B, C) or (B, C, *spatial).
     """
@@ -54,11 +54,11 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def sync_batch_norms(network: nn.Module, device: torch.device) -> nn.Module:
-    """Let the batch norms of a network take the batches of all processes together: by torch on GPUs, by this module's
-    elsewhere. Other norms, and names of parameters, stay.
+    """Let the batch norms of a network use the batches of all processes.
 
     Returns:
-        the network, changed in place, or its successor where it is itself a batch norm.
+        the network, changed in place, or its replacement if it is itself a batch norm. It uses torch's norm on GPUs and
+        this module's elsewhere. Other norms, and names of parameters, stay.
     """
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -77,9 +77,9 @@ def sync_batch_norms(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def needs_several_values(network: nn.Module) -> bool:
-    """Whether in training this process alone has to bring the two values per channel that a batch norm needs.
+    """Whether this process alone must supply the two values per channel that a batch norm needs in training.
 
-    Not so under several processes with synchronised norms: each has a sample or more.
+    With several processes and synchronised norms it need not: each has at least one sample.
     """
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return True

@@ -21,30 +21,30 @@ TARGETS = ("centre", "all")
 class TransSeg(nn.Module):
     """Segmentation of slices by a 2-D vision transformer that sees K neighbouring slices, with a UPerNet decoder [1].
 
-    ``forward(image (B, C, H, W, D))`` returns logits (B, out_channels, H, W, n) of the centre slices of the n = D - K +
-    1 windows of K neighbouring slices that the image has: of one slice for a window (D = K), as in training, of more
-    for a run of slices, whose patches are embedded in one step. Whole volumes, with windows at their ends, go through
+    ``forward(image (B, C, H, W, D))`` returns logits (B, out_channels, H, W, n) for the centre slices of the n = D - K
+    + 1 windows of K neighbouring slices. One window (D = K), as in training, gives one slice; a run of slices gives
+    more, with its patches embedded in one step. For whole volumes, including windows at the ends, use
     ``common.inferers.SliceWindowInferer``.
 
-    The decoder is that of ``transformers`` [2]: maps of one stride, as of BEiT and DINO, pass a pyramid neck (strides
-    p/4, p/2, p and 2p) first, a pyramid such as Swin's goes in as it is. The logits are brought to the image's size
-    bilinearly.
+    The decoder is that of ``transformers`` [2]. Maps of one stride, as from BEiT and DINO, first pass a pyramid neck
+    (strides p/4, p/2, p and 2p); a pyramid such as Swin's does not need it. The logits are resized bilinearly to the
+    image.
 
     Args:
         in_channels: channels of the image.
         out_channels: classes, background included.
         img_size: height and width of every input.
         encoder: makes the encoder; called with ``in_channels``, ``img_size`` and ``slices``.
-        slices: K, odd, so that there is a centre.
-        decoder_channels: channels of UPerNet: those of the encoder in [1]. 82 % of the operations of the net with
-            BEiT-B are the decoder's.
+        slices: K, an odd number, so there is a centre.
+        decoder_channels: channels of UPerNet; [1] uses those of the encoder. With BEiT-B, the decoder takes 82 % of the
+            net's operations.
         dropout: rate of dropped channels ahead of the classifier.
-        target: ``"centre"``, or ``"all"`` to predict all slices of a window at once (table 4a of [1]): D is then K,
-            and so is n.
+        target: ``"centre"``, or ``"all"`` to predict all slices of a window together (table 4a of [1]): D and n are
+            then K.
 
     Raises:
-        ValueError: an even number of slices, an unknown ``target``, an encoder without four maps; in ``forward`` an
-            input that does not fit, or a single slice in training, over which no batch norm can be taken.
+        ValueError: the number of slices is even, ``target`` is unknown, or the encoder does not give four maps; in
+            ``forward``, the input does not fit, or training gets a single slice, too few for a batch norm.
 
     References:
         - [1] Zhang et al., Adapting Pre-trained Vision Transformers from 2D to 3D through Weight Inflation Improves
@@ -67,7 +67,7 @@ class TransSeg(nn.Module):
         if slices % 2 == 0:
             raise ValueError(f"a window needs an odd number of slices to have a centre, not {slices}.")
         if target not in TARGETS:
-            raise ValueError(f"target is one of {', '.join(TARGETS)}, not {target!r}.")
+            raise ValueError(f"target must be one of {', '.join(TARGETS)}, not {target!r}.")
         self.slices = slices
         self.out_channels = out_channels
         self.target = target
@@ -103,7 +103,7 @@ class TransSeg(nn.Module):
 
 
 class _AveragePool(nn.AdaptiveAvgPool2d):
-    """The layer of torch, which its older exporter to ONNX takes only where the cells divide the map."""
+    """torch's layer; its older ONNX exporter accepts it only if the cells divide the map."""
 
     def __init__(self, cells: int) -> None:
         super().__init__(cells)

@@ -1,11 +1,10 @@
-"""Convolutional U-Nets seen as encoders.
+"""Convolutional U-Nets as encoders.
 
-Views, not copies: each holds the very modules of a segmentation network, under the names that they have there. With
-``decoder`` the modules of the decoder belong to the encoder file, too, and with ``heads`` the last layers, which turn
-features into classes; ``forward`` does not run them. Where a pretext trains the whole network, the decoder is as
-pre-trained as the encoder, and where it is a segmentation, the last layers tell its classes without fine-tuning. A
-pretext of the encoder alone leaves the decoder out of the file, which fine-tuning takes all the same, and the transfer
-report says so.
+They are views, not copies: each holds the modules of a segmentation network itself, under their own names. With
+``decoder`` the encoder file includes the decoder, and with ``heads`` the last layers, which turn features into classes;
+``forward`` does not run them. If a pretext trains the whole network, the decoder is pre-trained, too. If the pretext is
+a segmentation, the last layers predict its classes without fine-tuning. A pretext that trains the encoder alone leaves
+the decoder out of the file; fine-tuning accepts that, and the transfer report says so.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class DynUNetEncoder(nn.Module):
     Args:
         network: the segmentation network.
         decoder: whether the decoder belongs to the encoder file.
-        heads: whether the last layers do, too. A file that lacks them is refused then, and one for another task.
+        heads: whether the last layers do, too. A file without them, or for another task, is then refused.
 
     ``forward(image (B, C, *spatial))`` returns a map (B, C_i, *grid_i) a stage, finest first; each axis of the image is
     a multiple of the last stride.
@@ -78,7 +77,7 @@ class DynUNetEncoder(nn.Module):
 
 
 class SegResNetEncoder(nn.Module):
-    """The encoder of MONAI's ``SegResNet``; arguments and result as of :class:`DynUNetEncoder`."""
+    """The encoder of MONAI's ``SegResNet``; arguments and result as for :class:`DynUNetEncoder`."""
 
     fresh_weights: ClassVar[dict[str, str]] = {"decoder": r"^up_(layers|samples)\."}
     spare_weights = fresh_weights | {HEADS: r"^conv_final\."}
@@ -107,7 +106,7 @@ class SegResNetEncoder(nn.Module):
 
 
 class MedNeXtEncoder(nn.Module):
-    """The encoder of MONAI's ``MedNeXt``; arguments and result as of :class:`DynUNetEncoder`."""
+    """The encoder of MONAI's ``MedNeXt``; arguments and result as for :class:`DynUNetEncoder`."""
 
     fresh_weights: ClassVar[dict[str, str]] = {"decoder": r"^(up_blocks|dec_stages)\."}
     spare_weights = fresh_weights | {HEADS: r"^out_(\d|blocks)"}
@@ -148,7 +147,7 @@ class MedNeXtEncoder(nn.Module):
 
 
 class ResidualUNetEncoder(nn.Module):
-    """The encoder of a :class:`ResidualEncoderUNet`; arguments and result as of :class:`DynUNetEncoder`."""
+    """The encoder of a :class:`ResidualEncoderUNet`; arguments and result as for :class:`DynUNetEncoder`."""
 
     fresh_weights: ClassVar[dict[str, str]] = {"decoder": r"^decoder\.(transpconvs|stages)\."}
     spare_weights = fresh_weights | {HEADS: r"^decoder\.seg_layers\."}
@@ -231,10 +230,10 @@ def _make_segresnet(architecture: Mapping[str, Any], state: State) -> nn.Module:
 
 
 def _steps(source: Source, stages: int) -> list[list[int]]:
-    """Strides of the stages of an nnU-Net, which its encoder does not tell: its decoder does, or the plan beside it.
+    """Strides of the stages of an nnU-Net, from its decoder or the plan beside it; its encoder does not show them.
 
     Raises:
-        ValueError: there is neither.
+        ValueError: there is neither of them.
     """
     names = [f"decoder.transpconvs.{stages - 1 - stage}.weight" for stage in range(1, stages)]
     kernels = [source.tensors.get(name) for name in names]  # also where the decoder is left out
@@ -249,12 +248,12 @@ def _steps(source: Source, stages: int) -> list[list[int]]:
     if strides is None and plan.get("arch_class_name") == "ResEncL":
         strides = [1, 2, 2, 2, 2, 2]
     if strides is None or len(strides) != stages:
-        raise ValueError("neither a decoder nor a plan beside the weights tells the strides of its stages")
+        raise ValueError("neither a decoder nor a plan beside the weights shows the strides of its stages")
     return [list(_tuple(stride, 3)) for stride in strides]
 
 
 def _check_second_names(source: Source) -> None:
-    """nnU-Net's networks hold each tensor under two or three names, of which one is read here.
+    """Check the second names of nnU-Net's tensors: each has two or three names, and only one is read here.
 
     Raises:
         ValueError: two of them differ.
@@ -315,8 +314,8 @@ def _read_plain(state: State, source: Source) -> dict[str, Any]:
     for name, coarse in zip(ups, [weights[-1 - int(name.split(".")[1])] for name in ups], strict=True):
         if state[name].ndim == 5 and state[name].shape[2:] != coarse.shape[2:]:
             raise ValueError(
-                "its decoder has the kernels of the finer stages, where MONAI's DynUNet has those of the coarser: give "
-                "--leave_out '^decoder' to take the encoder alone"
+                "its decoder has the kernels of the finer stages, but MONAI's DynUNet has those of the coarser: "
+                "give --leave_out '^decoder' to use the encoder alone"
             )
     return {
         "name": "DynUNetEncoder",
@@ -350,7 +349,7 @@ def _make_dynunet(architecture: Mapping[str, Any], state: State) -> nn.Module:
 
 
 def plan_of_nnssl(source: Source) -> dict[str, Any]:
-    """What the adaptation plan of nnssl says of the images."""
+    """The facts about the images in an nnssl adaptation plan."""
     plan = source.beside.get("nnssl_adaptation_plan") or {}
     configurations = (plan.get("pretrain_plan") or {}).get("configurations") or {}
     one = configurations if "spacing" in configurations else next(iter(configurations.values()), {})
@@ -388,7 +387,7 @@ CHECKPOINTS = {
         (r"^encoder\.stages\.0\.0\.convs\.0\.conv\.weight 5d",),
         left_out=_SECOND_NAMES
         | _LAST_LAYERS
-        | {"biases that the norm behind them takes off": r"^(en|de)coder\.stages\..*\.conv\.bias$"},
+        | {"biases that the following norm removes": r"^(en|de)coder\.stages\..*\.conv\.bias$"},
         prepared=plan_of_nnssl,
     ),
 }

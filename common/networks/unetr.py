@@ -17,40 +17,40 @@ __all__ = ["UNETR", "SeparablePositions"]
 
 
 class UNETR(MonaiUNETR):
-    """UNETR [1] with the skip connections where the paper draws them, and the variants of [2].
+    """UNETR [1] with the skip connections of the paper's figure, and the variants of [2].
 
-    Parameters carry the names of ``monai.networks.nets.UNETR``, so state dicts move both ways. MONAI reads its skips
-    from ``hidden_states_out[3], [6], [9]``, which are the outputs of blocks 4, 7 and 10; [1] (Fig. 1) takes z3, z6 and
-    z9, the outputs of blocks 3, 6 and 9. ``skip_blocks=(4, 7, 10)`` is MONAI's function.
+    Parameters have the names of ``monai.networks.nets.UNETR``, so state dicts are interchangeable. MONAI reads its
+    skips from ``hidden_states_out[3], [6], [9]``, which are the outputs of blocks 4, 7 and 10. [1] (Fig. 1) uses z3, z6
+    and z9, the outputs of blocks 3, 6 and 9. ``skip_blocks=(4, 7, 10)`` gives MONAI's function.
 
-    Attention runs through ``scaled_dot_product_attention`` when ``dropout_rate`` is 0 (MONAI's block would otherwise
-    apply that dropout in evaluation too).
+    Attention runs through ``scaled_dot_product_attention`` when ``dropout_rate`` is 0 (with it, MONAI's block would
+    apply that dropout even in evaluation).
 
     Args:
         in_channels: channels of the image.
         out_channels: classes, background included.
         img_size: voxels per axis of every input; a multiple of ``patch_size`` per axis.
         num_layers: transformer blocks.
-        patch_size: voxels of a patch per axis, 16 as in [1], or 8 for images of 2 mm and coarser, where 16 voxels are
-            so large a part of the head that tokens tell little but their place. A net with patches of 8 has one step
-            of upsampling less: z8 and the last tokens meet at a quarter, z4 at half of the resolution (of 12 blocks),
-            and MONAI's ``encoder4`` and ``decoder5`` are left out. Where only some axes have 8 (8 x 16 x 16 in [3], for
-            thick slices), the first step of each path upsamples the other axes only.
-        skip_blocks: the blocks (counted from 1) after which the skips are taken: three, default a quarter, a half and
-            three quarters of ``num_layers``; with patches of 8 two, default a third and two thirds.
-        class_token: whether a class token runs along, as in the published encoder of [2]. Dropped before the decoder.
+        patch_size: voxels of a patch per axis: 16 as in [1], or 8 for images of 2 mm and coarser. At 2 mm, 16 voxels
+            are so large a part of the head that tokens encode little but their place. A net with patches of 8 has one
+            upsampling step less: with 12 blocks, z8 and the last tokens meet at a quarter and z4 at half of the
+            resolution, and MONAI's ``encoder4`` and ``decoder5`` are left out. If only some axes have 8 (8 x 16 x 16 in
+            [3], for thick slices), the first step of each path upsamples only the other axes.
+        skip_blocks: the blocks (counted from 1) that feed the skips: three, by default at a quarter, a half and three
+            quarters of ``num_layers``; two with patches of 8, by default at a third and two thirds.
+        class_token: whether to add a class token, as in the published encoder of [2]; it is dropped before the decoder.
         position: ``"learnable"``, one vector per token, or ``"separable"``, the sum of one vector per position of the
             first axis and one per position of the other two, as in the published encoder of [2]; the class token then
-            has a position of its own as well.
+            also has a position.
         norm_eps: epsilon of the layer norms (MONAI 1e-5, published encoder 1e-6).
-        freeze_patch_embed: keep the patch projection as it starts (random) or is loaded, as the code of [2] does.
+        freeze_patch_embed: freeze the patch projection, random or loaded, as in the code of [2].
         **kwargs: as in ``monai.networks.nets.UNETR`` (``feature_size``, ``hidden_size``, ``mlp_dim``, ...).
 
     Input (B, in_channels, *img_size), output (B, out_channels, *img_size).
 
     Raises:
-        ValueError: a ``patch_size`` other than 16 and 8 on an axis, ``img_size`` not a multiple of it, or
-            ``skip_blocks`` not that many increasing block numbers.
+        ValueError: ``patch_size`` is not 16 or 8 on an axis, ``img_size`` is not a multiple of it, or ``skip_blocks``
+            are not that many increasing block numbers.
 
     References:
         - [1] Hatamizadeh et al., UNETR: Transformers for 3D Medical Image Segmentation, WACV 2022.
@@ -76,20 +76,21 @@ class UNETR(MonaiUNETR):
         img_size = ensure_tuple_rep(img_size, 3)
         patch = ensure_tuple_rep(patch_size, 3)
         if not set(patch) <= {8, 16}:
-            raise ValueError(f"patch_size of UNETR is 16 or 8, or that on each axis, not {patch_size}.")
+            raise ValueError(f"patch_size of UNETR must be 16 or 8, for all axes or for each, not {patch_size}.")
         if any(size % side for size, side in zip(img_size, patch, strict=True)):
             raise ValueError(
-                f"UNETR needs an img_size that is a multiple of its patch size {patch_size} on each axis: {img_size}."
+                f"UNETR needs an img_size that is a multiple of its patch size {patch_size} on each axis, not "
+                f"{img_size}."
             )
         if position not in ("learnable", "separable"):
-            raise ValueError(f"position is 'learnable' or 'separable', not {position!r}.")
+            raise ValueError(f"position must be 'learnable' or 'separable', not {position!r}.")
         super().__init__(in_channels, out_channels, img_size, **kwargs)
         if patch == (8, 8, 8):
             self._make_finer(in_channels, img_size, **kwargs)
         elif patch != (16, 16, 16):
             self._make_uneven(in_channels, img_size, patch, **kwargs)
         if num_layers > self.num_layers:
-            raise ValueError(f"UNETR has at most {self.num_layers} blocks, num_layers is {num_layers}.")
+            raise ValueError(f"UNETR has at most {self.num_layers} blocks, but num_layers is {num_layers}.")
         self.num_layers = num_layers
         self.img_size = list(img_size)
         self.vit.blocks = self.vit.blocks[:num_layers]
@@ -97,7 +98,7 @@ class UNETR(MonaiUNETR):
         skips = skip_blocks or [round(num_layers * part / parts) for part in range(1, parts)]
         if len(skips) != parts - 1 or sorted(set(skips)) != list(skips) or not 1 <= skips[0] <= skips[-1] <= num_layers:
             raise ValueError(
-                f"skip_blocks are {parts - 1} increasing block numbers in 1..{num_layers}, not {list(skips)}."
+                f"skip_blocks must be {parts - 1} increasing block numbers in 1..{num_layers}, not {list(skips)}."
             )
         self.skip_blocks = tuple(skips)
         self.has_class_token = class_token
@@ -130,7 +131,7 @@ class UNETR(MonaiUNETR):
         res_block: bool = True,
         **kwargs,
     ) -> None:
-        """Replace what depends on the patch size by its form for patches of 8."""
+        """Replace the modules that depend on the patch size with their form for patches of 8."""
         self._make_vit(in_channels, img_size, (8, 8, 8), **kwargs)
 
         def up(features: int, layers: int) -> UnetrPrUpBlock:
@@ -143,7 +144,7 @@ class UNETR(MonaiUNETR):
         del self.encoder4, self.decoder5
 
     def _make_uneven(self, in_channels: int, img_size: Sequence[int], patch_size: Sequence[int], **kwargs) -> None:
-        """Replace what depends on the patch size by its form for patches of 8 on some axes."""
+        """Replace the modules that depend on the patch size with their form for patches of 8 on some axes."""
         self._make_vit(in_channels, img_size, patch_size, **kwargs)
         step = tuple(side // 8 for side in patch_size)
         blocks: list[Any] = [self.encoder2, self.encoder3, self.encoder4, self.decoder5]
@@ -173,7 +174,7 @@ class UNETR(MonaiUNETR):
     def forward(self, x_in: torch.Tensor) -> torch.Tensor:
         if list(x_in.shape[2:]) != self.img_size:
             raise ValueError(
-                f"this UNETR takes images of {self.img_size} voxels, not {list(x_in.shape[2:])}: set roi_size to the "
+                f"this UNETR needs images of {self.img_size} voxels, not {list(x_in.shape[2:])}: set roi_size to the "
                 "size of the crops, and image_size to at least that."
             )
         x, hidden = self.vit(x_in)
@@ -191,9 +192,9 @@ class UNETR(MonaiUNETR):
 class SeparablePositions(nn.Module):
     """Position table of a 3-D token grid as an outer sum, a parametrization for ``torch.nn.utils.parametrize``.
 
-    ``forward(axial (1, D, C), planar (1, H*W, C)) -> (1, D*H*W, C)``, row ``d*H*W + p`` being
-    ``axial[d] + planar[p]``. The published encoder of Zhang et al. (BIBM 2023) stores its positions so (10 + 100
-    vectors for its 10 x 10 x 10 grid).
+    ``forward(axial (1, D, C), planar (1, H*W, C)) -> (1, D*H*W, C)``, with ``axial[d] + planar[p]`` in row ``d*H*W +
+    p``. The published encoder of Zhang et al. (BIBM 2023) stores its positions like this (10 + 100 vectors for its 10 x
+    10 x 10 grid).
     """
 
     def __init__(self, grid: Sequence[int]) -> None:
@@ -204,7 +205,7 @@ class SeparablePositions(nn.Module):
         return (axial[:, :, None] + planar[:, None]).flatten(1, 2)
 
     def right_inverse(self, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The least-squares split of a full table; exact for a table that is an outer sum."""
+        """Split a full table by least squares; exact for an outer sum."""
         table = table.detach().unflatten(1, (self.depth, self.plane))
         axial = table.mean(2)
         return axial, (table - axial[:, :, None]).mean(1)

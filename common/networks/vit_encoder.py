@@ -14,21 +14,21 @@ __all__ = ["CHECKPOINTS", "ViTEncoder"]
 
 
 class ViTEncoder(nn.Module):
-    """MONAI's ``ViT`` seen as an encoder: tokens of chosen blocks, folded back onto the token grid.
+    """MONAI's ``ViT`` as an encoder: tokens of chosen blocks, folded back onto the token grid.
 
-    A view, not a copy: it holds the very module that a segmentation net holds, so that training one trains the other.
+    It is a view, not a copy: it holds the module of a segmentation net itself, so training one trains the other.
 
     Args:
         vit: the transformer, such as ``UNETR(...).vit``.
-        skip_blocks: blocks (counted from 1) whose output is returned ahead of the final normalised tokens. Default a
-            quarter, a half and three quarters of the depth: z3, z6, z9 of a 12-block UNETR (Hatamizadeh et al., 2022).
+        skip_blocks: blocks (counted from 1) to return before the final normalised tokens. By default a quarter, a half
+            and three quarters of the depth: z3, z6, z9 of a 12-block UNETR (Hatamizadeh et al., 2022).
 
     ``forward(image (B, C, D, H, W))`` returns ``len(skip_blocks) + 1`` maps (B, hidden, D/p, H/p, W/p), all with the
     patch size p as stride. A class token is dropped.
 
     Raises:
-        ValueError: ``skip_blocks`` are not increasing block numbers, the ViT is not 3-D, or its patch embedding is no
-            convolution.
+        ValueError: ``skip_blocks`` are not increasing block numbers, the ViT is not 3-D, or its patch embedding is not
+            a convolution.
     """
 
     spare_weights: ClassVar[dict[str, str]] = {"classification head": r"^vit\.classification_head\."}
@@ -44,11 +44,11 @@ class ViTEncoder(nn.Module):
         depth = len(vit.blocks)
         skips = tuple(skip_blocks or (round(depth * quarter / 4) for quarter in (1, 2, 3)))
         if list(skips) != sorted(set(skips)) or not 1 <= skips[0] <= skips[-1] <= depth:
-            raise ValueError(f"skip_blocks are increasing block numbers in 1..{depth}, not {list(skips)}.")
+            raise ValueError(f"skip_blocks must be increasing block numbers in 1..{depth}, not {list(skips)}.")
         self.skip_blocks = skips
         embedding = vit.patch_embedding.patch_embeddings
         if not isinstance(embedding, nn.Conv3d):
-            raise ValueError("ViTEncoder needs a 3-D ViT whose patch embedding is a convolution (proj_type='conv').")
+            raise ValueError("ViTEncoder needs a 3-D ViT with a convolution as patch embedding (proj_type='conv').")
         self.patch_size = tuple(embedding.kernel_size)
         self.in_channels = embedding.in_channels
         self.hidden_size = embedding.out_channels
@@ -74,8 +74,8 @@ class ViTEncoder(nn.Module):
         grid, tokens = self.grid(image.shape[2:]), self.vit.patch_embedding.position_embeddings.shape[1]
         if grid[0] * grid[1] * grid[2] != tokens:
             raise ValueError(
-                f"an image of {tuple(image.shape[2:])} voxels gives {grid} tokens, the ViT was built for {tokens}; "
-                "set roi_size (img_size of the network) to the size of the crops."
+                f"an image of {tuple(image.shape[2:])} voxels gives {grid} tokens, but the ViT was built for "
+                f"{tokens}; set roi_size (img_size of the network) to the size of the crops."
             )
         return self.vit.patch_embedding(image)
 
@@ -159,7 +159,7 @@ def _read(norm_eps: float) -> Any:
 
 
 def _read_mae(state: State, source: Source) -> dict[str, Any]:
-    """The final norm of MONAI's ``MaskedAutoEncoderViT`` is the last entry of ``blocks``."""
+    """Move the final norm of MONAI's ``MaskedAutoEncoderViT``, which is the last entry of ``blocks``."""
     blocks = count(state, r"vit\.blocks\.(\d+)\.norm1")
     if not blocks:
         raise KeyError("blocks.0.norm1.weight")
@@ -168,7 +168,7 @@ def _read_mae(state: State, source: Source) -> dict[str, Any]:
 
 
 def _read_vit3d(state: State, source: Source) -> dict[str, Any]:
-    """MONAI's ViT has no scales of its branches and no position of the class token: they become part of what is."""
+    """Fold branch scales and the class token's position, which MONAI's ViT lacks, into other tensors."""
     for name in [name for name in state if re.search(r"\.ls[12]\.gamma$", name)]:
         layer = name.replace("ls1.gamma", "attn.out_proj").replace("ls2.gamma", "mlp.linear2")
         scale = state.pop(name)
@@ -182,7 +182,7 @@ def _read_vit3d(state: State, source: Source) -> dict[str, Any]:
 
 
 _UNUSED_ATTENTION = {"unused attention": r"^(vit\.)?blocks\.\d+\.cross_attn\."}
-"""What MONAI's blocks held for a while and never used."""
+"""Tensors that MONAI's blocks held in some versions and never used."""
 
 CHECKPOINTS = {
     # Zhang et al., BIBM 2023: timm's names, a class token, positions along and across the slices.

@@ -21,7 +21,7 @@ HEAD = re.compile(
 """Names of the layers that turn features into classes or numbers, in MONAI's networks and the collection's."""
 NORMS = (_NormBase, FrozenBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 POSITIONS = re.compile(r"position|\bpos_embed|cls_token|\btransformer\.segments\b")
-"""Tables of positions, absolute or relative, and what joins the tokens as it is: a class token, a plane's vector."""
+"""Tables of positions, absolute or relative, and vectors that join the tokens: a class token, a plane's vector."""
 
 
 def parameter_groups(
@@ -32,37 +32,37 @@ def parameter_groups(
     layer_decay: float = 1.0,
     rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Parameters of a network in groups for an optimiser: the encoder by depth, the decoder, the head.
+    """Split the parameters of a network into groups for an optimiser: the encoder by depth, the decoder, the head.
 
-    The head and the decoder have the rate ``learning_rate``, the encoder's last layer that times ``layer_decay``, each
-    layer before it once more so (Clark et al., ELECTRA, ICLR 2020; Bao et al., BEiT, ICLR 2022). The layers of an
-    encoder are those of ``common.networks.encoder_layers``: blocks of a plain transformer, stages of a pyramid. Norms,
-    biases, positions and all other vectors do not decay.
+    Head and decoder get the rate ``learning_rate``. The encoder's last layer gets that rate times ``layer_decay``, and
+    each earlier layer gets one more factor (Clark et al., ELECTRA, ICLR 2020; Bao et al., BEiT, ICLR 2022). The layers
+    of an encoder are those of ``common.networks.encoder_layers``: blocks of a plain transformer, stages of a pyramid.
+    Norms, biases, positions and all other vectors do not decay.
 
     Args:
         network: the network, wrapped by DDP or not; each of its parameters is in one group.
-        encoder: the encoder, a part of it or a view on it. What goes along in its file without being of its layers, as
-            the decoder of a U-Net, is a decoder here. None for a network without one, which is a decoder and a head.
-        learning_rate: of the head and the decoder.
-        weight_decay: of what decays.
+        encoder: the encoder, a part of it or a view on it. Parts of its file that are not among its layers, such as the
+            decoder of a U-Net, count as decoder. None for a network without an encoder: it has only decoder and head.
+        learning_rate: for the head and the decoder.
+        weight_decay: for the parameters that decay.
         layer_decay: factor of the rate from layer to layer, from 0, exclusive, to 1.
-        rates: factors of ``learning_rate`` of the parts ``encoder``, ``decoder`` and ``head``; 1 where there is none.
+        rates: factors of ``learning_rate`` for the parts ``encoder``, ``decoder`` and ``head``; 1 by default.
 
     Returns:
-        groups with ``params``, ``lr``, ``weight_decay``, ``part`` (encoder, decoder or head) and ``depth`` (of a layer
-        of the encoder, from 0; else None), without empty ones.
+        groups with ``params``, ``lr``, ``weight_decay``, ``part`` (encoder, decoder or head) and ``depth`` (of an
+        encoder layer, from 0; else None). Empty groups are left out.
 
     Raises:
         ValueError: ``layer_decay`` is out of range, or below 1 for an encoder that does not name its layers; the
-            encoder is not a part of the network; ``rates`` names a part that is not known or that the network lacks.
+            encoder is not part of the network; ``rates`` names a part that is unknown or missing in the network.
     """
     if isinstance(network, DistributedDataParallel):
         network = network.module
     if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay is {layer_decay}; it has to be above 0 and at most 1.")
+        raise ValueError(f"layer_decay is {layer_decay}; it must be above 0 and at most 1.")
     if layer_decay < 1 and not hasattr(encoder, "layer_names"):
         raise ValueError(
-            f"layer_decay is {layer_decay}, but {type(encoder).__name__} does not say which its layers are: give it "
+            f"layer_decay is {layer_decay}, but {type(encoder).__name__} does not name its layers: give it "
             "`layer_names` (common.networks.encoder_layers), or set layer_decay to 1."
         )
     layers = [] if encoder is None else encoder_layers(encoder)
@@ -77,7 +77,7 @@ def parameter_groups(
     if depths:
         raise ValueError(
             f"{len(depths)} parameters of the encoder ({type(encoder).__name__}) are not among those of the network "
-            f"({type(network).__name__}): `encoder` has to be the encoder of the net that is trained."
+            f"({type(network).__name__}): `encoder` must be the encoder of the net in training."
         )
     found = {PARTS[part] for part, _, _ in groups}
     for part in rates or {}:
@@ -103,7 +103,7 @@ def parameter_groups(
 
 
 def _vectors(network: nn.Module) -> list[nn.Parameter]:
-    """What does not decay: parameters of norms, of one axis or none, and of positions."""
+    """Parameters that do not decay: norms, positions, and those of one axis or none."""
     norms = [p for module in network.modules() if isinstance(module, NORMS) for p in module.parameters(recurse=False)]
     others = [p for name, p in network.named_parameters() if p.ndim <= 1 or POSITIONS.search(name)]
     return norms + others
@@ -112,12 +112,10 @@ def _vectors(network: nn.Module) -> list[nn.Parameter]:
 def decay_groups(
     network: nn.Module, weight_decay: float, without: Sequence[str] = ("bias", "LayerNorm.weight")
 ) -> list[dict[str, Any]]:
-    """Parameters in two groups for an optimiser: with weight decay, and without where the name holds one of
-    ``without``.
+    """Split parameters into two groups: without weight decay if the name contains a word of ``without``, else with.
 
-    The default is that of TransSeg's published code, which is to be taken by the letter: tables of relative positions
-    are named ``..._bias_table`` and do not decay, the weights of BEiT's norms, which are named otherwise there and
-    here, do.
+    The default is that of TransSeg's published code, taken literally. Tables of relative positions are named
+    ``..._bias_table`` and do not decay. The weights of BEiT's norms have other names, there and here, and do decay.
     """
     decaying: list[nn.Parameter] = []
     others: list[nn.Parameter] = []

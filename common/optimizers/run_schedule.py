@@ -14,23 +14,23 @@ logger = logging.getLogger(__name__)
 
 
 class RunSchedule(LRScheduler):
-    """Learning rate over a run, a function of the optimiser steps done and of those of the whole run.
+    """Learning rate over a run, as a function of the steps done and the steps of the whole run.
 
-    A run has the same shape whatever it trains on: epochs of one scan and of a hundred differ in steps, not in the
-    curve. ``common.handlers.LearningRate`` says how many steps the run has and moves the schedule after each of them.
+    The curve has the same shape for any data: epochs of one scan and of a hundred differ in steps only.
+    ``common.handlers.LearningRate`` tells the schedule how many steps the run has and moves it after each step.
 
     Args:
-        optimizer: each of its groups keeps the ratio of its own rate to the others.
-        warmup: steps in which the rate rises in a straight line; a fraction of all steps (a number below 1 with a
-            decimal point) or a number of steps (a whole number).
+        optimizer: its groups keep the ratios of their rates.
+        warmup: steps of a linear rise of the rate; a fraction of all steps (a number below 1 with a decimal point) or a
+            number of steps (a whole number).
         warmup_start: factor of the rate at the first step, if there is a warm-up.
 
     Raises:
-        ValueError: ``warmup`` is negative, or 1 and more with a decimal point.
+        ValueError: ``warmup`` is negative, or 1 or more with a decimal point.
     """
 
     encoder_rests = False
-    """Whether the encoder is left as it is at this step (``common.handlers.FrozenEncoder``)."""
+    """Whether the encoder stays frozen at this step (``common.handlers.FrozenEncoder``)."""
 
     def __init__(self, optimizer: Optimizer, warmup: float = 0, warmup_start: float = 0.0) -> None:
         _check_length("warmup", warmup)
@@ -45,7 +45,7 @@ class RunSchedule(LRScheduler):
         steps = self.steps_to_full_rate()
         if steps >= total:
             logger.warning(
-                "the warm-up of %d steps is longer than the run of %d, so that the full learning rate is never "
+                "the warm-up of %d steps is longer than the run of %d, so the full learning rate is never "
                 "reached: give `warmup` as a fraction, 0.05.",
                 steps,
                 total,
@@ -53,7 +53,7 @@ class RunSchedule(LRScheduler):
         self._set_rates()
 
     def factor(self, step: int) -> float:
-        """Of the rate of each group, at one step; 0 is the first."""
+        """Factor of the rate of each group at one step; 0 is the first step."""
         if self.total is None:
             if step > 0:
                 raise RuntimeError("the schedule was not told the steps of the run: use common.handlers.LearningRate.")
@@ -61,24 +61,24 @@ class RunSchedule(LRScheduler):
         return self.tooth(step, self.steps(self.warmup), self.total)
 
     def group_factor(self, step: int, group: Mapping[str, Any]) -> float:
-        """The same of one group of the optimiser."""
+        """Factor of the rate of one group of the optimiser."""
         return self.factor(step)
 
     def tooth(self, step: float, warmup: float, total: float) -> float:
-        """A rise in ``warmup`` steps and the shape behind it, up to ``total``."""
+        """A rise over ``warmup`` steps, then the shape up to ``total``."""
         if step < warmup:
             return self.warmup_start + (1 - self.warmup_start) * step / warmup
         return self.shape(min((step - warmup) / max(total - warmup, 1e-12), 1.0))
 
     def steps(self, length: float) -> float:
-        """Of a part of the run, given as a fraction of it or a number of steps."""
+        """Steps of a part of the run, given as a fraction or a number of steps."""
         return length * (self.total or 0) if isinstance(length, float) else length
 
     def steps_to_full_rate(self) -> float:
         return self.steps(self.warmup)
 
     def shape(self, progress: float) -> float:
-        """Of the rate, from 0, where the warm-up ends, to 1, the end of the run."""
+        """Factor of the rate from progress 0, the end of the warm-up, to 1, the end of the run."""
         raise NotImplementedError
 
     def get_lr(self) -> list[Any]:
@@ -89,18 +89,20 @@ class RunSchedule(LRScheduler):
         """As torch's.
 
         Raises:
-            ValueError: the state is of a schedule by epochs, of a run of another number of steps, or of one with other
-                settings than this one's.
+            ValueError: the state belongs to a schedule by epochs, to a run with another number of steps, or to other
+                settings.
         """
         if "total" not in state_dict:
-            raise ValueError("it is of a schedule that went by epochs, which is no more")
+            raise ValueError("it belongs to a schedule by epochs, which no longer exists")
         if self.total is not None and state_dict["total"] != self.total:
-            raise ValueError(f"it is of a run of {state_dict['total']} optimiser steps, this one has {self.total}")
+            raise ValueError(
+                f"it belongs to a run of {state_dict['total']} optimiser steps, but this one has {self.total}"
+            )
         for name, value in state_dict.items():
             own = vars(self).get(name, value)
             setting = isinstance(value, int | float) and name not in ("last_epoch", "total") and name[0] != "_"
             if setting and own != value:  # torch's would take the state's, whatever this run's record says
-                raise ValueError(f"it is of a schedule with {name} {value}, this one has {own}")
+                raise ValueError(f"it belongs to a schedule with {name} {value}, but this one has {own}")
         super().load_state_dict(state_dict)
         self._set_rates()
 
@@ -122,7 +124,7 @@ class CosineSchedule(RunSchedule):
 
 
 class PolynomialSchedule(RunSchedule):
-    """``(1 - progress) ** power`` after the warm-up: nnU-Net's with 0.9, a straight line to 0 with 1.
+    """``(1 - progress) ** power`` after the warm-up: 0.9 gives nnU-Net's curve, 1 a straight line to 0.
 
     Args:
         optimizer, warmup, warmup_start: of ``RunSchedule``.
@@ -138,21 +140,21 @@ class PolynomialSchedule(RunSchedule):
 
 
 class SawtoothSchedule(PolynomialSchedule):
-    """Two teeth: the decoder and the head alone, then the whole net (nnssl's fine-tuning from a pre-trained encoder).
+    """Two teeth: first decoder and head alone, then the whole net (nnssl's fine-tuning of a pre-trained encoder).
 
-    In the first part of the run, of ``decoder`` steps, the rate of what is not the encoder rises in a straight line
-    through the first half and falls to 0 through the second, by ``(1 - progress) ** power``; the encoder rests, for
-    which ``common.handlers.FrozenEncoder`` is to be among the trainer's handlers. From there on all groups rise
-    through ``warmup`` steps and fall to the end of the run.
+    The first part of the run has ``decoder`` steps. The rate of decoder and head rises linearly in its first half and
+    falls to 0 in its second, by ``(1 - progress) ** power``. The encoder stays frozen; this needs
+    ``common.handlers.FrozenEncoder`` among the trainer's handlers. After that, all groups rise for ``warmup`` steps and
+    fall until the end of the run.
 
     Args:
-        optimizer: with groups of ``parameter_groups``, which tell the encoder from the others.
+        optimizer: with groups from ``parameter_groups``, which mark the encoder.
         power: exponent.
         decoder: steps of the first part; a fraction of all steps or a number of steps, as ``warmup``.
-        warmup, warmup_start: of ``RunSchedule``; the start is that of both teeth.
+        warmup, warmup_start: of ``RunSchedule``; the start applies to both teeth.
 
     Raises:
-        ValueError: no group, or each, is of an encoder; ``decoder`` or ``warmup`` is no such number.
+        ValueError: none or all of the groups belong to an encoder; ``decoder`` or ``warmup`` is invalid.
     """
 
     def __init__(
@@ -167,7 +169,7 @@ class SawtoothSchedule(PolynomialSchedule):
         encoder = [group.get("part") == "encoder" for group in optimizer.param_groups]
         if not any(encoder) or all(encoder):
             raise ValueError(
-                "a sawtooth trains the decoder first and needs an optimiser that tells the encoder from it: give it "
+                "a sawtooth trains the decoder first and needs an optimiser with a separate encoder group: give it "
                 "the groups of common.optimizers.parameter_groups."
             )
         self.decoder = decoder
@@ -194,15 +196,15 @@ class SawtoothSchedule(PolynomialSchedule):
 
 
 class ExponentialSchedule(RunSchedule):
-    """Times ``gamma`` in each of ``periods`` equal parts of the run, without a jump between them.
+    """Multiply the rate by ``gamma`` over each of ``periods`` equal parts of the run, without jumps.
 
-    A paper that trains 200 epochs, each with 0.99 times the rate of the one before, has ``periods=200`` and the same
-    rate at the beginning of each epoch; a run of another length has the same curve.
+    ``periods=200`` matches a paper that trains 200 epochs, each with 0.99 times the previous rate: the rate is the same
+    at the beginning of each epoch. A run of another length has the same curve.
 
     Args:
         optimizer, warmup, warmup_start: of ``RunSchedule``.
-        gamma: factor of a period.
-        periods: in a run.
+        gamma: factor per period.
+        periods: number of periods in a run.
     """
 
     def __init__(
@@ -225,5 +227,5 @@ def _check_length(name: str, length: Any) -> None:
     whole = isinstance(length, int) and not isinstance(length, bool)
     if not ((whole and length >= 0) or (isinstance(length, float) and 0 <= length < 1)):
         raise ValueError(
-            f"{name} is {length!r}; it has to be a fraction of all steps (0.05) or a whole number of steps (20)."
+            f"{name} is {length!r}; it must be a fraction of all steps (0.05) or a whole number of steps (20)."
         )

@@ -17,25 +17,26 @@ __all__ = ["CPC"]
 class CPC(nn.Module):
     """What comes next? 3-D contrastive predictive coding (Taleb et al., NeurIPS 2020).
 
-    Tiles of a lattice over the image are encoded one at a time. A convolutional network that looks back along the
-    first axis makes a context of each cell: of its own layer of cells and those before, the wider the farther back (the
-    paper's inverted pyramid). A linear map for each step predicts from it the code of the cell so many layers ahead,
-    which is to be told from the codes of all other cells of the batch (``common.losses.PredictedCodesLoss``).
+    The encoder sees the tiles of a lattice over the image one at a time. A convolutional network that looks back along
+    the first axis computes a context for each cell from its own layer of cells and earlier layers; its view widens with
+    distance (the paper's inverted pyramid). For each step, a linear map predicts from the context the code of the cell
+    that many layers ahead. The loss compares it with the codes of all other cells of the batch
+    (``common.losses.PredictedCodesLoss``).
 
     Args:
-        encoder: any encoder of images of three axes; its file is to hold no decoder.
+        encoder: any encoder of images of three axes; its file must hold no decoder.
         grid: tiles per axis.
-        jitter: voxels that a tile is smaller than its cell; each is cut at a random place of it, so that neighbours do
-            not touch.
-        steps: how many layers ahead is predicted.
+        jitter: how many voxels smaller a tile is than its cell; each tile is cut at a random place in its cell, so
+            neighbours do not touch.
+        steps: how many layers ahead to predict.
         size: length of a code and a context.
 
     ``forward(image (B, C, *spatial))`` returns ``codes`` (B, T, size) of the cells in row-major order, ``predictions``
-    (B, M, size), and the numbers of the cells that they predict, ``predicted`` (B, M).
+    (B, M, size), and ``predicted`` (B, M), the numbers of the predicted cells.
 
     Raises:
-        ValueError: the encoder has a decoder, or no cell lies as many steps ahead; when called, the image is too small
-            for grid and jitter.
+        ValueError: the encoder has a decoder, or no cell lies that many steps ahead; when called, the image is too
+            small for grid and jitter.
     """
 
     def __init__(
@@ -51,8 +52,7 @@ class CPC(nn.Module):
         self.encoder, self.grid, self.jitter, self.steps = encoder, tuple(grid), jitter, tuple(steps)
         if not self.steps or not 1 <= min(self.steps) <= max(self.steps) < self.grid[0]:
             raise ValueError(
-                f"steps are numbers of 1 or more that a grid of {list(grid)} has layers ahead for, at most "
-                f"{self.grid[0] - 1}, not {list(steps)}."
+                f"steps must be between 1 and {self.grid[0] - 1} for a grid of {list(grid)}, not {list(steps)}."
             )
         self.code = nn.Linear(OCTANTS * encoder.channels[-1], size)
         self.context = nn.Sequential(LookBack(size), nn.ReLU(), LookBack(size))
@@ -78,7 +78,7 @@ class CPC(nn.Module):
 
 
 class LookBack(nn.Module):
-    """A 3 x 3 x 3 convolution that sees along the first axis its own place and the two before."""
+    """A 3 x 3 x 3 convolution that sees its own place and the two before it along the first axis."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

@@ -13,20 +13,21 @@ __all__ = ["Exemplar"]
 
 
 class Exemplar(nn.Module):
-    """Which image is this a changed version of? 3-D exemplar networks (Taleb et al., NeurIPS 2020).
+    """Which image does this changed version come from? 3-D exemplar networks (Taleb et al., NeurIPS 2020).
 
-    The encoder sees each image and a version of it that is turned, scaled, mirrored and of other intensities. A layer
-    makes of both a code, and the triplet loss wants it nearer to that of its own image than to that of another.
+    The encoder sees each image and a version of it that is turned, scaled, mirrored and changed in intensity. A layer
+    turns both into codes. The triplet loss pulls the code of the version towards that of its own image and away from
+    that of another image.
 
     Args:
-        encoder: any encoder of images of three axes; its file is to hold no decoder.
-        deformation: moves a batch: given label maps and images it returns both.
+        encoder: any encoder of images of three axes; its file must hold no decoder.
+        deformation: moves a batch; takes label maps and images and returns both.
         curve: changes intensities in 0..1 of a batch.
-        size: length of a code; 1024 in the published code, which ends in a sigmoid, as here.
+        size: length of a code; 1024 in the published code, which also ends in a sigmoid.
 
     ``forward(image (B, C, *spatial))`` returns ``anchor``, the codes of the changed images, and ``positive``, those of
     the images (B, 1, size), and ``changed``. Negatives are other rows of ``anchor``: the loss is
-    ``common.losses.PlaneTripletLoss``, which takes the 1 for a number of planes.
+    ``common.losses.PlaneTripletLoss``, which reads the 1 as one plane.
 
     Raises:
         ValueError: the encoder has a decoder.

@@ -14,27 +14,27 @@ __all__ = ["Jigsaw"]
 
 
 class Jigsaw(nn.Module):
-    """How were the tiles put in order? 3-D jigsaw puzzles (Taleb et al., NeurIPS 2020).
+    """In which order are the tiles? 3-D jigsaw puzzles (Taleb et al., NeurIPS 2020).
 
-    The tiles of a lattice over the image, each cut at a random place of its cell, are put into the order of one of a
-    fixed set of permutations. The encoder sees one tile at a time; a layer shortens the vector of each, and two more
-    tell from all of them, in order, which permutation it was.
+    The tiles of a lattice over the image, each cut at a random place in its cell, are reordered by one of a fixed set
+    of permutations. The encoder sees one tile at a time. One layer shortens the vector of each tile, and two more
+    layers predict the permutation from all vectors in order.
 
     Args:
-        encoder: any encoder of images of three axes; its file is to hold no decoder.
+        encoder: any encoder of images of three axes; its file must hold no decoder.
         grid: tiles per axis.
-        jitter: voxels that a tile is smaller than its cell.
+        jitter: how many voxels smaller a tile is than its cell.
         permutations: size of the set (``common.transforms.distant_permutations``), the same in every run.
         features: length of a tile's vector.
-        hidden: units of the layer between.
+        hidden: units of the hidden layer.
 
-    ``forward(image (B, C, *spatial))`` returns ``logits`` (B, permutations), ``labels`` (B,), and ``tiles``
-    (B, T, C, *tile) in the order that the encoder saw: the p-th is that of cell ``self.orders[label, p]``, in row-major
+    ``forward(image (B, C, *spatial))`` returns ``logits`` (B, permutations), ``labels`` (B,), and ``tiles`` (B, T, C,
+    *tile) in the order that the encoder saw: the p-th tile comes from cell ``self.orders[label, p]``, in row-major
     order.
 
     Raises:
-        ValueError: the encoder has a decoder, or there are not as many permutations; when called, the image is too
-            small for grid and jitter.
+        ValueError: the encoder has a decoder, or there are fewer permutations; when called, the image is too small for
+            grid and jitter.
     """
 
     orders: torch.Tensor

@@ -13,25 +13,25 @@ __all__ = ["LabelContrast"]
 
 
 class LabelContrast(nn.Module):
-    """Two images of different contrast are drawn from a label map, and the features of a label are to be alike in both.
+    """Draw two images of different contrast from a label map, and make the features of a label alike in both.
 
-    The pretext of Anatomix (Dey et al., ICLR 2025): the labels need no meaning, so that maps of random shapes will do.
-    Features are the channels that the whole network ends in, on each stage of a network with deep supervision; at
-    random voxels, the same in both images, a projector shared by the stages makes vectors of them.
+    The pretext of Anatomix (Dey et al., ICLR 2025): the labels need no meaning, so maps of random shapes will do.
+    Features are the output channels of the whole network, at each stage of a network with deep supervision. A
+    projector, shared by the stages, turns them into vectors at random voxels, the same in both images.
 
     Args:
         network: a segmentation network; its output channels are the features.
         contrast: draws images from label maps, such as ``common.transforms.SyntheticContrast``.
         features: number of those channels.
-        shapes: draws the label maps (``common.transforms.RandomShapes``): of the batch only its size counts then. None
-            takes the batch for label maps.
-        deformation: moves a batch of label maps; None moves none.
-        normalize: as of ``SyntheticSegmentation``.
+        shapes: draws the label maps (``common.transforms.RandomShapes``): only the size of the batch counts then. None
+            uses the batch as label maps.
+        deformation: moves a batch of label maps; None leaves them.
+        normalize: as for ``SyntheticSegmentation``.
         points: voxels of each map and stage.
         size: length of a vector.
 
-    ``forward(image or label map (B, 1, *spatial))`` returns ``vectors`` (B, stages, 2, points, size), ``labels``
-    (B, stages, points), and of pictures ``shapes`` (B, 1, *spatial), ``first`` and ``second``, the drawn images.
+    ``forward(image or label map (B, 1, *spatial))`` returns ``vectors`` (B, stages, 2, points, size), ``labels`` (B,
+    stages, points), and for pictures ``shapes`` (B, 1, *spatial), ``first`` and ``second``, the drawn images.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LabelContrast(nn.Module):
 
     @torch.no_grad()
     def draw(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Label maps (B, 1, *spatial) and two images (B, C, *spatial) of them."""
+        """Draw label maps (B, 1, *spatial) and two images (B, C, *spatial) of them."""
         labels = image.round().long() if self.shapes is None else self.shapes(image)
         if self.deformation is not None:
             labels = self.deformation(labels)
@@ -91,6 +91,6 @@ class LabelContrast(nn.Module):
     def pictures(
         self, image: torch.Tensor, prediction: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The label map and the two images of what ``forward`` returned, each (B, 1, *spatial)."""
+        """The label map and the two images from the result of ``forward``, each (B, 1, *spatial)."""
         shapes = prediction["shapes"].float()
         return shapes / shapes.amax().clamp(min=1), prediction["first"][:, :1], prediction["second"][:, :1]

@@ -14,13 +14,13 @@ __all__ = ["MAE"]
 
 
 class MAE(nn.Module):
-    """Masked autoencoder [1] on the ViT of a UNETR, as pre-trained in [2].
+    """Masked autoencoder [1] on the ViT of a UNETR, as in [2].
 
-    The encoder runs on the visible tokens only; a lighter transformer fills in the rest from mask tokens and
-    positions. The prediction head runs on masked positions only, since the loss reads no other.
+    The encoder runs on the visible tokens only; a lighter transformer fills in the rest from mask tokens and positions.
+    The prediction head runs on masked positions only, since the loss reads no others.
 
     Args:
-        encoder: encoder with a ViT inside; its blocks and norm are used as they are, so fine-tuning needs no renaming.
+        encoder: encoder with a ViT; its blocks and norm are used unchanged, so fine-tuning needs no renaming.
         img_size: voxels per axis of the crops.
         mask_ratio: share of tokens dropped; ``round((1 - mask_ratio) * L)`` tokens stay. [2]'s code uses 0.85.
         decoder_hidden_size, decoder_num_layers, decoder_num_heads: the decoder of [2] (four blocks, section III-A).
@@ -32,8 +32,8 @@ class MAE(nn.Module):
     P = 16^3 C voxels, their ``target`` (B, M, P), and ``masked`` (B, M), their token numbers.
 
     Raises:
-        ValueError: the encoder holds no ViT, ``mask_ratio`` not between 0 and 1, an unknown ``position``, or
-            ``img_size`` not a multiple of the patch size.
+        ValueError: the encoder holds no ViT, ``mask_ratio`` is not between 0 and 1, ``position`` is unknown, or
+            ``img_size`` is not a multiple of the patch size.
 
     References:
         - [1] He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022.
@@ -54,13 +54,13 @@ class MAE(nn.Module):
         super().__init__()
         if not isinstance(encoder, ViTEncoder):
             raise ValueError(
-                f"MAE drops tokens before the encoder, which only a ViT allows; got {type(encoder).__name__}. "
+                f"MAE drops tokens before the encoder, which only a ViT allows, not {type(encoder).__name__}. "
                 "Use the RCR pretext for Swin UNETR."
             )
         if not 0 < mask_ratio < 1:
-            raise ValueError(f"mask_ratio lies between 0 and 1, not {mask_ratio}.")
+            raise ValueError(f"mask_ratio must be between 0 and 1, not {mask_ratio}.")
         if position not in ("learnable", "separable"):
-            raise ValueError(f"position is 'learnable' or 'separable', not {position!r}.")
+            raise ValueError(f"position must be 'learnable' or 'separable', not {position!r}.")
         self.encoder = encoder
         self.mask_ratio, self.normalise_patches = mask_ratio, normalise_patches
         self.token_grid = encoder.grid(img_size)
@@ -100,7 +100,7 @@ class MAE(nn.Module):
         self.decoder_blocks.apply(_init_linear)
 
     def encode(self, image: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """Normalised tokens (B, K, hidden) of the kept positions ``keep`` (B, K), a class token in front if any."""
+        """Normalised tokens (B, K, hidden) at the positions ``keep`` (B, K), after a class token if there is one."""
         vit = self.encoder.vit
         tokens = take(self.encoder.embed(image), keep)
         if self.first:
@@ -133,14 +133,14 @@ class MAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The image with its masked patches replaced by predictions, and with them blanked; for pictures."""
+        """The image with masked patches replaced by predictions, and with masked patches blanked; for pictures."""
         _, blanked, filled = self.pictures(image, self(image))
         return filled, blanked
 
     def pictures(
         self, image: torch.Tensor, prediction: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Target, input and reconstruction (B, C, *img_size): the image, with masked patches blanked, with them filled.
+        """Target, input and reconstruction (B, C, *img_size): the image, masked patches blanked, masked patches filled.
 
         ``prediction`` is what ``forward`` returned for this image.
         """
@@ -162,7 +162,7 @@ def statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def take(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Rows ``index`` (B, K) of ``tokens`` (B, L, C), each sample its own."""
+    """Rows ``index`` (B, K) of ``tokens`` (B, L, C), for each sample separately."""
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
 

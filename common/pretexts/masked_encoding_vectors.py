@@ -14,23 +14,23 @@ __all__ = ["MaskedEncodingVectors"]
 class MaskedEncodingVectors(nn.Module):
     """Masked encoding vector prediction, stage 2 of Medical Transformer [1, section 3.3.1].
 
-    The plane encoders are frozen. Of each plane a tenth of the slices is masked, each sample by its own draw: their
-    vectors are replaced by that of an image of -1, and the transformer, which is trained, is to predict what they were
-    from those of the other slices. Targets are the encoders' vectors, before scaling, positions and planes are added.
+    The plane encoders are frozen. In each plane of each sample, a random tenth of the slices is masked: the vector of
+    an image of -1 replaces theirs. The transformer learns to predict the original vectors from those of the other
+    slices. Targets are the encoders' vectors before scaling and before positions and planes are added.
 
     Args:
         encoder: a ``MultiViewEncoder`` with a transformer; its plane encoders are frozen here.
-        img_size: of the images (X, Y, Z), which are the numbers of slices of the three planes.
-        mask_ratio: share of masked slices, rounded down, at least one a plane.
+        img_size: size of the images (X, Y, Z), which is also the number of slices in each plane.
+        mask_ratio: share of masked slices, rounded down, but at least one per plane.
 
-    ``forward(image)`` takes images (B, C, X, Y, Z), or their vectors (B, X + Y + Z, d) as
-    ``common.data.EncodedVolumes`` keeps them, which gives the same at a fraction of the cost. It returns ``prediction``
-    and ``target`` (B, M, d) of the M masked slices of all planes, and ``weight`` (M,), one over the number of those of
-    a slice's plane.
+    ``forward(image)`` takes images (B, C, X, Y, Z), or their vectors (B, X + Y + Z, d) from
+    ``common.data.EncodedVolumes``, which gives the same at a fraction of the cost. It returns ``prediction`` and
+    ``target`` (B, M, d) of the M masked slices of all planes, and ``weight`` (M,), the inverse of the number of masked
+    slices in a slice's plane.
 
     Raises:
-        ValueError: the encoder has no transformer, or ``mask_ratio`` is not between 0 and 1; in ``forward``, images of
-            another size.
+        ValueError: the encoder has no transformer, or ``mask_ratio`` is not between 0 and 1; in ``forward``, images
+            have another size.
 
     References:
         - [1] Jun et al., Medical Transformer: Universal Brain Encoder for 3D MRI Analysis.
@@ -40,11 +40,11 @@ class MaskedEncodingVectors(nn.Module):
         super().__init__()
         if encoder.transformer is None:
             raise ValueError(
-                "masked encoding vectors are predicted by the transformer, and this encoder has none (0 layers): leave "
+                "the transformer predicts masked encoding vectors, but this encoder has none (0 layers): leave "
                 "stage 2 out."
             )
         if not 0 < mask_ratio < 1:
-            raise ValueError(f"mask_ratio is {mask_ratio}; it has to be above 0 and below 1.")
+            raise ValueError(f"mask_ratio is {mask_ratio}; it must be above 0 and below 1.")
         self.encoder = encoder
         self.encoder.planes.requires_grad_(False)
         self.img_size = tuple(img_size)
@@ -75,9 +75,9 @@ class MaskedEncodingVectors(nn.Module):
 
     @torch.no_grad()
     def mask_vectors(self) -> list[torch.Tensor]:
-        """What each plane encoder makes of a slice that is -1 everywhere, (d,); computed once for the frozen weights.
+        """The vector (d,) of each plane encoder for a slice of -1; computed once, since the weights are frozen.
 
-        It does not depend on the number of such slices, whose statistics are alike.
+        It does not depend on the number of such slices, since all have the same statistics.
         """
         if self._mask_vectors is None:
             weight = next(self.encoder.planes.parameters())

@@ -13,16 +13,16 @@ __all__ = ["PlaneExemplar"]
 class PlaneExemplar(nn.Module):
     """Exemplar pre-training of the plane encoders, stage 1 of Medical Transformer [1, section 3.3.1].
 
-    Each plane encoder sees a volume and a version of it with other intensities (a Bezier map, drawn anew for each
-    sample and plane); a volume's vector is the mean of those of its slices. The transformer has no part in it.
+    Each plane encoder sees a volume and a version of it with other intensities (a new Bezier map for each sample and
+    plane). The vector of a volume is the mean vector of its slices. The transformer is not used.
 
     Args:
         encoder: a ``MultiViewEncoder``.
         intensity: changes the intensities of a batch.
 
     ``forward(image (B, C, X, Y, Z))`` returns ``anchor`` and ``positive`` (B, 3, d), planes in the order sagittal,
-    coronal, axial. Negatives are other rows of ``anchor`` (``common.losses.PlaneTripletLoss``), so that a step takes
-    two passes of each encoder and not three.
+    coronal, axial. Negatives are other rows of ``anchor`` (``common.losses.PlaneTripletLoss``), so a step takes two
+    passes of each encoder, not three.
 
     References:
         - [1] Jun et al., Medical Transformer: Universal Brain Encoder for 3D MRI Analysis.

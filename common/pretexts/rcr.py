@@ -15,24 +15,25 @@ __all__ = ["RCR"]
 class RCR(nn.Module):
     """Rotation, contrast and reconstruction [1], the pretext that [2] uses for Swin UNETR.
 
-    Two views of each image are quarter-turned in a plane, each by its own angle, and damaged by cut-out
-    (noise boxes, boxes swapped between samples). Both views pass the encoder in one batch. From its deepest map, token
-    0 tells the rotation, token 1 is the contrastive vector, and a convolutional decoder restores the undamaged view.
+    Two views of each image are rotated by quarter turns in a plane, each by its own angle, and damaged by cut-out
+    (boxes of noise, boxes swapped between samples). Both views pass the encoder in one batch. In its deepest map, token
+    0 predicts the rotation and token 1 is the contrastive vector; a convolutional decoder restores the undamaged view
+    from the whole map.
 
     Args:
-        encoder: any encoder; the deepest map needs two tokens at least and a stride that is a power of two on each
+        encoder: any encoder; its deepest map needs at least two tokens, and a stride that is a power of two on each
             axis.
         contrast_size: length of the contrastive vector.
         max_cutout: upper bound of the share of voxels that each cut-out pass replaces.
-        axes: the two axes that are turned into each other, as negative numbers.
+        axes: the two axes of the rotation plane, as negative numbers.
 
     ``forward(image (B, C, D, H, W))``, of equal size along ``axes``, returns for the 2B views ``rotation_logits``
     (2B, 4), ``rotation`` (2B,), ``contrast1`` and ``contrast2`` (B, contrast_size), ``reconstruction``,
     ``target`` and ``damaged``, which the encoder saw, (2B, C, D, H, W).
 
     Raises:
-        ValueError: a stride is no power of two, or other than two axes; in ``forward``, the sizes along ``axes`` differ
-            or the deepest map has a single token.
+        ValueError: a stride is not a power of two, or ``axes`` are not two; in ``forward``, the sizes along ``axes``
+            differ or the deepest map has a single token.
 
     References:
         - [1] Tang et al., Self-Supervised Pre-Training of Swin Transformers for 3D Medical Image Analysis, CVPR 2022.
@@ -47,7 +48,7 @@ class RCR(nn.Module):
         doublings = [round(math.log2(size)) for size in stride]
         if any(size != 2**number for size, number in zip(stride, doublings, strict=True)):
             raise ValueError(
-                f"RCR needs a deepest stride that is a power of two on each axis, the encoder has {stride}."
+                f"RCR needs a deepest stride that is a power of two on each axis, but the encoder has {stride}."
             )
         if len(axes) != 2:
             raise ValueError(f"RCR turns one plane, so it needs two axes, not {list(axes)}.")
@@ -75,16 +76,16 @@ class RCR(nn.Module):
         tokens = deepest.flatten(2).transpose(1, 2)
         if tokens.shape[1] < 2:
             raise ValueError(
-                f"images of {tuple(views.shape[2:])} voxels leave the encoder a single token; RCR reads two, "
-                "so set roi_size to at least 64 on one axis."
+                f"images of {tuple(views.shape[2:])} voxels give a single token; RCR reads two, so set roi_size "
+                "to at least 64 on one axis."
             )
         return self.rotation_head(tokens[:, 0]), self.contrast_head(tokens[:, 1]), self.decoder(deepest)
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         if image.shape[self.axes[0]] != image.shape[self.axes[1]]:
             raise ValueError(
-                f"RCR turns axes {self.axes} into each other; crops of {tuple(image.shape[2:])} voxels differ along "
-                "them: set roi_size to equal sizes there."
+                f"RCR rotates the plane of axes {self.axes}, but crops of {tuple(image.shape[2:])} voxels differ "
+                "along them: set roi_size to equal sizes there."
             )
         image = torch.cat((image, image))
         rotation = torch.randint(4, (len(image),), device=image.device)
@@ -106,7 +107,7 @@ class RCR(nn.Module):
     def pictures(
         self, image: torch.Tensor, prediction: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Target, input and reconstruction (2B, C, D, H, W): the turned views, damaged, and what is made of them.
+        """Target, input and reconstruction (2B, C, D, H, W): the turned views, the damaged views, the restored views.
 
         ``prediction`` is what ``forward`` returned for this image.
         """

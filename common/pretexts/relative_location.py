@@ -15,18 +15,18 @@ MIDDLE = 13  # of the 27 cells, in row-major order
 
 
 class RelativeLocation(nn.Module):
-    """Where does this tile lie from that one? 3-D relative patch location (Taleb et al., NeurIPS 2020).
+    """Where does one tile lie relative to another? 3-D relative patch location (Taleb et al., NeurIPS 2020).
 
-    Of a lattice of 3 x 3 x 3 cells over the image the encoder sees the middle tile and one of the 26 others, each cut
-    at a random place of its cell; two layers tell from both which one it was.
+    A lattice of 3 x 3 x 3 cells covers the image. The encoder sees the middle tile and one of the 26 others, each cut
+    at a random place in its cell. Two layers predict from both which one it is.
 
     Args:
-        encoder: any encoder of images of three axes; its file is to hold no decoder.
-        jitter: voxels that a tile is smaller than its cell; 3 in the published code.
-        hidden: units of the layer between.
+        encoder: any encoder of images of three axes; its file must hold no decoder.
+        jitter: how many voxels smaller a tile is than its cell; 3 in the published code.
+        hidden: units of the hidden layer.
 
     ``forward(image (B, C, *spatial))`` returns ``logits`` (B, 26), ``labels`` (B,), the number of the cell in row-major
-    order, where the middle one is not counted, and ``tiles`` (B, 2, C, *tile), the middle one first.
+    order without the middle one, and ``tiles`` (B, 2, C, *tile), the middle one first.
 
     Raises:
         ValueError: the encoder has a decoder; when called, the image is too small for the jitter.

@@ -9,21 +9,21 @@ __all__ = ["Restoration"]
 
 
 class Restoration(nn.Module):
-    """A dense network that restores damaged images: a masked autoencoder for U-Nets, Models Genesis.
+    """A dense network that restores damaged images: masked autoencoders for U-Nets, Models Genesis.
 
     The whole network is trained, decoder included (Wald et al., "Revisiting MAE Pre-Training for 3D Medical Image
     Segmentation", CVPR 2025; Zhou et al., "Models Genesis", MICCAI 2019).
 
     Args:
         network: a segmentation network with as many output channels as the image has.
-        damage: returns from a batch the damaged images and a mask of damaged voxels, as ``common.transforms.CellMask``
-            or ``GenesisDamage``.
+        damage: takes a batch and returns the damaged images and a mask of damaged voxels, like
+            ``common.transforms.CellMask`` or ``GenesisDamage``.
 
-    ``forward(image (B, C, *spatial))`` returns ``reconstruction``, ``target`` and ``masked``, which the network saw,
-    (B, C, *spatial), and ``mask`` (B, *spatial).
+    ``forward(image (B, C, *spatial))`` returns ``reconstruction``, ``target`` and the network's input ``masked`` (B, C,
+    *spatial), and ``mask`` (B, *spatial).
 
     Raises:
-        ValueError: when called: the network returns another number of channels than the image has.
+        ValueError: when called: the number of channels differs between the network's output and the image.
     """
 
     def __init__(self, network: nn.Module, damage: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -36,7 +36,7 @@ class Restoration(nn.Module):
         made = made[0] if isinstance(made, list | tuple) else made  # deep supervision: the finest
         if made.shape != image.shape:
             raise ValueError(
-                f"The network makes {made.shape[1]} channels of images of {image.shape[1]}: set num_classes to "
+                f"The network returns {made.shape[1]} channels for images with {image.shape[1]}: set num_classes to "
                 "in_channels in pre-training."
             )
         return {"reconstruction": made, "target": image, "masked": damaged, "mask": mask}

@@ -16,20 +16,20 @@ CLASSES = ((0, 0), *itertools.product(range(3), (1, 2, 3)))  # plane and quarter
 
 
 class Rotation(nn.Module):
-    """Which of ten ways was the image turned? 3-D rotation prediction (Taleb et al., NeurIPS 2020).
+    """In which of ten ways is the image turned? 3-D rotation prediction (Taleb et al., NeurIPS 2020).
 
-    Each image is turned by 0, or by 90, 180 or 270 degrees about one of the three axes; a linear layer tells which from
-    the octants of the encoder's deepest map.
+    Each image is turned by 0, or by 90, 180 or 270 degrees about one of the three axes; a linear layer predicts the
+    turn from the octants of the encoder's deepest map.
 
     Args:
-        encoder: any encoder of images of three axes; its file is to hold no decoder.
+        encoder: any encoder of images of three axes; its file must hold no decoder.
 
-    ``forward(image (B, C, N, N, N))`` returns ``logits`` (B, 10), ``labels`` (B,), and ``turned``, which the encoder
-    saw. Class 0 turns nothing; 1 to 3 are that many quarter turns in the plane of the first two axes
-    (``torch.rot90``), 4 to 6 in that of the last two, 7 to 9 in that of the first and the last.
+    ``forward(image (B, C, N, N, N))`` returns ``logits`` (B, 10), ``labels`` (B,), and ``turned``, the encoder's input.
+    Class 0 turns nothing; 1 to 3 are that many quarter turns in the plane of the first two axes (``torch.rot90``), 4 to
+    6 in that of the last two, 7 to 9 in that of the first and the last.
 
     Raises:
-        ValueError: the encoder has a decoder; when called, the image is no cube.
+        ValueError: the encoder has a decoder; when called, the image is not a cube.
     """
 
     def __init__(self, encoder: Any) -> None:
@@ -39,7 +39,7 @@ class Rotation(nn.Module):
         self.head = nn.Linear(OCTANTS * encoder.channels[-1], len(CLASSES))
 
     def turn(self, image: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Each image (B, C, N, N, N) turned as its label (B,) says."""
+        """Turn each image (B, C, N, N, N) as its label (B,) says."""
         size = image.shape[2:]
         if len(size) != 3 or len(set(size)) > 1:
             # To turn only what keeps its shape would tell the class by what is turned, and to pad by the border.

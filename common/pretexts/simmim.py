@@ -15,9 +15,9 @@ __all__ = ["SimMIM"]
 class SimMIM(nn.Module):
     """Masked image modelling with a linear head [1], over any encoder, as compared in [2].
 
-    Random cells of the image are replaced by noise, and each token of the deepest map tells the voxels below it. [1]
-    puts a mask token in place of the embedded patches; here, as in [2], the voxels are replaced, since the stem of
-    nnFormer overlaps and would show masked voxels to their neighbours.
+    Random cells of the image are replaced with noise, and each token of the deepest map predicts the voxels below it.
+    [1] replaces embedded patches with a mask token. Here, as in [2], the voxels are replaced, since the overlapping
+    stem of nnFormer would show masked voxels to their neighbours.
 
     Args:
         encoder: any encoder.
@@ -25,11 +25,11 @@ class SimMIM(nn.Module):
         mask_size: voxels per axis of a cell.
         mask_noise: standard deviation of the noise.
 
-    ``forward(image (B, C, D, H, W))`` returns ``reconstruction``, ``target`` and ``masked``, which the encoder saw,
-    (B, C, D, H, W), and ``mask`` (B, D, H, W).
+    ``forward(image (B, C, D, H, W))`` returns ``reconstruction``, ``target`` and the encoder's input ``masked`` (B, C,
+    D, H, W), and ``mask`` (B, D, H, W).
 
     Raises:
-        ValueError: ``mask_ratio`` not between 0 and 1; in ``forward``, an image smaller than ``mask_size``.
+        ValueError: ``mask_ratio`` is not between 0 and 1; in ``forward``, an image is smaller than ``mask_size``.
 
     References:
         - [1] Xie et al., SimMIM: A Simple Framework for Masked Image Modeling, CVPR 2022, section 3.
@@ -42,7 +42,7 @@ class SimMIM(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 < mask_ratio < 1:
-            raise ValueError(f"mask_ratio lies between 0 and 1, not {mask_ratio}.")
+            raise ValueError(f"mask_ratio must be between 0 and 1, not {mask_ratio}.")
         self.encoder = encoder
         self.mask_ratio, self.mask_size, self.mask_noise = mask_ratio, tuple(mask_size), mask_noise
         self.stride = tuple(encoder.strides[-1])
@@ -61,7 +61,7 @@ class SimMIM(nn.Module):
     def pictures(
         self, image: torch.Tensor, prediction: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Target, input and reconstruction (B, C, D, H, W), the latter where voxels were masked, the target elsewhere.
+        """Target, input and reconstruction (B, C, D, H, W); unmasked voxels of the last are those of the target.
 
         ``prediction`` is what ``forward`` returned for this image.
         """

@@ -9,29 +9,27 @@ __all__ = ["SyntheticSegmentation"]
 
 
 class SyntheticSegmentation(nn.Module):
-    """Segmentation of images that are drawn from their label maps, each time with another contrast and shape.
+    """Segment images that are drawn from label maps, with a new contrast and shape each time.
 
-    A network that has to find the same anatomy whatever the contrast learns shapes and not a scanner (SynthSeg: Billot
-    et al., Medical Image Analysis 2023). No real image is needed, and where the label maps come from a template no
-    patient's data at all.
+    A network that must find the same anatomy in any contrast learns shapes, not a scanner (SynthSeg: Billot et al.,
+    Medical Image Analysis 2023). It needs no real image, and no patient data if the label maps come from a template.
 
     Args:
         network: a segmentation network with a class for each target.
-        deformation: moves a batch of label maps, such as ``common.transforms.RandomDeformation``; None moves none.
-        changes: further changes of the moved maps, in their order, such as ``common.transforms.RandomFolds`` and
-            ``RandomStrip``; entries that are None are left out.
+        deformation: moves a batch of label maps, such as ``common.transforms.RandomDeformation``; None leaves them.
+        changes: further changes of the moved maps, in order, such as ``common.transforms.RandomFolds`` and
+            ``RandomStrip``; None entries are skipped.
         contrast: draws images from label maps, such as ``common.transforms.SyntheticContrast``.
-        normalize: the transform of items with an ``image`` (C, *spatial) by which scans are brought to the intensities
-            that the network sees in fine-tuning, such as ``common.transforms.NormalizeForegroundd``; None leaves
-            images in 0..1.
-        targets: the class of each label, from label 0 on, where the maps hold labels that are drawn but not to be
-            segmented (skull, scalp); None takes the labels for classes.
+        normalize: the transform that normalises the ``image`` (C, *spatial) of an item in fine-tuning, such as
+            ``common.transforms.NormalizeForegroundd``; None leaves images in 0..1.
+        targets: the class of each label, from label 0 on, if the maps hold labels that are drawn but not segmented
+            (skull, scalp); None uses the labels as classes.
 
     ``forward(label map (B, 1, *spatial))`` returns ``logits`` (B, K, *spatial), or a list of them from a network with
-    deep supervision, the ``labels`` (B, 1, *spatial) that they are to show, and the ``drawn`` image.
+    deep supervision, the target ``labels`` (B, 1, *spatial), and the ``drawn`` image.
 
     Raises:
-        ValueError: when called: a label beyond ``targets``, or a map that holds one label only.
+        ValueError: when called: a label is beyond ``targets``, or a map holds only one label.
     """
 
     def __init__(
@@ -56,7 +54,8 @@ class SyntheticSegmentation(nn.Module):
         flat = label_map.flatten(1)
         if (flat.amin(1) == flat.amax(1)).any():
             raise ValueError(
-                "A label map to draw an image from holds one label only: crop around the labels, or leave out maps "
+                "A label map holds only one label, too few to draw an image from: crop around the labels, or "
+                "leave out maps "
                 "that have none."
             )
         if self.deformation is not None:
@@ -69,7 +68,9 @@ class SyntheticSegmentation(nn.Module):
         if self.targets is not None:
             highest = int(label_map.max())
             if highest >= len(self.targets):
-                raise ValueError(f"A label map holds the label {highest}, beyond the {len(self.targets)} of targets.")
+                raise ValueError(
+                    f"A label map holds the label {highest}, beyond the {len(self.targets)} classes in targets."
+                )
             label_map = self.targets.to(label_map.device)[label_map]
         return image, label_map
 
@@ -95,5 +96,5 @@ class SyntheticSegmentation(nn.Module):
 def normalize_each(
     normalize: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]], images: torch.Tensor
 ) -> torch.Tensor:
-    """Images (B, C, *spatial), each put through a transform of items by itself, as scans are."""
+    """Apply a transform of items to each of the images (B, C, *spatial), as to scans."""
     return torch.stack([torch.as_tensor(normalize({"image": one})["image"]) for one in images])

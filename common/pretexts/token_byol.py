@@ -14,27 +14,28 @@ __all__ = ["TokenBYOL"]
 
 
 class TokenBYOL(nn.Module):
-    """B-TROT [1]: the student predicts, token by token, what a slowly moving teacher makes of the other view.
+    """B-TROT [1]: the student predicts, token by token, the output of a slowly moving teacher for the other view.
 
-    Views as in ``TokenContrast``. Student (encoder and projector) and teacher see both of them; of each, the map of
-    the turned view is brought back before it is projected. With ``pooled`` the maps are averaged first, which is BYOL
-    [2]. ``common.handlers.MomentumTeacher`` moves ``teacher`` towards ``student`` after each step. The teacher's
-    encoder is in evaluation mode always, without stochastic depth and dropout: its targets are those of its weights.
-    Its projector has batch statistics, as in [2].
+    The views are those of ``TokenContrast``. Student (encoder and projector) and teacher see both views. Both bring the
+    map of the turned view back before they project it. ``pooled`` averages the maps first, which gives BYOL [2].
+    ``common.handlers.MomentumTeacher`` moves ``teacher`` towards ``student`` after each step. The teacher's encoder is
+    always in evaluation mode, without stochastic depth and dropout, so its targets depend on its weights alone. Its
+    projector uses batch statistics, as in [2].
 
     Args:
-        encoder: any encoder; strides are equal along the axes that the views turn.
+        encoder: any encoder with equal strides along the axes that the views turn.
         views: how the two views are made.
-        pooled: whether one vector per volume is compared instead of one per token.
-        hidden_size: of projector and predictor; the published code takes the encoder's deepest channels (the default).
+        pooled: whether to compare one vector per volume instead of one per token.
+        hidden_size: hidden units of projector and predictor; by default the encoder's deepest channels, as in the
+            published code.
         out_size: length of the projections.
 
     ``forward(image (B, C, D, H, W))`` returns ``prediction1``, ``prediction2``, ``target1`` and ``target2``
     (B, T, out_size).
 
     Raises:
-        ValueError: the encoder's strides differ along the turned axes; in ``forward``, when training with a single
-            vector, for which the projector's batch norm has no statistics.
+        ValueError: the encoder's strides differ along the turned axes; in ``forward``, training with a single vector,
+            since the projector's batch norm then has no statistics.
 
     References:
         - [1] Hu et al., Enhancing 3D Transformer Segmentation Model for Medical Image with Token-level Representation

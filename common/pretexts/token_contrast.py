@@ -13,18 +13,19 @@ __all__ = ["TokenContrast"]
 class TokenContrast(nn.Module):
     """SimTROT [1]: tokens of two views of a volume, matched by position, for a contrastive loss.
 
-    One view is turned and flipped, the other masked (``views``); both pass the encoder in one batch, the map of the
-    first is brought back to the frame of the second, and every token passes the projector. With ``pooled`` the maps
-    are averaged first, which is SimCLR.
+    One view is turned and flipped, the other masked (``views``). Both pass the encoder in one batch, the map of the
+    first is brought back to the frame of the second, and every token passes the projector. ``pooled`` averages the maps
+    first, which gives SimCLR.
 
     Args:
-        encoder: any encoder; strides are equal along the axes that the views turn.
+        encoder: any encoder with equal strides along the axes that the views turn.
         views: how the two views are made.
-        pooled: whether one vector per volume is compared instead of one per token.
-        projector_relu: end the projector with a ReLU, as the published code does; its features are then never negative.
-        train_projector: False leaves it as it is drawn; the published code has no optimiser for it.
-        channel_rows: compare what the published code compares for tokens: rows of its map (B, C, *grid) reshaped to
-            length C, each some channels at all positions.
+        pooled: whether to compare one vector per volume instead of one per token.
+        projector_relu: whether the projector ends in a ReLU, as in the published code; features are then never
+            negative.
+        train_projector: whether to train the projector; the published code has no optimiser for it.
+        channel_rows: compare the rows that the published code takes for tokens: its map (B, C, *grid) reshaped to rows
+            of length C, each some channels at all positions.
 
     ``forward(image (B, C, D, H, W))`` returns ``view1`` and ``view2`` (B, T, C'), with T the tokens of the deepest map
     in row-major order (1 if pooled) and C' its channels.
@@ -48,7 +49,7 @@ class TokenContrast(nn.Module):
     ) -> None:
         super().__init__()
         if pooled and channel_rows:
-            raise ValueError("pooled compares one vector per volume and channel_rows many: set one of them.")
+            raise ValueError("pooled compares one vector per volume, channel_rows many: set only one of them.")
         check_strides(encoder, views)
         channels = encoder.channels[-1]
         self.encoder = encoder
@@ -79,10 +80,10 @@ def to_tokens(map: torch.Tensor, pooled: bool = False) -> torch.Tensor:
 
 
 def check_strides(encoder: Any, views: TokenViews) -> None:
-    """Refuse views that turn axes along which the encoder's deepest grid is of unequal fineness."""
+    """Refuse views that turn axes with unequal strides of the encoder's deepest grid."""
     stride = encoder.strides[-1]
     if views.group and len({stride[axis] for axis in views.group.axes}) > 1:
         raise ValueError(
-            f"the views turn axes {list(views.group.axes)} into each other, but the encoder's strides {list(stride)} "
-            "differ along them: set turned_axes to axes of equal strides."
+            f"the views rotate the plane of axes {list(views.group.axes)}, but the encoder's strides "
+            f"{list(stride)} differ along them: set turned_axes to axes of equal strides."
         )

@@ -1,4 +1,4 @@
-"""Pictures of volumes: which slice, how it lies, and the colours of the classes."""
+"""Pictures of volumes: choice of slice, orientation, and colours of classes."""
 
 from .axial import AxialView
 from .colours import class_colours

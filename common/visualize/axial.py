@@ -11,15 +11,15 @@ __all__ = ["AxialView"]
 
 
 class AxialView:
-    """Axial slices of volumes of one geometry as pictures: front on top, the patient's right side on the left.
+    """Axial slices of volumes with one geometry, as pictures: front at the top, the patient's right on the left.
 
-    Pixels are square, whatever the voxels are, and the longer side has ``longest`` at most. An image of two dimensions
-    is its only slice and drawn as numpy prints it, whatever the affine, since its plane may be any of the body.
+    Pixels are square for any voxels, and the longer side has at most ``longest`` pixels. A two-dimensional image is its
+    own only slice. It is drawn as numpy prints it, without the affine, since it may show any plane of the body.
 
     Args:
-        affine: (4, 4), voxel to RAS coordinates in millimetres, as of a ``MetaTensor``; axes are taken for the nearest
-            of the body's. None where nothing is known: then slices lie along the last axis, and voxels are cubes.
-        longest: pixels of the longer side at most.
+        affine: (4, 4), voxel to RAS coordinates in millimetres, as from a ``MetaTensor``; each axis is matched to the
+            nearest body axis. None if unknown: slices then lie along the last axis, and voxels are cubes.
+        longest: largest number of pixels of the longer side.
 
     ``view(volume (C, *spatial), index)`` returns a picture (C, H, W) in float32 on the CPU; ``nearest`` keeps class
     numbers what they are.
@@ -43,7 +43,7 @@ class AxialView:
         return next(n for n, code in enumerate(self.codes) if code in "SI")
 
     def fullest(self, mask: torch.Tensor) -> int | None:
-        """Number of the slice with most voxels of a mask (*spatial); the middle one where the mask is empty."""
+        """Number of the slice with most voxels of a mask (*spatial); the middle one if the mask is empty."""
         if mask.ndim < 3:
             return None
         # In int32, which is four times as fast as torch's default here.
@@ -51,7 +51,7 @@ class AxialView:
         return int(counts.argmax()) if bool(counts.any()) else len(counts) // 2
 
     def __call__(self, volume: torch.Tensor, index: int | None = None, nearest: bool = False) -> torch.Tensor:
-        """``index`` is the number of the slice, None for the middle one."""
+        """Draw slice number ``index``; None draws the middle one."""
         volume = volume.detach()
         if volume.ndim == 3:
             return self._fit(volume, (1.0, 1.0), nearest)

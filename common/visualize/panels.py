@@ -14,10 +14,10 @@ CAPTION = 14
 
 
 def grey_panel(picture: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
-    """A picture (H, W) of any values as grey levels (3, H, W) in 0..1.
+    """Turn a picture (H, W) of any values into grey levels (3, H, W) in 0..1.
 
-    Black and white are the 1st and 99th percentile of ``reference``, the picture itself by default, so that a few
-    bright voxels do not darken the rest, and pictures with one reference compare.
+    Black and white are the 1st and 99th percentile of ``reference``, by default the picture itself. So a few bright
+    voxels do not darken the rest, and pictures with one reference are comparable.
     """
     values = (picture if reference is None else reference).flatten().float()
     low, high = torch.quantile(values, torch.tensor([0.01, 0.99])).tolist()
@@ -31,7 +31,7 @@ def mask_panel(grey: torch.Tensor, classes: torch.Tensor, num_classes: int) -> t
     """Class numbers (H, W) in the colours of ``class_colours`` over grey levels (3, H, W); 0 is see-through.
 
     Args:
-        num_classes: with the background. Numbers from it upwards have the colour of the last class.
+        num_classes: number of classes with the background. Larger class numbers get the colour of the last class.
     """
     shades = [[byte / 255 for byte in bytes.fromhex(colour[1:])] for colour in class_colours(max(1, num_classes - 1))]
     table = torch.tensor([[0.0] * 3, *shades])
@@ -43,7 +43,7 @@ def side_by_side(panels: Sequence[torch.Tensor], captions: Sequence[str] = ()) -
     """Panels (3, H, W) of one height in a row, (3, H', W'), with a white line between them.
 
     Args:
-        captions: words that say above each panel what it is; what is wider than its panel is cut off.
+        captions: text above each panel; it is cut off at the panel's width.
     """
     if captions:
         panels = [

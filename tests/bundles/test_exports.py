@@ -159,7 +159,7 @@ def small_file(tmp_path_factory) -> Path:
     ("overrides", "sentence"),
     [
         ({"roi_size": [32, 32, 32]}, r"model\.onnx takes images of the shape batchx1x32x48x32, not .*: set roi_size"),
-        ({"num_classes": 3}, r"model\.onnx predicts 5 channels where 3 are wanted: it is of another net"),
+        ({"num_classes": 3}, r"model\.onnx predicts 5 channels, but 3 are needed: it belongs to another net"),
         ({"onnx_path": "nowhere.onnx"}, r"no ONNX file .*nowhere\.onnx: write it with"),
         ({}, r"run `pip install onnxruntime` \(extra onnx\), or leave out inference_onnx\.json"),
     ],

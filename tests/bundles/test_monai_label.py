@@ -246,7 +246,7 @@ def test_weights_of_another_network(served, infer, train, study, masks, tmp_path
     renamed = {name for name, tensor in state.items() if tensor.data_ptr() == first.data_ptr()}
     torch.save({("other." if name in renamed else "") + name: tensor for name, tensor in state.items()}, model)
     before = model.read_bytes()
-    expected = f"of another network: {len(state) - len(renamed)} of {len(state)} tensors"
+    expected = f"belong to another network: {len(state) - len(renamed)} of {len(state)} tensors"
     assert expected in sentence(infer, folder, study[0]["image"])
     assert list(masks.iterdir()) == []
     assert expected in sentence(train, folder)

@@ -137,7 +137,10 @@ def test_nothing_to_resume_starts_at_epoch_1(path, caplog):
 def test_starting_anew_over_an_old_run_is_warned_of(path, caplog):
     make(path)[0].run()
     make(path)[0].run()
-    assert f"starting anew: {path} of an earlier run will be overwritten (resume it with --resume True" in caplog.text
+    assert (
+        f"starting from epoch 1: {path} of an earlier run will be overwritten (resume it with --resume True"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("checkpoint", [True, False])
@@ -151,7 +154,7 @@ def test_starting_anew_names_all_that_will_be_overwritten(tmp_path, monkeypatch,
     Checkpoint("train.ckpt", {"network": nn.Linear(1, 1)}, outputs=["model.pt", "other.pt"]).attach(engine)
     engine.run([0], max_epochs=1)
     both = f"{tmp_path / 'train.ckpt'} and {model}" if checkpoint else f"{model}"
-    assert f"starting anew: {both} of an earlier run" in caplog.text and "another --output_dir" in caplog.text
+    assert f"starting from epoch 1: {both} of an earlier run" in caplog.text and "another --output_dir" in caplog.text
     assert str(missing) not in caplog.text and ("--resume" in caplog.text) == checkpoint
 
 
@@ -216,13 +219,13 @@ def a_tensor(path):
 @pytest.mark.parametrize(
     ("spoil", "arguments", "message"),
     [
-        (truncate, {}, "is not a readable checkpoint .*delete it to start anew"),
+        (truncate, {}, "is not a readable checkpoint .*delete it to start from epoch 1"),
         (empty, {}, "is not a readable checkpoint"),
-        (another_run, {}, r"is no checkpoint of this run \(it does not hold network, optimizer, lr_scheduler\)"),
-        (a_state_dict, {}, "is no checkpoint of this run"),
-        (a_tensor, {}, "is no checkpoint of this run"),
-        (None, {"max_epochs": 6}, "written with max_epochs 4, this run has 6: the learning-rate schedule"),
-        (None, {"samples": 10}, "written with epoch_length 3, this run has 5: the data, the batch size"),
+        (another_run, {}, r"is not a checkpoint of this run \(it does not hold network, optimizer, lr_scheduler\)"),
+        (a_state_dict, {}, "is not a checkpoint of this run"),
+        (a_tensor, {}, "is not a checkpoint of this run"),
+        (None, {"max_epochs": 6}, "written with max_epochs 4, but this run has 6: the learning-rate schedule"),
+        (None, {"samples": 10}, "written with epoch_length 3, but this run has 5: the data, the batch size"),
         (None, {"width": 5}, "the state of network does not fit .*resume with the configuration of the first run"),
     ],
 )
@@ -267,10 +270,10 @@ OPTIMIZER = ("objects", "optimizer")
         (without("best"), ": best is missing"),
         (without("scaler"), ": scaler is missing"),
         (without("best", "best_metric"), ": best/best_metric is missing"),
-        (put(99, "epoch"), ": epoch is 99 and has to be one of 1 to 4"),
-        (put(-1, "epoch"), ": epoch is -1 and has to be one of 1 to 4"),
+        (put(99, "epoch"), ": epoch is 99 but must be between 1 and 4"),
+        (put(-1, "epoch"), ": epoch is -1 but must be between 1 and 4"),
         (put(1.0, "epoch"), ": epoch is 1.0 and has"),
-        (put(11, "iteration"), ": iteration is 11 and has to be 12, 4 epochs of 3 iterations"),
+        (put(11, "iteration"), ": iteration is 11 but must be 12, 4 epochs of 3 iterations"),
         (nan("objects", "network", "student.0.weight"), ": objects/network/student.0.weight holds numbers that"),
         (
             without("objects", "network", "student.0.bias"),
@@ -286,7 +289,7 @@ OPTIMIZER = ("objects", "optimizer")
         (nan(*OPTIMIZER, "state", 1, "exp_avg_sq"), ": objects/optimizer/state/1/exp_avg_sq holds numbers that"),
         (
             put(torch.zeros(2), *OPTIMIZER, "state", 0, "exp_avg"),
-            r": objects/optimizer/state/0/exp_avg has the shape \[2\] and has to have \[4, 2\]",
+            r": objects/optimizer/state/0/exp_avg has the shape \[2\] but must have \[4, 2\]",
         ),
         (put({}, *OPTIMIZER, "state", 77), ": objects/optimizer/state/77 belongs to no parameter"),
         (put(None, *OPTIMIZER, "state", 0, "exp_avg"), ": objects/optimizer/state/0/exp_avg has the shape None"),

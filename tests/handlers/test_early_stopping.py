@@ -128,5 +128,5 @@ def test_a_stopped_run_resumed_trains_no_more(path, caplog):
 
 @pytest.mark.parametrize("patience", [0, -2])
 def test_patience_out_of_range(patience):
-    with pytest.raises(ValueError, match=f"patience is {patience}; it has to be 1 or more epochs, or null"):
+    with pytest.raises(ValueError, match=f"patience is {patience}; it must be 1 or more epochs, or null"):
         EarlyStopping(None, patience)

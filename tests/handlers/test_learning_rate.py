@@ -65,7 +65,7 @@ def test_a_teacher_is_moved_once_a_step():
 
 
 def test_other_schedules_are_refused():
-    with pytest.raises(ValueError, match=r"ExponentialLR, which is not told the steps .* ExponentialSchedule"):
+    with pytest.raises(ValueError, match=r"ExponentialLR, which does not take the steps .* ExponentialSchedule"):
         train(1, 1, schedule=lambda one: torch.optim.lr_scheduler.ExponentialLR(one, 0.99))
 
 

@@ -145,5 +145,5 @@ def test_an_evaluation_warns_of_scans_unlike_those_of_the_training(tmp_path, pat
         engine = Engine(lambda engine, batch: None)
         ModelLoader(path, make(), scans=scans).attach(engine)
         engine.run([0], max_epochs=1)
-        assert caplog.text.count("2 of 4 scans of the test list that were looked at are unlike those that") == said
+        assert caplog.text.count("2 of 4 checked scans of the test list are unlike those that") == said
         assert caplog.text.count(f"(modality), such as {items[3]['image']}: it has intensities as CT has") == said

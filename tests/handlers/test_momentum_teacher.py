@@ -69,7 +69,7 @@ def test_the_ramp_rises_by_half_a_cosine_over_the_run():
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1])
 def test_wrong_momentum(momentum):
-    with pytest.raises(ValueError, match=r"momentum lies in 0..1"):
+    with pytest.raises(ValueError, match=r"momentum must be between 0 and 1"):
         MomentumTeacher(*make(), momentum)
 
 

@@ -179,7 +179,7 @@ def test_warns_when_tokens_tell_little_but_their_position(data, caplog, share):
             return [place.expand(len(image), -1, -1, -1, -1) + share * image]
 
     metrics = run(Positions(), data)
-    warned = "where a token lies and not what is there" in caplog.text or "collapsed" in caplog.text
+    warned = "where a token lies, not its content" in caplog.text or "collapsed" in caplog.text
     assert warned == (share < 0.1) == (metrics["same_position_cosine"] > 0.999)
 
 

@@ -234,11 +234,11 @@ def test_stride_32_has_strides_for_dilations():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="norm is one of batch, group, frozen, not 'layer'"):
+    with pytest.raises(ValueError, match="norm must be one of batch, group, frozen, not 'layer'"):
         DilatedResNet(10, norm="layer")
     with pytest.raises(ValueError, match="8 or 32, not 16"):
         DilatedResNet(10, output_stride=16)
-    with pytest.raises(ValueError, match="depth 11 is not known; depths are 10, 18"):
+    with pytest.raises(ValueError, match="depth 11; depths are 10, 18"):
         DilatedResNet(11)
     with pytest.raises(ValueError, match="'A' or 'B', not 'C'"):
         DilatedResNet(10, shortcut="C")

@@ -50,7 +50,7 @@ def test_all_maps_are_pooled_each_with_its_norm():
     normed = torch.cat([norm(one) for norm, one in zip(net.head[0], features, strict=True)], dim=1)
     torch.testing.assert_close(net(image), normed @ net.head[2].weight.T + net.head[2].bias)
     assert net.head[2].in_features == 5 and EncoderRegressor(TwoMaps(), maps="all")(image).shape == (4, 1)
-    with pytest.raises(ValueError, match="maps is 'first'; it has to be 'last' or 'all'"):
+    with pytest.raises(ValueError, match="maps is 'first'; it must be 'last' or 'all'"):
         EncoderRegressor(TwoMaps(), maps="first")
 
 

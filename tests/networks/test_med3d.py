@@ -64,9 +64,9 @@ def test_a_branch_leaves_the_others_without_gradient(image):
 @pytest.mark.parametrize("branch", [None, 2, -1])
 def test_a_branch_has_to_exist(branch):
     decoder = BranchDecoder([4], [2, 3])
-    with pytest.raises(ValueError, match=f"branches 0 to 1 and was asked for {branch}"):
+    with pytest.raises(ValueError, match=f"branches 0 to 1 but was asked for {branch}"):
         decoder([torch.rand(1, 4, 2, 2, 2)], (4, 4, 4), branch)
-    with pytest.raises(ValueError, match="a branch at least"):
+    with pytest.raises(ValueError, match="at least one branch"):
         BranchDecoder([4], [])
 
 
@@ -120,7 +120,7 @@ def test_dilations_fit_the_map_and_no_kernel_is_one_voxel():
 def test_weights_of_other_dilations_are_refused():
     made = DenseASPP([6], 2, 4, 2, image_size=[128, 128, 96]).state_dict()
     DenseASPP([6], 2, 4, 2, image_size=[128, 128, 96]).load_state_dict(made)
-    with pytest.raises(RuntimeError, match=r"DenseASPP was trained with the dilations .* give its image_size"):
+    with pytest.raises(RuntimeError, match=r"DenseASPP was trained with the dilations .* set its image_size"):
         DenseASPP([6], 2, 4, 2, image_size=[64, 64, 64]).load_state_dict(made)
     with pytest.raises(RuntimeError, match="fitted_dilations"):
         DenseASPP([6], 2, 4, 2).load_state_dict(made)

@@ -126,7 +126,5 @@ def test_a_repeated_first_layer_is_the_same_function():
 
 
 def test_another_number_of_channels_is_one_error(encoder):
-    with pytest.raises(
-        ValueError, match=r"2 channels, X, Y, Z\), not of the shape \(1, 1, 34, 40, 37\): set in_channels"
-    ):
+    with pytest.raises(ValueError, match=r"2 channels, X, Y, Z\), not the shape \(1, 1, 34, 40, 37\): set in_channels"):
         encoder(torch.rand(1, 1, *SHAPE))

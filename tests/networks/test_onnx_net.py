@@ -53,7 +53,7 @@ def test_files_that_are_missing_or_none(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no ONNX file .*model.onnx: write it with .* or set onnx_path"):
         OnnxNet(tmp_path / "model.onnx")
     (tmp_path / "model.onnx").write_bytes(b"no net")
-    with pytest.raises(ValueError, match=r"model.onnx is no ONNX file that onnxruntime reads \(.+\)\.$"):
+    with pytest.raises(ValueError, match=r"model.onnx is not an ONNX file that onnxruntime can read \(.+\)\.$"):
         OnnxNet(tmp_path / "model.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match=r"pip install onnxruntime` \(extra onnx\)"):

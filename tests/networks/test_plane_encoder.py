@@ -119,5 +119,5 @@ def test_a_slice_on_its_own_needs_more_than_one_voxel_in_the_deepest_map():
 
 
 def test_an_unknown_scope():
-    with pytest.raises(ValueError, match='norm_scope is \'batch\'; it has to be "volume" or "slice"'):
+    with pytest.raises(ValueError, match='norm_scope is \'batch\'; it must be "volume" or "slice"'):
         tiny("batch")

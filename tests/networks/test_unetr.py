@@ -209,7 +209,7 @@ def test_patches_of_8_train_every_parameter(image):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"patch_size": 4}, "16 or 8, or that on each axis, not 4"),
+        ({"patch_size": 4}, "16 or 8, for all axes or for each, not 4"),
         ({"patch_size": 8, "skip_blocks": (3, 6, 9)}, "2 increasing block numbers"),
     ],
 )
@@ -234,5 +234,5 @@ def test_patches_of_8_on_some_axes(patch):
 
 
 def test_patches_it_cannot_take():
-    with pytest.raises(ValueError, match="16 or 8, or that on each axis"):
+    with pytest.raises(ValueError, match="16 or 8, for all axes or for each"):
         UNETR(1, 2, (32, 32, 32), patch_size=(4, 16, 16))

@@ -235,14 +235,14 @@ def test_an_encoder_without_names_of_layers_is_one_layer():
     assert [list(layer) for layer in encoder_layers(net[0])] == [["weight", "bias"]]
     groups = parameter_groups(net, net[0], 1.0)
     assert {(group["part"], group["depth"]) for group in groups} == {("encoder", 0), ("decoder", None)}
-    with pytest.raises(ValueError, match="Linear does not say which its layers are"):
+    with pytest.raises(ValueError, match="Linear does not name its layers"):
         parameter_groups(net, net[0], 1.0, layer_decay=0.5)
 
 
 def test_what_cannot_be_meant():
     net, encoder = dynunet()
     for decay in (0, 1.1, -1):
-        with pytest.raises(ValueError, match="has to be above 0 and at most 1"):
+        with pytest.raises(ValueError, match="must be above 0 and at most 1"):
             parameter_groups(net, encoder, 1.0, layer_decay=decay)
     with pytest.raises(ValueError, match="are not among those of the network"):
         parameter_groups(dynunet()[0], encoder, 1.0)

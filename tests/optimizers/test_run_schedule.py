@@ -131,10 +131,10 @@ def test_states_of_other_runs_are_refused():
     schedule = CosineSchedule(optimizer)
     schedule.begin(8)
     state = json.loads(json.dumps(schedule.state_dict()))
-    with pytest.raises(ValueError, match="a run of 9 optimiser steps, this one has 8"):
+    with pytest.raises(ValueError, match="a run of 9 optimiser steps, but this one has 8"):
         schedule.load_state_dict(state | {"total": 9})
     old = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99).state_dict()
-    with pytest.raises(ValueError, match="a schedule that went by epochs"):
+    with pytest.raises(ValueError, match="a schedule by epochs"):
         schedule.load_state_dict(old)
     schedule.load_state_dict(state | {"last_epoch": 4})
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
@@ -186,7 +186,7 @@ def test_a_sawtooth_needs_groups_and_lengths(caplog):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
     with pytest.raises(ValueError, match=r"give it the groups of common\.optimizers\.parameter_groups"):
         SawtoothSchedule(optimizer)
-    with pytest.raises(ValueError, match=r"decoder is 1\.5; it has to be a fraction"):
+    with pytest.raises(ValueError, match=r"decoder is 1\.5; it must be a fraction"):
         parts(10, lambda one: SawtoothSchedule(one, decoder=1.5))
     parts(10, lambda one: SawtoothSchedule(one, decoder=6, warmup=5))
     assert "warm-up of 11 steps is longer than the run of 10" in caplog.text

@@ -246,7 +246,7 @@ def test_the_decoder_follows_the_encoders_proportions():
 
 def test_refuses_swin():
     swin = SwinUNETR(1, 2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)).swinViT
-    with pytest.raises(ValueError, match=r"only a ViT allows; got SwinEncoder\. Use the RCR pretext"):
+    with pytest.raises(ValueError, match=r"only a ViT allows, not SwinEncoder\. Use the RCR pretext"):
         MAE(SwinEncoder(swin), (32, 32, 32))
 
 

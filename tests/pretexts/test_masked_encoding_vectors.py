@@ -211,5 +211,5 @@ def test_settings_out_of_range():
     with pytest.raises(ValueError, match=r"this encoder has none \(0 layers\): leave stage 2 out"):
         MaskedEncodingVectors(encoder(num_layers=0), SIZE)
     for ratio in (0, 1, -0.1):
-        with pytest.raises(ValueError, match=f"mask_ratio is {ratio}; it has to be above 0 and below 1"):
+        with pytest.raises(ValueError, match=f"mask_ratio is {ratio}; it must be above 0 and below 1"):
             MaskedEncodingVectors(encoder(), SIZE, ratio)

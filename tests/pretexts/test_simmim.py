@@ -72,7 +72,7 @@ def test_learns_a_constant_image():
 
 
 def test_settings_out_of_range():
-    with pytest.raises(ValueError, match="mask_ratio lies between 0 and 1"):
+    with pytest.raises(ValueError, match="mask_ratio must be between 0 and 1"):
         SimMIM(Cells(), mask_ratio=0)
     with pytest.raises(ValueError, match="set mask_size"):
         SimMIM(Cells(), mask_size=(8, 4, 4))(torch.rand(1, 2, 4, 8, 8))

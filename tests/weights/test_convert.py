@@ -496,9 +496,9 @@ def test_the_other_shortcut_is_refused(paths):
             {"module.layer2.0.bn1.weight": None},
             r"1 tensors of its network .*layer2.0.bn1.weight",
         ),
-        ({"module.layer5.0.x": torch.zeros(1)}, "it holds layer5.0.x, which this kind has not"),
-        ({"module.conv1.weight": torch.zeros(4, 3, 7, 7)}, r"\(4, 3, 7, 7\), which is no kernel of a 3-D"),
-        ({"module.layer2.1.conv1.weight": torch.zeros(1)}, r"\(1, 2, 1, 1\) basic blocks, as no ResNet"),
+        ({"module.layer5.0.x": torch.zeros(1)}, "it holds layer5.0.x, which this kind lacks"),
+        ({"module.conv1.weight": torch.zeros(4, 3, 7, 7)}, r"\(4, 3, 7, 7\), which is not a kernel of a 3-D"),
+        ({"module.layer2.1.conv1.weight": torch.zeros(1)}, r"\(1, 2, 1, 1\) basic blocks, unlike a ResNet"),
     ],
 )
 def test_a_medicalnet_that_is_none(paths, change, message):

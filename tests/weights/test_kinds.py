@@ -515,7 +515,7 @@ def test_an_encoder_alone_needs_a_plan(tmp_path):
     """Its strides are told by its decoder or by the plan, and by nothing else."""
     state, image, maps = reference("resenc")
     encoder = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
-    with pytest.raises(ValueError, match="neither a decoder nor a plan beside the weights tells the strides"):
+    with pytest.raises(ValueError, match="neither a decoder nor a plan beside the weights shows the strides"):
         convert(*saved(encoder, tmp_path))
     arguments = {"arch_class_name": "ResidualEncoderUNet", "arch_kwargs": {"strides": [1, [1, 2, 2], 2]}}
     beside = {"nnssl_adaptation_plan": {"architecture_plans": arguments}}

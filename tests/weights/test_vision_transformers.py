@@ -393,7 +393,7 @@ def test_blocks_with_more_in_them_are_refused(models, tmp_path):
         "gated": plain | {"blocks.0.mlp.fc2.weight": torch.ones(24, 20)},
         "k_norm.weight, which": models["beit"].state_dict() | {"beit.layers.0.attention.k_norm.weight": torch.ones(8)},
         "absolute positions": models["beit"].state_dict() | {"embeddings.position_embeddings": torch.ones(1, 26, 24)},
-        "logit_scale .*which this kind has not": Swinv2Model(Swinv2Config(**stages)).state_dict(),
+        "logit_scale .*which this kind lacks": Swinv2Model(Swinv2Config(**stages)).state_dict(),
     }
     for sentence, state in cases.items():
         torch.save(dict(state), tmp_path / "model.pt")
