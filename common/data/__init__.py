@@ -1,4 +1,4 @@
-"""Datalists, label maps and the data sets that they come from."""
+"""Datalists, label maps, and the data sets that they are made from."""
 
 from .balance import class_weights
 from .cached_dataset import CachedDataset

@@ -18,24 +18,24 @@ from .prepare.write import write_datalist
 def prepare(
     name: str, source: str | None = None, output: str | None = None, force: bool = False, **options: Any
 ) -> None:
-    """Write the datalist of a data set, or make the sample.
+    """Write the datalist of a data set, or make the sample data set.
 
     Sets: abide, acdc, adni, bids, brats, cc359, decathlon (nnU-Net's layout too), folders (scans and masks of equal
     names in two folders), ixi, oasis1, synapse.
 
-    Options of all sets: --validation and --test (number of subjects, or their share below 1; for synapse by default no
-    validation scans and the published test scans), --seed, --subject 'REGEX' (what in a scan's path is the subject,
-    such as 'patient[0-9]+'; one subject stays in one list), --domain, --label_scheme (of the masks, where the set does
-    not say it: freesurfer, dlmuse, msd_brats, ...), --require label,age (leave out scans that lack one),
-    --transductive True (the published test part, where it has no labels, joins the scans for pre-training), --check
-    none|header|full. Options of one set: abide --min_age 13 (0 keeps scans without an age) and --controls True|False
-    (False keeps subjects with autism); oasis1 --image norm,orig --label seg35|seg4 (skull stripping needs --image
-    orig, norm has no skull); cc359 --masks machine_learning|staple|manual; folders --images images --labels labels
-    --label_ending _seg; bids --suffix T1w --label_pattern '*_dseg' --diagnoses control,patient. The sample takes
-    --subjects, --unlabelled, --seed and --spacing; its --output is a folder (by default in the cache).
+    Options of all sets: --validation and --test (number of subjects, or their share if below 1; for synapse by default
+    no validation scans and the published test scans), --seed, --subject 'REGEX' (finds the subject in a scan's path,
+    such as 'patient[0-9]+'; one subject stays in one list), --domain, --label_scheme (of the masks, if the set does not
+    state it: freesurfer, dlmuse, msd_brats, ...), --require label,age (leave out scans that lack one), --transductive
+    True (use a published test part without labels for pre-training), --check none|header|full. Options of one set:
+    abide --min_age 13 (0 keeps scans without an age) and --controls True|False (False keeps subjects with autism);
+    oasis1 --image norm,orig --label seg35|seg4 (skull stripping needs --image orig, norm has no skull); cc359 --masks
+    machine_learning|staple|manual; folders --images images --labels labels --label_ending _seg; bids --suffix T1w
+    --label_pattern '*_dseg' --diagnoses control,patient. The sample takes --subjects, --unlabelled, --seed and
+    --spacing; its --output is a folder (by default in the cache).
 
     Args:
-        name: which set.
+        name: name of the set.
         source: folder of the data set.
         output: JSON file to write.
         force: replace an existing file.
@@ -66,19 +66,19 @@ def check(
     label_scheme: str | None = None,
     task: str | None = None,
 ) -> None:
-    """Read every voxel that a datalist names and list all that is wrong, as training would find it.
+    """Read every voxel of a datalist's files and list all problems that training would find.
 
     Args:
         path: the datalist.
-        base_dir: folder that its paths are relative to, where it is not its own.
-        label_key: key of the labels; where no item of training, validation and test has it and nothing is asked of
-            labels, and with None, the images alone are checked.
-        num_classes: number of classes of the net. Without a label scheme, labels have to be below it as they are in
-            the files; with one, the classes of the task have to fit in it.
-        label_scheme: how the masks are numbered (freesurfer, dlmuse, ...), the config id of that name; by default as
-            the datalist says. Labels that it does not know are wrong.
-        task: what the net segments (structures4, ...), the config id of that name; the masks have to hold classes
-            of it.
+        base_dir: folder that its paths are relative to; by default its own. label_key: key of the labels. Only the
+            images are checked with None, or if no item of training, validation and test has the key and no option
+            concerns labels.
+        num_classes: number of classes of the net. Without a label scheme, the labels in the files must be below it;
+            with one, the classes of the task must fit in it.
+        label_scheme: how the masks are numbered (freesurfer, dlmuse, ...), as in the config id of that name; by default
+            as the datalist states. Labels outside of the scheme are errors.
+        task: what the net segments (structures4, ...), as in the config id of that name; the masks must hold classes of
+            it.
     """
     content = read_datalist(path)
     entries = [x for name in SECTIONS for x in content.get(name) or []]
@@ -111,7 +111,7 @@ def check(
 
 
 def _refuse_without_labels(path: str, label_key: str | None, **asked: Any) -> None:
-    """Where no item has a label, nothing can be said about labels."""
+    """Refuse options about labels if no item has a label."""
     options = [f"--{name} {value}" for name, value in asked.items() if value is not None]
     if label_key not in (None, "label"):
         options.insert(0, f"--label_key {label_key}")
@@ -126,7 +126,7 @@ def _refuse_without_labels(path: str, label_key: str | None, **asked: Any) -> No
 
 
 def _known_labels(path: str, label_scheme: str | None, task: str | None, num_classes: int | None) -> set[int] | None:
-    """The values that masks may have; `None` where they are not known, which is said."""
+    """The values that masks may have; `None` with a message if they are unknown."""
     if label_scheme is None:
         if task is not None:
             others = ", ".join(name for name in LABEL_SCHEMES if name != "task")
@@ -161,7 +161,7 @@ def _known_labels(path: str, label_scheme: str | None, task: str | None, num_cla
 
 
 def merge(*paths: str, output: str | None = None, force: bool = False) -> None:
-    """Merge datalists list by list, for example a source and a target set; each keeps its `domain`.
+    """Merge datalists list by list, such as a source and a target set; each keeps its `domain`.
 
     Args:
         paths: the datalists.

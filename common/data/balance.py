@@ -13,19 +13,19 @@ __all__ = ["class_weights"]
 def class_weights(
     items: Sequence[Mapping[str, Any]], bounds: Sequence[float], device: torch.device | str = "cpu", key: str = "label"
 ) -> torch.Tensor:
-    """Weights of classes for a cross-entropy, in which all classes count alike: N / (classes x N of the class).
+    """Class weights that make all classes count alike in a cross-entropy: N / (classes x N of the class).
 
     Args:
-        items: of training, with a number each.
-        bounds: of the classes, as ``common.transforms.NumberToClassd`` has them.
-        device: of the loss.
-        key: of the number.
+        items: training items, each with a number.
+        bounds: bounds of the classes, as for ``common.transforms.NumberToClassd``.
+        device: device of the loss.
+        key: key of the number.
 
     Returns:
-        (classes,), their mean over the items 1.
+        (classes,), with mean 1 over the items.
 
     Raises:
-        ValueError: no item is of one of the classes.
+        ValueError: a class has no item.
     """
     import torch
 
@@ -34,7 +34,7 @@ def class_weights(
         counts[bisect.bisect_right(list(bounds), float(item[key]))] += 1
     if not all(counts):
         raise ValueError(
-            f"the training list has {counts} scans of the classes 0 to {len(bounds)}: each needs one to have a weight; "
-            "give others, or set class_weights to null."
+            f"the training list has {counts} scans of the classes 0 to {len(bounds)}: each class needs a "
+            "scan to get a weight; add scans, or set class_weights to null."
         )
     return torch.tensor([len(items) / (len(counts) * count) for count in counts], device=device)

@@ -1,4 +1,4 @@
-"""What a cached item was made from: the item, its files, and the transforms with their settings and their code."""
+"""Keys of cached items: the item, its files, and the transforms with their settings and their code."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from .stored_item import NotStorableError
 __all__ = ["item_key", "transforms_key"]
 
 PACKAGES = ("monai", "torch", "numpy", "nibabel", "itk")
-"""Whose versions may change what transforms make."""
+"""Packages whose version may change the result of transforms."""
 PARTED = (".mhd", ".nhdr", ".hdr", ".img")
-"""Endings of formats whose header and voxels are two files of one name."""
+"""Endings of formats with header and voxels in two files of one name."""
 
 
 def transforms_key(transforms: Any) -> str:
     """A digest of transforms: their classes, all their attributes, and the code that they run.
 
     Raises:
-        NotStorableError: an attribute is of a kind that cannot be described.
+        NotStorableError: an attribute has a type that cannot be described.
     """
     return _digest([_describe(transforms, ()), _code()])
 
 
 def item_key(item: Any, transforms: str, **settings: Any) -> str:
-    """A digest of an item of a datalist, of the files that it names, and of what is done with them.
+    """A digest of a datalist's item, of its files, and of their transforms.
 
-    A file is its real path, its size and when it was changed, to the nanosecond.
+    A file counts by its real path, its size and its time of change in nanoseconds.
 
     Args:
         item: of JSON values.
-        transforms: made by `transforms_key`.
-        **settings: of the cache.
+        transforms: digest from `transforms_key`.
+        **settings: settings of the cache.
     """
     return _digest([_describe(item, ()), _files(item), transforms, settings])
 
@@ -55,7 +55,7 @@ def _digest(value: Any) -> str:
 
 @functools.lru_cache
 def _code() -> list[str]:
-    """Digest of the code of this package that transforms run, and versions of what else they run."""
+    """Digest of this package's code that transforms run, with the versions of other packages."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for file in sorted([*root.glob("*.py"), *root.glob("transforms/*.py"), *root.glob("data/*.py")]):
@@ -71,7 +71,7 @@ def _version(name: str) -> str | None:
 
 
 def _source(kind: type) -> str | None:
-    """Digest of the file of a class that is neither MONAI's nor ours."""
+    """Digest of the source file of a class from outside of MONAI and this package."""
     if kind.__module__.partition(".")[0] in ("monai", "builtins", __name__.partition(".")[0]):
         return None
     try:
@@ -86,7 +86,7 @@ def _file_digest(path: str) -> str:
 
 
 def _describe(value: Any, above: tuple[int, ...]) -> Any:
-    """A value as JSON has it, equal for equal values in every process."""
+    """A value as JSON, equal for equal values in every process."""
     if value is None or isinstance(value, bool | int | float | str):
         return value if type(value).__module__ == "builtins" or value is None else str(value)
     if id(value) in above:

@@ -1,7 +1,7 @@
-"""Identity of scans by their content: copies under other names, compressed or not.
+"""Find scans with the same content under other names, compressed or not.
 
-The content of a `.gz` file is what it unpacks to. Two scans are the same where their content is the same to the byte;
-the same voxels in another file format or type, or resampled, are not found.
+The content of a `.gz` file is its unpacked content. Two scans are the same if their contents are equal to the byte. The
+same voxels in another format or type, or resampled, are not found.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ __all__ = ["content_digest", "content_key", "find_copies", "image_files", "same_
 
 BLOCK = 16_384
 SMALLEST = 4096
-"""Bytes below which files are not compared: they hold no scan, and two empty volumes are no leak."""
+"""Smaller files (in bytes) are not compared: they hold no scan, and two empty volumes are no leak."""
 
 
 def find_copies(lists: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, str]]:
-    """Images of one list that have, under another name, the content of an image of another list.
+    """Find images of one list with the same content as an image of another list.
 
-    Only files of equal size (unpacked) are read, and of those whole only the ones whose checksums in the `.gz` files,
-    or else whose beginnings, middles and ends, are equal, so that a list of different scans costs next to nothing.
+    Only files of equal unpacked size are read. They are read completely only if their `.gz` checksums, or else their
+    beginnings, middles and ends, are equal. So a list of different scans costs almost nothing.
 
     Returns:
-        for each copy the file and what is wrong with it. Files that are not there, and DICOM series, are passed over.
+        for each copy, the file and the problem. Missing files and DICOM series are skipped.
     """
     named = [(section, file) for section, items in lists.items() for file in image_files(items)]
     problems = []
@@ -42,7 +42,7 @@ def find_copies(lists: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[
 
 
 def same_content(files: Sequence[str]) -> list[list[str]]:
-    """Groups of files of one content, in the order of the files; read as sparingly as by `find_copies`."""
+    """Groups of files with the same content, in the order of the files; reads as little as `find_copies`."""
     return [[file for _, file in same] for same in _of_one_content([(file, file) for file in files])]
 
 
@@ -64,8 +64,8 @@ def image_files(items: Sequence[Mapping[str, Any]]) -> list[str]:
 def content_key(file: str, sizes: Collection[str] | None = None) -> str | None:
     """Size and checksum of a file's content in hexadecimal digits, such as ``1f40-9ae0dd31``.
 
-    `None` where there is no scan, and for content of other sizes than those in `sizes`. Of a `.gz` file it is read off
-    the last bytes, other files of a size asked for are read whole.
+    `None` if there is no scan, or if the size is not in `sizes`. For a `.gz` file, both come from the last bytes; other
+    files of a requested size are read completely.
     """
     size = _unpacked_size(file)
     if size is None or (sizes is not None and f"{size:x}" not in sizes):
@@ -74,9 +74,9 @@ def content_key(file: str, sizes: Collection[str] | None = None) -> str | None:
 
 
 def content_digest(file: str, most: int | None = None) -> str:
-    """SHA-256 of a file's content, or of its first `most` bytes, the first 32 digits of it.
+    """First 32 digits of the SHA-256 of a file's content, or of its first `most` bytes.
 
-    Where the content cannot be read it is a digest of the path.
+    If the content cannot be read, it is a digest of the path.
     """
     digest = hashlib.sha256()
     try:
@@ -96,7 +96,7 @@ def _is_packed(file: str) -> bool:
 
 
 def _unpacked_size(file: str) -> int | None:
-    """Size of the content modulo 2^32; `None` for folders, and for files that are missing or too small for a scan."""
+    """Size of the content modulo 2^32; `None` for folders and for files that are missing or too small for a scan."""
     try:
         if not os.path.isfile(file) or os.path.getsize(file) < SMALLEST:
             return None
@@ -106,14 +106,14 @@ def _unpacked_size(file: str) -> int | None:
 
 
 def _end(file: str) -> bytes:
-    """The last 8 bytes: of a `.gz` file checksum and size of its content."""
+    """The last 8 bytes; in a `.gz` file they are checksum and size of the content."""
     with open(file, "rb") as stream:
         stream.seek(-8, os.SEEK_END)
         return stream.read()
 
 
 def _checksum(file: str) -> str:
-    """CRC-32 of the content, as `.gz` files have it at their end."""
+    """CRC-32 of the content, as at the end of `.gz` files."""
     if _is_packed(file):
         return f"{int.from_bytes(_end(file)[:4], 'little'):08x}"
     value = 0
@@ -141,7 +141,7 @@ def _content(file: str) -> Iterator[bytes]:
 def _groups(
     files: Sequence[tuple[str, str]], key: Callable[[str], Any], pool: ThreadPoolExecutor
 ) -> list[list[tuple[str, str]]]:
-    """Files that have equal keys, which are not `None`, and are of more than one list."""
+    """Files of more than one list with equal keys other than `None`."""
     groups = defaultdict(list)
     if len({section for section, _ in files}) > 1:
         for named, found in zip(files, pool.map(key, [file for _, file in files]), strict=True):

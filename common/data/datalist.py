@@ -1,12 +1,11 @@
 """Datalists: JSON files that name the scans of a study and how they are split.
 
 The format is the Medical Segmentation Decathlon's (Antonelli et al., Nature Communications 2022): lists `training`,
-`validation` and `test` of items with an `image` (a file, a list of files with one modality each, or a DICOM folder),
-a `label`, and where the study has them `age` in years, `diagnosis`, `domain` (the set an item comes from) and
-`subject`. Paths are relative to the folder of the JSON file. Scans without a label may stand in a list `unlabelled`;
-`label_scheme` beside the lists may say how the label images are numbered (see `label_map`). The form of MONAI's
-Auto3DSeg is read, too: a list `testing` is the test list, and items may state the `fold` (from 0) in which they are
-held out.
+`validation` and `test` of items with an `image` (a file, a list of files with one modality each, or a DICOM folder), a
+`label`, and if the study has them `age` in years, `diagnosis`, `domain` (the set an item comes from) and `subject`.
+Paths are relative to the folder of the JSON file. Scans without a label may be in a list `unlabelled`. `label_scheme`
+beside the lists may state how the label images are numbered (see `label_map`). The form of MONAI's Auto3DSeg is also
+read: a list `testing` is the test list, and items may state the `fold` (from 0) that holds them out.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ MAX_PROBLEMS_PRINTED = 20
 # Writers round affines differently; a tenth of a voxel is far from what would misplace a label.
 MAX_OFFSET_IN_VOXELS = 0.1
 
-OTHER_PEOPLE = "where these are other people, of another set, give its items a `domain`"
-"""The way out where equal names of subjects are taken for one person (see `Items`)."""
+OTHER_PEOPLE = "if these are other people, from another set, give its items a `domain`"
+"""Advice if equal names of subjects are wrongly taken for one person (see `Items`)."""
 
 _SPELLINGS = {"unlabelled": ("unlabelled", "unlabeled"), "unlabeled": ("unlabelled", "unlabeled")}
 _ORIGIN = "__origin__"  # identity of an item for the draws: which datalist, and the image as written there
@@ -56,10 +55,10 @@ _LIST = "__list__"  # the list of the file that an item stands in
 
 
 class Items(list[Item]):
-    """A list of items that knows its subjects and the lists that it came with.
+    """A list of items that knows its subjects and the other lists of its datalist.
 
-    `subjects` has a digest of every subject and one of its images. Two datalists that lie in one folder and give an
-    item the same `subject` and `domain` mean one person by it. `lists` are all lists of the datalist, by name.
+    `subjects` maps a digest of every subject to one of its images. If two datalists in one folder give items the same
+    `subject` and `domain`, they mean one person. `lists` holds all lists of the datalist by name.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Items(list[Item]):
 
 
 class DatalistError(ValueError):
-    """A datalist, or files that it names, cannot be used; the message lists every problem by file."""
+    """A datalist or its files cannot be used; the message lists every problem by file."""
 
 
 def load_datalist(
@@ -101,63 +100,63 @@ def load_datalist(
 
     Args:
         path: JSON file, or several that are merged list by list (for example a source and a target set).
-        base_dir: folder that the paths of one datalist are relative to. Those of several are relative to the folder of
-            each JSON file, unless a list names a folder for each; `None`, also in the list, is that of the JSON file.
+        base_dir: folder that the paths of one datalist are relative to. For several datalists it is the folder of each
+            JSON file, unless a list names a folder for each; `None`, also in the list, means the folder of the JSON
+            file.
         image_key: key of the image in the file; it is returned as `image`.
-        label_key: key of the label in the file, a path or a number; it is returned as `label`. `None` for
-            pre-training: labels are dropped and not required.
-        training_sections: lists of the file that make up `training`; one that is taken for training is not returned
-            as validation or test as well. `("training", "unlabelled")` pre-trains on all that is not held out; a
-            list that the file lacks counts as empty, so that this fits files without unlabelled scans too.
-        fold: when given, training and validation (never test) are pooled and split anew into `num_folds` parts by
-            subject, or by image where an item has no `subject`; part `fold` becomes the validation list. Items of
-            other lists in `training_sections` have no part in the draw, so that pre-training and fine-tuning on one
-            file hold out the same subjects; they are trained on unless their subject is held out. Nothing is drawn
-            where the items state a `fold` themselves: those of this number are held out.
-        num_folds: number of parts that are drawn, by default 5. Where the items state their folds, it has to be the
-            number of these.
-        pool_test: with `fold`, the test list joins the pool; part `fold` becomes the test list, the part after it the
-            validation list and the other parts the training list, so that each item is tested once in all folds (the
-            cross-validation of Jun et al., Medical Transformer, section 4.1.1). All its items need a label then.
-        fraction: share of the training list to keep, at least one item; with `target_domain` of its items, beside all
-            of the other domains. The subset of a smaller fraction lies in that of a larger one with the same seed.
-        validation_share: share of the subjects that are kept for training to validate on instead, at least one; the
-            validation list of the file is not used, so that no labels are needed beyond those of the training list.
-        target_domain: value of `domain` that marks the target set. Validation and test then keep its items only,
-            where their items carry a domain.
-        target_masks: number of training items of the target domain to keep beside all of the other domains (Zhang et
-            al., BIBM 2023, section IV-B); a smaller number is a subset of a larger one. `None` keeps all. With 0 no
-            label of the target is seen: validation keeps the items of the other domains, where there are any.
-        source_masks: number of training items of the other domains to keep (the same, figure 8); `None` keeps all.
-        required: lists that must not be empty after all this: what the run trains on, validates or evaluates.
-        seed: seed of every draw. Draws depend on the items, not on their order in the file or where it lies.
-        split_seed: seed of the draw of the folds alone, so that runs of several seeds hold out the same items; `None`
-            is `seed`.
-        check: `"header"` looks at existence, headers, shapes and affines, `"full"` at every voxel as well (not finite;
-            an image of one file that is constant; labels), `"none"` at nothing. `"header"` reads headers of NIfTI files
-            only; of other formats it checks that they are there, and of folders that they hold DICOM.
-        num_classes: labels have to lie in `[0, num_classes)`; checked for numbers always, for images with `"full"`.
-        label_scheme: how the run takes the label images to be numbered (see `label_map`); a file that names another
-            `label_scheme` at its top level is refused. `None`, and a file that names none, check nothing.
-        known_labels: label images hold no other values; checked with `"full"`, and `None` checks nothing. Unlike
-            `num_classes` it speaks of the labels as they are numbered in the files.
+        label_key: key of the label in the file, a path or a number; it is returned as `label`. `None`, for
+            pre-training, drops labels and does not require them.
+        training_sections: lists of the file that make up `training`; these are not returned as validation or test as
+            well. `("training", "unlabelled")` pre-trains on all scans that are not held out. A list that the file lacks
+            counts as empty, so this also works for files without unlabelled scans.
+        fold: if given, training and validation (never test) are pooled and split again into `num_folds` parts by
+            subject, or by image if an item has no `subject`; part `fold` becomes the validation list. Items of other
+            lists in `training_sections` do not affect the draw, so pre-training and fine-tuning on one file hold out
+            the same subjects. They are trained on unless their subject is held out. If items state a `fold` themselves,
+            nothing is drawn: items with this number are held out.
+        num_folds: number of parts to draw, by default 5. If the items state their folds, it must match their number.
+        pool_test: with `fold`, the test list joins the pool; part `fold` becomes the test list, the next part the
+            validation list and the other parts the training list. Each item is then tested once over all folds (the
+            cross-validation of Jun et al., Medical Transformer, section 4.1.1). All items of the test list then need a
+            label.
+        fraction: share of the training list to keep, at least one item. With `target_domain` it applies to the items of
+            that domain; all others stay. With one seed, the subset of a smaller fraction lies in that of a larger one.
+        validation_share: share of the training subjects, at least one, to validate on. The validation list of the file
+            is then not used, so only the training list needs labels.
+        target_domain: value of `domain` that marks the target set. Validation and test then keep only its items, if
+            their items have a domain.
+        target_masks: number of training items of the target domain to keep, beside all items of other domains (Zhang et
+            al., BIBM 2023, section IV-B). A smaller number gives a subset of a larger one. `None` keeps all. With 0 no
+            label of the target is seen: validation then keeps the items of the other domains, if there are any.
+        source_masks: number of training items of the other domains to keep (same paper, figure 8); `None` keeps all.
+        required: lists that must not be empty in the result: those that the run trains on, validates or evaluates.
+        seed: seed of every draw. Draws depend on the items, not on their order or the place of the file.
+        split_seed: separate seed for the folds, so runs with several seeds hold out the same items; `None` uses `seed`.
+        check: `"header"` checks existence, headers, shapes and affines; `"full"` also checks every voxel (not finite
+            values, constant images of one file, labels); `"none"` checks nothing. `"header"` reads only the headers of
+            NIfTI files. It checks that files of other formats exist, and that folders hold DICOM.
+        num_classes: labels must lie in `[0, num_classes)`; always checked for numbers, and for images with `"full"`.
+        label_scheme: numbering of the label images that the run expects (see `label_map`). A file with another
+            `label_scheme` at its top level is refused. `None`, or a file without one, checks nothing.
+        known_labels: the only values that label images may hold; checked with `"full"`. `None` checks nothing. Unlike
+            `num_classes` it refers to the numbers in the files.
 
     Returns:
         The lists `training`, `validation` and `test` of items with absolute paths, in the order of the file. A list
-        that the file lacks is empty. Keys that not every item of a list has are left out of it, since a batch needs
-        the same keys; other keys are passed on unchanged. The `subjects` of all items stay known (see `Items`).
+        that the file lacks is empty. Keys that some items of a list lack are dropped from that list, since a batch
+        needs the same keys; other keys are passed on unchanged. The `subjects` of all items stay known (see `Items`).
 
     Raises:
-        DatalistError: a file or folder is missing or wrong, a required list is empty, or the masks have another
-            label scheme; one error lists all that is wrong.
+        DatalistError: a file or folder is missing or wrong, a required list is empty, or the masks have another label
+            scheme; one error lists all problems.
         ValueError: an argument is out of its range.
     """
     if check not in ("none", "header", "full"):
-        raise ValueError(f'`check` is {check!r}; it has to be "none", "header" or "full".')
+        raise ValueError(f'`check` is {check!r}; it must be "none", "header" or "full".')
     if not 0 < fraction <= 1:
-        raise ValueError(f"`fraction` is {fraction}; it has to be above 0 and at most 1.")
+        raise ValueError(f"`fraction` is {fraction}; it must be above 0 and at most 1.")
     if fraction < 1 and target_masks is not None:
-        raise ValueError("`fraction` and `target_masks` both choose a part of the training list: set one of them.")
+        raise ValueError("`fraction` and `target_masks` both choose a part of the training list: set only one of them.")
     for name, count in (("target_masks", target_masks), ("source_masks", source_masks)):
         if count is not None and target_domain is None:
             raise ValueError(f"`{name}` counts items by their domain: set `target_domain` as well.")
@@ -237,18 +236,18 @@ def split_fold(
 ) -> tuple[list[Item], list[Item]]:
     """Training and validation items of one fold; items of one subject stay together.
 
-    Items that state a `fold` are split by it, and nothing is drawn; `num_folds` is 5 where neither says it.
+    Items that state a `fold` are split by it, and nothing is drawn. `num_folds` is 5 if nothing sets it.
 
     Raises:
-        DatalistError: only some items state a fold, one states no whole number, the numbers are not 0, 1 and so on, or
-            they are not `num_folds`.
+        DatalistError: only some items state a fold, a fold is not a whole number, the numbers are not 0, 1 and so on,
+            or there are not `num_folds` of them.
         ValueError: there is no such fold, or there are fewer subjects than folds.
     """
     stated = _stated_folds(items)
     count = _number_of_folds(stated, num_folds)
     if not 0 <= fold < count:
         what = "as the items of the datalist state their folds," if stated else f"with `num_folds` {count}"
-        raise ValueError(f"`fold` is {fold}; {what} it has to be from 0 to {count - 1}.")
+        raise ValueError(f"`fold` is {fold}; {what} it must be from 0 to {count - 1}.")
     if stated:
         return [x for x in items if x["fold"] != fold], [x for x in items if x["fold"] == fold]
     groups = sorted({_group(x) for x in items})
@@ -267,24 +266,24 @@ def _number_of_folds(stated: Sequence[int], asked: int | None) -> int:
     if count and asked not in (None, count):
         raise DatalistError(
             f"`num_folds` (config id `data#num_folds`) is {asked}, but the items of the datalist state {count} folds: "
-            "leave `num_folds` out, or take `fold` out of the items to have folds drawn."
+            "leave out `num_folds`, or remove `fold` from the items to draw folds."
         )
     return count or (5 if asked is None else asked)
 
 
 def _stated_folds(items: Sequence[Item]) -> list[int]:
-    """The `fold` of each item, empty where none states one."""
+    """The `fold` of each item; empty if none states one."""
     if not any("fold" in x for x in items):
         return []
     lacking = next((x for x in items if "fold" not in x), None)
     if lacking is not None:
         raise DatalistError(
             f"{_image_name(lacking)} states no `fold`, but other items of training and validation (and of test, with "
-            "`pool_test`) do: state one for each, or for none to have them drawn."
+            "`pool_test`) do: state one for each item, or for none to draw them."
         )
     wrong = next((x for x in items if isinstance(x["fold"], bool) or not isinstance(x["fold"], int)), None)
     if wrong is not None:
-        raise DatalistError(f"The `fold` of {_image_name(wrong)} is {wrong['fold']!r}: it has to be a whole number.")
+        raise DatalistError(f"The `fold` of {_image_name(wrong)} is {wrong['fold']!r}: it must be a whole number.")
     numbers = sorted({x["fold"] for x in items})
     if numbers != list(range(len(numbers))):
         raise DatalistError(f"The items state the folds {', '.join(map(str, numbers))}: number them 0, 1 and so on.")
@@ -292,26 +291,26 @@ def _stated_folds(items: Sequence[Item]) -> list[int]:
 
 
 def keep_fraction(items: Sequence[Item], fraction: float, seed: int = 0) -> list[Item]:
-    """Share of the items, at least one, in their order; a smaller fraction is a subset of a larger one."""
+    """Keep a share of the items, at least one, in their order; a smaller fraction is a subset of a larger one."""
     if fraction == 1 or not items:
         return list(items)
     return _draw(items, max(1, round(fraction * len(items))), seed)
 
 
 def split_validation(items: Sequence[Item], share: float, seed: int = 0) -> tuple[list[Item], list[Item]]:
-    """Training and validation items, the second of a share of the subjects.
+    """Split items into training and validation, with a share of the subjects for validation.
 
     Raises:
-        DatalistError: the items are of one subject.
+        DatalistError: all items belong to one subject.
         ValueError: `share` does not lie between 0 and 1.
     """
     if not 0 < share < 1:
-        raise ValueError(f"`validation_share` is {share}; it has to be above 0 and below 1.")
+        raise ValueError(f"`validation_share` is {share}; it must be above 0 and below 1.")
     groups = sorted({_group(x) for x in items})
     if len(groups) < 2:
         raise DatalistError(
             f"With `validation_share` the {len(items)} training items are split by subject into training and "
-            "validation, and they are of fewer than two subjects: take more, or leave it out."
+            "validation, but they have fewer than two subjects: add some, or leave it out."
         )
     random.Random(seed).shuffle(groups)
     chosen = set(groups[: min(len(groups) - 1, max(1, round(share * len(groups))))])
@@ -321,7 +320,7 @@ def split_validation(items: Sequence[Item], share: float, seed: int = 0) -> tupl
 def keep_target_masks(
     items: Sequence[Item], domain: str, masks: int | None, seed: int = 0, source_masks: int | None = None
 ) -> list[Item]:
-    """`source_masks` items of other domains and `masks` items of `domain`, in their order; `None` keeps all.
+    """Keep `source_masks` items of other domains and `masks` items of `domain`, in their order; `None` keeps all.
 
     Raises:
         DatalistError: `domain` has no item, or fewer than `masks`; the others are fewer than `source_masks`.
@@ -330,8 +329,8 @@ def keep_target_masks(
         source = [x for x in items if x.get("domain") != domain]
         if not 0 <= source_masks <= len(source):
             raise DatalistError(
-                f"{source_masks} masks of other domains than {domain!r} are asked for (config id `source_masks`), "
-                f"but the training list has {len(source)}: ask for 0 to {len(source)}."
+                f"{source_masks} masks of other domains than {domain!r} are requested (config id "
+                f"`source_masks`), but the training list has {len(source)}: set 0 to {len(source)}."
             )
         drawn = {id(x) for x in _draw(source, source_masks, seed)}
         items = [x for x in items if x.get("domain") == domain or id(x) in drawn]
@@ -345,18 +344,18 @@ def keep_target_masks(
         return list(items)
     if masks < 0 or masks > len(target):
         raise DatalistError(
-            f"{masks} masks of the domain {domain!r} are asked for (config id `target_masks`), "
-            f"but the training list has {len(target)}: ask for 0 to {len(target)}."
+            f"{masks} masks of the domain {domain!r} are requested (config id `target_masks`), but the "
+            f"training list has {len(target)}: set 0 to {len(target)}."
         )
     kept = {id(x) for x in _draw(target, masks, seed)}
     return [x for x in items if x.get("domain") != domain or id(x) in kept]
 
 
 def find_overlaps(lists: dict[str, list[Item]], content: bool = True) -> list[Problem]:
-    """Images and subjects that stand in more than one list.
+    """Find images and subjects that are in more than one list.
 
-    Images are compared by their real paths, and by their content where asked for: a link to a test scan is that scan,
-    so is a copy.
+    Images are compared by real path and, if requested, by content. A link to a test scan, or a copy of it, is that
+    scan.
     """
     problems: list[Problem] = []
     first: dict[str, tuple[str, str]] = {}  # where a file stands, and by which name
@@ -393,7 +392,7 @@ def find_problems(
     num_classes: int | None = None,
     known_labels: Collection[int] | None = None,
 ) -> list[Problem]:
-    """What is wrong with the files of the items, with absolute paths; see `load_datalist` for `check`."""
+    """Find problems in the files of the items, with absolute paths; see `load_datalist` for `check`."""
     problems: list[Problem] = []
     for item in items:
         label = item.get("label")
@@ -413,21 +412,22 @@ def find_problems(
 
 
 def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
-    """Content of a datalist file as it is written; a list `testing` is called `test`.
+    """Read a datalist file as written; a list `testing` becomes `test`.
 
     Raises:
-        DatalistError: the file is missing, is no JSON, or holds no list of items.
+        DatalistError: the file is missing, is not JSON, or holds no list of items.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise DatalistError(
-            f"No dataset folder at {path.parent}: set the config id `dataset_dir` (or `datalist`) to where the data is."
+            f"No dataset folder at {path.parent}: set the config id `dataset_dir` (or `datalist`) to the "
+            "place of the data."
         )
     if not path.is_file():
         raise DatalistError(
             f"No datalist at {path}: set the config id `datalist` (or `dataset_dir`) to an existing file, or write one "
-            "with `python -m common.data prepare`. Pre-training reads `pretrain_datalist` where the config has it; "
-            "inference takes a folder of scans too: `--datalist FOLDER`."
+            "with `python -m common.data prepare`. Pre-training reads `pretrain_datalist` if the config has "
+            "it; inference also takes a folder of scans: `--datalist FOLDER`."
         )
     content = read_dictionary(path)
     if "testing" in content:  # as MONAI's Auto3DSeg calls it
@@ -437,21 +437,21 @@ def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
     if "numbering" in content:  # as files of earlier versions have it
         content.setdefault("label_scheme", content.pop("numbering"))
     if not any(isinstance(content.get(name), list) for name in (*SECTIONS, *_SPELLINGS)):
-        raise DatalistError(f"{path} is no datalist: it has none of the lists {', '.join(SECTIONS)}, unlabelled.")
+        raise DatalistError(f"{path} is not a datalist: it has none of the lists {', '.join(SECTIONS)}, unlabelled.")
     return content
 
 
 def read_dictionary(path: str | os.PathLike) -> dict[str, Any]:
-    """Content of a JSON file that holds a dictionary, empty where it holds another thing.
+    """Read a dictionary from a JSON file; empty if it holds something else.
 
     Raises:
-        DatalistError: the file cannot be read, or is no JSON.
+        DatalistError: the file cannot be read, or is not JSON.
     """
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
         cause = error.__cause__ or error
-        raise DatalistError(f"{path} cannot be read as JSON ({cause}): correct it or write it anew.") from error
+        raise DatalistError(f"{path} cannot be read as JSON ({cause}): correct it or write it again.") from error
     return content if isinstance(content, dict) else {}
 
 
@@ -472,7 +472,9 @@ def _base_dirs(base_dir: Any, paths: Sequence[Path]) -> list[Path]:
     result = base_folders(base_dir, paths)
     for folder in result:
         if not folder.is_dir():
-            raise DatalistError(f"No dataset folder at {folder}: set the config id `dataset_dir` to where the data is.")
+            raise DatalistError(
+                f"No dataset folder at {folder}: set the config id `dataset_dir` to the place of the data."
+            )
     return [folder.absolute() for folder in result]
 
 
@@ -543,7 +545,7 @@ def _item(
         elif name == "label" and isinstance(value, int | float) and not isinstance(value, bool):
             result[name] = value
         else:
-            problems.append((where, f"{key!r} is {value!r}, which is no path"))
+            problems.append((where, f"{key!r} is {value!r}, which is not a path"))
             return None
     for name in ("subject", "domain"):
         value = item.get(name)
@@ -595,7 +597,7 @@ def _number_problems(file: str, label: float, num_classes: int | None) -> list[P
     if not math.isfinite(label):
         return [(file, f"its label {label} is not finite")]
     if num_classes is not None and not (float(label).is_integer() and 0 <= label < num_classes):
-        return [(file, f"its label {label} is no whole number from 0 to {num_classes - 1}")]
+        return [(file, f"its label {label} is not a whole number from 0 to {num_classes - 1}")]
     return []
 
 
@@ -644,7 +646,7 @@ class Volume(NamedTuple):
 
 
 def open_volume(file: str, full: bool = True) -> Volume | None:
-    """The volume of a file or DICOM folder; formats other than NIfTI are opened with `full` only.
+    """Open the volume of a file or DICOM folder; formats other than NIfTI only with `full`.
 
     Raises:
         VolumeError: it cannot be used.
@@ -673,7 +675,7 @@ def _open_nifti(file: str) -> Volume:
     try:
         volume: Any = nib.load(file)
     except Exception as error:  # nibabel, zlib and the OS each raise their own kinds
-        raise VolumeError(f"is no readable NIfTI file ({first_line(error)})") from error
+        raise VolumeError(f"is not a readable NIfTI file ({first_line(error)})") from error
     if 0 in volume.shape:
         raise VolumeError(f"has no voxels (shape {volume.shape})")
 
@@ -693,8 +695,8 @@ def shape_problem(shape: Sequence[int], is_label: bool) -> str | None:
         return f"has {len(shape)} axes ({format_shape(shape)}), but a volume has 3, and a fourth for channels"
     if is_label and len(shape) == 4 and shape[3] != 1:
         return (
-            f"has {shape[3]} channels ({format_shape(shape)}), but a mask has one, with a number for each class: "
-            "make one of them (argmax)"
+            f"has {shape[3]} channels ({format_shape(shape)}), but a mask has one, with a number for each "
+            "class: merge the channels (argmax)"
         )
     return None
 

@@ -13,14 +13,14 @@ def prepare_domain_batch(
     non_blocking: bool = False,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, int]]:
-    """`prepare_batch` of MONAI's engines for a net with one branch a domain: image, label, and the batch's `branch`.
+    """`prepare_batch` of MONAI's engines for a net with one branch per domain: image, label, and the batch's `branch`.
 
     Args:
         batchdata: batch with `image` and `label`, shapes (B, C, *spatial) and (B, 1, *spatial), and the `branch` of
-            each item, which is one for all of them.
+            each item, which must be the same for all.
         device: where image and label are moved to.
         non_blocking: whether the copies may overlap with the host.
-        kwargs: passed on to `Tensor.to` for the image, for example `memory_format`.
+        kwargs: passed on to `Tensor.to` for the image, such as `memory_format`.
 
     Raises:
         ValueError: the batch mixes domains.
@@ -33,7 +33,7 @@ def prepare_domain_batch(
     if len(branches) > 1:
         names = ", ".join(sorted(set(map(str, batchdata.get("domain", branches)))))
         raise ValueError(
-            f"A batch mixes the domains {names}, each of which has a branch of its own: draw batches with "
+            f"A batch mixes the domains {names}, but each domain has its own branch: draw batches with "
             "common.data.domain_sampler.DomainSampler of the loader's batch_size."
         )
     image, label = batchdata["image"], batchdata["label"]

@@ -14,27 +14,26 @@ __all__ = ["DomainSampler"]
 
 
 class DomainSampler(DistributedSampler):
-    """Random order of a data set in batches of one domain each, in which small domains are not drowned by large ones.
+    """Random order of a data set in batches of one domain each; large domains do not drown small ones.
 
-    A net with one branch a domain is trained so (Chen et al., arXiv 1904.00625, section 3.2). An epoch's batches are
-    shared out among the domains, at least one for each, and mixed; passes over a domain's
-    items follow each other, from epoch to epoch in another order. Give the loader the same ``batch_size``. The order is
-    a function of seed and epoch, which MONAI's trainer sets. Under torchrun the batches are those of one process, and
-    each process takes its part of every one.
+    It serves nets with one branch per domain (Chen et al., arXiv 1904.00625, section 3.2). The batches of an epoch are
+    divided among the domains, at least one each, and mixed. Passes over the items of a domain follow each other, each
+    in a new order. Give the loader the same ``batch_size``. The order depends on seed and epoch, which MONAI's trainer
+    sets. Under torchrun the batches are the same as with one process, and each process takes its part of each batch.
 
     Args:
-        data: the items, as the data set has them, with a ``domain``.
-        batch_size: items a batch, of all processes together. A domain with fewer items repeats them.
+        data: the items of the data set, with a ``domain``.
+        batch_size: items per batch, over all processes. A domain with fewer items repeats them.
         batches: batches per epoch; None for one pass over as many items as there are.
-        balance: 1 gives each domain an equal share of the batches, 0 one in proportion to its items, and between them
-            one in proportion to ``items ** (1 - balance)``.
+        balance: 1 gives each domain an equal share of the batches, 0 a share in proportion to its items; values between
+            use ``items ** (1 - balance)``.
         key: of the domain in an item.
         seed: of the order.
-        num_replicas, rank: processes and the number of this one; by default those that ignite knows.
+        num_replicas, rank: number of processes and index of this one; by default from ignite.
 
     Raises:
-        ValueError: an item without a domain, ``balance`` outside of 0 to 1, fewer batches than domains, or one
-            that the processes cannot share.
+        ValueError: an item has no domain, ``balance`` is not from 0 to 1, there are fewer batches than domains, or the
+            processes cannot share a batch.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class DomainSampler(DistributedSampler):
         num_replicas = idist.get_world_size() if num_replicas is None else num_replicas
         super().__init__(data, num_replicas, idist.get_rank() if rank is None else rank, seed=seed)  # type: ignore[arg-type]
         if not 0 <= balance <= 1:
-            raise ValueError(f"`balance` is {balance}; it has to be from 0 (by size) to 1 (equal shares).")
+            raise ValueError(f"`balance` is {balance}; it must be from 0 (by size) to 1 (equal shares).")
         self.items: dict[Any, list[int]] = {}
         for number, item in enumerate(data):
             if item.get(key) is None:
@@ -64,8 +63,8 @@ class DomainSampler(DistributedSampler):
         self.share = share_of_batch(batch_size, num_replicas)
         if self.batches < len(self.items):
             raise ValueError(
-                f"{self.batches} batches per epoch are fewer than the {len(self.items)} domains, so that "
-                "some would never be trained: raise batches_per_epoch, or lower batch_size."
+                f"{self.batches} batches per epoch are fewer than the {len(self.items)} domains, so some would "
+                "never be trained: raise batches_per_epoch, or lower batch_size."
             )
         weights = {name: len(items) ** (1 - balance) for name, items in self.items.items()}
         self.shares = _share_out(self.batches, weights)
@@ -86,7 +85,7 @@ class DomainSampler(DistributedSampler):
             yield list(itertools.islice(streams[name], self.batch_size))
 
     def _stream(self, name: Any, start: int) -> Iterator[int]:
-        """A domain's items without end, pass after pass, from where the epochs before have come to."""
+        """Endless stream of a domain's items, pass after pass, starting where earlier epochs ended."""
         items = self.items[name]
         for number in itertools.count(start // len(items)):
             one_pass = random.Random(f"{self.seed} {name} {number}").sample(items, len(items))
@@ -94,7 +93,7 @@ class DomainSampler(DistributedSampler):
 
 
 def _share_out(batches: int, weights: Mapping[Any, float]) -> dict[Any, int]:
-    """Whole batches in proportion to the weights, by largest remainders; each has one before all else."""
+    """Whole batches in proportion to the weights, by largest remainders; each domain first gets one."""
     free, total = batches - len(weights), sum(weights.values())
     exact = {name: free * weight / total for name, weight in weights.items()}
     shares = {name: 1 + int(value) for name, value in exact.items()}

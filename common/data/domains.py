@@ -1,4 +1,4 @@
-"""Several data sets as domains: what a net with one branch a data set is trained on (Med3D's 3DSeg-8).
+"""Several data sets as domains, to train a net with one branch per data set (Med3D's 3DSeg-8).
 
 A domain is a mapping with a `name`, a `datalist`, and what its labels mean: either `num_classes`, where the masks hold
 0 to `num_classes` - 1 as they are, or `label_scheme` and `task` (see `label_map`); with `surroundings`, what surrounds
@@ -60,18 +60,17 @@ def load_domains(
         training_sections: lists of each file that make up `training`.
         fraction: share of each domain's training list, at least one item.
         fold, num_folds: as in `load_datalist`, in each domain.
-        required: lists that no domain may leave empty.
-        seed, split_seed, check: as in `load_datalist`; `"full"` also finds labels that are outside of a domain's
-            classes.
+        required: lists that must not be empty in any domain.
+        seed, split_seed, check: as in `load_datalist`; `"full"` also finds labels outside of a domain's classes.
 
     Returns:
         The lists `training`, `validation` and `test`, domain after domain, of items with `image`, `label`, `domain`
-        (its name), `branch` (its number) and `channel` (0 where a domain names none).
+        (its name), `branch` (its number) and `channel` (0 if a domain names none).
 
     Raises:
         DatalistError: a domain has no labels, a file is missing or wrong, or a required list is empty; the message
             names the domain.
-        ValueError: a domain lacks a key, has an unknown one, or has the name of another.
+        ValueError: a domain lacks a key, has an unknown key, or has the name of another domain.
     """
     _check(domains)
     lists: dict[str, Items] = {}
@@ -100,8 +99,9 @@ def load_domains(
         for name in required:
             if not found[name]:  # not left to load_datalist, which does not name the domain
                 raise DatalistError(
-                    f"Domain {domain['name']!r}: the list {name!r} of {domain['datalist']} is empty, but every domain "
-                    "needs one: move items there, or write the file anew with `python -m common.data prepare`."
+                    f"Domain {domain['name']!r}: the list {name!r} of {domain['datalist']} is empty, but every "
+                    "domain needs one: move items there, or write the file again with `python -m common.data "
+                    "prepare`."
                 )
         own = {"domain": domain["name"], "branch": branch, "channel": domain.get("channel", 0)}
         for section, items in found.items():
@@ -124,7 +124,7 @@ def domain_classes(domains: Sequence[Domain]) -> list[int]:
 def domain_label_maps(domains: Sequence[Domain]) -> dict[str, dict[int, list[int]]]:
     """Name of each domain -> class -> its source labels, for `common.transforms.MapLabelsd`.
 
-    With `other="error"` that transform refuses a label outside of its domain's classes.
+    With `other="error"` that transform refuses labels outside of the domain's classes.
     """
     _check(domains)
     maps = {}
@@ -142,9 +142,9 @@ def domain_label_maps(domains: Sequence[Domain]) -> dict[str, dict[int, list[int
 def domain_spacings(
     items: Sequence[Item], domains: Sequence[Domain], orientation: str = "RAS"
 ) -> dict[str, list[float]]:
-    """Name of each domain -> the spacing that it states, or the median of its items' (`median_spacing`).
+    """Name of each domain -> the spacing that it states, or the median over its items (`median_spacing`).
 
-    Chen et al., arXiv 1904.00625, section 3.1: interpolating each volume to the median spacing of its domain.
+    Chen et al., arXiv 1904.00625, section 3.1, interpolate each volume to the median spacing of its domain.
     """
     _check(domains)
     return {
@@ -159,23 +159,25 @@ def median_spacing(items: Sequence[Item], orientation: str = "RAS", statistic: s
     """Median of the scans' spacings, axis by axis, in mm.
 
     Args:
-        items: with an `image`; of an image of several files the first counts. NIfTI files are read by their headers,
-            others whole.
-        orientation: of the axes, as `Orientationd` will turn the scans.
+        items: items with an `image`; the first of several files counts. Only headers are read from NIfTI files; other
+            files are read completely.
+        orientation: orientation of the axes, as `Orientationd` will turn the scans.
         statistic: `"median"` or `"mean"` (for LiTS: Chen et al., section 3.3).
 
     Raises:
-        ValueError: no items, or another statistic.
+        ValueError: there are no items, or the statistic is unknown.
         NiftiError: a header has no possible geometry.
     """
     if not items:
-        raise ValueError("The median spacing of no scans is asked for: the domain has no training items.")
+        raise ValueError(
+            "The domain has no training items, so there is no median spacing: add scans to it, or state its `spacing`."
+        )
     if statistic not in ("median", "mean"):
-        raise ValueError(f'`statistic` is {statistic!r}; it has to be "median" or "mean".')
+        raise ValueError(f'`statistic` is {statistic!r}; it must be "median" or "mean".')
     if sorted("RAS".find(_OPPOSITE.get(letter, letter)) for letter in orientation) != [0, 1, 2]:
         raise ValueError(
-            f"`orientation` is {orientation!r}; it names three axes, one of R and L, one of A and P, one of S and I, "
-            "such as RAS."
+            f"`orientation` is {orientation!r}; it must name three axes, one of R and L, one of A and P, one "
+            "of S and I, such as RAS."
         )
     target = nib.orientations.axcodes2ornt(orientation)
     spacings = []
@@ -203,7 +205,7 @@ def _affine(file: str) -> np.ndarray:
 
 
 def _check_labels(domain: Domain, key: str, sections: Sequence[str]) -> None:
-    """Before the items one by one: a whole domain without labels is one mistake, not hundreds."""
+    """Check for domains without labels first: that is one mistake, not hundreds."""
     content = read_datalist(domain["datalist"])
     entries = [entry for section in sections for entry in content.get(section) or []]
     labels = [entry[key] for entry in entries if isinstance(entry, Mapping) and entry.get(key) not in (None, "", [])]
@@ -220,11 +222,11 @@ def _check_labels(domain: Domain, key: str, sections: Sequence[str]) -> None:
 def _check(domains: Sequence[Domain]) -> None:
     if isinstance(domains, str) or not all(isinstance(domain, Mapping) for domain in domains):
         raise ValueError(
-            f"`pretrain_datalist` is {domains!r}; what is learnt here are labels, so it lists mappings, one a "
+            f"`pretrain_datalist` is {domains!r}; labels are learnt here, so it must list mappings, one a "
             'datalist: [{"name": "a", "datalist": "a.json", "num_classes": 3}].'
         )
     if not domains:
-        raise ValueError("There are no domains: give `pretrain_datalist` one at least.")
+        raise ValueError("There are no domains: give `pretrain_datalist` at least one.")
     names: list[str] = []
     for number, domain in enumerate(domains):
         at = f"Domain {domain.get('name', number)!r}"
@@ -259,17 +261,16 @@ def print_spacing(
 
     Args:
         path: the datalist.
-        base_dir: folder that its paths are relative to, where it is not its own.
-        orientation: of the axes.
-        statistic: median or mean.
+        base_dir: folder that its paths are relative to; by default its own.
+        orientation: orientation of the axes. statistic: median or mean.
         section: list of the datalist: training, validation, test or unlabelled.
 
     Raises:
         DatalistError: the datalist has no such list, or it is empty.
-        ValueError: the orientation or the statistic is no possible one.
+        ValueError: the orientation or the statistic is invalid.
     """
     if section not in (*SECTIONS, "unlabelled"):
-        raise DatalistError(f"--section {section}: it is one of {', '.join(SECTIONS)}, unlabelled.")
+        raise DatalistError(f"--section {section}: it must be one of {', '.join(SECTIONS)}, unlabelled.")
     lists = load_datalist(
         path, base_dir, label_key=None, training_sections=[section], required=["training"], check="header"
     )

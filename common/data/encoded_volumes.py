@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 class EncodedVolumes(Dataset):
     """Volumes as the encoding vectors of their slices, computed once by a frozen encoder.
 
-    For stage 2 of Medical Transformer, which else would encode every volume anew in every epoch; vectors of 306 slices
-    of 64 numbers take 77 KiB per volume. They are made when the first item is asked for, so that weights loaded before
-    are those that count, in evaluation mode, in float32 and without a draw from the global random generator. Changed
-    weights need a new object.
+    Stage 2 of Medical Transformer would otherwise encode every volume again in every epoch. Vectors for 306 slices of
+    64 numbers take 77 KiB per volume. They are computed on the first access to an item, so load the weights before.
+    They are computed in evaluation mode, in float32 and without draws from the global random generator. Changed weights
+    need a new object.
 
     Items keep what else they hold, such as an age.
 
@@ -27,7 +27,7 @@ class EncodedVolumes(Dataset):
         transform: loads an item; the same image each time.
         encoder: module with ``encode_planes(image (B, C, X, Y, Z)) -> list of (B, N, d)``.
         device: where to encode.
-        num_workers: processes that load volumes meanwhile. The loader of the vectors needs none.
+        num_workers: processes that load volumes in parallel. The loader of the vectors needs none.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ __all__ = ["list_images"]
 logger = logging.getLogger(__name__)
 
 OUTPUT = "seg"
-"""What the bundles put behind an image's name for its label map."""
+"""Ending that the bundles add to an image's name for its label map."""
 
 
 def list_images(
@@ -23,19 +23,19 @@ def list_images(
     base_dir: str | os.PathLike | None = None,
     section: str = "test",
 ) -> list[dict[str, Any]]:
-    """Items ``{"image": file}`` to run inference on; in place of a file stands the folder of a DICOM series.
+    """Items ``{"image": file}`` to run inference on; the folder of a DICOM series counts as a file.
 
     Args:
         path: an image file, a folder of images, or a datalist (``.json``). Images of a folder are the image files in
-            it, each folder in it that holds DICOM files, and the folder itself if it does; nothing deeper, no
-            name that begins with a dot, and no label map that inference has written beside its image (``scan_seg`` of
-            ``scan``), which is logged. Several datalists, as training takes them, are merged.
+            it, each sub-folder that holds DICOM files, and the folder itself if it does. It skips deeper folders, names
+            that begin with a dot, and label maps that inference wrote beside an image (``scan_seg`` of ``scan``); the
+            last are logged. Several datalists are merged, as in training.
         base_dir: folder that a datalist's paths are relative to, its own folder by default.
         section: list of the datalist.
 
     Raises:
-        FileNotFoundError, ValueError: nothing there, no image in the folder itself, or an empty list in the
-            datalist.
+        FileNotFoundError, ValueError: the path does not exist, the folder itself holds no image, or the list of the
+            datalist is empty.
     """
     paths = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(one) for one in path]
     if len(paths) > 1 or paths[0].suffix == ".json":
@@ -65,12 +65,12 @@ def list_images(
 
 
 def _without_outputs(images: list[Path]) -> list[Path]:
-    """The images without the label maps of one of them, as they stand where ``output_dir`` is the images' folder."""
+    """The images without label maps of them, which lie there if ``output_dir`` is the images' folder."""
     stems = {without_ending(file.name) for file in images if not file.is_dir()}
     outputs = [file for file in images if not file.is_dir() and _stem_of_output(file) in stems]
     if outputs:
         logger.info(
-            "%d files of %s are label maps of images beside them and are passed over (%s).",
+            "%d files of %s are label maps of images beside them and are skipped (%s).",
             len(outputs),
             outputs[0].parent,
             outputs[0].name,

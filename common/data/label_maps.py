@@ -1,9 +1,8 @@
-"""Translation of the label schemes of public sets into the classes of the segmentation tasks.
+"""Translate the label schemes of public data sets to the classes of segmentation tasks.
 
-The tables stand beside this file in `label_maps/`. Each label scheme says which of its labels make up which structure;
-`structures.json` says once, for all label schemes of brain MRI, to which tissue class a structure belongs (its `rule`
-in words). So the same region gets the same class wherever a mask comes from. `classes.json` names the classes of
-the other tasks.
+The tables are in `label_maps/` beside this file. Each label scheme lists the labels of each structure.
+`structures.json` maps structures to tissue classes once for all label schemes of brain MRI (its `rule` explains it). So
+a region gets the same class from any kind of mask. `classes.json` names the classes of the other tasks.
 """
 
 from __future__ import annotations
@@ -68,29 +67,26 @@ def label_map(label_scheme: str, task: str, num_classes: int | None = None) -> d
     """Source labels of each class of a task, background included.
 
     Args:
-        label_scheme: how the masks at hand are numbered. `freesurfer`: aseg or aparc+aseg. `oasis_seg35`, `oasis_seg4`:
-            the 35 structures and four tissues of the neurite version of OASIS-1. `malpem`: the 138 regions of MALP-EM
-            (ADNI). `dlmuse`: MUSE region numbers. `binary`: a brain mask, 1 to 255 is brain. `btcv`: the 13 organs of
-            BTCV (Synapse). `msd_hippocampus`, `msd_brats` and the like: the Decathlon's Task04, Task01 and others.
-            `brats2020`: BraTS of 2017 to 2022.
-            `visceral`: RadLex identifiers, as in VISCERAL.
-            `task`: the task's own classes, as in predictions of its network and in masks drawn or corrected on them.
-        task: `skull` has one class, brain tissue and CSF. `structures4` has 1 cortex, 2 subcortical grey matter,
-            3 white matter, 4 CSF. `structures33` has the structures of `oasis_seg35` without the choroid plexuses,
-            1 to 33 in their order (Zhang et al., BIBM 2023, section IV-A); `structures34` has the same and 34, the CSF
-            outside of the ventricles. `organs13` has the organs of `btcv`,
-            `organs8` the eight of them that TransUNet (arXiv 2102.04306, section 4.1) evaluates: 1 spleen, 2 right
-            kidney, 3 left kidney, 4 gallbladder, 5 liver, 6 stomach, 7 aorta, 8 pancreas. `hippocampus` has
-            1 anterior, 2 posterior; `brats` 1 edema, 2 non-enhancing tumour core, 3 enhancing tumour; `liver` the liver
-            with its tumours as one class, `liver_tumour` both apart; `lung` the lungs, `lung_tumour` and `colon` the
-            tumours of the Decathlon's sets; `acdc`, `heart`, `prostate`, `pancreas`, `vessel`, `spleen` what
-            `label_names` says.
-        num_classes: what the network is made for, background included; compared with the task where it is given.
+        label_scheme: how the masks are numbered. `freesurfer`: aseg or aparc+aseg. `oasis_seg35`, `oasis_seg4`: the 35
+            structures and four tissues of the neurite version of OASIS-1. `malpem`: the 138 regions of MALP-EM (ADNI).
+            `dlmuse`: MUSE region numbers. `binary`: a brain mask, 1 to 255 is brain. `btcv`: the 13 organs of BTCV
+            (Synapse). `msd_hippocampus`, `msd_brats` and the like: the Decathlon's Task04, Task01 and others.
+            `brats2020`: BraTS of 2017 to 2022. `visceral`: RadLex identifiers, as in VISCERAL. `task`: the task's own
+            classes, as in predictions of its network and in masks made from them.
+        task: `skull` has one class, brain tissue and CSF. `structures4` has 1 cortex, 2 subcortical grey matter, 3
+            white matter, 4 CSF. `structures33` has the structures of `oasis_seg35` without the choroid plexuses, 1 to
+            33 in their order (Zhang et al., BIBM 2023, section IV-A); `structures34` has the same and 34, the CSF
+            outside of the ventricles. `organs13` has the organs of `btcv`, `organs8` the eight of them that TransUNet
+            (arXiv 2102.04306, section 4.1) evaluates: 1 spleen, 2 right kidney, 3 left kidney, 4 gallbladder, 5 liver,
+            6 stomach, 7 aorta, 8 pancreas. `hippocampus` has 1 anterior, 2 posterior; `brats` 1 edema, 2 non-enhancing
+            tumour core, 3 enhancing tumour; `liver` the liver with its tumours as one class, `liver_tumour` both apart;
+            `lung` the lungs, `lung_tumour` and `colon` the tumours of the Decathlon's sets; `acdc`, `heart`,
+            `prostate`, `pancreas`, `vessel`, `spleen` have the classes that `label_names` lists.
+        num_classes: number of classes of the network, background included; compared with the task if given.
 
     Returns:
-        Class -> its source labels, for every class. A class that the label scheme lacks has an empty list; 0 has the
-        labels that the label scheme knows and the task leaves to the background, so that all others can be told as
-        unknown.
+        Class -> its source labels, for every class. A class that the label scheme lacks has an empty list. 0 has the
+        labels of the label scheme that the task counts as background, so all other labels can be reported as unknown.
 
     Raises:
         ValueError: the label scheme or the task is unknown, the label scheme has no class of the task at all, or the
@@ -100,8 +96,8 @@ def label_map(label_scheme: str, task: str, num_classes: int | None = None) -> d
     classes = label_names(task)
     if num_classes not in (None, len(classes)):
         raise ValueError(
-            f"num_classes is {num_classes}, but the task {task!r} has {len(classes)} classes with the background: "
-            "leave num_classes out, since it follows from the task, or set the task that is meant."
+            f"num_classes is {num_classes}, but the task {task!r} has {len(classes)} classes with the "
+            "background: leave out num_classes, since the task sets it, or set the intended task."
         )
     if label_scheme == "task":
         return {index: [index] if index else [] for index in classes}
@@ -129,7 +125,7 @@ def label_map(label_scheme: str, task: str, num_classes: int | None = None) -> d
 
 
 def class_of_label(groups: Mapping[int, Sequence[int]]) -> list[int]:
-    """The class of each label, from label 0 to the largest that a class names: what `label_map` says, turned round.
+    """The class of each label, from label 0 to the largest label of a class: the inverse of `label_map`.
 
     Args:
         groups: class -> its source labels. A label of no class is background, 0.
@@ -142,9 +138,9 @@ def class_of_label(groups: Mapping[int, Sequence[int]]) -> list[int]:
 
 
 def sided_labels(label_scheme: str, task: str) -> list[list[int]]:
-    """Pairs of labels, left and right, that change places in a mirrored head or body.
+    """Pairs of labels, left and right, to swap in a mirrored head or body.
 
-    The sides of the heart are no such pair: their parts differ in more than the side.
+    The sides of the heart are no such pair, since their parts differ in more than the side.
 
     Args:
         label_scheme, task: as of ``label_map``.
@@ -163,7 +159,7 @@ def sided_labels(label_scheme: str, task: str) -> list[list[int]]:
 
 
 def fluid_labels(label_scheme: str, task: str) -> list[int]:
-    """Labels of the CSF around the brain; of a scheme that does not tell it from that of the ventricles, both.
+    """Labels of the CSF around the brain, with the ventricles if the scheme does not separate the two.
 
     Arguments and errors are those of ``sided_labels``.
     """
@@ -171,7 +167,7 @@ def fluid_labels(label_scheme: str, task: str) -> list[int]:
 
 
 def surrounding_labels(label_scheme: str) -> list[int]:
-    """Labels of what surrounds the brain, such as skull and scalp, which every task leaves to the background.
+    """Labels around the brain, such as skull and scalp, which every task counts as background.
 
     Raises:
         ValueError: the label scheme is unknown.
@@ -182,27 +178,26 @@ def surrounding_labels(label_scheme: str) -> list[int]:
 
 
 def labels_written_in(written_in: str, label_scheme: str, labels: Sequence[Any]) -> Sequence[Any]:
-    """Labels that stand in a config, as they are.
+    """Check that labels in a config fit the label maps, and return them unchanged.
 
     Args:
-        written_in: the label scheme of ``labels``.
-        label_scheme: that of the label maps.
+        written_in: the label scheme of ``labels``. label_scheme: the label scheme of the label maps.
         labels: numbers, or groups of them.
 
     Raises:
-        ValueError: the label maps are numbered otherwise, so that the labels would mean other structures.
+        ValueError: the label maps have another numbering, so the labels would mean other structures.
     """
     if written_in != label_scheme:
         raise ValueError(
             f"The label maps are numbered as {label_scheme!r} and the labels {list(labels)} as {written_in!r}: write "
-            "them in the numbers of the label maps (`known` and `known_share`, `folds`), or leave the preset or data "
-            "set out that states them."
+            "them in the numbers of the label maps (`known` and `known_share`, `folds`), or leave out the "
+            "preset or data set that states them."
         )
     return labels
 
 
 def known_labels(label_scheme: str) -> set[int]:
-    """Every label of a label scheme but `task`, 0 included, whatever the task makes of it.
+    """Every label of a label scheme other than `task`, including 0 and labels that a task ignores.
 
     Raises:
         ValueError: the label scheme is unknown.

@@ -19,7 +19,7 @@ def prepare_pretext_batch(
         batchdata: batch with the `image`, shape (B, C, *spatial).
         device: where the image is moved to.
         non_blocking: whether the copy may overlap with the host.
-        kwargs: passed on to `Tensor.to`, for example `memory_format`.
+        kwargs: passed on to `Tensor.to`, such as `memory_format`.
 
     Raises:
         KeyError: the batch has no `image`.

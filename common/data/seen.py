@@ -1,4 +1,4 @@
-"""The scans that a network has seen: a record of them in its file, compared with those that it is judged by."""
+"""Record the scans that a network has seen in its file, and compare them with the scans of an evaluation."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ TRAINED = {"pretraining": "was pre-trained on", "training": "was trained on"}
 CHOSEN = {"validation": "was chosen by"}
 
 BEGINNING = 1 << 22
-"""Bytes of the content that are compared beside its size and checksum: all of many scans, several slices of others."""
+"""Bytes of the content compared beside size and checksum: the whole of many scans, several slices of others."""
 
 
 class SeenScans:
-    """Make the record of what a training uses, in a thread beside it.
+    """Record the scans of a training, in a background thread.
 
-    The record has for each part the content of the files (size and CRC-32 of what they unpack to, and a SHA-256 of how
-    that begins) and digests of the subjects, no names. DICOM series are in it by their subjects alone. A packed file
-    costs the unpacking of its first 4 MiB, another one is read once.
+    For each part, the record identifies the files by content (unpacked size and CRC-32, and a SHA-256 of the beginning)
+    and holds digests of the subjects, but no names. DICOM series are recorded by their subjects only. For a packed
+    file, the first 4 MiB are unpacked; other files are read once.
 
     Args:
         lists: items by the name of their list, as `load_datalist` gives them.
-        used: of `training`, and `validation` where it chooses the weights.
-        earlier: record of the weights that the training starts from; what they were trained on becomes the part
+        used: `training`, and `validation` if it chooses the weights.
+        earlier: record of the weights that the training starts from; their training scans become the part
             `pretraining`.
     """
 
@@ -49,7 +49,7 @@ class SeenScans:
         self._thread.start()
 
     def record(self) -> dict[str, Any]:
-        """JSON values; waits until they are there."""
+        """The record as JSON values; waits until it is complete."""
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -70,22 +70,22 @@ class SeenScans:
             self._error = error
 
     def _say_what_is_both(self, files: Sequence[str]) -> None:
-        """No leak, but with an encoder that learnt from masks no transfer either."""
+        """Log scans that are in both trainings: no leak, but no transfer either if the encoder learnt from masks."""
         before = {x for part in TRAINED for x in _part(self._earlier, part)["files"]}
         both = len(before.intersection(files))
         if both:
             logger.info(
-                "%d of the %d training scans are those that the weights at the start were trained on already: scores "
-                "say nothing of a transfer to other data.",
+                "%d of the %d training scans were already used to train the initial weights: the scores do not "
+                "show a transfer to other data.",
                 both,
                 len(files),
             )
 
 
 def find_seen(record: Mapping[str, Any] | None, lists: Mapping[str, Items], names: Sequence[str]) -> list[str]:
-    """What of the lists `names` a record has, a phrase for each list and part of the record.
+    """Find scans of the lists `names` in a record; one phrase for each list and part of the record.
 
-    Validation scans may have chosen the weights before, as they do again; scans of other lists may not.
+    Validation scans may have chosen the weights before, since they choose again; scans of other lists may not.
     """
     phrases = []
     for name in names:
@@ -111,21 +111,20 @@ def refuse_seen(
     names: Sequence[str],
     transductive: bool = False,
 ) -> list[str]:
-    """Refuse weights that have seen scans that they are judged by.
+    """Refuse weights that have seen the scans that judge them.
 
-    Files are found where their content is the same to the byte, packed or not and under whatever name, subjects where
-    both datalists lie in one folder. Files of weights without a record, as foreign ones have none, are taken, with a
-    line in the log.
+    Files are recognised if their content is equal to the byte, packed or not and under any name; subjects, if both
+    datalists lie in one folder. Weights without a record, such as foreign ones, are accepted with a line in the log.
 
     Args:
         path: the file of the weights.
-        record: made by `SeenScans`.
+        record: record from `SeenScans`.
         lists: items by the name of their list, as `load_datalist` gives them.
-        names: of the lists that the weights are judged by.
-        transductive: take them all the same, with a warning in the log.
+        names: lists that judge the weights.
+        transductive: accept them, with a warning in the log.
 
     Returns:
-        what was found (see `find_seen`).
+        the phrases of `find_seen`.
 
     Raises:
         ValueError: they have seen some, and `transductive` is not set.
@@ -137,10 +136,10 @@ def refuse_seen(
     if phrases and not transductive:
         raise ValueError(
             f"{path} {', and '.join(phrases)}: take weights that have not seen them, take these scans out of the list, "
-            "or set `transductive` to true to go on all the same, which the log says."
+            "or set `transductive` to true to go on with a warning."
         )
     for phrase in phrases:
-        logger.warning("transductive: %s %s; scores say less of new scans.", path, phrase)
+        logger.warning("transductive: %s %s; scores say less about new scans.", path, phrase)
     return phrases
 
 
@@ -164,7 +163,7 @@ def _part(record: Mapping[str, Any], name: str) -> dict[str, list[str]]:
 
 
 def _files_in(contents: Sequence[str], files: Sequence[str]) -> list[str]:
-    """Files whose content is among the contents. Only those of an equal size and checksum are looked into."""
+    """Files with a content among the contents. Only files of equal size and checksum are read."""
     seen = set(contents)
     keys = {content.rpartition("-")[0] for content in contents}
     sizes = {key.partition("-")[0] for key in keys}

@@ -1,7 +1,7 @@
-"""One item of a data set in a file whose arrays are read where they are touched.
+"""One item of a data set in a file; only the accessed parts of its arrays are read.
 
-The file is a safetensors file, so that other programs can open it: a header in JSON, then the bytes of each array. The
-rest of the item, with the meta data and the operations of its images, is a record in the header; its small arrays, too.
+The file is a safetensors file, which other programs can open: a JSON header, then the bytes of each array. A record in
+the header holds the rest of the item, with metadata and operations of its images, and small arrays.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ..files import atomic_write
 __all__ = ["SMALL", "NotStorableError", "StoredItemError", "read_item", "write_item"]
 
 SMALL = 1024
-"""Elements up to which an array stands in the record."""
+"""Largest number of elements of an array in the record."""
 ALIGNMENT = 4096
-"""Where the arrays begin in the file is a multiple of it."""
+"""Arrays begin at multiples of this in the file."""
 BLOCK = 1 << 24
 
 DTYPES = {
@@ -44,11 +44,11 @@ DTYPES = {
 
 
 class NotStorableError(ValueError):
-    """A value is of a kind that no file can hold; the message is what it is."""
+    """A value has a type that cannot be stored; the message names it."""
 
 
 class StoredItemError(ValueError):
-    """A file holds no whole item; the message is the end of a sentence that begins with the file."""
+    """A file holds no complete item; the message is the end of a sentence that begins with the file."""
 
 
 def write_item(path: str | os.PathLike, item: Any, key: str, slices_first: bool = False) -> None:
@@ -56,13 +56,12 @@ def write_item(path: str | os.PathLike, item: Any, key: str, slices_first: bool 
 
     Args:
         path: the file; parent folders are made.
-        item: nested mappings, lists and tuples of tensors (with what MONAI knows of them), arrays, numbers, strings.
-        key: what the item is, which reading compares.
-        slices_first: whether images lie in the file slice by slice of the last axis, so that a few slices are read
-            without the rest.
+        item: nested mappings, lists and tuples of tensors (with MONAI's metadata), arrays, numbers, strings.
+        key: identity of the item, which reading compares.
+        slices_first: whether to store images slice by slice along the last axis, to read a few slices without the rest.
 
     Raises:
-        NotStorableError: the item has something else.
+        NotStorableError: the item has a value of another type.
         OSError: the file cannot be written, such as on a full disk; names it.
     """
     arrays: list[np.ndarray] = []
@@ -87,19 +86,18 @@ def write_item(path: str | os.PathLike, item: Any, key: str, slices_first: bool 
 
 
 def read_item(path: str | os.PathLike, key: str, check: bool = False) -> Any:
-    """The item that `write_item` wrote.
+    """Read an item written by `write_item`.
 
-    Its large tensors lie in the file, of which only what is touched is read. What is written to them does not reach the
-    file.
+    Its large tensors stay in the file, and only accessed parts are read. Changes to them do not reach the file.
 
     Args:
         path: the file.
-        key: as it was written.
-        check: whether to read all of it and compare the checksum.
+        key: identity given to `write_item`.
+        check: whether to read everything and compare the checksum.
 
     Raises:
         FileNotFoundError: there is no such file.
-        StoredItemError: it is cut short, damaged, or of another item.
+        StoredItemError: it is cut short, damaged, or holds another item.
     """
     try:
         header, start = _header(Path(path))
@@ -110,9 +108,9 @@ def read_item(path: str | os.PathLike, key: str, check: bool = False) -> Any:
     if record.get("key") != key:
         raise StoredItemError("holds another item")
     if os.path.getsize(path) != size:
-        raise StoredItemError(f"has {os.path.getsize(path)} bytes and not {size}")
+        raise StoredItemError(f"has {os.path.getsize(path)} bytes, not {size}")
     if check and _checksum(Path(path), start) != record["crc32"]:
-        raise StoredItemError("does not have the content that its checksum is of")
+        raise StoredItemError("has a content that does not match its checksum")
     arrays = {}
     for name, entry in header.items():
         shape, offset = tuple(entry["shape"]), start + entry["data_offsets"][0]
@@ -144,7 +142,7 @@ def _bytes(array: np.ndarray) -> memoryview:
 
 
 def _encode(value: Any, arrays: list[np.ndarray], slices_first: bool) -> Any:
-    """A value as JSON has it; what JSON has not is a mapping that says its type."""
+    """A value as JSON; other types become a mapping that names the type."""
     if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, np.generic)):
         return value
     if isinstance(value, list):

@@ -16,28 +16,29 @@ __all__ = ["VolumeSampler"]
 class VolumeSampler(DistributedSampler):
     """Random order of a data set in batches of different volumes, with epochs of any length.
 
-    For contrasts between volumes: crops of one scan are not "other volumes". It also makes an epoch a fixed number of
-    batches, as nnU-Net does (250), whatever the number of volumes. Passes over the data follow each other; an item that
-    would meet its own volume in a batch waits for the next. Give the loader the same ``batch_size``, and take one crop
-    per volume. The order is a function of seed and epoch, which MONAI's trainer sets. Under torchrun the batches are
-    those of one process, and each process takes its part of every one.
+    It serves contrasts between volumes: crops of one scan are not "other volumes". It can also fix the number of
+    batches per epoch for any number of volumes, as in nnU-Net (250). Passes over the data follow each other; an item
+    whose volume is already in the batch waits for the next one. Give the loader the same ``batch_size``, and take one
+    crop per volume. The order depends on seed and epoch, which MONAI's trainer sets. Under torchrun the batches are the
+    same as with one process, and each process takes its part of each batch.
 
     Args:
-        data: the items, as the data set has them.
-        batch_size: items a batch, of all processes together.
+        data: the items of the data set.
+        batch_size: items per batch, over all processes.
         batches: batches per epoch; None for one pass over the data (rounded down).
-        key: items with an equal value of this, and of ``domain`` where they have one, are taken for one volume; items
-            without it, and None, count as volumes of their own.
-        distinct: False lets volumes meet themselves in a batch, as fine-tuning with a single label must.
+        key: items with equal values of this key, and of ``domain`` if present, are one volume. Items without it, and
+            all items if None, are separate volumes.
+        distinct: False allows a volume twice in a batch, which fine-tuning with a single label needs.
         seed: of the order.
-        fixed: the order of the first epoch in every epoch, for validation; whole batches are then dealt to the
-            processes, so that what is compared within a batch is the same for any number of them.
-        name: of the data in messages, as "the validation list", where its batches are as small as they can be: the
-            advice then is to add scans.
-        num_replicas, rank: processes and the number of this one; by default those that ignite knows.
+        fixed: use the order of the first epoch in every epoch, for validation. Each process then takes whole batches,
+            so the comparisons within a batch are the same for any number of processes.
+        name: name of the data in messages, such as "the validation list", if its batches cannot be smaller; the advice
+            is then to add scans.
+        num_replicas, rank: number of processes and index of this one; by default from ignite.
 
     Raises:
-        ValueError: there are fewer volumes than ``batch_size``, no batch, or one that the processes cannot share.
+        ValueError: there are fewer volumes than ``batch_size``, there is no batch, or the processes cannot share a
+            batch.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class VolumeSampler(DistributedSampler):
         return itertools.chain.from_iterable(batch[start : start + self.share] for batch in batches)
 
     def _batches(self) -> Iterator[list[int]]:
-        """Batches without end. Of a volume with more items than can be placed, the surplus of four passes waits."""
+        """Endless batches. If a volume has more items than can be placed, the surplus of up to four passes waits."""
         draw = random.Random(f"{self.seed} {0 if self.fixed else self.epoch}")
         waiting: list[int] = []
         while True:

@@ -15,36 +15,36 @@ __all__ = ["SliceWindows", "cut_window"]
 
 
 class SliceWindows(Dataset):
-    """Windows of K neighbouring slices of volumes that are prepared once, one window for each slice.
+    """Windows of K neighbouring slices, one for each slice of volumes that are prepared once.
 
     The window of slice i has the slices ``i + stride * o`` for the offsets o from ``-(K // 2)`` to ``K // 2``; at the
     ends the first or last slice is repeated (Zhang et al., TransSeg, section 3.3). Slices lie along the last axis. The
-    published code writes each window to a file of its own, which takes K times the space.
+    published code writes each window to a separate file, which takes K times the space.
 
     Args:
-        data: items, as of ``CachedDataset``.
-        transform: deterministic transforms of a volume; what they give is kept. ``disk`` keeps it slice by slice,
-            so that a window reads its slices alone. With ``none`` each volume is loaded once here, for its number of
-            slices, and again for each window.
+        data: items, as for ``CachedDataset``.
+        transform: deterministic transforms of a volume; their result is cached. ``disk`` stores it slice by slice, so a
+            window reads only its slices. With ``none`` each volume is loaded once for its number of slices, and again
+            for each window.
         slices: K, odd.
-        stride: step from a slice of a window to the next.
-        target: ``"centre"`` keeps the centre slice of the label, ``"all"`` all of a window.
+        stride: step between slices of a window.
+        target: ``"centre"`` keeps the centre slice of the label, ``"all"`` all its slices.
         window_transform: transforms of a window, such as random zooms and flips along all three axes.
-        cut_slices: slices that are cut for ``window_transform``, of which the K in the middle are kept afterwards; None
-            for K. A net of single slices is trained on what zooms and flips along the slices leave of 5.
-        keys: images that are cut; the others are passed on.
+        cut_slices: slices to cut for ``window_transform``; the K in the middle are kept afterwards. None cuts K. A net
+            of single slices, for example, trains on the middle of 5 slices after zooms and flips along them.
+        keys: images to cut; others are passed on.
         label_key: the label, if it is one of them.
-        **kwargs: of ``CachedDataset``: ``cache``, ``cache_dir``, ``num_workers``, ...
+        **kwargs: passed to ``CachedDataset``: ``cache``, ``cache_dir``, ``num_workers``, ...
 
-    The window's meta data are the name of the file and its affine, without ``window_transform``; with one, whose zooms
-    and flips are not followed, the affine is the unit matrix.
+    The metadata of a window are the file name and its affine. With ``window_transform`` the affine is the unit matrix,
+    since zooms and flips are not tracked.
 
-    Items: of image (C, H, W, K), of label (1, H, W, 1) or (1, H, W, K), where the transforms do not make it otherwise.
-    ``windows`` has for each a mapping with ``volume``, the number of its item, and ``slice``.
+    Items hold an image (C, H, W, K) and a label (1, H, W, 1) or (1, H, W, K), unless the transforms change that.
+    ``windows`` has a mapping for each, with ``volume``, the number of its item, and ``slice``.
 
     Raises:
-        ValueError: an even number of slices, more than are cut, a stride below 1, an unknown ``target``, or quarter
-            turns of slices that are not square; of an item, fewer slices behind ``window_transform`` than are kept.
+        ValueError: the number of slices is even or above ``cut_slices``, the stride is below 1, ``target`` is unknown,
+            or slices with quarter turns are not square; on access, ``window_transform`` leaves too few slices.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class SliceWindows(Dataset):
         cut_slices = slices if cut_slices is None else cut_slices
         if slices < 1 or slices % 2 == 0 or cut_slices % 2 == 0 or cut_slices < slices or stride < 1:
             raise ValueError(
-                f"slices ({slices}) and cut_slices ({cut_slices}) are odd, the latter no less, stride ({stride}) at "
-                "least 1: they have to be."
+                f"slices ({slices}) and cut_slices ({cut_slices}) must be odd, cut_slices at least slices, and "
+                f"stride ({stride}) at least 1."
             )
         if target not in ("centre", "all"):
-            raise ValueError(f"target is 'centre' or 'all', not {target!r}.")
+            raise ValueError(f"target must be 'centre' or 'all', not {target!r}.")
         self.data = data
         self.volumes = CachedDataset(data, transform, slices_first=True, **kwargs)
         self.slices, self.stride, self.target = slices, stride, target
@@ -101,8 +101,8 @@ class SliceWindows(Dataset):
             first = (item[key].shape[-1] - kept) // 2
             if first < 0:
                 raise ValueError(
-                    f"the transforms of windows leave {item[key].shape[-1]} slices of {key}, of which {kept} are kept: "
-                    "pad to the slices that are cut (SpatialPadd), as behind a zoom along the slices."
+                    f"the transforms of windows leave {item[key].shape[-1]} slices of {key}, but {kept} are needed: "
+                    "pad to cut_slices (SpatialPadd), for example after a zoom along the slices."
                 )
             made = item[key][..., first : first + kept]
             if isinstance(volume[key], MetaTensor):
@@ -112,13 +112,13 @@ class SliceWindows(Dataset):
         return item
 
     def _volume(self, number: int) -> Mapping[str, Any]:
-        """As it is kept, so that its slices alone are read; where a transform cannot be kept it runs on the volume."""
+        """The cached volume, to read only its slices; a transform that cannot be cached runs on the volume."""
         if self.volumes.first_random == len(self.volumes.transform.transforms):
             return self.volumes.stored(number)
         return self.volumes[number]
 
     def _affine(self, volume: MetaTensor, centre: int, slices: int) -> torch.Tensor | None:
-        """Of the window around a slice, so that pictures have the scan's proportions; None where it is not known."""
+        """Affine of the window around a slice, so pictures have the scan's proportions; None if unknown."""
         if self.window_transform is not None:
             return None
         affine = volume.affine.clone()
@@ -128,15 +128,14 @@ class SliceWindows(Dataset):
 
 
 def turns(transform: Callable | None) -> bool:
-    """Whether one of the transforms may turn slices by a quarter."""
+    """Whether one of the transforms may rotate slices by quarter turns."""
     parts = transform.flatten().transforms if isinstance(transform, Compose) else (transform,)
     return any(isinstance(part, RandRotate90 | RandRotate90d) for part in parts)
 
 
 @contextmanager
 def untracked() -> Iterator[None]:
-    """Without MONAI's book-keeping of where voxels lie, which windows have no use for and which takes half of their
-    time."""
+    """Remove MONAI's tracking of voxel positions: windows do not need it, and it takes half of their time."""
     before = get_track_meta()
     set_track_meta(False)
     try:
@@ -146,7 +145,7 @@ def untracked() -> Iterator[None]:
 
 
 def cut_window(volume: torch.Tensor, centre: int, slices: int, stride: int = 1) -> torch.Tensor:
-    """Window (..., slices) around a slice of a volume (..., D), whose first and last slices go on beyond its ends."""
+    """Window (..., slices) around a slice of a volume (..., D); the volume's end slices are repeated beyond it."""
     half = slices // 2
     index = torch.arange(centre - stride * half, centre + stride * half + 1, stride).clamp(0, volume.shape[-1] - 1)
     return volume[..., index]

@@ -112,7 +112,7 @@ def test_error_in_a_worker_of_the_data_loader(sentence, data, files):
 
 def test_volume_with_a_spoilt_header(sentence, data):
     (data / "image0.nii.gz").write_bytes(gzip.compress(b"not an image" * 100))
-    assert f"{data}/image0.nii.gz: is no readable NIfTI file" in sentence("train.json")
+    assert f"{data}/image0.nii.gz: is not a readable NIfTI file" in sentence("train.json")
 
 
 @pytest.mark.parametrize("files", [("pretrain.json",), ("train.json",), ("inference.json",)])

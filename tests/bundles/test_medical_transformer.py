@@ -241,7 +241,7 @@ def test_diagnoses_out_of_range_are_one_error(run, cohort, tmp_path):
     with pytest.raises(RuntimeError) as refused:
         run("train.json", "tasks/diagnosis.json", datalist=str(path), dataset_dir=str(cohort), output_dir=str(tmp_path))
     sentence = str(first_cause(refused.value))
-    assert "its label 3 is no whole number from 0 to 2" in sentence and "its label 7" in sentence
+    assert "its label 3 is not a whole number from 0 to 2" in sentence and "its label 7" in sentence
 
 
 @pytest.mark.parametrize(

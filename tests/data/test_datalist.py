@@ -437,7 +437,7 @@ def test_more_target_masks_than_there_are(tmp_path):
         ({"target_masks": 3}, "`target_domain`"),
         ({"source_masks": 3}, "`source_masks` counts items by their domain: set `target_domain`"),
         ({"pool_test": True}, "`pool_test` makes the test list one of the folds: set `fold` as well"),
-        ({"target_domain": "a", "target_masks": 3, "fraction": 0.5}, "set one of them"),
+        ({"target_domain": "a", "target_masks": 3, "fraction": 0.5}, "set only one of them"),
     ],
 )
 def test_arguments_out_of_range(tmp_path, options, message):
@@ -462,7 +462,7 @@ def test_one_error_lists_all_that_is_wrong(tmp_path):
     for line in (
         "images/s000.nii.gz: does not exist",
         "images/s001.nii.gz: is empty (0 bytes)",
-        "images/s002.nii.gz: is no readable NIfTI file",
+        "images/s002.nii.gz: is not a readable NIfTI file",
         f"labels/s003.nii.gz: has the shape 4x5x7, but {images}/s003.nii.gz has 4x5x6",
         "labels/s004.nii.gz: lies up to 1 mm away from",
     ):
@@ -661,7 +661,7 @@ def test_long_lists_of_problems_are_cut(tmp_path):
     [
         (lambda d: d / "no/datalist.json", r"No dataset folder at .*no: .*`dataset_dir`"),
         (lambda d: d / "datalist.json", r"No datalist at .*datalist.json: .*`datalist`"),
-        (lambda d: write_list(d / "d.json", images=[]), "is no datalist"),
+        (lambda d: write_list(d / "d.json", images=[]), "is not a datalist"),
         (lambda d: Path(d / "d.json").write_text("{") and d / "d.json", "cannot be read as JSON"),
     ],
 )
@@ -762,7 +762,7 @@ def test_json_that_is_nested_too_deeply_is_refused_by_name(tmp_path):
 
 def test_a_label_that_is_true_is_no_class(tmp_path):
     path = edit(make_study(tmp_path), lambda content: content["training"][0].update(label=True))
-    with pytest.raises(DatalistError, match=r"'label' is True, which is no path"):
+    with pytest.raises(DatalistError, match=r"'label' is True, which is not a path"):
         load_datalist(path)
 
 

@@ -98,7 +98,7 @@ def test_median_spacing_is_of_turned_axes_and_of_no_order(domains, tmp_path):
     assert domain_spacings(items, domains) == {"a": [1, 2, 3], "b": [1.5, 1.5, 1.5]}
     domains[0]["spacing"] = [4, 4, 4]
     assert domain_spacings(items, domains)["a"] == [4, 4, 4]
-    with pytest.raises(ValueError, match="no scans"):
+    with pytest.raises(ValueError, match="no training items"):
         median_spacing([])
     with pytest.raises(ValueError, match="'mode'"):
         median_spacing(first, statistic="mode")

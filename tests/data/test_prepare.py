@@ -246,8 +246,8 @@ def test_decathlon_has_the_split_of_transseg(tmp_path):
 @pytest.mark.parametrize(
     ("folder", "count", "options", "message"),
     [
-        ("Task09_Spleen", 40, {"split": "transseg"}, "has 40 labelled cases where the published set has 41"),
-        ("spleen", 41, {"split": "transseg"}, "is not called after a set of the Decathlon"),
+        ("Task09_Spleen", 40, {"split": "transseg"}, "has 40 labelled cases, but the published set has 41"),
+        ("spleen", 41, {"split": "transseg"}, "is not named after a set of the Decathlon"),
         ("Task09_Spleen", 41, {"split": "transseg", "test": 3}, "leave out --validation, --test and --seed"),
         ("Task09_Spleen", 41, {"split": "nnunet"}, "has the split 'transseg', not 'nnunet'"),
     ],
@@ -831,7 +831,7 @@ def test_broken_files_stop_it(ixi, tmp_path):
         ("ixi", {"validaton": 1}, r"ixi has no option 'validaton'; did you mean --validation\?$"),
         ("oasis1", {"images": "orig", "tset": 1}, r"no option 'images', 'tset'; did you mean --image, --test\?$"),
         ("oasis1", {"masks": "x"}, r"oasis1 has no option 'masks'; its options are image, label, and those of all"),
-        ("cc359", {}, r"No scan of cc359 is below .*ixi\. What is looked for: .*CC0001_philips"),
+        ("cc359", {}, r"No scan of cc359 is below .*ixi\. The expected layout: .*CC0001_philips"),
         ("cc359", {"masks": "golden"}, r"`masks` is 'golden'; CC359 has machine_learning"),
     ],
 )
@@ -896,7 +896,7 @@ def test_an_open_label_scheme_is_said(ixi, tmp_path, capsys):
 
     command("ixi", str(ixi), str(tmp_path / "a.json"))
     out = capsys.readouterr().out
-    assert "does not say how the masks are numbered" in out and "--label_scheme NAME" in out and "dlmuse" in out
+    assert "does not state how the masks are numbered" in out and "--label_scheme NAME" in out and "dlmuse" in out
     command("ixi", str(ixi), str(tmp_path / "b.json"), label_scheme="dlmuse")
     assert "numbered" not in capsys.readouterr().out
     for mask in (ixi / "labels").iterdir():
@@ -1071,7 +1071,7 @@ def test_spacing_takes_the_folder_of_the_paths(tmp_path, capsys):
     with pytest.raises(DatalistError, match=r"t1.nii.gz: does not exist"):
         print_spacing(str(tmp_path / "a.json"))
     for wrong in ("XYZ", "RRS", "RA"):
-        with pytest.raises(ValueError, match=rf"`orientation` is '{wrong}'; it names three axes"):
+        with pytest.raises(ValueError, match=rf"`orientation` is '{wrong}'; it must name three axes"):
             print_spacing(str(tmp_path / "a.json"), base_dir=str(tmp_path / "scans"), orientation=wrong)
 
 
@@ -1083,6 +1083,6 @@ def test_one_scan_a_subject_is_that_of_the_youngest_age(tmp_path):
     options = {"require": "diagnosis", "validation": 0, "test": 1}
     made = prepare("adni", tmp_path, tmp_path / "a.json", one_scan=True, **options)
     assert sorted(x["age"] for name in SECTIONS for x in made[name]) == [60.0, 61.0, 74.0] and made["left_out"] == 0
-    assert made["repeated_scans_left_out"] == 1 and "1 further scans of subjects" in describe(made)
+    assert made["repeated_scans_left_out"] == 1 and "1 further scans of the same subjects" in describe(made)
     whole = prepare("adni", tmp_path, tmp_path / "b.json", **options)
     assert sum(len(whole[name]) for name in SECTIONS) == 4

@@ -66,7 +66,7 @@ def test_two_folders(tmp_path):
     assert subjects["unlabelled"] == {"8", "9", "10", "11"} and "domain" not in content["training"][0]
     assert content["masks_without_scan"] == ["truth/99_seg.nii.gz", "truth/notes.nii.gz"]
     text = describe(content)
-    assert "masks without a scan, of no use: 2 (truth/99_seg.nii.gz, truth/notes.nii.gz)" in text
+    assert "masks without a scan, not used: 2 (truth/99_seg.nii.gz, truth/notes.nii.gz)" in text
     assert "4 scans of 4 subjects (10.nii.gz, 11.nii.gz, 8.nii.gz, 9.nii.gz)" in text
 
 
@@ -81,7 +81,7 @@ def test_two_folders(tmp_path):
         ),
         (["images/1.nii", "labels/1.nii.gz"], {}, r"Two scans have one name: .*/1.nii"),
         (["labels/1.nii.gz", "labels/1.nii"], {}, r"Two masks have one name: .*/1.nii"),
-        (["labels/1.nii.gz"], {"subject": "("}, r"--subject '\(' is no regular expression"),
+        (["labels/1.nii.gz"], {"subject": "("}, r"--subject '\(' is not a regular expression"),
         (["labels/1.nii.gz"], {"subject": "p[0-9]"}, r"--subject .* finds nothing in 6 of 6 scans \(images/0.nii.gz"),
     ],
 )
@@ -199,7 +199,7 @@ def test_nnunets_own_test_scans_stay_the_test_list(tmp_path):
             "imagesTr/la_1_0001.nii",
             r"la_1 lacks the channel 0001 of dataset.json",
         ),
-        ({"channel_names": {"0": "a"}}, None, r"la_0 has 2 channels and dataset.json names 1"),
+        ({"channel_names": {"0": "a"}}, None, r"la_0 has 2 channels, but dataset.json names 1"),
         (
             {"channel_names": {"0": "a"}, "file_ending": ".png"},
             None,

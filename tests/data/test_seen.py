@@ -89,7 +89,7 @@ def test_other_scans_of_a_subject_are_found_in_one_folder_alone(write, tmp_path)
     lists = load_datalist(write("a", {"test": ["s1_t2", "s3_t1", "s2_t2"]}, subjects=True, name="other.json"))
     (phrase,) = find_seen(record, lists, ["test"])
     start = f"was trained on other scans of the subjects of {tmp_path}/a/s1_t2.nii.gz and 1 more of the test list"
-    assert phrase == start + " (where these are other people, of another set, give its items a `domain`)"
+    assert phrase == start + " (if these are other people, from another set, give its items a `domain`)"
     elsewhere = load_datalist(write("b", {"test": ["s1_t2", "s3_t1", "s2_t2"]}, subjects=True))
     assert find_seen(record, elsewhere, ["test"]) == []  # number 1 of another study
 
@@ -127,7 +127,7 @@ def test_the_same_scans_on_both_sides_are_said(write, caplog):
         record_of(write("b", {"training": ["t4"]}), earlier=earlier)
         assert "training scans" not in caplog.text
         record_of(write("c", {"training": ["t1", "t2", "t5"]}), earlier=earlier)
-    assert "2 of the 3 training scans are those that the weights at the start" in caplog.text
+    assert "2 of the 3 training scans were already used to train" in caplog.text
 
 
 def test_refused_by_one_sentence_or_said(write, caplog):

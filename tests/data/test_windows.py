@@ -150,7 +150,7 @@ def test_a_window_from_disk_reads_its_slices(tmp_path, monkeypatch):
 
 def test_refusals():
     for arguments in ({"slices": 4}, {"slices": 5, "cut_slices": 3}, {"stride": 0}):
-        with pytest.raises(ValueError, match="have to be"):
+        with pytest.raises(ValueError, match="must be odd"):
             windows(**arguments)
     with pytest.raises(ValueError, match="'centre' or 'all'"):
         windows(target="center")
@@ -158,7 +158,7 @@ def test_refusals():
 
 def test_transforms_that_leave_too_few_slices():
     data = windows(window_transform=lambda item: item | {"image": item["image"][..., :2]})
-    with pytest.raises(ValueError, match="leave 2 slices of image, of which 5 are kept: pad"):
+    with pytest.raises(ValueError, match="leave 2 slices of image, but 5 are needed: pad"):
         data[3]
 
 

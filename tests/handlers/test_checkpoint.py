@@ -272,7 +272,7 @@ OPTIMIZER = ("objects", "optimizer")
         (without("best", "best_metric"), ": best/best_metric is missing"),
         (put(99, "epoch"), ": epoch is 99 but must be between 1 and 4"),
         (put(-1, "epoch"), ": epoch is -1 but must be between 1 and 4"),
-        (put(1.0, "epoch"), ": epoch is 1.0 and has"),
+        (put(1.0, "epoch"), ": epoch is 1.0 but must"),
         (put(11, "iteration"), ": iteration is 11 but must be 12, 4 epochs of 3 iterations"),
         (nan("objects", "network", "student.0.weight"), ": objects/network/student.0.weight holds numbers that"),
         (

@@ -55,5 +55,5 @@ def test_spacing_of_the_volume():
 
 @pytest.mark.parametrize("tolerance", [-1, math.inf, True, "1"])
 def test_a_tolerance_that_is_none(tolerance):
-    with pytest.raises(ValueError, match="The tolerance of NSD must be a number of mm"):
+    with pytest.raises(ValueError, match="The tolerance of NSD must be 0 mm or more"):
         NSD(tolerance)

@@ -31,7 +31,7 @@ def test_takes_its_own_weights():
 def test_refuses_a_part_and_a_surplus(widths, strict, copied):
     network = require_strict(net(2, 3, 4))
     network = copy.deepcopy(network) if copied else network
-    with pytest.raises(RuntimeError, match=r"of another network|state_dict for Sequential"):
+    with pytest.raises(RuntimeError, match=r"belong to another network|state_dict for Sequential"):
         network.load_state_dict(net(*widths).state_dict(), strict=strict)
 
 

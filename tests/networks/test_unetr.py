@@ -89,7 +89,7 @@ def test_scripted_net_gives_the_same(image):
 def test_images_of_another_size():
     net = make(num_layers=4)
     for size in ((48, 32, 16), (32, 32, 48)):  # the first has as many tokens, in another grid
-        with pytest.raises(ValueError, match=r"takes images of \[32, 16, 48\] voxels, not .*: set roi_size"):
+        with pytest.raises(ValueError, match=r"needs images of \[32, 16, 48\] voxels, not .*: set roi_size"):
             net(torch.zeros(1, 1, *size))
 
 

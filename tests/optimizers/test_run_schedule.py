@@ -202,7 +202,7 @@ def test_a_state_of_other_settings_is_refused():
 
     state = schedule(power=0.9, warmup=0.2).state_dict()
     schedule(power=0.9, warmup=0.2).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"with power 0\.9, this one has 1\.0"):
+    with pytest.raises(ValueError, match=r"with power 0\.9, but this one has 1\.0"):
         schedule(power=1.0, warmup=0.2).load_state_dict(state)
     with pytest.raises(ValueError, match=r"with warmup 0\.2, this one has 0\.1"):
         schedule(power=0.9, warmup=0.1).load_state_dict(state)

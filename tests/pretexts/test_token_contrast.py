@@ -113,5 +113,5 @@ def test_the_published_code_compares_groups_of_channels(cells):
 
 
 def test_pooled_rows_of_channels_are_refused(cells):
-    with pytest.raises(ValueError, match="set one of them"):
+    with pytest.raises(ValueError, match="set only one of them"):
         TokenContrast(cells(), TokenViews(), pooled=True, channel_rows=True)

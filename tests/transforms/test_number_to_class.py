@@ -21,5 +21,5 @@ def test_refusals():
     with pytest.raises(ValueError, match="at least one"):
         NumberToClassd("label", [])
     for value in (None, "n/a", float("nan")):
-        with pytest.raises(ValueError, match=r"scan.nii has .* under 'label', which is no number"):
+        with pytest.raises(ValueError, match=r"scan.nii has .* under 'label', which is not a number"):
             NumberToClassd("label", [4])({"image": "scan.nii", "label": value})

@@ -1,4 +1,4 @@
-"""Datalists for public data sets: one file a set that finds its scans, labels and table; splitting and writing."""
+"""Datalists for public data sets: one module per set finds its scans, labels and table; others split and write."""
 
 from .datasets import COLLECTORS, prepare
 from .write import merge, write_datalist

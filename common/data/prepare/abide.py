@@ -9,16 +9,16 @@ _CONTROL = 2  # of DX_GROUP; 1 is autism
 
 
 def collect_abide(source: Path, min_age: float = 13, controls: bool = True) -> list[dict[str, Any]]:
-    """ABIDE I and II in BIDS, as the International Neuroimaging Data-sharing Initiative publishes them: a folder a
+    """ABIDE I and II in BIDS, as the International Neuroimaging Data-sharing Initiative publishes them: one folder per
     site, each with `sub-*/[ses-*/]anat/*_T1w.nii.gz` and a `participants.tsv` with AGE_AT_SCAN and DX_GROUP.
 
-    By default the subjects that Jun et al. (Medical Transformer, section 4.1.1) took: healthy and 13 years or older.
+    By default it takes the subjects of Jun et al. (Medical Transformer, section 4.1.1): healthy and 13 years or older.
 
     Args:
         source: folder that holds the sites, at any depth.
         min_age: in years; subjects without an age are left out unless it is 0. The tables' negative ages, such as
             -9999, stand for none.
-        controls: False takes subjects with autism as well.
+        controls: False also takes subjects with autism.
     """
     items = []
     for table in sorted({path.parent for path in source.rglob("participants.tsv")}):

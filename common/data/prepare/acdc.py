@@ -12,10 +12,10 @@ _NAME = re.compile(r"patient\d{3}_frame\d{2}")
 def collect_acdc(source: Path) -> list[dict[str, Any]]:
     """ACDC (Bernard et al., IEEE TMI 2018): cine MRI of the heart, two frames of each patient with masks.
 
-    Reads `patient001/patient001_frame01.nii.gz` with `patient001_frame01_gt.nii.gz`, wherever they lie below the
-    folder, or with a mask of the same name in a folder `labels` (`masks`, `gt`, ...); the whole cine
-    (`patient001_4d.nii.gz`) is left out. The subject is the patient, so that both frames stay in one list. Masks have
-    1 right ventricle, 2 myocardium, 3 left ventricle. Patients in a folder `testing` are the published test part.
+    Reads `patient001/patient001_frame01.nii.gz` with `patient001_frame01_gt.nii.gz`, anywhere below the folder, or with
+    a mask of the same name in a folder `labels` (`masks`, `gt`, ...); the whole cine (`patient001_4d.nii.gz`) is left
+    out. The subject is the patient, so both frames stay in one list. Masks have 1 right ventricle, 2 myocardium, 3 left
+    ventricle. Patients in a folder `testing` are the published test part.
 
     Raises:
         DatalistError: two images or two masks have one name.

@@ -13,12 +13,12 @@ _DIAGNOSES = {"CN": 0, "SMC": 0, "MCI": 1, "EMCI": 1, "LMCI": 1, "AD": 2}
 
 
 def collect_adni(source: Path) -> list[dict[str, Any]]:
-    """ADNI (adni.loni.usc.edu), NIfTI files as its archive writes them, with the masks of MALP-EM.
+    """ADNI (adni.loni.usc.edu), NIfTI files from its archive, with the masks of MALP-EM.
 
-    Reads `**/ADNI_005_S_2390_MR_..._I242887.nii` wherever it lies below the folder, masks called `MALPEM-` and the
-    name of their image (Ledig et al., Scientific Reports 2018), and the search result of the archive as CSV with the
-    columns "Image Data ID", "Group" and "Age". Diagnoses: 0 normal, 1 mild cognitive impairment, 2 Alzheimer's
-    disease. Several visits of a subject stay in one list.
+    Reads `**/ADNI_005_S_2390_MR_..._I242887.nii` anywhere below the folder, masks named `MALPEM-` plus the name of
+    their image (Ledig et al., Scientific Reports 2018), and the search result of the archive as CSV with the columns
+    "Image Data ID", "Group" and "Age". Diagnoses: 0 normal, 1 mild cognitive impairment, 2 Alzheimer's disease. Several
+    visits of a subject stay in one list.
 
     Raises:
         DatalistError: two masks have one name.

@@ -33,20 +33,20 @@ def collect_bids(
 ) -> list[dict[str, Any]]:
     """A BIDS folder: `sub-*/[ses-*/]anat/*_T1w.nii.gz` and `participants.tsv`.
 
-    Labels are looked for in `derivatives/**` and beside the image: files whose name has all entities of the image's
-    (`sub`, `ses`, `acq`, `run`, ...) with the same values, no other than those that derivatives add (`space`, `desc`,
-    `res`, `label`, ...), and matches a pattern. Ages and diagnoses are those of
-    `participants.tsv` (columns `age`; `diagnosis`, `group` or `dx`).
+    It looks for labels in `derivatives/**` and beside the image. The name of a label must have all entities of the
+    image (`sub`, `ses`, `acq`, `run`, ...) with the same values, no others except those of derivatives (`space`,
+    `desc`, `res`, `label`, ...), and must match a pattern. Ages and diagnoses come from `participants.tsv` (columns
+    `age`; `diagnosis`, `group` or `dx`).
 
     Args:
         source: root of the data set.
         suffix: BIDS suffix of the images.
         label_pattern: pattern of the labels' names without file suffix, such as `*_desc-aseg_dseg`.
         diagnoses: values of the diagnosis column in the order of their classes, separated by commas
-            (`control,patient`). `None` takes a column of whole numbers as it is and others in alphabetical order.
+            (`control,patient`). `None` keeps a column of whole numbers and numbers other values in alphabetical order.
 
     Raises:
-        DatalistError: an image has several labels that match, or a diagnosis is not among those named.
+        DatalistError: an image has several matching labels, or a diagnosis is not among the named ones.
     """
     rows = {row.get("participant_id", ""): row for row in read_table(source, ("participants.tsv",))}
     classes = _diagnosis_classes(rows, diagnoses)
@@ -79,7 +79,7 @@ def _label(image: Path, suffix: str, candidates: Sequence[Path]) -> Path | None:
 
 
 def belongs(image: Path, suffix: str, label: Path) -> bool:
-    """Whether a label is that of an image by the entities in their names."""
+    """Whether a label belongs to an image, by the entities in their names."""
     own, entities = _entities(image), _entities(label)
     others = entities.keys() - own.keys() - _DERIVED - {"mod"}
     return not others and entities.get("mod", suffix) == suffix and own.items() <= entities.items()

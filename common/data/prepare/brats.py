@@ -11,11 +11,11 @@ _MISNAMED_MASK = "W39_1998.09.19_Segm"  # of BraTS20_Training_355, as published
 
 
 def collect_brats(source: Path) -> list[dict[str, Any]]:
-    """BraTS 2017 to 2020: `**/NAME/NAME_flair.nii.gz`, `_t1`, `_t1ce`, `_t2` and `_seg`, a folder a subject.
+    """BraTS 2017 to 2020: `**/NAME/NAME_flair.nii.gz`, `_t1`, `_t1ce`, `_t2` and `_seg`, one folder per subject.
 
-    An image has four channels in the order FLAIR, T1, T1 with contrast agent, T2, which is the Decathlon's. Without
-    `_seg` a scan has no label; those of the validation and test parts, by which the challenge ranked, stand in folders
-    of such a name. Subject 355 of BraTS 2020, whose mask has kept the name of the hospital, has its own.
+    An image has four channels in the Decathlon's order: FLAIR, T1, T1 with contrast agent, T2. Without `_seg` a scan
+    has no label. The validation and test parts of the challenge are in folders with such names. The mask of subject 355
+    of BraTS 2020 has the hospital's file name; it is found, too.
 
     Raises:
         DatalistError: a subject lacks a modality.

@@ -15,8 +15,8 @@ def collect_cc359(source: Path, masks: str = "machine_learning") -> list[dict[st
     """CC359, Calgary-Campinas (Souza et al., NeuroImage 2018): T1 scans with the skull, and brain masks.
 
     Reads `Original/CC0001_philips_15_55_M.nii.gz` and masks such as
-    `Silver-standard-machine-learning/.../CC0001_philips_15_55_M_ss.nii.gz`, wherever they lie below the folder. The
-    age stands in the name.
+    `Silver-standard-machine-learning/.../CC0001_philips_15_55_M_ss.nii.gz`, anywhere below the folder. The age is in
+    the name.
 
     Args:
         source: folder of the set.
@@ -24,7 +24,7 @@ def collect_cc359(source: Path, masks: str = "machine_learning") -> list[dict[st
             eight automatic methods) or `manual` (12 subjects).
 
     Raises:
-        DatalistError: `masks` is none of these, or two images or two masks have one name.
+        DatalistError: `masks` is unknown, or two images or two masks have one name.
     """
     if masks not in _MASKS:
         raise DatalistError(f"`masks` is {masks!r}; CC359 has {', '.join(_MASKS)}.")

@@ -86,44 +86,43 @@ def prepare(
 ) -> dict[str, Any]:
     """Write the datalist of a data set, split by subject.
 
-    The default split is that of Zhang et al., BIBM 2023, section IV-A: 70 % of a set for training, a third of the
-    rest for validation and two thirds for test. That of `synapse` is TransUNet's (Chen et al., arXiv 2102.04306,
-    section 4.1; its published lists), which nnFormer and SimTROT follow: 18 scans for training and the 12 named ones
-    for test. It has no validation list: the published code of nnFormer and SimTROT validates on the test scans;
-    here `validation` draws scans from the 18 instead.
+    The default split is that of Zhang et al., BIBM 2023, section IV-A: 70 % of a set for training, a third of the rest
+    for validation and two thirds for test. `synapse` has the split of TransUNet (Chen et al., arXiv 2102.04306, section
+    4.1; its published lists), also used by nnFormer and SimTROT: 18 scans for training and 12 named scans for test. It
+    has no validation list: the published code of nnFormer and SimTROT validates on the test scans; here `validation`
+    draws scans from the 18 instead.
 
     Args:
         name: data set, one of `COLLECTORS`.
         source: folder of the data set.
         output: datalist to write; its paths are relative to its folder.
-        validation: number of validation subjects, or below 1 their share; by default 0.1, and 0 for `synapse`.
-        test: number of test subjects, or below 1 their share, by default 0.2; where a set has a published test part
-            with labels by default that, and others are drawn when it is given.
+        validation: number of validation subjects, or their share if below 1; by default 0.1, and 0 for `synapse`.
+        test: number of test subjects, or their share if below 1; by default 0.2. If a set has a published test part
+            with labels, that is the default, and a given number draws others.
         seed: seed of the split.
         subject: regular expression that finds the subject in the path of a scan below `source`, without its suffix: its
-            first group, else all that it matches (`'patient\\d+'`). In place of what the set takes for the subject.
+            first group, else the whole match (`'patient\\d+'`). It replaces the set's own rule for subjects.
         domain: `domain` of the items; by default the name of the set (none for `bids`, `decathlon` and `folders`).
-        label_scheme: how the masks are numbered (see `label_map`); written into the datalist, so that a run which takes
-            them for something else is refused. By default that of the published masks of `acdc`, `adni`, `cc359`,
-            `oasis1` and `synapse`, and for the other sets none.
+        label_scheme: how the masks are numbered (see `label_map`). It is written into the datalist, so a run that
+            expects another numbering is refused. The default for `acdc`, `adni`, `cc359`, `oasis1` and `synapse` is
+            that of the published masks; other sets have none.
         require: keys, separated by commas, that items must have (`label`, `age`, `diagnosis`); others are left out. All
-            that are kept then count as labelled, with a mask or without; else those with a mask do.
-        one_scan: keep of each subject the scan at the youngest age, else the first by name, of those with what is
-            required: repeated visits are not that many people.
-        transductive: the test part that a set is published with, where it has no labels, joins the scans for
-            pre-training (the list `unlabelled`). By default it is left out: weights that have seen it are not to be
-            judged by it.
+            kept items then count as labelled, with or without a mask; otherwise only items with a mask do.
+        one_scan: keep one scan per subject among those with the required keys, at the youngest age or else the first by
+            name: repeated visits are not more people.
+        transductive: use a published test part without labels for pre-training (list `unlabelled`). By default it is
+            left out, since weights that have seen it must not be judged by it.
         check: how the files are checked before anything is written, as in `load_datalist`.
         force: replace an existing file.
         options: options of the collector of this set.
 
     Returns:
-        What was written, with absolute paths.
+        the written content, with absolute paths.
 
     Raises:
         DatalistError: the set, an option or the label scheme is unknown, the folder is missing or holds no scan, a file
-            is broken, subjects seem to have several scans each and `subject` is not given, all scans are of a test part
-            without labels, the split is impossible, or the output exists.
+            is broken, subjects seem to have several scans each but `subject` is not given, all scans belong to a test
+            part without labels, the split is impossible, or the output exists.
     """
     if name not in COLLECTORS:
         raise DatalistError(f"Unknown data set {name!r}; known are {', '.join(COLLECTORS)}.")
@@ -154,11 +153,11 @@ def prepare(
     items = collect(folder, **options)
     if not items:
         layout = (inspect.getdoc(collect) or "").partition("Args:")[0].strip()
-        raise DatalistError(f"No scan of {name} is below {folder}. What is looked for: {' '.join(layout.split())}")
+        raise DatalistError(f"No scan of {name} is below {folder}. The expected layout: {' '.join(layout.split())}")
     published = {_first(x) for x in items if x.pop(_TEST, False)}
     list_of = {_first(x): x.pop(_LIST) for x in items if _LIST in x}
     if list_of and (validation is not None or test is not None or seed):
-        raise DatalistError("--split says which scans are in which list: leave out --validation, --test and --seed.")
+        raise DatalistError("--split sets the list of each scan: leave out --validation, --test and --seed.")
     if subject is not None:
         items = with_subjects(items, subject, folder)
     elif name in _EACH_FOR_ITSELF:
@@ -168,8 +167,8 @@ def prepare(
     hidden = len(items) - len(kept)
     if not kept:
         raise DatalistError(
-            f"All {len(items)} scans below {folder} are of the published test part, which has no labels: add the "
-            "training part, or take them for pre-training with --transductive True."
+            f"All {len(items)} scans below {folder} belong to the published test part, which has no labels: "
+            "add the training part, or use them for pre-training with --transductive True."
         )
     items = kept
     published_subjects = {x["subject"] for x in items if _first(x) in published and "label" in x}
@@ -227,11 +226,11 @@ def _first(x: dict[str, Any]) -> Path:
 
 
 def with_subjects(items: list[dict[str, Any]], pattern: str, folder: Path) -> list[dict[str, Any]]:
-    """Items whose subject is what the pattern finds in their paths."""
+    """Items with the subject that the pattern finds in their paths."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise DatalistError(f"--subject {pattern!r} is no regular expression ({error}): correct it.") from error
+        raise DatalistError(f"--subject {pattern!r} is not a regular expression ({error}): correct it.") from error
     result = []
     without = []
     for x in items:
@@ -249,9 +248,9 @@ def with_subjects(items: list[dict[str, Any]], pattern: str, folder: Path) -> li
 
 
 def _refuse_several_a_subject(items: list[dict[str, Any]]) -> None:
-    """Scans that a layout takes for a subject each, but whose names say that some are of one.
+    """Refuse scans that the layout counts as one subject each, although their names suggest fewer subjects.
 
-    They do where names that differ in their last part alone make up groups, and there are several such groups.
+    Names suggest that if there are several groups of names that differ only in their last part.
     """
     groups: dict[str, list[str]] = {}
     for x in items:
@@ -264,14 +263,14 @@ def _refuse_several_a_subject(items: list[dict[str, Any]]) -> None:
         return
     group, names = next(iter(sorted(together.items())))
     raise DatalistError(
-        f"{len(items)} scans seem to be of {len(groups)} subjects ({some(names, 3)} of {group}): say what a subject is "
-        "with --subject, a regular expression such as '([^/]*)[_-][^/]*$', so that none is in two lists; where each "
-        "scan is of a subject of its own, --subject '.*'."
+        f"{len(items)} scans seem to belong to {len(groups)} subjects ({some(names, 3)} of {group}): "
+        "name the subject with --subject, a regular expression such as '([^/]*)[_-][^/]*$', so that "
+        "none is in two lists; if each scan is a separate subject, give --subject '.*'."
     )
 
 
 def _lone_masks(items: list[dict[str, Any]], folder: Path) -> list[str]:
-    """Files that lie among masks, in folders that hold nothing else, and belong to no scan."""
+    """Files in folders of masks that belong to no scan."""
     images = {Path(p).parent for x in items for p in (x["image"] if isinstance(x["image"], list) else [x["image"]])}
     masks = {Path(x["label"]) for x in items if isinstance(x.get("label"), str | Path)}
     among = {mask.parent for mask in masks} - images
@@ -280,19 +279,19 @@ def _lone_masks(items: list[dict[str, Any]], folder: Path) -> list[str]:
 
 
 def label_scheme_hint(content: dict[str, Any]) -> str | None:
-    """What to do where a datalist with masks does not say how they are numbered."""
+    """Advice for a datalist with masks but without their numbering."""
     labels = [x.get("label") for name in LISTS for x in content.get(name, []) if isinstance(x, dict)]
     if "label_scheme" in content or not any(isinstance(x, str | os.PathLike | list) for x in labels):
         return None
     return (
-        "The datalist does not say how the masks are numbered, which depends on who made them: write it with "
-        "--label_scheme NAME --force, so that a run that takes them for something else is refused "
-        f"({', '.join(LABEL_SCHEMES)})."
+        "The datalist does not state how the masks are numbered: write it again with --label_scheme "
+        "NAME --force, so that a run that expects another numbering is refused "
+        "({', '.join(LABEL_SCHEMES)})."
     )
 
 
 def describe(content: dict[str, Any]) -> str:
-    """Counts of a datalist, a line a list."""
+    """Counts of a datalist, one line per list."""
     lines = []
     for name in ("training", "validation", "test", "unlabelled"):
         items = [x if isinstance(x, dict) else {} for x in content.get(name, [])]
@@ -307,17 +306,17 @@ def describe(content: dict[str, Any]) -> str:
             text += f" ({some([_name(x) for x in items])})"
         lines.append(f"{name:<11}{text}")
     if content.get("left_out"):
-        lines.append(f"{'left out':<11}{content['left_out']} scans without what is required")
+        lines.append(f"{'left out':<11}{content['left_out']} scans without a required key")
     if content.get("repeated_scans_left_out"):
-        lines.append(f"{'left out':<11}{content['repeated_scans_left_out']} further scans of subjects that are there")
+        lines.append(f"{'left out':<11}{content['repeated_scans_left_out']} further scans of the same subjects")
     if content.get("test_scans_left_out"):
         lines.append(
             f"{'left out':<11}{content['test_scans_left_out']} scans of the published test part, which has no labels "
-            "(--transductive True takes them for pre-training)"
+            "(--transductive True uses them for pre-training)"
         )
     lone = content.get("masks_without_scan") or []
     if lone:
-        lines.append(f"masks without a scan, of no use: {len(lone)} ({some(lone)})")
+        lines.append(f"masks without a scan, not used: {len(lone)} ({some(lone)})")
     return "\n".join(lines)
 
 

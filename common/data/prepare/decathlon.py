@@ -18,19 +18,19 @@ TRANSSEG_CASES = (484, 20, 131, 260, 32, 63, 281, 303, 41, 126)
 def collect_decathlon(source: Path, split: str | None = None) -> list[dict[str, Any]]:
     """A folder in the layout of the Medical Segmentation Decathlon, or of nnU-Net (versions 1 and 2).
 
-    Takes what its `dataset.json` names, or `imagesTr`, `labelsTr`, `imagesTs` and `labelsTs` where there is none, or
-    one of nnU-Net, which names no files or names them without their channel. Images with the endings `_0000`, `_0001`,
-    ... are channels of one item. Scans of `imagesTs`, and those that `dataset.json` has under `test`, are the published
-    test part; the Decathlon's have no labels.
+    It takes the files that `dataset.json` names. Without that file, or with nnU-Net's, which names no files or names
+    them without channel, it takes `imagesTr`, `labelsTr`, `imagesTs` and `labelsTs`. Images with the endings `_0000`,
+    `_0001`, ... are channels of one item. Scans of `imagesTs`, and those under `test` in `dataset.json`, are the
+    published test part; in the Decathlon they have no labels.
 
     Args:
         source: the folder.
-        split: `transseg` for the lists of Zhang et al., TransSeg (80, 15 and 5 %), case by case, of a whole set of the
-            Decathlon in a folder of its published name (`Task09_Spleen`).
+        split: `transseg` for the exact lists of Zhang et al., TransSeg (80, 15 and 5 %). It needs a whole set of the
+            Decathlon in a folder with its published name (`Task09_Spleen`).
 
     Raises:
-        DatalistError: two files have one name, no mask has a scan of its name, a case lacks a channel, the files are no
-            NIfTI files, or the split is of no such set.
+        DatalistError: two files have one name, no mask has a scan of its name, a case lacks a channel, the files are
+            not NIfTI files, or the set has no such split.
     """
     items = _collect(source)
     if split is None:
@@ -48,17 +48,17 @@ def transseg_lists(source: Path) -> dict[str, str]:
     """The list of each labelled case of a set of the Decathlon in TransSeg's published code.
 
     ``src/data/msd/split_data_to_slices_nii.py`` seeds Python's generator once with 1234 and shuffles the `training` of
-    each `dataset.json`, one set after the other in the order of their names; the first 80 % train, those up to 95 %
-    validate. So the lists of a set depend on how many cases the sets before it have.
+    each `dataset.json`, set by set in the order of names. The first 80 % train, and those up to 95 % validate. So the
+    lists of a set depend on the number of cases in earlier sets.
 
     Raises:
-        DatalistError: the folder is not called after one of the ten sets, or `dataset.json` has not all its cases.
+        DatalistError: the folder is not named after one of the ten sets, or `dataset.json` lacks some of its cases.
     """
     match = re.match(r"Task(\d\d)_", source.name)
     number = int(match[1]) if match else 0
     if not 1 <= number <= len(TRANSSEG_CASES):
         raise DatalistError(
-            f"{source} is not called after a set of the Decathlon, as Task09_Spleen: rename the folder."
+            f"{source} is not named after a set of the Decathlon, such as Task09_Spleen: rename the folder."
         )
     path = source / "dataset.json"
     names = (
@@ -66,8 +66,8 @@ def transseg_lists(source: Path) -> dict[str, str]:
     )
     if len(names) != TRANSSEG_CASES[number - 1]:
         raise DatalistError(
-            f"{path} has {len(names)} labelled cases where the published set has {TRANSSEG_CASES[number - 1]}: give "
-            "the whole set as it was downloaded, or leave out --split."
+            f"{path} has {len(names)} labelled cases, but the published set has "
+            f"{TRANSSEG_CASES[number - 1]}: give the whole set as downloaded, or leave out --split."
         )
     draw = random.Random(1234)
     for cases in TRANSSEG_CASES[: number - 1]:
@@ -121,7 +121,7 @@ def _collect(source: Path) -> list[dict[str, Any]]:
 
 
 def names_its_files(source: Path, description: dict[str, Any]) -> bool:
-    """Whether the lists of a `dataset.json` are those of the files; nnU-Net's leave out the channel or name none."""
+    """Whether a `dataset.json` names its files; nnU-Net's leaves out the channel or names none."""
     entries = [x for name in SECTIONS for x in description.get(name) or []]
     if not entries and (source / "imagesTr").is_dir():
         return False
@@ -132,7 +132,7 @@ def names_its_files(source: Path, description: dict[str, Any]) -> bool:
 
 
 def channel_cases(images: dict[str, Path], labels: dict[str, Path], has_channels: bool) -> dict[str, list[Path]]:
-    """Files of each case: its channels, where names end in their numbers, else the one of its name."""
+    """Files of each case: its channels, if names end in channel numbers, else the file with its name."""
     matches = {name: match for name in images if (match := _CHANNEL.fullmatch(name)) and name not in labels}
     if not has_channels and not any(match[1] in labels for match in matches.values()):
         first = {match[1] for match in matches.values() if match[2] == "0000"}
@@ -146,7 +146,7 @@ def channel_cases(images: dict[str, Path], labels: dict[str, Path], has_channels
 
 
 def _check_channels(case: Path, files: list[Path], channels: Any) -> None:
-    """Every case has the channels that `dataset.json` names."""
+    """Check that every case has the channels that `dataset.json` names."""
     endings = [match[2] for file in files if (match := _CHANNEL.fullmatch(stem(file)))]
     missing = [f"{i:04d}" for i in range(len(channels or [])) if f"{i:04d}" not in endings]
     if len(endings) == len(files) and case.name != stem(files[0]) and missing:
@@ -154,7 +154,9 @@ def _check_channels(case: Path, files: list[Path], channels: Any) -> None:
             f"{case} lacks the channel {', '.join(missing)} of dataset.json: add it or remove the case."
         )
     if len(files) > len(channels or files):
-        raise DatalistError(f"{case} has {len(files)} channels and dataset.json names {len(channels)}: correct one.")
+        raise DatalistError(
+            f"{case} has {len(files)} channels, but dataset.json names {len(channels)}: correct one of them."
+        )
 
 
 def _first(image: Any) -> Any:

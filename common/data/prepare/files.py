@@ -1,4 +1,4 @@
-"""Finding scans and reading the tables that come with them."""
+"""Find scans and read their tables."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def stem(path: Path) -> str:
 
 
 def scans(folder: Path, pattern: str = "*") -> list[Path]:
-    """NIfTI files that match a glob pattern (without suffix) below a folder, sorted; none where it is missing.
+    """NIfTI files that match a glob pattern (without suffix) below a folder, sorted; none if it is missing.
 
-    Names that begin with a dot are left out: the Decathlon's archives hold such companions of macOS beside the scans.
+    Names that begin with a dot are left out: the Decathlon's archives hold such files from macOS beside the scans.
     """
     if not folder.is_dir():
         return []
@@ -64,12 +64,12 @@ def add_once(found: dict[str, Path], name: str, file: Path, what: str) -> None:
 
 
 def is_mask_folder(folder: Path) -> bool:
-    """Whether a folder is called as those of masks are: `labels`, `labelsTr`, `masks`, `gt`, ..."""
+    """Whether a folder has a typical name for masks: `labels`, `labelsTr`, `masks`, `gt`, ..."""
     return MASK_FOLDER.fullmatch(folder.name) is not None
 
 
 def some(names: Sequence[Any], most: int = 5) -> str:
-    """Names in a row, the first few of them."""
+    """The first few names, separated by commas."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(str, names[:most])) + more
 
@@ -77,7 +77,7 @@ def some(names: Sequence[Any], most: int = 5) -> str:
 def read_table(source: Path, names: Iterable[str]) -> list[dict[str, str]]:
     """Rows of the first table found in a folder, comma- or tab-separated, with lower-case column names.
 
-    Rows are empty where there is none. Spreadsheets have to be exported as CSV or TSV first.
+    There are no rows without a table. Export spreadsheets to CSV or TSV first.
     """
     for name in names:
         for path in sorted(source.glob(name)):
@@ -89,7 +89,7 @@ def read_table(source: Path, names: Iterable[str]) -> list[dict[str, str]]:
 
 
 def number(text: Any) -> float | None:
-    """A finite number, or `None` for an empty cell and for what is no number."""
+    """A finite number, or `None` for an empty cell or anything else."""
     try:
         value = float(str(text).strip())
     except ValueError:
@@ -98,7 +98,7 @@ def number(text: Any) -> float | None:
 
 
 def text_or_none(text: Any) -> str | None:
-    """A cell's text, or `None` where it says that nothing is known."""
+    """A cell's text, or `None` if it marks an unknown value."""
     value = str(text or "").strip()
     return None if value.lower() in _MISSING else value
 
@@ -106,12 +106,12 @@ def text_or_none(text: Any) -> str | None:
 def is_below(file: Path, source: Path, name: str) -> bool:
     """Whether a folder between `source` and a file has a name that matches a regular expression; case does not matter.
 
-    `source` itself does not count: whoever gives the folder of a test part means its scans.
+    `source` itself does not count: a user who gives the folder of a test part wants its scans.
     """
     folders = file.relative_to(source).parts[:-1]
     return any(re.fullmatch(name, folder, re.IGNORECASE) for folder in folders)
 
 
 def item(image: Any, **keys: Any) -> dict[str, Any]:
-    """Item of a datalist without the keys that are unknown."""
+    """An item of a datalist, without keys of unknown value."""
     return {"image": image} | {k: v for k, v in keys.items() if v is not None}

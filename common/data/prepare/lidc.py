@@ -29,26 +29,27 @@ class _Nodule(NamedTuple):
 def collect_lidc(
     source: Path, crops: str | None = None, raters: int = 3, rule: str = "median", side: float = 72.0
 ) -> list[dict[str, Any]]:
-    """LIDC-IDRI (Armato et al., Medical Physics 2011): nodules in chest CT, rated 1 to 5 for malignancy by up to four.
+    """LIDC-IDRI (Armato et al., Medical Physics 2011): nodules in chest CT, rated 1 to 5 for malignancy by up to four
+    readers.
 
-    Reads folders of a DICOM series with its XML file of readings, wherever they lie below the folder, as the Cancer
-    Imaging Archive has them (`LIDC-IDRI-0001/.../000001.dcm` and `069.xml`). Outlines of several radiologists are of
-    one nodule when the centre of each lies within the other's reach. Each nodule becomes a NIfTI file in Hounsfield
-    units, a cube around it, with its rating under `malignancy`; the patient is the subject.
+    It reads folders with a DICOM series and an XML file of readings, anywhere below the folder, in the layout of the
+    Cancer Imaging Archive (`LIDC-IDRI-0001/.../000001.dcm` and `069.xml`). Outlines of several radiologists belong to
+    one nodule if each centre lies within the other outline's extent. Each nodule becomes a NIfTI file in Hounsfield
+    units, a cube around it, with its rating under `malignancy`. The patient is the subject.
 
     Args:
         source: folder of the set.
-        crops: folder for the cubes, `nodules` in the set's by default; those that are there are kept.
-        raters: nodules that fewer radiologists outlined are left out.
-        rule: what the ratings become: `median` (of 2 and 3 it is 2.5), `mean` or `highest`.
-        side: of the cube in mm, more than the bundle's crop, so that it can be turned and shifted.
+        crops: folder for the cubes, by default `nodules` in the set's folder; existing cubes are kept.
+        raters: nodules outlined by fewer radiologists are left out.
+        rule: how to combine the ratings: `median` (2.5 for 2 and 3), `mean` or `highest`.
+        side: side of the cube in mm, larger than the bundle's crop to leave room for rotations and shifts.
 
     Raises:
         DatalistError: the rule is unknown, or an XML file or its series cannot be read.
     """
     rules: dict[str, Any] = {"median": statistics.median, "mean": statistics.fmean, "highest": max}
     if rule not in rules:
-        raise DatalistError(f"lidc has the rules {', '.join(rules)} of its ratings, not {rule!r}.")
+        raise DatalistError(f"lidc has the rules {', '.join(rules)} for its ratings, not {rule!r}.")
     folder = Path(crops) if crops else source / CROPS
     items = []
     for path in sorted(source.glob("**/*.xml")):
@@ -98,7 +99,7 @@ def _text(element: Any, name: str) -> str:
 
 
 def _edges(nodule: Any) -> list[tuple[Any, tuple[float, float]]]:
-    """Points of the outlines that include; those that do not outline holes."""
+    """Points of the outlines of the nodule, without outlines of holes."""
     return [
         (roi, (float(_text(edge, "xCoord")), float(_text(edge, "yCoord"))))
         for roi in _named(nodule, "roi")
@@ -108,13 +109,13 @@ def _edges(nodule: Any) -> list[tuple[Any, tuple[float, float]]]:
 
 
 def _place(pixel: tuple[float, float], z: float, affine: np.ndarray) -> np.ndarray:
-    """Millimetres of a pixel in the slice at ``z``."""
+    """Position in mm of a pixel in the slice at ``z``."""
     start, step = affine[:3] @ [*pixel, 0, 1], affine[:3, 2]
     return start + step * ((z - start[2]) / step[2])
 
 
 def _groups(nodules: list[_Nodule]) -> list[list[_Nodule]]:
-    """Nodules that are one: each joins the group of the nearest of those within its reach that it is in reach of."""
+    """Group outlines of one nodule: each joins the nearest one if their extents include each other's centres."""
     groups: list[list[_Nodule]] = []
     for nodule in nodules:
         near = [
@@ -138,7 +139,7 @@ def _volume(folder: Path, affine: np.ndarray) -> np.ndarray:
 
 
 def _write_cube(path: Path, scan: np.ndarray, affine: np.ndarray, centre: np.ndarray, side: float) -> None:
-    """The part of a scan within half a side of a place on each axis, as far as the scan reaches."""
+    """Write the part of a scan within half a side of a place on each axis, as far as the scan reaches."""
     middle = np.linalg.solve(affine, [*centre, 1])[:3]
     half = side / 2 / np.linalg.norm(affine[:3, :3], axis=0)
     low = np.clip(np.round(middle - half), 0, scan.shape).astype(int)

@@ -14,19 +14,19 @@ def collect_oasis1(source: Path, image: str = "norm", label: str = "seg35") -> l
     """OASIS-1 (Marcus et al., J. Cognitive Neuroscience 2007) in the version of the neurite package.
 
     Reads `OASIS_OAS1_0001_MR1/norm.nii.gz` and so on (Hoopes et al., IPMI 2021), with the ages and diagnoses of
-    `oasis_cross-sectional.csv` where that table lies beside the folders. The diagnosis is 1 for a clinical dementia
-    rating above 0, 0 for a rating of 0, and left out for subjects (mostly young) without a rating.
+    `oasis_cross-sectional.csv` if that table lies beside the folders. The diagnosis is 1 for a clinical dementia rating
+    above 0, 0 for a rating of 0, and left out for subjects (mostly young) without a rating.
 
     Args:
         source: folder of the subjects' folders.
         image: file of each subject, without suffix: `norm` (without the skull), `orig` (with it), `aligned_norm`,
-            `aligned_orig`; several, separated by commas, make an item each. The task `skull` needs `orig`: in `norm`
-            there is nothing left to strip.
-        label: `seg35`, which serves every task (label scheme `oasis_seg35`), or `seg4` for the four tissues only
-            (`oasis_seg4`); taken from the same space as the image.
+            `aligned_orig`; several, separated by commas, give one item each. The task `skull` needs `orig`, since
+            `norm` is already stripped.
+        label: `seg35`, which fits every task (label scheme `oasis_seg35`), or `seg4` for the four tissues only
+            (`oasis_seg4`); both in the space of the image.
 
     Raises:
-        DatalistError: `label` is not one of the two.
+        DatalistError: `label` is unknown.
     """
     if label not in ("seg4", "seg35"):
         raise DatalistError(f"`label` is {label!r}; OASIS-1 has the masks seg4 and seg35.")

@@ -16,16 +16,16 @@ def split_by_subject(
 ) -> dict[str, list[dict[str, Any]]]:
     """Split items into lists so that no subject is in two of them.
 
-    Where some items have labels and others have none, validation and test come from the subjects with labels, and
-    training scans without a label make up a list of their own, `unlabelled`.
+    If only some items have labels, validation and test come from the subjects with labels, and training scans without a
+    label form a separate list, `unlabelled`.
 
     Args:
         items: items with `subject`.
-        validation: number of subjects, or below 1 their share; a share of three subjects or more is one at least.
-        test: number of subjects, or below 1 their share; or the subjects themselves, where a set is published with
-            its test subjects. Shares are of all subjects with labels (of all, where there are no labels).
+        validation: number of subjects, or their share if below 1; a share of three or more subjects gives at least one.
+        test: number of subjects, or their share if below 1; or the subjects themselves, if a set has published test
+            subjects. Shares count all subjects with labels (all subjects if there are no labels).
         seed: seed of the draw.
-        label_keys: an item has a label when it has all of these, as `("age",)` where ages are predicted.
+        label_keys: an item has a label if it has all of these keys, such as `("age",)` to predict ages.
 
     Raises:
         DatalistError: a number is negative, a test subject is missing, or no subject is left for training.
@@ -44,7 +44,7 @@ def split_by_subject(
     number = test if isinstance(test, int | float) else len(published)
     for name, value in (("validation", validation), ("test", number)):
         if value < 0:
-            raise DatalistError(f"`{name}` is {value}; it has to be a number of subjects, or a share below 1.")
+            raise DatalistError(f"`{name}` is {value}; it must be a number of subjects, or a share below 1.")
         count = round(value * len(subjects)) if value < 1 else int(value)
         # Of three subjects a tenth is one: training without a validation list is refused.
         counts.append(max(count, 1) if value > 0 and len(subjects) > 2 else count)

@@ -19,11 +19,11 @@ _CHALLENGE_TEST = {f"{number:04d}" for number in range(61, 81)}  # without label
 def collect_synapse(source: Path) -> list[dict[str, Any]]:
     """Multi-Atlas Labeling Beyond the Cranial Vault, abdomen (BTCV, www.synapse.org, syn3193805): CT, 13 organs.
 
-    Reads `RawData/Training/img/img0001.nii.gz` with `RawData/Training/label/label0001.nii.gz` and, where it is there,
-    `RawData/Testing/img/img0061.nii.gz`, of the published test part, which has no labels, wherever these lie below the
-    folder; so also `img` and `label` alone, and `imagesTr` with `labelsTr` (names `img0001` or `label0001`, with or
-    without `_0000`). Scans of `imagesTs` that are in another folder too are taken from there. The subject is the set's
-    own number, `0001`.
+    Reads `RawData/Training/img/img0001.nii.gz` with `RawData/Training/label/label0001.nii.gz` and, if present,
+    `RawData/Testing/img/img0061.nii.gz` of the published test part, which has no labels. These may lie anywhere below
+    the folder, as may `img` and `label` alone, and `imagesTr` with `labelsTr` (names `img0001` or `label0001`, with or
+    without `_0000`). Scans of `imagesTs` that are also in another folder are taken from there. The subject is the
+    number of the set, `0001`.
 
     Raises:
         DatalistError: two images or two labels have one number.

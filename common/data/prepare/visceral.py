@@ -17,21 +17,21 @@ COMBINED = "labels_radlex"
 
 
 def collect_visceral(source: Path, labels: str | None = None, structures: str | None = None) -> list[dict[str, Any]]:
-    """VISCERAL Anatomy (Jimenez-del-Toro et al., IEEE TMI 2016): CT and MR of the trunk, a mask file a structure.
+    """VISCERAL Anatomy (Jimenez-del-Toro et al., IEEE TMI 2016): CT and MR of the trunk, one mask file per structure.
 
     Reads scans named `10000100_1_CTce_ThAb.nii.gz` (subject, session, modality, field of view) and masks named
-    `10000100_1_CTce_ThAb_1302_7.nii.gz` (RadLex number of the structure, annotator), wherever they lie below the
-    folder. The masks of a scan become one label image in which a structure has its RadLex number (`label_scheme`
-    `visceral`); of several annotators the first counts. All sessions and modalities of a subject stay in one list.
+    `10000100_1_CTce_ThAb_1302_7.nii.gz` (RadLex number of the structure, annotator), anywhere below the folder. The
+    masks of a scan become one label image with the RadLex number of each structure (`label_scheme` `visceral`); the
+    first of several annotators counts. All sessions and modalities of a subject stay in one list.
 
     Args:
         source: folder of the set.
-        labels: folder for the label images, `labels_radlex` in the set's by default; those that are there are kept.
-        structures: RadLex numbers of the structures that are wanted, by commas (`1302,1326`, the lungs); scans that
-            lack one have no label then. By default all that there are.
+        labels: folder for the label images, by default `labels_radlex` in the set's folder; existing ones are kept.
+        structures: RadLex numbers of the wanted structures, separated by commas (`1302,1326`, the lungs); scans that
+            lack one then have no label. By default all structures.
 
     Raises:
-        DatalistError: masks of a scan overlap or lie on another grid, or a number is none.
+        DatalistError: masks of a scan overlap or lie on another grid, or a RadLex number is invalid.
     """
     wanted = None if structures is None else [_number(text) for text in str(structures).strip("()[]").split(",")]
     folder = Path(labels) if labels else source / COMBINED
@@ -56,7 +56,9 @@ def collect_visceral(source: Path, labels: str | None = None, structures: str | 
 
 def _number(text: str) -> int:
     if not text.strip().isdecimal():
-        raise DatalistError(f"--structures {text!r} is no RadLex number: give numbers by commas, as in 1302,1326.")
+        raise DatalistError(
+            f"--structures {text!r} is not a list of RadLex numbers: give numbers by commas, as in 1302,1326."
+        )
     return int(text)
 
 
@@ -86,6 +88,6 @@ def _combined(masks: dict[int, Path], path: Path) -> Path:
 
 
 def _holds(path: Path, masks: dict[int, Path]) -> bool:
-    """Whether a label image that is there has these structures."""
+    """Whether an existing label image has these structures."""
     image: Any = nib.load(path)
     return set(np.unique(np.asarray(image.dataobj)).tolist()) - {0} == set(masks)

@@ -12,7 +12,7 @@ LISTS = (*SECTIONS, "unlabelled")
 
 
 def write_datalist(path: str | os.PathLike, content: dict[str, Any], force: bool = False) -> None:
-    """Write a datalist in one step; images and labels are absolute paths and are written relative to its folder.
+    """Write a datalist atomically; absolute paths of images and labels become relative to its folder.
 
     Raises:
         DatalistError: the file exists and `force` is off.
@@ -38,14 +38,14 @@ def write_datalist(path: str | os.PathLike, content: dict[str, Any], force: bool
 
 
 def merge(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
-    """Content of several datalists as one, list by list, with absolute paths.
+    """Merge several datalists list by list, with absolute paths.
 
-    Items without a `domain` get the name of their datalist (its `name`, or that of the file), so that a source and a
-    target set stay apart and subjects with one number are not taken for one person. A `label_scheme` stays where all
-    name the same one.
+    Items without a `domain` get the name of their datalist (its `name`, or the file's name). So a source and a target
+    set stay apart, and subjects with the same number do not count as one person. A `label_scheme` stays if all name the
+    same one.
 
     Raises:
-        DatalistError: a file cannot be read, or an item is no dictionary with an image.
+        DatalistError: a file cannot be read, or an item is not a dictionary with an image.
     """
     merged: dict[str, Any] = {"name": "", **{name: [] for name in LISTS}}
     names = []
@@ -65,7 +65,7 @@ def merge(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
             for number, entry in enumerate(content.get(name, [])):
                 x = {"image": entry} if isinstance(entry, str) else entry
                 if not isinstance(x, dict) or "image" not in x:
-                    raise DatalistError(f"{path}: {name}[{number}] is no item with an 'image'; correct it.")
+                    raise DatalistError(f"{path}: {name}[{number}] is not an item with an 'image'; correct it.")
                 target = "unlabelled" if name == "unlabeled" else name
                 paths_of_item = {k: absolute(x[k]) for k in ("image", "label") if k in x}
                 merged[target].append({"domain": names[-1], **x, **paths_of_item})

@@ -1,8 +1,8 @@
-"""Finer labels for the sample's subjects, in FreeSurfer's numbers: what synthetic images are drawn from.
+"""Finer labels for the sample's subjects, in FreeSurfer's numbers, to draw synthetic images from.
 
-The borders between tissues are the subject's own. Which structure a voxel of a tissue belongs to is told by its place
-in the template, from ellipsoids, planes and distances: near enough to draw images from and to pre-train on, and no
-truth to score against.
+The borders between tissues are those of the subject. The structure of a voxel within a tissue follows from its place in
+the template, by ellipsoids, planes and distances. This is accurate enough to draw images and to pre-train, but not to
+score against.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def brain_anatomy(
 
 
 def head_anatomy(brain: np.ndarray, skull_distance: np.ndarray, skin_distance: np.ndarray) -> np.ndarray:
-    """Labels of the whole head, uint16: those of the brain, and what lies around it.
+    """Labels of the whole head, uint16: the brain and its surroundings.
 
     Args:
         brain: labels of the brain's structures on the head's grid, 0 elsewhere.
@@ -141,12 +141,11 @@ def ellipsoid_distance(grid: tuple, centre: Any, radii: Any, yaw: float = 0.0) -
 
 
 def tentorium(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Height in mm of the roof of the cerebellum: a tent with its ridge on the midline that slopes down to the petrous
-    bones in front."""
+    """Height in mm of the cerebellum's roof: a tent with a midline ridge, sloping to the petrous bones in front."""
     height = 23 * np.exp(-((x / 20) ** 2) - ((y + 52) / 28) ** 2) + 4 * np.exp(-((x / 30) ** 2)) - 23
     return height - 0.7 * np.maximum(abs(x) + 1.2 * (y + 34) - 20, 0)
 
 
 def stem_axis(z: np.ndarray) -> np.ndarray:
-    """Where the axis of brain stem and spinal cord lies, front to back in mm, at a height."""
+    """Front-to-back position in mm of the axis of brain stem and spinal cord at a height."""
     return np.where(z > -12, -24.0, -24.0 + (z + 12) * 0.28)

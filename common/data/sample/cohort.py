@@ -1,4 +1,4 @@
-"""The sample's folder: its subjects' files, splits and datalists, written once."""
+"""Write the sample's folder once: files of its subjects, splits and datalists."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _datalists(splits: dict[str, list[int]], seed: int) -> dict[str, dict[str, A
 
 
 def _is_complete(folder: Path, digest: str) -> bool:
-    """Whether ``folder`` holds this very cohort.
+    """Whether ``folder`` holds exactly this cohort.
 
     Raises:
         FileExistsError: if it holds anything else.
@@ -136,11 +136,11 @@ def make_sample(
     """Make the sample cohort, unless it is there already, and return its folder.
 
     The folder holds ``t1``, ``t1_brain``, ``brain_mask``, ``anatomy``, ``structures4``, ``lesion_image`` and ``lesion``
-    with one NIfTI file a subject (see :func:`make_subject`), and the datalists ``structures4.json`` (of ``t1_brain``),
-    ``skull.json`` (of ``t1``), ``lesion.json``, ``unlabelled.json`` (``t1_brain`` of the training, validation and
-    further, unlabelled subjects, never of test subjects) and ``anatomy.json`` (label maps of the same). Each item has
-    ``subject``, ``age``, ``diagnosis`` and ``domain``. It appears at once, complete: processes that ask for it together
-    wait for the first.
+    with one NIfTI file per subject (see :func:`make_subject`), and the datalists ``structures4.json`` (of
+    ``t1_brain``), ``skull.json`` (of ``t1``), ``lesion.json``, ``unlabelled.json`` (``t1_brain`` of the training,
+    validation and further, unlabelled subjects, never of test subjects) and ``anatomy.json`` (label maps of the same).
+    Each item has ``subject``, ``age``, ``diagnosis`` and ``domain``. It appears only when complete; processes that
+    request it at the same time wait for the first.
 
     Args:
         output_dir: folder to make; by default one in the cache (``$XDG_CACHE_HOME`` or ``~/.cache``, then
@@ -152,7 +152,7 @@ def make_sample(
         progress: whether to show a progress bar.
 
     Raises:
-        FileExistsError: if ``output_dir`` holds anything but this very cohort.
+        FileExistsError: if ``output_dir`` holds anything but this cohort.
         ValueError: if a size or the spacing is out of range.
     """
     if subjects < 3 or unlabelled < 0:
@@ -202,7 +202,7 @@ def _build(folder: Path, parameters: dict[str, Any], digest: str, progress: bool
 
 
 def _remove_killed(folder: Path) -> None:
-    """Remove what builds that were killed have left: no build takes a day."""
+    """Remove the remains of killed builds: no build takes a day."""
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 32}"):
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > STALE_ELSEWHERE_SECONDS:

@@ -16,7 +16,7 @@ CENTRE = np.array([0.0, -17.0, 5.0])
 
 
 def ramp(distance: np.ndarray, width: float) -> np.ndarray:
-    """1 where ``distance`` is well above zero, 0 well below, linear over ``width`` (mm) between: partial volume."""
+    """Partial volume: 1 where ``distance`` is well above zero, 0 well below, linear over ``width`` (mm) in between."""
     return np.clip(distance / width + 0.5, 0, 1)
 
 
@@ -25,8 +25,8 @@ def smooth_field(
 ) -> np.ndarray:
     """Gaussian random field of unit variance that varies over ``scale`` mm: cubic B-splines on a coarse lattice.
 
-    The lattice is fixed to the head's field of view, so that one generator gives one field, at any spacing.
-    Returns shape (components, *shape).
+    The lattice is fixed to the head's field of view, so one generator gives the same field at any spacing. Returns
+    shape (components, *shape).
     """
     knots = [math.ceil(extent / scale) + 4 for extent in HEAD_EXTENT]
     field = rng.standard_normal((components, *knots), dtype=np.float32)

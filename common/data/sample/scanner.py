@@ -1,4 +1,4 @@
-"""What the sites' scanners make of a signal."""
+"""How the sites' scanners change a signal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .grid import CENTRE, smooth_field, world_grid
 
 
 class Site(NamedTuple):
-    """How one scanner turns tissue into intensity. Pairs are the range a subject's value is drawn from."""
+    """How one scanner turns tissue into intensity. Pairs are ranges; each subject's value is drawn from them."""
 
     csf: float
     grey: float
@@ -35,7 +35,7 @@ SITES = {
 def scan(
     rng: np.random.Generator, signal: np.ndarray, corner: np.ndarray, spacing: float, site: Site, noise: float
 ) -> np.ndarray:
-    """Blur, bias field and Rician noise: what the scanner adds."""
+    """Add the scanner's blur, bias field and Rician noise."""
     bias = rng.uniform(*site.bias) * smooth_field(rng, corner, signal.shape, spacing, 75)[0]
     world = world_grid(corner, spacing * np.array(signal.shape), spacing)
     radius = sum((w - np.float32(c)) ** 2 for w, c in zip(world, CENTRE, strict=True))

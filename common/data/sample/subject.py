@@ -28,11 +28,11 @@ from .tissues import structures, tissue_shares, tissue_signal
 
 
 def subject_traits(index: int, seed: int) -> dict[str, Any]:
-    """Who the subject is. Sites alternate, diagnoses come in pairs, ages step round their range.
+    """Traits of a subject. Sites alternate, diagnoses come in pairs, and ages step through their range.
 
-    So any four subjects in a row hold each site with each diagnosis, and any longer row covers the ages 20 to 85
-    evenly: small splits are balanced whatever the seed. The step is a quarter of the golden ratio, which keeps the
-    ages of each site and diagnosis, every fourth subject, evenly spread as well.
+    So any four successive subjects include each site with each diagnosis, and longer series cover the ages 20 to 85
+    evenly: small splits are balanced with any seed. The step is a quarter of the golden ratio. That also spreads the
+    ages evenly for each site and diagnosis, every fourth subject.
     """
     age = 20 + 65 * ((np.random.default_rng(seed).random() + index * (math.sqrt(5) + 1) / 8) % 1)
     return {
@@ -44,7 +44,7 @@ def subject_traits(index: int, seed: int) -> dict[str, Any]:
 
 
 def _head_coordinates(rng: np.random.Generator, spacing: float) -> np.ndarray:
-    """Where each voxel of the head's grid lies in the template, in mm: shape (3, *shape)."""
+    """Place of each voxel of the head's grid in the template, in mm: shape (3, *shape)."""
     scale = np.clip(rng.normal(0.90, 0.02), 0.85, 0.93) * (1 + np.clip(rng.normal(0, 0.015, 3), -0.025, 0.025))
     tilt = np.clip(rng.normal(0, math.radians(3), 3), -math.radians(7), math.radians(7))
     # Down a little: the neck has room to spare below, the crown none above.
@@ -79,7 +79,7 @@ def _atrophy(rng: np.random.Generator, age: float, diagnosis: int) -> dict[str, 
 def _deform_brain(
     rng: np.random.Generator, template: Template, coordinates: np.ndarray, spacing: float, atrophy: dict[str, float]
 ) -> np.ndarray:
-    """Add to the head's deformation what happens inside the skull: atrophy, and folds that differ between people."""
+    """Add changes inside the skull to the head's deformation: atrophy, and folds that differ between people."""
     index = (coordinates - template.origin[:, None, None, None].astype(np.float32)) / 2
     inner = 1.3 * smooth_field(rng, BRAIN_CORNER, coordinates.shape[1:], spacing, 18, 3)
     for axis in range(3):
@@ -100,7 +100,7 @@ def _head_signal(
     site: Site,
     inside: np.ndarray,
 ) -> np.ndarray:
-    """Signal of the whole head; ``inside`` is that of everything within the skull."""
+    """Signal of the whole head; ``inside`` is the signal within the skull."""
     index = (coordinates - template.origin[:, None, None, None].astype(np.float32)) / 2
     shape = inside.shape
     beyond = interpolate(template.skull_distance, index)
@@ -147,17 +147,16 @@ def make_subject(index: int, seed: int = 0, spacing: float = 2.0, lesion: bool =
         index: number of the subject, from 0.
         seed: seed of the cohort.
         spacing: voxel size in mm. The same subject at another spacing has the same anatomy; must divide 4 mm.
-        lesion: whether to make the lesion task too (half the time).
+        lesion: whether to also make the lesion task (half the time).
 
     Returns:
         ``subject``, ``age`` (years), ``diagnosis`` (0 or 1), ``domain``; ``head_affine`` with ``t1`` (int16),
         ``brain_mask`` (uint8) and ``anatomy`` (uint16, finer labels of the whole head by FreeSurfer's numbers, see
-        ``anatomy.py``) on the head's grid, 96 x 112 x 96 voxels at 2 mm; ``brain_affine`` with ``t1_brain``
-        (int16), ``structures4`` (uint8), and where asked for ``lesion_image`` (int16, contrasts FLAIR, T1, T1 with
-        contrast agent, T2 along the last axis) and ``lesion`` (uint8) on the brain's own, 80 x 96 x 80 at 2 mm.
-        ``structures4`` covers the brain mask by the rule of the label maps: 1 cerebral cortex, 2 all other grey matter
-        (the cerebellar cortex included), 3 white matter (with the brain stem), 4 CSF (ventricles, and sulci inside the
-        mask).
+        ``anatomy.py``) on the head's grid, 96 x 112 x 96 voxels at 2 mm; ``brain_affine`` with ``t1_brain`` (int16),
+        ``structures4`` (uint8), and on request ``lesion_image`` (int16, contrasts FLAIR, T1, T1 with contrast agent, T2
+        along the last axis) and ``lesion`` (uint8) on the brain's own, 80 x 96 x 80 at 2 mm. ``structures4`` covers the
+        brain mask by the rule of the label maps: 1 cerebral cortex, 2 all other grey matter (the cerebellar cortex
+        included), 3 white matter (with the brain stem), 4 CSF (ventricles, and sulci inside the mask).
         ``lesion``: 1 oedema, 2 non-enhancing core, 3 enhancing rim.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The MNI152 template and what follows from it for every subject."""
+"""The MNI152 template and maps derived from it for all subjects."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SUBCORTICAL = {
 
 
 class Template(NamedTuple):
-    """The template, once per process. Maps on the fine grid (1 mm), geometry on the coarse one (2 mm), one origin."""
+    """The template, once per process: maps on the fine grid (1 mm), geometry on the coarse one (2 mm), one origin."""
 
     origin: np.ndarray
     grey: np.ndarray
@@ -70,7 +70,7 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def read_template() -> Template:
-    """Read the template and work out, once, all that does not depend on the subject."""
+    """Read the template and compute once all that does not depend on the subject."""
     from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 
     loaders = (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)

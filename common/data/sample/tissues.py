@@ -26,7 +26,7 @@ class Tissues(NamedTuple):
 def tissue_shares(template: Template, coordinates: np.ndarray, wetness: np.ndarray) -> Tissues:
     """Tissue shares at template ``coordinates`` (3, ...) mm; ``wetness`` shifts the odds of CSF (log).
 
-    The template is an average: the power gives its borders the sharpness of one person's.
+    The template is an average; the power sharpens its borders to those of one person.
     """
     index = coordinates - template.origin.astype(np.float32).reshape(3, *[1] * (coordinates.ndim - 1))
     grey, white, brain = (interpolate(m, index, "constant") for m in (template.grey, template.white, template.brain))
