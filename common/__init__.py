@@ -1,3 +1,3 @@
-"""Code shared by the bundles of this collection. The bundles' configs name it by import path."""
+"""Code shared by the bundles of this collection; their configs name it by import path."""
 
 __version__ = "0.1.0"

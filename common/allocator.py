@@ -1,4 +1,4 @@
-"""How the C library hands out memory to training on a CPU."""
+"""Memory allocation of the C library for training on a CPU."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory(enabled: bool = True) -> bool:
-    """Keep freed memory in the process instead of giving it back to the system at once.
+    """Keep freed memory in the process instead of returning it to the system immediately.
 
-    For every tensor of a few megabytes glibc asks the system for fresh pages and returns them when the tensor is
-    freed, so a training step on a CPU spends much of its time on page faults (ratios in ``benchmarks/RESULTS.md``).
-    Kept memory is reused without them; in exchange the process holds more of it (1.6 times as much in a step of Swin
-    UNETR). It is in force for the whole process from the call on, and there is no way back, so a server that runs other
-    work beside should not call it. Results do not change.
+    For every tensor of a few megabytes glibc asks the system for fresh pages and returns them when the tensor is freed,
+    so a training step on a CPU spends much of its time on page faults (ratios in ``benchmarks/RESULTS.md``). Kept
+    memory is reused without page faults; in exchange the process holds more of it (1.6 times as much in a step of Swin
+    UNETR). The setting holds for the whole process and cannot be undone, so a server that also does other work should
+    not call it. Results do not change.
 
     Args:
-        enabled: do nothing if false; what configs set where the net runs on a GPU.
+        enabled: do nothing if false; configs set this if the net runs on a GPU.
 
     Returns:
-        Whether it is in force: false where the C library is not glibc, which is logged.
+        Whether it is in force; false, with a line in the log, if the C library is not glibc.
     """
     if not enabled:
         return False

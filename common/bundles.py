@@ -1,4 +1,4 @@
-"""The bundles that come with the package: ``python -m common.bundles list | copy NAME FOLDER``."""
+"""The bundles in the package: ``python -m common.bundles list | copy NAME FOLDER``."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .json_files import read_json
 __all__ = ["BundleError", "bundle_folder", "bundle_names", "copy", "find_bundle"]
 
 PARTS = ("LICENSE", "configs", "docs")
-"""What a bundle consists of. Anything else in its folder is what runs wrote, perhaps from patients' images."""
+"""Parts of a bundle. Runs wrote everything else in its folder, perhaps from patients' images."""
 
 
 class BundleError(ValueError):
-    """A bundle that is not there, or a copy that cannot be made, in a sentence."""
+    """A bundle does not exist or cannot be copied; the message is one sentence."""
 
 
 def bundles_root() -> Path:
-    """The folder of all bundles: beside the package in the repository, in the package where it is installed."""
+    """The folder of all bundles: beside the package in the repository, inside it after installation."""
     package = Path(__file__).resolve().parent
     beside = package.parent / "bundles"
     return beside if beside.is_dir() and (package.parent / "setup.cfg").is_file() else package / "bundle_files"
@@ -34,24 +34,24 @@ def bundle_folder(name: str) -> Path:
     """The folder of a bundle.
 
     Raises:
-        BundleError: there is none of that name.
+        BundleError: there is no bundle of that name.
     """
     folder = bundles_root() / name
     if not (folder / "configs").is_dir():
         known = ", ".join(bundle_names()) or f"none, in {bundles_root()}"
-        raise BundleError(f"There is no bundle {name!r}; those that there are: {known}.")
+        raise BundleError(f"There is no bundle {name!r}; the bundles are {known}.")
     return folder
 
 
 def find_bundle(given: str | Path) -> Path:
-    """The folder that is given, or where there is none, that of the bundle of this name; absolute."""
+    """The given folder or, if it does not exist, the folder of the bundle with this name; absolute."""
     folder = Path(given).absolute()
     named = not folder.exists() and str(given) in bundle_names()
     return (bundle_folder(str(given)) if named else folder).resolve()
 
 
 def list_bundles() -> None:
-    """Names of the bundles, what each does, and where it is."""
+    """List the bundles: name, description and folder."""
     for name in bundle_names():
         metadata = read_json(bundle_folder(name) / "configs" / "metadata.json")
         print(f"{name}: {metadata['description']}\n    {bundle_folder(name)}")
@@ -61,8 +61,8 @@ def copy(name: str, folder: str) -> None:
     """Copy a bundle into a folder, to run it there and to change its configs.
 
     Args:
-        name: of the bundle.
-        folder: gets a folder of that name.
+        name: name of the bundle.
+        folder: the copy becomes a folder of that name in it.
     """
     source, target = bundle_folder(name), Path(folder) / name
     if target.exists():

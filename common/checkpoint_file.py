@@ -1,8 +1,8 @@
-"""Files that ``torch.save`` makes, with checksums that are checked and a record of what the content needs.
+"""Files from ``torch.save``, with a check of their checksums and a record of how to use the content.
 
-Such a file is a zip archive, and every entry of a zip archive has a CRC-32 already; torch writes it and never looks at
-it again. So the checksum costs nothing but a read. The record is one more entry, which torch passes over: the file
-stays what MONAI, MONAI Label and ``torch.load(weights_only=True)`` expect.
+Such a file is a zip archive, so every entry already has a CRC-32; torch writes it and never checks it. So the checksum
+only costs a read. The record is one more entry, which torch ignores: MONAI, MONAI Label and
+``torch.load(weights_only=True)`` still read the file.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ __all__ = [
 ]
 
 RECORD = "record.json"
-"""Entry of the archive with the record; of ONNX files, the key of the metadata."""
+"""Entry of the archive with the record; in ONNX files, the key of the metadata."""
 
 
 def save_checkpoint(content: Any, path: str | os.PathLike, record: Mapping[str, Any] | None = None) -> None:
-    """``torch.save`` with a record, atomically: ``path`` is the old file or the whole new one.
+    """``torch.save`` with a record, atomically: ``path`` is either the old file or the complete new one.
 
     Args:
-        content: what ``torch.load(weights_only=True)`` can read again.
+        content: content that ``torch.load(weights_only=True)`` can read.
         path: the file; parent folders are made.
-        record: JSON values, such as how the images were prepared that a network was trained on.
+        record: JSON values, such as the preparation of a network's training images.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -55,20 +55,20 @@ def save_checkpoint(content: Any, path: str | os.PathLike, record: Mapping[str, 
 
 
 def read_checkpoint(path: str | os.PathLike, harmless: bool = False) -> tuple[Any, dict[str, Any]]:
-    """Content, on the CPU, and record of a file that ``save_checkpoint`` or ``torch.save`` made; never runs a pickle.
+    """Content, on the CPU, and record of a file from ``save_checkpoint`` or ``torch.save``; never runs a pickle.
 
     Args:
         path: the file.
-        harmless: whether it may hold, beside tensors, numbers of NumPy and the settings of a command line
-            (``argparse.Namespace``), as DINO's and nnU-Net's files do. They hold values and run nothing.
+        harmless: whether the file may also hold NumPy numbers and command-line settings (``argparse.Namespace``), as
+            DINO's and nnU-Net's files do. They only hold values and run nothing.
 
     Returns:
-        the content, and the record; an empty one for files that have none.
+        the content, and the record, which is empty if the file has none.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, holds Python objects beside tensors, or its checksums do not match. Where
-            torch was told to leave all checksums out (``set_crc32_options``), there are none to compare.
+        ValueError: the file cannot be read, holds Python objects beside tensors, or its checksums do not match. Files
+            written without checksums (``set_crc32_options``) are not compared.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,8 +79,8 @@ def read_checkpoint(path: str | os.PathLike, harmless: bool = False) -> tuple[An
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is not a readable checkpoint, or holds Python objects beside tensors, which are not loaded for "
-            "safety; in a place you trust, save its state dict alone with torch.save"
+            f"{path} is not a readable checkpoint, or holds Python objects beside tensors, which are not "
+            "loaded for safety; on a machine you trust, save only its state dict with torch.save"
         ) from error
     except Exception as error:  # a damaged archive or pickle ends in whatever error its bytes lead to
         raise ValueError(f"{path} is not a readable checkpoint ({first_line(error)})") from error
@@ -88,7 +88,7 @@ def read_checkpoint(path: str | os.PathLike, harmless: bool = False) -> tuple[An
 
 
 def _harmless() -> list[Any]:
-    """Classes and functions that the reader of weights alone may call, with the names that NumPy gave them."""
+    """Classes and functions that the weights-only reader may call, under all names that NumPy gave them."""
     scalar = np.float64(0).__reduce__()[0]
     types = [np.dtype, *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")}]
     return [
@@ -100,10 +100,10 @@ def _harmless() -> list[Any]:
 
 
 def checked_record(path: Path) -> dict[str, Any]:
-    """The record of a file, after its checksums were compared; empty where it has none or is no archive.
+    """The record of a file, after a check of its checksums; empty if it has none or is not an archive.
 
     Raises:
-        ValueError, or what damaged bytes lead ``zipfile`` to: a checksum does not match, or it cannot be read.
+        ValueError, or an error of ``zipfile`` for damaged bytes: a checksum does not match, or the file cannot be read.
     """
     if not zipfile.is_zipfile(path):
         return {}
@@ -115,7 +115,7 @@ def checked_record(path: Path) -> dict[str, Any]:
 
 
 def stored_record(path: str | os.PathLike) -> dict[str, Any]:
-    """The record of a file, of which nothing else is read; empty where it has none or is no archive.
+    """The record of a file, without reading anything else; empty if it has none or is not an archive.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -138,17 +138,17 @@ def _record_in(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
 
 
 def add_record(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
-    """Give a file that torch wrote, such as a traced net, a record. Atomically.
+    """Add a record to a file that torch wrote, such as a traced net, atomically.
 
     Raises:
-        ValueError: it is no such file, is damaged, or has another record.
+        ValueError: it is not such a file, is damaged, or has another record.
     """
     path = Path(path)
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no file that torch wrote.")
+        raise ValueError(f"{path} is not a file that torch wrote.")
     had = checked_record(path)
     if had and had != record:
-        raise ValueError(f"{path} has a record of another model already: export the net again.")
+        raise ValueError(f"{path} already has a record of another model: export the net again.")
     if had:
         return
     with atomic_write(path) as temporary:
@@ -158,14 +158,13 @@ def add_record(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
 
 
 def parse_record(text: str | bytes | None, path: Path) -> dict[str, Any]:
-    """A record as files have it; empty where there is none.
+    """Parse a record as stored in files; empty if there is none.
 
     Raises:
-        ValueError: it is no mapping.
-    """
+        ValueError: it is not a mapping."""
     record = json.loads(text or "{}")
     if not isinstance(record, dict):
-        raise ValueError(f"the record of {path} is no mapping")
+        raise ValueError(f"the record of {path} is not a mapping")
     return record
 
 

@@ -1,4 +1,4 @@
-"""Commands as child processes: their environment, their end, and why they failed."""
+"""Commands as child processes: environment, end, and reason of a failure."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def _end_with_parent() -> None:
-    """In the child, between fork and exec, where nothing may be imported or allocated."""
+    """Runs in the child between fork and exec, where it must not import or allocate anything."""
     assert _prctl is not None
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 die_with_parent: Callable[[], None] | None = _end_with_parent if _prctl else None
-"""``preexec_fn`` that ends a child when its parent is killed, so that the next call does not meet it (Linux)."""
+"""``preexec_fn`` that ends a child when its parent is killed, so the next call does not find it running (Linux)."""
 
 
 class Child(Protocol):
@@ -95,7 +95,7 @@ class PlainChild:
 
 
 def child_environment() -> dict[str, str]:
-    """Environment of a run: it finds the `common` that this process runs, whatever the working folder is."""
+    """Environment of a run: it finds this process's `common` from any working folder."""
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
@@ -104,7 +104,7 @@ def child_environment() -> dict[str, str]:
 def failure_reason(log: Path, begin: int, code: int) -> str:
     """One sentence on why a child failed, from the end of its output."""
     if code == -getattr(signal, "SIGKILL", 9):  # Windows has none
-        return f"killed by the system, most likely for want of memory (see {log.name})"
+        return f"killed by the system, most likely out of memory (see {log.name})"
     if code < 0:
         return f"ended by signal {signal.Signals(-code).name} (see {log.name})"
     with log.open("rb") as file:

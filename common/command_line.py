@@ -1,4 +1,4 @@
-"""Command lines that refuse what they do not know before anything runs, in one sentence and with status 1."""
+"""Command lines that refuse unknown options before anything runs, with one sentence and status 1."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ __all__ = ["UsageError", "check_arguments", "check_values", "run_command"]
 
 
 class UsageError(ValueError):
-    """A command line that cannot be meant, in a sentence."""
+    """An invalid command line; the message is one sentence."""
 
 
 def run_command(commands: Callable | Mapping[str, Callable], name: str) -> None:
-    """Run a function, or the one of several that the command line names, by its options.
+    """Run a function, or the named one of several functions, with the options of the command line.
 
-    fire calls first and complains afterwards about options that are left over. It also reads `--output 2024` as a
-    number. Here options are looked at first, and a value is what the annotation of its parameter says.
+    fire calls the function first and then complains about leftover options. It also reads `--output 2024` as a number.
+    Here options are checked first, and the annotation of a parameter sets the type of its value.
 
     Args:
-        commands: the function, or functions by the word that names them. Annotations of `str`, `int`, `float` and
-            `bool`, each also `| None`, are kept to.
-        name: how the command is called.
+        commands: the function, or a mapping from command words to functions. Annotations of `str`, `int`, `float` and
+            `bool`, also with `| None`, are enforced.
+        name: name of the command.
 
     Raises:
-        SystemExit: with one sentence, where the command line or what it names cannot be used.
+        SystemExit: with one sentence, if the command line or something that it names cannot be used.
     """
     try:
         check_arguments(commands, sys.argv[1:], name)
@@ -44,10 +44,10 @@ def run_command(commands: Callable | Mapping[str, Callable], name: str) -> None:
 
 
 def check_arguments(commands: Callable | Mapping[str, Callable], words: Sequence[str], name: str) -> None:
-    """Refuse words that name no command, no option or one argument too many.
+    """Refuse unknown commands, unknown options and extra arguments.
 
     Raises:
-        UsageError: with what was probably meant.
+        UsageError: with a suggestion.
     """
     flags, positional = split_arguments(words)
     if {"help", "h"} & {key for key, _, _ in flags} or not words:
@@ -82,7 +82,7 @@ def check_arguments(commands: Callable | Mapping[str, Callable], words: Sequence
     given = {p.name for p in places[: len(positional)]} | {key for key, _, _ in flags}
     for parameter in places:
         if parameter.default is parameter.empty and not any(parameter.name.startswith(key) for key in given):
-            raise UsageError(f"{where} needs {parameter.name.upper()}; `{where} --help` says what that is.")
+            raise UsageError(f"{where} needs {parameter.name.upper()}; `{where} --help` explains it.")
     if len(positional) > len(places) and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
         raise UsageError(
             f"{where} does not know what to do with {positional[len(places)]!r}: name its option, or put names with "
@@ -91,10 +91,10 @@ def check_arguments(commands: Callable | Mapping[str, Callable], words: Sequence
 
 
 def check_values(function: Callable, options: Mapping[str, Any]) -> None:
-    """Refuse values that fit no annotation, of options that a command hands on to another function.
+    """Refuse values of the wrong type for options that a command passes to another function.
 
     Raises:
-        UsageError: an option that has to be a number, a word, True or False is none.
+        UsageError: the value of an option is not a number, word, True or False as required.
     """
     readers = _readers(function)
     for name, value in options.items():
@@ -103,7 +103,7 @@ def check_values(function: Callable, options: Mapping[str, Any]) -> None:
 
 
 def _readers(function: Callable) -> dict[str, Callable[[str], Any]]:
-    """How the text of each option is read, by the annotations that are simple."""
+    """Readers for the text of each option with a simple annotation."""
     readers = {}
     for parameter in inspect.signature(function).parameters.values():
         kinds = {part.strip() for part in str(parameter.annotation).split("|")}
@@ -128,19 +128,19 @@ def _whole(name: str, text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"--{name} {text}: it has to be a whole number.") from None
+        raise UsageError(f"--{name} {text}: it must be a whole number.") from None
 
 
 def _number(name: str, text: str) -> float:
     try:
         return int(text) if text.lstrip("+-").isdecimal() else float(text)
     except ValueError:
-        raise UsageError(f"--{name} {text}: it has to be a number.") from None
+        raise UsageError(f"--{name} {text}: it must be a number.") from None
 
 
 def _yes_or_no(name: str, text: str) -> bool:
     if text.lower() not in ("true", "false"):
-        raise UsageError(f"--{name} {text}: it is True or False.")
+        raise UsageError(f"--{name} {text}: it must be True or False.")
     return text.lower() == "true"
 
 

@@ -1,7 +1,7 @@
-"""DICOM series in folders: which files they are, in which order, and whether they make one volume.
+"""DICOM series in folders: find their files, order them, and check that they form one volume.
 
-Needs no more than ITK. Where the slices do not make a volume of even spacing, the error says so in one sentence: a
-reader that takes what it finds puts voxels where they are not.
+This needs only ITK. If the slices do not form an evenly spaced volume, the error says so in one sentence; a reader
+without this check puts voxels in wrong places.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ __all__ = ["DicomError", "Series", "dicom_files", "find_series", "holds_dicom", 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 # Positions are decimal strings, often rounded to 0.01 or 0.1 mm.
 MAX_UNEVENNESS = 0.1
-"""How far a slice may lie from where even spacing puts it, as a part of the spacing."""
+"""Largest distance of a slice from its evenly spaced position, as a fraction of the spacing."""
 MAX_SHEAR = 0.5
-"""How far a slice may lie beside the normal through the first, in pixels."""
+"""Largest distance of a slice from the normal through the first slice, in pixels."""
 MAX_TILT = 1e-3
-"""How much the direction cosines of slices may differ."""
+"""Largest difference between direction cosines of slices."""
 MAX_SERIES_NAMED = 5
 _LIKE_A_SLICE = re.compile(r"(?=.*\d)[^.]+(\.\d+)*")  # IM0001, 1.2.840.7; not scan1.nii, README
 
 
 class DicomError(ValueError):
-    """DICOM files do not make one volume; the message is one sentence with the reason and what to do."""
+    """DICOM files do not form one volume; the message is one sentence with the reason and what to do."""
 
 
 class Series(NamedTuple):
     """A folder's slices as a volume of shape (columns, rows, slices)."""
 
     files: list[str]
-    """Along the normal of the slices, which is the cross product of the rows' direction and the columns'."""
+    """Position along the slices' normal, the cross product of the directions of rows and columns."""
     shape: tuple[int, int, int]
     affine: np.ndarray
     """4 x 4, from voxels to millimetres, right-anterior-superior as in NIfTI."""
@@ -54,7 +54,7 @@ class _Slice(NamedTuple):
 
 
 def is_dicom(file: str | os.PathLike) -> bool:
-    """Whether the content of a file is DICOM, by the mark behind its preamble."""
+    """Whether the content of a file is DICOM, by the mark after its preamble."""
     try:
         with open(file, "rb") as stream:
             stream.seek(128)
@@ -66,8 +66,8 @@ def is_dicom(file: str | os.PathLike) -> bool:
 def dicom_files(folder: str | os.PathLike) -> list[Path]:
     """Files in the folder itself that are DICOM, or should be by their name, sorted by name.
 
-    Where there are some, files like ``IM0001`` and ``1.2.840.7`` count as well whatever they hold: among slices, they
-    are damaged ones. A table of contents (``DICOMDIR``) does not count.
+    If there are any, files such as ``IM0001`` and ``1.2.840.7`` count with any content: beside slices, they are damaged
+    slices. A table of contents (``DICOMDIR``) does not count.
     """
     found, like = [], []
     for path in sorted(Path(folder).iterdir()):
@@ -90,20 +90,20 @@ def _counts(path: Path) -> bool:
 
 
 def find_series(folder: str | os.PathLike) -> Series:
-    """The one DICOM series of a folder; of each file only the header is read.
+    """The single DICOM series of a folder; reads only the header of each file.
 
     Raises:
         DicomError: there is no DICOM file or one that cannot be read, there are several series, or the slices are not
-            parallel, of one size and evenly spaced along their normal.
+            parallel, equal in size and evenly spaced along their normal.
     """
     files = dicom_files(folder)
     if not files:
-        raise DicomError(f"{folder} holds no DICOM file; name the folder of one series, or a NIfTI, NRRD or MHA file.")
+        raise DicomError(f"{folder} holds no DICOM file; give the folder of one series, or a NIfTI, NRRD or MHA file.")
     tags = [(file, _header(file)) for file in files]
     _check_one_series(folder, tags)
     slices = [_slice(file, header) for file, header in tags]
     if len(slices) == 1:
-        raise DicomError(f"{folder} holds one slice only, {files[0].name}: a volume takes all slices of its series.")
+        raise DicomError(f"{folder} holds one slice only, {files[0].name}: a volume needs all slices of its series.")
     first = slices[0]
     for other in slices:
         _check_alike(folder, first, other)
@@ -119,7 +119,7 @@ def find_series(folder: str | os.PathLike) -> Series:
 
 
 def read_series(folder: str | os.PathLike) -> Any:
-    """The one DICOM series of a folder as an ITK image of float32, rescaled as its header says.
+    """The single DICOM series of a folder as an ITK image of float32, rescaled by its header.
 
     Raises:
         DicomError: as `find_series`, or a file's pixels cannot be read.
@@ -158,8 +158,8 @@ def _header(file: Path) -> dict[str, str]:
 
 def _damaged(file: str | os.PathLike) -> DicomError:
     return DicomError(
-        f"{file} is damaged or no DICOM image: replace it, or take it out of the folder if it is no slice of the "
-        "series."
+        f"{file} is damaged or not a DICOM image: replace it, or remove it from the folder if it is not "
+        "a slice of the series."
     )
 
 
@@ -177,19 +177,22 @@ def _check_one_series(folder: str | os.PathLike, tags: Sequence[tuple[Path, Mapp
     if len(series) > MAX_SERIES_NAMED:
         found.append(f"{len(series) - MAX_SERIES_NAMED} more")
     raise DicomError(
-        f"{folder} holds images of {len(series)} DICOM series: {'; '.join(found)}; move each series into a folder of "
-        "its own."
+        f"{folder} holds images of {len(series)} DICOM series: {'; '.join(found)}; move each series into "
+        "a separate folder."
     )
 
 
 def _slice(file: Path, tags: Mapping[str, str]) -> _Slice:
     if int(tags.get("0028|0008") or 1) > 1:
         raise DicomError(
-            f"{file} holds several frames; only series of one slice a file are read: convert it to NIfTI (dcm2niix "
+            f"{file} holds several frames, but only series with one slice per file can be read: convert it "
+            "to NIfTI (dcm2niix "
             "does)."
         )
     if int(tags.get("0028|0002") or 1) > 1:
-        raise DicomError(f"{file} is a colour image; images have to be of one grey value a pixel.")
+        raise DicomError(
+            f"{file} is a colour image, but images must have one grey value per pixel: convert it to grey values."
+        )
     return _Slice(
         file,
         tags,
@@ -207,7 +210,8 @@ def _numbers(file: Path, tags: Mapping[str, str], tag: str, count: int, what: st
         numbers = np.empty(0)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
         raise DicomError(
-            f"{file} has no {what} ({tag.replace('|', ',')}), so where its pixels lie is unknown; export the series "
+            f"{file} has no {what} ({tag.replace('|', ',')}), so the position of its pixels is unknown; "
+            "export the series "
             "from its source again."
         )
     return numbers
@@ -218,23 +222,21 @@ def _check_alike(folder: str | os.PathLike, first: _Slice, other: _Slice) -> Non
     if other.size != first.size:
         raise DicomError(
             f"{between} differ in size ({format_shape(first.size)} and {format_shape(other.size)} pixels); "
-            "put slices of one volume into a "
-            "folder of their own."
+            "put the slices of each volume into a separate folder."
         )
     if np.abs(other.directions - first.directions).max() > MAX_TILT:
         raise DicomError(
-            f"{between} are not parallel, as where a localizer came along; put parallel slices into a folder of their "
-            "own."
+            f"{between} are not parallel, as with a localizer; put parallel slices into a separate folder."
         )
     if not np.allclose(other.spacing, first.spacing, rtol=MAX_TILT):
         spacings = f"{format_shape(first.spacing.tolist())} and {format_shape(other.spacing.tolist())} mm"
         raise DicomError(
-            f"{between} differ in pixel spacing ({spacings}); put slices of one volume into a folder of their own."
+            f"{between} differ in pixel spacing ({spacings}); put the slices of each volume into a separate folder."
         )
 
 
 def _check_even(folder: str | os.PathLike, slices: Sequence[_Slice], normal: np.ndarray) -> float:
-    """The spacing of slices that are sorted along their normal, in mm."""
+    """Check that sorted slices are evenly spaced along their normal; returns the spacing in mm."""
     positions = np.array([one.position for one in slices])
     heights = (positions - positions[0]) @ normal
     gaps = np.diff(heights)
@@ -243,8 +245,8 @@ def _check_even(folder: str | os.PathLike, slices: Sequence[_Slice], normal: np.
     if gaps[same] <= MAX_UNEVENNESS * max(usual, 1e-3):
         pair = f"{slices[same].file.name} and {slices[same + 1].file.name}"
         raise DicomError(
-            f"{pair} in {folder} lie at one position, as in a series of several times, echoes or copies; put the "
-            "slices of one volume into a folder of their own."
+            f"{pair} in {folder} lie at one position, as in a series of several times, echoes or copies; put "
+            "the slices of each volume into a separate folder."
         )
     step = float(heights[-1]) / (len(slices) - 1)
     if np.abs(heights - step * np.arange(len(slices))).max() > MAX_UNEVENNESS * step:
@@ -256,13 +258,14 @@ def _check_even(folder: str | os.PathLike, slices: Sequence[_Slice], normal: np.
             f"{missing} slice{'s are' if missing > 1 else ' is'} missing there" if whole else "the spacing is uneven"
         )
         raise DicomError(
-            f"{pair} in {folder} are {gaps[odd]:.4g} mm apart where other slices are {usual:.4g} mm: {guess}; complete "
+            f"{pair} in {folder} are {gaps[odd]:.4g} mm apart, but other slices are {usual:.4g} mm: {guess}; complete "
             "the series, or resample it to even spacing."
         )
     beside = np.linalg.norm(positions - positions[0] - heights[:, None] * normal, axis=1).max()
     if beside > MAX_SHEAR * min(slices[0].spacing):
         raise DicomError(
-            f"the slices in {folder} are stacked aslant (gantry tilt: one lies {beside:.4g} mm beside the normal "
-            "through the first); resample the series to an upright stack (dcm2niix does) and give the NIfTI file."
+            f"the slices in {folder} are stacked at an angle (gantry tilt: one lies {beside:.4g} mm off the "
+            "normal through the first); resample the series to an upright stack (dcm2niix does) and give "
+            "the NIfTI file."
         )
     return step

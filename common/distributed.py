@@ -1,4 +1,4 @@
-"""What the multi-process configs need around a run that ``torchrun`` started, on GPUs (NCCL) or CPUs (gloo)."""
+"""Helpers for configs with several processes, started by ``torchrun``, on GPUs (NCCL) or CPUs (gloo)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ __all__ = ["local_device", "rank", "share_of_batch", "start", "stop", "validatio
 
 
 def rank() -> int:
-    """Number of this process in the whole job, from the environment that ``torchrun`` sets."""
+    """Rank of this process in the whole job, from the environment that ``torchrun`` sets."""
     return int(_variable("RANK"))
 
 
 def local_device() -> torch.device:
-    """The GPU of this process, or the CPU where there is none."""
+    """The GPU of this process, or the CPU if there is none."""
     number = int(_variable("LOCAL_RANK"))
     return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def start() -> None:
-    """Make the process group and choose the device.
+    """Create the process group and choose the device.
 
-    ``idist.sync()`` follows at once: ignite would otherwise make its own group at its first use, a collective that
-    hangs when only some ranks come to it.
+    It calls ``idist.sync()`` immediately. Otherwise ignite would create its own group on first use, a collective call
+    that hangs if only some ranks reach it.
     """
     if torch.cuda.is_available():
         torch.cuda.set_device(local_device())
@@ -50,14 +50,13 @@ def wrap(
     checkpointing: bool = False,
     compile: bool | str = False,
 ) -> DistributedDataParallel:
-    """The network on its device, placed as the single-process configs place it, wrapped for several processes.
+    """Place the network on its device like the single-process configs, and wrap it for several processes.
 
     Args:
         network: changed in place.
-        device: of this process.
-        amp: as of ``place``.
-        sync_batch_norm: whether batch norms take the batches of all processes together, as one process with the whole
-            batch would.
+        device: device of this process.
+        amp: as for ``place``.
+        sync_batch_norm: whether batch norms use the batches of all processes, like one process with the whole batch.
 
     Raises:
         RuntimeError: ``start`` has not run, because a later config file replaced ``initialize``.
@@ -79,35 +78,36 @@ def wrap(
 
 
 def share_of_batch(batch_size: int, processes: int | None = None) -> int:
-    """Items of a batch that each process takes; ``batch_size`` is that of all processes together.
+    """Items of a batch for each process; ``batch_size`` counts all processes together.
 
     Args:
-        batch_size: of a training step.
-        processes: by default those that ignite knows.
+        batch_size: items of a training step.
+        processes: their number; by default from ignite.
 
     Raises:
-        ValueError: the processes cannot have equal parts.
+        ValueError: the processes cannot share the batch equally.
     """
     processes = idist.get_world_size() if processes is None else processes
     if batch_size % processes:
         raise ValueError(
-            f"batch_size is {batch_size}, that of all processes together, and {processes} processes cannot share it "
+            f"batch_size is {batch_size} over all processes, and {processes} processes cannot share it "
             f"equally: give a multiple of {processes}, or another --nproc_per_node."
         )
     return batch_size // processes
 
 
 def validation_sampler(dataset: Sized) -> DistributedSampler:
-    """Share the scans of a validation or test list out to the processes, each scan to one of them.
+    """Distribute the scans of a validation or test list over the processes; each scan goes to one process.
 
     Raises:
-        ValueError: there are fewer scans than processes; each needs one, or it would wait for ever at the metrics.
+        ValueError: there are fewer scans than processes; a process without a scan would wait for ever at the metrics.
     """
     scans, processes = len(dataset), idist.get_world_size()
     if scans < processes:
         raise ValueError(
-            f"{scans} validation scans are too few for {processes} processes, each of which needs one: give the "
-            f"validation (or evaluated) list of the datalist more, or start at most {scans} with --nproc_per_node."
+            f"{scans} validation scans are too few for {processes} processes, since each needs one: add "
+            f"scans to the validation (or evaluated) list of the datalist, or start at most {scans} "
+            "processes with --nproc_per_node."
         )
     return DistributedSampler(
         dataset,  # type: ignore[arg-type]

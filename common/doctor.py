@@ -1,4 +1,4 @@
-"""Report what is installed, which ``common`` is imported, and what stands in the way of a run.
+"""Report what is installed, which ``common`` is imported, and what would prevent a run.
 
 ``python -m common.doctor`` (or ``monai-transfer-doctor``, which a stray ``./common`` cannot shadow) prints a table,
 then one sentence for each problem, and exits with status 1 if there is any.
@@ -37,17 +37,17 @@ EXTRAS = {
 }
 
 LABEL_SAFE = "0.8.8"
-"""The first MONAI Label without a known way for strangers to run code in its server; see `label_warning`."""
+"""First MONAI Label without a known way for strangers to run code in its server; see `label_warning`."""
 
 
 def requirements(package_folder: Path = PACKAGE_FOLDER) -> list[Requirement]:
-    """Requirements of this collection, those of an extra with the marker ``extra == "..."``.
+    """Requirements of this collection; those of extras have the marker ``extra == "..."``.
 
     ``setup.cfg`` states them once. They are read from ``requirements.txt`` inside the package (a packed bundle has
     one), from the ``setup.cfg`` beside the package (a checkout), or from the metadata of the installed distribution.
 
     Raises:
-        RuntimeError: when there is none of the three.
+        RuntimeError: none of the three exists.
     """
     from packaging.requirements import Requirement
 
@@ -76,7 +76,7 @@ def version_problems(
     """One sentence for each requirement that is missing or outside its range.
 
     Args:
-        needed: requirements to compare with what is installed; those of extras are left out.
+        needed: requirements to compare with the installed versions; those of extras are left out.
         installed: gives the version of a distribution, raises ``PackageNotFoundError`` where there is none.
     """
     problems = []
@@ -88,8 +88,8 @@ def version_problems(
             problems.append(f"{requirement.name} is not installed; run `pip install '{requirement}'`.")
         elif not requirement.specifier.contains(found, prereleases=True):
             problems.append(
-                f"{requirement.name} {found} is installed and this collection needs {requirement}; "
-                f"run `pip install '{requirement}'`."
+                f"{requirement.name} {found} is installed, but this collection needs {requirement}; run `pip "
+                f"install '{requirement}'`."
             )
     return problems
 
@@ -97,10 +97,10 @@ def version_problems(
 def import_problems(
     package_folder: Path = PACKAGE_FOLDER, folder: str | None = None, path: Sequence[str] | None = None
 ) -> list[str]:
-    """One sentence for each way in which ``import common`` finds, or may find, something else than this package.
+    """One sentence for each way in which ``import common`` finds, or may find, another package than this one.
 
-    Looks at what ``python -m`` would import in ``folder``, at what it would import anywhere else, and at PyPI's
-    unrelated distribution ``common``, whose files land on ours when both are installed in one environment.
+    It checks what ``python -m`` would import in ``folder`` and elsewhere, and looks for PyPI's unrelated distribution
+    ``common``, whose files overwrite ours if both are installed in one environment.
 
     Args:
         package_folder: this package.
@@ -137,9 +137,9 @@ def import_problems(
 
 
 def check_run() -> list[str]:
-    """One sentence for each problem that stands in the way of any bundle: PyPI's ``common`` over ours, MONAI, torch.
+    """One sentence for each problem that would stop any bundle: PyPI's ``common`` over ours, MONAI, torch.
 
-    Cheap enough for the first step of every run.
+    It is cheap enough for the first step of every run.
     """
     stranger = _foreign_distribution(PACKAGE_FOLDER)
     problems = [] if stranger is None else import_problems()[:1]
@@ -147,7 +147,7 @@ def check_run() -> list[str]:
 
 
 def cache_problem(folder: Path | None = None) -> str | None:
-    """A sentence if the folder for made data cannot be written, else None.
+    """Return a sentence if the cache folder cannot be written, else None.
 
     Args:
         folder: ``monai-transfer-bundles`` in ``$XDG_CACHE_HOME`` or ``~/.cache`` by default.
@@ -156,11 +156,11 @@ def cache_problem(folder: Path | None = None) -> str | None:
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return None
-    return f"the cache folder {folder} cannot be written; set XDG_CACHE_HOME to a folder that can."
+    return f"the cache folder {folder} cannot be written; set XDG_CACHE_HOME to a writable folder."
 
 
 def label_warning(installed: Callable[[str], str] = importlib.metadata.version) -> str | None:
-    """A sentence if the MONAI Label that is installed is open to attacks by those who reach its server, else None.
+    """Return a sentence if the installed MONAI Label is open to attacks by those who reach its server, else None.
 
     Up to 0.8.5: path traversal in the upload endpoints (CVE-2026-133968, exploited in the wild) and code by a
     request's ``bundle_path`` (GHSA-j5c7-p3x5-gw2x). From 0.7.0 to 0.8.7: code by request values that begin with ``$``
@@ -175,9 +175,10 @@ def label_warning(installed: Callable[[str], str] = importlib.metadata.version) 
     if found is None or Version(found) >= Version(LABEL_SAFE):
         return None
     return (
-        f"monailabel {found} lets whoever reaches its server run code on it (CVE-2026-133968, GHSA-j5c7-p3x5-gw2x, "
-        f"GHSA-gfjg-c3x6-24gw); run `pip install 'monailabel>={LABEL_SAFE}'`, and where the package index does not "
-        "have it yet start the server with `--host 127.0.0.1 --uvicorn_app common.label_guard:app`."
+        f"monailabel {found} lets anybody who reaches its server run code on it (CVE-2026-133968, GHSA-j5c7-p3x5-gw2x, "
+        f"GHSA-gfjg-c3x6-24gw); run `pip install 'monailabel>={LABEL_SAFE}'`, and if the package index "
+        "does not have it yet, start the server with `--host 127.0.0.1 --uvicorn_app "
+        "common.label_guard:app`."
     )
 
 
@@ -215,7 +216,7 @@ def main() -> int:
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
     if not problems:
-        print("nothing stands in the way.")
+        print("no problem was found.")
     return 1 if problems else 0
 
 
@@ -236,12 +237,12 @@ def _version(name: str, installed: Callable[[str], str] = importlib.metadata.ver
 
 
 def _safe_path() -> bool:
-    """Whether Python leaves the working folder out of the import path (Python 3.11 or newer can)."""
+    """Whether Python excludes the working folder from the import path (possible since Python 3.11)."""
     return bool(getattr(sys.flags, "safe_path", False))
 
 
 def _find(path: Sequence[str], folder: str) -> ModuleSpec | None:
-    """What ``import common`` finds on ``path`` (where "" is ``folder``) or through an editable install."""
+    """What ``import common`` finds on ``path`` ("" stands for ``folder``) or through an editable install."""
     places = [entry or folder for entry in path]
     for finder in sys.meta_path:
         spec = finder.find_spec("common", places) if hasattr(finder, "find_spec") else None
@@ -276,7 +277,7 @@ def _extra_row(extra: str, needed: Iterable[Requirement]) -> tuple[str, str, str
 
 
 def _devices() -> tuple[list[tuple[str, str, str]], str | None]:
-    """Rows on the devices torch sees, and a sentence if torch cannot be imported."""
+    """Table rows for torch's devices, and a sentence if torch cannot be imported."""
     try:
         import torch
     except ImportError as error:

@@ -6,7 +6,7 @@ __all__ = ["format_duration"]
 
 
 def format_duration(seconds: float) -> str:
-    """Two figures of it, as in "85 s", "2.5 min", "47 min", "3.2 h"."""
+    """A duration with two digits, such as "85 s", "2.5 min", "47 min", "3.2 h"."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     for size, unit in ((60, "min"), (3600, "h")):

@@ -1,4 +1,4 @@
-"""Writing files in one step, and where made data lies."""
+"""Write files atomically, and find the folder for cached data."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pathlib import Path
 __all__ = ["atomic_write", "cache_folder", "names_below", "nearest_existing", "without_ending"]
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
-"""Of the formats that inference takes, the longer first."""
+"""Endings of the formats that inference accepts, longer ones first."""
 
 
 STALE_SECONDS = 600
-"""After which a temporary file of a process that ended is removed; a file that is written changes more often."""
+"""Age in seconds at which a temporary file of an ended process is removed; a file in writing changes more often."""
 STALE_ELSEWHERE_SECONDS = 86_400
-"""The same where it cannot be told whether the process ended, such as on another machine of a shared disk."""
+"""The same if it is unknown whether the process ended, such as on another machine with a shared disk."""
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike, suffix: str = "") -> Iterator[Path]:
-    """Give a temporary file beside `path` to write to; it becomes `path` when the block ends without an error.
+    """Yield a temporary file beside `path`; it becomes `path` if the block ends without an error.
 
-    So `path` is the old file or the whole new one, on the disk too when the machine fails. Parent folders are made; the
-    mode is what the umask gives. Temporary files of `path` that killed processes left are removed. `suffix` ends the
+    So `path` is either the old file or the complete new one, even on disk after a machine failure. Parent folders are
+    made; the umask sets the mode. Temporary files of `path` from killed processes are removed. `suffix` ends the
     temporary file's name, for writers that choose the format by it (nibabel: `.nii.gz`).
 
     Raises:
@@ -68,7 +68,7 @@ def without_ending(name: str | os.PathLike) -> str:
 
 
 def names_below(files: Sequence[str]) -> list[str]:
-    """Names that tell files apart: their paths below the folder that they share, without endings where they can."""
+    """Unique names for files: paths below their common folder, without endings if possible."""
     common = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
     paths = [Path(os.path.relpath(file, common)).as_posix() for file in files]
     names = [without_ending(path) for path in paths]
@@ -86,7 +86,7 @@ def _host() -> str:
 
 
 def _remove_stale(path: Path, suffix: str) -> None:
-    """Remove temporary files of `path` that no process writes any more; what cannot be removed stays."""
+    """Remove temporary files of `path` that no process writes any more, as far as possible."""
     ours = re.compile(rf"{re.escape(f'.{path.name}.tmp-')}([0-9a-f]{{8}})-(\d+)-[a-z0-9_]{{8}}{re.escape(suffix)}")
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
@@ -101,7 +101,7 @@ def _remove_stale(path: Path, suffix: str) -> None:
 
 
 def _lives(pid: int) -> bool:
-    """Whether a process of this machine runs; true where that cannot be told."""
+    """Whether a process of this machine runs; true if unknown."""
     if os.name != "posix":  # elsewhere `os.kill` ends the process
         return True
     try:
@@ -114,7 +114,7 @@ def _lives(pid: int) -> bool:
 
 
 def cache_folder() -> Path:
-    """Folder for data that the collection makes, `$XDG_CACHE_HOME` or `~/.cache` and the collection's name in it.
+    """Folder for the collection's cached data: its name in `$XDG_CACHE_HOME` or `~/.cache`.
 
     It may not exist yet.
     """

@@ -1,7 +1,7 @@
-"""What scans are like, and whether a new one is like those that a network was trained on.
+"""Facts about scans, and whether a new scan is like a network's training scans.
 
-A network gives a mask of whatever it is shown. So the facts of its training scans (`Fingerprint`) go along with it, in
-the record of its file, and each scan at inference is compared with them.
+A network predicts a mask for any input. So its file records facts about its training scans (`Fingerprint`), and
+inference compares each scan with them.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ FORMAT_VERSION = 1
 """Version of a fingerprint's JSON; newer ones are refused."""
 
 QUANTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
-"""Percent of the foreground's voxels, whose intensities a scan's facts have."""
+"""Percentiles of the foreground's intensities in a scan's facts."""
 MOST_VOXELS = 1 << 21
-"""Of a channel that are looked at; of larger ones every second, third, ... along each axis."""
+"""Largest number of voxels to read per channel; larger channels are read every second, third, ... along each axis."""
 
 AIR = -200.0
-"""Below it lie air and lung in Hounsfield units, and next to nothing of an MR scan."""
+"""Air and lung lie below it in Hounsfield units; almost nothing of an MR scan does."""
 FAT = -30.0
-"""Fat, which crops of a body without air have, lies below it."""
+"""Fat lies below it; even crops of a body without air hold some."""
 LEAST = 0.005
-"""Share of the voxels below either from which a scan is taken for CT."""
+"""Share of voxels below one of these that makes a scan a CT."""
 MOST_HU = 5000.0
-"""Bone and metal end there; a scan with brighter ones has no Hounsfield units."""
+"""Upper limit of bone and metal; a scan with brighter voxels has no Hounsfield units."""
 
 WARN, REFUSE = 1.5, 3.0
 """Factors by which voxel sizes and extents may leave the range of the training scans (see `Fingerprint`)."""
 REFUSE_SPACING = 4.0
 CONTRAST = 0.15
-"""By how much a scan's contrast may lie outside of the range of the training scans."""
+"""Largest distance of a scan's contrast from the range of the training scans."""
 RARE = 0.1
-"""Share of the training scans below which a modality is warned of."""
+"""A modality with a smaller share of the training scans gives a warning."""
 
 MOST_SCANS = 50
-"""Of a training set that are read for its fingerprint."""
+"""Largest number of scans read for the fingerprint of a training set."""
 
 AXES = ("left-right", "front-back", "up-down")
 Severity = Literal["refuse", "warn"]
@@ -71,13 +71,13 @@ class ScanFacts:
 
     Attributes:
         file: the first of its files.
-        channels: how many.
+        channels: number of channels.
         shape: voxels by axis, as stored.
         spacing: voxel sizes in mm, likewise.
         orientation: axis codes, such as RAS.
-        quantiles: raw intensities at 0.5, 5, 50, 95 and 99.5 % of the foreground's voxels; of several channels one
-            after the other. The foreground is what is brighter than air (`foreground_mask`, "tissue"), and all above
-            -900 where 0.5 % are below -30.
+        quantiles: raw intensities at 0.5, 5, 50, 95 and 99.5 % of the foreground's voxels, one channel after the other.
+            The foreground is everything brighter than air (`foreground_mask`, "tissue"), or everything above -900 if
+            0.5 % are below -30.
         air: share of all voxels below -200, the sign of Hounsfield units.
     """
 
@@ -91,10 +91,10 @@ class ScanFacts:
 
     @property
     def modality(self) -> Literal["CT", "MR"]:
-        """A guess: CT where the intensities are like Hounsfield units, else MR.
+        """A guess: CT if the intensities look like Hounsfield units, else MR.
 
-        Like them are intensities below 5000 (99.5 % of the foreground) of which 0.5 % of the voxels are below -200, or
-        0.5 % of the foreground below -30. PET, ultrasound and CT without its units are taken for MR.
+        They do if 99.5 % of the foreground is below 5000, and 0.5 % of all voxels are below -200 or 0.5 % of the
+        foreground below -30. PET, ultrasound and CT in other units count as MR.
         """
         lows, highs = self.quantiles[:: len(QUANTILES)], self.quantiles[len(QUANTILES) - 1 :: len(QUANTILES)]
         in_units = max(highs) < MOST_HU and (self.air >= LEAST or min(lows) < FAT)
@@ -102,7 +102,7 @@ class ScanFacts:
 
     @property
     def contrast(self) -> tuple[float, ...]:
-        """Where the median lies between 5 % (0) and 95 % (1) of the foreground, by channel: no unit, and no scale."""
+        """Position of the median between 5 % (0) and 95 % (1) of the foreground, by channel; free of unit and scale."""
         count = len(QUANTILES)
         rows = [self.quantiles[start : start + count] for start in range(0, len(self.quantiles), count)]
         return tuple((row[2] - row[1]) / (row[3] - row[1]) if row[3] > row[1] else 0.5 for row in rows)
@@ -131,8 +131,8 @@ class Difference:
 
     Attributes:
         what: `modality`, `channels`, `spacing`, `size` or `contrast`.
-        severity: `refuse` where a mask would be worth nothing, `warn` where it may be worse.
-        sentence: with both values; it begins with a small letter, to stand behind a file's name.
+        severity: `refuse` if a mask would be useless, `warn` if it may be worse.
+        sentence: with both values; it begins with a small letter, to follow a file's name.
     """
 
     what: str
@@ -144,10 +144,10 @@ def scan_facts(path: str | os.PathLike | Sequence[str | os.PathLike]) -> ScanFac
     """The facts of a scan.
 
     Args:
-        path: of a file or the folder of a DICOM series; or several, one for each channel.
+        path: a file or the folder of a DICOM series; or several, one for each channel.
 
     Raises:
-        VolumeError: it cannot be read, is no volume, is constant or not finite, or its channels differ in shape; the
+        VolumeError: it cannot be read, is not a volume, is constant or not finite, or its channels differ in shape; the
             message is the end of a sentence that begins with the (first) file.
     """
     from .transforms.load_volume import read_volume  # brings ITK
@@ -163,8 +163,8 @@ def scan_facts(path: str | os.PathLike | Sequence[str | os.PathLike]) -> ScanFac
             raise VolumeError(f"has a channel {file} that {first_line(error)}") from error
         if facts is not None and facts.shape != one.shape:
             raise VolumeError(
-                f"has the shape {format_shape(facts.shape)}, but its channel {file} {format_shape(one.shape)}: all "
-                "have to be on one grid"
+                f"has the shape {format_shape(facts.shape)}, but its channel {file} {format_shape(one.shape)}: "
+                "all must be on one grid"
             )
         facts = one if facts is None else _joined(facts, one)
     if facts is None:
@@ -173,14 +173,14 @@ def scan_facts(path: str | os.PathLike | Sequence[str | os.PathLike]) -> ScanFac
 
 
 def facts_of_volume(volume: Any, file: str | os.PathLike) -> ScanFacts:
-    """The facts of a scan that is loaded already.
+    """The facts of a loaded scan.
 
     Args:
-        volume: a `MetaTensor` (C, *spatial), as `LoadVolumed` gives it, with its affine.
-        file: what it was loaded from.
+        volume: a `MetaTensor` (C, *spatial) from `LoadVolumed`, with its affine.
+        file: file that it was loaded from.
 
     Raises:
-        VolumeError: it is no volume of three axes, is constant or not finite.
+        VolumeError: it is not a volume of three axes, is constant or not finite.
     """
     if volume.ndim != 4:
         raise VolumeError(f"has {volume.ndim - 1} axes ({format_shape(volume.shape[1:])}), but a volume has 3")
@@ -223,30 +223,30 @@ def _joined(facts: ScanFacts, channel: ScanFacts) -> ScanFacts:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The range of the facts of a training set; it names no file.
+    """The ranges of the facts of a training set, without names of files.
 
-    The rule by which a scan differs (`differences`):
+    The rules for differences (`differences`):
 
-    - `channels`: refused, where no training scan had as many.
-    - `modality`: refused, where the scan is taken for CT and no training scan was, or the other way round; warned of,
-      where fewer than a tenth were.
-    - `spacing`: by anatomical axis, after both were turned alike. Refused, where a voxel is more than 4 times as large
-      as the largest or as small as the smallest of the training scans; warned of from 1.5 times on.
-    - `size`: the extent in mm, likewise; refused from 3 times on, warned of from 1.5 times on.
-    - `contrast`: warned of, where no scan is a CT and a channel's median lies further than 0.15 outside of the range of
-      the training scans, on a scale on which 5 % of the foreground is 0 and 95 % is 1 (`ScanFacts.contrast`).
+    - `channels`: refused if no training scan had as many.
+    - `modality`: refused if the scan counts as CT and no training scan did, or the other way round; a warning if fewer
+      than a tenth did.
+    - `spacing`: by anatomical axis, after both are oriented alike. Refused if a voxel is more than 4 times larger than
+      the largest, or smaller than the smallest, of the training scans; a warning from 1.5 times on.
+    - `size`: the extent in mm, likewise; refused from 3 times on, a warning from 1.5 times on.
+    - `contrast`: a warning if no scan is a CT and a channel's median lies more than 0.15 outside of the range of the
+      training scans, on a scale with 0 at 5 % and 1 at 95 % of the foreground (`ScanFacts.contrast`).
 
-    How a scan's axes are stored, and in which order, is no difference: the bundles turn all scans alike. Intensities of
-    MR have no unit, so their scale is no difference either.
+    The direction and order of stored axes do not matter, since the bundles orient all scans alike. MR intensities have
+    no unit, so their scale does not matter either.
 
     Attributes:
-        scans: how many were looked at.
-        among: of how many.
-        channels: numbers of channels, with how many scans had them.
+        scans: number of scans that were read.
+        among: number of scans that they were drawn from.
+        channels: numbers of channels, each with its number of scans.
         modalities: likewise (`ScanFacts.modality`).
         spacing: least and largest voxel size in mm, left-right, front-back and up-down.
         extent: least and largest size in mm, likewise.
-        contrast: least and largest `ScanFacts.contrast`, by channel; empty where the numbers of channels differ.
+        contrast: least and largest `ScanFacts.contrast`, by channel; empty if the numbers of channels differ.
     """
 
     scans: int
@@ -259,14 +259,14 @@ class Fingerprint:
 
     @classmethod
     def of(cls, facts: Iterable[ScanFacts], among: int | None = None) -> Fingerprint:
-        """The fingerprint of some scans, which stand for `among`, for themselves where it is None.
+        """The fingerprint of some scans, which represent `among` scans, or only themselves if None.
 
         Raises:
             ValueError: there are none.
         """
         scans = list(facts)
         if not scans:
-            raise ValueError("a fingerprint is made of one scan or more.")
+            raise ValueError("a fingerprint needs at least one scan.")
         return cls(
             scans=len(scans),
             among=len(scans) if among is None else among,
@@ -278,17 +278,19 @@ class Fingerprint:
         )
 
     def differences(self, facts: ScanFacts) -> list[Difference]:
-        """In what a scan differs, by the rule above; an empty list where it is like the training scans."""
+        """Differences of a scan by the rules above; an empty list if it is like the training scans."""
         found = []
         if facts.channels not in self.channels:
             had = " or ".join(map(str, self.channels))
             found.append(
-                Difference("channels", "refuse", f"it has {_channels(facts.channels)}, the training scans have {had}")
+                Difference(
+                    "channels", "refuse", f"it has {_channels(facts.channels)}, but the training scans have {had}"
+                )
             )
         same = self.modalities.get(facts.modality, 0)
         if same < RARE * self.scans:
             others = " and ".join(name for name in self.modalities if name != facts.modality)
-            what = "it has intensities as CT has (Hounsfield units)" if facts.modality == "CT" else "it is no CT"
+            what = "it has intensities as CT has (Hounsfield units)" if facts.modality == "CT" else "it is not CT"
             some = f"{self.scans - same} of {self.scans} training scans" if same else "the training scans"
             are = f"are {others}" if others == "CT" else "are no CT"
             found.append(Difference("modality", "warn" if same else "refuse", f"{what}, {some} {are}"))
@@ -334,12 +336,11 @@ class Fingerprint:
         """The fingerprint that `to_json` wrote.
 
         Raises:
-            ValueError: it is of a newer version, or none.
-        """
+            ValueError: it is of a newer version, or not a fingerprint."""
         if (values.get("format") or 0) > FORMAT_VERSION:
             raise ValueError(
-                f"the fingerprint of the training scans has format {values['format']}, this version reads up to "
-                f"{FORMAT_VERSION}; upgrade."
+                f"the fingerprint of the training scans has format {values['format']}, but this version reads up "
+                f"to {FORMAT_VERSION}; upgrade."
             )
         try:
             return cls(
@@ -356,13 +357,13 @@ class Fingerprint:
 
 
 class FingerprintInTheMaking:
-    """Read some scans of a training set, in a thread beside the training, and make their fingerprint.
+    """Read some scans of a training set in a background thread, and make their fingerprint.
 
-    Scans that cannot be read are left out: training itself says what is wrong with them.
+    Scans that cannot be read are left out; training itself reports them.
 
     Args:
-        items: of the training list. Up to 50 of them, at even distances, are read.
-        key: of the images.
+        items: items of the training list. Up to 50 of them, evenly spaced, are read.
+        key: key of the images.
     """
 
     def __init__(self, items: Sequence[Mapping[str, Any]], key: str = "image") -> None:
@@ -372,7 +373,7 @@ class FingerprintInTheMaking:
         self._thread.start()
 
     def record(self) -> dict[str, Any]:
-        """``{"fingerprint": JSON values}``, empty where no scan could be read; waits until it is there."""
+        """``{"fingerprint": JSON values}``, empty if no scan could be read; waits until it is complete."""
         self._thread.join()
         return self._record
 
@@ -388,11 +389,11 @@ class FingerprintInTheMaking:
                 made = Fingerprint.of(facts, len(self._items)).to_json()
                 self._record = {"fingerprint": made}
         except Exception as error:  # of files in a form of the user's own; the training is worth more than this
-            logger.warning("no fingerprint of the training scans goes along with the model (%s).", first_line(error))
+            logger.warning("the model gets no fingerprint of its training scans (%s).", first_line(error))
 
 
 def fingerprint_in(record: Mapping[str, Any]) -> Fingerprint | None:
-    """The fingerprint in the record of a model's file; None where it has none.
+    """The fingerprint in the record of a model's file; None if it has none.
 
     Raises:
         ValueError: it is damaged, or of a newer version.
@@ -402,7 +403,7 @@ def fingerprint_in(record: Mapping[str, Any]) -> Fingerprint | None:
 
 
 def spread(items: Sequence[Any], most: int) -> list[Any]:
-    """Up to `most` items of a list, at even distances."""
+    """Up to `most` items of a list, evenly spaced."""
     count = min(most, len(items))
     return [items[number * len(items) // count] for number in range(count)]
 

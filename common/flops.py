@@ -1,8 +1,8 @@
-"""Operations and parameters of a bundle's network, in a line for each of its parts.
+"""Operations and parameters of a bundle's network, one line for each of its parts.
 
 `python -m common.flops --config_file configs/train.json --input_shape "1,1,512,512,5"`, in the bundle's folder, counts
-what a forward pass multiplies and adds in its matrix products and convolutions. The network is made without memory, so
-that nothing is computed.
+the multiplications and additions of a forward pass in matrix products and convolutions. The network takes no memory,
+and nothing is computed.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def count_operations(
     """Count the operations of a network that JSON files describe.
 
     Args:
-        config_file: the files, by commas or as MONAI takes them; later ones win.
-        input_shape: of the image, batch and channels first.
-        net_id: of the network in them.
+        config_file: the files, separated by commas or as for MONAI; later ones win.
+        input_shape: shape of the image, batch and channels first.
+        net_id: id of the network in them.
         override: ids and values, such as `--slices 1`.
 
     Returns:
@@ -56,7 +56,7 @@ def count_operations(
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             net(image)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{net_id} takes no image of the shape {shape}: {error}".splitlines()[0]) from error
+        raise ValueError(f"{net_id} does not accept an image of the shape {shape}: {error}".splitlines()[0]) from error
     counts = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
     root = type(net).__name__
     lines = [f"{'':<24}{'GFLOP':>12}{'M parameters':>14}"]
@@ -67,7 +67,7 @@ def count_operations(
 
 
 def _operations(module: nn.Module, name: str, counts: Mapping[str, int]) -> int:
-    """Those of a part; where another of its methods than ``forward`` is called, its own parts are counted alone."""
+    """Operations of a part; if a method other than ``forward`` is called, only its sub-parts are counted."""
     if name in counts:
         return counts[name]
     return sum(_operations(part, f"{name}.{child}", counts) for child, part in module.named_children())

@@ -1,4 +1,4 @@
-"""Which voxels of an image are no air."""
+"""Find the voxels of an image that are not air."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ def foreground_mask(channel: torch.Tensor, foreground: str | float = "tissue") -
 
     Args:
         channel: intensities of any shape.
-        foreground: ``"tissue"``: what is brighter than air, noise included. Where the least value is -900 or less, the
-            image is taken for CT and its foreground is above -900 HU. Otherwise it is above a tenth of the mean signal,
-            in which each voxel counts by its own signal squared, the brightest thousandth cut off: so air adds next to
-            nothing to it, however much there is. Signal is what lies above 0; above the least value where that is far
-            below 0.
-            ``"nonzero"``: voxels other than 0, such as those of skull-stripped images. ``"all"``: every voxel, air too.
-            A number: voxels above it.
+        foreground: ``"tissue"``: everything brighter than air, including noise. If the least value is -900 or less, the
+            image counts as CT and its foreground is above -900 HU. Otherwise the foreground is above a tenth of the
+            mean signal. In this mean each voxel is weighted by its squared signal, and the brightest thousandth is cut
+            off, so any amount of air adds almost nothing. Signal is measured from 0, or from the least value if that is
+            far below 0. ``"nonzero"``: voxels other than 0, such as those of skull-stripped images. ``"all"``: every
+            voxel, air too. A number: voxels above it.
 
     Raises:
-        ValueError: an unknown ``foreground``.
+        ValueError: ``foreground`` is unknown.
     """
     if foreground == "all":
         return torch.ones_like(channel, dtype=torch.bool)
@@ -38,7 +37,7 @@ def foreground_mask(channel: torch.Tensor, foreground: str | float = "tissue") -
     if not isinstance(foreground, str):
         return channel > float(foreground)
     if foreground != "tissue":
-        raise ValueError(f"foreground is one of {', '.join(RULES)}, or a number, not {foreground!r}.")
+        raise ValueError(f"foreground must be one of {', '.join(RULES)}, or a number, not {foreground!r}.")
     if channel.numel() == 0:
         return torch.zeros_like(channel, dtype=torch.bool)
     least = float(channel.min())

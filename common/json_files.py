@@ -1,4 +1,4 @@
-"""JSON files: reading, and writing in one step."""
+"""Read JSON files, and write them atomically."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from .files import atomic_write
 __all__ = ["read_json", "to_json", "write_json"]
 
 WIDTH = 100
-"""Characters that a line with a list may have, its indent and the comma behind it included."""
+"""Longest line with a list, in characters, including its indent and the comma after it."""
 
 
 def read_json(path: str | os.PathLike, default: Any = ...) -> Any:
     """The content of a JSON file.
 
     Args:
-        path: of the file.
-        default: returned where there is no such file.
+        path: path of the file. default: returned if there is no such file.
 
     Raises:
         FileNotFoundError: there is no such file, and no default.
-        ValueError: the file is no JSON; the message names it.
+        ValueError: the file is not JSON; the message names it.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # on Windows with a byte-order mark
@@ -38,12 +37,11 @@ def read_json(path: str | os.PathLike, default: Any = ...) -> Any:
 
 
 def write_json(path: str | os.PathLike, content: Any, default: Callable[[Any], Any] | None = None) -> None:
-    """Write a JSON file, whole or not at all.
+    """Write a JSON file, completely or not at all.
 
     Args:
-        path: of the file.
-        content: dictionaries, lists, text, numbers.
-        default: gives what is written in place of a value that JSON has no form for, such as ``str`` its text.
+        path: path of the file. content: dictionaries, lists, text, numbers.
+        default: converts values that JSON cannot store, such as ``str`` to their text.
 
     Raises:
         OSError: the file cannot be written.
@@ -54,11 +52,10 @@ def write_json(path: str | os.PathLike, content: Any, default: Callable[[Any], A
 
 
 def to_json(content: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """The text of a JSON file, indented by four spaces; a list without dictionaries stands on one line where it fits.
+    """The text of a JSON file, indented by four spaces; a list without dictionaries is on one line if it fits.
 
     Args:
-        content: as of `write_json`.
-        default: as of `write_json`.
+        content: as for `write_json`. default: as for `write_json`.
 
     Raises:
         TypeError: JSON has no form for a value, and there is no ``default``.

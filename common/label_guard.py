@@ -1,13 +1,13 @@
-"""A MONAI Label server that takes a request's values as plain data.
+"""A MONAI Label server that treats the values of a request as plain data.
 
-Releases of MONAI Label before 0.8.8 evaluate them, so that whoever reaches the server can run code on it
-(`common.doctor.label_warning` has the advisories). Label's own option puts this check before its application, with any
+Releases of MONAI Label before 0.8.8 evaluate them, so anybody who reaches the server can run code on it
+(`common.doctor.label_warning` lists the advisories). An option of Label puts this check before its application, in any
 release::
 
     monailabel start_server --host 127.0.0.1 --uvicorn_app common.label_guard:app ...
 
-A request that is refused gets status 400 and a sentence, and Label never sees it. This is no authentication: who may
-ask stays Label's matter (``MONAI_LABEL_AUTH_ENABLE``).
+A refused request gets status 400 and a sentence, and Label never sees it. This is no authentication; for that, use
+Label's ``MONAI_LABEL_AUTH_ENABLE``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 LARGEST_TEXT = 1 << 20
-"""Bytes of a JSON text."""
+"""Largest size of a JSON text in bytes."""
 LARGEST_BODY = 4 << 30
-"""Bytes of a whole request; an uploaded volume is the most that is asked for."""
+"""Largest size of a request in bytes; an uploaded volume is the largest."""
 DEEPEST = 16
 FORM_TEXTS = ("params", "info")
 """Fields of Label's forms that hold JSON."""
@@ -54,7 +54,7 @@ def _switch(value: Any) -> str | None:
 
 
 def _match(pattern: re.Pattern[str], meaning: str) -> Callable[[Any], str | None]:
-    """Also of a list: Slicer sends an option with all its choices where none was chosen."""
+    """Match a value or a list: Slicer sends all choices of an option if the user chose none."""
 
     def check(value: Any) -> str | None:
         values = value if isinstance(value, list) else [value]
@@ -86,7 +86,7 @@ SERVER_ONLY = {"bundle_path": "", "tracking_uri": os.environ.get("MONAI_LABEL_TR
 
 
 def refused_name(name: str, what: str) -> str | None:
-    """Why a name in an address, or of an uploaded file, is refused: it leaves its folder, or it is no name at all."""
+    """Why a name in an address, or of an uploaded file, is refused: it leaves its folder or is not a name."""
     if len(name) > 1024:
         return f"{what} is longer than 1,024 characters"
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
@@ -99,13 +99,13 @@ def refused_name(name: str, what: str) -> str | None:
 
 
 def refused_value(values: Any, depth: int = 0) -> str | None:
-    """Why the values of a request are refused: one would be evaluated, or is none that a bundle can use."""
+    """Why the values of a request are refused: one would be evaluated, or no bundle can use it."""
     if depth > DEEPEST:
         return f"values are nested in more than {DEEPEST} levels"
     if isinstance(values, str):
         # MONAI's config system: an expression, a reference, and a file's content
         if values.startswith(("$", "@", "%")):
-            return f"the value {_short(values)} begins with {values[0]!r}, and values are plain data"
+            return f"the value {_short(values)} begins with {values[0]!r}, but values must be plain data"
         return "a value has a NUL character" if "\0" in values else None
     if isinstance(values, float):
         return None if math.isfinite(values) else "a value is not finite"
@@ -115,12 +115,12 @@ def refused_value(values: Any, depth: int = 0) -> str | None:
         return None
     for key, value in values.items():
         if re.fullmatch(r"_\w+_", key) or re.search("[#$@%]|::", key):
-            return f"the name {_short(key)} means something in a configuration, and values are plain data"
+            return f"the name {_short(key)} has a meaning in a configuration, but values must be plain data"
         if key in SERVER_ONLY and value not in (None, "", SERVER_ONLY[key]):
             return f"{key} is the server's own setting"
         expected = VALUES[key](value) if key in VALUES and value is not None else None
         if expected:
-            return f"{key} is {_short(value)}; it has to be {expected}"
+            return f"{key} is {_short(value)}; it must be {expected}"
         reason = refused_value(value, depth + 1)
         if reason:
             return reason
@@ -137,7 +137,7 @@ def refused_body(text: bytes | str, what: str = "the body") -> str | None:
         return f"{what} is no JSON"
     if values is None:
         return None
-    return refused_value(values) if isinstance(values, dict) else f"{what} is no JSON object"
+    return refused_value(values) if isinstance(values, dict) else f"{what} is not a JSON object"
 
 
 def _short(value: Any) -> str:
@@ -149,8 +149,8 @@ class RequestGuard:
     """The check as ASGI middleware.
 
     Args:
-        application: what answers the requests that are not refused.
-        largest: bytes of a request's body, more is refused.
+        application: application that answers the accepted requests.
+        largest: largest size of a request's body in bytes.
     """
 
     def __init__(self, application: Application, largest: int = LARGEST_BODY) -> None:
@@ -213,7 +213,7 @@ async def _refused_content(scope: MutableMapping[str, Any], body: IO[bytes]) -> 
     body.seek(0)
     if not text or kind in ("", "application/json") or kind.endswith("+json"):
         return refused_body(text)
-    return f"content type {kind!r} is none that is answered here"
+    return f"content type {kind!r} is not accepted here"
 
 
 async def _refused_form(scope: MutableMapping[str, Any], body: IO[bytes]) -> str | None:
@@ -242,7 +242,7 @@ async def _refused_form(scope: MutableMapping[str, Any], body: IO[bytes]) -> str
 
 
 def _replay(body: IO[bytes], after: Receive | None = None) -> Receive:
-    """A `receive` that gives the body, then what the connection says, such as that it was closed."""
+    """A `receive` that first gives the body, then later messages of the connection, such as its end."""
     parts: Iterator[bytes] = iter(lambda: body.read(1 << 20), b"")
     done = False
 
@@ -265,7 +265,7 @@ async def _refuse(send: Send, reason: str) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """`app`, made when it is asked for: MONAI Label is not among the requirements."""
+    """`app`, created on first access: MONAI Label is not among the requirements."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from monailabel.app import app

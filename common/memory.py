@@ -16,10 +16,9 @@ NAMES = {
 
 
 def available_memory() -> int | None:
-    """Bytes that this process can still take without swapping; None where the system does not tell.
+    """Bytes that this process can still use without swapping; None if the system does not report it.
 
-    The least of what the machine has free (with what it would drop from its cache of files) and of what the limit of a
-    container leaves.
+    It is the smaller of the machine's free memory (including its file cache) and the rest of a container's limit.
     """
     found = []
     with suppress(OSError, ValueError, StopIteration):
@@ -39,7 +38,7 @@ def available_memory() -> int | None:
 
 
 def _groups() -> list[tuple[Path, str, str]]:
-    """The groups that limit this process, such as a job of Slurm, and all above them."""
+    """The control groups that limit this process, such as a Slurm job, and all their parents."""
     paths = {"": "/", "memory": "/"}
     with suppress(OSError, ValueError):
         for line in CGROUP.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""NIfTI files as both the check of a datalist and loading read them, so that they cannot differ."""
+"""Read NIfTI files in one way, for both the check of a datalist and loading, so they cannot differ."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class NiftiError(VolumeError):
 
 
 def is_nifti(file: str | os.PathLike) -> bool:
-    """Whether a file is NIfTI by its name."""
+    """Whether a file has a NIfTI name."""
     return os.fspath(file).endswith((".nii", ".nii.gz"))
 
 
 def read_nifti(file: str | os.PathLike, **kwargs: Any) -> Any:
-    """The image of nibabel; of a compressed file all of it is read, so that its checksum is compared.
+    """Read an image with nibabel; a compressed file is read completely to check its checksum.
 
     Args:
         file: `.nii` or `.nii.gz`.
-        kwargs: of `nibabel.load`.
+        kwargs: passed to `nibabel.load`.
 
     Raises:
-        NiftiError: the checksum does not fit what was read.
-        Exception: whatever nibabel, gzip and zlib raise about a file that is cut off or no NIfTI file.
+        NiftiError: the checksum does not match the content.
+        Exception: any error of nibabel, gzip or zlib for a file that is cut off or not a NIfTI file.
     """
     if not os.fspath(file).endswith(".gz"):
         return nib.load(file, **kwargs)  # type: ignore[attr-defined]
@@ -56,23 +56,22 @@ def read_nifti(file: str | os.PathLike, **kwargs: Any) -> Any:
 
 
 def nifti_affine(file: str | os.PathLike, image: Any = None) -> np.ndarray:
-    """The matrix from voxels to mm that the codes of a header call valid: sform, else qform, else the voxel sizes.
+    """The matrix from voxels to mm that the header's codes declare valid: sform, else qform, else the voxel sizes.
 
-    Sizes in metres and microns become mm. With a valid sform alone, voxel sizes (pixdim) that differ from it do not
-    count.
+    Sizes in metres and microns become mm. If only the sform is valid, different voxel sizes (pixdim) are ignored.
 
     Args:
         file: the NIfTI file.
-        image: the same, opened, where the caller has it.
+        image: the opened file, if the caller has it.
 
     Raises:
-        NiftiError: the header has voxel sizes, a matrix or a place of the first voxel that cannot be, or two valid
-            matrices of different scale; or the file holds colours or complex numbers.
+        NiftiError: the header has impossible voxel sizes, an impossible matrix or position of the first voxel, or two
+            valid matrices of different scale; or the file holds colours or complex numbers.
     """
     if image is None:
         image = nib.load(file)  # type: ignore[attr-defined]
     if not isinstance(image, nib.Nifti1Image):  # type: ignore[attr-defined]
-        raise NiftiError(f"is no NIfTI image of voxels but a {type(image).__name__}")
+        raise NiftiError(f"is not a NIfTI image of voxels but a {type(image).__name__}")
     header = image.header
     first = getattr(image.dataobj, "offset", None)
     if first is not None and first < header.single_vox_offset:
@@ -93,7 +92,7 @@ def nifti_affine(file: str | os.PathLike, image: Any = None) -> np.ndarray:
     try:
         affine = np.array(image.affine, float)
     except Exception as error:  # a quaternion of more than unit length
-        raise NiftiError(f"has a qform that is no rotation ({error})") from error
+        raise NiftiError(f"has a qform that is not a rotation ({error})") from error
     if not np.isfinite(affine).all():
         raise NiftiError(f"has a matrix ({'sform' if sform else 'qform'}) that is not finite (NaN or infinite)")
     scale = np.linalg.norm(affine[:3, :3], axis=0)
@@ -111,7 +110,7 @@ def nifti_affine(file: str | os.PathLike, image: Any = None) -> np.ndarray:
 
 
 def _written_sizes(file: str | os.PathLike, header: Any) -> np.ndarray:
-    """`pixdim` as the file has it: nibabel makes 1 of 0 when it opens a file."""
+    """`pixdim` as stored in the file: nibabel changes 0 to 1 when it opens a file."""
     pixdim = np.array(header["pixdim"][1:4], float)
     if (pixdim == 1).any():
         with nib.openers.ImageOpener(os.fspath(file)) as stream:

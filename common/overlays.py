@@ -1,4 +1,4 @@
-"""What lies over a bundle's base files: where an overlay is found, their order, how files and ``id=value`` are read."""
+"""Overlays of a bundle's base files: find them, check their order, and parse files and ``id=value``."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 __all__ = ["KINDS", "find_overlay", "merge_files", "order_problems", "parse_files", "parse_overrides", "parse_value"]
 
 KINDS = ("datasets", "networks", "tasks", "presets", "pretexts", "schedules")
-"""Folders of a bundle's overlays, in the order that they are usually named in."""
+"""Folders of a bundle's overlays, in the usual order."""
 
 
 def find_overlay(name: str | Path, bundle: Path, base: Path | None = None) -> Path:
-    """A config file by its name in a folder, in the bundle or in the bundle's ``configs/``, in this order.
+    """Find a config file by name in a folder, in the bundle or in the bundle's ``configs/``, in this order.
 
     Args:
-        name: path of the file; ``.json`` and all.
+        name: path of the file, including ``.json``.
         bundle: folder of the bundle.
-        base: what is looked in first; the working folder if None.
+        base: folder to search first; the working folder if None.
 
     Raises:
-        FileNotFoundError: there is none, with the folders.
+        FileNotFoundError: there is no such file (names the folders).
     """
     base = Path.cwd() if base is None else base
     for folder in (base, bundle, bundle / "configs"):
@@ -34,11 +34,11 @@ def find_overlay(name: str | Path, bundle: Path, base: Path | None = None) -> Pa
 
 
 def merge_files(files: Sequence[str | Path]) -> dict[str, Any]:
-    """One config of several files, later ones over earlier ones, as ``monai.bundle run`` merges them.
+    """Merge several files into one config, later ones over earlier ones, like ``monai.bundle run``.
 
     Raises:
-        ValueError: a file changes a part that those before it do not have, where MONAI says "query key" and the part
-            alone; the sentence has the file, and which base file of its bundle it is for.
+        ValueError: a file changes a part that earlier files lack. MONAI would only say "query key" and the part; this
+            sentence names the file, and the base file that it is made for.
     """
 
     paths = [Path(file) for file in files]
@@ -68,7 +68,7 @@ def _fits(files: Sequence[Path]) -> bool:
 
 
 def _misfit_sentence(late: Path, before: Sequence[Path]) -> str:
-    """Which part that the files before it lack a file changes, and what it is for."""
+    """Say which part a file changes that earlier files lack, and which base file it is made for."""
     from monai.bundle import ConfigParser
 
     parser = ConfigParser(config=_merged(before))
@@ -79,20 +79,20 @@ def _misfit_sentence(late: Path, before: Sequence[Path]) -> str:
     bases = [folder / name for name in ("pretrain.json", "train.json", "inference.json")]
     right = [base.name for base in bases if base.is_file() and _fits([base, late])]
     use = f"it is for {' and '.join(right)}" if right else "name the file that has it before"
-    return f"{late.name} changes `{key}`, and {' + '.join(file.name for file in before)} has no such part: {use}."
+    return f"{late.name} changes `{key}`, but {' + '.join(file.name for file in before)} has no such part: {use}."
 
 
 def order_problems(files: Sequence[str | Path], given: Collection[str] = ()) -> list[str]:
-    """A sentence for each file that takes back, without a word, what an overlay before it was named for.
+    """One sentence for each file that silently undoes an earlier overlay.
 
-    Later files win, and most orders can be meant. These cannot: a part set as a whole behind a file of another kind
-    that sets a value in it; a data set behind a network, a preset, a pretext or a schedule; any of them behind a
-    schedule; a task whose classes another kind of file changes, or that numbers the masks of a data set anew;
-    `evaluate.json`, a base file with values of its own, behind an overlay.
+    Later files win, and most orders make sense. These do not: a part set as a whole after a file of another kind that
+    sets a value in it; a data set after a network, a preset, a pretext or a schedule; any of these after a schedule; a
+    task whose classes another kind of file changes, or that changes the label scheme of a data set; `evaluate.json`, a
+    base file with its own values, after an overlay.
 
     Args:
-        files: config files in their order; only those of the folders `KINDS` have a place.
-        given: ids that are set after all files, which the order does not matter for.
+        files: config files in their order; only those from the folders `KINDS` have a place.
+        given: ids that are set after all files; the order does not matter for them.
     """
     found = [(path, path.parent.name) for path in map(Path, files)]
     contents = {
@@ -117,13 +117,13 @@ def order_problems(files: Sequence[str | Path], given: Collection[str] = ()) -> 
                     where = "right behind train.json" if base else f"before {early.name}"
                     shown = "" if isinstance(new, dict) else f" to {json.dumps(new)}"
                     problems.append(
-                        f"{late.name} stands behind {early.name} and sets its `{key}` back{shown}: name it {where}."
+                        f"{late.name} comes after {early.name} and sets its `{key}` back{shown}: name it {where}."
                     )
     return problems
 
 
 def _takes_back(early: str, late: str, key: str, by: str, value: Any, new: Any) -> bool:
-    """Whether a file of the kind `late` loses what one of the kind `early` before it was named for."""
+    """Whether a file of the kind `late` may undo a file of the kind `early` before it."""
     if key != by:
         return True
     if "tasks" in (early, late):
@@ -133,7 +133,7 @@ def _takes_back(early: str, late: str, key: str, by: str, value: Any, new: Any) 
 
 
 def _settings(path: Path, added: bool = False) -> dict[str, Any]:
-    """Values of a config file by id; what it adds to a part (``+``) takes nothing back and is asked for."""
+    """Values of a config file by id. Additions to a part (``+``) undo nothing, so they are left out."""
     from monai.bundle import ConfigParser
 
     content = ConfigParser.load_config_file(path)
@@ -141,7 +141,7 @@ def _settings(path: Path, added: bool = False) -> dict[str, Any]:
 
 
 def parse_files(given: str | Sequence[Any]) -> list[str]:
-    """Names of config files, however a user lists them: as MONAI does (``"['a.json','b.json']"``), by commas or blanks.
+    """Parse names of config files in MONAI's form (``"['a.json','b.json']"``), or separated by commas or blanks.
 
     Args:
         given: one such text, or several of them.
@@ -157,14 +157,14 @@ def parse_files(given: str | Sequence[Any]) -> list[str]:
 
 
 def parse_overrides(given: str | Sequence[str] | Mapping[str, Any] | None, option: str = "override") -> dict[str, Any]:
-    """Values by id, from ``id=value`` apart by blanks or commas, a list of them, or a mapping, also as text.
+    """Parse values by id: ``id=value`` separated by blanks or commas, a list of them, or a mapping, also as text.
 
     Args:
-        given: what the user gave.
-        option: what error messages call it.
+        given: the user's input.
+        option: name for error messages.
 
     Raises:
-        ValueError: an entry without ``=``.
+        ValueError: an entry has no ``=``.
     """
     if given is None:
         return {}
@@ -191,7 +191,7 @@ def parse_overrides(given: str | Sequence[str] | Mapping[str, Any] | None, optio
 
 
 def _apart(text: str, between: str) -> list[str]:
-    """Each ``id=value`` of a text; what stands in brackets or quotes is one value."""
+    """Split a text into its ``id=value``; text in brackets or quotes is one value."""
     words = [""]
     depth, quote, place = 0, "", 0
     start = re.compile(rf"{between}(?=[A-Za-z_][\w#:]*=)")

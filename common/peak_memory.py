@@ -1,4 +1,4 @@
-"""How much memory a command takes at most: all of its processes together, and on GPUs."""
+"""Peak memory of a command: of all its processes together, and on GPUs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 __all__ = ["GPU_RECORD", "PeakMemory", "gpu_peak", "own_memory", "record_gpu_peak", "tree_memory"]
 
 GPU_RECORD = "COMMON_GPU_RECORD"
-"""Environment variable: start of the path of the files in which the processes of a run write what they took of GPUs."""
+"""Environment variable: path prefix of the files with the GPU memory of a run's processes."""
 
 FIRST_PAUSE = 0.05
 
 
 class PeakMemory:
-    """Watches a process and all that it starts, in a thread, as a context: ``with PeakMemory(pid) as peak``.
+    """Watch a process and its descendants in a thread, as a context: ``with PeakMemory(pid) as peak``.
 
     It looks once a second (more often at first), or less often where looking takes long, so that a peak between two
     looks is missed. Linux alone tells how much several processes share; elsewhere ``bytes`` stays 0.
@@ -50,7 +50,7 @@ class PeakMemory:
 
 
 def tree_memory(pid: int) -> int:
-    """Bytes that a process and its descendants hold; what several of them share, such as a cache, counts once."""
+    """Bytes held by a process and its descendants; shared memory, such as a cache, counts once."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
@@ -63,7 +63,7 @@ def tree_memory(pid: int) -> int:
 
 
 def own_memory() -> int:
-    """Bytes of this process in memory; 0 where the system does not tell (elsewhere than on Linux)."""
+    """Bytes of this process in memory; 0 if the system does not report it (only Linux does)."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
@@ -81,7 +81,7 @@ def _share(pid: int, own: bool = True) -> int:
 
 
 def record_gpu_peak() -> None:
-    """At the end of this process write the most that it reserved on GPUs, where ``GPU_RECORD`` says so."""
+    """Write the peak of this process's reserved GPU memory at its end, if ``GPU_RECORD`` is set."""
     start = os.environ.get(GPU_RECORD)
     if start:
         atexit.register(_write_gpu_peak, Path(f"{start}-{os.getpid()}"))
@@ -97,7 +97,7 @@ def _write_gpu_peak(path: Path) -> None:
 
 
 def gpu_peak(start: Path) -> int | None:
-    """What all processes of a run wrote, in bytes, taken away; None where none had a GPU."""
+    """Sum of what all processes of a run wrote, in bytes; removes the files. None if no process had a GPU."""
     found = []
     for path in start.parent.glob(f"{start.name}-*"):
         with suppress(ValueError):

@@ -5,12 +5,11 @@ import torch
 __all__ = ["bfloat16_pays"]
 
 INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
-"""Capabilities of a CPU, by torch's names, with which it multiplies bfloat16 in hardware."""
+"""CPU capabilities, by torch's names, that multiply bfloat16 in hardware."""
 
 
 def bfloat16_pays(device: torch.device | str) -> bool:
-    """Whether a device multiplies bfloat16 in hardware, as torch tells: NVIDIA from Ampere on, CPUs with AVX-512 BF16
-    or AMX. Elsewhere torch emulates it, which is slower than float32."""
+    """Whether a device multiplies bfloat16 in hardware, according to torch."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,7 +1,7 @@
-"""What a network's images went through, read off the transforms themselves.
+"""Record how a network's images were prepared, from the transforms themselves.
 
-The record travels in files of encoders and models. Where such a file is loaded, it is compared field by field with the
-transforms of the config that loads it, so that nobody has to write a sentence about them and keep it true.
+Files of encoders and models carry the record. On loading, it is compared field by field with the transforms of the
+loading config. So nobody must describe the preparation by hand and keep the text up to date.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ FORMAT_VERSION = 1
 """Version of the record; newer ones are refused."""
 
 CROPS = (CenterSpatialCropd, CropForegroundd, ResizeWithPadOrCropd, SpatialPadd)
-"""Transforms that choose a part of the grid: recorded, but no difference, since nets see windows of any place."""
+"""Transforms that choose a part of the grid: recorded but not compared, since nets see windows anywhere."""
 SILENT = (CheckScand, LoadImaged, EnsureChannelFirstd, EnsureTyped, Identityd, ToTensord, SelectChanneld)
 """Transforms that change neither the grid nor a value."""
 IDS = {
@@ -81,18 +81,17 @@ NOT_ARGUMENTS = ("allow_missing_keys", "dtype", "lazy")
 
 @dataclass
 class Preparation:
-    """A pipeline's deterministic part, as far as it concerns one key.
+    """The deterministic part of a pipeline for one key.
 
     Attributes:
-        channels: of the image, as the pipeline checks it.
+        channels: channels of the image, as checked by the pipeline.
         orientation: axis codes.
-        spacing: in mm, after pooling; a mapping where each domain has its own.
-        size: to which images are resized.
-        intensity: transforms that change values, in order, each with its class and its arguments; also those that this
-            module does not know.
-        value_range: to which the last of them scales images; None where it scales to none.
+        spacing: in mm, after pooling; a mapping if each domain has its own.
+        size: size that images are resized to.
+        intensity: transforms that change values, in order, each with class and arguments, including unknown ones.
+        value_range: range that the last of them scales images to; None if it does not.
         crops: transforms that crop or pad, likewise.
-        task: whose classes a model tells, by its name; None of encoders.
+        task: name of the task whose classes a model predicts; None for encoders.
         format: version of the record.
     """
 
@@ -110,12 +109,11 @@ class Preparation:
 def preparation_record(transforms: Any, key: str = "image", task: str | None = None) -> dict[str, Any]:
     """The record of a pipeline, as JSON values.
 
-    Random transforms are left out, and so are those of other keys.
+    Random transforms and those of other keys are left out.
 
     Args:
-        transforms: a ``Compose``, a transform, or a sequence of them; composed ones are walked through.
-        key: of the images.
-        task: whose classes the network tells.
+        transforms: a ``Compose``, a transform, or a sequence of them; composed ones are expanded.
+        key: key of the images. task: task whose classes the network predicts.
     """
     made = Preparation(task=task)
     intensity: list[dict[str, Any]] = []
@@ -149,18 +147,18 @@ def preparation_record(transforms: Any, key: str = "image", task: str | None = N
 
 
 def compare_preparation(made: Mapping[str, Any], used: Mapping[str, Any]) -> list[str]:
-    """One sentence for each field in which a file's record and a pipeline's differ.
+    """One sentence for each field that differs between a file's record and a pipeline's.
 
-    A field that one side does not know is no difference, except for intensities, which a list without entries knows.
-    Ranges of values are compared where one side knows no more of its intensities.
+    A field that one side lacks is no difference, except intensities: an empty list of them counts as known. Ranges of
+    values are compared if one side has nothing else about intensities.
 
     Raises:
-        ValueError: a record of a newer version.
+        ValueError: the record is of a newer version.
     """
     if (made.get("format") or 0) > FORMAT_VERSION:
         raise ValueError(
-            f"the record of how images were prepared has format {made['format']}, this version reads up to "
-            f"{FORMAT_VERSION}; upgrade."
+            f"the record of how images were prepared has format {made['format']}, but this version reads up "
+            f"to {FORMAT_VERSION}; upgrade."
         )
     sentences = []
     for name in IDS:
@@ -175,16 +173,15 @@ def compare_preparation(made: Mapping[str, Any], used: Mapping[str, Any]) -> lis
 
 
 def check_preparation(path: Any, record: Mapping[str, Any], used: Mapping[str, Any], accepted: bool) -> None:
-    """Compare the record of a model's file with what a pipeline does, and log what is accepted or not known.
+    """Compare the record of a model's file with a pipeline, and log accepted differences and a missing record.
 
     Args:
-        path: of the file, or what messages call the weights.
-        record: of the file, with its ``preparation``; empty where it has none.
-        used: record of the pipeline.
-        accepted: whether differences are taken over.
+        path: path of the file, or a name of the weights for messages. record: record of the file, with its
+            ``preparation``; empty if it has none. used: record of the pipeline.
+        accepted: whether differences are accepted.
 
     Raises:
-        ValueError: there are some, and they are not accepted; a record of a newer version.
+        ValueError: there are differences that are not accepted; the record is of a newer version.
     """
     made = record.get("preparation")
     if not isinstance(made, Mapping):
@@ -195,17 +192,16 @@ def check_preparation(path: Any, record: Mapping[str, Any], used: Mapping[str, A
     refuse_preparation(path, differences, accepted)
     if idist.get_rank() == 0:
         for difference in differences:
-            logger.warning("%s: %s It is taken over (accept_preparation).", path, difference)
+            logger.warning("%s: %s The difference is accepted (accept_preparation).", path, difference)
 
 
 def check_images(
     path: Any, record: Mapping[str, Any], preprocessing: Any, accepted: bool, task: str | None = None
 ) -> None:
-    """``check_preparation`` with the transforms of a pipeline; nothing is compared where they are None.
+    """``check_preparation`` with the transforms of a pipeline; nothing is compared if they are None.
 
     Args:
-        path, record, accepted: as of ``check_preparation``.
-        preprocessing, task: as of ``preparation_record``.
+        path, record, accepted: as for ``check_preparation``. preprocessing, task: as for ``preparation_record``.
 
     Raises:
         ValueError: as ``check_preparation``.
@@ -243,7 +239,7 @@ def _agree(there: Any, here: Any) -> bool:
 
 
 def field_text(value: Any) -> str:
-    """A field's value as messages have it."""
+    """A field's value as text for messages."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return ", then ".join(
             f"{one['transform']}({', '.join(f'{k}={v!r}' for k, v in one.items() if k != 'transform')})"
@@ -274,7 +270,7 @@ def _pixdim(transform: Spacingd) -> list[float]:
 
 
 def _step(transform: Any) -> dict[str, Any]:
-    """Class and arguments of a transform, of its dictionary form and of the array transform inside."""
+    """Class and arguments of a transform, from its dictionary form and the array transform inside."""
     arguments = _arguments(transform)
     for inner in vars(transform).values() if isinstance(transform, MapTransform) else ():
         if isinstance(inner, Transform):
@@ -291,7 +287,7 @@ def _arguments(transform: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it; what JSON has not is named by its class."""
+    """A value as JSON; other values are named by their class."""
     if isinstance(value, (str, bool, int, float)) or value is None:
         return value
     if isinstance(value, Mapping):

@@ -10,10 +10,10 @@ __all__ = ["seeded"]
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Draws inside follow ``seed``; torch's generators then go on as if nothing had been drawn.
+    """Seed draws in the block with ``seed``; afterwards torch's generators continue as if nothing was drawn.
 
-    Of the CPU and of ``device`` alone: ``torch.manual_seed`` sets the generators of all GPUs, which ``fork_rng`` of
-    some devices does not give back.
+    It sets only the generators of the CPU and of ``device``: ``torch.manual_seed`` would set those of all GPUs, and
+    ``fork_rng`` for some devices does not restore the others.
     """
     device = torch.device(device)
     on_gpu = device.type == "cuda"

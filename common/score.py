@@ -1,4 +1,4 @@
-"""Command line: `python -m common.score` scores a folder of predicted label maps, whoever made them.
+"""Command line: `python -m common.score` scores a folder of predicted label maps from any source.
 
 Each pair of files is compared on its own grid, in mm, with the rule for empty masks of `common/metrics/empty_masks.py`.
 """
@@ -30,7 +30,7 @@ SCORES = ("dice", "nsd", "hd95")
 
 
 class ScoreError(ValueError):
-    """Two folders that cannot be compared, in a sentence."""
+    """Two folders cannot be compared; the message is one sentence."""
 
 
 def score_masks(
@@ -47,13 +47,13 @@ def score_masks(
         truth: mask of any number of axes.
         prediction: mask of the same shape.
         spacing: mm per voxel and axis.
-        tolerance: mm that a surface may be off and still count as right for NSD, the share of the voxels of both
-            surfaces that lie within it of the other surface.
-        hd95: definition, as of ``HD95``.
-        empty: what a structure in neither mask scores: `leave_out`, NaN; `perfect`, 1, 1 and 0.
+        tolerance: tolerance of NSD in mm. NSD is the share of voxels of both surfaces that lie within it of the other
+            surface.
+        hd95: definition, as for ``HD95``.
+        empty: scores of a structure in neither mask: NaN for `leave_out`; 1, 1 and 0 for `perfect`.
 
     Returns:
-        `dice`, `nsd` and `hd95` (mm). In one mask only: 0, 0 and the diagonal of the image.
+        `dice`, `nsd` and `hd95` (mm). If only one mask has the structure: 0, 0 and the diagonal of the image.
     """
     truth, prediction = np.asarray(truth, bool), np.asarray(prediction, bool)
     sizes = int(truth.sum()), int(prediction.sum())
@@ -75,7 +75,7 @@ def score_masks(
 
 
 def _surface(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """Places in mm of the voxels of which a face neighbour, or the edge of the image, is not of the mask."""
+    """Positions in mm of mask voxels at the surface: a face neighbour is outside of the mask or the image."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     part = mask[box]
     return (np.argwhere(part & ~ndimage.binary_erosion(part)) + [s.start for s in box]) * np.asarray(spacing)
@@ -84,13 +84,13 @@ def _surface(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
 def match(
     truth: str | os.PathLike, prediction: str | os.PathLike, postfix: str = "seg"
 ) -> dict[str, tuple[Path, Path]]:
-    """Pairs of files of two folders and the folders in them: (truth, prediction) by the name of the case.
+    """Match files of two folders and their sub-folders: (truth, prediction) by name of the case.
 
-    Files match by name without its ending, a prediction also by its name without `_` and the postfix, as inference
-    writes it. Where a name occurs twice in a folder, as in `sub-01/T1w.nii.gz`, all match by their path in it.
+    Files match by name without ending. A prediction also matches without `_` and the postfix, which inference adds. If
+    a name occurs twice in a folder, as with `sub-01/T1w.nii.gz`, all files match by their path in it.
 
     Raises:
-        ScoreError: a folder is missing or has no NIfTI file, or files have no partner or two.
+        ScoreError: a folder is missing or has no NIfTI file, or files have no partner or two partners.
     """
     files = [_files(folder) for folder in (truth, prediction)]
     true, predicted = [Path(truth), Path(prediction)]
@@ -117,7 +117,7 @@ def match(
             alone.append(str(path))
     twice = [str(path) for found in partners.values() if len(found) > 1 for path in found]
     if twice:
-        raise ScoreError(f"These predictions are of one case: {_list(twice)}; leave one of each in {predicted}.")
+        raise ScoreError(f"These predictions belong to one case: {_list(twice)}; leave one of each in {predicted}.")
     missing = [str(pairs[case][0]) for case, found in partners.items() if not found]
     problems = []
     if missing:
@@ -135,10 +135,10 @@ def match(
 def _files(folder: str | os.PathLike) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
-        raise ScoreError(f"{folder} is no folder: give that of the NIfTI files.")
+        raise ScoreError(f"{folder} is not a folder: give the folder of the NIfTI files.")
     found = sorted(x for x in folder.rglob("*") if x.name.endswith(ENDINGS) and not x.name.startswith("."))
     if not found:
-        raise ScoreError(f"{folder} has no NIfTI file (.nii.gz, .nii): give the folder that has.")
+        raise ScoreError(f"{folder} has no NIfTI file (.nii.gz, .nii): give the folder with the files.")
     return found
 
 
@@ -158,26 +158,26 @@ def score(
 ) -> None:
     """Score predicted label maps against true ones: Dice, NSD and HD95 of each case and class, on the scan's own grid.
 
-    Files match by name; folders in the folders are read too. All headers are compared before anything is scored. A
-    class that is in one mask only has Dice 0, NSD 0 and as HD95 the diagonal of the image.
+    Files match by name; sub-folders are read, too. All headers are compared before anything is scored. A class in only
+    one mask gets Dice 0, NSD 0 and, as HD95, the diagonal of the image.
 
     Args:
-        truth: folder of the true label maps (NIfTI), numbered as the predictions are.
-        prediction: folder of the predicted ones; their names may end in the postfix.
-        output: CSV file to write, a row per case and class; replaced if it exists.
-        names: of the classes 1, 2, ... by commas; by default every value above 0 in the truth or a prediction is a
-            class of that name.
-        tolerance: of NSD, in mm.
+        truth: folder of the true label maps (NIfTI), with the numbers of the predictions.
+        prediction: folder of the predicted label maps; their names may end in the postfix.
+        output: CSV file to write, one row per case and class; replaced if it exists.
+        names: names of the classes 1, 2, ..., separated by commas; by default every value above 0 in the truth or a
+            prediction is a class with that name.
+        tolerance: tolerance of NSD in mm.
         hd95: larger (of the two directed 95th percentiles, as MONAI) or pooled (as medpy, nnFormer and TransUNet).
         postfix: what follows `_` at the end of a prediction's name.
-        empty: what a class in neither mask scores: leave_out (of the means) or perfect (Dice 1, NSD 1, HD95 0).
+        empty: score of a class in neither mask: leave_out (of the means) or perfect (Dice 1, NSD 1, HD95 0).
     """
     if empty not in ("leave_out", "perfect"):
-        raise ScoreError(f"--empty is leave_out or perfect, not {empty}.")
+        raise ScoreError(f"--empty must be leave_out or perfect, not {empty}.")
     if hd95 not in ("larger", "pooled"):
-        raise ScoreError(f"--hd95 is larger or pooled, not {hd95}.")
+        raise ScoreError(f"--hd95 must be larger or pooled, not {hd95}.")
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
-        raise ScoreError(f"--tolerance is a number of mm, 0 or more, not {tolerance}.")
+        raise ScoreError(f"--tolerance must be 0 mm or more, not {tolerance}.")
     classes = _classes(names)
     cases = match(str(truth), str(prediction), str(postfix))
     _compare_headers(cases)
@@ -186,7 +186,7 @@ def score(
     if classes is None:
         classes = {label: str(label) for label in sorted(set().union(*maps_hold.values()) - {0})}
         if not classes:
-            raise ScoreError(f"The label maps of {truth} and {prediction} hold background (0) only: nothing to score.")
+            raise ScoreError(f"The label maps of {truth} and {prediction} hold only background (0): nothing to score.")
     else:
         unnamed = {c: sorted(found - {0, *classes}) for c, found in maps_hold.items() if found - {0, *classes}}
         if unnamed:
@@ -216,13 +216,14 @@ def _classes(names: Any) -> dict[int, str] | None:
     stripped = [str(name).strip() for name in given]
     if isinstance(names, bool) or not all(stripped) or len(set(stripped)) < len(stripped):
         raise ScoreError(
-            f"--names {names} is no list of different names by commas: give those of the classes 1, 2, ..."
+            f"--names {names} is not a list of different names separated by commas: give the names of the "
+            "classes 1, 2, ..."
         )
     return dict(enumerate(stripped, 1))
 
 
 def _compare_headers(cases: Mapping[str, tuple[Path, Path]]) -> None:
-    """Refuse pairs of different grids, all in one sentence."""
+    """Refuse pairs with different grids; one sentence lists all."""
     shapes, affines = [], []
     read: dict[Path, Any] = {}
     grids: dict[Path, np.ndarray] = {}
@@ -234,7 +235,7 @@ def _compare_headers(cases: Mapping[str, tuple[Path, Path]]) -> None:
             except NiftiError as error:
                 raise ScoreError(f"{path} {error}.") from error
             except (OSError, ValueError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-                raise ScoreError(f"{path} cannot be read as NIfTI ({error}): write it anew.") from error
+                raise ScoreError(f"{path} cannot be read as NIfTI ({error}): write it again.") from error
         true, predicted = (read[path] for path in pair)
         if len(true.shape) != 3:
             raise ScoreError(
@@ -262,9 +263,9 @@ def _read(path: Path) -> np.ndarray:
     try:
         values = whole_labels(np.asanyarray(read_nifti(path).dataobj), str(path))
     except NiftiError as error:
-        raise ScoreError(f"{path} {error}: write it anew.") from error
+        raise ScoreError(f"{path} {error}: write it again.") from error
     except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise ScoreError(f"{path} cannot be read to its end ({error}): write it anew.") from error
+        raise ScoreError(f"{path} cannot be read to its end ({error}): write it again.") from error
     problem = label_problem(values)
     if problem:
         raise ScoreError(f"{path} {problem}: give label maps of whole numbers, 0 or more.")
@@ -276,7 +277,7 @@ def _values(pair: Sequence[Path]) -> set[int]:
 
 
 def _table(rows: Sequence[Mapping], classes: Sequence[str], cases: int, tolerance: float, hd95: str) -> str:
-    """Means of each class over the cases that count, and the mean over cases of the case's mean over its classes."""
+    """Mean of each class over the counting cases, and the mean over cases of the mean over classes."""
     means = []
     for name in classes:
         scores = [[row[key] for row in rows if row["class"] == name and row["dice"] == row["dice"]] for key in SCORES]

@@ -1,4 +1,4 @@
-"""What is wrong with a volume, in the words of the error messages. Knows numpy only, so that it loads at once."""
+"""Problems of volumes in the words of the error messages. Imports only numpy, so it loads fast."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ NEARLY_WHOLE = 1e-6
 
 
 class VolumeError(ValueError):
-    """A file of a volume cannot be used; the message is the end of a sentence that begins with the file."""
+    """The file of a volume cannot be used; the message is the end of a sentence that begins with the file."""
 
 
 def non_finite_problem(values: np.ndarray) -> str | None:
-    """That voxels are not finite, as the end of a sentence; `None` where all are."""
+    """Say that voxels are not finite, as the end of a sentence; `None` if all are."""
     count = values.size - int(np.count_nonzero(np.isfinite(values)))
     return f"has {count} voxels that are not finite (NaN or infinite)" if count else None
 
 
 def image_problem(image: np.ndarray) -> str | None:
-    """What is wrong with the values of an image, as the end of a sentence; `None` where nothing is."""
+    """Say what is wrong with the values of an image, as the end of a sentence; `None` if nothing is."""
     if image.size == 0:
         return f"has no voxels (shape {format_shape(image.shape)})"
     problem = non_finite_problem(image)
@@ -50,9 +50,9 @@ def image_problem(image: np.ndarray) -> str | None:
 
 
 def whole_labels(labels: np.ndarray, name: str) -> np.ndarray:
-    """The labels, rounded where they lie within 1e-6 of a whole number, as slope and offset of a header leave them.
+    """Round labels within 1e-6 of a whole number; slope and offset of a header can cause such values.
 
-    It is said once, with the name of the first label image. Labels that are further off stay as they are.
+    This is logged once, with the name of the first label image. Labels further off stay unchanged.
     """
     if not np.issubdtype(labels.dtype, np.inexact):
         return labels
@@ -73,15 +73,17 @@ _told: set[str] = set()
 def _say_rounded(name: str, values: str) -> None:
     if not _told:
         _told.add(name)
-        logger.warning("%s has labels next to whole numbers (%s), which are rounded, here and elsewhere.", name, values)
+        logger.warning(
+            "%s has labels close to whole numbers (%s), which are rounded, in this and all other files.", name, values
+        )
 
 
 def label_problem(labels: np.ndarray, num_classes: int | None = None) -> str | None:
-    """What is wrong with the values of a label image, as the end of a sentence; `None` where nothing is.
+    """Say what is wrong with the values of a label image, as the end of a sentence; `None` if nothing is.
 
     Args:
-        labels: of any shape and type.
-        num_classes: labels have to lie in `[0, num_classes)`; `None` does not bound them above.
+        labels: label image of any shape and type.
+        num_classes: labels must lie in `[0, num_classes)`; `None` sets no upper bound.
     """
     if np.issubdtype(labels.dtype, np.inexact):
         problem = non_finite_problem(labels)
@@ -89,7 +91,7 @@ def label_problem(labels: np.ndarray, num_classes: int | None = None) -> str | N
             return problem
         fractional = labels[labels != np.round(labels)]
         if fractional.size:
-            return f"has labels that are no whole numbers ({format_values(fractional)})"
+            return f"has labels that are not whole numbers ({format_values(fractional)})"
     outside = labels[labels < 0] if num_classes is None else labels[(labels < 0) | (labels >= num_classes)]
     if outside.size:
         allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
@@ -98,13 +100,13 @@ def label_problem(labels: np.ndarray, num_classes: int | None = None) -> str | N
 
 
 def unknown_label_problem(labels: np.ndarray, known: Collection[int]) -> str | None:
-    """That a label image of whole numbers has other labels than `known`, as the end of a sentence; else `None`."""
+    """Say that a label image of whole numbers has other labels than `known`, as the end of a sentence; else `None`."""
     unknown = [label for label in np.unique(labels).tolist() if label not in known]
     return f"has labels that no class names ({format_values(np.array(unknown), 10)})" if unknown else None
 
 
 def volume_name(volume: Any, key: Hashable) -> str:
-    """The file that MONAI loaded a volume from (those of a batch), or the key under which an item has it."""
+    """The file that MONAI loaded a volume from (all files of a batch), or its key in the item."""
     file = getattr(volume, "meta", {}).get("filename_or_obj")
     if isinstance(file, list | tuple):
         file = ", ".join(map(str, file))
@@ -128,10 +130,10 @@ def format_shape(shape: Sequence[float]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """First line of an error's message, or its kind where it has none."""
+    """First line of an error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
-    """Length of the diagonal of an image in mm, the worst distance in it."""
+    """Length of the diagonal of an image in mm, the largest distance in it."""
     return math.dist([0.0] * len(spacing), [n * size for n, size in zip(shape, spacing, strict=True)])

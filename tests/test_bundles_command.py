@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_bundles_are_found_by_name():
     assert bundle_names() == sorted(path.parent.name for path in ROOT.glob("bundles/*/configs"))
     assert bundle_folder("med3d") == ROOT / "bundles" / "med3d"
-    with pytest.raises(BundleError, match=r"no bundle 'med3'; those that there are: med3d, "):
+    with pytest.raises(BundleError, match=r"no bundle 'med3'; the bundles are med3d, "):
         bundle_folder("med3")
 
 

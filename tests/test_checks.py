@@ -251,7 +251,7 @@ def test_does_nothing_outside_of_the_command(monkeypatch, argv):
 
 
 def test_refuses_old_packages(command, monkeypatch):
-    monkeypatch.setattr(doctor, "check_run", lambda: ["monai 1.0 is installed and this collection needs monai>=9."])
+    monkeypatch.setattr(doctor, "check_run", lambda: ["monai 1.0 is installed, but this collection needs monai>=9."])
     command("--config_file", "train.json")
     with pytest.raises(SystemExit, match=r"monai 1\.0 is installed"):
         checks.check_overrides()

@@ -159,17 +159,17 @@ def tilt(folder, files):
 
 
 REFUSED = {
-    "a missing slice": (remove(3), "IM0002 and IM0004 in {} are 5 mm apart where .* 2.5 mm: 1 slice is missing"),
+    "a missing slice": (remove(3), "IM0002 and IM0004 in {} are 5 mm apart, but .* 2.5 mm: 1 slice is missing"),
     "a missing slice near the end": (remove(5), "IM0004 and IM0006 in {} are 5 mm apart"),
     "two missing slices": (lambda f, p: [p[k].unlink() for k in (2, 3)], "2 slices are missing"),
     "uneven": (
         lambda f, p: edit(p[6], ImagePositionPatient=[-30.5, 20.25, 27]),
         "IM0005 and IM0006 in {} are 3.5 mm .*: the spacing is uneven",
     ),
-    "cut off": (cut_off, "IM0002 is damaged or no DICOM image"),
-    "no DICOM at all": (overwrite, "IM0002 is damaged or no DICOM image"),
-    "a cut header": (cut_in_the_header, "IM0002 is damaged or no DICOM image"),
-    "gantry tilt": (tilt, r"stacked aslant \(gantry tilt: one lies 1.8 mm beside"),
+    "cut off": (cut_off, "IM0002 is damaged or not a DICOM image"),
+    "no DICOM at all": (overwrite, "IM0002 is damaged or not a DICOM image"),
+    "a cut header": (cut_in_the_header, "IM0002 is damaged or not a DICOM image"),
+    "gantry tilt": (tilt, r"stacked at an angle \(gantry tilt: one lies 1.8 mm off"),
     "one slice": (lambda f, p: [path.unlink() for path in p[1:]], "holds one slice only, IM0000"),
     "two times": (
         lambda f, p: edit(p[4], ImagePositionPatient=[-30.5, 20.25, 18.5]),
@@ -220,7 +220,7 @@ def test_mixed_series_are_named(series, write_series):
     tags = {"SeriesDescription": "scout \xe4", "SpecificCharacterSet": "ISO_IR 100", "Modality": "MR"}
     for path in write_series(folder / "other", VOLUME[:, :, :2], affine_of("axial"), tags):
         path.rename(folder / f"{path.name}.dcm")
-    with pytest.raises(DicomError, match=rf"{folder} holds images of 2 DICOM series: .* folder of its own\.") as error:
+    with pytest.raises(DicomError, match=rf"{folder} holds images of 2 DICOM series: .* a separate folder\.") as error:
         load(folder)
     text = str(error.value)
     assert "'made by a test' (CT, 7 images, series" in text and "(MR, 2 images, series" in text and "\n" not in text

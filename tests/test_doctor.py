@@ -30,7 +30,7 @@ def installed(versions: dict[str, str]):
         ({"monai": "1.6.1", "torch": "2.13.0+cpu"}, []),
         ({"monai": "1.7.0rc1", "torch": "2.10.0"}, []),
         ({"monai": "1.10.0", "torch": "3.0"}, []),
-        ({"monai": "1.5.2", "torch": "2.10"}, ["monai 1.5.2 is installed and this collection needs monai>=1.6.1"]),
+        ({"monai": "1.5.2", "torch": "2.10"}, ["monai 1.5.2 is installed, but this collection needs monai>=1.6.1"]),
         ({"torch": "2.10"}, ["monai is not installed; run `pip install 'monai>=1.6.1'`."]),
         ({"torch": "2.9.1+cu128"}, ["monai is not installed", "torch 2.9.1+cu128 is installed"]),
     ],
@@ -45,7 +45,7 @@ def test_version_problems(versions, expected):
 @pytest.mark.parametrize("version", ["0.7.0", "0.8.5", "0.8.7", "0.8.8rc1"])
 def test_a_monai_label_that_is_open_to_attacks(version):
     warning = doctor.label_warning(installed({"monailabel": version}))
-    assert warning.startswith(f"monailabel {version} lets whoever reaches its server run code")
+    assert warning.startswith(f"monailabel {version} lets anybody who reaches its server run code")
     assert "monailabel>=0.8.8" in warning and "--host 127.0.0.1" in warning
 
 

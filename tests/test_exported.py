@@ -57,7 +57,7 @@ def test_an_exported_net_of_other_images_is_refused(kind, model, tmp_path, caplo
     torch.testing.assert_close(load()(image), expected)
     run("RAS")
     with pytest.raises(
-        ValueError, match=rf"model\.{kind} is of images .*made with orientation RAS, the images have LPS"
+        ValueError, match=rf"model\.{kind} was trained on images .*made with orientation RAS, the images have LPS"
     ):
         run("LPS")
     with pytest.raises(ValueError, match="made with task lung, the task has liver"):
@@ -76,15 +76,15 @@ def test_what_cannot_be_done_is_said(model, tmp_path):
     (tmp_path / "broken.onnx").write_text("no net")
     for files, sentence in (
         ((tmp_path / "nowhere.pt", path), "nowhere.pt does not exist"),
-        ((tmp_path / "old.pt", path), "old.pt has no record of how its images were prepared; train it anew"),
-        ((model, tmp_path / "broken.ts"), "broken.ts is no file that torch wrote"),
+        ((tmp_path / "old.pt", path), "old.pt has no record of how its images were prepared; train it again"),
+        ((model, tmp_path / "broken.ts"), "broken.ts is not a file that torch wrote"),
     ):
         with pytest.raises((FileNotFoundError, ValueError), match=sentence):
             add_model_record(*map(str, files))
     add_model_record(str(model), str(path))
     save_checkpoint(nn.Conv3d(1, 2, 1).state_dict(), model, {"preparation": preparation_record(images("LPS"))})
-    with pytest.raises(ValueError, match=r"model\.ts has a record of another model already: export the net again"):
+    with pytest.raises(ValueError, match=r"model\.ts already has a record of another model: export the net again"):
         add_model_record(str(model), str(path))
     pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
-    with pytest.raises(ValueError, match=r"broken\.onnx is no readable \.onnx file"):
+    with pytest.raises(ValueError, match=r"broken\.onnx is not a readable \.onnx file"):
         add_model_record(str(model), str(tmp_path / "broken.onnx"))

@@ -121,7 +121,7 @@ def test_an_mr_scan_is_refused_by_a_fingerprint_of_ct(tmp_path):
     assert (found.what, found.severity, found.sentence) == (
         "modality",
         "refuse",
-        "it is no CT, the training scans are CT",
+        "it is not CT, the training scans are CT",
     )
 
 

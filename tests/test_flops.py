@@ -33,7 +33,7 @@ def test_five_slices_cost_what_their_patch_embedding_does():
 
 
 def test_another_shape_is_one_sentence():
-    with pytest.raises(ValueError, match="takes no image of the shape") as error:
+    with pytest.raises(ValueError, match="does not accept an image of the shape") as error:
         count_operations(TINY, "1,1,40,96,5", image_size=[96, 96])
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="no id 'net'"):

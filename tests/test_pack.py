@@ -413,7 +413,7 @@ def test_addresses_that_others_cannot_trust_are_refused(bundle, tmp_path, url, c
 @pytest.mark.parametrize(
     ("weights", "error", "sentence"),
     [
-        (["encoder.pt"], ValueError, r"encoder\.pt cannot stand in models/"),
+        (["encoder.pt"], ValueError, r"encoder\.pt cannot be in models/"),
         (["missing.safetensors"], FileNotFoundError, r"no file of weights .*missing\.safetensors"),
         (["model.pt", "old/model.pt"], ValueError, "two files of weights are called model.pt"),
     ],
@@ -486,7 +486,7 @@ def test_a_flipped_bit_is_not_packed(bundle, tmp_path, name):
     [
         ("model.pt", [1, 2], "holds no state dict: give a model.pt"),
         ("model.pt", {"epoch": 3}, "holds no state dict"),
-        ("model.bin", {"a": torch.zeros(2)}, r"by its name: give \.pt, \.safetensors, \.ts or \.onnx"),
+        ("model.bin", {"a": torch.zeros(2)}, r"a name of weights: give \.pt, \.safetensors, \.ts or \.onnx"),
     ],
 )
 def test_what_is_no_state_dict_is_not_packed(bundle, tmp_path, name, content, sentence):
@@ -504,7 +504,7 @@ def test_an_encoder_by_name_is_known_by_it_in_the_pack(bundle, tmp_path, monkeyp
     packed = folder / "scripts" / "common" / "weights" / beside / "head.safetensors"
     assert packed.read_bytes() == (tmp_path / "encoders" / "head.safetensors").read_bytes()
     assert not (folder / "models").exists() and (folder / "docs" / "head.md").read_text() == "made by a test"
-    with pytest.raises(FileNotFoundError, match=r"no encoder of this name comes along \(head does\)"):
+    with pytest.raises(FileNotFoundError, match=r"no encoder of this name is included \(only head\)"):
         pack(bundle, tmp_path / "other", weights=[Path("hand")])
 
 
@@ -512,7 +512,7 @@ def test_an_encoder_by_name_is_known_by_it_in_the_pack(bundle, tmp_path, monkeyp
 def test_incomplete_bundle(bundle, tmp_path, part, capsys):
     (bundle / part).unlink()
     assert main([str(bundle), "--output", str(tmp_path / "out")]) == 1
-    assert capsys.readouterr().err.strip().endswith(f"is no complete bundle: it has no {part}.")
+    assert capsys.readouterr().err.strip().endswith(f"is not a complete bundle: it has no {part}.")
 
 
 def test_command_line(bundle, tmp_path, capsys):
@@ -725,7 +725,7 @@ def test_a_model_of_other_images_is_not_packed(served, tmp_path, capsys, caplog,
         (("--override", "orientation=LPS", "task=tissue"), "made with task skull, the task has tissue"),
     ):
         status, said = packed(*arguments)
-        assert status == 1 and sentence in said and f"{tmp_path / name} is of images" in said
+        assert status == 1 and sentence in said and f"{tmp_path / name} was trained on images" in said
         assert len(said.splitlines()) == 1 and not (tmp_path / "out").exists()
     assert packed("--override", "orientation=LPS")[0] == 0
     assert packed("--accept_preparation", "True")[0] == 0
@@ -829,14 +829,20 @@ def test_the_packed_readme_says_what_it_is(served, tmp_path):
     inference = "\npython -m monai.bundle run --config_file configs/inference.json --dataset_dir FOLDER"
     text = readme()
     assert (
-        "Bundles. In" in text and "already inside" not in text and f"{inference}   # " in text and "no weights" in text
+        "Bundles. In" in text
+        and "already included" not in text
+        and f"{inference}   # " in text
+        and "no weights" in text
     )
     weights = str(served / "models" / "model.pt")
     files = ["--config_file", "tasks/skull.json", str(elsewhere)]
     text = readme(*files, "--override", "task=a b", "in_channels=2", "--weights", weights)
     assert ", with `--config_file tasks/skull.json mine.json --override 'task=a b' in_channels=2`. In" in text
     assert (
-        f"{inference}   # " in text and "already inside" in text and "no weights" not in text and "private" not in text
+        f"{inference}   # " in text
+        and "already included" in text
+        and "no weights" not in text
+        and "private" not in text
     )
     text = readme(*files, "--override", "datalist=/d/new.json", "--weights-url", f"{weights}=https://a.org/model.pt")
     assert f"{inference} --datalist FOLDER   # " in text and "download_large_files" in text
@@ -867,7 +873,7 @@ def test_metadata_says_one_thing(name):
     ("arguments", "sentence"),
     [
         (["--config_file", "tasks/no.json"], "No config file tasks/no.json"),
-        (["--override", "epochs=3"], "--override epochs sets `epochs`, and no base file of toy has such an id"),
+        (["--override", "epochs=3"], "--override epochs sets `epochs`, but no base file of toy has such an id"),
         (["--override", "warmup_steps=3"], "`warmup_steps` in --override warmup_steps was renamed: it is `warmup` now"),
         (["--override", "train#handlers#0=3"], "`train#handlers#0` changes a part of what evaluate.json sets"),
         (["--name", "a/b"], "--name 'a/b': use letters"),

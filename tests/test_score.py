@@ -157,7 +157,7 @@ def test_files_without_a_partner_are_refused(folders):
 
 def test_two_predictions_of_a_case_are_refused(folders):
     write(folders[1] / "scan1.nii.gz", labels(0))
-    with pytest.raises(ScoreError, match=r"of one case: \S+scan1_seg.nii.gz, \S+scan1.nii.gz"):
+    with pytest.raises(ScoreError, match=r"to one case: \S+scan1_seg.nii.gz, \S+scan1.nii.gz"):
         run(folders)
 
 
@@ -226,7 +226,7 @@ def test_a_damaged_file_is_refused_as_in_training(folders):
 
 
 def test_no_folder_no_files_no_class(tmp_path, folders):
-    with pytest.raises(ScoreError, match="nowhere is no folder"):
+    with pytest.raises(ScoreError, match="nowhere is not a folder"):
         run((folders[0], tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ScoreError, match="empty has no NIfTI"):

@@ -17,7 +17,7 @@ from common.volumes import first_line, format_values, label_problem, whole_label
         ([], np.uint8, 4, None),
         ([0, 4, 5, 4], np.uint8, 4, "has labels outside 0 to 3 (4, 5)"),
         ([-1, -2, 7], np.int16, None, "has labels outside 0 or more (-2, -1)"),
-        ([0.5, 1, 7], np.float64, 4, "has labels that are no whole numbers (0.5)"),
+        ([0.5, 1, 7], np.float64, 4, "has labels that are not whole numbers (0.5)"),
         ([np.nan, np.inf, 9], np.float32, 4, "has 2 voxels that are not finite (NaN or infinite)"),
     ],
 )
@@ -42,7 +42,7 @@ def test_labels_next_to_whole_numbers_are_rounded_and_it_is_said_once(caplog, mo
         np.testing.assert_equal(whole_labels(labels, name), [1, 2, 2.00001, np.nan, np.inf, 0])
     assert len(caplog.records) == 1
     assert caplog.messages[0].startswith(
-        "a.nii.gz has labels next to whole numbers (-1e-08, 0.9999999), which are rounded"
+        "a.nii.gz has labels close to whole numbers (-1e-08, 0.9999999), which are rounded"
     )
     whole = np.array([0.0, 3.0])
     assert whole_labels(whole, "c") is whole

@@ -31,15 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         default=[],
         metavar="FILE=URL",
-        help="files for models/ that stay out: large_files.yml lists address and SHA-256",
+        help="files for models/ that are not packed: large_files.yml lists address and SHA-256",
     )
-    parser.add_argument("--force", action="store_true", help="replace what an earlier call wrote")
+    parser.add_argument("--force", action="store_true", help="replace the output of an earlier call")
     parser.add_argument(
         "--config_file",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="overlays to write into the base files, for what reads one file only, such as MONAI Label",
+        help="overlays to write into the base files, for programs that read only one file, such as MONAI Label",
     )
     parser.add_argument(
         "--override", nargs="+", default=[], metavar="ID=VALUE", help="values by id, after the overlays"
@@ -49,15 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=False,
         type=parse_value,
         metavar="True",
-        help="take a model whose images were prepared in another way than the pack's, there and wherever it runs",
+        help="accept a model trained on images prepared in another way than the pack's, here and in the pack",
     )
     parser.add_argument(
-        "--scores", type=Path, metavar="CSV", help="scores of the weights, of evaluate.json or common.score"
+        "--scores", type=Path, metavar="CSV", help="scores of the weights, from evaluate.json or common.score"
     )
     parser.add_argument("--scores-on", metavar="TEXT", help="the data that --scores was measured on, in words")
     parser.add_argument("--card", action="store_true", help="write README.md, the pack's page on the Hugging Face hub")
     parser.add_argument("--license", metavar="ID", help="licence of the weights for the card, such as cc-by-4.0")
-    parser.add_argument("--push", metavar="ORG/NAME", help="say what would be uploaded to that repository of the hub")
+    parser.add_argument("--push", metavar="ORG/NAME", help="list what would be uploaded to that repository on the hub")
     parser.add_argument("--no-dry-run", action="store_true", help="with --push: upload it, private at first")
     parser.add_argument("--name", help="name of the packed bundle (default: that of the folder)")
     options = parser.parse_args(arguments)

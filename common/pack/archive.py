@@ -48,35 +48,34 @@ def pack(
 ) -> tuple[Path, Path]:
     """Write ``output/NAME/`` and ``output/NAME_vVERSION.zip``; the same input gives the same bytes.
 
-    Taken are ``LICENSE``, ``configs/`` and ``docs/``, as ``scripts/common/`` the modules of ``common`` that the configs
-    use, and the weights that are named. Whatever else lies in the bundle's folder stays behind.
+    It packs ``LICENSE``, ``configs/`` and ``docs/``, the modules of ``common`` that the configs use (as
+    ``scripts/common/``), and the named weights. Everything else in the bundle's folder is left out.
 
     Args:
-        bundle: folder of the bundle, or the name of one that comes along.
-        output: folder to write to; made when missing.
-        weights: files that come along as ``models/<file name>``; the name of an encoder of the collection brings its
-            file and its page along, and the pack knows it by the same name.
-        weight_urls: addresses by path of a local copy; such a file does not come along, ``large_files.yml`` lists
-            its address and SHA-256 for ``python -m monai.bundle download_large_files``.
-        force: replace what an earlier call wrote.
-        config_file: overlays that are written into the base files, in order, each in the working folder, the bundle or
-            its ``configs/``. ``metadata.json`` then names the channels, classes and sizes that come of it. The
-            ``datalist`` of ``inference.json`` stays as it is, unless ``override`` names it, and absolute paths of data
-            in an overlay of the user's own stay behind.
+        bundle: folder of the bundle, or the name of an included one. output: folder to write to; made if missing.
+        weights: files to pack as ``models/<file name>``. The name of an included encoder adds its file and its page,
+            and the pack knows it by the same name.
+        weight_urls: addresses by path of a local copy. Such a file is not packed; ``large_files.yml`` lists its address
+            and SHA-256 for ``python -m monai.bundle download_large_files``.
+        force: replace the output of an earlier call.
+        config_file: overlays to write into the base files, in order, each from the working folder, the bundle or its
+            ``configs/``. ``metadata.json`` then states the resulting channels, classes and sizes. The ``datalist`` of
+            ``inference.json`` stays unchanged unless ``override`` names it. Absolute paths of data in a user's overlay
+            are left out.
         override: values by id, after the overlays.
-        name: what the packed bundle is called, the folder's name if None. MONAI Label offers it as the model's name.
-        scores: what was measured with these weights, for ``eval_metrics`` of ``metadata.json`` and the card.
+        name: name of the packed bundle; the folder's name if None. MONAI Label offers it as the model's name.
+        scores: scores measured with these weights, for ``eval_metrics`` of ``metadata.json`` and the card.
         card: write ``README.md``, the pack's page on the Hugging Face hub.
-        licence: of the weights, by the hub's identifier, for the card.
+        licence: licence of the weights, by the hub's identifier, for the card.
 
     Raises:
         FileNotFoundError: a part of the bundle, an overlay or a file of weights is missing.
         FileExistsError: the output exists and ``force`` is false.
-        ValueError: a config or a module names ``common`` in a way that cannot be packed, MONAI Label would take
-            the weights for another network's, a file of weights is damaged, none, or of another network than the
-            pack's, a model was trained on images
-            that were prepared in another way than ``inference.json`` prepares them (``accept_preparation`` takes it),
-            or an overlay changes nothing or cannot be applied.
+        ValueError: a config or a module names ``common`` in a way that cannot be packed, MONAI Label would take the
+            weights for those of another network, a file of weights is damaged, has another format, or belongs to
+            another network than the pack's, a model was trained on images prepared in another way than by
+            ``inference.json`` (unless ``accept_preparation`` is set), or an overlay changes nothing or cannot be
+            applied.
     """
     bundle = find_bundle(bundle)
     urls = {Path(path): url for path, url in (weight_urls or {}).items()}
@@ -159,7 +158,7 @@ def pack(
 
 
 def _packed(bundle: Path, part: str, changed: Mapping[str, str]) -> dict[str, Any]:
-    """A config as it is packed, empty where the bundle has none."""
+    """A config as packed; empty if the bundle has none."""
     path = bundle / "configs" / part
     return json.loads(changed[part]) if part in changed else read_json(path) if path.is_file() else {}
 
@@ -181,7 +180,7 @@ def _with_scores(metadata: str, scores: Scores | None) -> str:
 def _check_bundle(bundle: Path) -> None:
     for part in ("LICENSE", "configs/metadata.json"):
         if not (bundle / part).is_file():
-            raise FileNotFoundError(f"{bundle} is no complete bundle: it has no {part}.")
+            raise FileNotFoundError(f"{bundle} is not a complete bundle: it has no {part}.")
 
 
 def _bundle_files(bundle: Path) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Measured scores of a pack, and its page on the Hugging Face hub."""
+"""Scores of a pack, and its page on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ NAMES = {"dice": "Dice", "nsd": "NSD", "hd95": "HD95 (mm)"}
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation measured.
+    """Scores of an evaluation.
 
     Args:
         data: the data set and its part, in the user's words.
         cases: number of test scans.
-        means: by score, over cases, of a case's mean over its classes, as ``common.score`` says it.
+        means: by score, the mean over cases of the mean over classes, as in ``common.score``.
         classes: by class and score, over cases.
     """
 
@@ -37,21 +37,21 @@ class Scores:
 
 
 def read_scores(path: Path, data: str) -> Scores:
-    """The table that ``evaluate.json`` and ``python -m common.score`` write.
+    """Read a table written by ``evaluate.json`` or ``python -m common.score``.
 
     Args:
         path: a CSV file with the columns `case`, `class` and one or more of `dice`, `nsd`, `hd95`; an empty score or
             NaN does not count.
-        data: the data set and its part, for those who read the scores.
+        data: the data set and its part, for readers of the scores.
 
     Raises:
-        ValueError: the file is no such table or has no score.
+        ValueError: the file is not such a table or has no score.
     """
     with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     columns = [name for name in NAMES if rows and name in rows[0]]
     if not columns or not {"case", "class"} <= set(rows[0]):
-        raise ValueError(f"{path} is no table of scores: it wants the columns case, class and {', '.join(NAMES)}.")
+        raise ValueError(f"{path} is not a table of scores: it needs the columns case, class and {', '.join(NAMES)}.")
     # The last rows of a table may be its means.
     rows = [row for row in rows if row["case"] != "mean" and row["class"] != "mean"]
     cases = list(dict.fromkeys(row["case"] for row in rows))
@@ -73,7 +73,7 @@ def _number(path: Path, text: str | None) -> float:
     try:
         value = float(text) if text else math.nan
     except ValueError:
-        raise ValueError(f"{path} has {text!r} where a score should be.") from None
+        raise ValueError(f"{path} has {text!r} instead of a score.") from None
     return value if math.isfinite(value) else math.nan
 
 
@@ -88,10 +88,9 @@ def model_card(
     """``README.md`` of the pack: the hub's header with a model index, use, scores, licence and limits.
 
     Args:
-        name: the pack's.
-        metadata: its ``metadata.json``.
-        scores: what was measured; the card says so where there is nothing.
-        licence: the hub's identifier for the licence of the weights; None where the packer did not say it.
+        name: name of the pack. metadata: its ``metadata.json``. scores: measured scores; without them, the card says
+            so.
+        licence: the hub's identifier for the licence of the weights; None if not given.
         weights: whether the pack has weights or their address.
         data_licence: text on the licences of the data.
     """
@@ -128,7 +127,7 @@ def model_card(
             lines.append(f"- **{title}**: {metadata[key]}.".replace("..", "."))
     lines += ["", "## Use", "", "```bash", "pip install -r scripts/common/requirements.txt"]
     lines += ["python -m monai.bundle run --config_file configs/inference.json --dataset_dir FOLDER", "```", ""]
-    lines += ["`docs/README.md` has the rest: what it was packed from, training, evaluation.", "", "## Results", ""]
+    lines += ["`docs/README.md` has the rest: origin, training, evaluation.", "", "## Results", ""]
     lines += _table(scores) if scores is not None else ["None were measured for this pack."]
     lines += ["", "## Limits", "", str(metadata.get("intended_use", "Not a medical device and not for diagnosis."))]
     lines += [

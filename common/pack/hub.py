@@ -11,18 +11,18 @@ __all__ = ["push"]
 
 
 def push(folder: Path, repository: str, dry_run: bool = True) -> str:
-    """Upload a packed bundle; the hub's own settings hold (``HF_TOKEN``, ``HF_ENDPOINT``).
+    """Upload a packed bundle, with the hub's own settings (``HF_TOKEN``, ``HF_ENDPOINT``).
 
     Args:
         folder: the pack, with its card.
-        repository: ``organisation/name``, made, private, where there is none.
+        repository: ``organisation/name``; created as private if it does not exist.
         dry_run: upload nothing.
 
     Returns:
-        What was, or would be, uploaded, and which of the model zoo's rules the pack does not keep, in lines.
+        Lines that say what was or would be uploaded, and which rules of the model zoo the pack breaks.
 
     Raises:
-        ValueError: the name is none, the pack has no card, or huggingface_hub is missing.
+        ValueError: the name is invalid, the pack has no card, or huggingface_hub is missing.
         OSError: the hub refuses or cannot be reached.
     """
     try:
@@ -34,7 +34,7 @@ def push(folder: Path, repository: str, dry_run: bool = True) -> str:
         raise ValueError(f"--push {repository}: give organisation/name.")
     validate_repo_id(repository)
     if not (folder / "README.md").is_file():
-        raise ValueError(f"{folder} has no README.md, which is its page on the hub: pass --card.")
+        raise ValueError(f"{folder} has no README.md, the page for the hub: pass --card.")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     parts: dict[str, list[int]] = {}
     for path in files:

@@ -1,4 +1,4 @@
-"""What ``metadata.json`` says of a network that overlays have changed."""
+"""Update ``metadata.json`` for a network that overlays have changed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ INTENSITY_IDS = ("intensity", "intensity_range")
 
 
 def described(metadata: dict[str, Any], config: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """Metadata of the changed inference: ``network_data_format``, which MONAI Label takes the labels from, and the
-    sentences on images and classes.
-    """
+    """Metadata of the changed inference: ``network_data_format`` (MONAI Label reads labels from it) and texts."""
     from monai.bundle import ConfigParser
 
     from ..data import label_names

@@ -1,4 +1,4 @@
-"""Which modules of ``common`` a bundle uses: those that its configs' targets stand in, and what these import."""
+"""Find the modules of ``common`` that a bundle uses: those of its configs' targets, and their imports."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["check_imports", "package_files", "target_problem"]
 DATA_SUFFIXES = (".json",)
 
 Parts = tuple[str, ...]
-"""A dotted name without its ``common``."""
+"""A dotted name without ``common``."""
 
 
 def package_files(targets: Iterable[str], folder: Path = PACKAGE_FOLDER) -> dict[str, bytes]:
-    """Contents by path, relative to ``folder``, of what the targets need of the package, and no more.
+    """Contents, by path relative to ``folder``, of exactly those files of the package that the targets need.
 
-    Imports are read, not run, so that those inside functions count, too. A package's ``__init__`` that only hands on
-    what its modules define is cut to the modules that come along: else one network would bring all of them. Tables come
-    with the module that names their file or folder, beside which they lie.
+    Imports are parsed, not run, so those inside functions also count. An ``__init__`` that only re-exports names is cut
+    to the packed modules; otherwise one network would bring all of them. Tables are packed with the module beside them
+    that names their file or folder.
 
     Args:
         targets: dotted names that begin with ``common.``.
-        folder: of the package.
+        folder: folder of the package.
 
     Raises:
-        ValueError: a target names nothing there is, or a module imports ``common`` by name.
+        ValueError: a target does not exist, or a module imports ``common`` by name.
     """
     used = _Used(folder)
     for target in sorted(set(targets)):
@@ -39,7 +39,7 @@ def package_files(targets: Iterable[str], folder: Path = PACKAGE_FOLDER) -> dict
 
 
 def target_problem(target: str, folder: Path = PACKAGE_FOLDER) -> str | None:
-    """That the package lacks what a target names, as the end of a sentence; ``None`` where it does not."""
+    """Say that the package lacks a target, as the end of a sentence; ``None`` if it has it."""
     try:
         _Used(folder).find(_parts(target))
     except ValueError as error:
@@ -48,14 +48,13 @@ def target_problem(target: str, folder: Path = PACKAGE_FOLDER) -> str | None:
 
 
 def check_imports(text: str, name: str) -> None:
-    """Refuse a Python file that imports ``common`` by name, which a packed bundle has under another one.
+    """Refuse a Python file that imports ``common`` by name, since the name differs in a packed bundle.
 
     Args:
-        text: content of the file.
-        name: what the error message calls it.
+        text: content of the file. name: name of the file for the error.
 
     Raises:
-        ValueError: naming the line.
+        ValueError: with the line.
     """
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -69,14 +68,14 @@ def check_imports(text: str, name: str) -> None:
 
 
 class _Used:
-    """The modules that are needed so far."""
+    """The modules needed so far."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.modules: dict[Parts, Path] = {}
 
     def add(self, parts: Parts) -> None:
-        """Take the module that defines a name, the packages around it, and what they import."""
+        """Add the module that defines a name, the packages around it, and their imports."""
         found = self.find(parts)
         for module in (found[:length] for length in range(len(found) + 1)):
             if module in self.modules:
@@ -90,7 +89,7 @@ class _Used:
                 self.add((*base, name))
 
     def find(self, parts: Parts) -> Parts:
-        """The module that defines a name, through the packages that hand it on."""
+        """Find the module that defines a name, through packages that re-export it."""
         module: Parts = ()
         for number, name in enumerate(parts):
             path = self.path(module)
@@ -120,7 +119,7 @@ class _Used:
                 yield table.relative_to(self.folder).as_posix(), table.read_bytes()
 
     def cut(self, package: Parts) -> bytes:
-        """An ``__init__`` without what it takes from modules that stay behind."""
+        """An ``__init__`` without its imports from modules that are not packed."""
         path = self.path(package)
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         gone = set()
@@ -141,7 +140,7 @@ class _Used:
 
 @cache
 def _members(package: Path) -> frozenset[str]:
-    """Modules and packages in a package, as they are written: a file system may take ``MAE.py`` for ``mae.py``."""
+    """Modules and packages in a package, in exact case: a file system may accept ``MAE.py`` for ``mae.py``."""
     found = (path for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file())
     return frozenset(path.stem for path in found)
 
@@ -161,9 +160,9 @@ def _list(names: list[str]) -> str:
 
 
 def _relative_imports(tree: ast.Module, module: Parts, is_package: bool) -> Iterator[tuple[Parts, str, str]]:
-    """Of each name that is imported from the package: the module or package it comes from, itself, and its name here.
+    """For each name imported from the package: its module or package, its name there, and its name here.
 
-    What only a type checker imports is left out.
+    Imports for type checkers only are left out.
     """
     for node in _run_nodes(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -184,7 +183,7 @@ def _run_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _only_hands_on(path: Path) -> bool:
-    """Whether a package's file holds a docstring, relative imports and constants, nothing that may use its imports."""
+    """Whether a package's file only holds a docstring, relative imports and constants, so it cannot use its imports."""
     return path.name == "__init__.py" and all(
         (isinstance(node, ast.ImportFrom) and node.level > 0)
         or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
@@ -198,7 +197,7 @@ def _names_exports(node: ast.Assign) -> bool:
 
 
 def _defined(tree: ast.Module) -> set[str]:
-    """Names that a module's own statements give a meaning to."""
+    """Names that a module itself defines."""
     names = set()
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -209,7 +208,7 @@ def _defined(tree: ast.Module) -> set[str]:
 
 
 def _tables(path: Path) -> Iterator[Path]:
-    """Data files that lie beside a module, or in a folder there, and that it names."""
+    """Data files beside a module, or in a folder there, that it names."""
     constants = (node.value for node in ast.walk(_parse(path)) if isinstance(node, ast.Constant))
     words = {value for value in constants if isinstance(value, str)}
     for place in path.parent.iterdir():

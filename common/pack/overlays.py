@@ -1,4 +1,4 @@
-"""Overlays that are written into a bundle's base files."""
+"""Write overlays into a bundle's base files."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ BASE_FILES = ("pretrain.json", "train.json", "inference.json")
 def apply_overlays(base: Mapping[str, Any], overlays: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Merge overlays into the config of a base file, as ``monai.bundle run`` does with a list of files.
 
-    An overlay serves several base files. What changes a part that this one lacks, and ids that nothing in it reads
-    (such as the pretext in ``inference.json``), are left out.
+    An overlay serves several base files. Changes to a part that this file lacks, and ids that nothing in it reads (such
+    as the pretext in ``inference.json``), are left out.
 
     Raises:
-        ValueError: a ``+`` entry meets a value of another kind.
+        ValueError: a ``+`` entry does not match the type of its value.
     """
     from monai.bundle import ConfigParser
     from monai.bundle.utils import merge_kv
@@ -83,7 +83,7 @@ def changed_configs(bundle: Path, files: Sequence[Path], override: Mapping[str, 
                 renamed = renamed_sentence(f"`{name}` in {source}", name, known)
                 if renamed:
                     raise ValueError(renamed)
-                raise ValueError(f"{source} sets `{key}`, and no base file of {bundle.name} has such an id.")
+                raise ValueError(f"{source} sets `{key}`, but no base file of {bundle.name} has such an id.")
     changes = [overlay for _, overlay in overlays]
     schedules = [read_json(path) for path in found if path.parent.name == "schedules"]  # of fine-tuning alone
     others = [overlay for overlay in changes if overlay not in schedules]
@@ -103,7 +103,7 @@ def changed_configs(bundle: Path, files: Sequence[Path], override: Mapping[str, 
 
 
 def _portable(path: Path, bundle: Path) -> dict[str, Any]:
-    """An overlay, without the places of this machine's data where it is none of the bundle's own."""
+    """An overlay; if it is not the bundle's own, without paths to this machine's data."""
     content = read_json(path)
     if path.resolve().is_relative_to((bundle / "configs").resolve()):
         return content
@@ -112,7 +112,7 @@ def _portable(path: Path, bundle: Path) -> dict[str, Any]:
 
 
 def _overlay_overlay(config: dict[str, Any], changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """``evaluate.json`` when the files that came after it are written into ``train.json``, before it."""
+    """Adapt ``evaluate.json`` if files that came after it are now written into ``train.json``, before it."""
     from monai.bundle.utils import merge_kv
 
     config = copy.deepcopy(config)

@@ -1,4 +1,4 @@
-"""What a packed bundle's ``README.md`` says of the pack."""
+"""The note on the pack in a packed bundle's ``README.md``."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def note(
     urls: Mapping[Path, str],
     by_name: str | None = None,
 ) -> str:
-    """What a packed bundle's ``README.md`` says of the pack, before the collection's text.
+    """The note on the pack before the collection's text in a packed bundle's ``README.md``.
 
     Args:
-        by_name: name by which the pack knows a model that it carries.
+        by_name: name that the pack uses for a model in it.
     """
     folder = bundle / "configs"
     found = [find_overlay(path, bundle).resolve() for path in files]
@@ -59,17 +59,18 @@ def note(
         *commands,
         "```",
         "",
-        "What follows is the collection's text. In place of its `pip install .` comes the first line above; links to",
-        "`../../../` and commands `python -m common...` are of the collection's repository. The pack carries the code",
-        "that its configs name, and no other.",
+        "The text below is the collection's. Use the first line above instead of its `pip install .`; links to",
+        "`../../../` and commands `python -m common...` belong to the collection's repository. The pack "
+        "carries the code",
+        "that its configs name, and no more.",
     ]
     if given:
-        lines += ["Files and values that are named above are already inside: leave them out of the commands below."]
+        lines += ["The files and values named above are already included: leave them out of the commands below."]
     return "\n".join([*lines, ""])
 
 
 def _command(name: str, folder: Path, changed: Mapping[str, str]) -> str:
-    """How a config file of the pack is run on a folder of data; empty when there is none."""
+    """The command to run a config file of the pack on a folder of data; empty if there is none."""
     if not (folder / name).is_file():
         return ""
     config = json.loads(changed[name]) if name in changed else read_json(folder / name)

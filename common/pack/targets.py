@@ -1,4 +1,4 @@
-"""Names of ``common`` in a bundle's configs, as a packed bundle has them."""
+"""Change the names of ``common`` in a bundle's configs to those in a packed bundle."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ ADD_BUNDLE_TO_PATH = '{"_target_": "site.addsitedir", "sitedir": "@bundle_root"}
 
 
 def rewrite_config(text: str, name: str) -> str:
-    """Let every ``_target_`` of a config name ``scripts.common.`` in place of ``common.``, and make the bundle's folder
-    importable in the first step of ``initialize``; all else stays as it is written.
+    """Replace ``common.`` with ``scripts.common.`` in every ``_target_`` of a config.
 
     Args:
         text: content of the config file.
-        name: what error messages call the file.
+        name: name of the file for errors.
 
     Raises:
         ValueError: a ``_target_`` names a part that ``common`` lacks, or another entry refers to ``common``.
@@ -40,19 +39,19 @@ def rewrite_config(text: str, name: str) -> str:
         elif "_desc_" not in where and re.search(r"(?<![\w./])common\.[a-z_]|\b(import|from)\s+common\b", value):
             raise ValueError(
                 f"{name}: `{'#'.join(where)}` refers to common in `{value}`, where packing cannot change it; "
-                "name what it needs in a `_target_`."
+                "name the object in a `_target_`."
             )
     return new
 
 
 def config_targets(text: str) -> set[str]:
-    """Every ``_target_`` of a config that ``rewrite_config`` wrote and that names the collection's code."""
+    """Every ``_target_`` from ``rewrite_config`` that names the collection's code."""
     found = {value for where, value in strings(json.loads(text)) if where[-1:] == ("_target_",)}
     return {target.removeprefix("scripts.") for target in found if target.startswith("scripts.common.")}
 
 
 def strings(value: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every text in a part of a config, with the keys that lead to it."""
+    """Every string in a part of a config, with the keys that lead to it."""
     if isinstance(value, str):
         yield where, value
     elif isinstance(value, dict):

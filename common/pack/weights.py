@@ -1,4 +1,4 @@
-"""Files of weights that go into a pack, read before they do."""
+"""Check files of weights before they go into a pack."""
 
 from __future__ import annotations
 
@@ -20,31 +20,33 @@ __all__ = ["check_networks", "check_urls", "check_weights", "compare_weights", "
 
 LOADER = "load_encoder"
 NETWORK = ("_target_", "encoder", "spatial_size", "inflation", "task")
-"""Of a step that loads an encoder, what tells its network."""
+"""Arguments of a loading step that define the network of an encoder."""
 
 
 def check_weights(paths: Sequence[Path]) -> None:
     names = [path.name for path in paths]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"two files of weights are called {twice[0]}; models/ holds one of that name.")
+        raise ValueError(
+            f"two files of weights are called {twice[0]}, but models/ can hold only one of that name: rename one."
+        )
     for path in paths:
         if not path.is_file():
             from ..weights.shipped import shipped_encoders  # loads torch
 
             names = shipped_encoders()
-            known = f", and no encoder of this name comes along ({', '.join(names)} does)" if names else ""
+            known = f", and no encoder of this name is included (only {', '.join(names)})" if names else ""
             raise FileNotFoundError(f"there is no file of weights {path}{known}.")
         if path.suffix == ".pt" and path.name != "model.pt":
             raise ValueError(
-                f"{path.name} cannot stand in models/: MONAI Label may take any .pt there for the network's weights; "
-                "name the downstream network's weights model.pt, and an encoder's .safetensors."
+                f"{path.name} cannot be in models/, since MONAI Label may take any .pt there for the network's "
+                "weights; name the weights of the final network model.pt, and those of an encoder .safetensors."
             )
         _read_weights(path)
 
 
 def _read_weights(path: Path) -> None:
-    """Refuse a file of weights that its users could not read: cut short, damaged, or a page of some server."""
+    """Refuse a file of weights that users could not read: cut short, damaged, or a web page."""
     import torch
 
     from ..checkpoint_file import checked_record, read_checkpoint
@@ -65,17 +67,17 @@ def _read_weights(path: Path) -> None:
             elif importlib.util.find_spec("onnx") is not None:
                 importlib.import_module("onnx.checker").check_model(str(path))
         except Exception as error:  # a damaged file ends in whatever error its bytes lead to
-            raise ValueError(f"{path} is no readable {path.suffix} file ({first_line(error)}).") from error
+            raise ValueError(f"{path} is not a readable {path.suffix} file ({first_line(error)}).") from error
     else:
-        raise ValueError(f"{path} is no file of weights by its name: give .pt, .safetensors, .ts or .onnx.")
+        raise ValueError(f"{path} does not have a name of weights: give .pt, .safetensors, .ts or .onnx.")
 
 
 def compare_weights(paths: Sequence[Path], config: Mapping[str, Any]) -> None:
-    """Compare the records of models and exported nets with the images, and the task, of the pack's inference.
+    """Compare the records of models and exported nets with the images and the task of the pack's inference.
 
     Args:
-        paths: models and exported nets (``models_of``). Encoders fine-tuning compares, and takes differences over.
-        config: ``inference.json`` as it is packed; its ``accept_preparation`` takes differences over, with a warning.
+        paths: models and exported nets (``models_of``). Fine-tuning compares encoders, and accepts differences.
+        config: ``inference.json`` as packed; its ``accept_preparation`` accepts differences with a warning.
 
     Raises:
         ValueError: there is a difference, or the transforms of the config cannot be built.
@@ -93,7 +95,7 @@ def compare_weights(paths: Sequence[Path], config: Mapping[str, Any]) -> None:
 
 
 def models_of(paths: Sequence[Path], config: Mapping[str, Any]) -> list[Path]:
-    """Of some files of weights, the models that inference can use: not encoders, unless they tell its classes."""
+    """The models among files of weights that inference can use; encoders only if they predict its classes."""
     whole = [path for path in paths if path.suffix == ".safetensors" and "task" in config and "network_def" in config]
     told = {path: (_record(path).get("preparation") or {}).get("task") for path in whole}
     return [path for path in paths if path not in told or (told[path] and told[path] == _built(config, "task"))]
@@ -102,16 +104,16 @@ def models_of(paths: Sequence[Path], config: Mapping[str, Any]) -> list[Path]:
 def check_networks(
     encoders: Sequence[Path], models: Sequence[Path], inference: Mapping[str, Any], train: Mapping[str, Any]
 ) -> None:
-    """Load models into the network of the pack's inference and encoder files into that of its fine-tuning.
+    """Load models into the network of the pack's inference, and encoder files into that of its fine-tuning.
 
     Args:
-        encoders: files, of which others than encoder files are left out.
-        models: files, of which exported nets are left out, since they bring their network.
-        inference, train: ``inference.json`` and ``train.json`` as they are packed, empty where there is none. Without
-            ``network_def``, and without a step that loads an encoder, nothing is compared.
+        encoders: files; all but encoder files are skipped.
+        models: files; exported nets are skipped, since they bring their network.
+        inference, train: ``inference.json`` and ``train.json`` as packed, empty if there is none. Nothing is compared
+            without ``network_def``, or without a step that loads an encoder.
 
     Raises:
-        ValueError: a file is of another network, or the network cannot be built.
+        ValueError: a file belongs to another network, or the network cannot be built.
     """
     from ..weights.model_file import load_model
 
@@ -135,15 +137,15 @@ def _fitting(path: Path) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:  # MONAI wraps what loading refuses
         raise ValueError(
-            f"{path.name} does not fit the network of the pack: {first_cause(error)} To pack for its network and task, "
-            "give their files as --config_file."
+            f"{path.name} does not fit the network of the pack: {first_cause(error)} To pack for its network "
+            "and task, give their files with --config_file."
         ) from error
     finally:
         logging.disable(before)
 
 
 def _built(config: Mapping[str, Any], key: str) -> Any:
-    """The value of an id of a config that is packed, built as a run would."""
+    """The value of an id of a packed config, built as in a run."""
     from monai.bundle import ConfigParser
 
     parser = ConfigParser(dict(config))
@@ -158,7 +160,7 @@ def _built(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _record(path: Path) -> Mapping[str, Any]:
-    """The record that a file of weights carries; empty where it has none or nothing here can read it."""
+    """The record of a file of weights; empty if it has none or nothing here can read it."""
     from ..checkpoint_file import RECORD, checked_record, parse_record
     from ..weights.encoder_file import read_record
 
@@ -173,7 +175,7 @@ def _record(path: Path) -> Mapping[str, Any]:
 
 
 def check_urls(urls: Mapping[Path, str]) -> None:
-    """Refuse addresses that others cannot read, or that anybody on the way could change.
+    """Refuse addresses that others cannot read, or whose content could be changed on the way.
 
     Raises:
         ValueError: an address does not begin with https.

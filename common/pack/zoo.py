@@ -1,4 +1,4 @@
-"""What MONAI's model zoo asks of a bundle, in its contribution guide and its checks of a pull request."""
+"""The rules of MONAI's model zoo for a bundle, from its contribution guide and its checks of pull requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..json_files import read_json
 __all__ = ["zoo_problems"]
 
 LARGEST_FILE = 25 * 10**6
-"""Bytes of a file in the zoo's repository; what is larger goes by its address in ``large_files.yml``."""
+"""Largest size in bytes of a file in the zoo's repository; larger files need an address in ``large_files.yml``."""
 SUFFIXES = ("json", "yaml", "yml")
 # What each config has to define, "a#b" inside of "a"; a part whose parent is missing is not asked for.
 INFERENCE = ("bundle_root", "device", "network_def", "inferer", "output_dir")
@@ -24,22 +24,22 @@ WITHIN_TRAIN = (
 
 
 def zoo_problems(folder: Path, schema: Mapping[str, Any] | None = None) -> list[str]:
-    """One sentence for each rule that the bundle in ``folder`` does not keep.
+    """One sentence for each rule that the bundle in ``folder`` breaks.
 
-    The network's inputs and outputs and the export to TorchScript are MONAI's own ``verify_net_in_out`` and
-    ``ckpt_export``, and not looked at here.
+    The network's inputs and outputs and the export to TorchScript are left to MONAI's own ``verify_net_in_out`` and
+    ``ckpt_export``.
 
     Args:
         folder: a packed bundle.
-        schema: the JSON schema that ``metadata.json`` names; not compared without it, nor without ``jsonschema``.
+        schema: the JSON schema that ``metadata.json`` names; without it, or without ``jsonschema``, it is not checked.
 
     Raises:
-        ValueError: a config of the bundle is no JSON.
+        ValueError: a config of the bundle is not JSON.
     """
     problems = [f"{name} is missing." for name in ("LICENSE", "configs/metadata.json") if not (folder / name).is_file()]
     listed = _listed(folder)
     if not (folder / "models/model.pt").is_file() and "models/model.pt" not in listed:
-        problems.append("models/model.pt is neither there nor in large_files.yml (--weights, --weights-url).")
+        problems.append("models/model.pt is missing, also in large_files.yml (--weights, --weights-url).")
     pages = ("docs/README.md", "docs/data_license.txt")
     problems += [f"{name} is missing or empty." for name in pages if not _filled(folder / name)]
     for path in sorted(folder.rglob("*")):
@@ -63,7 +63,7 @@ def _filled(path: Path) -> bool:
 
 
 def _listed(folder: Path) -> set[str]:
-    """Files that are to be had from the addresses in ``large_files``."""
+    """Files with an address in ``large_files``."""
     found = [folder / f"large_files.{suffix}" for suffix in SUFFIXES]
     text = "".join(path.read_text(encoding="utf-8") for path in found if path.is_file())
     return set(re.findall(r"[\"']?path[\"']?:\s*[\"']?([^\"'\n,}]+)", text))
@@ -77,7 +77,7 @@ def _metadata_problems(metadata: Mapping[str, Any], schema: Mapping[str, Any] | 
         yield f"configs/metadata.json: the changelog does not have version {version}."
     for key, how in (("eval_metrics", "measured scores (--scores)"), ("supported_apps", "names and versions of apps")):
         if not metadata.get(key):
-            yield f"configs/metadata.json: {key} is empty; it wants {how}."
+            yield f"configs/metadata.json: {key} is empty; it needs {how}."
     if schema is not None:
         try:
             from jsonschema import Draft7Validator

@@ -121,7 +121,7 @@ def test_spoilt_series_give_a_sentence_and_no_mask(sentence, volume, write_serie
     files[7].unlink()
     assert f"IM0006 and IM0008 in {folder} are 7 mm apart" in sentence()
     files[8].write_bytes(files[8].read_bytes()[:3000])
-    assert f"{files[8]} is damaged or no DICOM image" in sentence()
+    assert f"{files[8]} is damaged or not a DICOM image" in sentence()
     files[8].unlink()
     write_series(tmp_path / "other", volume[:, :, :2], AFFINE)[0].rename(folder / "IM9000")
     assert f"{folder} holds images of 2 DICOM series" in sentence()

@@ -106,7 +106,7 @@ BROKEN = {
     "LICENSE is missing.": lambda folder: (folder / "LICENSE").unlink(),
     "docs/data_license.txt is missing or empty.": lambda folder: (folder / "docs/data_license.txt").write_text(" \n"),
     "configs/inference.json is missing.": lambda folder: (folder / "configs/inference.json").unlink(),
-    "models/model.pt is neither there nor": lambda folder: (folder / "models/model.pt").unlink(),
+    "models/model.pt is missing, also": lambda folder: (folder / "models/model.pt").unlink(),
     "does not have version 9.0.0": lambda folder: edit(folder, "metadata", version="9.0.0"),
     "no version or no changelog": lambda folder: edit(folder, "metadata", changelog=None),
     "eval_metrics is empty": lambda folder: edit(folder, "metadata", eval_metrics={}),
@@ -158,9 +158,9 @@ def test_weights_by_their_address(toy):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("case,class\na,b\n", "is no table of scores"),
-        ("", "is no table of scores"),
-        ("case,class,dice\na,b,high\n", "has 'high' where a score should be"),
+        ("case,class\na,b\n", "is not a table of scores"),
+        ("", "is not a table of scores"),
+        ("case,class,dice\na,b,high\n", "has 'high' instead of a score"),
         ("case,class,dice\na,b,\n", "has no score"),
     ],
 )
@@ -227,7 +227,7 @@ def test_push_is_a_dry_run_unless_told(toy, tmp_path, hub, capsys):
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "would upload" in said and "to org/toy; --no-dry-run does it" in said
-    assert "the model zoo would refuse: models/model.pt is neither there" in said
+    assert "the model zoo would refuse: models/model.pt is missing" in said
     assert hub == []
     assert main([*arguments, "--no-dry-run"]) == 0
     assert "to org/toy, commit abc." in capsys.readouterr().out
@@ -241,7 +241,7 @@ def test_push_is_a_dry_run_unless_told(toy, tmp_path, hub, capsys):
     ("arguments", "sentence"),
     [
         (["--push", "toy", "--card"], "--push toy: give organisation/name"),
-        (["--push", "org/toy"], "has no README.md, which is its page on the hub: pass --card"),
+        (["--push", "org/toy"], "has no README.md, the page for the hub: pass --card"),
         (["--push", "org/a..b", "--card"], "org/a..b"),
     ],
 )

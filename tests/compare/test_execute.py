@@ -210,7 +210,7 @@ def test_time_of_an_interrupted_run_is_that_of_its_attempts_without_the_pause(se
 @pytest.mark.parametrize(
     ("text", "code", "reason"),
     [
-        ("", -signal.SIGKILL, "killed by the system, most likely for want of memory"),
+        ("", -signal.SIGKILL, "killed by the system, most likely out of memory"),
         ("", -signal.SIGSEGV, "ended by signal SIGSEGV"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried", 1, "out of memory (see log); lower batch_size"),
         ("", 3, "exit status 3"),

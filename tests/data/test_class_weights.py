@@ -16,5 +16,5 @@ def test_all_classes_count_alike():
 
 
 def test_a_class_without_scans_is_one_sentence():
-    with pytest.raises(ValueError, match=r"\[2, 0\] scans of the classes 0 to 1: each needs one"):
+    with pytest.raises(ValueError, match=r"\[2, 0\] scans of the classes 0 to 1: each class needs a scan"):
         class_weights([{"label": 1}, {"label": 3}], [4])

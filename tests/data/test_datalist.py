@@ -170,7 +170,7 @@ def test_modalities_and_dicom_folder(tmp_path):
         content["training"][1]["image"] = "dicom"
 
     lists = load_datalist(edit(path, change))
-    with pytest.raises(DatalistError, match=r"1 file or item .*\n  .*dicom: .*1.dcm is damaged or no DICOM image"):
+    with pytest.raises(DatalistError, match=r"1 file or item .*\n  .*dicom: .*1.dcm is damaged or not a DICOM image"):
         load_datalist(path, check="full")
     assert lists["training"][0]["image"] == [str(tmp_path / f"images/s00{i}.nii.gz") for i in (0, 1)]
     assert lists["training"][1]["image"] == str(tmp_path / "dicom")
@@ -798,5 +798,5 @@ def test_labels_next_to_whole_numbers_are_rounded_everywhere(tmp_path, near):
 def test_labels_further_off_are_told_in_full(tmp_path):
     path = make_study(tmp_path)
     write_volume(tmp_path / "labels/s000.nii.gz", np.full(SHAPE, 0.999998, np.float64))
-    with pytest.raises(DatalistError, match=r"s000.nii.gz: has labels that are no whole numbers \(0.999998\)"):
+    with pytest.raises(DatalistError, match=r"s000.nii.gz: has labels that are not whole numbers \(0.999998\)"):
         load_datalist(path, check="full", num_classes=2)

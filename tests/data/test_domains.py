@@ -178,7 +178,7 @@ def test_what_a_domain_has_to_say(domains, change, message):
     with pytest.raises(ValueError, match="no domains"):
         domain_classes([])
     for given in ("a.json", ["a.json"]):
-        with pytest.raises(ValueError, match=r"it lists mappings, one a datalist: \[\{.name"):
+        with pytest.raises(ValueError, match=r"it must list mappings, one per datalist: \[\{.name"):
             domain_classes(given)
 
 

@@ -106,7 +106,9 @@ def test_sub_folders_are_part_of_the_names(tmp_path):
 def test_frames_of_one_patient_are_not_split(tmp_path, name, folders):
     root = tmp_path / "study"
     touch(root, *(f"{folder}/{file}" for file in frames() for folder in folders))
-    with pytest.raises(DatalistError, match=r"20 scans seem to be of 10 subjects \(patient001_frame01, .*--subject"):
+    with pytest.raises(
+        DatalistError, match=r"20 scans seem to belong to 10 subjects \(patient001_frame01, .*--subject"
+    ):
         made(name, root)
     for pattern in (r"(patient\d+)_", r"patient\d+", r"([^/]*)[_-][^/]*$"):
         _, subjects, _ = made(name, root, subject=pattern, test=3, validation=2)

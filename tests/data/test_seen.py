@@ -99,7 +99,7 @@ def test_equal_names_of_two_people_are_refused_with_the_way_out(write):
     source = write("a", {"training": ["s1_t1"]}, subjects=True, name="source.json")
     target = write("a", {"test": ["s1_t2"]}, subjects=True, name="target.json")
     record = record_of(source)
-    with pytest.raises(ValueError, match=r"s1_t2.nii.gz of the test list \(where these are other people.* a `domain`"):
+    with pytest.raises(ValueError, match=r"s1_t2.nii.gz of the test list \(if these are other people.* a `domain`"):
         refuse_seen("encoder", record, load_datalist(target), ["test"])
     content = json.loads(target.read_text())
     content["test"][0]["domain"] = "target"

@@ -136,7 +136,9 @@ def test_a_first_stage_of_other_images_is_refused(image, tmp_path):
     images = Orientationd("image", "RAS", labels=None)
     save_checkpoint(Threshold(0.5).state_dict(), tmp_path / "model.pt", {"preparation": preparation_record(images)})
     given = {"coarse_path": tmp_path / "model.pt", "preprocessing": Orientationd("image", "LPS", labels=None)}
-    with pytest.raises(ValueError, match=r"model\.pt is of images .* made with orientation RAS, the images have LPS"):
+    with pytest.raises(
+        ValueError, match=r"model\.pt was trained on images .* made with orientation RAS, the images have LPS"
+    ):
         inferer(**given)(image, Threshold(0.2))
     assert inferer(**given, accept_preparation=True)(image, Threshold(0.2)).argmax(1).any()
     assert inferer(**given | {"preprocessing": images})(image, Threshold(0.2)).argmax(1).any()

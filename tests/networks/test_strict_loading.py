@@ -71,7 +71,10 @@ def test_refuses_weights_of_images_that_were_prepared_in_another_way(tmp_path, c
         load(state, "LPS")
     with pytest.raises(ValueError, match=r"made with task lung, the task has liver \(id `task`\)"):
         load(state, task="liver")
-    assert load(state, "LPS", accept_preparation=True) and "It is taken over (accept_preparation)." in caplog.text
+    assert (
+        load(state, "LPS", accept_preparation=True)
+        and "The difference is accepted (accept_preparation)." in caplog.text
+    )
 
 
 def test_a_tensor_of_several_names_is_filled_by_one():

@@ -42,7 +42,7 @@ def test_good_volumes_pass_unchanged(make, keys):
         ("image", volume([], torch.uint8), r"^/data/scan.nii.gz is constant"),
         ("image", volume(shape=(1, 0, 5, 6)), r"^/data/scan.nii.gz has no voxels \(shape 1x0x5x6\)"),
         ("label", volume([float("nan")]), r"^/data/scan.nii.gz has 1 voxels that are not finite"),
-        ("label", volume([1, 0.5, 2.25]), r"^/data/scan.nii.gz has labels that are no whole numbers \(0.5, 2.25\)"),
+        ("label", volume([1, 0.5, 2.25]), r"^/data/scan.nii.gz has labels that are not whole numbers \(0.5, 2.25\)"),
         ("label", volume([4, 3, 7, 4], torch.uint8), r"^/data/scan.nii.gz has labels outside 0 to 3 \(4, 7\)"),
         ("label", volume([-1, 3]), r"^/data/scan.nii.gz has labels outside 0 to 3 \(-1\)"),
         ("label", volume([1], shape=(1, 4, 5, 7)), r"scan.nii.gz has the shape 4x5x7, but its image .* has 4x5x6"),

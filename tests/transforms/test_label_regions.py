@@ -96,7 +96,7 @@ def test_a_wrong_shape_names_the_file(shape, named):
     [
         (4.0, r"has labels outside 0 to 3 \(4\)"),
         (-1.0, r"has labels outside 0 to 3 \(-1\)"),
-        (1.5, r"has labels that are no whole numbers \(1.5\)"),
+        (1.5, r"has labels that are not whole numbers \(1.5\)"),
         (float("nan"), "has 1 voxels that are not finite"),
     ],
 )

@@ -286,7 +286,7 @@ def label_scheme_hint(content: dict[str, Any]) -> str | None:
     return (
         "The datalist does not state how the masks are numbered: write it again with --label_scheme "
         "NAME --force, so that a run that expects another numbering is refused "
-        "({', '.join(LABEL_SCHEMES)})."
+        f"({', '.join(LABEL_SCHEMES)})."
     )
 
 
