@@ -292,7 +292,7 @@ class Fingerprint:
             others = " and ".join(name for name in self.modalities if name != facts.modality)
             what = "it has intensities as CT has (Hounsfield units)" if facts.modality == "CT" else "it is not CT"
             some = f"{self.scans - same} of {self.scans} training scans" if same else "the training scans"
-            are = f"are {others}" if others == "CT" else "are no CT"
+            are = f"are {others}" if others == "CT" else "are not CT"
             found.append(Difference("modality", "warn" if same else "refuse", f"{what}, {some} {are}"))
         for what, name, value, ranges, most in (
             ("spacing", "voxels", facts.spacing, self.spacing, REFUSE_SPACING),

@@ -100,7 +100,13 @@ def test_scans_like_the_training_scans_differ_in_nothing(tmp_path, trained):
     ("values", "spacing", "what", "severity", "words"),
     [
         (body(), (1, 1, 1), "modality", "refuse", "Hounsfield units"),
-        (np.stack([brain()] * 2, -1), (1, 1, 1), "channels", "refuse", "it has 2 channels, the training scans have 1"),
+        (
+            np.stack([brain()] * 2, -1),
+            (1, 1, 1),
+            "channels",
+            "refuse",
+            "it has 2 channels, but the training scans have 1",
+        ),
         (brain(), (1, 1, 2), "spacing", "warn", "voxels of 2 mm (up-down), the training scans of 1 to 1.2 mm"),
         (brain((24, 28, 10)), (1, 1, 5), "spacing", "refuse", "voxels of 5 mm (up-down)"),
         (brain((48, 28, 20)), (1, 1, 1), "size", "warn", "a size of 48 mm (left-right), the training scans of 24 mm"),

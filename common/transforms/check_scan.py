@@ -27,9 +27,9 @@ class CheckScand(MapTransform):
 
     Args:
         keys: images.
-        model: file of the model (`model.pt`, or the traced net beside it where there is no `model.pt`), an encoder file
-            with the last layers or the name of one that comes along, or an exported net with a `record`, such as
-            `OnnxNet`. Where its record has no fingerprint, nothing is compared, and the log says so once.
+        model: file of the model (`model.pt`, or the traced net beside it if there is no `model.pt`), an encoder file
+            with the last layers or the name of an included one, or an exported net with a `record`, such as `OnnxNet`.
+            If its record has no fingerprint, nothing is compared, and the log says so once.
         accepted: take scans that would be refused, with a warning.
         allow_missing_keys: whether items may lack keys.
 

@@ -30,17 +30,17 @@ class RandSyntheticImaged(Randomizable, MapTransform):
             network segments (skull, scalp). None draws from ``label_key``.
         deformation: moves label maps; None leaves them as they are.
         contrast: draws images from label maps.
-        normalize: the transform of items with an ``image`` by which scans are brought to the intensities that the
-            network sees, such as ``common.transforms.NormalizeForegroundd``; None leaves images in 0..1.
+        normalize: the transform that normalises the ``image`` of an item, such as
+            ``common.transforms.NormalizeForegroundd``; None leaves images in 0..1.
         prob: probability of a synthetic image; otherwise the item stays as it is.
-        domains: names of the domains whose items get synthetic images; those of others stay as they are. None takes
-            all items, of whatever domain.
+        domains: names of the domains whose items get synthetic images; other items stay unchanged. None takes items of
+            all domains.
         domain_key: key of an item that names its domain.
-        keep_uniform: leave items of fewer than two labels as they are, such as crops of air, instead of refusing them.
+        keep_uniform: keep items with fewer than two labels unchanged, such as crops of air, instead of refusing them.
 
     Raises:
         ValueError: the item has no such label map, it has fewer than two labels or more than one channel, or the source
-            is not on its grid; ``domains`` are given and the item names none.
+            is not on its grid; ``domains`` are given but the item names none.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class RandSyntheticImaged(Randomizable, MapTransform):
         if self.domains is not None:
             if self.domain_key not in d:
                 raise ValueError(
-                    f"The item has no {self.domain_key!r}, by which images of {', '.join(self.domains)} alone are "
-                    "drawn: read the items with common.data.load_domains."
+                    f"The item has no {self.domain_key!r}, but only domains {', '.join(self.domains)} get drawn "
+                    "images: read the items with common.data.load_domains."
                 )
             if d[self.domain_key] not in self.domains:
                 return d
@@ -91,9 +91,7 @@ class RandSyntheticImaged(Randomizable, MapTransform):
         if source.clamp_min(0).min() == source.clamp_min(0).max():
             if self.keep_uniform:
                 return d
-            raise ValueError(
-                f"{name} holds no label but {int(source.max())}: images are drawn from two labels or more."
-            )
+            raise ValueError(f"{name} holds no label but {int(source.max())}: an image needs at least two labels.")
         # One draw of MONAI's generator decides all others, and torch's own goes on as if nothing had happened.
         with seeded(self.R.randint(2**31), label.device):
             counted = label != IGNORED

@@ -51,7 +51,7 @@ def test_inference_refuses_a_ct_scan_for_a_network_of_mr(bundle, small_files, tr
         run()
     assert str(first_cause(caught.value)) == (
         f"{ct} is unlike the scans that {model} was trained on: it has intensities as CT has (Hounsfield units), the "
-        "training scans are no CT; give scans of that kind, or accept this one with --accept_scans True."
+        "training scans are not CT; give scans of that kind, or accept this one with --accept_scans True."
     )
     assert not list(tmp_path.rglob("*_seg*"))
     caplog.clear()  # the engine's own log of the error

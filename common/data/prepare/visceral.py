@@ -57,13 +57,14 @@ def collect_visceral(source: Path, labels: str | None = None, structures: str | 
 def _number(text: str) -> int:
     if not text.strip().isdecimal():
         raise DatalistError(
-            f"--structures {text!r} is not a list of RadLex numbers: give numbers by commas, as in 1302,1326."
+            f"--structures {text!r} is not a list of RadLex numbers: give numbers separated by commas, such "
+            "as 1302,1326."
         )
     return int(text)
 
 
 def _combined(masks: dict[int, Path], path: Path) -> Path:
-    """One label image of masks that do not overlap, written once."""
+    """Combine masks that do not overlap into one label image, written once."""
     if path.is_file() and _holds(path, masks):
         return path
     labels: np.ndarray | None = None
