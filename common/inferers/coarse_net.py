@@ -1,4 +1,4 @@
-"""The first of two stages, as the file of its weights has it."""
+"""The network of the first of two stages, built from the file of its weights."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def med3d_of_file(
 ) -> Med3DNet:
     """A ``Med3DNet`` of the depth, width, shortcut, norm and stride that a ``model.pt`` was trained with.
 
-    All of these follow from its tensors, so that the first stage's are not stated once more beside the second one's.
+    All of these follow from the tensors, so a config need not state them for the first stage.
 
     Args:
-        path: of the ``model.pt``; where there is none, which its loading says, the net is the default one.
+        path: path of the ``model.pt``; without such a file, which loading reports later, the net is the default one.
         head: as in ``Med3DNet``.
         in_channels: channels of the image.
 
     Returns:
-        the net as drawn; the weights are not loaded yet.
+        the net with random weights; the file's weights are not loaded yet.
 
     Raises:
         ValueError: the file is damaged or holds no ResNet.
@@ -40,7 +40,9 @@ def med3d_of_file(
     state = content.get("model", content) if isinstance(content, dict) else {}
     state = {name.removeprefix("encoder."): tensor for name, tensor in state.items() if name.startswith("encoder.")}
     if "conv1.weight" not in state:
-        raise ValueError(f"{path} holds no ResNet for the first stage: train one with configs/tasks/liver_coarse.json.")
+        raise ValueError(
+            f"{path} does not hold a ResNet for the first stage: train one with configs/tasks/liver_coarse.json."
+        )
     try:
         depth = resnet_depth(state)
     except ValueError as error:

@@ -17,17 +17,17 @@ ROWS = 8
 
 
 class MirroredSlidingWindowInferer(SlidingWindowInferer):
-    """MONAI's sliding windows, averaged over mirror images of each window, as nnU-Net predicts.
+    """MONAI's sliding windows, averaged over mirror images of each window, as in nnU-Net.
 
     Args:
-        mirror_axes: spatial axes that are mirrored, 0 for the first: 2 ** n passes instead of one. Empty for none.
+        mirror_axes: spatial axes to mirror, from 0; n axes need 2 ** n passes instead of one. Empty for none.
         *args, **kwargs: as in ``monai.inferers.SlidingWindowInferer``.
 
-    What is averaged are class probabilities (softmax over axis 1), whose logarithm is returned, so that what follows
-    may take a softmax or an argmax. Without mirrored axes the network's output is returned as it is.
+    It averages class probabilities (softmax over axis 1) and returns their logarithm, so a later softmax or argmax
+    works as usual. Without mirrored axes it returns the network's output unchanged.
 
     Raises:
-        ValueError: when called, if an axis is not one of the image's.
+        ValueError: when called, an axis is not an axis of the image.
     """
 
     def __init__(self, *args: Any, mirror_axes: Sequence[int] = (), **kwargs: Any) -> None:
@@ -38,7 +38,9 @@ class MirroredSlidingWindowInferer(SlidingWindowInferer):
         if not self.mirror_axes:
             return super().__call__(inputs, network, *args, **kwargs)
         if not all(0 <= axis < inputs.ndim - 2 for axis in self.mirror_axes):
-            raise ValueError(f"mirror_axes {self.mirror_axes} are not all axes of an image {tuple(inputs.shape[2:])}.")
+            raise ValueError(
+                f"mirror_axes {self.mirror_axes} are not all axes of an image of {tuple(inputs.shape[2:])} voxels."
+            )
         flips = [
             [axis + 2 for axis in axes]
             for count in range(len(self.mirror_axes) + 1)

@@ -14,12 +14,11 @@ __all__ = ["ResizedInferer"]
 
 
 class ResizedInferer(Inferer):
-    """Whole images, brought to one size for the network, and its logits brought back to the image's.
+    """Resize whole images to one size for the network, and resize its logits back.
 
     Args:
-        spatial_size: size that the network sees. Images are averaged over its cells, as ``Resized`` does in training
-            with the mode ``area``, so that nothing between sampling points is passed over; logits come back
-            trilinearly.
+        spatial_size: size that the network sees. Images are averaged over its cells, like ``Resized`` with the mode
+            ``area`` in training, so no voxel is skipped. Logits are resized trilinearly.
 
     ``inferer(inputs (B, C, *spatial), network)`` returns logits (B, K, *spatial) in float32, with the metadata of the
     inputs.

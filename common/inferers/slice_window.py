@@ -14,28 +14,28 @@ __all__ = ["SliceWindowInferer"]
 class SliceWindowInferer(Inferer):
     """Predict every slice of volumes from windows of K neighbouring slices (Zhang et al., TransSeg, section 3.3).
 
-    The window of slice i has the slices ``i + stride * o`` for the offsets o from ``-(K // 2)`` to ``K // 2``; where
-    there is no such slice, the first or last one stands for it, so that volumes with fewer slices than K are predicted
-    too. Slices lie along the last axis.
+    The window of slice i has the slices ``i + stride * o`` for the offsets o from ``-(K // 2)`` to ``K // 2``. The
+    first or last slice replaces missing ones, so volumes with fewer than K slices work, too. Slices lie along the last
+    axis.
 
-    Windows are not cut out. The network is given runs of slices, ``chunk`` and K - 1 around them, and returns the
-    centre slices of all windows of the run, as ``common.networks.transseg.TransSeg`` does. So memory does not grow with
-    the number of slices, the prediction itself aside.
+    Windows are not cut out. The network gets runs of slices, ``chunk`` and K - 1 around them, and returns the centre
+    slices of all windows of the run, as ``common.networks.transseg.TransSeg`` does. So memory does not grow with the
+    number of slices, except for the prediction itself.
 
     Args:
         slices: K, odd.
-        stride: step from a slice of a window to the next.
+        stride: step between slices of a window.
         chunk: slices predicted at a time.
         target: what the network returns: ``"centre"``, the centre slices of a run, or ``"all"``, all slices of a
-            window. Then windows stand side by side, so many at a time as have ``chunk`` slices, and at least one.
-        device: where the prediction is gathered, such as ``"cpu"`` for volumes whose class maps do not fit on the GPU;
-            None for that of the volume.
+            window. In the second case windows lie side by side, at least one and as many as fit into ``chunk`` slices.
+        device: where the prediction is gathered, such as ``"cpu"`` if the class maps do not fit on the GPU; None uses
+            the volume's device.
 
-    ``inferer(inputs (B, C, H, W, D), network)`` returns (B, classes, H, W, D), float32 also where autocast makes the
+    ``inferer(inputs (B, C, H, W, D), network)`` returns (B, classes, H, W, D), in float32 even if autocast makes the
     network's output bfloat16.
 
     Raises:
-        ValueError: ``slices`` even, a number below 1, an unknown ``target``; when called, if the network returns
+        ValueError: ``slices`` is even, a number is below 1, or ``target`` is unknown; when called, the network returns
             another number of slices.
     """
 
@@ -49,9 +49,9 @@ class SliceWindowInferer(Inferer):
     ) -> None:
         super().__init__()
         if slices < 1 or slices % 2 == 0 or stride < 1 or chunk < 1:
-            raise ValueError(f"slices {slices} is odd, stride {stride} and chunk {chunk} at least 1: they have to be.")
+            raise ValueError(f"slices {slices} must be odd, stride {stride} and chunk {chunk} at least 1.")
         if target not in ("centre", "all"):
-            raise ValueError(f"target is 'centre' or 'all', not {target!r}.")
+            raise ValueError(f"target must be 'centre' or 'all', not {target!r}.")
         self.slices, self.stride, self.chunk, self.target, self.device = slices, stride, chunk, target, device
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -66,8 +66,8 @@ class SliceWindowInferer(Inferer):
             expected = read.numel() if self.target == "all" else len(written)
             if made.shape[-1] != expected:
                 raise ValueError(
-                    f"the network returned {made.shape[-1]} slices of {read.shape[-1]} where {expected} were expected: "
-                    "`slices` and `target` of network and inferer have to be the same."
+                    f"the network returned {made.shape[-1]} slices of {read.shape[-1]}, but {expected} were "
+                    "expected: `slices` and `target` must be the same for network and inferer."
                 )
             if prediction is None:
                 device = inputs.device if self.device is None else torch.device(self.device)
@@ -80,7 +80,7 @@ class SliceWindowInferer(Inferer):
         return prediction
 
     def _runs(self, depth: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Slices that are read, (runs, length), and those that are written, of each call of the network."""
+        """Slices to read, (runs, length), and slices to write, for each call of the network."""
         half = self.slices // 2
         for first in range(min(self.stride, depth)):
             # With a stride, every stride-th slice makes a volume of its own, whose windows have no gaps.

@@ -30,29 +30,28 @@ FIT_COARSE = "train the first stage for the same task, with configs/tasks/liver_
 
 
 class TwoStageInferer(Inferer):
-    """Find a region with one network, segment it with another, and put the result in its place.
+    """Find a region with one network, segment it with another, and put the result back in place.
 
-    Liver segmentation as in Chen et al., arXiv 1904.00625, section 3.3: a coarse net on the resized image, the box
-    around what it finds with a margin, a fine net on that crop.
+    Liver segmentation as in Chen et al., arXiv 1904.00625, section 3.3: a coarse net on the resized image, a box with a
+    margin around its result, and a fine net on that crop.
 
     Args:
-        num_classes: channels of the second network's logits, for images in which nothing is found.
+        num_classes: channels of the second network's logits, for images without a region.
         coarse_network: the first stage; channel 0 of its logits is the background.
-        coarse_inferer: how it is applied to a whole image, such as ``ResizedInferer``.
-        fine_inferer: how the second network, with which the inferer is called, is applied to a crop.
-        coarse_path: the first network's ``model.pt``, read when the inferer is first called; None where its weights are
-            loaded elsewhere.
-        preprocessing: transforms of the images. The first network has to be of images prepared so, as its record says.
-        accept_preparation: take differences over, with a line in the log for each.
+        coarse_inferer: applies it to a whole image, such as ``ResizedInferer``.
+        fine_inferer: applies the second network to a crop; the inferer is called with that network.
+        coarse_path: the first network's ``model.pt``, read on the first call; None if its weights are loaded elsewhere.
+        preprocessing: transforms of the images. They must match the record of the first network.
+        accept_preparation: accept differences, with a line in the log for each.
         margin: voxels added to each side of the box, one number or one per axis.
         min_size: a crop is extended to at least this size, as far as the image reaches; one number or one per axis.
-        window: a crop that is smaller is padded to this size with the least value of each channel of the image, its
-            background; the window of ``fine_inferer``, which would pad with 0 itself.
-        only_largest: take the largest connected part of what the first stage finds, not every stray voxel.
+        window: a smaller crop is padded to this size with the image's background, the least value of each channel. Set
+            it to the window of ``fine_inferer``, which would pad with 0.
+        only_largest: keep only the largest connected part of the first stage's result, without stray voxels.
 
     ``inferer(inputs (B, C, D, H, W), network)`` returns logits (B, num_classes, D, H, W) in float32, with the metadata
-    of the inputs. Outside of the crop they say background. An image in which the first stage finds nothing is
-    background throughout, and a warning names it.
+    of the inputs. Outside of the crop they give background. If the first stage finds nothing, the whole image becomes
+    background, and a warning names it.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class TwoStageInferer(Inferer):
         self.coarse_path = coarse_path
         self.margin, self.min_size = ensure_tuple_rep(margin, 3), ensure_tuple_rep(min_size, 3)
         if min(self.margin + self.min_size) < 0:
-            raise ValueError(f"`margin` {margin} and `min_size` {min_size} are numbers of voxels, 0 or more.")
+            raise ValueError(f"`margin` {margin} and `min_size` {min_size} must be numbers of voxels, 0 or more.")
         self.window = ensure_tuple_rep(window, 3)
         self.only_largest = only_largest
         self.preprocessing, self.accept_preparation = preprocessing, accept_preparation
@@ -101,8 +100,8 @@ class TwoStageInferer(Inferer):
             box = self._box(mask)
             if box is None:
                 logger.warning(
-                    "%s: the first stage finds nothing, so that the whole image becomes background; look whether the "
-                    "scan shows the organ, and whether its orientation, spacing and intensities are those of training.",
+                    "%s: the first stage finds nothing, so the whole image becomes background; check that the scan "
+                    "shows the organ, and that orientation, spacing and intensities match the training.",
                     f"{name}, image {number} of the batch" if len(images) > 1 else name,
                 )
                 continue
@@ -123,7 +122,7 @@ class TwoStageInferer(Inferer):
 
     @staticmethod
     def _middle(size: int, window: int) -> slice:
-        """Where a side of ``size`` voxels lies in one that is padded on both ends to ``window``."""
+        """Where a side of ``size`` voxels lies after padding on both ends to ``window``."""
         start = max(0, window - size) // 2
         return slice(start, start + size)
 

@@ -22,11 +22,11 @@ from .prepare import prepare
 
 
 def show(path: str, full: bool = False) -> str:
-    """What an encoder file is: network, pre-training, images, origin, sizes.
+    """Describe an encoder file: network, pre-training, images, origin, sizes.
 
     Args:
-        path: an encoder file, or the name of one that comes along.
-        full: the whole record and every tensor in place of the summary.
+        path: an encoder file, or the name of an included one. full: show the whole record and every tensor, not the
+            summary.
     """
     state, record = read_encoder(path)
     if full:
@@ -39,7 +39,7 @@ def show(path: str, full: bool = False) -> str:
 
 
 def _summary(record: Mapping[str, Any]) -> dict[str, str]:
-    """What a record says, in words; what it does not say is left out."""
+    """Summarise a record in words; missing fields are left out."""
     images = record.get("preparation") or {}
     images = {name: images.get(name, record.get(name)) for name in ("channels", "orientation", "spacing", "task")}
     steps = (record.get("preparation") or {}).get("intensity") or []
@@ -62,11 +62,10 @@ def _summary(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def model(path: str, output: str) -> str:
-    """Write an encoder file that holds the last layers, too, as a bundle's ``model.pt``, for MONAI Label and packs.
+    """Write an encoder file that includes the last layers as a bundle's ``model.pt``, for MONAI Label and packs.
 
     Args:
-        path: an encoder file, or the name of one that comes along.
-        output: such as ``bundles/ssl3d/models/model.pt``.
+        path: an encoder file, or the name of an included one. output: such as ``bundles/ssl3d/models/model.pt``.
 
     Raises:
         ValueError: the file holds no last layers.
@@ -75,13 +74,13 @@ def model(path: str, output: str) -> str:
     task = (record.get("preparation") or {}).get("task")
     if task is None:
         raise ValueError(
-            f"{path} has no last layers, which tell classes: fine-tune it with configs/train.json, or pre-train "
+            f"{path} has no last layers to predict classes: fine-tune it with configs/train.json, or pre-train "
             "with presets/whole_net.json."
         )
     save_model(
         state, output, {name: record[name] for name in ("preparation", "scans", "fingerprint") if name in record}
     )
-    return f"{output} tells the classes of {task}."
+    return f"{output} predicts the classes of {task}."
 
 
 def fingerprint(path: str, scans: str, output: str) -> str:

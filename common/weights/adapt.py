@@ -12,9 +12,9 @@ __all__ = ["adapt_channels", "match_position_form", "resample_positions", "token
 def adapt_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
     """First-layer weight (out, C, ...) for another number of input channels, (out, channels, ...).
 
-    The mean over the old channels, times C / channels, which is their sum divided over the new ones (Zhang et al.,
-    TransSeg, section 3.3): an image repeated over the new channels gives what it gave repeated over the old ones, and
-    an image of several channels what their mean gives.
+    It is the sum over the old channels, divided equally over the new ones (Zhang et al., TransSeg, section 3.3). An
+    image repeated over the new channels gives the same output as before over the old ones. An image of several channels
+    gives the output of their mean.
     """
     scaled = weight.mean(1, keepdim=True) * (weight.shape[1] / channels)
     return scaled.expand(-1, channels, *weight.shape[2:]).clone()
@@ -37,8 +37,7 @@ def token_grid(tokens: int, spatial_size: Sequence[int] | None, patch_size: Sequ
 
 
 def match_position_form(state: dict[str, torch.Tensor], names: Collection[str]) -> dict[str, torch.Tensor]:
-    """``state`` with positions stored as sums (see ``common.networks.SeparablePositions``) summed up where the encoder,
-    whose tensors are ``names``, holds one tensor."""
+    """Sum up separable positions (``common.networks.SeparablePositions``) in ``state`` if ``names`` has one tensor."""
     state = dict(state)
     for name in names:
         prefix, _, leaf = name.rpartition(".")

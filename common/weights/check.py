@@ -17,13 +17,12 @@ __all__ = ["check", "published", "published_weights"]
 
 
 def published_weights() -> dict[str, dict[str, Any]]:
-    """What is known of published weights, by name (``published.json``): paper, method, what they saw, licence in words,
-    size, kind, the overlay that takes them, their name on the hub, who stated it, and whether they were loaded here."""
+    """Facts about published weights by name, from ``published.json``."""
     return json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
 
 
 def published() -> str:
-    """Published weights whose kinds ``convert`` takes: what they are, their licence, and what takes them here."""
+    """List published weights that ``convert`` accepts: what they are, their licence, and which networks use them."""
     rows = []
     for name, entry in published_weights().items():
         loaded = "yes" if entry["loaded_here"] else "no"
@@ -41,14 +40,14 @@ def published() -> str:
 
 
 def check(path: str) -> str:
-    """What a file of weights is, what takes it here, and by which command.
+    """Say what a file of weights is, which networks here use it, and by which command.
 
     Args:
-        path: an encoder file, a foreign checkpoint, the name of an encoder that comes along, or ``hf://...``.
+        path: an encoder file, a foreign checkpoint, the name of an included encoder, or ``hf://...``.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; of no kind that is known here, with the nearest kind and the first
-            difference to it.
+        FileNotFoundError, ValueError: there is no such file, or it is of no known kind (names the nearest kind and the
+            first difference to it).
     """
     file: str | os.PathLike = fetch(path).path if is_hub_name(path) else path
     record = _record(file)
@@ -68,9 +67,9 @@ def check(path: str) -> str:
         near = nearest_kind(foreign.source)
         first = ", ".join(list(foreign.source.tensors)[:3])
         raise ValueError(
-            f"{path} is of no kind that is known here (tensors such as {first})."
+            f"{path} is of no known kind (it has tensors such as {first})."
             if near is None
-            else f"{path} is of no kind that is known here; the nearest is {near[0]}, but {near[1]}."
+            else f"{path} is of no known kind; the nearest is {near[0]}, but {near[1]}."
         ) from error
     try:
         _, architecture, left_out = fill(kind, foreign.source)
@@ -86,7 +85,7 @@ def check(path: str) -> str:
 
 
 def _record(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The record of an encoder file, None of others."""
+    """The record of an encoder file; None for other files."""
     try:
         return read_encoder(path)[1]
     except FileNotFoundError:
@@ -105,11 +104,11 @@ def _describe(architecture: Mapping[str, Any]) -> str:
 
 
 def _takers(architecture: Mapping[str, Any]) -> str:
-    """Networks of the bundles with such an encoder; their sizes have to be the file's."""
+    """Networks of the bundles with such an encoder; their sizes must match the file."""
     name = re.compile(rf"\b{architecture.get('name')}\b")
     found = [
         f"{file.parents[2].name}: networks/{file.name}"
         for file in sorted(bundles_root().glob("*/configs/networks/*.json"))
         if name.search(file.read_text(encoding="utf-8"))
     ]
-    return f"Taken, where the sizes are the file's, by {', '.join(found)}.\n" if found else ""
+    return f"If the sizes match, these can use it: {', '.join(found)}.\n" if found else ""

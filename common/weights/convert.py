@@ -44,46 +44,45 @@ def convert(
 ) -> dict[str, Any]:
     """Turn a foreign checkpoint into an encoder file and return its record.
 
-    Every tensor of the source is used or left out by a rule of its kind, and every tensor of the encoder filled; the
-    record says how many were left out of which part.
+    Every tensor of the source is used or left out by a rule of its kind, and every tensor of the encoder is filled. The
+    record says how many tensors of which part were left out.
 
     Args:
-        source: a ``.pt``/``.pth`` file (read with ``weights_only=True``), a ``.safetensors`` file, a folder that
-            ``transformers`` wrote or that came from its hub, or the name of a file there,
-            ``hf://org/name/file@revision`` (``common.weights.hub``). Its SHA-256 goes into the record, and the licence
-            that the hub states.
+        source: a ``.pt``/``.pth`` file (read with ``weights_only=True``), a ``.safetensors`` file, a folder written by
+            ``transformers`` or downloaded from its hub, or the name of a file on the hub,
+            ``hf://org/name/file@revision`` (``common.weights.hub``). The record keeps its SHA-256 and the licence that
+            the hub states.
         output: the encoder file to write.
-        kind: one of the names of ``common.weights.kind.known_kinds``; found from the tensors when not given. ``beit``,
-            ``vit`` (DINO's and other plain vision transformers) and ``swin`` (Video Swin too) are 2-D models, for the
-            encoders of slices: they are inflated, which the arguments from ``slices`` on are about.
-        num_heads: attention heads of a ViT, which its weights do not tell (12 in UNETR). Of a 2-D ViT by default what
-            ``config.json`` says, or one for 64 channels.
+        kind: a name from ``common.weights.kind.known_kinds``; found from the tensors by default. ``beit``, ``vit``
+            (DINO's and other plain vision transformers) and ``swin`` (also Video Swin) are 2-D models for the slice
+            encoders. They are inflated; the arguments from ``slices`` on set how.
+        num_heads: attention heads of a ViT, which its weights do not show (12 in UNETR). The default for a 2-D ViT is
+            the number in ``config.json``, or one head per 64 channels.
         legacy_patch_merging: for Swin UNETR weights trained with MONAI up to 1.4, whose patch merging dropped some
-            neighbours (fixed in 1.5), found where names are old (``mlp.fc1``); such an encoder needs
-            ``common.networks.LegacyPatchMerging``. Recorded in the
-            file; loading into another encoder warns.
-        spatial_size, spacing, orientation, intensity, data: what the weights were trained on, for the record; say what
-            you know, since fine-tuning warns where its images differ. Intensities are told in words, which fine-tuning
-            shows beside its own.
-        slices: K, slices of a window. The default of 1 makes a file that is inflated when it is loaded, to any K and in
-            any way; with more it is for nets of that K only, and the record says how it was inflated.
+            neighbours (fixed in 1.5); detected by old names (``mlp.fc1``). Such an encoder needs
+            ``common.networks.LegacyPatchMerging``. The file records it, and loading into another encoder warns.
+        spatial_size, spacing, orientation, intensity, data: properties of the training images, for the record. Give
+            what you know, since fine-tuning warns if its images differ. Intensities are described in words, which
+            fine-tuning shows beside its own.
+        slices: K, slices of a window. The default of 1 makes a file that is inflated on loading, to any K and in any
+            way. A file for more slices fits nets of that K only, and its record says how it was inflated.
         inflation: ``centring`` or ``average`` (``common.weights.inflate.inflate_depth``), for more than one slice.
-        in_channels: channels of the images at hand.
-        image_size: side of the slices, or height and width, for which positions are resampled; by default they are when
-            the file is loaded.
-        mean, std: per channel, of images in 0..1, by which the source's images were normalised. By default what
-            ``preprocessor_config.json`` or timm's ``config.json`` says, or what names of tensors or of the file tell:
-            0.5 for BEiT, ImageNet's for BEiT v2, DINO, DeiT, MAE and Swin. Recorded, with what said so.
+        in_channels: channels of your images.
+        image_size: side of the slices, or height and width, to resample positions for; by default this happens when the
+            file is loaded.
+        mean, std: normalisation of the source's images per channel, for images in 0..1. The default comes from
+            ``preprocessor_config.json`` or timm's ``config.json``, or from the names of tensors or of the file: 0.5 for
+            BEiT, ImageNet's for BEiT v2, DINO, DeiT, MAE and Swin. The record keeps it with its source.
         value_range: range that the intensity rule of the bundle scales images to; recorded, and compared with the
-            images' at fine-tuning.
-        leave_out: regular expression of names of further tensors that the encoder does not need, such as those of a
-            head that no rule knows.
+            images in fine-tuning.
+        leave_out: regular expression for names of further tensors that the encoder does not need, such as a head that
+            no rule knows.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, Python objects beside tensors, names of no known kind, tensors that
-            no rule of the kind uses or leaves out, parts of the encoder that are not there, values that are NaN,
-            infinite or no floats, ``slices`` or ``inflation`` of what is not inflated, ``mean`` without ``std``, or
-            neither where nothing tells them.
+        FileNotFoundError, ValueError: there is no such file; it holds Python objects beside tensors, names of no known
+            kind, tensors that no rule of the kind uses or leaves out, or values that are NaN, infinite or not floats;
+            parts of the encoder are missing; ``slices`` or ``inflation`` is given for weights that are not inflated;
+            ``mean`` is given without ``std``, or neither is given or known.
     """
     origin: dict[str, Any] | None = None
     if is_hub_name(source):
@@ -92,7 +91,7 @@ def convert(
     origin = origin or {"name": foreign.file.name, "sha256": file_digest(foreign.file), "licence": None}
     tensors = foreign.source.tensors
     if inflation not in INFLATIONS:
-        raise ValueError(f"--inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}.")
+        raise ValueError(f"--inflation is {inflation!r}; it must be one of {', '.join(INFLATIONS)}.")
     if slices == 1 and inflation != INFLATIONS[0]:
         raise ValueError(
             f"--inflation {inflation} is for more than one slice: give --slices, or leave it out and set inflation "
@@ -106,11 +105,11 @@ def convert(
         converted, architecture, left_out = fill(known, foreign.source, leave_out)
     except KeyError as error:
         raise ValueError(
-            f"{source} is no checkpoint of the kind {kind}: it lacks tensors ({error}), and has such as "
+            f"{source} is not a checkpoint of the kind {kind}: it lacks tensors ({error}), and has such as "
             f"{', '.join(list(tensors)[:3])}."
         ) from error
     except (ValueError, re.error) as error:
-        raise ValueError(f"{source} is no checkpoint of the kind {kind}: {error}.") from error
+        raise ValueError(f"{source} is not a checkpoint of the kind {kind}: {error}.") from error
     # Of what is taken only: masks of attention that are left out may hold infinities.
     refuse_unsound(source, converted)
     if foreign.others:
@@ -122,7 +121,7 @@ def convert(
     if legacy_patch_merging and "patch_merging" in architecture:
         architecture["patch_merging"] = "LegacyPatchMerging"
     if slices != 1 and (not known.images or architecture["name"] == "VideoSwinEncoder"):
-        raise ValueError(f"{source} is of volumes or videos, which are not inflated: leave out --slices.")
+        raise ValueError(f"{source} is for volumes or videos, which are not inflated: leave out --slices.")
     conversion = None
     if known.images:
         if (mean is None) != (std is None):

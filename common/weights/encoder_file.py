@@ -22,7 +22,7 @@ FORMAT_VERSION = 2
 """Version of the record in the file's header; a reader refuses newer ones. From 2 on files carry a digest."""
 
 DIGEST = "sha256"
-"""Entry of the stored record with the digest of all else; readers do not see it."""
+"""Entry of the stored record with the digest of everything else; readers do not see it."""
 
 SINGLE: dict[str, type] = {
     "architecture": dict,
@@ -33,23 +33,23 @@ SINGLE: dict[str, type] = {
     "preparation.format": int,
 }
 LISTS = ("spatial_size", "spacing", "value_range", "architecture.grid", "architecture.patch_size")
-"""Entries of a record that readers compute with: of one type, or numbers in a list. Each may be missing or null."""
+"""Entries of a record that readers compute with: of one type, or a list of numbers. Each may be missing or null."""
 
 PACKAGES = ("torch", "monai", "numpy", "monai-transfer-bundles")
 
 
 def save_encoder(encoder: nn.Module, path: str | os.PathLike, record: Mapping[str, Any]) -> None:
-    """Write an encoder's state dict and what is needed to use it rightly, in one safetensors file, atomically.
+    """Write an encoder's state dict and the facts needed to use it in one safetensors file, atomically.
 
     Args:
-        encoder: its ``state_dict()`` is written; ``architecture()``, where it has that method, goes into the record.
-        path: target; parent folders are made. The old file stays until the new one is whole.
-        record: JSON-serialisable facts: ``method``, ``preparation`` (``common.preparation``), ``spatial_size`` of what
-            the encoder takes at a time, ``data``, ``epochs``, ``config_digest``, ``scans`` (``common.data.seen``). The
-            format version and package versions are added.
+        encoder: its ``state_dict()`` is written; ``architecture()``, if it has that method, goes into the record.
+        path: target; parent folders are made. The old file stays until the new one is complete.
+        record: JSON-serialisable facts: ``method``, ``preparation`` (``common.preparation``), ``spatial_size`` of one
+            input of the encoder, ``data``, ``epochs``, ``config_digest``, ``scans`` (``common.data.seen``). The format
+            version and package versions are added.
 
     Raises:
-        TypeError: the record holds something that JSON does not.
+        TypeError: the record holds a value that JSON cannot store.
     """
     record = dict(record)
     record["format"] = FORMAT_VERSION
@@ -62,8 +62,7 @@ def save_encoder(encoder: nn.Module, path: str | os.PathLike, record: Mapping[st
 
 
 def write_state(state: dict[str, torch.Tensor], path: str | os.PathLike, record: Mapping[str, Any]) -> None:
-    """Write tensors, a record and their digest to ``path`` through a temporary file beside it, with the mode the umask
-    gives."""
+    """Write tensors, a record and their digest to ``path`` atomically, with the mode of the umask."""
     record = {**record, "format": FORMAT_VERSION}
     # In the record and not beside it: safetensors writes several entries in any order, so that bytes would differ.
     header = json.dumps(record | {DIGEST: _digest(state, record)})
@@ -75,11 +74,11 @@ def write_state(state: dict[str, torch.Tensor], path: str | os.PathLike, record:
 
 
 def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """State dict and record of an encoder file, or of an encoder that comes along, by its name.
+    """State dict and record of an encoder file, or of an included encoder by its name.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, not a safetensors file, no record, a malformed one, a newer
-            format, or content that does not match the file's digest. Files of before there were digests have none.
+        FileNotFoundError, ValueError: there is no such file, it is not a safetensors file, its record is missing,
+            malformed or of a newer format, or its content does not match its digest. Older files have no digest.
     """
     path = find_encoder(path)
     try:
@@ -88,7 +87,7 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
         with path.open("rb") as start:
             if start.read(2) == b"PK":  # a zip file, as torch.save writes
                 raise ValueError(
-                    f"{path} is a PyTorch checkpoint, most likely of a whole network, and no encoder file: give the "
+                    f"{path} is a PyTorch checkpoint, most likely of a whole network, not an encoder file: give the "
                     "encoder.safetensors that pre-training wrote, or convert foreign weights with "
                     "`python -m common.weights convert`."
                 ) from error
@@ -101,7 +100,7 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
 
 
 def read_record(path: str | os.PathLike) -> dict[str, Any]:
-    """Record of an encoder file alone, without a look at its tensors and its digest.
+    """Record of an encoder file, without its tensors and without a check of its digest.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_encoder``.
@@ -125,7 +124,7 @@ def _parse(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         record = None
     if not isinstance(record, dict):
         raise ValueError(
-            f"{path} has no record of its pre-processing, so it is no encoder file; convert foreign weights with "
+            f"{path} has no record of its pre-processing, so it is not an encoder file; convert foreign weights with "
             "`python -m common.weights convert`."
         )
     return record
@@ -138,7 +137,9 @@ def _checked(path: Path, record: dict[str, Any]) -> dict[str, Any]:
             f"{path} has a malformed record ({wrong} is {_value(record, wrong)!r}); write the encoder file again."
         )
     if (record.get("format") or 0) > FORMAT_VERSION:
-        raise ValueError(f"{path} has format {record['format']}, this version reads up to {FORMAT_VERSION}; upgrade.")
+        raise ValueError(
+            f"{path} has format {record['format']}, but this version reads up to {FORMAT_VERSION}; upgrade."
+        )
     return record
 
 
@@ -146,7 +147,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
     """Tensors and metadata of a safetensors file.
 
     Raises:
-        ValueError: it is none, or cannot be read.
+        ValueError: it is not such a file, or cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,8 +1,8 @@
-"""Files of the Hugging Face hub by name, ``hf://org/name/file@revision``, through its own client and cache.
+"""Files from the Hugging Face hub by name, ``hf://org/name/file@revision``, through its client and cache.
 
-The client's settings are the environment's: ``HF_ENDPOINT`` (another hub), ``HF_HUB_CACHE`` (where files stay),
-``HF_HUB_OFFLINE=1`` (ask nobody), ``HF_TOKEN`` or ``hf auth login`` (for gated repositories). A broken transfer goes on
-where it ended.
+The environment sets the client: ``HF_ENDPOINT`` (another hub), ``HF_HUB_CACHE`` (where files stay),
+``HF_HUB_OFFLINE=1`` (no network), ``HF_TOKEN`` or ``hf auth login`` (for gated repositories). A broken transfer resumes
+where it stopped.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ NAME = re.compile(r"^hf://([\w.-]+/[\w.-]+)/([^@#]+?)(?:@([^@#]+))?(?:#sha256=([
 
 
 class HubFile(NamedTuple):
-    """A file of the hub as it lies here.
+    """A file of the hub in the local cache.
 
     Attributes:
         path: of the file in the cache.
-        origin: for records: ``name`` as it was asked for, ``commit``, ``sha256`` and ``licence`` (None if not stated).
+        origin: for records: the requested ``name``, ``commit``, ``sha256`` and ``licence`` (None if not stated).
     """
 
     path: Path
@@ -34,28 +34,29 @@ class HubFile(NamedTuple):
 
 
 def is_hub_name(name: str | os.PathLike) -> bool:
-    """Whether this is the name of a file of the hub and no path."""
+    """Whether this is the name of a file on the hub, not a path."""
     return str(name).startswith("hf:/")
 
 
 def fetch(name: str) -> HubFile:
-    """The file of this name, from the cache or, where it is not there, from the hub.
+    """Get the file of this name from the cache or, if it is not there, from the hub.
 
     Args:
-        name: ``hf://org/name/file@revision``; a branch, tag or commit, ``main`` where it is left out. Behind
-            ``#sha256=`` a digest may stand that the file has to have.
+        name: ``hf://org/name/file@revision``; ``revision`` is a branch, tag or commit, by default ``main``. An optional
+            ``#sha256=`` at the end gives the digest that the file must have.
 
     Raises:
-        FileNotFoundError: no such repository, file or revision, or it is not in the cache and nobody may be asked.
-        PermissionError: a gated repository, whose terms have to be accepted on its page first.
+        FileNotFoundError: there is no such repository, file or revision, or it is not in the cache and the network is
+            off.
+        PermissionError: the repository is gated; accept its terms on its page first.
         ConnectionError: the hub cannot be reached, or the transfer broke off.
-        ValueError: no such name, or a file that has changed: of another digest than the hub or the name states.
+        ValueError: the name is invalid, or the file has another digest than the hub or the name states.
     """
     from huggingface_hub import errors, hf_hub_download
 
     match = NAME.match(re.sub("^hf:/+", "hf://", name))  # a path has lost a slash
     if match is None:
-        raise ValueError(f"{name} is no name of a file of the hub: write hf://org/name/file@revision.")
+        raise ValueError(f"{name} is not a name of a file on the hub: write hf://org/name/file@revision.")
     repository, file, revision, wanted = match.groups()
     settings: dict[str, Any] = {
         "revision": revision,
@@ -73,13 +74,14 @@ def fetch(name: str) -> HubFile:
     except errors.LocalEntryNotFoundError as error:
         if settings["local_files_only"]:
             raise FileNotFoundError(
-                f"{name} is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub."
+                f"{name} is not in the cache, and HF_HUB_OFFLINE forbids a download: unset it, or fetch the file "
+                "elsewhere first."
             ) from error
         raise ConnectionError(f"{name} is not in the cache, and the hub cannot be reached: try again.") from error
     except (errors.EntryNotFoundError, errors.RevisionNotFoundError, errors.RepositoryNotFoundError) as error:
         what = {"EntryNotFoundError": "file", "RevisionNotFoundError": "revision"}
         kind = next((what[cls.__name__] for cls in type(error).__mro__ if cls.__name__ in what), "repository")
-        raise FileNotFoundError(f"{name}: the hub has no such {kind}, or keeps it private (HF_TOKEN).") from error
+        raise FileNotFoundError(f"{name}: the hub has no such {kind}, or it is private (set HF_TOKEN).") from error
     except Exception as error:  # the client passes on what its transport raises
         raise ConnectionError(f"{name} could not be fetched ({first_line(error)}): try again.") from error
     digest, stored = file_digest(path), path.resolve().name
@@ -108,7 +110,7 @@ def file_digest(path: Path) -> str:
 
 
 def _beside(repository: str, file: str, settings: dict[str, Any]) -> Path | None:
-    """A file that goes along, or None where the hub does not give it: the weights are there."""
+    """A companion file, or None if the hub does not have it; the weights are already there."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -118,7 +120,7 @@ def _beside(repository: str, file: str, settings: dict[str, Any]) -> Path | None
 
 
 def _licence(repository: str, settings: dict[str, Any]) -> str | None:
-    """What the head of a repository's card says, None where there is none."""
+    """The licence in the head of a repository's card; None if there is none."""
     card = _beside(repository, "README.md", settings)
     head = card and re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     fields = dict(re.findall(r"^(license|license_name):\s*(\S+)", head[1], re.MULTILINE)) if head else {}

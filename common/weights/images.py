@@ -1,4 +1,4 @@
-"""What becomes of weights of 2-D images: their normalisation is folded in, their patch embedding inflated."""
+"""Adapt weights of 2-D images: fold in their normalisation and inflate their patch embedding."""
 
 from __future__ import annotations
 
@@ -68,11 +68,10 @@ def source_normalisation(
     config: Mapping[str, Any],
     preprocessor: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """``mean`` and ``std`` per channel of images in 0..1 by which a 2-D checkpoint's images were normalised, and what
-    said so (``from``): its preprocessor's or timm's settings, else names of its tensors, its configuration or its file.
+    """``mean`` and ``std`` of a 2-D checkpoint's images, per channel in 0..1, and their source (``from``).
 
     Raises:
-        ValueError: nothing tells, as of a BEiT that may be of version 1 (0.5) or 2 (ImageNet's).
+        ValueError: nothing shows them, as for a BEiT that may be of version 1 (0.5) or 2 (ImageNet's).
     """
     settings = (
         ("preprocessor_config.json", preprocessor, "image_mean", "image_std"),
@@ -87,7 +86,7 @@ def source_normalisation(
         if found is not None:
             return {**normalisation, "from": f"{clue} {found}" if pattern else "all of this kind"}
     raise ValueError(
-        "nothing tells by which mean and standard deviation its images were normalised: give --mean and --std, "
+        "nothing shows the mean and standard deviation that normalised its images: give --mean and --std, "
         f"ImageNet's {IMAGENET['mean']} and {IMAGENET['std']} (BEiT v2, DINO, DeiT, MAE), or 0.5 in all channels "
         "(BEiT, Google's ViT)"
     )

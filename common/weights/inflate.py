@@ -22,10 +22,10 @@ INFLATIONS = ("centring", "average")
 """Ways to place a 2-D kernel along the slices of a window."""
 
 CONVERT_AGAIN = "convert the weights again with"
-"""Begins what there is to do where an inflation that was done is not the one that is needed."""
+"""Start of the advice if a file has another inflation than the one needed."""
 
 EXTRA_POSITIONS = 3
-"""Rows that BEiT's tables have behind those of pairs of patches: class token to patch, patch to class token, itself."""
+"""Rows after the pairs of patches in BEiT's tables: class token to patch, patch to class token, itself."""
 
 
 def fold_normalization(
@@ -35,14 +35,14 @@ def fold_normalization(
     std: Sequence[float],
     value_range: Sequence[float] = (-1.0, 1.0),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight (O, C, h, w) and bias (O) that take images in ``value_range`` and give what the old ones gave for images
-    in 0..1 of which ``mean`` was subtracted and which were divided by ``std``, per channel.
+    """Fold the normalisation of images in 0..1 by ``mean`` and ``std`` into weight (O, C, h, w) and bias (O).
 
-    ``w_c = W_c / s_c`` and ``b' = b - sum W_c m_c / s_c``, with m and s in the scale of ``value_range``. For BEiT
-    (mean and std 0.5) and images in -1..1 nothing changes, since that is the range it was trained in.
+    The result gives the same output for images in ``value_range``: ``w_c = W_c / s_c`` and ``b' = b - sum W_c m_c /
+    s_c``, with m and s in the scale of ``value_range``. For BEiT (mean and std 0.5) and images in -1..1 nothing
+    changes, since it was trained in that range.
 
     Raises:
-        ValueError: not one mean and one standard deviation above 0 a channel.
+        ValueError: there is not one mean and one standard deviation above 0 per channel.
     """
     if len(mean) != weight.shape[1] or len(std) != weight.shape[1] or min(std) <= 0:
         raise ValueError(f"the weight has {weight.shape[1]} channels; give as many mean and std (above 0).")
@@ -55,18 +55,18 @@ def fold_normalization(
 
 
 def inflate_depth(weight: torch.Tensor, slices: int, inflation: str = "centring") -> torch.Tensor:
-    """2-D kernel (O, C, h, w) as one for windows of ``slices`` slices, (O, C, h, w, slices).
+    """Turn a 2-D kernel (O, C, h, w) into one for windows of ``slices`` slices, (O, C, h, w, slices).
 
-    ``"centring"`` puts it at the slice ``slices // 2`` and zeros elsewhere, so that the net starts as the 2-D one of
-    that slice; ``"average"`` puts ``weight / slices`` everywhere, so that it starts as the 2-D one of the mean slice
-    (Zhang et al., TransSeg, section 3.3). The paper says that both keep mean and variance. The average keeps the
-    variance only of slices that are all alike: of independent ones it leaves 1 / slices.
+    ``"centring"`` puts it at the slice ``slices // 2`` and zeros elsewhere, so the net starts as the 2-D net of that
+    slice. ``"average"`` puts ``weight / slices`` everywhere, so it starts as the 2-D net of the mean slice (Zhang et
+    al., TransSeg, section 3.3). The paper says that both keep mean and variance. But the average keeps the variance
+    only if all slices are equal; for independent slices it leaves 1 / slices of it.
 
     Raises:
-        ValueError: an unknown ``inflation``, or ``slices`` below 1.
+        ValueError: ``inflation`` is unknown, or ``slices`` is below 1.
     """
     if inflation not in INFLATIONS:
-        raise ValueError(f"inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}.")
+        raise ValueError(f"inflation is {inflation!r}; it must be one of {', '.join(INFLATIONS)}.")
     if slices < 1:
         raise ValueError(f"a window has at least one slice, not {slices}.")
     if inflation == "average":
@@ -86,11 +86,10 @@ def inflate_patch_embedding(
     std: Sequence[float] | None = None,
     value_range: Sequence[float] = (-1.0, 1.0),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patch embedding of a colour image (O, 3, h, w) for windows of ``slices`` slices: weight
-    (O, in_channels, h, w, slices) and bias (O).
+    """Inflate the patch embedding of colour images (O, 3, h, w) to windows of ``slices`` slices.
 
-    The source's normalisation is folded in where it is given, then channels are summed and spread, then depth is
-    inflated.
+    First the source's normalisation, if given, is folded in; then channels are summed and spread; then the depth is
+    inflated. Returns weight (O, in_channels, h, w, slices) and bias (O).
 
     Raises:
         ValueError: as ``fold_normalization`` and ``inflate_depth``.
@@ -105,16 +104,16 @@ def resample_relative_positions(
 ) -> torch.Tensor:
     """Table of relative positions of a token grid, ((2 h - 1) (2 w - 1) + extra, heads), for another grid.
 
-    As BEiT does it: the old offsets are thought to lie at geometrically growing distances, so that near ones keep their
-    meaning and the farthest reach the new border, and a bicubic spline through them is read at the new offsets. The
-    last ``extra`` rows are copied. From 14 x 14 to 32 x 32 tokens the ratio is 1.134918. An axis that shrinks or stays
-    keeps the ratio 1, that is, is cut.
+    It follows BEiT. The old offsets are placed at geometrically growing distances, so near ones keep their meaning and
+    the farthest reach the new border. A bicubic spline through them is read at the new offsets. The last ``extra`` rows
+    are copied. From 14 x 14 to 32 x 32 tokens the ratio is 1.134918. An axis that shrinks or stays has the ratio 1,
+    which means it is cut.
 
     Source: published code of Bao et al. (BEiT) and of Zhang et al. (TransSeg, ``beit3d.py``), which use
     ``scipy.interpolate.interp2d``; ``RectBivariateSpline`` is the same spline on a grid.
 
     Raises:
-        ValueError: the table is not one of ``grid``.
+        ValueError: the table does not fit ``grid``.
     """
     h, w = (2 * int(side) - 1 for side in grid)
     if table.ndim != 2 or len(table) != h * w + extra:
@@ -157,9 +156,7 @@ def resample_grid_positions(table: torch.Tensor, grid: Sequence[int], new_grid: 
 
 
 def geometric_ratio(tokens: int, new_tokens: int) -> float:
-    """Ratio q by which the distances of ``tokens - 1`` old offsets have to grow so that their sum reaches the farthest
-    new one, ``new_tokens - 1``; found by bisection in 1.01..1.5 to 1e-6, as in the published code.
-    """
+    """Growth ratio q of the distances of ``tokens - 1`` old offsets so that they sum to ``new_tokens - 1``."""
     steps, farthest = tokens - 1, new_tokens - 1
     low, high = 1.01, 1.5
     while high - low > 1e-6:
@@ -172,7 +169,7 @@ def geometric_ratio(tokens: int, new_tokens: int) -> float:
 
 
 def _geometric(tokens: int, new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the old offsets of an axis are thought to lie, and the new offsets."""
+    """Places of the old offsets of an axis, and the new offsets."""
     offsets = np.arange(1 - new_tokens, new_tokens, dtype=float)
     if new_tokens <= tokens:
         return np.arange(1 - tokens, tokens, dtype=float), offsets

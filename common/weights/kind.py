@@ -27,18 +27,18 @@ MODULES = (
     "swin_slice_encoder",
     "dino_encoder",
 )
-"""Modules of ``common.networks`` with tables of checkpoints, in the order in which kinds are looked for."""
+"""Modules of ``common.networks`` with tables of checkpoints, in the order of the search."""
 
 DERIVED = ("relative_position_index", "num_batches_tracked", "output_stride")
 """Ends of the names of counters and indices that a network makes itself, and that files may lack, such as those of
 PyTorch 0.3, or have from before they were no weights."""
 
 OTHER_SHAPES = ("relative_position_bias_table", "relative_position_index", "patch_embedding.weight")
-"""Ends of the names of tensors whose shape is the window's, which converters may not know, or is inflated later."""
+"""Ends of names of tensors whose shape depends on the window (unknown to converters) or that are inflated later."""
 
 
 class Filled(NamedTuple):
-    """An encoder's tensors from a foreign checkpoint, its architecture, and what was left out, by what it is."""
+    """An encoder's tensors from a foreign checkpoint, its architecture, and the left-out tensors by part."""
 
     state: State
     architecture: dict[str, Any]
@@ -46,7 +46,7 @@ class Filled(NamedTuple):
 
 
 def known_kinds() -> Iterator[tuple[str, Kind]]:
-    """All kinds with their names, in the order in which they are looked for; modules are loaded as it is walked."""
+    """All kinds with their names, in the order of the search; modules are loaded during iteration."""
     for module in MODULES:
         yield from import_module(f"..networks.{module}", __package__).CHECKPOINTS.items()
 
@@ -55,7 +55,7 @@ def find_kind(tensors: State, kind: str | None = None, file: str = "") -> tuple[
     """The kind of a checkpoint, by its marks or by name.
 
     Raises:
-        ValueError: no kind has these marks or this name, or the marks leave a doubt.
+        ValueError: no kind has these marks or this name, or the marks are ambiguous.
     """
     for name, known in known_kinds():
         if name == kind or (kind is None and known.fits(tensors)):
@@ -70,16 +70,16 @@ def find_kind(tensors: State, kind: str | None = None, file: str = "") -> tuple[
 
 
 def fill(kind: Kind, source: Source, leave_out: str | None = None) -> Filled:
-    """Each tensor of a checkpoint in the place that it has in our encoder, or left out by a rule of its kind.
+    """Put each tensor of a checkpoint into its place in our encoder, or leave it out by a rule of its kind.
 
     Args:
-        kind: what the checkpoint is.
+        kind: kind of the checkpoint.
         source: the checkpoint.
-        leave_out: regular expression of names of further tensors that the encoder does not need.
+        leave_out: regular expression for names of further tensors that the encoder does not need.
 
     Raises:
-        KeyError, ValueError: a tensor has no place and no rule leaves it out, two have the same place, a place is not
-            filled, or one has another shape.
+        KeyError, ValueError: a tensor has no place and no rule leaves it out, two tensors have the same place, a place
+            stays empty, or a shape differs.
     """
     chosen = {} if leave_out is None else {f"--leave_out {leave_out}": leave_out}
     rules = {what: re.compile(pattern) for what, pattern in {**kind.left_out, **chosen}.items()}
@@ -106,8 +106,7 @@ def fill(kind: Kind, source: Source, leave_out: str | None = None) -> Filled:
 
 
 def nearest_kind(source: Source) -> tuple[str, str] | None:
-    """The kind of whose network a checkpoint that is refused has the most tensors by name, and why it is none; None
-    where it has none of any."""
+    """The kind that shares most tensor names with a refused checkpoint, and why it does not fit; None if none does."""
     best, found = 0.0, None
     for name, kind in known_kinds():
         state: State = {}
@@ -130,16 +129,16 @@ def nearest_kind(source: Source) -> tuple[str, str] | None:
 def refuse_gaps(
     state: State, network: nn.Module, fresh: tuple[str, ...] = (), names: Mapping[str, str] | None = None
 ) -> None:
-    """Refuse converted weights of which a part of the network is not there, and would stay as it was drawn.
+    """Refuse converted weights if they would leave a part of the network at its random values.
 
     Args:
         state: in our names.
-        network: of which each tensor is to be filled.
-        fresh: beginnings of the names of those that are drawn all the same.
-        names: the checkpoint's own, by ours.
+        network: network to fill completely.
+        fresh: beginnings of names of tensors that may stay random.
+        names: names in the checkpoint, by ours.
 
     Raises:
-        ValueError: tensors of ``network`` are missing, or have other shapes, or some are not the network's.
+        ValueError: tensors of ``network`` are missing or have other shapes, or some do not belong to the network.
     """
     wanted = network.state_dict()
     state = match_position_form(state, wanted)
@@ -148,16 +147,14 @@ def refuse_gaps(
     missing = [name for name in missing if not (fresh and name.startswith(fresh))]
     if odd:
         raise ValueError(
-            f"it holds {and_more(odd)}, which this kind has not and no rule leaves out; if the encoder does not need "
+            f"it holds {and_more(odd)}, which this kind lacks and no rule leaves out; if the encoder does not need "
             "it, give --leave_out with a regular expression of such names"
         )
     if missing:
-        raise ValueError(
-            f"{len(missing)} tensors of its network are not there, as we call them {', '.join(missing[:3])}"
-        )
+        raise ValueError(f"{len(missing)} tensors of its network are missing, as we call them {', '.join(missing[:3])}")
     for name, tensor in state.items():
         if tensor.shape != wanted[name].shape and not name.endswith(OTHER_SHAPES):
             raise ValueError(
-                f"{name}, as we call it, has the shape {tuple(tensor.shape)} where the network has "
+                f"{name}, as we call it, has the shape {tuple(tensor.shape)}, but the network has "
                 f"{tuple(wanted[name].shape)}"
             )

@@ -24,7 +24,7 @@ __all__ = ["compare_architecture", "compare_images", "load_encoder"]
 logger = logging.getLogger(__name__)
 
 STATED = ("spacing", "orientation", "value_range")
-"""Fields of the images that files without a record of their preparation state, too."""
+"""Fields of the images that even files without a record of preparation state."""
 
 SHAPELESS = (
     "depth",  # a shallower net finds all its tensors in a deeper one
@@ -43,10 +43,10 @@ SHAPELESS = (
     "stem_pool",
     "norm",
 )
-"""Keys of an encoder's architecture by which weights of equal shapes compute something else."""
+"""Keys of an encoder's architecture that change the result for weights of equal shapes."""
 
 ADVICE = re.compile(f"{CONVERT_AGAIN}|give spatial_size")
-"""What reasons say that tell what to do."""
+"""Reasons that say what to do."""
 
 
 def load_encoder(
@@ -62,46 +62,46 @@ def load_encoder(
 ) -> TransferReport | None:
     """Fill an encoder from an encoder file, log a transfer report, and refuse a load that does not fill it.
 
-    Every tensor of the encoder comes from the file, as it is or adapted where that has a meaning: the first layer to
+    Every tensor of the encoder comes from the file, unchanged or adapted if that makes sense: the first layer to
     another number of channels, position tables to another token grid, a patch embedding of single slices to windows of
-    slices. Every tensor of the file goes into the encoder. What is drawn anew or left out all the same, a rule of the
-    encoder names (below) and the report tells. Nothing changes in ``encoder`` when the load is refused. What weights do
-    not show, such as the number of attention heads, is compared with the file's record, and differences are logged.
+    slices. Every tensor of the file goes into the encoder. A rule of the encoder (see below) can name exceptions,
+    tensors to leave random or to leave out; the report lists them. A refused load does not change ``encoder``. Settings
+    that weights do not show, such as the number of attention heads, are compared with the file's record, and
+    differences are logged.
 
     Args:
         encoder: filled in place. It may have ``check_weights(state)``, which raises a ``ValueError`` for weights that
-            it must not take; rules of its own for adapting tensors, ``adapt_weight`` and ``check_inflation`` (see
-            ``common.networks.slice_encoder.SliceEncoder``); and regular expressions of names by the part that they are
-            of: ``fresh_weights``, parts that a file may lack as a whole, and ``spare_weights``, parts that the encoder
-            may lack as a whole.
+            it must not take. It may have its own rules to adapt tensors, ``adapt_weight`` and ``check_inflation`` (see
+            ``common.networks.slice_encoder.SliceEncoder``). And it may map parts to regular expressions for names:
+            ``fresh_weights``, parts that may be missing from a file as a whole, and ``spare_weights``, parts that may
+            be missing from the encoder as a whole.
         path: an encoder file, or None (or "") to train from scratch, which is logged.
-        preprocessing: transforms of the images that the encoder will see, compared field by field with what the file's
-            record says of those that it was trained on (``common.preparation``). Of files without such a record a line
-            in the log says so.
-        spatial_size: of what the encoder takes at a time, which gives the token grid.
-        accept_preparation: log each difference as a warning; False refuses the file instead.
-        inflation: how the weight of a patch embedding of a single slice fills one of several: ``centring``,
-            ``average`` (``common.weights.inflate.inflate_depth``), or ``random`` to leave it as it was drawn, whatever
-            the file holds; the bias is the file's. A file for several slices has its inflation already: another one
-            than it was made with is refused.
-        held_out: the validation list. A file whose record has scans or subjects of it, or of the test list of the same
+        preprocessing: transforms of the images that the encoder will see. They are compared field by field with the
+            file's record of the training images (``common.preparation``). A file without such a record gets a line in
+            the log.
+        spatial_size: size of one input of the encoder, which gives the token grid.
+        accept_preparation: log each difference as a warning; False refuses the file.
+        inflation: how the weight of a patch embedding for a single slice fills one for several: ``centring``,
+            ``average`` (``common.weights.inflate.inflate_depth``), or ``random`` to keep its random values; the bias
+            comes from the file. A file for several slices already has its inflation; another one is refused.
+        held_out: the validation list. A file trained on scans or subjects of it, or of the test list of the same
             datalist, is refused (``common.data.seen.refuse_seen``).
-        transductive: take it all the same, with a warning.
-        task: whose classes the network is to tell. Where the last layers belong to ``encoder`` (``heads``), a file of
-            another task is refused: its tensors may fit, its classes do not.
+        transductive: accept such a file, with a warning.
+        task: task whose classes the network predicts. If the last layers belong to ``encoder`` (``heads``), a file of
+            another task is refused: its tensors may fit, but its classes do not.
 
     Returns:
         The report, or None from scratch.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_encoder``; the file lacks a tensor of the encoder, or holds one in a
-            shape that does not fit, or one that the encoder has not; it is of another architecture, or its last layers
-            are of another task; it holds tensors that are not sound (``refuse_unsound``); an unknown ``inflation``, or
-            another than ``centring`` that the file or the encoder cannot have; it was trained on scans of ``held_out``,
-            or on images prepared in another way where that is not accepted.
+        FileNotFoundError, ValueError: as ``read_encoder``; the file lacks a tensor of the encoder, or holds one of
+            another shape or one that the encoder lacks; its architecture or the task of its last layers differs; it
+            holds unsound tensors (``refuse_unsound``); ``inflation`` is unknown, or other than ``centring`` although
+            file or encoder cannot be inflated; it was trained on scans of ``held_out``, or on images prepared in
+            another way and that is not accepted.
     """
     if inflation not in (*INFLATIONS, "random"):
-        raise ValueError(f"inflation is {inflation!r}; it has to be one of {', '.join(INFLATIONS)}, random.")
+        raise ValueError(f"inflation is {inflation!r}; it must be one of {', '.join(INFLATIONS)}, random.")
     if not path:
         logger.info("no pretrained encoder: training from scratch.")
         return None
@@ -115,7 +115,7 @@ def load_encoder(
     made_task = (record.get("preparation") or {}).get("task")
     if getattr(encoder, "heads", False) and None not in (task, made_task) and task != made_task:
         raise ValueError(
-            f"the last layers of {path} tell the classes of {made_task}, not those of {task}: leave out "
+            f"the last layers of {path} predict the classes of {made_task}, not those of {task}: leave out "
             f"presets/whole_net.json (encoder#heads) to take all but them, or add the task file of {made_task}."
         )
     check: Any = getattr(encoder, "check_weights", None)
@@ -174,7 +174,7 @@ def load_encoder(
     # What to do about it says more than what else differs.
     if same_kind and lacking and all(ADVICE.search(why) for why in lacking.values()):
         name, why = next(iter(lacking.items()))
-        raise ValueError(f"{path} ({_describe(record)}) does not fill {name}, which has to come from the file ({why}).")
+        raise ValueError(f"{path} ({_describe(record)}) does not fill {name}, which must come from the file ({why}).")
     if lacking:
         raise ValueError(
             f"{path} ({_describe(record)}) fits {report.covered:.1%} of this encoder ({_describe_encoder(encoder)}), "
@@ -182,13 +182,13 @@ def load_encoder(
         )
     if not same_kind:  # a plain transformer fits BEiT's layers, but is none
         raise ValueError(
-            f"{path} holds a {made}, this encoder is a {architecture['name']}; use the network it was made with."
+            f"{path} holds a {made}, but this encoder is a {architecture['name']}; use the network it was made with."
         )
     if surplus:
         differing = _differing(record, architecture)
         raise ValueError(
             f"{path} ({_describe(record)}) holds {and_more(surplus)}, which this encoder "
-            f"({_describe_encoder(encoder)}) has not and no rule leaves out"
+            f"({_describe_encoder(encoder)}) lacks and no rule leaves out"
             f"{f': it was {differing}' if differing else ''}; use the network it was made with."
         )
     encoder.load_state_dict(new_state, strict=False)
@@ -202,10 +202,10 @@ def load_encoder(
 
 
 def compare_images(path: str | os.PathLike, record: Mapping[str, Any], preprocessing: Any) -> list[str]:
-    """One sentence for each difference of the images that ``preprocessing`` makes to those of the file's record.
+    """One sentence for each difference between the images that ``preprocessing`` makes and those of the file's record.
 
-    Files of before there was a record of preparation, and converted weights, know some fields at most; what they say
-    of intensities in words is told, and not compared.
+    Older files without a record of preparation, and converted weights, have at most some fields. Intensities described
+    in words are logged, not compared.
     """
     if preprocessing is None:
         return []
@@ -218,7 +218,7 @@ def compare_images(path: str | os.PathLike, record: Mapping[str, Any], preproces
         logger.info("%s has no record of how its images were prepared; it states %s.", path, known)
     if made.get("intensity") is None and words:
         logger.info(
-            "%s: intensities are stated in words, %r, and not compared; the images have %s.",
+            "%s: intensities are described in words, %r, so they are not compared; the images have %s.",
             path,
             words,
             field_text(used["intensity"]),
@@ -227,19 +227,18 @@ def compare_images(path: str | os.PathLike, record: Mapping[str, Any], preproces
 
 
 def compare_architecture(record: Mapping[str, Any], encoder: nn.Module) -> list[str]:
-    """One sentence for each setting that changes an encoder's features but no tensor's shape, where they differ."""
+    """One sentence for each differing setting that changes an encoder's features but no tensor's shape."""
     architecture: Any = getattr(encoder, "architecture", dict)
     made, used = record.get("architecture", {}), architecture()
     return [
-        f"the encoder was made with {key} {made[key]}, this one has {used[key]}."
+        f"the encoder was made with {key} {made[key]}, but this one has {used[key]}."
         for key in SHAPELESS
         if made.get(key) is not None and used.get(key) is not None and made[key] != used[key]
     ]
 
 
 def _part(name: str, rules: Mapping[str, str], others: Collection[str]) -> str | None:
-    """Of which part a tensor is by the first rule, a regular expression, that knows its name; None where one of the
-    ``others`` is of that part, too: of parts there is all or nothing."""
+    """The part of a tensor, by the first rule (a regular expression) that matches its name."""
     what = next((what for what, pattern in rules.items() if re.search(pattern, name)), None)
     return None if what is None or any(re.search(rules[what], other) for other in others) else what
 
@@ -268,7 +267,7 @@ def _adapt(
     encoder: nn.Module,
     spatial_size: Sequence[int] | None,
 ) -> tuple[torch.Tensor | None, str]:
-    """The source tensor in the target's shape and how it was made, itself where it fits, or None and why not."""
+    """The source tensor in the target's shape and how it was adapted, or None and why not."""
     if source.shape == tensor.shape and not _same_tokens_other_grid(name, record, spatial_size):
         return source, ""
     shapes = f"{tuple(source.shape)} in the file, {tuple(tensor.shape)} in the encoder"
@@ -297,7 +296,7 @@ def _check_inflation(
     encoder: nn.Module,
     inflation: str,
 ) -> None:
-    """Refuse an inflation that would not be done: nothing else would tell the arms of an ablation apart."""
+    """Refuse an inflation that would have no effect: the arms of an ablation would be equal without notice."""
     check: Any = getattr(encoder, "check_inflation", None)
     if check is not None and check(path, state, record, inflation):
         return
@@ -309,13 +308,13 @@ def _check_inflation(
 
 
 def _same_tokens_other_grid(name: str, record: Mapping[str, Any], used: Sequence[int] | None) -> bool:
-    """Whether ``name`` is a position table whose grid has changed, which a number of tokens need not show."""
+    """Whether ``name`` is a position table whose grid has changed; an equal number of tokens can hide that."""
     made: Any = record.get("spatial_size")
     return name.endswith("position_embeddings") and bool(made and used) and list(made) != list(used or ())
 
 
 def _differing(record: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:
-    """By which settings the file's encoder is another one, or nothing."""
+    """The settings in which the file's encoder differs, if any."""
     made = record.get("architecture", {})
     known = [key for key in made if key in architecture and key not in ("name", "in_channels")]
     differing = [f"{key} {made[key]} and not {architecture[key]}" for key in known if made[key] != architecture[key]]
@@ -325,7 +324,7 @@ def _differing(record: Mapping[str, Any], architecture: Mapping[str, Any]) -> st
 def _misfit(
     lacking: Mapping[str, str], report: TransferReport, record: Mapping[str, Any], architecture: Mapping[str, Any]
 ) -> str:
-    """By what a refused encoder is another one: its settings, and the first tensor that does not fit."""
+    """How a refused encoder differs: its settings, and the first tensor that does not fit."""
     differing = _differing(record, architecture)
     parts = [f"it was {differing}"] if differing else []
     unfit = next((name for name in lacking if name in report.unused), None)

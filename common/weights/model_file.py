@@ -1,4 +1,4 @@
-"""Filling a whole network from the state dict that training writes, or from an encoder file that holds all of it."""
+"""Fill a whole network from the state dict that training writes, or from an encoder file that includes all of it."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def load_model(
     Args:
         network: filled in place.
         path: a state dict, plain or under ``model``, or an encoder file (.safetensors) of the whole network.
-        get_one, fit_it: what the sentence says to do where there is no such file, and where it is of another network.
-        judge: called with the file's record before the network is filled; what it raises goes on.
+        get_one, fit_it: advice in the error if there is no such file, and if it belongs to another network.
+        judge: called with the file's record before the network is filled; its errors are passed on.
 
     Returns:
-        the file's record, empty where it has none.
+        the file's record, empty if it has none.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, no readable checkpoint, one of another network, or values that are
-            NaN, infinite or no floats.
+        FileNotFoundError, ValueError: there is no such file, it is not a readable checkpoint or belongs to another
+            network, or values are NaN, infinite or not floats.
     """
     path = Path(path)
     if not path.is_file():
         # Of a path with an ending nobody meant a name.
         names = "" if path.suffix else ", ".join(shipped_encoders())
-        by_name = f", or name one that comes along ({names})" if names else ""
+        by_name = f", or name an included one ({names})" if names else ""
         raise FileNotFoundError(f"no model {path}: {get_one}{by_name}.")
     state, record = read_encoder(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
@@ -63,7 +63,8 @@ def load_model(
         if example in own and hasattr(state.get(example), "shape"):
             example += f", {tuple(state[example].shape)} in the file and {tuple(own[example].shape)} here"
         raise ValueError(
-            f"{path} is of another network: {len(fits)} of {len(own)} tensors of this {type(network).__name__} are in "
+            f"{path} belongs to another network: {len(fits)} of {len(own)} tensors of this "
+            f"{type(network).__name__} are in "
             f"it with the right shape (not, for example, {example}); {fit_it}."
         )
     refuse_unsound(path, state, own)
@@ -75,12 +76,12 @@ def load_model(
 
 
 def save_model(state: Mapping[str, Any], path: str | os.PathLike, record: Mapping[str, Any]) -> None:
-    """Write a ``model.pt``: a state dict and its record, which the state dict notes, too, for those who read no record.
+    """Write a ``model.pt``: a state dict and its record, also noted in the state dict for readers that ignore records.
 
     Args:
-        state: of a network, or without torch's note of versions; written as it is.
-        path: of the file; its folders are made.
-        record: JSON values; ``preparation`` is what the state dict notes (``mark_preparation``).
+        state: state dict of a network, or one without torch's note of versions; written unchanged.
+        path: path of the file; its folders are made.
+        record: JSON values; ``preparation`` is also noted in the state dict (``mark_preparation``).
     """
     weights: Any = state
     if not hasattr(weights, "_metadata"):

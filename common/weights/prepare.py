@@ -25,7 +25,7 @@ CODE = ("$", "@", "%")
 
 
 def prepare(path: str | os.PathLike, output: str | os.PathLike) -> str:
-    """Write a config file that prepares images as those that an encoder was trained on, to be named last of all.
+    """Write a config file that prepares images like an encoder's training images; name it last.
 
     It sets ``spacing``, ``orientation`` and ``intensity``, as far as the record of the file states them. What it is
     trained with, is evaluated, labels and is packed with it, too.

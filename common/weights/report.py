@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 __all__ = ["TransferReport"]
 
 MAX_NAMES = 10
-"""Names of a kind that a report prints."""
+"""How many names of a kind a report prints."""
 
 
 @dataclass
 class TransferReport:
-    """What became of each tensor when an encoder file was loaded.
+    """What happened to each tensor when an encoder file was loaded.
 
-    Names of the encoder are in ``loaded``, ``adapted`` (with how) or ``new`` (with why); names of the file that found
-    no place are in ``unused`` (with why). ``sizes`` holds the number of elements of every tensor of the encoder.
+    Names of the encoder are in ``loaded``, ``adapted`` (with how) or ``new`` (with why). Names of the file without a
+    place are in ``unused`` (with why). ``sizes`` holds the number of elements of every tensor of the encoder.
     """
 
     source: str
@@ -30,7 +30,7 @@ class TransferReport:
 
     @property
     def covered(self) -> float:
-        """Share of the encoder's elements that come from the file, as they are or adapted."""
+        """Share of the encoder's elements that come from the file, unchanged or adapted."""
         return self.share(self.loaded) + self.share(self.adapted)
 
     def __str__(self) -> str:

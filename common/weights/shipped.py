@@ -11,14 +11,14 @@ FOLDER = Path(__file__).resolve().parent / "encoders"
 
 
 def shipped_encoders() -> list[str]:
-    """Names of the encoders that come with the collection, each with a page beside its file that says what it is."""
+    """Names of the encoders included in the collection; a page beside each file describes it."""
     return sorted(file.stem for file in FOLDER.glob("*.safetensors"))
 
 
 def find_encoder(path: str | os.PathLike) -> Path:
-    """The file of an encoder: a path, the name of one that comes with the collection, or of a file of the hub.
+    """Find the file of an encoder by its path, the name of an included one, or the name of a file on the hub.
 
-    A foreign checkpoint of the hub is converted as ``common.weights.convert`` does it where nothing is said, once.
+    A foreign checkpoint from the hub is converted once, with the defaults of ``common.weights.convert``.
 
     Raises:
         FileNotFoundError: there is neither such a file nor such a name.
@@ -32,7 +32,7 @@ def find_encoder(path: str | os.PathLike) -> Path:
     if file.name == str(path) and file.name in shipped_encoders():
         return FOLDER / f"{file.name}.safetensors"
     names = shipped_encoders()
-    by_name = f", the name of an encoder that comes along ({', '.join(names)})," if names else ","
+    by_name = f", the name of an included encoder ({', '.join(names)})," if names else ","
     raise FileNotFoundError(
         f"no encoder file {path}: give the path of an encoder.safetensors written by pre-training or by "
         f"`python -m common.weights convert`{by_name} or null to train from scratch."

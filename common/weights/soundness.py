@@ -9,22 +9,21 @@ import torch
 __all__ = ["refuse_unsound"]
 
 COUNTS = ("num_batches_tracked", "relative_position_index")
-"""Ends of the names of tensors that are integers in the networks at hand."""
+"""Ends of the names of tensors that are integers in our networks."""
 
 
 def refuse_unsound(
     path: str | os.PathLike, state: Mapping[str, Any], target: Mapping[str, torch.Tensor] | None = None
 ) -> None:
-    """Refuse tensors that load without an error and make a network that computes nonsense.
+    """Refuse tensors that would load without an error but make a network compute nonsense.
 
     Args:
-        path: the file that the tensors are from, for the sentence.
-        state: what is to be loaded; what is no tensor is passed over.
-        target: tensors of the network. Without it, all have to be floats but for the counters and indices that networks
-            are known to hold.
+        path: the file of the tensors, for the error.
+        state: the state to load; values that are not tensors are skipped.
+        target: tensors of the network. Without it, all must be floats except known counters and indices.
 
     Raises:
-        ValueError: values that are NaN or infinite, or integers, booleans or complex numbers where floats belong.
+        ValueError: values are NaN or infinite, or are integers, booleans or complex numbers instead of floats.
     """
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
@@ -34,7 +33,7 @@ def refuse_unsound(
         if floats and not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise ValueError(
-                f"{path}: {name} holds values of type {kind}, where the network has floats; write the file again from "
+                f"{path}: {name} holds values of type {kind}, but the network has floats; write the file again from "
                 "sound weights."
             )
         if tensor.is_floating_point() or tensor.is_complex():

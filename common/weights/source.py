@@ -30,25 +30,24 @@ HOLDERS = (
     "net",
     "student",
 )
-"""Keys under which checkpoints hold a state dict; of two, the first."""
+"""Keys under which checkpoints hold a state dict; the first one found is used."""
 
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model|net|backbone|image_encoder)\.)+")
-"""What DataParallel, torch.compile and training code put ahead of the names, at times more than once."""
+"""Prefixes of names from DataParallel, torch.compile and training code, sometimes repeated."""
 
 TEACHERS = ("teacher.", "teacher_backbone.", "ema.", "student.", "student_backbone.")
-"""Beginnings of the names of one network of several in a state dict; of two, the first is taken."""
+"""Prefixes that select one network of several in a state dict; the first one found is used."""
 
 
 class Foreign(NamedTuple):
-    """A foreign checkpoint as it was read.
+    """A foreign checkpoint as read from its file.
 
     Attributes:
-        source: its tensors and what it holds beside them.
-        file: that was read.
-        name: of the file, or of the folder of the hub that it lies in.
+        source: its tensors and everything else in it.
+        file: path that was read. name: name of the file, or of its folder from the hub.
         config: the folder's ``config.json``.
         preprocessor: the folder's ``preprocessor_config.json``.
-        others: names of the tensors of further networks in it, such as a student beside its teacher.
+        others: tensor names of further networks in it, such as a student beside its teacher.
     """
 
     source: Source
@@ -60,14 +59,14 @@ class Foreign(NamedTuple):
 
 
 def read_source(path: str | os.PathLike) -> Foreign:
-    """Tensors of a foreign checkpoint, without what wrappers put ahead of their names, and what is beside them.
+    """Read the tensors of a foreign checkpoint, without prefixes that wrappers add to names, and its other content.
 
     Args:
         path: a ``.pt``/``.pth`` file, a ``.safetensors`` file, or a folder of ``transformers`` or of the hub.
 
     Raises:
-        FileNotFoundError: there is no such file, or no weights in one file in the folder.
-        ValueError: it cannot be read, holds Python objects beside tensors, or no state dict.
+        FileNotFoundError: there is no such file, or the folder does not hold its weights in one file.
+        ValueError: it cannot be read, holds Python objects beside tensors, or has no state dict.
     """
     file = Path(path)
     config: dict[str, Any] = {}
@@ -106,7 +105,7 @@ def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _one_network(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The tensors of one network of several, and the names of the others'."""
+    """The tensors of one network of several, and the tensor names of the others."""
     found = next((start for start in TEACHERS if any(name.startswith(start) for name in state)), None)
     if found is None:
         return state, []

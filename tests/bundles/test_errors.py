@@ -188,7 +188,7 @@ def test_constant_volume(sentence, data):
         (lambda path: None, "no model {}: train one"),
         (lambda path: path.write_bytes(b""), "{} is not a readable checkpoint"),
         (lambda path: path.write_bytes(b"PK" * 100), "{} is not a readable checkpoint"),
-        (lambda path: torch.save(torch.nn.Linear(2, 2).state_dict(), path), "{} is of another network: 0 of "),
+        (lambda path: torch.save(torch.nn.Linear(2, 2).state_dict(), path), "{} belongs to another network: 0 of "),
         (lambda path: torch.save([1, 2], path), "{} holds no state dict"),
     ],
     ids=["missing", "empty", "rubbish", "other network", "no state dict"],
@@ -205,7 +205,7 @@ def test_model_of_another_task(sentence, run_bundle, tiny, data, tmp_path):
     text = sentence(
         "train.json", "evaluate.json", model_path=str(tmp_path / "model.pt"), **{"segmentation_net#out_channels": 7}
     )
-    assert f"{tmp_path}/model.pt is of another network" in text and "tasks/" in text
+    assert f"{tmp_path}/model.pt belongs to another network" in text and "tasks/" in text
 
 
 def test_encoder_of_another_architecture(sentence, run_bundle, tiny, data, tmp_path):

@@ -69,7 +69,7 @@ def test_inference_takes_scans_like_those_of_the_training(bundle, small_files, t
         )  # fmt: skip
         assert workflow.parser.get_parsed_content("dataset")[0]["image"].ndim == 4
     assert "unlike" not in caplog.text
-    assert "says nothing" not in caplog.text
+    assert "does not describe" not in caplog.text
 
 
 def test_training_writes_the_fingerprint_into_the_model_and_exports_take_it_along(run_bundle, tiny, tmp_path, cohort):

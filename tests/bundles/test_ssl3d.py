@@ -219,7 +219,7 @@ def test_fine_tuning_goes_on_with_the_layers_of_the_classes(run, tmp_path, cohor
     with pytest.raises(Exception) as caught:
         run("train.json", *files, task="skull", **settings)
     cause = first_cause(caught.value)
-    assert isinstance(cause, ValueError) and "tell the classes of structures4, not those of skull" in str(cause)
+    assert isinstance(cause, ValueError) and "predict the classes of structures4, not those of skull" in str(cause)
     # Without its last layers, the same file serves any task.
     run("train.json", SAMPLE, **settings)
 

@@ -151,7 +151,7 @@ def test_inference_refuses_with_a_sentence(run_bundle, small_files, small_model,
 
     missing = f"{tmp_path}/none"
     assert f"no model {missing}" in sentence(model_path=missing)
-    assert f"{tmp_path}/other.pt is of another network" in sentence(model_path=f"{tmp_path}/other.pt")
+    assert f"{tmp_path}/other.pt belongs to another network" in sentence(model_path=f"{tmp_path}/other.pt")
     assert missing in sentence(dataset_dir=missing, datalist=missing)
     for folder, file, text in (("empty", "scan.nii.gz", "is empty"), ("cut", "scan.nii", "cannot be read")):
         where = str(tmp_path / folder)

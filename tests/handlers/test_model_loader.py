@@ -111,7 +111,7 @@ def complex_numbers(path):
         (
             other_shape,
             ValueError,
-            r"{path} is of another network: 1 of 7 .* 0.weight, \(4, 2\) in the file and \(3, 2\) here\)",
+            r"{path} belongs to another network: 1 of 7 .* 0.weight, \(4, 2\) in the file and \(3, 2\) here\)",
         ),
         (fewer, ValueError, r"6 of 7 .*for example, 0.bias\); use the networks/, tasks/, datasets/ and presets/"),
         (more, ValueError, r"7 of 7 .*for example, 2.bias\)"),
@@ -120,7 +120,7 @@ def complex_numbers(path):
         (a_tensor, ValueError, "{path} holds no state dict"),
         (numbers, ValueError, "0 of 7"),
         (a_nan, ValueError, "{path}: 0.weight holds values that are not finite"),
-        (integers, ValueError, "{path}: 0.weight holds values of type int64, where the network has floats"),
+        (integers, ValueError, "{path}: 0.weight holds values of type int64, but the network has floats"),
         (complex_numbers, ValueError, "{path}: 1.bias holds values of type complex64"),
     ],
 )

@@ -33,7 +33,7 @@ def test_the_net_is_that_of_the_file(settings, tmp_path):
 
 def test_other_files(tmp_path):
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="holds no ResNet for the first stage"):
+    with pytest.raises(ValueError, match="does not hold a ResNet for the first stage"):
         med3d_of_file(tmp_path / "other.pt", HEAD)
     with torch.device("meta"):
         assert med3d_of_file(tmp_path / "none.pt", HEAD).encoder.depth == 50  # loading says that there is none

@@ -86,5 +86,5 @@ def test_refusals(net):
         SliceWindowInferer(4)
     with pytest.raises(ValueError, match="'centre' or 'all'"):
         SliceWindowInferer(5, target="center")
-    with pytest.raises(ValueError, match="have to be the same"):
+    with pytest.raises(ValueError, match="must be the same"):
         SliceWindowInferer(5)(volume(9), lambda image: image)

@@ -109,7 +109,7 @@ def test_items_of_other_domains_stay_as_they_are(item):
     item["domain"] = "maps"
     assert not torch.equal(transform(item)["image"], item["image"])
     del item["domain"]
-    with pytest.raises(ValueError, match="no 'domain', by which images of maps alone are drawn"):
+    with pytest.raises(ValueError, match="no 'domain', but only domains maps get drawn images"):
         transform(item)
 
 

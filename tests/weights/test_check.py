@@ -57,7 +57,7 @@ def test_an_encoder_file_is_told(tmp_path):
     ("change", "sentence"),
     [
         (lambda n: None if n == "down_layers.1.2.conv2.conv.weight" else n, "looks like segresnet, but 1 tensors of"),
-        (lambda n: n.replace("convInit", "stem"), "is of no kind that is known here"),
+        (lambda n: n.replace("convInit", "stem"), "is of no known kind"),
         (lambda n: n.replace("down_layers.0.1", "down_layers.0.9"), "nearest is segresnet, but .*down_layers.0.1"),
     ],
 )  # fmt: skip
@@ -69,7 +69,7 @@ def test_a_changed_one_is_told_with_the_difference(tmp_path, change, sentence):
 
 def test_anything_else(tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match=r"is of no kind that is known here \(tensors such as weight, bias\)"):
+    with pytest.raises(ValueError, match=r"is of no known kind \(it has tensors such as weight, bias\)"):
         check(str(tmp_path / "model.pt"))
     with pytest.raises(FileNotFoundError, match=r"none\.pt"):
         check(str(tmp_path / "none.pt"))

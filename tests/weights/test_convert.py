@@ -347,7 +347,7 @@ def test_files_of_swin_unetr_v2_from_before_it_was_told_are_refused(paths, file_
 def test_a_part_that_would_stay_as_drawn_is_refused(paths, change):
     state = {name: change(name, tensor) for name, tensor in swin().state_dict().items()}
     torch.save({name: tensor for name, tensor in state.items() if tensor is not None}, paths[0])
-    with pytest.raises(ValueError, match="is no checkpoint of the kind swin_unetr_ssl"):
+    with pytest.raises(ValueError, match="is not a checkpoint of the kind swin_unetr_ssl"):
         convert(*paths)
     assert not paths[1].exists()
 
@@ -356,7 +356,7 @@ def test_a_part_that_would_stay_as_drawn_is_refused(paths, change):
 def test_a_mae_that_lacks_a_part_is_refused(paths, missing):
     state = randomise(Published()).state_dict()
     torch.save({name: tensor for name, tensor in state.items() if name != missing}, paths[0])
-    with pytest.raises(ValueError, match="is no checkpoint of the kind unetr_mae: 1 tensors of its network"):
+    with pytest.raises(ValueError, match="is not a checkpoint of the kind unetr_mae: 1 tensors of its network"):
         convert(*paths)
 
 
@@ -517,7 +517,7 @@ def test_no_checkpoint(paths):
 @pytest.mark.parametrize("kind", ["unetr_mae", "monai_mae", "swin_unetr_ssl"])
 def test_a_kind_that_the_file_is_not(paths, kind):
     foreign(paths[0])
-    with pytest.raises(ValueError, match=f"{paths[0]} is no checkpoint of the kind {kind}: it lacks tensors"):
+    with pytest.raises(ValueError, match=f"{paths[0]} is not a checkpoint of the kind {kind}: it lacks tensors"):
         convert(*paths, kind=kind)
 
 

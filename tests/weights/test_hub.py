@@ -129,7 +129,7 @@ def test_encoder_files_are_taken_as_they_are(hub):
     [
         ("hf://org/name/none.pt", FileNotFoundError, "hf://org/name/none.pt: the hub has no such file"),
         ("hf://org/name/sub/net.pt@v9", FileNotFoundError, "the hub has no such revision"),
-        ("hf://org/none/net.pt", FileNotFoundError, "the hub has no such repository, or keeps it private"),
+        ("hf://org/none/net.pt", FileNotFoundError, "the hub has no such repository, or it is private"),
         ("hf://org/gated/net.pt", PermissionError, "accept them on the page of org/gated, then `hf auth login`"),
         ("hf://org/name", ValueError, "write hf://org/name/file@revision"),
         (f"{NAME}#sha256={'0' * 64}", ValueError, "has changed .* not 0000.* removed from the cache"),

@@ -400,7 +400,9 @@ def test_old_files_load_and_say_what_they_do_not_know(path, caplog):
     assert (
         "no record of how its images were prepared; it states spacing [1.0, 1.0, 1.0], orientation RAS." in caplog.text
     )
-    assert "stated in words, 'z-score', and not compared; the images have NormalizeIntensityd(" in caplog.text
+    assert (
+        "described in words, 'z-score', so they are not compared; the images have NormalizeIntensityd(" in caplog.text
+    )
     (warning,) = load_encoder(make(1), path, images(spacing=(2, 2, 2)), SIZE).warnings
     assert "made with spacing [1.0, 1.0, 1.0], the images have [2.0, 2.0, 2.0]" in warning
     save_encoder(make(0), path, {"domain_spacings": {"a": [4, 4, 4]}})

@@ -50,7 +50,7 @@ def test_every_shipped_file_can_be_read():
 
 
 def test_a_misspelt_model_is_answered_with_the_names_that_are(by_name, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no model .*hand: .*, or name one that comes along \(head\)\."):
+    with pytest.raises(FileNotFoundError, match=r"no model .*hand: .*, or name an included one \(head\)\."):
         load_model(nn.Conv3d(1, 2, 3), tmp_path / "hand")
     with pytest.raises(FileNotFoundError, match=r"or output_dir\)\."):
         load_model(nn.Conv3d(1, 2, 3), tmp_path / "model.pt")

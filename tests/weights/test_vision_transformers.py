@@ -223,7 +223,7 @@ def test_a_normalisation_that_nothing_tells_is_asked_for(models, kind, tmp_path)
     """BEiT and BEiT v2, or DeiT and Google's ViT, differ in no tensor."""
     source, output = tmp_path / "model.pth", tmp_path / "encoder.safetensors"
     torch.save(timm_names(kind, models[kind].state_dict()), source)
-    with pytest.raises(ValueError, match=r"model\.pth: nothing tells by which mean .*: give --mean and"):
+    with pytest.raises(ValueError, match=r"model\.pth: nothing shows the mean .*: give --mean and"):
         convert(source, output)
     with pytest.raises(ValueError, match="--mean and --std belong together"):
         convert(source, output, mean=MEAN)
@@ -397,7 +397,7 @@ def test_blocks_with_more_in_them_are_refused(models, tmp_path):
     }
     for sentence, state in cases.items():
         torch.save(dict(state), tmp_path / "model.pt")
-        with pytest.raises(ValueError, match=f"is no checkpoint of the kind .*{sentence}"):
+        with pytest.raises(ValueError, match=f"is not a checkpoint of the kind .*{sentence}"):
             convert(tmp_path / "model.pt", tmp_path / "x.safetensors")
         assert not (tmp_path / "x.safetensors").exists()
 
@@ -425,7 +425,7 @@ def test_a_part_that_would_stay_as_drawn_is_refused(models, kind, change, tmp_pa
     changed.pop(None, None)
     assert changed.keys() != state.keys()
     torch.save(changed, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="is no checkpoint of the kind") as raised:
+    with pytest.raises(ValueError, match="is not a checkpoint of the kind") as raised:
         convert(tmp_path / "model.pt", tmp_path / "x.safetensors", kind=kind)
     assert len(str(raised.value).splitlines()) == 1 and not (tmp_path / "x.safetensors").exists()
 
