@@ -202,7 +202,7 @@ def test_an_evaluation_that_sets_an_overlay_back_is_refused(command, tmp_path):
     with pytest.raises(SystemExit) as caught:
         checks.check_overrides()
     assert str(caught.value) == (
-        "evaluate.json stands behind small.json and sets its `mirror_axes` back to [0, 1]: "
+        "evaluate.json comes after small.json and sets its `mirror_axes` back to [0, 1]: "
         "name it right behind train.json."
     )
 

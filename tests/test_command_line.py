@@ -80,7 +80,7 @@ def test_help_is_left_to_fire():
             r"check --numbering was renamed: it is --label_scheme now, how",
         ),
         ("data", ["prepare", "ixi", "--source", ".", "--output", "o", "--numbering", "x"], r"it is --label_scheme now"),
-        ("data", ["spacing", "{list}", "--section", "foo"], r"--section foo: it is one of training, validation"),
+        ("data", ["spacing", "{list}", "--section", "foo"], r"--section foo: it must be one of training, validation"),
         ("data", ["check", "{list}", "--base_dir", "5"], r"No dataset folder at 5"),
         ("data", ["check", "{list}", "--num_classes", "many"], r"--num_classes many: it must be a whole number"),
         ("data", ["prepare", "sample", "--subjects", "x"], r"--subjects x: it must be a whole number"),

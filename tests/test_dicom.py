@@ -186,7 +186,7 @@ REFUSED = {
     "no spacing": (lambda f, p: edit(p[1], PixelSpacing=None), r"no pixel spacing \(0028,0030\)"),
     "frames": (
         lambda f, p: edit(p[1], NumberOfFrames=2, PixelData=b"\0" * 120),
-        "IM0001 holds several frames; .*convert it to NIfTI",
+        "IM0001 holds several frames, .*convert it to NIfTI",
     ),
     "colour": (
         lambda f, p: edit(
@@ -230,7 +230,7 @@ def test_mixed_series_are_named(series, write_series):
 def test_a_folder_without_dicom_and_a_single_file(series, tmp_path):
     _, files = series
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DicomError, match="empty holds no DICOM file; name the folder of one series"):
+    with pytest.raises(DicomError, match="empty holds no DICOM file; give the folder of one series"):
         load(tmp_path / "empty")
     with pytest.raises(DicomError, match="IM0000 is one DICOM file; name the folder"):
         load(files[0])

@@ -152,18 +152,18 @@ def test_overlays_of_one_kind_and_the_users_own_have_no_order(tmp_path, kind):
         (
             "simtrot",
             ["inference.json", "networks/nnformer_tiny.json", "pretexts/byol.json"],
-            "byol.json changes `train#handlers`, and inference.json + nnformer_tiny.json has no such part: it is for "
+            "byol.json changes `train#handlers`, but inference.json + nnformer_tiny.json has no such part: it is for "
             "pretrain.json and train.json.",
         ),
         (
             "pretrain_once",
             ["train.json", "presets/official_code.json", "datasets/sample.json"],
-            "official_code.json changes `pretext#position`, and train.json has no such part: it is for pretrain.json.",
+            "official_code.json changes `pretext#position`, but train.json has no such part: it is for pretrain.json.",
         ),
         (
             "ssl3d",
             ["train.json", "pretexts/mae.json"],
-            "mae.json changes `validate#crop_transforms#0#roi_size`, and train.json has no such part: it is for "
+            "mae.json changes `validate#crop_transforms#0#roi_size`, but train.json has no such part: it is for "
             "pretrain.json.",
         ),
     ],
@@ -179,5 +179,5 @@ def test_files_are_merged_as_monai_merges_them(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     a, b, c = (tmp_path / f"{name}.json" for name in "abc")
     assert merge_files([a, b]) == {"x": {"y": [1, 3]}, "z": "@x"}
-    with pytest.raises(ValueError, match=r"^c.json changes `x#w#v`, and a.json .* name the file that has it before.$"):
+    with pytest.raises(ValueError, match=r"^c.json changes `x#w#v`, but a.json .* name the file that has it before.$"):
         merge_files([a, c])

@@ -199,7 +199,11 @@ def test_wrong_options_are_refused(folders, options, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(np.full(SHAPE, 0.5), "no whole numbers"), (np.full(SHAPE, np.nan), "not finite"), (-np.ones(SHAPE), "outside 0")],
+    [
+        (np.full(SHAPE, 0.5), "not whole numbers"),
+        (np.full(SHAPE, np.nan), "not finite"),
+        (-np.ones(SHAPE), "outside 0"),
+    ],
 )
 def test_files_that_are_no_label_maps_are_refused(folders, content, message):
     write(folders[1] / "imagesTs" / "scan1_seg.nii.gz", content, dtype=np.float32)

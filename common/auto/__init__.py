@@ -1,4 +1,4 @@
-"""From folders of scans and masks to a model that is served: ``python -m common.auto``, or in Python ::
+"""From folders of scans and masks to a model ready to serve: ``python -m common.auto``, or in Python ::
 
 from common.auto import run
 

@@ -21,47 +21,47 @@ def auto(
     bundle: str | None = None,
     names: str | None = None,
 ) -> None:
-    """From scans and masks to a model: look, plan, train, evaluate, pack, report. The same command again goes on.
+    """From scans and masks to a model: look, plan, train, evaluate, pack, report. Repeat the command to resume.
 
-    `python -m common.auto predict --help` is about label maps of later scans.
+    `python -m common.auto predict --help` explains label maps for later scans.
 
     Args:
-        images: folder of scans, or of a data set in nnU-Net's, the Decathlon's or BIDS layout, or a datalist.
-        masks: folder of masks, named like the scans; left out where the layout has them.
-        output: folder for all that is made.
-        subject: regular expression for what in a scan's name is the subject, such as 'patient[0-9]+'.
-        hours: for everything.
-        control: also train from scratch where an encoder is used, each with half of the time.
-        plan: stop with the plan, to look at it and edit it.
-        task: structures4, structures34, ...: what to make of masks that FreeSurfer or another known tool numbered.
-        bundle: folder of the bundle ssl3d, where it is not the one that comes with the package.
-        names: of the labels of the masks, such as '1=right ventricle, 2=myocardium'.
+        images: folder of scans, a data set in the layout of nnU-Net, the Decathlon or BIDS, or a datalist.
+        masks: folder of masks, named like the scans; leave it out if the layout includes them.
+        output: folder for all results.
+        subject: regular expression for the subject in a scan's name, such as 'patient[0-9]+'.
+        hours: time for everything.
+        control: if an encoder is used, also train from scratch, each with half of the time.
+        plan: stop after the plan, to read and edit it.
+        task: structures4, structures34, ...: task for masks numbered by FreeSurfer or another known tool.
+        bundle: folder of the bundle ssl3d, if not the one in the package.
+        names: names of the labels of the masks, such as '1=right ventricle, 2=myocardium'.
     """
     run(images, masks, output, subject, hours, control, plan, task, bundle, _label_names(names))
 
 
 def _label_names(given: str | None) -> dict[int, str] | None:
-    """Label -> name; commas stand between the pairs, names may have blanks.
+    """Label -> name; commas separate the pairs, names may contain blanks.
 
     Raises:
-        ValueError: it is of another form.
+        ValueError: it has another form.
     """
     if given is None:
         return None
     pairs = [[part.strip() for part in one.partition("=")[::2]] for one in given.split(",")]
     if not all(label.isdecimal() and name for label, name in pairs):
-        raise ValueError(f"--names {given!r}: write label=name, with commas in between, as in '1=liver, 2=tumour'.")
+        raise ValueError(f"--names {given!r}: write label=name, separated by commas, such as '1=liver, 2=tumour'.")
     return {int(label): name for label, name in pairs}
 
 
 def predict(model: str, images: str, output: str, force: bool = False) -> None:
-    """Label maps of other scans: what is done is skipped, what does not fit the training scans is refused.
+    """Label other scans: finished ones are skipped, and scans unlike the training scans are refused.
 
     Args:
         model: the folder `model` of an automatic run, or another packed bundle.
         images: a scan or a folder of scans.
         output: folder for the label maps.
-        force: take scans that do not look like those of the training.
+        force: accept scans unlike those of the training.
     """
     from .predict import predict as predict_scans
 

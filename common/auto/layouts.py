@@ -1,6 +1,6 @@
-"""Which files are scans, which are masks, and which belong together, by where they lie and what they are called.
+"""Find scans and masks, and which belong together, by the places and names of files.
 
-No file's content is read here but `dataset.json`, datalists, and the first bytes of what may be DICOM.
+Nothing is read here except `dataset.json`, datalists, and the first bytes of files that may be DICOM.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _MASK_SUFFIXES = ("dseg", "mask", "seg", "lesion", "roi")  # of BIDS, and as the
 
 
 class Found(NamedTuple):
-    """One case before anything is read of it."""
+    """One case before its files are read."""
 
     name: str
     images: tuple[Path, ...]
@@ -63,7 +63,7 @@ class Found(NamedTuple):
 
 @dataclass
 class Layout:
-    """What files were found, in which layout."""
+    """The files that were found, and their layout."""
 
     name: str
     root: Path
@@ -77,7 +77,7 @@ class Layout:
 
 
 def find_layout(images: Path, masks: Path | None) -> Layout:
-    """The scans and masks of folders that people have.
+    """Find the scans and masks in a user's folders.
 
     Raises:
         StudyError: a folder is missing, or holds no scan.
@@ -86,7 +86,7 @@ def find_layout(images: Path, masks: Path | None) -> Layout:
     if images.is_file() and images.suffix == ".json":
         if masks is not None:
             raise StudyError(
-                f"{images} names its masks itself: leave out the folder {masks}, or give that of the scans."
+                f"{images} already names its masks: leave out the folder {masks}, or give the folder of the scans."
             )
         return _datalist(images)
     masks = None if masks == images else masks
@@ -102,7 +102,7 @@ def find_layout(images: Path, masks: Path | None) -> Layout:
 
 
 def _nothing(folder: Path, what: str) -> str:
-    """That a folder holds no scan or no mask, with what it holds instead."""
+    """Say that a folder holds no scan or no mask, and what it holds instead."""
     kinds = Counter(_NO_SCANS[p.suffix.lower()] for p in _walk(folder) if p.suffix.lower() in _NO_SCANS)
     wanted = "NIfTI (.nii.gz, .nii), NRRD (.nrrd), MetaImage (.mha, .mhd) and DICOM folders are read"
     if not kinds:
@@ -115,7 +115,7 @@ def _nothing(folder: Path, what: str) -> str:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """All files below a folder, sorted; hidden ones and folders left out. Links to folders are followed, once."""
+    """All files below a folder, sorted, without hidden ones. Links to folders are followed once."""
     found = []
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -137,7 +137,7 @@ def _volumes(folder: Path) -> list[Path]:
 
 
 def _participants(*folders: Path) -> tuple[str, ...]:
-    """Names of the people in `participants.tsv`, where one lies with the scans or beside their folder."""
+    """Names of the people in `participants.tsv`, if it lies with the scans or beside their folder."""
     for folder in dict.fromkeys(p for one in folders for p in (one, one.parent)):
         if folder.is_dir():
             rows = read_table(folder, ("participants.tsv", "participants.csv"))
@@ -185,7 +185,7 @@ def _below(folder: Path, path: str) -> Path:
 
 
 def _channel_names(content: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """Of a dataset.json, `channel_names` (nnU-Net 2) or `modality` (version 1 and the Decathlon)."""
+    """`channel_names` (nnU-Net 2) or `modality` (version 1 and the Decathlon) of a dataset.json."""
     named = content.get("channel_names") or content.get("modality")
     if isinstance(named, dict) and all(str(key).isdecimal() for key in named):
         return tuple(str(named[key]) for key in sorted(named, key=lambda key: int(key)))
@@ -209,23 +209,23 @@ def _label_names(content: Mapping[str, Any]) -> dict[int, str]:
 
 
 def _ignore_note(content: Mapping[str, Any], path: Path) -> list[str]:
-    """What nnU-Net means by labels that stand for no class of their own."""
+    """A note on labels that nnU-Net does not treat as classes."""
     labels = content.get("labels")
     named: dict[str, Any] = labels if isinstance(labels, dict) else {}
     notes = []
     if isinstance(named.get("ignore"), int):
         notes.append(
-            f"{path} calls the label {named['ignore']} `ignore`, which is not left out here but learnt as a class of "
-            "its own: take it out of the masks where that is not meant."
+            f"{path} calls the label {named['ignore']} `ignore`, but it is learnt here as a separate class: "
+            "remove it from the masks if you do not want that."
         )
     regions = [str(key) for key, value in named.items() if isinstance(value, list) and len(value) > 1]
     if regions:
-        notes.append(f"The regions of {path} ({some(regions)}) are not learnt as such, but the labels they consist of.")
+        notes.append(f"The regions of {path} ({some(regions)}) are not learnt; the labels in them are.")
     return notes
 
 
 def _decathlon(images: Path, masks: Path | None) -> Layout | None:
-    """`imagesTr` with `labelsTr`, and `dataset.json`, in the folder itself or beside the one that is given."""
+    """`imagesTr` with `labelsTr`, and `dataset.json`, in the folder itself or beside the given one."""
     root = images
     parts: tuple[str, ...] = ("Tr", "Ts")
     match = re.fullmatch(r"images(Tr|Ts)", images.name)
@@ -274,7 +274,7 @@ def _decathlon(images: Path, masks: Path | None) -> Layout | None:
 
 
 def _by_name(files: Iterable[Path], root: Path, left_out: list[tuple[Path, str]]) -> dict[str, Path]:
-    """Files by their path below a folder, without ending; of two that differ in the ending alone, none."""
+    """Files by their path below a folder, without ending; names with two endings are left out."""
     found: dict[str, list[Path]] = {}
     for file in files:
         found.setdefault((file.parent.relative_to(root) / stem(file)).as_posix(), []).append(file)
@@ -287,7 +287,7 @@ def _by_name(files: Iterable[Path], root: Path, left_out: list[tuple[Path, str]]
 
 
 def _strangers(masks: Iterable[str], scans: Iterable[str], folder: Path, images: Path) -> StudyError:
-    """That no mask has the name of a scan."""
+    """Say that no mask has the name of a scan."""
     masks, scans = list(masks), list(scans)
     return StudyError(
         f"None of the {len(masks)} masks in {folder} has the name of a scan in {images} (masks: {some(masks, 3)}; "
@@ -303,13 +303,13 @@ def _alone(masks: Mapping[str, Path], cases: Iterable[str], scans: Path) -> list
 
 
 def _with_channels(cases: Iterable[Found], count: int, left_out: list[tuple[Path, str]]) -> list[Found]:
-    """Cases that have as many files as there are channels."""
+    """Keep cases with one file per channel."""
     kept = []
     for case in cases:
         if len(case.images) == count:
             kept.append(case)
         else:
-            left_out.append((case.images[0], f"has {len(case.images)} channel files where {count} are expected"))
+            left_out.append((case.images[0], f"has {len(case.images)} channel files, but {count} are expected"))
     return kept
 
 
@@ -317,7 +317,7 @@ def _with_channels(cases: Iterable[Found], count: int, left_out: list[tuple[Path
 
 
 def _bids(images: Path, masks: Path | None) -> Layout | None:
-    """`sub-*/[ses-*/]anat/*_T1w.nii.gz`, and masks in `derivatives`, beside the scans or in a folder that is given."""
+    """`sub-*/[ses-*/]anat/*_T1w.nii.gz`, and masks in `derivatives`, beside the scans or in a given folder."""
     if not any(
         (below / kind).is_dir()
         for person in images.glob("sub-*")
@@ -372,7 +372,7 @@ def _bids_subject(file: Path) -> str:
 def _with_contrasts(
     groups: Mapping[str, tuple[Mapping[str, Path], Sequence[Path]]], left_out: list[tuple[Path, str]]
 ) -> Layout:
-    """Cases of the contrasts that most groups have, each with its mask.
+    """Cases with the contrasts that most groups have, each with its mask.
 
     Args:
         groups: name -> contrast -> scan, and its masks.
@@ -404,7 +404,7 @@ def _with_contrasts(
 
 def _several(masks: Sequence[Path]) -> str:
     names = " and ".join(p.name for p in masks[:2]) + (f" and {len(masks) - 2} more" if len(masks) > 2 else "")
-    return f"has {len(masks)} masks ({names}): keep one, or merge them into one file where each is another structure"
+    return f"has {len(masks)} masks ({names}): keep one, or merge them into one file if each is another structure"
 
 
 # --- folders of any kind ------------------------------------------------------------------------------------------
@@ -420,7 +420,7 @@ class _Named(NamedTuple):
 
 
 def _folders(images: Path, masks: Path | None) -> Layout:
-    """Scans and masks of equal names, or names that differ in the usual words, in two folders or in one."""
+    """Scans and masks with equal names, or names that differ in the usual words, in one or two folders."""
     left_out: list[tuple[Path, str]] = []
     files = _volumes(images)
     if masks is None:
@@ -437,7 +437,7 @@ def _folders(images: Path, masks: Path | None) -> Layout:
         # Brain masks and the like beside the scans are no scans.
         own = {x.words for x in scan_list if not x.is_mask}
         left_out += [
-            (x.file, "is called a mask but lies among the scans") for x in scan_list if x.is_mask and x.words in own
+            (x.file, "is named like a mask but lies among the scans") for x in scan_list if x.is_mask and x.words in own
         ]
         scan_list = [x for x in scan_list if not (x.is_mask and x.words in own)]
     scan_list = _once(scan_list, left_out)
@@ -462,7 +462,7 @@ def _folders(images: Path, masks: Path | None) -> Layout:
 
 
 def _inside(file: Path, folder: Path, other: Path) -> bool:
-    """Whether a file lies in a folder that lies in the other one."""
+    """Whether a file lies in the inner one of two nested folders."""
     return folder != other and folder.is_relative_to(other) and file.is_relative_to(folder)
 
 
@@ -495,7 +495,7 @@ def _named(file: Path, root: Path) -> _Named:
 
 
 def _once(files: Sequence[_Named], left_out: list[tuple[Path, str]]) -> list[_Named]:
-    """Those whose names differ in more than the ending."""
+    """Files whose names differ in more than the ending."""
     groups: dict[str, list[_Named]] = {}
     for x in files:
         groups.setdefault(x.key, []).append(x)
@@ -510,7 +510,7 @@ def _once(files: Sequence[_Named], left_out: list[tuple[Path, str]]) -> list[_Na
 def _numbered(
     scans: Sequence[_Named], masks: Sequence[_Named], left_out: list[tuple[Path, str]], images: Path
 ) -> Layout | None:
-    """nnU-Net's channels, `case_0000` and `case_0001`, where the names say that they are."""
+    """nnU-Net's channels, `case_0000` and `case_0001`, if the names show that."""
     scans_of, masks_of = {x.bare: x.file for x in scans}, {x.bare: x.file for x in masks}
     if len(scans_of) < len(scans) or len(masks_of) < len(masks):
         return None
@@ -527,9 +527,9 @@ def _numbered(
 def _contrast_cases(
     scans: Sequence[_Named], masks: Sequence[_Named], left_out: list[tuple[Path, str]]
 ) -> Layout | None:
-    """Scans whose names differ in their contrast alone (`a_t1`, `a_t2`, or folders `t1` and `t2`) as one case.
+    """Combine scans whose names differ only in the contrast (`a_t1`, `a_t2`, or folders `t1` and `t2`) into one case.
 
-    They are where most have several contrasts and no more than one mask. `None` where they are not.
+    It does so if most cases have several contrasts and at most one mask; otherwise it returns `None`.
     """
     groups: dict[tuple[str, ...], list[_Named]] = defaultdict(list)
     masks_of: dict[tuple[str, ...], list[Path]] = defaultdict(list)
@@ -568,7 +568,7 @@ def _single(
     images: Path,
     folder: Path | None,
 ) -> Layout:
-    """A scan each, with the mask of the same name, else of a name that differs in the usual words."""
+    """One case per scan, with the mask of the same name, else of a name that differs in the usual words."""
     keys: list[Callable[[_Named], Hashable]] = [
         lambda x: x.key,
         lambda x: (x.words, x.contrast),
@@ -607,9 +607,9 @@ def _single(
 
 
 def _longer_names(scans: Sequence[_Named], masks: Sequence[_Named], masks_of: dict[Path, list[Path]]) -> list[_Named]:
-    """Enter masks whose names go on behind the scan's (`a_liver`), or the scan's behind theirs; give the rest.
+    """Match masks whose names extend the scan's (`a_liver`), or the other way round; returns the rest.
 
-    What is added has no digit, so that it is no number of another scan.
+    The extension has no digit, since it could be the number of another scan.
     """
     counts = Counter(x.bare for x in scans)
     by_name = {x.bare: x for x in scans if counts[x.bare] == 1}
@@ -634,7 +634,7 @@ def _longer_names(scans: Sequence[_Named], masks: Sequence[_Named], masks_of: di
 
 
 def _begin(name: str, names: Collection[str]) -> str | None:
-    """The longest of the names that this one begins with, with no digit behind it."""
+    """The longest of the names that this name begins with, without a digit after it."""
     ends = [match.start() for match in re.finditer(r"[_\-. ]", name)]
     found = [name[:end] for end in ends if name[:end] in names and not re.search(r"\d", name[end:])]
     return found[-1] if found else None

@@ -1,4 +1,4 @@
-"""Find scans and masks in what people have, pair them, and check every file."""
+"""Find scans and masks in a user's folders, pair them, and check every file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .subjects import find_subjects
 __all__ = ["look"]
 
 MOST_LABELS = 250
-"""Of one mask; what has more different values is a scan. Parcellations of the brain have up to 200."""
+"""Largest number of values in a mask; a file with more is a scan. Brain parcellations have up to 200."""
 SAY_EVERY = 5.0
 """Seconds between two lines of progress."""
 T = TypeVar("T")
@@ -42,27 +42,27 @@ def look(
     names: Mapping[int, str] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Study:
-    """Find scans and masks, pair them, find out whose they are, and check every file.
+    """Find scans and masks, pair them, find their subjects, and check every file.
 
-    Read are NIfTI, NRRD, MetaImage and folders of one DICOM series each, in two folders of equal names (but for the
-    ending and words such as `_seg`, `_mask`, `_label`), in one folder, as nnU-Net, the Decathlon or BIDS have them, or
-    named by a datalist. What cannot be used is left out and listed. Every voxel of a mask is looked at, and of scans
-    what `scan_facts` takes.
+    It reads NIfTI, NRRD, MetaImage and folders of one DICOM series each. They may be in two folders with equal names
+    (except for the ending and words such as `_seg`, `_mask`, `_label`), in one folder, in the layout of nnU-Net, the
+    Decathlon or BIDS, or named by a datalist. Unusable files are left out and listed. It reads every voxel of a mask,
+    and the part of a scan that `scan_facts` needs.
 
     Args:
         images: folder of the scans, or of a layout that holds scans and masks, or a datalist (JSON).
-        masks: folder of the masks, where they are not in the layout.
+        masks: folder of the masks, if they are not in the layout.
         subject: regular expression that finds the subject in a scan's path below `images`, without its ending: its
-            first group, else all that it matches. Without it, see `find_subjects`.
-        names: label of the masks -> its name, in place of what a table beside the scans says.
+            first group, else the whole match. Without it, see `find_subjects`.
+        names: label of the masks -> its name; replaces a table beside the scans.
         say: gets a line of progress every few seconds.
 
     Returns:
-        What was found. It may be too little to train on, which `Study.refusal` then says.
+        The findings. If they are too few to train on, `Study.refusal` says so.
 
     Raises:
-        StudyError: there is no scan, no mask belongs to a scan, none of the files can be used, or no mask holds a
-            label of `names`.
+        StudyError: there is no scan, no mask belongs to a scan, no file can be used, or no mask holds a label of
+            `names`.
         DatalistError: a JSON file cannot be read, or `subject` finds nothing in a path.
     """
     layout = find_layout(_path(images), None if masks is None else _path(masks))
@@ -83,8 +83,9 @@ def look(
     volumes = _volumes_of_labels(cases)
     if had_masks and not volumes:
         raise StudyError(
-            f"The masks hold no structure, {sum(x.mask is not None for x in cases)} of them background (0) alone, such "
-            f"as {next(x.mask for x in cases if x.mask)}: give masks with 1, 2, ... for the structures."
+            f"The masks hold no structure, {sum(x.mask is not None for x in cases)} of them only background "
+            f"(0), such as {next(x.mask for x in cases if x.mask)}: give masks with 1, 2, ... for the "
+            "structures."
         )
     named = _names(layout, volumes, names or {})
     label_scheme = layout.label_scheme or _label_scheme(volumes)
@@ -112,7 +113,7 @@ def _item(case: Found, files: Sequence[Path] | None = None, mask: bool = True) -
 
 
 def _one_grid(layout: Layout) -> None:
-    """Where most cases' contrasts lie on grids of their own, keep the one that the masks are drawn on."""
+    """If the contrasts of most cases lie on different grids, keep the one that the masks are drawn on."""
     several = [x for x in layout.cases if len(x.images) > 1]
     if not several:
         return
@@ -124,8 +125,9 @@ def _one_grid(layout: Layout) -> None:
     wrong = [sum(bool(find_problems([_item(x, x.images[i : i + 1])])) for x in masked) for i in range(count)]
     best = wrong.index(min(wrong))
     layout.notes.append(
-        f"The contrasts {', '.join(layout.channels)} lie on grids of their own (as those of {apart[0].images[0]}), so "
-        f"{layout.channels[best]} alone is used: register and resample the others to it to add them."
+        f"The contrasts {', '.join(layout.channels)} lie on different grids (such as those of "
+        f"{apart[0].images[0]}), so only {layout.channels[best]} is used: register and resample the "
+        "others to it to add them."
     )
     layout.cases = [x._replace(images=(x.images[best],)) if len(x.images) > 1 else x for x in layout.cases]
     layout.channels = (layout.channels[best],)
@@ -150,19 +152,19 @@ def _told(results: Iterable[T], total: int, what: str, say: Callable[[str], None
 def _sound(
     cases: Sequence[Found], reasons: list[tuple[Path, str]], say: Callable[[str], None] | None = None
 ) -> list[Found]:
-    """Cases whose headers are in order and fit together."""
+    """Keep cases with valid headers that fit together."""
     with ThreadPoolExecutor(max_workers=4) as pool:
         checked = pool.map(lambda x: find_problems([_item(x)], "header"), cases)
         results = list(_told(checked, len(cases), "Checked the headers of", say))
     for problems in results:
         for file, text in problems[:1]:
-            advice = ": copy the scan's header to the mask if they are of one grid" if "affines differ" in text else ""
+            advice = ": copy the scan's header to the mask if both are on one grid" if "affines differ" in text else ""
             reasons.append((Path(file), f"{text}{advice}"))
     return [x for x, problems in zip(cases, results, strict=True) if not problems]
 
 
 def _without_copies(cases: Sequence[Found], reasons: list[tuple[Path, str]]) -> list[Found]:
-    """Of scans with one content the first with a mask: the same scan under two names would stand in two lists."""
+    """Keep one of several equal scans, the first with a mask: one scan under two names could be in two lists."""
     order = sorted(cases, key=lambda x: x.mask is None)
     owner = {str(p): x for x in order for p in x.images}
     copies = set()
@@ -213,7 +215,7 @@ def _label_volumes(case: Found) -> dict[int, float]:
     """
     file = str(case.mask)
     if os.path.isdir(file):
-        raise VolumeError("is a mask in DICOM, which is not read: convert it to NIfTI on the grid of its scan")
+        raise VolumeError("is a mask in DICOM, which cannot be read: convert it to NIfTI on the grid of its scan")
     mask = open_volume(file)
     assert mask is not None  # opened in full
     problem = shape_problem(mask.shape, True)
@@ -232,15 +234,15 @@ def _label_volumes(case: Found) -> dict[int, float]:
         raise VolumeError(problem)
     labels, counts = _counts(values)
     if len(labels) > MOST_LABELS:
-        raise VolumeError(f"has {len(labels)} different values, as a scan and no mask has")
+        raise VolumeError(f"has {len(labels)} different values, like a scan, not a mask")
     if len(labels) == 1 and labels[0] != 0:
-        raise VolumeError(f"is {labels[0]} all over, without background (0)")
+        raise VolumeError(f"is {labels[0]} everywhere, without background (0)")
     ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
     return {int(label): int(n) * ml for label, n in zip(labels, counts, strict=True) if label != 0}
 
 
 def _counts(values: np.ndarray) -> tuple[Sequence[int], Sequence[int]]:
-    """The different whole numbers from 0 on, and how often each is there."""
+    """The distinct whole numbers, from 0 on, and their counts."""
     most = int(values.max())
     if most > 1 << 20:  # too long a table, as of RadLex numbers
         labels, counts = np.unique(values, return_counts=True)
@@ -251,7 +253,7 @@ def _counts(values: np.ndarray) -> tuple[Sequence[int], Sequence[int]]:
 
 
 def _turned(volume: Volume) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine as if the axes were stored right-anterior-superior."""
+    """Shape and affine for axes in right-anterior-superior order."""
     shape = tuple(volume.shape[:3])
     turn = nib.orientations.io_orientation(volume.affine)
     order = np.argsort(turn[:, 0])
@@ -260,13 +262,13 @@ def _turned(volume: Volume) -> tuple[tuple[int, ...], np.ndarray]:
 
 
 def _of_equal_channels(cases: Sequence[Case], reasons: list[tuple[Path, str]]) -> list[Case]:
-    """Cases with as many channels as most with masks have."""
+    """Keep cases with as many channels as most cases with masks."""
     judged = [x for x in cases if x.mask] or cases
     if not judged:
         return []
     count = Counter(x.facts.channels for x in judged).most_common(1)[0][0]
     reasons += [
-        (x.images[0], f"has {x.facts.channels} channels where others have {count}")
+        (x.images[0], f"has {x.facts.channels} channels, but others have {count}")
         for x in cases
         if x.facts.channels != count
     ]
@@ -290,7 +292,7 @@ def _volumes_of_labels(cases: Sequence[Case]) -> dict[int, LabelVolume]:
 
 
 def _names(layout: Layout, found: Mapping[int, LabelVolume], given: Mapping[int, str]) -> dict[int, str]:
-    """Names of the labels: as given, else of `dataset.json` or a table that lies with the scans."""
+    """Names of the labels: as given, else from `dataset.json` or a table beside the scans."""
     absent = sorted(set(given) - set(found))
     if absent:
         raise StudyError(
@@ -311,7 +313,7 @@ def _names(layout: Layout, found: Mapping[int, LabelVolume], given: Mapping[int,
 
 
 def _label_scheme(found: dict[int, LabelVolume]) -> str | None:
-    """The atlas by whose numbers the masks go: of one alone they hold half of the labels or more, and no others."""
+    """The atlas of the masks' numbers: the only one with all their labels, of which they hold at least half."""
     fits = [
         name for name in _ATLASES if found.keys() <= known_labels(name) and 2 * len(found) >= len(known_labels(name))
     ]
@@ -329,37 +331,37 @@ def _notes(cases: Sequence[Case], found: dict[int, LabelVolume], layout: Layout,
         file = next((x.mask for x in masked if odd in x.volumes), None)
         if not any(len(x.volumes) == 2 for x in masked):
             raise StudyError(
-                f"Some masks have 1 for the structure and some 255 ({file} has {odd}), which would be two classes: "
-                "write all with 1."
+                f"Some masks have 1 for the structure and some 255 ({file} has {odd}), which would be two "
+                "classes: write 1 in all."
             )
     if found.keys() == {255}:
-        notes.append("The masks have 255 for the structure, which is taken for class 1.")
+        notes.append("The masks have 255 for the structure, which becomes class 1.")
     elif 255 in found and label_scheme is None and len(found) < 100:
         notes.append(
-            f"The label 255 stands beside {some(sorted(found.keys() - {255}))} and is learnt as a class of its own: "
-            "where it means `ignore`, take it out of the masks."
+            f"The label 255 occurs beside {some(sorted(found.keys() - {255}))} and is learnt as a separate "
+            "class: if it means `ignore`, remove it from the masks."
         )
     elif found and len(found) <= 20 and list(found) != list(range(1, len(found) + 1)) and label_scheme is None:
         notes.append(f"The labels {some(list(found))} become the classes 1 to {len(found)}.")
     if label_scheme and not layout.label_scheme:
-        notes.append(f"The masks are numbered as {label_scheme} has it, by the labels that they hold.")
+        notes.append(f"The masks are numbered like {label_scheme}, judging by their labels.")
     empty = [x for x in masked if not x.volumes]
     if empty:
-        notes.append(f"{len(empty)} of {len(masked)} masks hold background alone, such as {empty[0].mask}.")
+        notes.append(f"{len(empty)} of {len(masked)} masks hold only background, such as {empty[0].mask}.")
     rare = [label for label, volume in found.items() if volume.cases == 1] if len(masked) >= MIN_SUBJECTS else []
     if rare:
         file = next(x.mask for x in masked if rare[0] in x.volumes)
         what = f"The label {rare[0]} is" if len(rare) == 1 else f"The labels {some(rare)} are"
         notes.append(
-            f"{what} in one mask alone{'' if len(rare) == 1 else ' each'} ({file}): correct it where it is a slip; "
-            "as a class it cannot be both learnt and tested."
+            f"{what} in one mask alone{'' if len(rare) == 1 else ' each'} ({file}): correct it if it is a "
+            "slip; a class in one mask cannot be both learnt and tested."
         )
     kinds = _kinds(masked)
     if len(kinds) > 1 and not rare:
         (labels, one), (others, other) = kinds[:2]
         notes.append(
             f"Some masks share no label with others: {one.mask} has {some(labels)}, {other.mask} has {some(others)}. "
-            "If each leaves out what the other shows, what is background in one is a structure in the other."
+            "If each leaves out what the other shows, the background of one contains the structures of the other."
         )
     lacking = [f"{label} {name}" for label, name in layout.labels.items() if label not in found]
     if lacking and found:
@@ -368,7 +370,7 @@ def _notes(cases: Sequence[Case], found: dict[int, LabelVolume], layout: Layout,
 
 
 def _kinds(cases: Sequence[Case]) -> list[tuple[list[int], Case]]:
-    """Labels that stand together in masks, directly or by way of others, each set with one of its cases."""
+    """Sets of labels that occur together in masks, directly or through others, each with one of its cases."""
     kinds: list[tuple[set[int], Case]] = []
     for case in cases:
         own = set(case.volumes)

@@ -12,13 +12,13 @@ __all__ = ["Machine", "this_machine"]
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan needs to know.
+    """Facts about the machine for a plan.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        cores: that this process may use.
-        gpu_memory_gb: of the first GPU.
-        name: of the GPU, or of the number of cores.
+        cores: number of cores for this process.
+        gpu_memory_gb: memory of the first GPU.
+        name: name of the GPU, or the number of cores in words.
     """
 
     device: str
@@ -31,7 +31,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """The first GPU where torch sees one, otherwise the processor."""
+    """The first GPU if torch sees one, otherwise the processor."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if torch.cuda.is_available():
         return Machine("cuda", cores, torch.cuda.get_device_properties(0).total_memory / 2**30)

@@ -30,22 +30,22 @@ __all__ = ["Result", "run"]
 logger = logging.getLogger(__name__)
 
 TRIAL_BATCHES = {1: 6, 2: 20}
-"""Steps of each of the trial's epochs, by the number of starts that it compares."""
+"""Steps per epoch of the trial, by the number of starts that it compares."""
 SMALLER = (1.0, 0.5, 0.25, 0.125)
-"""Shares of the crop that are tried, until one fits in memory."""
+"""Shares of the crop to try until one fits in memory."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What :func:`run` leaves behind.
+    """The result of :func:`run`.
 
     Attributes:
         folder: the output folder.
-        plan: what was trained, and why.
+        plan: the plan of the training, with reasons.
         model: folder of the packed bundle; None after ``plan_only``.
         report: ``report.html``; None after ``plan_only``.
         dice: mean Dice of each structure on the test scans.
-        seconds: of each step.
+        seconds: time of each step.
     """
 
     folder: Path
@@ -56,12 +56,12 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def predict(self, images: str | Path, output: str | Path | None = None, force: bool = False) -> list[Prediction]:
-        """Label maps of other scans, with the packed model (``common.auto.predict``).
+        """Label other scans with the packed model (``common.auto.predict``).
 
         Args:
             images: a file or a folder.
             output: folder for the label maps; by default ``later_predictions`` in the output folder.
-            force: take scans that do not look like those of the training.
+            force: accept scans unlike those of the training.
         """
         from .predict import predict
 
@@ -83,26 +83,26 @@ def run(
     names: Mapping[int, str] | None = None,
     say: Callable[[str], None] = print,
 ) -> Result:
-    """Look at scans and masks, plan, train, evaluate and pack. Called again, it goes on where it was stopped.
+    """Look at scans and masks, plan, train, evaluate and pack. Another call resumes a stopped run.
 
     Args:
         images: folder of scans, of a data set in a known layout, or a datalist (``common.auto.look``).
-        masks: folder of masks, where the layout does not say it.
-        output: folder for everything that is made.
-        subject: regular expression for what in a scan's path tells the subject, such as ``patient\\\\d+``.
-        hours: for everything, the trial included.
-        control: also train from scratch, where the plan starts from an encoder, so that the report tells what the
-            encoder is worth. Each of the two gets half of the time.
-        plan_only: stop with the plan.
-        task: of the collection, such as ``structures4``, where the masks are numbered as FreeSurfer or another known
-            tool does; by default each label is a class.
-        bundle: folder of ``ssl3d``, where it is not the one that comes with the package.
-        names: label of the masks -> its name, where no table beside the scans has them.
+        masks: folder of masks, if the layout does not include them.
+        output: folder for all results.
+        subject: regular expression for the subject in a scan's path, such as ``patient\\\\d+``.
+        hours: time for everything, including the trial.
+        control: if the plan starts from an encoder, also train from scratch, so the report shows what the encoder
+            gains. Each of the two gets half of the time.
+        plan_only: stop after the plan.
+        task: task of the collection, such as ``structures4``, if the masks have the numbers of FreeSurfer or another
+            known tool; by default each label is a class.
+        bundle: folder of ``ssl3d``, if not the one in the package.
+        names: label of the masks -> its name, if no table beside the scans has them.
         say: gets the lines of progress.
 
     Raises:
-        ValueError: the scans cannot be used, or no plan can be made of them, in a sentence.
-        RunError: a step failed, in a sentence.
+        ValueError: the scans cannot be used, or no plan can be made; the message is one sentence.
+        RunError: a step failed; the message is one sentence.
     """
     if not hours > 0:
         raise PlanError(f"--hours is {hours}; give a number above 0.")
@@ -143,7 +143,7 @@ def _mean(dice: dict[str, float]) -> str:
 
 def _check_bundle(root: Path) -> None:
     if not (root / "configs" / "train.json").is_file():
-        raise PlanError(f"{root} is no bundle (no configs/train.json): give the folder of ssl3d with --bundle.")
+        raise PlanError(f"{root} is not a bundle (no configs/train.json): give the folder of ssl3d with --bundle.")
 
 
 @contextmanager
@@ -163,7 +163,8 @@ def _held(folder: Path):
 
 
 def _write_lists(study: Study, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """``datalist.json``; ``unlabelled.json``, what pre-training may see; ``to_predict.json``, scans without a mask."""
+    """Write ``datalist.json``, ``unlabelled.json`` (scans for pre-training) and ``to_predict.json`` (scans without a
+    mask)."""
     if study.refusal:
         raise PlanError(study.refusal)
     path = folder / "datalist.json"
@@ -173,8 +174,7 @@ def _write_lists(study: Study, folder: Path) -> dict[str, list[dict[str, Any]]]:
     lists.pop("label_scheme", None)  # the plan says how labels become classes
     if path.is_file() and read_json(path) != lists:
         raise PlanError(
-            f"{folder} was begun with other scans, masks, subjects or names than these: give another --output, or "
-            "remove it."
+            f"{folder} was started with other scans, masks, subjects or names: give another --output, or remove it."
         )
     write_json(path, lists)
     pool = lists.get("unlabelled", [])
@@ -201,15 +201,15 @@ def _make_plan(
     lists: dict[str, list[dict[str, Any]]],
     say: Callable[[str], None],
 ) -> Plan:
-    """The plan in ``plan.json``, where there is one for the same time; otherwise a new one, with a trial's help."""
+    """The plan in ``plan.json``, if it is for the same time; otherwise a new one from a trial."""
     record, overlay_file = folder / "decisions.json", folder / "plan.json"
     if record.is_file() and overlay_file.is_file():
         content = read_json(record)
         if content.get("asked") != asked:
             was = ", ".join(f"--{name} {value}" for name, value in content.get("asked", {}).items())
             raise PlanError(
-                f"{folder} has a plan made for {was}: say the same, give another --output, or remove its plan.json and "
-                "decisions.json."
+                f"{folder} has a plan made for {was}: give the same again, give another --output, or remove its "
+                "plan.json and decisions.json."
             )
         return Plan.from_json(content["plan"], read_json(overlay_file))
     counts = {name: len(items) for name, items in lists.items()}
@@ -236,7 +236,7 @@ def _make_plan(
 
 
 def _trial(plan: Plan, root: Path, folder: Path, scans: int, say: Callable[[str], None]) -> Speed:
-    """A few steps from each candidate start."""
+    """Train a few steps from each candidate start."""
     batches = TRIAL_BATCHES[min(2, len(plan.candidates))]
     dice: dict[str, float] = {}
     speed: Speed | None = None
@@ -247,13 +247,13 @@ def _trial(plan: Plan, root: Path, folder: Path, scans: int, say: Callable[[str]
         log = (folder / "logs" / f"{command.name}.log").read_text(encoding="utf-8", errors="replace")
         measured, dice[start] = parse_trial(log[log.rfind("\n$ ") :], seconds, scans)
         speed = speed or measured
-        say(f"  trial from {start}: {measured.step:.2g} s a step, {measured.volume:.2g} s a scan")
+        say(f"  trial from {start}: {measured.step:.2g} s per step, {measured.volume:.2g} s per scan")
     assert speed is not None
     return Speed(speed.step, speed.volume, speed.start, dice)
 
 
 def _write_commands(commands: list[Command], root: Path, folder: Path) -> None:
-    """``commands.sh``: what is run, for whoever wants to run it himself."""
+    """Write ``commands.sh`` with all commands, for users who want to run them by hand."""
     lines = [
         "#!/usr/bin/env bash",
         "# What common.auto ran here, in order; plan.json is an overlay like any other.",

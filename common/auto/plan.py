@@ -1,4 +1,4 @@
-"""What to train, derived from the scans and the machine: one rule a function, each choice with its reason.
+"""Derive what to train from the scans and the machine: one function per rule, each choice with its reason.
 
 The rules are listed with the measurements behind them in ``docs/auto.md``.
 """
@@ -30,11 +30,11 @@ __all__ = [
 
 BRAIN_SCHEMES = ("dlmuse", "freesurfer", "malpem", "oasis_seg35")
 MANY = 40
-"""Labels of a known scheme, above which they are put together to structures."""
+"""More labels of a known scheme than this are merged to structures."""
 ANISOTROPIC = 3.0
-"""Slices this many times as thick as a pixel is wide are not rotated out of their plane (nnU-Net's threshold)."""
+"""Slices this many times thicker than a pixel are not rotated out of their plane (nnU-Net's threshold)."""
 HEAD_MM = (100.0, 300.0)
-"""Extents between which a single-channel MR volume may be a head."""
+"""Range of extents of a single-channel MR volume that may be a head."""
 SHIPPED = "synthetic_brain"
 SHIPPED_TASK = "structures4"
 SHIPPED_GRID = 2.0
@@ -44,18 +44,18 @@ FULL_FILTERS = (32, 64, 128, 256, 320, 320)
 IMAGE_VOXELS = {"cpu": 750_000, "cuda": 16_000_000}
 CROP_VOXELS = {"cpu": 330_000, "cuda": 2_100_000}
 CROP_VOXELS_PER_GB = 150_000
-"""Voxels of a crop for each gigabyte of GPU memory, at two crops per step and the full network."""
+"""Voxels of a crop per gigabyte of GPU memory, with two crops per step and the full network."""
 RATE = {"scratch": 0.004, "encoder": 0.001}
 VALIDATIONS = 5
 SHORTEST = 8
-"""Voxels of a crop along an axis, below which it is not cut for memory: two of the coarsest level at least."""
+"""Least voxels of a crop along an axis when it is cut for memory: at least two at the coarsest level."""
 MOST_STEPS = 100_000
 EVALUATION_SHARE = 0.3
-"""Of the time, at most, for validation and test scans."""
+"""Largest share of the time for validation and test scans."""
 
 
 class PlanError(ValueError):
-    """No plan can be made, in a sentence."""
+    """No plan can be made; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Speed:
     """What a short trial on this machine took.
 
     Attributes:
-        step: seconds a training step, images loaded and augmented.
+        step: seconds per training step, including loading and augmentation.
         volume: seconds to read, segment and score one scan.
-        start: seconds until a run begins to work.
-        dice: mean Dice on validation scans after the trial's steps, by the start it was made from.
+        start: seconds until a run starts its work.
+        dice: mean Dice on validation scans after the trial's steps, by start.
     """
 
     step: float
@@ -86,14 +86,14 @@ class Speed:
 
 @dataclass(frozen=True)
 class Plan:
-    """An overlay for the bundle's configs, and why it is as it is.
+    """An overlay for the bundle's configs, with its reasons.
 
     Attributes:
         bundle: name of the bundle.
         overlay: the content of ``plan.json``.
-        decisions: why, in the order of the rules.
+        decisions: the reasons, in the order of the rules.
         start: ``scratch`` or the name of an encoder.
-        candidates: the starts that a trial is to compare.
+        candidates: the starts for a trial to compare.
     """
 
     bundle: str
@@ -103,7 +103,7 @@ class Plan:
     candidates: tuple[str, ...] = ("scratch",)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values of everything but the overlay, which has a file of its own."""
+        """JSON values of everything except the overlay, which has a separate file."""
         return {name: value for name, value in asdict(self).items() if name != "overlay"}
 
     @classmethod
@@ -122,17 +122,17 @@ class Plan:
 
 
 def plan_study(study: Study, machine: Machine, crop_share: float = 1.0, task: str | None = None) -> Plan:
-    """Everything but the number of steps, which needs a trial (:func:`add_time`).
+    """Plan everything except the number of steps, which needs a trial (:func:`add_time`).
 
     Args:
         study: the scans.
-        machine: where they are trained on.
-        crop_share: share of the crop's usual number of voxels, for a machine that the usual one does not fit.
-        task: of the collection (`common.data.label_map`), where the masks follow a label scheme that it knows; by
-            default each label is a class, or where there are too many of a known scheme, its 34 structures.
+        machine: the machine to train on.
+        crop_share: share of the crop's usual number of voxels, if the usual crop does not fit in memory.
+        task: task of the collection (`common.data.label_map`), if the masks follow a known label scheme. By default
+            each label is a class, or the classes are the 34 structures if there are too many labels of a known scheme.
 
     Raises:
-        PlanError: the labels are no classes of the task.
+        PlanError: the labels are not classes of the task.
     """
     facts = [case.facts for case in study.labelled]
     spacings = [by_anatomy(one, one.spacing) for one in facts]
@@ -149,7 +149,7 @@ def plan_study(study: Study, machine: Machine, crop_share: float = 1.0, task: st
     on_shipped_grid = head and all(abs(size - SHIPPED_GRID) <= 0.15 * SHIPPED_GRID for size in spacing)
     if on_shipped_grid:
         image = [round(n * old / SHIPPED_GRID) for n, old in zip(image, spacing, strict=True)]
-        spacing, why = [SHIPPED_GRID] * 3, f"{why}, brought to the grid of {SHIPPED}"
+        spacing, why = [SHIPPED_GRID] * 3, f"{why}, resampled to the grid of {SHIPPED}"
     decisions.append(Decision("voxel size", f"{_sizes(spacing)} mm", why))
     limit, why = crop_limit(machine, crop_share)
     crop, strides, kernels = crop_and_network(image, spacing, limit, 5 if machine.device == "cpu" else 6)
@@ -218,8 +218,8 @@ def plan_study(study: Study, machine: Machine, crop_share: float = 1.0, task: st
         decisions.append(
             Decision(
                 "augmentation",
-                "turned and scaled within slices only",
-                f"a slice is {max(spacing) / min(spacing):.0f} times as thick as a pixel is wide",
+                "rotated and scaled within slices only",
+                f"a slice is {max(spacing) / min(spacing):.0f} times thicker than a pixel",
             )
         )
     decisions.append(_step_decision())
@@ -235,15 +235,15 @@ def _step_decision() -> Decision:
 
 
 def class_rule(study: Study, task: str | None) -> tuple[dict[str, Any], str]:
-    """The ids that say which labels are which class, and why.
+    """The ids that map labels to classes, and the reason.
 
     Raises:
-        PlanError: a task without a label scheme that is known, or that has none of its classes.
+        PlanError: the label scheme is unknown, or has none of the task's classes.
     """
     scheme = study.label_scheme
     if task is None and scheme in BRAIN_SCHEMES and len(study.labels) > MANY:
         task = "structures34"
-        why = f"{len(study.labels)} labels numbered as {scheme}; --task structures4, or another, chooses otherwise"
+        why = f"{len(study.labels)} labels numbered like {scheme}; set --task structures4, or another, to change that"
     elif task is None:
         values = [0, *sorted(study.labels)]
         names = ["background", *(study.labels[value] for value in values[1:])]
@@ -259,7 +259,7 @@ def class_rule(study: Study, task: str | None) -> tuple[dict[str, Any], str]:
         why = "as --task says"
     if scheme is None:
         raise PlanError(
-            f"--task {task}: the masks follow no label scheme that is known here; leave --task out, or write a "
+            f"--task {task}: the masks follow no known label scheme; leave out --task, or write a "
             "datalist with `label_scheme` (python -m common.data prepare) and give it as --images."
         )
     try:
@@ -270,21 +270,21 @@ def class_rule(study: Study, task: str | None) -> tuple[dict[str, Any], str]:
 
 
 def class_names(overlay: Mapping[str, Any]) -> dict[int, str]:
-    """Names of the classes of a plan, the background included."""
+    """Names of the classes of a plan, including the background."""
     if "structure_names" in overlay:
         return {int(index): name for index, name in overlay["structure_names"].items()}
     return label_names(overlay["task"])
 
 
 def class_labels(overlay: Mapping[str, Any]) -> dict[int, list[int]]:
-    """Class -> labels of the masks, of a plan."""
+    """Class -> labels of the masks in a plan."""
     if "label_map" in overlay:
         return {int(index): list(labels) for index, labels in overlay["label_map"].items()}
     return label_map(overlay["label_scheme"], overlay["task"])
 
 
 def split_sizes(subjects: int) -> tuple[int, int]:
-    """Subjects for validation and for test: a fifth each, one at least, and no more than 20."""
+    """Subjects for validation and for test: a fifth each, at least one and at most 20."""
     part = min(20, max(1, round(subjects / 5)))
     return part, part
 
@@ -294,8 +294,8 @@ def grid(
 ) -> tuple[list[float], list[int], str]:
     """Voxel size in mm, the median shape on that grid, and the reason.
 
-    The median of the scans (nnU-Net's rule); where a median scan has too many voxels for the device, the finest axes
-    grow first.
+    The voxel size is the median of the scans (nnU-Net's rule). If a median scan has too many voxels for the device,
+    voxels grow along the finest axes first.
     """
     spacing = np.median(np.asarray(spacings, float), 0)
     extent = np.median(np.asarray(spacings, float) * np.asarray(shapes, float), 0)
@@ -313,13 +313,13 @@ def grid(
 
 
 def wider_filters(voxels: int) -> tuple[int, ...]:
-    """Channels for a CPU: so many that a step on a smaller crop costs about what it costs on the largest one."""
+    """Channels for a CPU, chosen so that a step on a smaller crop costs about as much as on the largest crop."""
     first = min(FULL_FILTERS[0], 4 * round(SMALL_FILTERS[0] * math.sqrt(CROP_VOXELS["cpu"] / voxels) / 4))
     return SMALL_FILTERS if first <= SMALL_FILTERS[0] else tuple(min(FULL_FILTERS[-1], first << n) for n in range(5))
 
 
 def crop_limit(machine: Machine, share: float = 1.0) -> tuple[int, str]:
-    """The most voxels a crop may have, and why."""
+    """The largest number of voxels of a crop, and why."""
     limit = CROP_VOXELS[machine.device]
     reason = f"up to {limit:,} voxels, for a {machine.device.upper()}"
     if machine.device == "cuda" and machine.gpu_memory_gb is not None:
@@ -336,15 +336,15 @@ def crop_and_network(
 ) -> tuple[list[int], list[list[int]], list[list[int]]]:
     """Crop, strides and kernel sizes for a median image, by nnU-Net's rule (Isensee et al., 2021, supplement E).
 
-    The crop begins as the whole image. An axis is halved from one level to the next while it keeps four voxels and
-    its voxels are not twice as large as the smallest; it is convolved over as long as the latter holds. While the crop
-    has too many voxels, the axis that is longest in relation to the image is cut.
+    The crop starts as the whole image. From level to level, an axis is halved while it keeps four voxels and its voxels
+    are less than twice as large as the smallest; kernels span an axis while the latter holds. While the crop has too
+    many voxels, the axis that is longest relative to the image is cut.
 
     Args:
         image: shape of the median image on the grid.
         spacing: voxel size in mm.
-        limit: the most voxels of the crop.
-        most_levels: the most resolutions.
+        limit: largest number of voxels of the crop.
+        most_levels: largest number of resolutions.
 
     Returns:
         crop, a multiple of the whole stride on every axis; strides and kernel sizes of each level, the first stride 1.
@@ -389,7 +389,10 @@ def intensity_rule(study: Study, facts: Sequence[Any]) -> tuple[dict[str, Any], 
             "b_max": 1.0,
             "clip": True,
         }
-        return window, f"HU mean the same in every CT: the scans' usual range, {low:g} to {high:g}, becomes 0 to 1"
+        return (
+            window,
+            f"HU have the same meaning in every CT: the scans' usual range, {low:g} to {high:g}, becomes 0 to 1",
+        )
     normal = {
         "_target_": "common.transforms.NormalizeForegroundd",
         "keys": "image",
@@ -397,7 +400,7 @@ def intensity_rule(study: Study, facts: Sequence[Any]) -> tuple[dict[str, Any], 
         "upper": 99.5,
         "foreground": "@foreground",
     }
-    return normal, "MR intensities have no unit: each scan by its own foreground"
+    return normal, "MR intensities have no unit: each scan is scaled by its own foreground"
 
 
 def _may_be_head(study: Study, facts: Sequence[Any]) -> bool:
@@ -420,10 +423,10 @@ def _start_decision(study: Study, head: bool, candidates: Sequence[str]) -> Deci
         )
     if head:
         return Decision(
-            "start", "scratch", f"{SHIPPED} is for voxels of {SHIPPED_GRID:g} mm, which are too coarse here"
+            "start", "scratch", f"{SHIPPED} is made for voxels of {SHIPPED_GRID:g} mm, which are too coarse here"
         )
     unused = f"; pre-training on the {pool} scans without a mask has not been shown to help here" if pool else ""
-    return Decision("start", "scratch", f"no encoder that comes along was made for such scans{unused}")
+    return Decision("start", "scratch", f"no included encoder was made for such scans{unused}")
 
 
 def _thick_axis(spacing: Sequence[float]) -> int | None:
@@ -435,13 +438,13 @@ def add_time(plan: Plan, speed: Speed, hours: float, counts: dict[str, int]) -> 
     """The plan with its number of steps and its start.
 
     Args:
-        plan: without them.
-        speed: of the trial.
-        hours: for everything.
+        plan: plan without steps and start.
+        speed: speed from the trial.
+        hours: time for everything.
         counts: scans of ``training``, ``validation``, ``test`` and ``unlabelled``.
 
     Raises:
-        PlanError: the time does not suffice for one pass over the training scans.
+        PlanError: the time is too short for one pass over the training scans.
     """
     seconds = hours * 3600
     scored = counts["validation"] * VALIDATIONS + counts["test"] + counts["unlabelled"]
@@ -475,14 +478,14 @@ def add_time(plan: Plan, speed: Speed, hours: float, counts: dict[str, int]) -> 
         Decision(
             "steps",
             f"{overlay['batches_per_epoch'] * epochs:,} in {epochs} epochs, {validations} validations",
-            f"{hours:g} hours at {speed.step:.2g} s a step and {speed.volume:.2g} s a scan scored, as a trial took",
+            f"{hours:g} hours at {speed.step:.2g} s per step and {speed.volume:.2g} s per scored scan, as in a trial",
         )
     )
     return Plan(plan.bundle, overlay, tuple(decisions), start, plan.candidates)
 
 
 def choose_start(plan: Plan, speed: Speed) -> tuple[str, str]:
-    """The start with the best Dice of the trial, and the reason; empty where nothing was compared."""
+    """The start with the best Dice in the trial, and the reason; empty if nothing was compared."""
     if len(speed.dice) < 2:
         return plan.start, ""
     best = max(speed.dice, key=lambda name: speed.dice[name])
@@ -491,7 +494,7 @@ def choose_start(plan: Plan, speed: Speed) -> tuple[str, str]:
 
 
 def round_down(steps: int) -> int:
-    """Steps on a grid of a tenth of their magnitude, so that timing noise rarely changes a plan."""
+    """Round steps to a tenth of their magnitude, so timing noise rarely changes a plan."""
     unit = 10 ** max(0, len(str(steps)) - 2)
     return max(1, steps // unit * unit)
 

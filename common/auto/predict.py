@@ -1,4 +1,4 @@
-"""Masks of later scans by a packed bundle: what is done is skipped, and what does not fit is said."""
+"""Masks of later scans from a packed bundle; finished scans are skipped, and scans that do not fit are reported."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from ..volumes import first_line
 __all__ = ["Prediction", "exit_status", "predict"]
 
 RECORD = "predictions.json"
-"""File beside the masks that says which scan and which model each is of."""
+"""File beside the masks that names the scan and the model of each."""
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 """nnU-Net's names of the channels of a case, without their endings."""
 NOT_HERE = ("ProgressBar", "StatsHandler", "OutputFolder")
-"""Handlers of a pack that only report; this module does."""
+"""Handlers of a pack that only report; this module reports instead."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What became of one case.
+    """The result for one case.
 
     Attributes:
-        name: of the case, and of its mask without the ending.
+        name: name of the case, and of its mask without the ending.
         source: its files, one per channel; a folder is one DICOM series.
-        mask: the mask; None where there is none.
-        status: `done`, `skipped` where the mask of this scan by this model was there already, or `refused`.
-        reason: why it was refused, a sentence; else empty.
-        seconds: that it took.
+        mask: the mask; None if there is none.
+        status: `done`, `skipped` if this model's mask of this scan already existed, or `refused`.
+        reason: one sentence on why it was refused; else empty.
+        seconds: time that it took.
     """
 
     name: str
@@ -61,35 +61,34 @@ def predict(
     force: bool = False,
     progress: bool = True,
 ) -> list[Prediction]:
-    """Write a mask for each case, with the inference that the pack itself has.
+    """Write a mask for each case, with the pack's own inference.
 
     A case that cannot be read, or is unlike the scans that the model was trained on (`common.fingerprint`), is refused,
-    and the others go on. A mask is made once: the file `predictions.json` in the output folder has checksums of the
-    scan and of the model, and a case is skipped while both are the same and its mask is there.
+    and the others go on. A mask is made only once: `predictions.json` in the output folder has checksums of the scan
+    and of the model. A case is skipped while both are the same and its mask exists.
 
     Args:
-        model: folder that `python -m common.pack` wrote, with its weights in `models/`.
-        images: a file, a folder of files and of folders with DICOM series, or a datalist (its list `test`); of
-            nnU-Net's names (`heart_0000.nii.gz`, `heart_0001.nii.gz`) a case has several channels. Or the files of each
-            case by its name.
+        model: folder from `python -m common.pack`, with weights in `models/`.
+        images: a file, a folder of files and of folders with DICOM series, or a datalist (its list `test`). With
+            nnU-Net's names (`heart_0000.nii.gz`, `heart_0001.nii.gz`) a case has several channels. Or a mapping from
+            the name of each case to its files.
         output: folder of the masks, `NAME.nii.gz`.
-        force: take cases that would be refused as unlike the training, with a warning, and make masks that are done
-            again.
-        progress: whether to write a line on stderr for each case, with the time that is left.
+        force: accept cases unlike the training, with a warning, and make existing masks again.
+        progress: whether to write a line on stderr for each case, with the remaining time.
 
     Returns:
-        one for each case, in order of the names; `exit_status` tells whether all is well.
+        one result for each case, ordered by name; `exit_status` says whether all succeeded.
 
     Raises:
-        FileNotFoundError, ValueError: `model` is no packed bundle with weights, or one that cannot be run; there are no
-            images; two cases have one name; masks would be written over the images.
+        FileNotFoundError, ValueError: `model` is not a packed bundle with weights, or cannot be run; there are no
+            images; two cases have one name; masks would overwrite the images.
         OSError: a mask cannot be written.
     """
     pack, folder = _pack(Path(model)), Path(output).absolute()
     cases = _cases(images)
     for name, files in cases.items():
         if folder / f"{name}{_ending(files[0])}" in files or folder / f"{name}.nii.gz" in files:
-            raise ValueError(f"the mask of {files[0]} would be written over it; give another output than {folder}.")
+            raise ValueError(f"the mask of {files[0]} would overwrite it; give another output than {folder}.")
     run = _Run(pack, folder, cases, force, progress)
     todo = run.skip_what_is_done()
     if todo:
@@ -100,7 +99,7 @@ def predict(
 
 
 def exit_status(predictions: Sequence[Prediction]) -> int:
-    """0 where each case has its mask, 1 where one was refused."""
+    """0 if each case has its mask, 1 if one was refused."""
     return int(any(one.status == "refused" for one in predictions))
 
 
@@ -129,7 +128,7 @@ class _Run:
         return self.folder / f"{name}.nii.gz"
 
     def skip_what_is_done(self) -> list[str]:
-        """Names of the cases that are left."""
+        """Names of the remaining cases."""
         left = []
         for name, files in self.cases.items():
             try:
@@ -145,7 +144,7 @@ class _Run:
         return left
 
     def make(self, todo: list[str]) -> None:
-        """Run the pack's own workflow on the cases; a case that fails is left behind, and the others go on."""
+        """Run the pack's own workflow on the cases; if a case fails, the others go on."""
         from monai.bundle import ConfigWorkflow
 
         loader = _Cases(self, todo)
@@ -206,7 +205,7 @@ class _Run:
 
 
 class _Cases:
-    """The loader of an evaluator: batches of one case, without those whose preprocessing refuses them."""
+    """The loader of an evaluator: batches of one case, without cases that preprocessing refuses."""
 
     def __init__(self, run: _Run, todo: list[str]) -> None:
         self.run, self.todo = run, todo
@@ -233,7 +232,7 @@ class _Cases:
 
 
 class _Layout:
-    """Names the masks after the cases, where the pack would after the scans' files."""
+    """Names the masks after the cases; the pack would name them after the scans' files."""
 
     def __init__(self, run: _Run) -> None:
         self.run = run
@@ -250,7 +249,7 @@ def _pack(folder: Path) -> Path:
         raise FileNotFoundError(f"there is no folder {folder}; {how}.")
     for part in ("configs/inference.json", "models/model.pt"):
         if not (folder / part).is_file():
-            raise FileNotFoundError(f"{folder} is no packed bundle with its model, it has no {part}; {how}.")
+            raise FileNotFoundError(f"{folder} is not a packed bundle with its model, since it has no {part}; {how}.")
     config = read_json(folder / "configs" / "inference.json")
     if "save_output" not in config or "evaluator" not in config:
         raise ValueError(f"{folder} writes no masks (its inference.json has no save_output); {how}.")
@@ -280,7 +279,9 @@ def _cases(images: str | os.PathLike | Mapping[str, Sequence[str | os.PathLike]]
     named += [(_name(files[0]), files) for files in found if files[0] not in grouped]
     for name, files in sorted(named):
         if name in cases:
-            raise ValueError(f"{cases[name][0]} and {files[0]} would both have the mask {name}.nii.gz; rename one.")
+            raise ValueError(
+                f"{cases[name][0]} and {files[0]} would both have the mask {name}.nii.gz; rename one of them."
+            )
         cases[name] = files
     return cases
 
@@ -308,7 +309,7 @@ def _digest(files: Sequence[Path]) -> str:
 
 @contextlib.contextmanager
 def _code_of(pack: Path) -> Iterator[None]:
-    """Let `scripts` be the pack's own code, in which other packs have theirs."""
+    """Import `scripts` from this pack; other packs have their own code under that name."""
 
     def theirs() -> dict[str, Any]:
         return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "scripts"}
@@ -325,7 +326,7 @@ def _code_of(pack: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Without what a logger says to those who call MONAI themselves; errors are caught and told by this module."""
+    """Silence a logger that is meant for direct users of MONAI; this module catches and reports errors."""
     logger = logging.getLogger(name)
     was = logger.disabled
     logger.disabled = True
@@ -336,7 +337,7 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 def _sentence(error: BaseException, pack: Path) -> str:
-    """What the pack's code, or ours, says of an error that others wrapped; else its first cause, in one line."""
+    """The pack's or our own sentence inside a wrapped error; else its first cause, in one line."""
     said, link = own_sentence(error), error
     code = (pack / "scripts").resolve()
     while said is None:

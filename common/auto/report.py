@@ -1,4 +1,4 @@
-"""``report.html`` of an automatic run, from the tables and files in its folder alone."""
+"""``report.html`` of an automatic run, made only from the tables and files in its folder."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .study import Study
 __all__ = ["write_report"]
 
 SHOWN = 3
-"""Worst scans that are shown, and one of the best."""
+"""Number of worst scans to show, beside the best one."""
 FLAT = 0.005
-"""Gain of Dice from the last validation but one to the last that still counts as flat."""
+"""Largest gain of Dice between the last two validations that counts as flat."""
 
 
 def write_report(study: Study, plan: Plan, folder: Path, seconds: dict[str, float]) -> tuple[Path, dict[str, float]]:
@@ -57,7 +57,7 @@ def _blocks(
     yield Block("list", items=list(_outcome(folder, scores, cases)))
     yield Block("heading", "Scores by structure")
     yield Block(
-        "text", "On the test scans, which took no part in training or in the choice of the weights, on their own grid."
+        "text", "On the test scans, on their own grid; they were not used for training or to choose the weights."
     )
     volumes = _volumes(folder, names)
     yield Block("table", header=("structure", "Dice", "worst", "HD95 (mm)", "volume, drawn (ml)", "volume, found (ml)"),
@@ -101,8 +101,8 @@ def _outcome(folder: Path, scores: list[dict[str, Any]], cases: dict[str, float]
         better = sum(one > 0 for one in differences)
         yield (
             f"From scratch, with as many steps: {scratch:.3f}; the encoder was better in {better} of "
-            f"{len(differences)} scans, {_mean(differences):+.3f} on average. One training each: common.compare tells "
-            "chance from gain."
+            f"{len(differences)} scans, by {_mean(differences):+.3f} on average. This is one training each; "
+            "common.compare tells chance from gain."
         )
 
 
@@ -124,7 +124,7 @@ def _structure_rows(
 
 
 def _pairs(folder: Path) -> Iterator[tuple[str, Path, Path, Path]]:
-    """Name, scan, truth and prediction of each test scan, where all are NIfTI files."""
+    """Name, scan, truth and prediction of each test scan, if all are NIfTI files."""
     predictions = {path.name: path for path in (folder / "test_predictions").rglob("*.nii.gz")}
     for item in read_json(folder / "datalist.json").get("test", []):
         image = item["image"][0] if isinstance(item["image"], list) else item["image"]
@@ -135,7 +135,7 @@ def _pairs(folder: Path) -> Iterator[tuple[str, Path, Path, Path]]:
 
 
 def _volumes(folder: Path, names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
-    """Drawn and found volume in ml of each structure and test scan."""
+    """Drawn and predicted volume in ml of each structure and test scan."""
     groups = class_labels(read_json(folder / "plan.json"))
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _, _, truth, predicted in _pairs(folder):
@@ -164,7 +164,7 @@ def _volume_figure(volumes: dict[str, list[tuple[float, float]]], names: Sequenc
     axes.set(xlabel="drawn (ml)", ylabel="found (ml)")
     if len(names) <= 12:
         axes.legend(fontsize=8)
-    return _figure(figure, "Volume of each structure in each test scan; on the line, both agree.", "volumes")
+    return _figure(figure, "Volume of each structure in each test scan; both agree on the line.", "volumes")
 
 
 def _pictures(folder: Path, cases: dict[str, float], names: Sequence[str]) -> Block | None:
@@ -208,7 +208,7 @@ def _pictures(folder: Path, cases: dict[str, float], names: Sequence[str]) -> Bl
         figure.legend(handles, names, loc="lower center", ncols=min(4, len(names)), fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.04, 1, 1))
     return _figure(
-        figure, "The slice with most of the structures: the scan, the mask that was drawn, the one found.", "cases"
+        figure, "The slice with most of the structures: the scan, the drawn mask, and the predicted mask.", "cases"
     )
 
 
@@ -240,18 +240,19 @@ def _advice(study: Study, folder: Path, cases: dict[str, float]) -> Iterator[str
     if len(dice) > 1 and dice[-1] - dice[-2] > FLAT:
         yield f"Validation still rose at the end ({dice[-2]:.3f} to {dice[-1]:.3f}): more --hours should help."
     elif len(dice) > 1:
-        yield "Validation had become flat: more time alone will not help much, more masks will."
+        yield "Validation was flat at the end: more masks will help, but more time alone will not help much."
     if cases:
         worst = min(cases, key=lambda name: cases[name])
         if cases[worst] < np.median(list(cases.values())) - 0.1:
-            yield f"Look at {worst}, far below the others: the scan or its mask may be odd."
+            yield f"Look at {worst}, far below the others: the scan or its mask may be wrong."
     if study.unlabelled:
         yield (
-            f"predictions/ has label maps of the {len(study.unlabelled)} scans without a mask: correct a few, put them "
-            "with the masks, and run again into another folder. This is faster than drawing."
+            f"predictions/ has label maps of the {len(study.unlabelled)} scans without a mask: correct a "
+            "few, add them to the masks, and run again with another output folder. This is faster than "
+            "drawing."
         )
     yield "Serve model/ with MONAI Label (docs/monai_label.md), or use `python -m common.auto predict` on other scans."
-    yield "plan.json may be edited; run again into this folder, and what it changes is trained anew."
+    yield "You can edit plan.json and run again with this folder; the changed parts are trained again."
 
 
 def _scores(path: Path) -> list[dict[str, Any]]:

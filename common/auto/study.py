@@ -1,4 +1,4 @@
-"""What was found in folders of scans and masks (see `look`): the cases, their subjects, channels and labels."""
+"""The findings in folders of scans and masks (see `look`): cases, subjects, channels and labels."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 __all__ = ["MIN_SUBJECTS", "Case", "LabelVolume", "Study", "StudyError", "by_anatomy"]
 
 MIN_SUBJECTS = 3
-"""Of subjects with masks: one to train on, one to validate on, one to test on."""
+"""Least subjects with masks: one each to train, validate and test on."""
 MOST_LISTED = 8
-"""Classes and files that `Study.describe` names one by one."""
+"""Largest number of classes and files that `Study.describe` lists."""
 THICK = 2.0
-"""Anisotropy from which slices are called thick."""
+"""Slices count as thick from this anisotropy on."""
 VALIDATION, TEST = 0.1, 0.2
-"""Shares of the subjects with masks that are held out, as `common.data prepare` has them."""
+"""Shares of the subjects with masks to hold out, as in `common.data prepare`."""
 
 
 class StudyError(DatalistError):
-    """The folders hold nothing that can be trained on; one sentence says why, and what to do."""
+    """The folders hold nothing to train on; one sentence says why, and what to do."""
 
 
 class LabelVolume(NamedTuple):
@@ -46,40 +46,40 @@ class LabelVolume(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """One scan, of one channel or several, with its mask where it has one."""
+    """One scan, of one channel or several, with its mask if it has one."""
 
     name: str
-    """Tells the cases of a study apart."""
+    """Unique name of the case in the study."""
     subject: str
-    """Cases of one subject never stand in two lists."""
+    """Cases of one subject are never in two lists."""
     images: tuple[Path, ...]
     """One per channel; a folder is one DICOM series."""
     mask: Path | None
     facts: ScanFacts
     section: str | None = None
-    """`training`, `validation` or `test` where the layout says so, else `None`."""
+    """`training`, `validation` or `test` if the layout sets it, else `None`."""
     volumes: Mapping[int, float] = field(default_factory=dict)
     """Label of the mask -> its volume in ml; without the background, 0."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """All that was found; made by `look`."""
+    """All findings of `look`."""
 
     layout: str
     cases: tuple[Case, ...]
     channels: tuple[str, ...] = ("image",)
     labels: Mapping[int, str] = field(default_factory=dict)
-    """Values of the masks as they are in the files, without 0 -> names."""
+    """Values of the masks in the files, without 0 -> names."""
     voxels: Mapping[int, LabelVolume] = field(default_factory=dict)
     left_out: tuple[tuple[Path, str], ...] = ()
-    """Files that are not used -> why, as the end of a sentence."""
+    """Unused files -> the reason, as the end of a sentence."""
     notes: tuple[str, ...] = ()
-    """What is used but has to be known, one sentence each."""
+    """Notes on used files that the user must know, one sentence each."""
     grouping: str = "each scan for itself"
-    """By what the subjects were found."""
+    """How the subjects were found."""
     label_scheme: str | None = None
-    """How the masks are numbered (see `common.data.label_map`), where it is known."""
+    """How the masks are numbered (see `common.data.label_map`), if known."""
 
     @property
     def labelled(self) -> tuple[Case, ...]:
@@ -88,32 +88,32 @@ class Study:
 
     @property
     def unlabelled(self) -> tuple[Case, ...]:
-        """Cases without a mask, which serve pre-training; not those of the layout's own test part."""
+        """Cases without a mask, for pre-training; without those of the layout's own test part."""
         return tuple(case for case in self.cases if case.mask is None and case.section != "test")
 
     @property
     def kept_aside(self) -> tuple[Case, ...]:
-        """Cases of the layout's own test part that have no mask: nothing is learnt from them."""
+        """Cases of the layout's own test part without a mask: nothing is learnt from them."""
         return tuple(case for case in self.cases if case.mask is None and case.section == "test")
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """Subjects with a mask at least, sorted."""
+        """Subjects with at least one mask, sorted."""
         return tuple(sorted({case.subject for case in self.labelled}))
 
     @property
     def groups(self) -> dict[int, list[int]]:
-        """Class of a network, from 1 on -> the label of the masks that it is, as `MapLabelsd` takes it."""
+        """Class of a network, from 1 on -> its label in the masks, in the form for `MapLabelsd`."""
         return {number: [label] for number, label in enumerate(sorted(self.labels), 1)}
 
     @property
     def modality(self) -> str:
-        """`CT` or `MR`, what most scans are: a guess by their intensities."""
+        """`CT` or `MR`, as for most scans: a guess by their intensities."""
         return Counter(case.facts.modality for case in self.cases).most_common(1)[0][0]
 
     @property
     def median_spacing(self) -> tuple[float, ...]:
-        """Voxel size in mm, left-right, front-back and up-down, whatever the order of the axes in the files."""
+        """Voxel size in mm, left-right, front-back and up-down, for any order of the axes in the files."""
         return _median([by_anatomy(case.facts, case.facts.spacing) for case in self._typical])
 
     @property
@@ -132,7 +132,7 @@ class Study:
 
     @property
     def refusal(self) -> str | None:
-        """Why this cannot be trained on, one sentence; `None` where it can."""
+        """One sentence on why this cannot be trained on; `None` if it can."""
         if not self.labelled:
             return (
                 f"None of the {_count(len(self.cases), 'scan')} has a mask: give the folder of the masks, each with "
@@ -146,11 +146,11 @@ class Study:
         return None
 
     def describe(self) -> list[str]:
-        """What was understood, in about ten lines of plain English."""
+        """The findings in about ten lines of plain English."""
         labelled, subjects = len(self.labelled), len({case.subject for case in self.cases})
         parts = [f"{labelled} with a mask" if labelled < len(self.cases) else "all with a mask"]
         if self.unlabelled:
-            parts.append(f"{len(self.unlabelled)} without (they serve pre-training)")
+            parts.append(f"{len(self.unlabelled)} without (for pre-training)")
         if self.kept_aside:
             parts.append(f"{len(self.kept_aside)} of the layout's own test part without (nothing is learnt from them)")
         tested = sum(case.section == "test" for case in self.labelled)
@@ -197,7 +197,7 @@ class Study:
         return lines
 
     def _classes(self) -> str:
-        """The labels with their volumes, of many the largest."""
+        """The labels with their volumes; the largest ones if there are many."""
         numbers = sorted(self.labels, key=lambda label: -self.voxels[label].ml)
         shown = sorted(numbers[:MOST_LISTED]) if len(numbers) > MOST_LISTED else sorted(numbers)
         texts = []
@@ -214,13 +214,13 @@ class Study:
         )
 
     def datalist(self, validation: float = VALIDATION, test: float = TEST, seed: int = 0) -> dict[str, Any]:
-        """Content of a datalist, split by subject, with absolute paths.
+        """Make the content of a datalist, split by subject, with absolute paths.
 
-        What the layout holds aside for test or validation stays there, with all scans of its subjects; else subjects
-        are drawn. The same study and seed give the same lists.
+        Scans that the layout sets aside for test or validation stay there, with all scans of their subjects; other
+        subjects are drawn. The same study and seed give the same lists.
 
         Args:
-            validation: number of subjects with masks to validate on, or below 1 their share (one at least).
+            validation: number of subjects with masks to validate on, or their share if below 1 (at least one).
             test: the same for the test.
             seed: seed of the draw.
 

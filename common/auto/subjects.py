@@ -1,4 +1,4 @@
-"""Whose scans they are, by what the layout, a table or their names say."""
+"""Find the subjects of scans from the layout, a table or their names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .layouts import Found
 __all__ = ["find_subjects"]
 
 MOST_SCANS = 12
-"""Of one subject, where only the numbers in the names say that they are of one."""
+"""Largest number of scans of a subject that is found only from numbers in names."""
 _VISIT = re.compile(
     r"(ses|session|visit|v|scan|run|frame|fr|phase|time|timepoint|tp|t|day|d|week|w|month|m|year|y|mr|mri|ct|exam|study"
     r"|series|ser|se|acq|rep|echo|follow-?up|fu)-?\d+|\d{1,2}(m|y|mo|yr)|(19|20)\d{2}-?\d{2}-?\d{2}"
@@ -27,13 +27,12 @@ _END_OF_WORD = re.compile(r"(?<=[A-Za-z0-9])(?![A-Za-z0-9])")
 def find_subjects(
     cases: Sequence[Found], pattern: str | None = None, people: Sequence[str] = (), root: Path | None = None
 ) -> tuple[list[str], str]:
-    """The subject of each case, and by what it was found.
+    """The subject of each case, and how it was found.
 
-    The first of these that holds: the pattern; what the layout says; `sub-` in the names; people of a table, where
-    the name of every scan begins with one of them (or a folder is called so); names that go on behind the subject's
-    with what tells visits apart (`_frame01`, `_ses-2`, `_MR1`, dates, `_pre`, `_left`); names with a number that
-    differ in their last part alone, of three subjects or more with no more than `MOST_SCANS` each. Else each scan is
-    of a subject of its own.
+    It uses the first of these that applies: the pattern; the layout; `sub-` in the names; people of a table, if the
+    name of every scan or a folder begins with one of them; endings that separate visits (`_frame01`, `_ses-2`, `_MR1`,
+    dates, `_pre`, `_left`); names with a number that differ only in their last part, for at least three subjects with
+    at most `MOST_SCANS` each. Otherwise each scan is a separate subject.
 
     Args:
         cases: the scans.
@@ -42,14 +41,14 @@ def find_subjects(
         root: folder of the scans.
 
     Raises:
-        DatalistError: the pattern is none, or finds nothing in the path of a scan.
+        DatalistError: the pattern is invalid, or finds nothing in the path of a scan.
     """
     if pattern is not None:
         items = with_subjects([{"image": list(map(str, x.images))} for x in cases], pattern, root or Path("/"))
         return [str(x["subject"]) for x in items], f"by the pattern {pattern!r}"
     names = [x.name for x in cases]
     if any(x.subject is not None for x in cases):
-        return [x.name if x.subject is None else x.subject for x in cases], "as the layout says"
+        return [x.name if x.subject is None else x.subject for x in cases], "from the layout"
     for found, how in (
         ([(m[0] if (m := re.search(r"sub-[A-Za-z0-9]+", name)) else None) for name in names], "by `sub-` in the names"),
         ([_person(name, set(people)) for name in names], "by participants.tsv"),
@@ -60,13 +59,13 @@ def find_subjects(
     bare = _without_last(bare)
     example = next((one for one, count in Counter(bare).items() if count > 1), None)
     if example is None:
-        return names, "each scan is taken for a subject of its own"
+        return names, "each scan counts as a separate subject"
     of_one = [name for name, subject in zip(names, bare, strict=True) if subject == example]
-    return bare, f"by the names ({some(of_one, 2)} are of one)"
+    return bare, f"by the names ({some(of_one, 2)} belong to one)"
 
 
 def _person(name: str, people: set[str]) -> str | None:
-    """The longest name of people with which the scan's name, or one of its folders, begins."""
+    """The longest name of people that the scan's name, or one of its folders, begins with."""
     begins = {part[: match.start()] for part in name.split("/") for match in _END_OF_WORD.finditer(part)}
     return max(begins & people, key=len, default=None)
 
@@ -86,7 +85,7 @@ def _without_visits(names: Sequence[str]) -> list[str]:
 
 
 def _date(parts: Sequence[str]) -> bool:
-    """Whether the last three parts are a date, as 2006-05-02."""
+    """Whether the last three parts are a date, such as 2006-05-02."""
     return len(parts) > 6 and re.fullmatch(r"(19|20)\d{2}[_-]\d{2}[_-]\d{2}", "".join(parts[-5:])) is not None
 
 

@@ -222,7 +222,7 @@ def _check_labels(domain: Domain, key: str, sections: Sequence[str]) -> None:
 def _check(domains: Sequence[Domain]) -> None:
     if isinstance(domains, str) or not all(isinstance(domain, Mapping) for domain in domains):
         raise ValueError(
-            f"`pretrain_datalist` is {domains!r}; labels are learnt here, so it must list mappings, one a "
+            f"`pretrain_datalist` is {domains!r}; labels are learnt here, so it must list mappings, one per "
             'datalist: [{"name": "a", "datalist": "a.json", "num_classes": 3}].'
         )
     if not domains:

@@ -147,7 +147,7 @@ def test_nnunet(tmp_path, version):
     assert pairs(study, tmp_path)[files] == "labelsTr/case_000.nii.gz" and study.channels == ("T1", "T2")
     assert study.cases[0].facts.channels == 2 and study.labels == {1: "core", 2: "edema"}
     assert [x.name for x in study.kept_aside] == ["case_100"] and not study.unlabelled
-    assert reasons(study) == {"case_009_0000.nii.gz": "has 1 channel files where 2 are expected"}
+    assert reasons(study) == {"case_009_0000.nii.gz": "has 1 channel files, but 2 are expected"}
     assert any("No mask holds 3 none" in note for note in study.notes)
     lists = study.datalist()
     assert [len(lists[name]) for name in ("training", "validation", "test")] == [2, 1, 1]  # 100 is in none
@@ -212,7 +212,7 @@ def test_bids(tmp_path):
         scan(file, shape=(5, 5, 5))
     study = look(tmp_path)
     assert study.channels == ("T1w",) and len(study.labelled) == 6
-    assert any("FLAIR, T1w lie on grids of their own" in note for note in study.notes)
+    assert any("FLAIR, T1w lie on different grids" in note for note in study.notes)
 
 
 @pytest.mark.parametrize("form", ["{0}/{0}_{1}.nii.gz", "{1}/{0}.nii.gz", "{0}-{1}.nii.gz"])
@@ -401,19 +401,19 @@ def test_two_masks_of_one_scan(tmp_path):
 
 def test_masks_without_a_structure(tmp_path):
     images, masks = two_folders(tmp_path, labels=())
-    assert "The masks hold no structure, 4 of them background (0) alone" in refusal(images, masks)
+    assert "The masks hold no structure, 4 of them only background (0)" in refusal(images, masks)
     write(masks / "case0.nii.gz", np.ones(SHAPE, np.uint8))
     mask(masks / "case1.nii.gz")
     study = look(images, masks)
-    assert reasons(study)["case0.nii.gz"] == "is 1 all over, without background (0)"
-    assert any("2 of 3 masks hold background alone" in note for note in study.notes)
+    assert reasons(study)["case0.nii.gz"] == "is 1 everywhere, without background (0)"
+    assert any("2 of 3 masks hold only background" in note for note in study.notes)
 
 
 def test_masks_of_0_and_255(tmp_path):
     images, masks = two_folders(tmp_path, labels=(255,))
     study = look(images, masks)
     assert study.groups == {1: [255]}
-    assert study.notes == ("The masks have 255 for the structure, which is taken for class 1.",)
+    assert study.notes == ("The masks have 255 for the structure, which becomes class 1.",)
     mask(masks / "case2.nii.gz", (1,))
     text = refusal(images, masks)
     assert "Some masks have 1 for the structure and some 255" in text and "case2.nii.gz has 1" in text
@@ -497,7 +497,7 @@ def test_damaged_files_and_copies(tmp_path):
 def test_scans_of_other_channels_are_left_out(tmp_path):
     images, masks = two_folders(tmp_path)
     scan(images / "cine.nii.gz", shape=(*SHAPE, 5))
-    assert reasons(look(images, masks))["cine.nii.gz"] == "has 5 channels where others have 1"
+    assert reasons(look(images, masks))["cine.nii.gz"] == "has 5 channels, but others have 1"
 
 
 def test_description(tmp_path):
@@ -505,7 +505,7 @@ def test_description(tmp_path):
     scan(images / "extra.nii.gz")
     lines = look(images, masks).describe()
     assert lines[0] == (
-        "Found: 5 scans of 5 subjects in two folders of files, 4 with a mask, 1 without (they serve pre-training)."
+        "Found: 5 scans of 5 subjects in two folders of files, 4 with a mask, 1 without (for pre-training)."
     )
     text = "\n".join(lines)
     for part in ("a guess by the intensities", "1x1x2 mm", "thick slices", "12x10x8 voxels", "label 1 (8 mm3)", "RAS"):
@@ -561,7 +561,7 @@ def test_masks_that_are_given_are_taken(tmp_path):
     assert len(look(tmp_path / "bids", tmp_path / "drawn").labelled) == 3
     assert "None of the 3 masks in" in refusal(tmp_path / "bids", tmp_path / "better")
     look(tmp_path / "nn").write_datalist(tmp_path / "list.json")
-    assert "names its masks itself" in refusal(tmp_path / "list.json", tmp_path / "better")
+    assert "already names its masks" in refusal(tmp_path / "list.json", tmp_path / "better")
 
 
 def test_subjects_of_a_datalist_are_kept(tmp_path):

@@ -210,7 +210,7 @@ def test_labels_of_a_known_scheme_become_structures_or_what_the_task_says():
     head = plan_study(study((80, 96, 80), (2.0, 2.0, 2.0), label_scheme="dlmuse"), CPU, task="structures4")
     assert head.candidates == ("scratch", SHIPPED) and head.overlay["encoder"]["heads"]
     assert "heads" not in plan_study(study((80, 96, 80), (2.0, 2.0, 2.0)), CPU).overlay["encoder"]
-    with pytest.raises(PlanError, match="--task structures4: the masks follow no label scheme"):
+    with pytest.raises(PlanError, match="--task structures4: the masks follow no known label scheme"):
         plan_study(study(), CPU, task="structures4")
     with pytest.raises(PlanError, match="--task heads: "):
         plan_study(many, CPU, task="heads")

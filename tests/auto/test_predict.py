@@ -137,9 +137,9 @@ def test_files_of_nnunets_names_are_channels_of_a_case(packed, images, scans, tm
 
 
 def test_what_cannot_be_done_is_refused_in_a_sentence(packed, images, tmp_path):
-    with pytest.raises(ValueError, match=r"a\.nii\.gz would be written over it"):
+    with pytest.raises(ValueError, match=r"a\.nii\.gz would overwrite it"):
         predict(packed, images, images)
-    with pytest.raises(FileNotFoundError, match="no packed bundle with its model"):
+    with pytest.raises(FileNotFoundError, match="not a packed bundle with its model"):
         predict(images, images, tmp_path / "masks")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         predict(tmp_path / "none", images, tmp_path / "masks")

@@ -34,9 +34,9 @@ def test_a_file_comes_before_a_name(by_name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", ["hand", "folder/head", "head.safetensors", ""])
 def test_what_is_not_there_is_refused_with_the_names_that_are(by_name, path):
-    with pytest.raises(FileNotFoundError, match=r"that comes along \(head\)"):
+    with pytest.raises(FileNotFoundError, match=r"of an included encoder \(head\)"):
         read_encoder(path)
-    with pytest.raises(FileNotFoundError, match=r"that comes along \(head\)"):
+    with pytest.raises(FileNotFoundError, match=r"of an included encoder \(head\)"):
         read_record(path)
 
 
