@@ -71,7 +71,7 @@ IDS = {
     "value_range": "intensity",
     "task": "task",
 }
-"""Compared fields, and the config id that mostly sets each."""
+"""Compared fields, and the config id that usually sets each."""
 PREPARED = ("spacing", "orientation", "intensity")
 """Fields that are ids of the bundles, too, which ``prepare_as`` sets (``common.weights.prepare``)."""
 RANGES = (("b_min", "b_max"), ("minv", "maxv"))
@@ -211,7 +211,7 @@ def check_images(
 
 
 def refuse_preparation(path: Any, differences: Sequence[str], accepted: bool, what: str = "model") -> None:
-    """Refuse the weights of ``path``, made of images that were prepared in another way, unless that is ``accepted``.
+    """Refuse the weights of ``path``, trained on images prepared in another way, unless that is ``accepted``.
 
     Args:
         path: of the file, or what messages call the weights.

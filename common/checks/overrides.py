@@ -71,7 +71,7 @@ def check_overrides() -> None:
     Put it first in ``initialize``: ``{"_target_": "common.checks.check_overrides"}``.
 
     Raises:
-        SystemExit: with one sentence a problem, so that the command ends with it instead of a traceback.
+        SystemExit: with one sentence per problem, in place of a traceback.
         FileNotFoundError, ValueError: in a workflow made in Python, as ``prepare_as``.
     """
     command = running_command()

@@ -16,8 +16,8 @@ class EncoderClassifier(nn.Module):
         encoder: module that returns a list of maps, finest first, and states their ``channels``.
         num_classes: number of logits.
         dropout: probability of dropping a pooled feature.
-        maps: ``"last"``, or ``"all"`` to pool each map, with a layer norm of its own, and join them. Means of fine maps
-            say how much of an image they respond to, such as the share of a tissue, which the deepest need not tell.
+        maps: ``"last"``, or ``"all"`` to pool each map, with a separate layer norm, and join them. Means of fine maps
+            say how much of an image they respond to, such as the share of a tissue. The deepest map may not.
         hidden: units of a hidden layer with a ReLU, in place of the layer norm: the head of the nets that Medical
             Transformer is compared with (Jun et al., section 4.2 and table 3). None has no such layer.
 
@@ -101,7 +101,7 @@ class _Norms(nn.ModuleList):
 
 def _head(encoder: Any, outputs: int, dropout: float, maps: str, hidden: int | None) -> nn.Sequential:
     if maps not in ("last", "all"):
-        raise ValueError(f"maps is {maps!r}; it has to be 'last' or 'all'.")
+        raise ValueError(f"maps is {maps!r}; it must be 'last' or 'all'.")
     if hidden is not None and hidden < 1:
         raise ValueError(f"hidden is a number of units, 1 or more, or None, not {hidden}.")
     channels = encoder.channels if maps == "all" else encoder.channels[-1:]

@@ -56,7 +56,7 @@ def check(path: str) -> str:
         return (
             f"{path} is an encoder file: {record.get('method')}, {_describe(architecture)}.\n"
             f"{_takers(architecture)}"
-            f"Fine-tune it with --pretrained_encoder {path}, on images prepared as its own: --prepare_as encoder."
+            f"Fine-tune it with --pretrained_encoder {path}, on images prepared like its own: --prepare_as encoder."
         )
     foreign = read_source(file)
     try:

@@ -130,7 +130,9 @@ def load_encoder(
     made_size = record.get("spatial_size")
     one_size = any("position_embeddings" in name for name in target)  # a ViT's
     if one_size and made_size and spatial_size is not None and list(made_size) != list(spatial_size):
-        differences.append(f"it was made with spatial_size {list(made_size)}, the images have {list(spatial_size)}.")
+        differences.append(
+            f"it was made with spatial_size {list(made_size)}, but the images have {list(spatial_size)}."
+        )
     refuse_preparation(path, differences, accept_preparation, "encoder")
     report.warnings = differences + compare_architecture(record, encoder)
     _check_inflation(path, state, record, encoder, inflation)

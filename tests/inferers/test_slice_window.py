@@ -82,7 +82,7 @@ def test_bfloat16_is_gathered_as_float32():
 
 
 def test_refusals(net):
-    with pytest.raises(ValueError, match="slices 4 is odd"):
+    with pytest.raises(ValueError, match="slices 4 must be odd"):
         SliceWindowInferer(4)
     with pytest.raises(ValueError, match="'centre' or 'all'"):
         SliceWindowInferer(5, target="center")

@@ -144,7 +144,7 @@ def garbled(path):
         ),
         (without_record, ValueError, "{path} has no record of its pre-processing.*common.weights convert"),
         (without_metadata, ValueError, "{path} has no record"),
-        (newer, ValueError, "{path} has format 3, this version reads up to 2; upgrade"),
+        (newer, ValueError, "{path} has format 3, but this version reads up to 2; upgrade"),
         (garbled, ValueError, "{path} has no record"),
     ],
 )

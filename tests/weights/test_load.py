@@ -145,7 +145,7 @@ def test_each_tensor_has_to_find_its_place(path, name, change):
     edit(path, spoil)
     target = make(1)
     before = clone(target)
-    named = f"holds {name}_2, which this encoder .* has not" if change == "one more" else f"not all of it: .*{name}"
+    named = f"holds {name}_2, which this encoder .* lacks" if change == "one more" else f"not all of it: .*{name}"
     with pytest.raises(ValueError, match=named):
         load_encoder(target, path, images(), SIZE)
     assert same(target.state_dict(), before)

@@ -489,7 +489,7 @@ def test_refusals(models, tmp_path):
         convert(source, tmp_path / "x.safetensors", inflation="centre")
     with pytest.raises(ValueError, match="for more than one slice: give --slices"):
         convert(source, tmp_path / "x.safetensors", inflation="average")
-    with pytest.raises(ValueError, match="no checkpoint of the kind vit"):
+    with pytest.raises(ValueError, match="not a checkpoint of the kind vit"):
         convert(source, tmp_path / "x.safetensors", kind="vit")
     with pytest.raises(ValueError, match="3 channels"):
         convert(source, tmp_path / "x.safetensors", mean=[0.5], std=[0.5])
