@@ -387,7 +387,7 @@ def test_the_spacing_of_one_of_its_domains_is_no_difference(path, spacing):
 def test_another_size_is_told_where_positions_depend_on_it(path):
     save_encoder(make(0), path, made_of())
     (warning,) = load_encoder(make(1, size=(48, 16, 32)), path, images(), (48, 16, 32)).warnings
-    assert "made with spatial_size [32, 16, 48], the images have [48, 16, 32]." in warning
+    assert "made with spatial_size [32, 16, 48], but the images have [48, 16, 32]." in warning
     save_encoder(DilatedResNet(10, width=4), path, made_of())
     assert not load_encoder(DilatedResNet(10, width=4), path, images(), (48, 16, 32)).warnings
 
