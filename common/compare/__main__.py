@@ -62,51 +62,52 @@ def compare(
     plan: bool = False,
     report: bool = False,
 ) -> None:
-    """Pre-train each arm, fine-tune it with few and many labels over several seeds, and report what came of it.
+    """Pre-train each arm, fine-tune it with few and many labels over several seeds, and report the results.
 
     python -m common.compare --bundle bundles/pretrain_once --arms scratch,pretrain_once --labels 1,4,12 \\
         --config_file configs/datasets/sample.json --output runs/sample
 
-    Runs that are done are kept: call it again to go on after an interruption, or with more arms, labels or seeds.
-    The output folder holds report.md, report.html, the tables behind them, and a folder per run with its command,
-    resolved config, log and TensorBoard events.
+    Finished runs are kept: call it again to resume after an interruption, or with more arms, labels or seeds. The
+    output folder holds report.md, report.html, their tables, and one folder per run with its command, resolved config,
+    log and TensorBoard events.
 
     Args:
-        bundle: folder of the bundle, or the name of one that comes along.
-        arms: ways to start, by commas: scratch, the bundle's name, a file of configs/pretexts without .json,
+        bundle: folder of the bundle, or the name of an included one.
+        arms: ways to start, separated by commas: scratch, the bundle's name, a file of configs/pretexts without .json,
             NAME=FILE.safetensors, NAME=overlay.json+overlay.json, NAME=scratch.
         output: folder for runs and report.
         settings: JSON file that holds any of these options.
-        fractions: shares of the training list, by commas.
+        fractions: shares of the training list, separated by commas.
         labels: numbers of training items instead of shares.
-        seeds: by commas.
+        seeds: separated by commas.
         equal: steps, epochs or time (pre-training included).
-        steps: optimiser steps of a fine-tuning, up to whole passes over the labels; other numbers are said.
+        steps: optimiser steps of a fine-tuning, rounded to whole passes over the labels; a changed number is reported.
         epochs: passes over the labels, with --equal epochs.
         validations: validations during a fine-tuning.
-        config_file: overlays for every stage, by commas or as MONAI wants them.
+        config_file: overlays for every stage, separated by commas or in MONAI's form.
         dataset_dir: config id, for every stage.
         datalist: config id, for every stage.
         override: ids and values of fine-tuning and evaluation: 'id=value id=value'.
         pretrain_override: ids and values of pre-training.
-        probe: also probe the frozen encoders, without fine-tuning: label, age, diagnosis, by commas.
+        probe: also probe the frozen encoders, without fine-tuning: label, age, diagnosis, separated by commas.
         examples: test volumes to show; 3, the default, are the worst, the median and the best; 0: none.
         example_slices: consecutive slices of each to show, one under the other; 1 by default.
         devices: GPUs by number, by commas; a run at a time on each.
         processes: processes a run, through torchrun.
         keep_checkpoints: keep the files that training resumes from.
         transductive: let pre-training see validation and test scans, which is refused otherwise.
-        margin: difference of the main metric below which arms are equivalent; default 0.01 where it is a Dice.
-        validation_from_labels: validate on a fifth of the labels, not on the validation list, whose labels come on top.
-        tune: values to try in every arm, of which the best in validation is taken: 'id=[a,b] id=[c,d]', or a number of
-            trials of learning_rate over one order of magnitude.
-        tune_trials: how many combinations are tried, drawn at random; default all.
-        patience: validations without a better one after which a fine-tuning ends; its steps are a cap then.
-        folds: cross-validation with so many parts of all items, each tested once.
-        launcher: where the runs are done: local, slurm, or in a settings file a mapping for submitit.
+        margin: arms are equivalent if the main metric differs by less; default 0.01 for Dice.
+        validation_from_labels: validate on a fifth of the labels, not on the validation list, which would need extra
+            labels.
+        tune: values to try in every arm; the best in validation is used: 'id=[a,b] id=[c,d]', or a number of trials of
+            learning_rate over one order of magnitude.
+        tune_trials: number of combinations to try, drawn at random; default all.
+        patience: a fine-tuning ends after this many validations without a better one; its steps are then a cap.
+        folds: cross-validation with this many parts of all items, each tested once.
+        launcher: where to run: local, slurm, or in a settings file a mapping for submitit.
         plan: only list the runs, with an estimate of time, memory and disk from a short dry run on this machine, and
-            the least difference that they can find.
-        report: run nothing, only collect and report what is there.
+            the smallest difference that they can find.
+        report: run nothing, only collect and report existing results.
     """
     given = {name: value for name, value in locals().items() if name not in ("plan", "report", "settings")}
     asked = read_settings(settings, **given)
@@ -149,10 +150,10 @@ def say(text: str) -> None:
 
 
 def check_options(words: Sequence[str]) -> None:
-    """Refuse an option that ``compare`` does not have: fire calls first, and says so afterwards.
+    """Refuse an option that ``compare`` lacks; fire alone would call the function first and complain afterwards.
 
     Raises:
-        CompareError: with the option that was probably meant, or how to set an id of the bundle's config.
+        CompareError: with a suggestion, or how to set an id of the bundle's config.
     """
     options = list(inspect.signature(compare).parameters)
     flags = parse_flags(words)
@@ -166,9 +167,9 @@ def check_options(words: Sequence[str]) -> None:
         head, *rest = re.split("(?=#|::)", name, maxsplit=1)
         if head in ids:
             if name in OWN:
-                raise CompareError(f"{typed} is no option; the comparison sets this id by itself: use {OWN[name]}.")
+                raise CompareError(f"{typed} is not an option; the comparison sets this id itself: use {OWN[name]}.")
             text = f"--{ids[head]} {shlex.quote(f'{name}={value}')}"
-            raise CompareError(f"{typed} is no option but an id of the bundle's config: use `{text}`.")
+            raise CompareError(f"{typed} is not an option but an id of the bundle's config: use `{text}`.")
         renamed = renamed_sentence(typed, head, ids)
         if renamed:
             raise CompareError(renamed)
@@ -182,7 +183,7 @@ def check_options(words: Sequence[str]) -> None:
 
 
 def _config_ids(given: Mapping[str, str]) -> dict[str, str]:
-    """Top-level ids of the bundle that was named, each with the option that sets it; none where it cannot be told."""
+    """Top-level ids of the named bundle, each with the option that sets it; none if it is unknown."""
     try:
         bundle = read_settings(
             given.get("settings"), **{name: given.get(name) for name in ("bundle", "arms", "output")}
@@ -205,7 +206,7 @@ def main() -> None:
     except (CompareError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; call it again to go on.")
+        sys.exit("interrupted; call it again to resume.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The plain tables of a comparison, from what its runs wrote."""
+"""Plain tables of a comparison, from the files of its runs."""
 
 from __future__ import annotations
 
@@ -49,10 +49,9 @@ PROBES = ("arm", "fraction", "labels", "seed", "probe", "target", "metric", "str
 
 
 def collect(plan: Plan, command: str | None) -> None:
-    """Write ``comparison.json``, ``subjects.csv``, ``results.csv``, ``curves.csv``, ``costs.csv`` and, where there are
-    any, ``examples.json``, ``predictions.csv`` and ``probes.csv`` into the output folder.
-
-    ``command`` is what ran the comparison, None to keep the one on record.
+    """Write the tables of a comparison into the output folder. They are ``comparison.json``, ``subjects.csv``,
+    ``results.csv``, ``curves.csv``, ``costs.csv`` and, if there are any, ``examples.json``, ``predictions.csv`` and
+    ``probes.csv``. ``command`` is the command of the comparison; None keeps the recorded one.
     """
     settings = plan.settings
     outcomes = {id(run): read_outcome(run) for run in plan.runs}
@@ -129,14 +128,14 @@ def collect(plan: Plan, command: str | None) -> None:
 
 
 def _distinct(values: Sequence[Any]) -> list[Any]:
-    """Each value once; runs of one folder may have been made on several machines."""
+    """Distinct values; runs of one folder may come from several machines."""
     return [value for number, value in enumerate(values) if value not in values[:number]]
 
 
 def training_subjects(plan: Plan) -> dict[int, list[int]]:
-    """Number of training items -> the numbers of their subjects, over seeds; empty where each item has its own.
+    """Number of training items -> numbers of their subjects over seeds; empty if each item has its own subject.
 
-    Nothing is said of items without ``subject``.
+    Items without ``subject`` are ignored.
     """
     items = plan.train.get("data")["training"]
     if not all("subject" in item for item in items) or _subjects(items) == len(items):
@@ -153,17 +152,17 @@ def _subjects(items: Sequence[Mapping[str, Any]]) -> int:
 
 
 def structure_names(plan: Plan) -> dict[int, str]:
-    """Names of the classes, from the id ``structure_names`` of the evaluation's config, or their numbers."""
+    """Names of the classes from the id ``structure_names`` of the evaluation's config, or their numbers."""
     names = plan.evaluate.get("structure_names") or {}
     return {int(number): str(name) for number, name in names.items()}
 
 
 def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[str, Any]]:
-    """Scores a subject and structure, from the tables that MONAI's ``MetricsSaver`` wrote.
+    """Scores per subject and structure, from the tables of MONAI's ``MetricsSaver``.
 
-    Scans that the datalist gives to one ``subject`` are one subject, with the mean of their scores: they are not
-    independent of each other. A metric that has no value a subject, such as an area under a curve, is taken from
-    ``metrics.csv`` as that of one subject named ``all``.
+    Scans with the same ``subject`` in the datalist count as one subject with the mean of their scores, since they are
+    not independent. A metric without a value per subject, such as an area under a curve, comes from ``metrics.csv`` as
+    the value of one subject named ``all``.
     """
     classes = plan.evaluate.get("num_classes")
     folder = Path(run.override["output_dir"]) / "eval"
@@ -192,10 +191,10 @@ def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[s
 
 
 def reference_rows(arm: Arm, plan: Plan) -> Iterator[dict[str, Any]]:
-    """Scores of a CSV file, for every number of labels unless the file states one.
+    """Read scores from a CSV file, for every number of labels unless the file states one.
 
     Raises:
-        CompareError: a value is no number.
+        CompareError: a value is not a number.
     """
     with open(str(arm.scores), encoding="utf-8", newline="") as file:
         for number, row in enumerate(csv.DictReader(file), start=2):
@@ -203,7 +202,7 @@ def reference_rows(arm: Arm, plan: Plan) -> Iterator[dict[str, Any]]:
                 value, seed = float(row["value"]), int(row.get("seed") or plan.settings.seeds[0])
                 labels = int(row["labels"]) if row.get("labels") else None
             except (TypeError, ValueError):
-                raise CompareError(f"{arm.scores}, line {number}: value, seed or labels is no number.") from None
+                raise CompareError(f"{arm.scores}, line {number}: value, seed or labels is not a number.") from None
             metric = row.get("metric") or next(iter(plan.evaluate.metrics))
             one = {"arm": arm.name, "seed": seed, "metric": metric, "structure": row.get("structure") or "mean"}
             for fraction, count in plan.fractions().items():
@@ -212,7 +211,7 @@ def reference_rows(arm: Arm, plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 def _whose(arm: Arm, subjects: Sequence[dict[str, Any]], tested: set[str]) -> str:
-    """On how many of the test subjects a reference's scores are, where it is not just these."""
+    """How many test subjects a reference's scores cover, if they differ from the test subjects."""
     own = {row["subject"] for row in subjects if row["arm"] == arm.name}
     if not arm.scores or not tested or own == tested:
         return ""
@@ -220,7 +219,7 @@ def _whose(arm: Arm, subjects: Sequence[dict[str, Any]], tested: set[str]) -> st
 
 
 def metric_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a table of MONAI's ``MetricsSaver``, which puts no quotation marks around a path that has a comma.
+    """Rows of a table of MONAI's ``MetricsSaver``, which does not quote a path with a comma.
 
     Raises:
         CompareError: a row has fewer cells than the header.
@@ -235,13 +234,13 @@ def metric_rows(path: Path) -> list[dict[str, str]]:
         if len(cells) != len(header):  # the numbers are the last cells, the rest is the path
             cells = [cell.strip() for cell in line.rsplit(",", len(header) - 1)]
         if len(cells) != len(header):
-            raise CompareError(f"{path}, line {number} has fewer cells than its header; evaluate that run anew.")
+            raise CompareError(f"{path}, line {number} has fewer cells than its header; evaluate that run again.")
         rows.append(dict(zip(header, cells, strict=True)))
     return rows
 
 
 def prediction_rows(run: Run) -> Iterator[dict[str, Any]]:
-    """Rows of the table of ``common.handlers.PredictionTable`` in an evaluation, where a number is predicted."""
+    """Rows of the ``common.handlers.PredictionTable`` of an evaluation, if a number is predicted."""
     path = Path(run.override["output_dir"]) / "eval" / "predictions.csv"
     if not path.is_file():
         return
@@ -258,12 +257,12 @@ def _overall(path: Path, metric: str) -> float:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     values = dict(re.split(r"\s*[\t,]\s*", line.strip(), maxsplit=1) for line in lines if line.strip())
     if metric not in values:
-        raise CompareError(f"{path} has no {metric}: the evaluation has to save each of its `metrics` (MetricsSaver).")
+        raise CompareError(f"{path} has no {metric}: the evaluation must save each of its `metrics` (MetricsSaver).")
     return float(values[metric])
 
 
 def mean_rows(subjects: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Means over subjects; a value that is not there (NaN) is left out."""
+    """Means over subjects; missing values (NaN) are left out."""
     groups: dict[tuple, list[float]] = {}
     for row in subjects:
         key = tuple(row[name] for name in ("arm", "fraction", "labels", "seed", "metric", "structure"))
@@ -276,7 +275,7 @@ def mean_rows(subjects: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def trial_rows(plan: Plan) -> list[dict[str, Any]]:
-    """What each trial of the tuning came to: the best of its validations, and which was the best."""
+    """The result of each tuning trial: its best validation, and which trial is best."""
     metric, direction = next(iter(plan.evaluate.metrics.items()))
     sign, rows = 1 if direction == "higher" else -1, []
     best: dict[tuple, tuple[float, dict[str, Any]]] = {}
@@ -284,7 +283,9 @@ def trial_rows(plan: Plan) -> list[dict[str, Any]]:
         status = read_outcome(run).get("status", "missing")
         scores = [row["value"] for row in curve_rows(run) if row["tag"] == metric] if status == "done" else []
         if status == "done" and not scores:
-            raise CompareError(f"{run}: its validation has no {metric}, by which --tune would choose.")
+            raise CompareError(
+                f"{run}: its validation has no {metric}, which --tune needs to choose: add it to the validation."
+            )
         score = max((sign * score for score in scores if not math.isnan(score)), default=-math.inf)
         values = {key: run.override[key] for key in plan.settings.tune}
         rows.append({**_key(run), "trial": run.trial, "values": json.dumps(values), "status": status, "chosen": ""})
@@ -299,9 +300,9 @@ def trial_rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def choose_trials(plan: Plan) -> dict[tuple[str, int, int | None], int]:
-    """Per arm, number of labels and fold the trial that was best in validation; none while a trial is still to come.
+    """The trial that is best in validation, per arm, number of labels and fold; none while a trial is missing.
 
-    A trial that failed, as by a rate that diverges, counts as one that was tried.
+    A failed trial, such as one with a diverging rate, counts as tried.
     """
     rows = trial_rows(plan)
     waiting = {(row["arm"], row["labels"], row["fold"]) for row in rows if row["status"] not in ("done", "failed")}
@@ -310,7 +311,7 @@ def choose_trials(plan: Plan) -> dict[tuple[str, int, int | None], int]:
 
 
 def curve_rows(run: Run) -> Iterator[dict[str, Any]]:
-    """Every scalar of the run's TensorBoard events, against optimiser steps and seconds of work, pauses left out."""
+    """Every scalar of the run's TensorBoard events, by optimiser steps and by seconds of work without pauses."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     points: dict[str, dict[int, tuple[float, float]]] = {}
@@ -341,7 +342,7 @@ def cost_row(run: Run, outcome: dict[str, Any], plan: Plan) -> dict[str, Any]:
     status = outcome.get("status", "missing")
     reason = outcome.get("reason", "")
     if status == "started":
-        status, reason = "missing", "it was interrupted; call the comparison again to go on"
+        status, reason = "missing", "it was interrupted; call the comparison again to resume"
     return {
         **_key(run),
         "stage": run.stage,
@@ -366,13 +367,13 @@ def probe_rows(run: Run, names: dict[int, str]) -> Iterator[dict[str, Any]]:
 
 
 def write_example_list(plan: Plan) -> None:
-    """The datalist of the test volumes that the report shows."""
+    """Write the datalist of the test volumes that the report shows."""
     images = [item["image"] for item in plan.shown]
     write_json(plan.settings.output / "examples.datalist.json", {"test": [{"image": image} for image in images]})
 
 
 def shown_scores(plan: Plan) -> dict[str, float]:
-    """Image file -> mean over the arms of the main metric, of the nets whose pictures are shown."""
+    """Image file -> mean over the arms of the main metric, for the nets whose pictures are shown."""
     first = min((run.labels for run in plan.runs if run.labels is not None), default=0)
     scores: dict[str, list[float]] = {}
     for run in plan.runs:
@@ -386,7 +387,7 @@ def shown_scores(plan: Plan) -> dict[str, float]:
 
 
 def choose_examples(plan: Plan) -> list[dict[str, Any]]:
-    """The test items to show, from the worst to the best in equal steps (1: the median); none without scores."""
+    """Choose the test items to show, from worst to best in equal steps (1: the median); none without scores."""
     scores = shown_scores(plan)
     sign = 1 if next(iter(plan.evaluate.metrics.values())) == "higher" else -1
     ranked = [item for item in plan.candidates if _first(item["image"]) in scores]
@@ -429,7 +430,7 @@ def _first(image: Any) -> str:
 
 
 def mapped_label(item: dict[str, Any], stem: str, plan: Plan) -> str | None:
-    """The truth in the classes of the task, through the config's ``label_map`` where it has one."""
+    """The truth in the classes of the task, through the config's ``label_map`` if it has one."""
     groups = plan.train.get("label_map")
     if not str(item.get("label")).endswith(NIFTI):
         return None

@@ -1,4 +1,4 @@
-"""What a comparison will take in time, memory and disk, from a short dry run on this machine."""
+"""Estimate time, memory and disk of a comparison, from a short dry run on this machine."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from .tables import Tables
 __all__ = ["Cost", "dry_run", "equal_time", "estimate"]
 
 STEPS = 4
-"""Steps of a dry run: the first is left out, it warms up."""
+"""Steps of a dry run; the first is a warm-up and is not counted."""
 ASSUMED = Spread(seeds=0.01**2, subjects=0.03**2, residual=0.02**2)
-"""Of the difference of two arms in Dice, where nothing is measured yet."""
+"""Assumed deviations of the difference of two arms in Dice, before anything is measured."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one stage of one arm costs here, in seconds, bytes and MiB.
+    """Cost of one stage of one arm here, in seconds, bytes and MiB.
 
     Args:
         start: from the start of the process to its first step (or, in an evaluation, volume), without loading data.
@@ -48,10 +48,10 @@ class Cost:
 
 
 def estimate(plan: Plan) -> str:
-    """The list of runs and what they will take, as text; runs a few steps of each kind of run first.
+    """List the runs and their costs as text, after a few steps of each kind of run.
 
     Raises:
-        CompareError: a dry run failed; the message has its reason, which the comparison itself would have met.
+        CompareError: a dry run failed; the message has the reason, which would also stop the comparison.
     """
     item_seconds, item_bytes = _item(plan)
     validation = len(plan.train.get("data")["validation"])
@@ -87,7 +87,7 @@ def estimate(plan: Plan) -> str:
             f"  {run}: {run.steps or loaded} {'steps' if run.steps else 'volumes'}, {format_duration(seconds)}"
         )
     if plan.settings.equal == "time":
-        lines.append("  and in arms that pre-trained less, as many steps more as their time allows")
+        lines.append("  and in arms that pre-trained less, as many more steps as their time allows")
     parallel = len(plan.settings.devices)
     counts = Counter(run.stage for run in plan.runs)
     head = ", ".join(f"{count} x {stage}" for stage, count in counts.items())
@@ -97,15 +97,16 @@ def estimate(plan: Plan) -> str:
             *lines,
             "",
             f"About {format_duration(total / parallel)} in all{f' on {parallel} devices' if parallel > 1 else ''}, "
-            f"{peak / 1024:.1f} GiB of memory at most a run, {disk / 2**30:.2f} GiB on disk.",
-            f"From {STEPS} steps of each kind on this machine just now; expect the real thing within a factor of two.",
+            f"{peak / 1024:.1f} GiB of memory at most per run, {disk / 2**30:.2f} GiB on disk.",
+            f"Based on {STEPS} steps of each kind on this machine just now; expect the real values within a "
+            "factor of two.",
             *_least_difference(plan),
         ]
     )
 
 
 def _least_difference(plan: Plan) -> list[str]:
-    """What the comparison can find, with the variances of what its folder holds already, or else assumed ones."""
+    """The smallest difference to find, with variances from the folder's finished runs or else assumed ones."""
     settings, metric = plan.settings, next(iter(plan.evaluate.metrics))
     compared = [arm for arm in settings.arms if not arm.is_reference]
     pairs = (len(compared) - 1 if settings.baseline else 0) + sum(arm.against is not None for arm in compared)
@@ -113,25 +114,28 @@ def _least_difference(plan: Plan) -> list[str]:
     if not pairs:
         return []
     if seeds == 1:
-        return ["With one seed, nothing is said of other trainings: which difference would be found is not known."]
-    found, source = _pilot(settings.output), "the variances of the runs that are done"
+        return ["One seed says nothing about other trainings, so the smallest difference to find is unknown."]
+    found, source = _pilot(settings.output), "the variances of the finished runs"
     if found is None:
         if "dice" not in metric:
-            return [f"What difference in {metric} this can find is not known before two seeds of two arms are done."]
+            return [
+                f"The smallest difference in {metric} that this can find is unknown until two seeds of two arms "
+                "are done."
+            ]
         found = ASSUMED
         sizes = ", ".join(f"{name} {math.sqrt(value):.3f}" for name, value in found._asdict().items())
-        source = f"assumed standard deviations of a difference ({sizes}); a pilot in this folder tells better"
+        source = f"assumed standard deviations of a difference ({sizes}); a pilot in this folder gives better ones"
     comparisons = pairs * len(plan.fractions())
     one, most = (detectable(found, seeds, subjects, ALPHA / count) for count in (1, comparisons))
     return [
-        f"With {seeds} seeds and {subjects} test subjects, a true difference of {one:.3f} in {metric} is found in "
-        f"{100 * POWER:.0f} % of the cases if it were the only comparison, and {most:.3f} if the first of "
-        f"{comparisons} by Holm's procedure, by {source}."
+        f"With {seeds} seeds and {subjects} test subjects, a true difference of {one:.3f} in {metric} is "
+        f"found in {100 * POWER:.0f} % of the cases if it is the only comparison, and {most:.3f} if it "
+        f"is the first of {comparisons} in Holm's procedure, based on {source}."
     ]
 
 
 def _pilot(folder: Path) -> Spread | None:
-    """Mean variances over the comparisons of a folder that has two seeds and two subjects."""
+    """Mean variances over the comparisons of a folder with at least two seeds and two subjects."""
     if not (folder / "comparison.json").is_file():
         return None
     tables = Tables(folder)
@@ -142,7 +146,7 @@ def _pilot(folder: Path) -> Spread | None:
 
 
 def dry_run(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
-    """Run a few steps of a run (of an evaluation: one volume) in a folder that is deleted afterwards."""
+    """Run a few steps of a run (one volume of an evaluation) in a folder that is deleted afterwards."""
     place = Path(tempfile.mkdtemp(prefix=".dry-run-", dir=plan.settings.output))
     try:
         override = {**run.override, "output_dir": str(place)}
@@ -176,13 +180,13 @@ def dry_run(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
 
 
 def equal_time(plan: Plan, may_run: bool = True) -> dict[tuple[str, int], int]:
-    """Steps that each arm fine-tunes longer, by number of labels, so that all take as long as the costliest.
+    """Extra fine-tuning steps of each arm, by number of labels, so that all take as long as the costliest.
 
-    Pre-training has to be done; one that failed counts as nothing, and so does an encoder file of somebody else's. What
-    was found is kept in ``equal_time.json``, so that a second call lays out the same runs.
+    Pre-training must be done first. A failed one counts as zero, as does a foreign encoder file. The result is kept in
+    ``equal_time.json``, so a second call plans the same runs.
 
     Args:
-        may_run: measure a step where there is no such file; otherwise there are no steps more.
+        may_run: measure a step if there is no such file; if false, there are no extra steps.
     """
     spent = {arm.name: 0.0 for arm in plan.settings.arms}
     for run in plan.runs:
@@ -212,7 +216,7 @@ def equal_time(plan: Plan, may_run: bool = True) -> dict[tuple[str, int], int]:
 
 
 def _kind(run: Run, plan: Plan) -> tuple:
-    """Runs of a kind cost the same a step: one net, and batches of one size."""
+    """Runs of one kind cost the same per step: the same net and batch size."""
     arm = next(arm for arm in plan.settings.arms if arm.name == run.arm)
     own = run.arm if run.stage == "pretrain" or arm.override or arm.overlays else ""
     return "train" if run.stage == "tune" else run.stage, own, min(run.items, run.batch)
@@ -229,7 +233,7 @@ def _of_stage(plan: Plan, stage: str, arm: str) -> Run:
 
 
 def _first_event(folder: Path) -> float:
-    """When the first step ended, in seconds since the epoch."""
+    """End of the first step, in seconds since the epoch."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     times = []
@@ -241,7 +245,7 @@ def _first_event(folder: Path) -> float:
 
 
 def _item(plan: Plan) -> tuple[float, int]:
-    """Seconds to load one item through the deterministic transforms, and bytes that it takes in the cache."""
+    """Seconds to load one item through the deterministic transforms, and its bytes in the cache."""
     transforms: Any = plan.train.get("validate#preprocessing")
     began = time.time()
     item = transforms(dict(plan.train.get("data")["training"][0]))

@@ -1,4 +1,4 @@
-"""The runs of a comparison in their order, wherever they are done, and together with other processes."""
+"""Run a comparison's runs in order, on any launcher, and together with other processes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["execute", "hold_folder"]
 
 @contextmanager
 def hold_folder(settings: Settings) -> Iterator[None]:
-    """Keep other processes from writing what all of the output folder share: its settings, tables and report.
+    """Keep other processes from writing the shared files of the output folder: settings, tables and report.
 
     Raises:
-        CompareError: it holds the runs of a comparison with other settings, or this system has no locks that a
-            child can inherit.
+        CompareError: it holds the runs of a comparison with other settings, or this system lacks locks that a child can
+            inherit.
     """
     if not HAS_LOCKS:
         raise CompareError("common.compare needs the file locks of Linux or macOS; on Windows run it in WSL.")
@@ -37,17 +37,17 @@ def hold_folder(settings: Settings) -> Iterator[None]:
         if changed:
             was = ", ".join(f"{name} {before.get(name)!r} (now {now.get(name)!r})" for name in changed)
             raise CompareError(
-                f"{settings.output} holds another comparison, with {was}: give another --output. Arms, numbers of "
-                "labels and seeds may be added to a folder, all else is the same for its runs."
+                f"{settings.output} holds another comparison, with {was}: give another --output. You can add "
+                "arms, numbers of labels and seeds to a folder; everything else must be the same for its runs."
             )
         yield
 
 
 def execute(plan: Plan, say: Callable[[str], None] = print) -> None:
-    """Run what is not done yet. A failure is recorded and does not stop the others, except those that need it.
+    """Run everything that is not done yet. A failure is recorded and stops only the runs that need its result.
 
-    From here on the output folder is this comparison's. Other processes, also of other machines that share it, may work
-    on it at the same time: each run is done by one of them, and all come to the end together.
+    From here on the output folder belongs to this comparison. Other processes, also on other machines that share it,
+    may work on it at the same time: one of them does each run, and all finish together.
     """
     settings = plan.settings
     with hold_folder(settings):

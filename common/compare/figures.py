@@ -1,4 +1,4 @@
-"""The pictures of a comparison's report; each function draws one and returns it, or None where there is nothing."""
+"""The pictures of a comparison's report; each function returns one, or None if there is nothing to draw."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 GREY = "#666666"
 MIN_DICE_SPAN = 0.1
 MIN_SPAN = 0.2
-"""Share of the value that the axis of other metrics spans at least."""
+"""Least span of the axis of other metrics, as a share of the value."""
 
 
 def draw_all(tables: Tables) -> dict[str, tuple[Figure, str]]:
@@ -34,19 +34,19 @@ def draw_all(tables: Tables) -> dict[str, tuple[Figure, str]]:
     drawn = {
         "differences": (
             differences(tables),
-            f"All differences in {metric_name(tables.main_metric)}, with intervals of 95 % and the verdict beside each."
+            f"All differences in {metric_name(tables.main_metric)}, with 95 % intervals and verdicts."
             + (" Grey: the margin of equivalence." if tables.about.get("margin") else ""),
         ),
         "label_efficiency": (
             label_efficiency(tables),
             f"{metric} on the test part against the number of labels. Lines: mean over seeds; "
-            "points: one seed each; whiskers: interval of 95 % of the mean over seeds and subjects, cut where it "
-            "leaves the picture.",
+            "points: one seed each; whiskers: 95 % interval of the mean over seeds and subjects, cut at the "
+            "edge of the picture.",
         ),
         "learning_curves": (
             learning_curves(tables),
-            "Validation during fine-tuning with the most labels, first seed: against steps, and against time with each "
-            "arm's pre-training in front of it. Right: training loss.",
+            "Validation during fine-tuning with the most labels, first seed: against steps, and against "
+            "time including each arm's pre-training. Right: training loss.",
         ),
         "structures": (
             structures(tables),
@@ -60,14 +60,15 @@ def draw_all(tables: Tables) -> dict[str, tuple[Figure, str]]:
         ),
         "examples": (
             examples(tables),
-            "Test volumes as the nets of the first seed and the fewest labels see them, by their mean over the arms.",
+            "Predictions on test volumes by the nets with the first seed and the fewest labels, ordered by "
+            "mean over the arms.",
         ),
     }
     return {name: (figure, caption) for name, (figure, caption) in drawn.items() if figure is not None}
 
 
 def metric_name(metric: str) -> str:
-    """As a reader calls it."""
+    """Readable name of a metric."""
     known = {"val_mean_dice": "mean Dice", "val_hd95": "HD95 (mm)"}
     return known.get(metric, metric.removeprefix("val_").replace("_", " "))
 
@@ -79,21 +80,21 @@ def metric_title(metric: str) -> str:
 
 
 def plain(name: str) -> str:
-    """A name as matplotlib draws it unchanged: two dollar signs would begin and end a formula."""
+    """Escape a name for matplotlib, which would read text between two dollar signs as a formula."""
     return name.replace("$", r"\$")
 
 
 def colours(tables: Tables) -> dict[str, str]:
-    """One colour an arm, the same in every picture."""
+    """One colour per arm, the same in every picture."""
     others = iter(COLOURS * (1 + len(tables.arms) // len(COLOURS)))
     return {arm: GREY if arm == tables.about["baseline"] else next(others) for arm in tables.arms}
 
 
 def widen(axis: Axes, metric: str) -> None:
-    """Give the value axis a least span, so that a difference which matters to nobody does not fill the picture.
+    """Give the value axis a least span, so an irrelevant difference does not fill the picture.
 
-    The axis spans at least 0.1 for Dice and, for another metric, a fifth of the value in its middle; the data stay in
-    the middle. An axis that spans more already is left as it is.
+    The axis spans at least 0.1 for Dice and a fifth of the middle value for other metrics; the data stay centred. A
+    wider axis stays unchanged.
     """
     low, high = axis.get_ylim()
     middle = (low + high) / 2
@@ -112,7 +113,7 @@ def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Figur
 
 
 def differences(tables: Tables) -> Figure | None:
-    """A row a comparison: mean, interval and verdict."""
+    """Draw one row per comparison: mean, interval and verdict."""
     found = {key: tables.difference(*key) for key in tables.verdicts} if tables.subjects else {}
     rows = [(key, one) for key, one in found.items() if one is not None]
     if not rows:
@@ -138,7 +139,7 @@ def differences(tables: Tables) -> Figure | None:
 
 
 def label_efficiency(tables: Tables) -> Figure | None:
-    """The main metric against the number of labels; for the least span of its axis see ``widen``."""
+    """Draw the main metric against the number of labels; ``widen`` sets the least span of its axis."""
     if not tables.labels:
         return None
     figure, axes = _figure(6, 4, 1, 1)
@@ -188,7 +189,7 @@ def learning_curves(tables: Tables) -> Figure | None:
         axes[0, 2].plot([row["step"] for row in loss], _smooth([row["value"] for row in loss]), color=shade)
     minutes_label = "minutes, pre-training included"
     if tables.made_elsewhere:
-        minutes_label += f"\n(but that of {plain(', '.join(tables.made_elsewhere))}: not known)"
+        minutes_label += f"\n(unknown for {plain(', '.join(tables.made_elsewhere))})"
     for axis, label in zip(axes[0], ("steps", minutes_label, "steps"), strict=True):
         axis.set_xlabel(label)
     for axis in axes[0, :2]:
@@ -227,7 +228,7 @@ def structures(tables: Tables) -> Figure | None:
 
 
 def predictions(tables: Tables) -> Figure | None:
-    """Predicted against true numbers, an arm a colour."""
+    """Draw predicted against true numbers, one colour per arm."""
     rows = tables.predictions
     if not rows:
         return None

@@ -1,4 +1,4 @@
-"""Where the runs of a comparison are done: here, on several GPUs of this machine, or by the jobs of a cluster."""
+"""Launchers of a comparison's runs: on this machine, on several of its GPUs, or as jobs of a cluster."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from .settings import CompareError, Settings
 __all__ = ["Cluster", "Here", "Launcher", "make_launcher"]
 
 Work = tuple[Run, str, Settings, dict[str, Any]]
-"""Run, its title, the settings, and its outcome when the comparison began: what ``do_run`` is given."""
+"""Arguments of ``do_run``: the run, its title, the settings, and its outcome when the comparison began."""
 
 
 class Launcher(Protocol):
-    """A place for runs: it takes ``slots`` at once, and is asked every ``pause`` seconds; jobs have ``done()``."""
+    """A place for runs: it takes ``slots`` at a time and is polled every ``pause`` seconds; jobs have ``done()``."""
 
     slots: int
     pause: float
 
     def start(self, works: Sequence[Work], say: Callable[[str], None]) -> list[Any]:
-        """Begin some runs, a job each."""
+        """Start some runs, one job each."""
 
     def ended(self, job: Any, say: Callable[[str], None], title: str) -> str | None:
-        """What ``do_run`` returned in a job that is done."""
+        """The result of ``do_run`` in a finished job."""
 
     def stop(self) -> None:
-        """End what is at work, as when the user stops the comparison."""
+        """End all running jobs, for example when the user stops the comparison."""
 
 
 class Here:
-    """This machine: a run at a time, or one on each of several GPUs."""
+    """This machine: one run at a time, or one on each of several GPUs."""
 
     pause = 0.05
 
@@ -75,14 +75,14 @@ class Here:
 
 
 class Cluster:
-    """Jobs of a cluster through ``submitit``, runs that are ready together as one array.
+    """Jobs of a cluster through ``submitit``; runs that are ready together form one array.
 
-    ``settings.launcher`` has ``cluster`` (``slurm``; ``local`` and ``debug`` are submitit's own for trying it out),
-    ``jobs``, the most at once (100), and parameters of ``submitit.AutoExecutor``. A job that the cluster ends leaves
-    its run unfinished, and the next call goes on with it.
+    ``settings.launcher`` has ``cluster`` (``slurm``; submitit's ``local`` and ``debug`` are for tests), ``jobs``, the
+    largest number at a time (100), and parameters of ``submitit.AutoExecutor``. If the cluster ends a job, its run
+    stays unfinished, and the next call resumes it.
 
     Raises:
-        CompareError: submitit is not installed, or knows no such parameter.
+        CompareError: submitit is not installed, or does not know a parameter.
     """
 
     pause = 1.0
@@ -122,7 +122,7 @@ class Cluster:
             found = job.result()
         except Exception as error:  # the job was ended, or failed before its run began
             last = str(error).strip().splitlines()[-1:]
-            say(f"{title}: job {job.job_id} was lost ({', '.join(last)}); call the comparison again to go on")
+            say(f"{title}: job {job.job_id} was lost ({', '.join(last)}); call the comparison again to resume")
             return None
         if found is None:
             outcome = read_outcome(run)

@@ -27,7 +27,7 @@ def write_paper(tables: Tables) -> None:
 
 
 def protocol(tables: Tables) -> str:
-    """How the scores came about, as a caption says it."""
+    """The protocol of the scores, for a caption."""
     about, metric = tables.about, metric_name(tables.main_metric)
     seeds, folds, subjects = len(about["seeds"]), about.get("folds"), {row["subject"] for row in tables.subjects}
     task = f", {about['task']}" if about.get("task") else ""
@@ -51,7 +51,7 @@ def protocol(tables: Tables) -> str:
 
 
 def judgement(tables: Tables) -> str:
-    """How the differences are judged, as a caption says it."""
+    """The rules for the verdicts, for a caption."""
     count, margin = len(tables.verdicts), tables.about.get("margin")
     spread = "seeds and subjects (two-way random effects)" if len(tables.about["seeds"]) > 1 else "subjects (one seed)"
     within = f", and equivalence within {margin:g} by two one-sided tests" if margin is not None else ""

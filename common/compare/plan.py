@@ -1,4 +1,4 @@
-"""Which bundle runs make up a comparison: their files, overrides, folders and lengths."""
+"""Plan the bundle runs of a comparison: files, overrides, folders and lengths."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .settings import SPLIT, Arm, CompareError, Settings, is_factor
 __all__ = ["BundleConfig", "Plan", "Run", "example_root", "make_plan"]
 
 STAGES = ("pretrain", "tune", "train", "evaluate", "infer", "probe")
-ALLOW = "set `transductive` to allow it, which the report says"
+ALLOW = "set `transductive` to allow it, which the report will say"
 MARGIN = 0.01  # of Dice
 VALIDATION_SHARE = 0.2  # of the labels, where they are all that there is
 
@@ -37,15 +37,15 @@ class Run:
         stage: one of ``STAGES``.
         files: config files, merged in order.
         override: ids and values, the output folder included.
-        folder: where it writes; the stages of one fine-tuning share it.
-        labels: number of training items, for all stages but pre-training.
-        steps, epochs, items, batch: of training: its length, the items that it loads, and those of a step; else 0.
-        inputs: files that other runs write and this one reads.
-        needs: outcomes of the runs that have to be done before.
+        folder: output folder; the stages of one fine-tuning share it.
+        labels: number of training items, for all stages except pre-training.
+        steps, epochs, items, batch: for training: its length, the items that it loads, and those per step; else 0.
+        inputs: files from other runs that this run reads.
+        needs: outcomes of the runs that must be done before.
         data: SHA-256 of the datalists.
-        target: of a representation probe.
-        trial: number of the combination of values that a tuning run tries.
-        fold: of a cross-validation.
+        target: target of a representation probe.
+        trial: number of the combination of values in a tuning run.
+        fold: fold of a cross-validation.
     """
 
     stage: str
@@ -83,7 +83,7 @@ class Run:
         return self.folder / f"{self.key}.json"
 
     def command(self, settings: Settings) -> list[str]:
-        """What a user could type."""
+        """The command that a user could type."""
         bundle = settings.bundle
         if self.stage == "probe":
             words = [sys.executable, "-m", __package__ + ".probes", "--target", str(self.target)]
@@ -106,7 +106,7 @@ class Run:
         return _parser(self.files, self.override).get()
 
     def digest(self) -> str:
-        """SHA-256 of what is computed: the config without the ids of places, the datalists, and the input files."""
+        """SHA-256 of what determines the result: the config without ids of paths, datalists and input files."""
         config = {key: value for key, value in self.config().items() if key not in (*PLACES, *_INPUT_IDS)}
         parts = [json.dumps(config, sort_keys=True, default=str), self.key, self.data]
         parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.inputs]
@@ -118,7 +118,7 @@ _INPUT_IDS = ("pretrained_encoder", "model_path", "datalist", "_meta_")
 
 
 class BundleConfig:
-    """What a comparison has to know of a config: merged files and overrides, without building networks or data sets."""
+    """Facts about a config for a comparison: merged files and overrides, without building networks or data sets."""
 
     def __init__(self, files: Sequence[str], override: Mapping[str, Any], bundle: Path) -> None:
         self.parser = _parser(files, {"bundle_root": str(bundle), **override})
@@ -130,7 +130,7 @@ class BundleConfig:
         return set(self.parser.get())
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of an id with its references resolved; ``default`` where there is none.
+        """The value of an id with its references resolved; ``default`` if there is none.
 
         Raises:
             CompareError: it cannot be evaluated; the message has the reason.
@@ -146,10 +146,10 @@ class BundleConfig:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """Metric of the evaluation -> whether ``"higher"`` or ``"lower"`` is better; the first is the main one.
+        """Metric of the evaluation -> ``"higher"`` or ``"lower"``, whichever is better; the first is the main metric.
 
         Raises:
-            CompareError: the config does not say.
+            CompareError: the config does not state them.
         """
         metrics = self.get("metrics")
         if not isinstance(metrics, dict) or not metrics or set(metrics.values()) - {"higher", "lower"}:
@@ -161,13 +161,13 @@ class BundleConfig:
 
     @property
     def batch(self) -> int:
-        """Items of a training step, of all processes."""
+        """Items of a training step, over all processes."""
         return self.get("train#dataloader#batch_size", 1)
 
     def steps_per_epoch(self, items: int) -> int:
-        """Steps of an epoch: ``batches_per_epoch`` where the config states it, else one pass over the items.
+        """Steps per epoch: ``batches_per_epoch`` if the config states it, else one pass over the items.
 
-        A config that has the id, but null, takes whole batches only (``common.data.volume_sampler``).
+        A config with the id set to null takes only whole batches (``common.data.volume_sampler``).
         """
         batches = self.get("batches_per_epoch", 0)
         if batches:
@@ -178,12 +178,12 @@ class BundleConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs, in the order in which they are started, and the configs and data that they share.
+    """All runs in the order of their start, and the configs and data that they share.
 
     Args:
         train, evaluate: configs of fine-tuning with all labels and of evaluation.
-        test: items of the fixed test part, or of those of all folds.
-        training: number of training items, in the fold that has the fewest; 0: those of ``train``.
+        test: items of the fixed test part, or of the test parts of all folds.
+        training: number of training items in the smallest fold; 0 uses those of ``train``.
     """
 
     settings: Settings
@@ -196,22 +196,22 @@ class Plan:
 
     @property
     def shown(self) -> Sequence[dict[str, Any]]:
-        """The test items whose pictures the report has: chosen by their scores, before there are any the first."""
+        """The test items in the report's pictures: chosen by their scores, or the first ones without scores."""
         return self.examples or self.candidates[: self.settings.examples]
 
     @property
     def candidates(self) -> list[dict[str, Any]]:
-        """The test items that may be shown; of folds those of the first."""
+        """The test items that may be shown; with folds those of the first."""
         return _test_items(self.evaluate) if self.settings.folds else self.test
 
     @property
     def margin(self) -> float | None:
-        """Difference of the main metric below which two arms are equivalent; None: no default for such a metric."""
+        """Two arms are equivalent if the main metric differs by less; None if the metric has no default."""
         dice = "dice" in next(iter(self.evaluate.metrics))
         return self.settings.margin if self.settings.margin is not None else MARGIN if dice else None
 
     def labelled(self) -> dict[int, tuple[int, int]]:
-        """Number of labels -> of those that are trained on, and of those that are validated on, as in the first run."""
+        """Number of labels -> how many of them are trained on and validated on, as in the first run."""
         first = {run.labels: run for run in reversed(self.runs) if run.stage == "train" and run.labels is not None}
         lists = {labels: self.lists(run) for labels, run in first.items()}
         return {labels: (len(found["training"]), len(found["validation"])) for labels, found in lists.items()}
@@ -221,7 +221,7 @@ class Plan:
         return _fractions(self.settings, self.training or len(_drawn_from(self.train)))
 
     def config(self, run: Run) -> BundleConfig:
-        """The config of a run, as of one process."""
+        """The config of a run, as for one process."""
         files = [file for file in run.files if not Path(file).name.startswith("multi_gpu_")]
         return BundleConfig(files, run.override, self.settings.bundle)
 
@@ -230,7 +230,7 @@ class Plan:
         return self.config(run).get("data")
 
     def other_steps(self) -> list[str]:
-        """Where fine-tuning takes other steps than asked for, since it makes whole passes over the labels."""
+        """Notes on fine-tunings with other steps than requested, since they make whole passes over the labels."""
         asked = self.settings.steps
         if asked is None or self.settings.equal != "steps":
             return []
@@ -250,20 +250,20 @@ def make_plan(
     chosen: Mapping[tuple[str, int, int | None], int] | None = None,
     examples: Sequence[dict[str, Any]] = (),
 ) -> Plan:
-    """Lay out the runs of a comparison.
+    """Plan the runs of a comparison.
 
     Args:
         extra_steps: per arm and number of labels, steps of fine-tuning beyond those of the settings (for ``equal``
             time).
-        try_items: load one training and one test item as the runs will, so that what is wrong with all labels, such as
-            their label scheme, is said before hours of pre-training.
-        chosen: per arm, number of labels and fold, the trial whose values fine-tuning takes (for ``tune``). Without it
+        try_items: load one training and one test item like the runs, so an error in all labels, such as their label
+            scheme, is found before hours of pre-training.
+        chosen: per arm, number of labels and fold, the trial whose values fine-tuning uses (for ``tune``). Without it
             fine-tuning waits for all trials.
         examples: test items to show, by default the first ones.
 
     Raises:
         CompareError: the bundle lacks a file, an override names no id of the config, the data cannot be read, a list is
-            empty, a number of labels is more than there are, or an item that is tried cannot be loaded.
+            empty, a number of labels exceeds the training list, or a tried item cannot be loaded.
     """
     builder = _Builder(settings, extra_steps or {}, chosen or {})
     builder.examples = tuple(examples)
@@ -275,7 +275,7 @@ def make_plan(
 
 
 class _Builder:
-    """Makes the runs; a class for what they share."""
+    """Builds the runs, with the data that they share."""
 
     def __init__(
         self,
@@ -301,7 +301,8 @@ class _Builder:
         for name, items in (("validation", self.train.get("data")["validation"]), ("test", self.test)):
             if len(items) < settings.processes:
                 raise CompareError(
-                    f"--processes {settings.processes}: every process needs a {name} item, and there are {len(items)}."
+                    f"--processes {settings.processes}: every process needs a {name} item, but there are only "
+                    f"{len(items)}."
                 )
         self.sizes = [len(_drawn_from(train)) for train in trains]
         self.source_size = len(self.train.get("data")["training"]) - self.sizes[0]
@@ -313,11 +314,11 @@ class _Builder:
         self.settings = replace(settings, arms=self.choose_pretrainings())
 
     def split(self, fold: int | None) -> dict[str, Any]:
-        """The ids of a fold, whose part is the test list."""
+        """The ids that make a fold's part the test list."""
         return {} if fold is None else {"fold": fold, "data#pool_test": True, "data#num_folds": self.settings.folds}
 
     def files(self, stage: str, overlays: Sequence[str] = ()) -> tuple[str, ...]:
-        """Base files, the overlays of every stage, those given, and the one for several processes."""
+        """Base files, the overlays of every stage, the given overlays, and the one for several processes."""
         stage = "train" if stage == "tune" else stage
         names = {"evaluate": ("train", "evaluate"), "infer": ("inference",), "probe": ("train",)}.get(stage, (stage,))
         base = [self.required(f"{name}.json") for name in names]
@@ -359,7 +360,7 @@ class _Builder:
             raise CompareError(problems[0])
 
     def try_items(self) -> None:
-        """Load the first training and test item with the transforms of fine-tuning and evaluation, in each arm."""
+        """Load the first training and test item with each arm's transforms of fine-tuning and evaluation."""
         tried: list[Any] = []
         for arm in self.settings.arms:
             override = {**self.settings.override, **arm.override}
@@ -386,13 +387,13 @@ class _Builder:
                     yield from self.fine_tuning(arm, fraction, labels, seed, fold)
 
     def pretraining_items(self, arm: Arm) -> int:
-        """How many items its pre-training goes through."""
+        """Number of items that its pre-training processes."""
         given = {**self.settings.pretrain_override, **arm.pretrain_override}
         config = self.read("pretrain", {**self.places, **given}, arm.pretrain[1:])
         return config.get("max_epochs") * config.steps_per_epoch(len(config.get("data")["training"])) * config.batch
 
     def fine_tuning_items(self, arm: Arm) -> int:
-        """How many items its fine-tunings of one seed, and fold, go through, with those of all numbers of labels."""
+        """Number of items that its fine-tunings of one seed and fold process, over all numbers of labels."""
         override = {**self.places, **self.settings.override, **arm.override, **self.split(self.folds[0])}
         config = self.read("train", override, arm.overlays)
         steps = 0
@@ -402,17 +403,17 @@ class _Builder:
         return steps * config.batch
 
     def later(self, arm: Arm) -> list[Arm]:
-        """The arms that start from its encoder, or from one of these."""
+        """The arms that start from its encoder, directly or through another arm."""
         found = [arm]
         for one in self.settings.arms:
             found += [one] if one.pretrain_from in [other.name for other in found] else []
         return found[1:]
 
     def choose_pretrainings(self) -> tuple[Arm, ...]:
-        """The arms, each of which says whether it pre-trains once a seed.
+        """Decide for each arm whether it pre-trains once per seed.
 
-        Where nothing is said it does if a pre-training, with that of the arm it starts from, goes through no more items
-        than the fine-tunings of a seed. A folder that holds a pre-training of an arm goes on with it.
+        By default it does if a pre-training, with that of the arm it starts from, processes no more items than the
+        fine-tunings of one seed. A folder that already holds a pre-training of an arm keeps its way.
         """
         settings = self.settings
         found: dict[str, Arm] = {}
@@ -433,7 +434,7 @@ class _Builder:
         return tuple(found.values())
 
     def pretraining(self, arm: Arm) -> Iterator[Run]:
-        """Its pre-training, or one per fold where its list holds scans of the folds."""
+        """Its pre-training, or one per fold if its list holds scans of the folds."""
         if self.settings.folds and arm.pretrain_from not in self.pretrained_by_fold:
             try:
                 yield from list(self.pretraining_of(arm, self.folds))
@@ -493,7 +494,7 @@ class _Builder:
             )
 
     def held_out(self, arm: Arm, fold: int | None) -> dict[str, Any]:
-        """The lists by which fine-tuning is chosen and judged, in this arm, whose override may draw others."""
+        """The lists that choose and judge fine-tuning in this arm; its override may draw others."""
         train, evaluate = self.train, self.evaluate
         if arm.override or arm.overlays or fold:
             override = {**self.settings.override, **arm.override, **self.split(fold)}
@@ -511,7 +512,7 @@ class _Builder:
         chosen_by: Sequence[Mapping[str, Any]] = (),
         fold: int | None = None,
     ) -> None:
-        """Refuse a pre-training that sees what fine-tuning is chosen or judged by, or is chosen by what judges."""
+        """Refuse a pre-training that sees the lists that choose or judge fine-tuning, or is chosen by the latter."""
         if self.settings.transductive:
             return
         from ..data.copies import find_copies
@@ -522,15 +523,15 @@ class _Builder:
         first = next((file for file in _files(chosen_by) if file in judged), None)
         if first is not None:
             raise CompareError(
-                f"Arm {arm.name!r}: {first} of the validation list of pre-training, which chooses the encoder, stands "
-                f"in the test list of fine-tuning, too: take it out of pre-training, or {ALLOW}."
+                f"Arm {arm.name!r}: {first} of the validation list of pre-training, which chooses the encoder, "
+                f"is also in the test list of fine-tuning: remove it from pre-training, or {ALLOW}."
             )
         where = {file: name for name, items in held.items() for file in _files(items)}
         leaks = [file for file in _files(seen) if file in where]
         if leaks:
             raise CompareError(
-                f"Arm {arm.name!r}: {and_more(leaks)} of the pre-training list stands in the {where[leaks[0]]} list of "
-                f"fine-tuning, too: take it out of pre-training, or {ALLOW}."
+                f"Arm {arm.name!r}: {and_more(leaks)} of the pre-training list is also in the {where[leaks[0]]} "
+                f"list of fine-tuning: remove it from pre-training, or {ALLOW}."
             )
         copies = [problem for problem in find_copies({"pre-training": seen, **held}) if "pre-training" in problem[1]]
         if copies:
@@ -541,13 +542,13 @@ class _Builder:
             both = [digest for digest in known if digest in subjects]
             if both:
                 raise CompareError(
-                    f"Arm {arm.name!r}: {known[both[0]]} of the pre-training list is of the subject of "
-                    f"{subjects[both[0]]} in the {name} list of fine-tuning ({OTHER_PEOPLE}): take it out of "
+                    f"Arm {arm.name!r}: {known[both[0]]} of the pre-training list belongs to the subject of "
+                    f"{subjects[both[0]]} in the {name} list of fine-tuning ({OTHER_PEOPLE}): remove it from "
                     f"pre-training, or {ALLOW}."
                 )
 
     def check_encoder(self, arm: Arm) -> None:
-        """Refuse an encoder file that was made elsewhere of what fine-tuning is chosen or judged by."""
+        """Refuse a foreign encoder file trained on the lists that choose or judge fine-tuning."""
         if self.settings.transductive or arm.encoder is None:
             return
         from ..data.seen import find_seen
@@ -650,7 +651,7 @@ class _Builder:
         return (folder if fold is None else folder / f"fold-{fold}") / f"trial-{number}"
 
     def epochs(self, arm: Arm, labels: int, config: BundleConfig, per_epoch: int) -> int:
-        """Passes over the labels; whole ones, so that steps are equal up to one pass (and the same in every arm)."""
+        """Whole passes over the labels, so steps are equal up to one pass (and the same in every arm)."""
         settings = self.settings
         if settings.equal == "epochs":
             return settings.epochs or config.get("max_epochs")
@@ -659,7 +660,7 @@ class _Builder:
 
 
 def list_trials(settings: Settings) -> list[dict[str, Any]]:
-    """The combinations of values that are tried, the same in every arm; multiples of an arm's own value as asked."""
+    """The combinations of values to try, the same in every arm; multiples of an arm's own value stay as given."""
     if not settings.tune:
         return []
     grid = [dict(zip(settings.tune, values, strict=True)) for values in itertools.product(*settings.tune.values())]
@@ -671,7 +672,7 @@ def trial_values(trial: Mapping[str, Any], config: BundleConfig, arm: Arm) -> di
     """The values of a trial in an arm.
 
     Raises:
-        CompareError: a multiple of what is no number.
+        CompareError: a multiple is requested of a value that is not a number.
     """
     values = dict(trial)
     for key, value in trial.items():
@@ -679,14 +680,14 @@ def trial_values(trial: Mapping[str, Any], config: BundleConfig, arm: Arm) -> di
             own = config.get(key)
             if isinstance(own, bool) or not isinstance(own, (int, float)):
                 raise CompareError(
-                    f"--tune {key}={value}: {key} of arm {arm.name!r} is {own!r}, no number to multiply."
+                    f"--tune {key}={value}: {key} of arm {arm.name!r} is {own!r}, which is not a number to multiply."
                 )
             values[key] = float(f"{own * float(value[1:]):.4g}")
     return values
 
 
 def example_root(items: Sequence[Mapping[str, Any]]) -> str:
-    """The folder that holds the images of all items; predictions lie below the output folder as they lie below it."""
+    """The folder with the images of all items; predictions have the same paths below the output folder."""
     images = [item["image"] if isinstance(item["image"], str) else item["image"][0] for item in items]
     return os.path.commonpath([os.path.dirname(image) for image in images])
 
@@ -696,22 +697,25 @@ def _fractions(settings: Settings, training: int) -> dict[float, int]:
         found = {fraction: max(1, round(fraction * training)) for fraction in settings.fractions}
         if len(set(found.values())) < len(found):
             counts = ", ".join(f"{fraction}: {count}" for fraction, count in found.items())
-            raise CompareError(f"--fractions: of {training} training items two keep the same number ({counts}).")
+            raise CompareError(
+                f"--fractions: two shares keep the same number of the {training} training items ({counts}): give "
+                "others."
+            )
         return found
     if max(settings.labels) > training:
-        raise CompareError(f"--labels {max(settings.labels)}: the training list has {training} items.")
+        raise CompareError(f"--labels {max(settings.labels)}: the training list has only {training} items.")
     return {label / training: label for label in settings.labels}
 
 
 def _checkpoint_interval(config: BundleConfig, override: Mapping[str, Any], epochs: int) -> dict[str, int]:
-    """At most ten checkpoints a run: with few labels an epoch is a step or two."""
+    """At most ten checkpoints per run: with few labels an epoch is only a step or two."""
     if "checkpoint_interval" not in config.ids or "checkpoint_interval" in override:
         return {}
     return {"checkpoint_interval": max(1, epochs // 10)}
 
 
 def _drawn_from(train: BundleConfig) -> list[dict[str, Any]]:
-    """The training items that numbers of labels count: those of the target domain, where there is one."""
+    """The training items that numbers of labels count: those of the target domain, if there is one."""
     items = train.get("data")["training"]
     target = train.get("target_domain") if "target_domain" in train.ids else None
     return [item for item in items if target is None or item.get("domain") == target]
@@ -722,13 +726,13 @@ def _test_items(evaluate: BundleConfig) -> list[dict[str, Any]]:
 
 
 def _is_chosen(config: BundleConfig) -> bool:
-    """Whether the best epoch in validation is the encoder that a pre-training keeps."""
+    """Whether a pre-training keeps the encoder of its best validation."""
     handlers = config.parser.get().get("train", {}).get("handlers") or []
     return any("EncoderSaver" in str(x.get("_target_")) and x.get("evaluator") for x in handlers)
 
 
 def _files(items: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The image files of some items, by the paths that links lead to."""
+    """The image files of some items, with links resolved."""
     images = [x["image"] if isinstance(x["image"], list) else [x["image"]] for x in items]
     return list(dict.fromkeys(os.path.realpath(file) for files in images for file in files))
 
@@ -761,7 +765,7 @@ def _merged(files: Sequence[str]) -> dict[str, Any]:
 
 
 def _typed(value: Any) -> str:
-    """A value as it is typed after ``--id`` for fire to read the same."""
+    """Text of a value after ``--id`` that fire reads as the same value."""
     if isinstance(value, str):
         return value
     return "$None" if value is None else repr(value)

@@ -1,4 +1,4 @@
-"""The report of a comparison, as Markdown and as one HTML file, from its tables alone."""
+"""The report of a comparison, as Markdown and as one HTML file, made only from its tables."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ code { background: #f3f3f3; }
 """
 
 WIDE = 720
-"""Pixels across of a picture whose text a phone would show too small to read."""
+"""Width in pixels from which the text of a picture is too small to read on a phone."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _blocks(tables: Tables, pictures: dict[str, Block]):
         yield from _tuning(tables)
     failures = _failures(tables)
     if failures:
-        yield Block("heading", "Runs that are not done")
+        yield Block("heading", "Unfinished runs")
         yield Block("list", items=failures)
     if tables.structures:
         yield Block("heading", "Structures")
@@ -122,7 +122,7 @@ def _blocks(tables: Tables, pictures: dict[str, Block]):
         yield Block("heading", "Probes of the frozen encoders")
         yield Block(
             "text",
-            "Without fine-tuning: nearest neighbours and linear models on the encoder's features, mean over seeds.",
+            "Nearest neighbours and linear models on the encoder's features, without fine-tuning; mean over seeds.",
         )
         yield _probes_table(tables, probes)
     yield Block("heading", "Cost")
@@ -133,7 +133,7 @@ def _blocks(tables: Tables, pictures: dict[str, Block]):
 
 
 def outcome(tables: Tables) -> list[str]:
-    """The answer, a sentence for each arm and number of labels."""
+    """The answer, one sentence for each arm and number of labels."""
     if not tables.subjects:
         return ["No evaluation was completed, so there is nothing to compare."]
     if not tables.pairs:
@@ -143,7 +143,9 @@ def outcome(tables: Tables) -> list[str]:
     if tables.about.get("transductive"):
         lines.append("Transductive: pre-training may have seen validation and test scans.")
     if len({packages.get("common") for packages in tables.about["packages"]}) > 1:
-        lines.append("The runs were made by several states of this collection's code; a new --output has one.")
+        lines.append(
+            "The runs were made with several versions of this collection's code; a new --output uses only one."
+        )
     if tables.about.get("validation_from_labels"):
         lines.append(
             "Validation scans are part of the labels; pre-training on the training list has seen their images."
@@ -176,7 +178,7 @@ def _verdict(tables: Tables, pair: tuple[str, str], labels: int) -> str:
 
 
 def _why_not(tables: Tables, pair: tuple[str, str], labels: int) -> list[str]:
-    """What an open verdict lacks."""
+    """What is missing for an open verdict."""
     verdict = tables.verdicts[pair, labels]
     if verdict.text == "incomplete":
         missing = {arm: tables.missing_seeds(arm, labels) for arm in pair}
@@ -184,52 +186,55 @@ def _why_not(tables: Tables, pair: tuple[str, str], labels: int) -> list[str]:
     if verdict.text != "undecided":
         return []
     if len(tables.about["seeds"]) == 1:
-        return ["one seed tells nothing of other trainings"]
+        return ["one seed says nothing about other trainings"]
     if verdict.seeds is None:
-        return [f"not even {MOST_SEEDS} seeds would decide it, but more test subjects"]
-    return [f"about {verdict.seeds} seeds would decide it if mean and variances stay"]
+        return [f"even {MOST_SEEDS} seeds would not decide it, but more test subjects may"]
+    return [f"about {verdict.seeds} seeds would decide it if mean and variances stay the same"]
 
 
 def _reading(tables: Tables) -> str:
-    """What the verdicts mean that occur."""
+    """Explain the verdicts that occur."""
     verdicts, several = {verdict.text for verdict in tables.verdicts.values()}, len(tables.about["seeds"]) > 1
     margin, count = tables.about.get("margin"), len(tables.verdicts)
     parts = []
     if verdicts & {"better", "worse", "equivalent", "undecided"}:
         spread = "trainings (seeds) and of subjects" if several else "subjects"
         parts.append(
-            f"The intervals count the spread of {spread}, each at 95 %; verdicts are on "
-            f"{metric_name(tables.main_metric)} alone, held together to 5 % false ones a report by Holm's procedure "
-            f"over {count} {plural(count, 'comparison')}, and stricter than the intervals."
+            f"Each 95 % interval covers the spread of {spread}. Verdicts use "
+            f"{metric_name(tables.main_metric)} only. Holm's procedure over {count} "
+            f"{plural(count, 'comparison')} limits false verdicts to 5 % of reports, so verdicts are "
+            "stricter than the intervals."
         )
         parts.append(
-            "No margin is given, so that nothing is called equivalent."
+            "No margin is given, so nothing is called equivalent."
             if margin is None
-            else f'"Equivalent" means a difference surely below {margin:g}.'
+            else f'"Equivalent" means that the difference is shown to be below {margin:g}.'
         )
     if "undecided" in verdicts:
         parts.append('"Undecided" means that neither a difference nor its absence is shown.')
     if "incomplete" in verdicts:
-        parts.append('"Incomplete" means that an arm lacks seeds; its numbers are those of the seeds that both have.')
+        parts.append(
+            '"Incomplete" means that an arm lacks seeds; its numbers cover only the seeds that both arms have.'
+        )
     if "identical" in verdicts:
         parts.append('"Identical" means that both arms have the same scores to the last digit.')
     shared = [name for name in tables.others if tables.about["arms"][name].get("one_pretraining")]
     if shared and several:
         parts.append(
-            f"All seeds of {', '.join(shared)} start from one pre-training, whose own spread the interval therefore "
-            "does not count."
+            f"All seeds of {', '.join(shared)} start from one pre-training, so the interval does not include "
+            "the spread of pre-trainings."
         )
     if tables.about.get("folds"):
         parts.append(
-            f"Test scores are pooled from {tables.about['folds']} folds, each subject tested once a seed; that the "
-            "trainings of different folds share scans is not counted."
+            f"Test scores are pooled from {tables.about['folds']} folds, with each subject tested once per "
+            "seed. The intervals do not account for scans that the trainings of different folds share."
         )
     if len(tables.metrics) > 1 or tables.structures:
-        parts.append("Other metrics and single structures are described and not judged.")
+        parts.append("Other metrics and single structures are described but not judged.")
     if not several:
         parts.append(
-            "With one seed the spread of trainings is unknown: a verdict is about these very models, and another "
-            "training may turn it."
+            "With one seed the spread of trainings is unknown: a verdict applies to these models only, and "
+            "another training may reverse it."
         )
     return " ".join(parts)
 
@@ -242,13 +247,13 @@ def _scores_table(tables: Tables, metric: str) -> Block:
 
 
 def _convergence(tables: Tables):
-    """Whether fine-tuning went on for long enough to compare more than speeds."""
+    """Whether fine-tuning was long enough to compare more than speed of learning."""
     rises, margin, patience = tables.last_thirds, tables.about.get("margin"), tables.about.get("patience")
     if patience:
         yield Block(
             "text",
-            f"A fine-tuning ended after {patience} {plural(patience, 'validation')} without a better one, or at the "
-            "cap of steps, the same in all arms. Ended before the cap:",
+            f"A fine-tuning ended after {patience} {plural(patience, 'validation')} without a better one, or "
+            "at the cap of steps, which is the same in all arms. Ended before the cap:",
         )
         rows = []
         for labels in tables.labels:
@@ -263,7 +268,7 @@ def _convergence(tables: Tables):
     yield Block(
         "text",
         f"Rise of {metric_name(tables.main_metric)} in validation over the last third of fine-tuning, mean over seeds"
-        f"{enough}. Arms that have not converged are compared in how fast they learn.",
+        f"{enough}. For arms that have not converged, the comparison shows how fast they learn.",
     )
     arms = [arm for arm in tables.arms if any((arm, labels) in rises for labels in tables.labels)]
     rows = []
@@ -274,14 +279,15 @@ def _convergence(tables: Tables):
 
 
 def _tuning(tables: Tables):
-    """What every trial came to, what was chosen, and whether the grid was wide enough."""
+    """The result of every trial, the choice, and whether the grid was wide enough."""
     yield Block("heading", "Tuning")
     asked = tables.about["trials"]
     yield Block(
         "text",
-        f"{len(asked)} trials in every arm and number of labels, on seed {tables.about['seeds'][0]}; the best in "
-        f"validation (bold) is taken for all seeds, and the test list has no part in it. Numbers: best "
-        f"{metric_name(tables.main_metric)} in validation. The intervals do not count the luck of this choice.",
+        f"{len(asked)} trials in every arm and number of labels, on seed {tables.about['seeds'][0]}; the "
+        "best in validation (bold) is used for all seeds; the test list is not used. Numbers: best "
+        f"{metric_name(tables.main_metric)} in validation. The intervals do not include the chance in "
+        "this choice.",
     )
     cells = {(row["labels"], row.get("fold"), row["trial"], row["arm"]): row for row in tables.trials}
     arms = [arm for arm in tables.arms if any(row["arm"] == arm for row in tables.trials)]
@@ -305,7 +311,7 @@ def _trial_cell(row: dict[str, Any] | None) -> str:
 
 
 def _edges(tables: Tables) -> list[str]:
-    """Where the least or the largest of the values that were tried is the best one."""
+    """Notes on trials where the smallest or largest value is the best."""
     lines = []
     for best in (row for row in tables.trials if row["chosen"]):
         same = [row for row in tables.trials if all(row[key] == best[key] for key in ("arm", "labels", "fold"))]
@@ -315,7 +321,7 @@ def _edges(tables: Tables) -> list[str]:
                 fold = "" if best["fold"] is None else f" (fold {best['fold']})"
                 lines.append(
                     f"With {best['labels']} labels{fold}, {best['arm']} is best at the edge of the grid, {key} "
-                    f"{value:g}: a wider one may find better."
+                    f"{value:g}: a wider grid may find a better value."
                 )
     return lines
 
@@ -404,7 +410,7 @@ def _cost_table(tables: Tables) -> Block:
         rows.append(
             [
                 arm,
-                "not known (an encoder file)" if arm in tables.made_elsewhere else _spent(pretraining),
+                "unknown (an encoder file)" if arm in tables.made_elsewhere else _spent(pretraining),
                 f"{_spent(sum(train) / len(train))} ({span(steps)} steps)" if train else "-",
                 str(len(train)),
                 _spent(sum(seconds["evaluate"])),
@@ -464,7 +470,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _without_tags(text: str) -> str:
-    """Text of which Markdown makes no HTML: names come from files and from the command line."""
+    """Escape text so that Markdown makes no HTML of it: names come from files and from the command line."""
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
@@ -504,6 +510,6 @@ def _pixels_across(png: bytes) -> int:
 
 
 def _escape(text: str) -> str:
-    """Escaped, with what Markdown sets in bold set in bold."""
+    """Escape text for HTML, and keep Markdown's bold."""
     pieces = html.escape(text).split("**")
     return "".join(f"<b>{piece}</b>" if number % 2 else piece for number, piece in enumerate(pieces))

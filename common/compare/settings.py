@@ -1,4 +1,4 @@
-"""What a comparison is asked to do: read from the command line and from JSON, and checked before anything runs."""
+"""Settings of a comparison, from the command line and from JSON, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EQUAL = ("steps", "epochs", "time")
 
 
 class CompareError(ValueError):
-    """A comparison that cannot be run as asked; the message says what to change."""
+    """A comparison cannot run as requested; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,21 @@ class Arm:
     """One way to start fine-tuning.
 
     Args:
-        name: as in the report; also a folder's name.
-        pretrain: config files of its pre-training, absolute; empty where there is none.
+        name: name in the report, and of a folder.
+        pretrain: config files of its pre-training, absolute; empty if there is none.
         encoder: an encoder file to start from instead.
         pretrain_override: ids and values for its pre-training.
         override: ids and values for its fine-tuning and evaluation.
-        schedule: config file of its fine-tuning's schedule, absolute, or None for that of the other files; in settings
-            the name of a file in ``configs/schedules``, or a file.
-        seed_offset: added to the seed of training, not to that of the draw of the labels: a repetition of another arm.
-        pretrain_per_seed: pre-train once a seed instead of once; None: where that costs less than the fine-tunings of
-            the seed (``common.compare.plan``).
-        pretrain_from: name of an arm, earlier in the list, whose encoder its pre-training starts from; for methods
-            that pre-train in two stages.
-        against: name of an arm that it is compared with as well as with the baseline.
+        schedule: config file of its fine-tuning's schedule, absolute, or None to use that of the other files. In
+            settings it is the name of a file in ``configs/schedules``, or a path.
+        seed_offset: added to the seed of training, not to that of the draw of labels, to repeat another arm.
+        pretrain_per_seed: pre-train once per seed instead of once. None does so if that costs less than the
+            fine-tunings of the seed (``common.compare.plan``).
+        pretrain_from: name of an earlier arm; its encoder starts this arm's pre-training. For methods that pre-train in
+            two stages.
+        against: name of another arm to compare with, beside the baseline.
         network: config files of another network, trained from scratch as a reference: in the tables, without a verdict.
-        scores: CSV file of scores a subject, instead of runs: a reference as well.
+        scores: CSV file with scores per subject instead of runs; also a reference.
     """
 
     name: str
@@ -61,12 +61,12 @@ class Arm:
 
     @property
     def is_reference(self) -> bool:
-        """Whether it shows the level and is compared with nothing."""
+        """Whether it only shows a level and is not compared."""
         return bool(self.network or self.scores)
 
     @property
     def overlays(self) -> tuple[str, ...]:
-        """Config files of its fine-tuning and evaluation, over those of every arm."""
+        """Config files for its fine-tuning and evaluation, over those of all arms."""
         return self.network if self.schedule is None else (*self.network, self.schedule)
 
     @property
@@ -127,11 +127,11 @@ class Settings:
 
     @property
     def baseline(self) -> str | None:
-        """The arm that the others are compared with: the first that starts from scratch."""
+        """The arm that the others are compared with: the first one from scratch."""
         return next((arm.name for arm in self.arms if arm.is_scratch), None)
 
     def fixed(self) -> dict[str, Any]:
-        """What every run of the output folder shares, so that one report can hold them; as JSON."""
+        """The settings that all runs of an output folder must share for one report, as JSON."""
         return {
             "bundle": self.bundle.name,
             "config_file": [Path(file).name for file in self.config_file],
@@ -146,38 +146,37 @@ class Settings:
 
 
 SPLIT = ("fold", "split_seed", "pool_test", "data#pool_test", "data#num_folds")
-"""Ids by which the lists of a datalist are drawn anew."""
+"""Ids that change the draw of a datalist's lists."""
 _LATER = ("transductive", "validation_from_labels", "tune", "tune_trials", "patience", "folds")
 
 
 def read_settings(settings: str | None = None, **given: Any) -> Settings:
-    """Settings from a JSON file, from keyword arguments, or both; an argument that is not None wins.
+    """Read settings from a JSON file, from keyword arguments, or both; an argument that is not None wins.
 
-    Keys of the file are the names of the arguments. Paths in it are relative to its folder; those given as arguments
-    to the working folder; names of config files are looked up in the bundle as well.
+    Keys of the file are the names of the arguments. Paths in the file are relative to its folder, paths in arguments to
+    the working folder. Names of config files are also looked up in the bundle.
 
     Args:
         settings: JSON file.
-        bundle: folder of the bundle, or the name of one that comes along.
+        bundle: folder of the bundle, or the name of an included one.
         output: folder of runs and report.
         arms: names separated by commas, or a mapping. ``scratch`` is training from scratch. A name alone is that arm of
             the JSON file, or the file ``configs/pretexts/NAME.json`` over ``configs/pretrain.json``, or
             ``configs/pretrain.json`` alone for the bundle's own name and ``pretrain``. ``NAME=FILE.safetensors`` is an
-            encoder file, ``NAME=scores.csv`` a reference (columns subject, value; if wanted metric, structure, labels,
-            seed),
-            ``NAME=a.json+b.json`` pre-training with these files over ``pretrain.json``, ``NAME=scratch`` another arm
-            from scratch. In a mapping the value may also be null (scratch) or a mapping of ``Arm``'s fields, in which
-            ``pretrain`` lists files over ``pretrain.json``.
+            encoder file, ``NAME=scores.csv`` a reference (columns subject, value; optional metric, structure, labels,
+            seed), ``NAME=a.json+b.json`` pre-training with these files over ``pretrain.json``, ``NAME=scratch`` another
+            arm from scratch. In a mapping the value may also be null (scratch) or a mapping of ``Arm``'s fields, in
+            which ``pretrain`` lists files over ``pretrain.json``.
         fractions: shares of the training list; nested for one seed.
-        labels: numbers of training items instead of shares; of the target domain, where the config has one.
-        seeds: of the draw of the labels, of initialisation and of training, the same in every arm.
-        equal: what an arm's fine-tuning shares with the others. ``"steps"``: optimiser steps, also from one number of
-            labels to another. ``"epochs"``: passes over the labels. ``"time"``: seconds including the arm's
-            pre-training; arms that pre-trained less train longer.
-        steps: optimiser steps of a fine-tuning (for ``"time"``, of the arm that pre-trained longest); default what
-            ``max_epochs`` of the config comes to with all labels.
+        labels: numbers of training items instead of shares; of the target domain, if the config has one.
+        seeds: seeds for the draw of labels, initialisation and training, the same in every arm.
+        equal: what the fine-tunings of all arms share. ``"steps"``: optimiser steps, also across numbers of labels.
+            ``"epochs"``: passes over the labels. ``"time"``: seconds including the arm's pre-training; arms that
+            pre-trained less train longer.
+        steps: optimiser steps of a fine-tuning (for ``"time"``, of the arm that pre-trained longest); by default the
+            steps of ``max_epochs`` in the config with all labels.
         epochs: for ``"epochs"``; default ``max_epochs`` of the config.
-        validations: validations during a fine-tuning; the best is kept. Nine or more tell whether it had converged.
+        validations: validations during a fine-tuning; the best is kept. Nine or more show whether it converged.
         config_file: overlays for every stage.
         dataset_dir, datalist: the config ids, for every stage.
         override: ids and values of fine-tuning and evaluation: a mapping, or text ``id=value id=value``. With
@@ -191,21 +190,21 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         processes: processes a run, through ``torchrun`` and the ``multi_gpu_*.json`` files.
         keep_checkpoints: keep the files that training resumes from.
         transductive: let pre-training see validation and test scans, which is refused otherwise.
-        margin: difference of the main metric below which arms are equivalent; default 0.01 where it is a Dice.
-        validation_from_labels: validate on a fifth of the labels (at least one), in place of the validation list, whose
-            labels come on top. Pre-training on the training list has seen these images.
-        tune: ids of fine-tuning and the values that are tried in every arm and number of labels, on the first seed:
-            a mapping from ids to lists, or text ``id=[...] id=[...]``; a text such as ``"x0.3"`` is that times the
-            arm's own value. The best in validation is taken for all seeds. True, or a number of trials:
-            ``learning_rate`` over one order of magnitude.
-        tune_trials: how many of the combinations are tried, drawn once for all arms; default all.
-        folds: cross-validation: all items of the datalist are split by subject into so many parts; each is tested once,
-            by nets that train on the others and validate on the part after it.
-        launcher: where the runs are done: ``local``, this machine; ``slurm``, jobs through ``submitit``; or a mapping
-            with ``cluster``, ``jobs`` (the most at once) and parameters of ``submitit.AutoExecutor``, such as
+        margin: arms are equivalent if the main metric differs by less; default 0.01 for Dice.
+        validation_from_labels: validate on a fifth of the labels (at least one) instead of the validation list, which
+            would need extra labels. Pre-training on the training list has seen these images.
+        tune: ids of fine-tuning with values to try in every arm and number of labels, on the first seed: a mapping from
+            ids to lists, or text ``id=[...] id=[...]``. A text such as ``"x0.3"`` multiplies the arm's own value. The
+            best in validation is used for all seeds. True, or a number of trials, varies ``learning_rate`` over one
+            order of magnitude.
+        tune_trials: number of combinations to try, drawn once for all arms; default all.
+        folds: cross-validation: all items of the datalist are split by subject into this many parts. Each part is
+            tested once, by nets that validate on the next part and train on the others.
+        launcher: where to run: ``local``, this machine; ``slurm``, jobs through ``submitit``; or a mapping with
+            ``cluster``, ``jobs`` (the largest number at a time) and parameters of ``submitit.AutoExecutor``, such as
             ``slurm_partition``, ``timeout_min`` and ``gpus_per_node``.
-        patience: validations without a better one after which a fine-tuning ends; its steps are a cap then, the same in
-            all arms. Default: the bundle's own rule.
+        patience: a fine-tuning ends after this many validations without a better one; its steps are then a cap, the
+            same in all arms. Default: the bundle's own rule.
 
     Raises:
         CompareError: a value, file or name that does not exist or does not fit.
@@ -235,15 +234,15 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
             raise CompareError(f"Give --{name}" + (", or a settings file that has it." if name != "output" else "."))
 
     def place(name: str) -> Path:
-        """What relative paths of an option are relative to."""
+        """The folder that paths of an option are relative to."""
         return Path.cwd() if given.get(name) is not None else base
 
     bundle = find_bundle(merged["bundle"])
     if not (bundle / "configs" / "train.json").is_file():
-        raise CompareError(f"{bundle} is no bundle: it has no configs/train.json (--bundle).")
+        raise CompareError(f"{bundle} is not a bundle: it has no configs/train.json (--bundle).")
     equal = merged.get("equal", "steps")
     if equal not in EQUAL:
-        raise CompareError(f"--equal is {equal!r}; it has to be one of {', '.join(EQUAL)}.")
+        raise CompareError(f"--equal is {equal!r}; it must be one of {', '.join(EQUAL)}.")
     if equal == "epochs" and merged.get("steps") is not None:
         raise CompareError("--steps goes with --equal steps or time; with --equal epochs give --epochs.")
     if equal != "epochs" and merged.get("epochs") is not None:
@@ -251,7 +250,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
     fractions = tuple(sorted({_number(value, "fractions", 0, 1) for value in _list(merged.get("fractions", 1.0))}))
     labels = merged.get("labels")
     if labels is not None and merged.get("fractions") is not None:
-        raise CompareError("--fractions and --labels both say how much to train on: give one of them.")
+        raise CompareError("--fractions and --labels both set how much to train on: give only one of them.")
     result = Settings(
         bundle=bundle,
         output=Path(merged["output"]).absolute(),
@@ -301,7 +300,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
 
 
 def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, bases: tuple[Path, Path]) -> tuple[Arm, ...]:
-    """The arms asked for; a name alone that the settings file defines is meant so, with paths relative to that file."""
+    """The requested arms; a name that the settings file defines refers to that arm, with paths relative to the file."""
     entries = list(value.items()) if isinstance(value, Mapping) else [_split_arm(text) for text in _list(value)]
     arms = tuple(
         _arm(name, defined[name], bundle, bases[1])
@@ -323,16 +322,16 @@ def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, bases: tuple[Pat
         first = next((other for other in arms[:number] if other.name == arm.pretrain_from), None)
         if arm.pretrain_from is not None and (not arm.pretrain or first is None or not first.pretrain):
             raise CompareError(
-                f"Arm {arm.name!r}: `pretrain_from` names an arm with pre-training that stands before it, for an arm "
-                f"with `pretrain`; {arm.pretrain_from!r} is none."
+                f"Arm {arm.name!r}: `pretrain_from` must name an earlier arm with pre-training, in an arm with "
+                f"`pretrain`; {arm.pretrain_from!r} is not one."
             )
         if first is not None and first.pretrain_per_seed != arm.pretrain_per_seed:
             raise CompareError(f"Arms {first.name!r} and {arm.name!r}: set `pretrain_per_seed` for both or for none.")
         others = {*names, *defined} - {arm.name}
         if arm.against is not None and arm.against not in others:
             raise CompareError(
-                f"Arm {arm.name!r}: `against` names another arm, of {', '.join(sorted(others))}; "
-                f"{arm.against!r} is none."
+                f"Arm {arm.name!r}: `against` must name another arm, one of {', '.join(sorted(others))}; "
+                f"{arm.against!r} is not one."
             )
     return arms
 
@@ -344,7 +343,7 @@ def _split_arm(text: Any) -> tuple[str, Any]:
 
 def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
     if not re.fullmatch(r"[\w.-]+", name):
-        raise CompareError(f"An arm's name has letters, digits, '_', '-' and '.'; {name!r} has not.")
+        raise CompareError(f"An arm's name may only have letters, digits, '_', '-' and '.', unlike {name!r}.")
     if isinstance(content, Mapping):
         fields = [field for field in Arm.__dataclass_fields__ if field not in ("name", "network", "scores")]
         fields.append("reference")
@@ -457,7 +456,7 @@ def _devices(value: Any) -> tuple[str, ...]:
     devices = tuple(str(device) for device in _list("" if value is None else value)) or ("",)
     for device in devices:
         if device and not re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", device):
-            raise CompareError(f"--devices {device!r}: give numbers of GPUs, as in --devices 0,1.")
+            raise CompareError(f"--devices {device!r}: give numbers of GPUs, such as --devices 0,1.")
     return devices
 
 
@@ -477,7 +476,7 @@ OWN = {
     "model_path": "--arms",
     "output_dir": "--output",
     "pretrained_encoder": "--arms",
-    "resume": "nothing, an interrupted comparison goes on by itself",
+    "resume": "nothing, an interrupted comparison resumes by itself",
     "seed": "--seeds",
     "val_interval": "--validations",
 }
@@ -489,7 +488,8 @@ def _launcher(value: Any) -> dict[str, Any]:
         return {}
     if found.get("cluster") not in ("slurm", "local", "debug"):
         raise CompareError(
-            f"--launcher is {value!r}: give local or slurm, or in a settings file a mapping with `cluster` and more."
+            f"--launcher is {value!r}: give local or slurm, or in a settings file a mapping with `cluster` "
+            "and other keys."
         )
     if "jobs" in found:
         found["jobs"] = _whole(found["jobs"], "launcher jobs", 1)
@@ -506,14 +506,14 @@ def _tune(value: Any) -> dict[str, tuple[Any, ...]]:
     found = _overrides(value)
     for key, values in found.items():
         if not isinstance(values, (list, tuple)) or len(values) < 2:
-            raise CompareError(f"--tune: {key} needs a list of two or more values to try, as in {key}=[0.001,0.003].")
+            raise CompareError(f"--tune: {key} needs a list of two or more values to try, such as {key}=[0.001,0.003].")
     return {key: tuple(values) for key, values in found.items()}
 
 
 def _check_overrides_are_not_ours(settings: Settings) -> None:
     for arm in settings.arms:
         for key in (key for key in arm.override if not all(map(is_factor, settings.tune.get(key, ())))):
-            raise CompareError(f"Arm {arm.name!r} states {key!r}, which --tune chooses: leave it out of one of them.")
+            raise CompareError(f"Arm {arm.name!r} sets {key!r}, but --tune chooses it: leave it out of one of them.")
     for mapping in (settings.override, settings.tune, *(arm.override for arm in settings.arms)):
         split = [key for key in SPLIT if key in mapping and key != "split_seed"] if settings.folds else []
         if split:
@@ -571,16 +571,16 @@ def _number(value: Any, name: str, low: float, high: float) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise CompareError(f"--{name}: {value!r} is no number.") from None
+        raise CompareError(f"--{name}: {value!r} is not a number.") from None
     if not low < number <= high:
         most = "" if high == math.inf else f" and at most {high}"
-        raise CompareError(f"--{name}: {value} has to be above {low}{most}.")
+        raise CompareError(f"--{name}: {value} must be above {low}{most}.")
     return number
 
 
 def _whole(value: Any, name: str, low: int) -> int:
     if isinstance(value, bool) or not re.fullmatch(r"-?\d+", str(value)):
-        raise CompareError(f"--{name}: {value!r} is no whole number.")
+        raise CompareError(f"--{name}: {value!r} is not a whole number.")
     if int(value) < low:
         raise CompareError(f"--{name}: {value} is below {low}.")
     return int(value)

@@ -1,9 +1,9 @@
-"""How sure a difference between two arms is: two-way random effects of seeds and subjects, and verdicts over a report.
+"""Certainty of a difference between two arms: two-way random effects of seeds and subjects, and verdicts of a report.
 
-The difference of two arms in seed s and subject i is taken as ``d_si = mean + a_s + b_i + e_si``: the luck of a
-training, which all subjects share, what is particular to a subject, and a residual. With the mean squares of the table
-(Cornfield and Tukey, "Average values of mean squares in factorials", 1956) the variance of the mean over n seeds and m
-subjects is (MS_seeds + MS_subjects - MS_residual) / nm, which counts the residual once.
+The difference of two arms in seed s and subject i is modelled as ``d_si = mean + a_s + b_i + e_si``: the chance in a
+training, shared by all subjects; the effect of a subject; and a residual. With the mean squares of the table (Cornfield
+and Tukey, "Average values of mean squares in factorials", 1956) the variance of the mean over n seeds and m subjects is
+(MS_seeds + MS_subjects - MS_residual) / nm, which counts the residual once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Scores = Mapping[tuple[int, str], float]
 
 
 class Parts(NamedTuple):
-    """A table of differences in the numbers that its interval is made of; the mean squares may be arrays of draws."""
+    """The numbers of a table of differences that define its interval; the mean squares may be arrays of draws."""
 
     mean: Any
     seeds: int
@@ -53,7 +53,7 @@ class Parts(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Variances of a paired difference: of trainings, of subjects, and of what is left."""
+    """Variances of a paired difference: of trainings, of subjects, and of the residual."""
 
     seeds: float
     subjects: float
@@ -61,11 +61,11 @@ class Spread(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """An arm against another, paired by seed and subject.
+    """The difference of two arms, paired by seed and subject.
 
-    ``parts.mean`` is arm minus the other, whichever of higher and lower is better; ``better`` is the share of subjects
-    whose mean over seeds is better. ``interval`` (95 %) counts seeds and subjects, with one seed the subjects alone;
-    ``over_subjects`` says how the same models would do on other subjects. They are None where nothing varies.
+    ``parts.mean`` is arm minus other arm, for metrics of either direction. ``better`` is the share of subjects with a
+    better mean over seeds. ``interval`` (95 %) covers seeds and subjects, or only subjects with one seed.
+    ``over_subjects`` is the interval for the same models on other subjects. Both are None if nothing varies.
     """
 
     parts: Parts
@@ -78,8 +78,8 @@ class Difference(NamedTuple):
 class Verdict(NamedTuple):
     """``better``, ``worse``, ``equivalent``, ``undecided``, ``identical`` or ``incomplete``.
 
-    ``seeds`` is how many would decide an undecided one if mean and variances stayed as they are, None where not even
-    ``MOST_SEEDS`` would.
+    ``seeds`` is the number of seeds that would decide an undecided verdict with the same mean and variances; None if
+    even ``MOST_SEEDS`` would not.
     """
 
     text: str
@@ -87,7 +87,7 @@ class Verdict(NamedTuple):
 
 
 def compare_arms(arm: Scores, baseline: Scores, higher_is_better: bool) -> Difference | None:
-    """The paired difference of two arms, None where they share no finite score."""
+    """The paired difference of two arms; None if they share no finite score."""
     pairs = sorted(key for key in arm.keys() & baseline.keys() if math.isfinite(arm[key] - baseline[key]))
     if not pairs:
         return None
@@ -111,9 +111,9 @@ def _interval(parts: Parts) -> tuple[float, float] | None:
 
 
 def fill(table: np.ndarray) -> np.ndarray:
-    """A table whose missing values (NaN) are those that make the residual least (Yates, 1933): row + column - mean.
+    """Fill missing values (NaN) of a table so that the residual is smallest (Yates, 1933): row + column - mean.
 
-    What one training lacks is so no difference of the trainings, nor of the subjects.
+    So values missing from one training add no difference between trainings or subjects.
     """
     missing = np.isnan(table)
     filled = np.where(missing, np.nanmean(table), table)
@@ -124,9 +124,9 @@ def fill(table: np.ndarray) -> np.ndarray:
 
 
 def mean_squares(table: np.ndarray, imputed: int = 0) -> Parts:
-    """Mean and mean squares of differences (seeds, subjects); what has one level has none, which counts as 0.
+    """Mean and mean squares of differences (seeds, subjects); a factor with one level has none, which counts as 0.
 
-    Values that were ``imputed`` have no residual, so that each takes a degree of freedom from it.
+    ``imputed`` values have no residual, so each costs a degree of freedom.
     """
     n, m = table.shape
     mean, rows, columns = table.mean(), table.mean(1, keepdims=True), table.mean(0, keepdims=True)
@@ -142,15 +142,16 @@ def mean_squares(table: np.ndarray, imputed: int = 0) -> Parts:
 
 
 def half_width(parts: Parts, alpha: float = ALPHA) -> Any:
-    """Half the width of the interval of 1 - ``alpha``; arrays of mean squares give an array."""
+    """Half the width of the interval at level 1 - ``alpha``; arrays of mean squares give an array."""
     error, share = _error_and_share(parts)
     return _quantile(share, parts, alpha) * error
 
 
 def _error_and_share(parts: Parts) -> tuple[Any, Any]:
-    """Standard error of the mean, and the share in its square of the seeds or, if they are fewer, the subjects.
+    """Standard error of the mean, and the share of the factor with fewer levels (seeds or subjects) in its square.
 
-    The fewer count with their whole mean square, which holds the residual; the more with what theirs has above it.
+    The factor with fewer levels counts with its whole mean square, including the residual; the other only with its
+    excess over the residual.
     """
     sides = (parts.of_seeds, parts.of_subjects)
     fewer, more = (np.asarray(side, float) for side in (sides if parts.seeds <= parts.subjects else sides[::-1]))
@@ -160,12 +161,12 @@ def _error_and_share(parts: Parts) -> tuple[Any, Any]:
 
 
 def _quantile(share: Any, parts: Parts, alpha: float) -> Any:
-    """Student's quantiles of seeds and of subjects, averaged by the share of each in the variance.
+    """Student's quantiles of seeds and subjects, averaged by their shares in the variance.
 
     Cochran and Cox ("Experimental designs", 1950) take the plain share. Here it has an exponent, found by numerical
-    integration over all ratios of the variances: Satterthwaite's degrees of freedom, common elsewhere, cover 87 % in
-    place of 95 % with two seeds, since a training variance that comes out small by chance gets many of them; the plain
-    share covers up to 98 %. Below 5 % the exponent falls, since there the same chance weighs more.
+    integration over all ratios of the variances: Satterthwaite's degrees of freedom, common elsewhere, cover 87 %
+    instead of 95 % with two seeds, since a training variance that is small by chance gets many of them. The plain share
+    covers up to 98 %. Below 5 % the exponent falls, since the same chance has more effect there.
     """
     freedom = sorted(max(1, levels - 1) for levels in (parts.seeds, parts.subjects))
     fewer, more = -special.stdtrit(freedom, alpha / 2)  # Student's, many times faster than scipy.stats.t
@@ -192,19 +193,19 @@ def p_value(parts: Parts, shift: float = 0.0) -> float:
 
 
 def equivalence_p(parts: Parts, margin: float | None) -> float:
-    """p of two one-sided tests (Schuirmann, 1987) that the difference is ``margin`` or more; 1 without a margin."""
+    """p of two one-sided tests (Schuirmann, 1987) against a difference of ``margin`` or more; 1 without a margin."""
     if margin is None or abs(parts.mean) >= margin:
         return 1.0
     return max(p_value(parts, margin), p_value(parts, -margin)) / 2
 
 
 def judge(found: Sequence[Difference | None], margin: float | None, higher_is_better: bool) -> list[Verdict]:
-    """The verdicts of all comparisons of a report, of which 5 % of reports have a false one, not 5 % of verdicts.
+    """Verdicts on all comparisons of a report; 5 % of reports, not of verdicts, have a false one.
 
-    Each comparison asks two questions, whether there is a difference and whether it is below the margin. At most one
-    of the two claims can be false, so it stands in Holm's (1979) procedure once, with the smaller p. Where both hold,
-    it is ``equivalent``: a difference below the margin is one that does not matter. What is None is ``incomplete``, and
-    counts as a comparison.
+    Each comparison asks two questions, whether there is a difference and whether it is below the margin. At most one of
+    the two claims can be false, so a comparison enters Holm's (1979) procedure once, with the smaller p. If both hold,
+    it is ``equivalent``: a difference below the margin does not matter. None gives ``incomplete`` and counts as a
+    comparison.
     """
     questions = [(1.0, 1.0)] * len(found)
     for number, one in enumerate(found):
@@ -228,23 +229,23 @@ def judge(found: Sequence[Difference | None], margin: float | None, higher_is_be
 
 
 def variances(parts: Parts) -> Spread:
-    """Estimates of the three variances, none below zero; with one seed or one subject they cannot all be told apart."""
+    """Estimates of the three variances, at least zero; one seed or one subject cannot separate all of them."""
     of_seeds = max(0.0, (parts.of_seeds - parts.residual) / parts.subjects)
     of_subjects = max(0.0, (parts.of_subjects - parts.residual) / parts.seeds)
     return Spread(of_seeds, of_subjects, parts.residual)
 
 
 def expected(spread: Spread, seeds: int, subjects: int, mean: float = 0.0) -> Parts:
-    """The mean squares that these variances have on average."""
+    """Expected mean squares for these variances."""
     of_seeds = spread.residual + subjects * spread.seeds if seeds > 1 else 0.0
     of_subjects = spread.residual + seeds * spread.subjects if subjects > 1 else 0.0
     return Parts(mean, seeds, subjects, of_seeds, of_subjects, spread.residual if min(seeds, subjects) > 1 else 0.0)
 
 
 def seeds_to_decide(parts: Parts, margin: float | None, level: float = ALPHA) -> int | None:
-    """Seeds with which this difference and these variances would be decided at ``level``; None: not with 100.
+    """Number of seeds that would decide this difference with these variances at ``level``; None if 100 would not.
 
-    Of one seed the spread of trainings is not known: None as well.
+    With one seed the spread of trainings is unknown, so it is also None.
     """
     if parts.seeds == 1:
         return None
@@ -262,7 +263,7 @@ def seeds_to_decide(parts: Parts, margin: float | None, level: float = ALPHA) ->
 def draw(spread: Spread, seeds: int, subjects: int, draws: int = DRAWS, seed: int = 0) -> tuple[Parts, float]:
     """Mean squares of ``draws`` tables with these variances (mean 0), and the variance of their means.
 
-    Mean and mean squares of normal tables are independent of each other, so that no table is drawn.
+    Mean and mean squares of normal tables are independent, so no table is drawn.
     """
     random, (mean, n, m, *squares) = np.random.default_rng(seed), expected(spread, seeds, subjects)
     freedom = (n - 1, m - 1, (n - 1) * (m - 1))
@@ -272,20 +273,21 @@ def draw(spread: Spread, seeds: int, subjects: int, draws: int = DRAWS, seed: in
 
 
 def power(difference: float, spread: Spread, seeds: int, subjects: int, level: float = ALPHA) -> float:
-    """How often a true difference is told from zero at ``level`` (one comparison: 0.05); of 0: how often falsely."""
+    """How often a true difference is detected at ``level`` (0.05 for one comparison); for 0, how often falsely."""
     drawn, variance = draw(spread, seeds, subjects)
     half, error = half_width(drawn, level), math.sqrt(variance)
     return float(np.mean(stats.norm.sf((half - difference) / error) + stats.norm.cdf((-half - difference) / error)))
 
 
 def detectable(spread: Spread, seeds: int, subjects: int, level: float = ALPHA) -> float:
-    """The least true difference that is found in 80 % of the comparisons.
+    """The smallest true difference that is found in 80 % of comparisons.
 
     Raises:
-        ValueError: one seed, of which the interval leaves out the spread of trainings: false verdicts are no power.
+        ValueError: there is one seed: its interval leaves out the spread of trainings, and false verdicts are not
+            power.
     """
     if seeds < 2:
-        raise ValueError("one seed tells nothing of other trainings")
+        raise ValueError("one seed says nothing about other trainings")
     error = math.sqrt(draw(spread, seeds, subjects, 1)[1])
     if error == 0:
         return 0.0
@@ -296,7 +298,7 @@ def detectable(spread: Spread, seeds: int, subjects: int, level: float = ALPHA) 
 
 
 def mean_and_spread(scores: Scores) -> tuple[float, float | None, dict[int, float]]:
-    """Mean over seeds of the means over subjects, their standard deviation (None with one seed), and each seed's."""
+    """Mean over seeds of the means over subjects, their standard deviation (None with one seed), and all means."""
     seeds: dict[int, list[float]] = {}
     for (seed, _), value in scores.items():
         if math.isfinite(value):

@@ -1,4 +1,4 @@
-"""The tables of a comparison's output folder, read back and grouped for the report."""
+"""Read the tables of a comparison's output folder and group them for the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Tables", "plural", "span"]
 
 
 class Tables:
-    """What ``collect`` wrote into ``folder``."""
+    """The tables that ``collect`` wrote into ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -31,13 +31,13 @@ class Tables:
 
     @property
     def others(self) -> list[str]:
-        """Arms that are compared with the baseline."""
+        """Arms to compare with the baseline."""
         base, arms = self.about["baseline"], self.about["arms"]
         return [arm for arm in arms if arm != base and not arms[arm].get("reference")] if base else []
 
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
-        """Arms to compare: each with the baseline, then those that name another (of the report) with that one."""
+        """Pairs to compare: each arm with the baseline, then arms that name another arm of the report with that one."""
         named = [(arm, self.about["arms"][arm].get("against")) for arm in self.arms]
         base = [(arm, self.about["baseline"]) for arm in self.others]
         return base + [pair for pair in named if pair[1] in self.arms and pair not in base]
@@ -75,7 +75,7 @@ class Tables:
 
     @cached_property
     def labels(self) -> list[int]:
-        """Numbers of labels that were asked for, also those that no run has come to yet (not in folders of before)."""
+        """Requested numbers of labels, even without finished runs (except in older folders)."""
         there = {row["labels"] for row in self.subjects}
         return sorted(there | {int(labels) for labels in self.about.get("labelled", ())}) if there else []
 
@@ -93,13 +93,13 @@ class Tables:
     def difference(
         self, pair: tuple[str, str], labels: int, metric: str = "", structure: str = "mean"
     ) -> Difference | None:
-        """Of two arms in a metric, by default the main one; None where they share no score."""
+        """Difference of two arms in a metric, by default the main one; None if they share no score."""
         metric = metric or self.main_metric
         first, second = (self.scores(arm, labels, metric, structure) for arm in pair)
         return compare_arms(first, second, self.metrics.get(metric) == "higher")
 
     def missing_seeds(self, arm: str, labels: int) -> list[int]:
-        """Seeds of the comparison that have no score of the main metric, or not of all folds."""
+        """Seeds of the comparison without a score of the main metric in all folds."""
         there = {seed for (seed, _), value in self.scores(arm, labels, self.main_metric).items() if value == value}
         if self.about.get("folds"):
             fractions = {row["fraction"] for row in self.subjects if row["labels"] == labels}
@@ -109,7 +109,7 @@ class Tables:
 
     @cached_property
     def verdicts(self) -> dict[tuple[tuple[str, str], int], Verdict]:
-        """Of each pair and number of labels, all in one family; an arm that lacks a seed has none."""
+        """Verdict for each pair and number of labels, all in one family; an arm that lacks a seed has none."""
         keys = [(pair, labels) for labels in self.labels for pair in self.pairs]
         found = [
             None if any(self.missing_seeds(arm, labels) for arm in pair) else self.difference(pair, labels)
@@ -119,7 +119,7 @@ class Tables:
         return dict(zip(keys, judged, strict=True))
 
     def labelled(self, labels: int) -> str:
-        """How many labels that many really took; with the subjects where one has several scans."""
+        """Text for a number of labels: how many were really used, and subjects if one has several scans."""
         training, validation = self.about["labelled"][str(labels)]  # keys of JSON are texts
         counts = (self.about.get("training_subjects") or {}).get(str(labels))
         people = f" ({span(counts)} {plural(counts[-1], 'subject')})" if counts else ""
@@ -127,10 +127,10 @@ class Tables:
 
     @cached_property
     def last_thirds(self) -> dict[tuple[str, int], float]:
-        """Arm and number of labels -> how much the main metric rose in validation over the last third of fine-tuning.
+        """Arm and number of labels -> rise of the main metric in validation over the last third of fine-tuning.
 
-        It is the slope of a line through the last third, times its length, as a mean over seeds; above zero is better.
-        Curves of fewer than nine validations are left out: two points tell no slope.
+        It is the slope of a line through the last third times its length, averaged over seeds; above zero is better.
+        Curves with fewer than nine validations are left out: two points give no reliable slope.
         """
         sign = 1 if self.metrics[self.main_metric] == "higher" else -1
         labels = {row["fraction"]: row["labels"] for row in self.subjects}
@@ -148,7 +148,7 @@ class Tables:
         return found
 
     def stopped(self, arm: str, labels: int) -> tuple[int, int]:
-        """Fine-tunings that patience ended before their cap of steps, and all that are done."""
+        """Number of fine-tunings that patience ended before the cap of steps, and of all finished ones."""
         fractions = {row["fraction"] for row in self.subjects if row["labels"] == labels}
         done = [
             row
@@ -162,11 +162,11 @@ class Tables:
 
     @cached_property
     def trials(self) -> list[dict[str, Any]]:
-        """What the trials of ``--tune`` came to, with their ``values`` by id."""
+        """Results of the trials of ``--tune``, with their ``values`` by id."""
         return [{**row, "values": json.loads(row["values"])} for row in self.rows("tune")]
 
     def pretraining_seconds(self, arm: str) -> float:
-        """What one pre-training of an arm took, with that of the arm it starts from; 0 where there was none."""
+        """Seconds of one pre-training of an arm, including that of the arm it starts from; 0 if there was none."""
         spent = 0.0
         while arm:
             own = [row["seconds"] for row in self.rows("costs") if row["arm"] == arm and row["stage"] == "pretrain"]
@@ -176,16 +176,16 @@ class Tables:
 
     @property
     def made_elsewhere(self) -> list[str]:
-        """Arms from encoder files that this comparison did not make, so that nobody knows what they cost."""
+        """Arms from encoder files that this comparison did not make; their cost is unknown."""
         return [name for name, arm in self.about["arms"].items() if arm.get("made_elsewhere")]
 
     @cached_property
     def predictions(self) -> list[dict[str, Any]]:
-        """Predicted and true numbers of scans, for tasks whose target is one."""
+        """Predicted and true numbers of scans, for tasks that predict a number."""
         return [row for row in self.rows("predictions") if not math.isnan(row["truth"])]
 
     def examples(self) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
-        """Subject, and its entry of each arm."""
+        """Subject, and its entry for each arm."""
         path = self.folder / "examples.json"
         entries = read_json(path, [])
         for subject in dict.fromkeys(entry["subject"] for entry in entries):

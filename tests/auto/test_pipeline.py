@@ -92,7 +92,7 @@ def test_what_cannot_be_done_is_said_before_anything_is(folders, tmp_path):
     scans, masks, out = folders / "scans", folders / "masks", tmp_path / "out"
     with pytest.raises(PlanError, match="--hours is 0; give a number above 0"):
         run(scans, masks, out, hours=0)
-    with pytest.raises(PlanError, match="is no bundle"):
+    with pytest.raises(PlanError, match="is not a bundle"):
         run(scans, masks, out, bundle=tmp_path)
     out.mkdir()
     with FileLock(out / ".lock"), pytest.raises(PlanError, match="Another run is working in"):

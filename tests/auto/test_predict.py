@@ -70,7 +70,7 @@ def test_cases_that_fit_get_masks_and_the_others_a_reason(packed, images, tmp_pa
         ("d", "done"),
     ]
     assert exit_status(found) == 1
-    assert "Hounsfield" in found[1].reason and found[1].reason.endswith("take this one all the same with --force.")
+    assert "Hounsfield" in found[1].reason and found[1].reason.endswith("accept this one with --force.")
     assert str(images / "c.nii.gz") in found[2].reason
     assert found[0].source == (images / "a.nii.gz",)
     for one in found[::3]:

@@ -22,16 +22,19 @@ WORDS = ["--bundle", BUNDLE, "--arms", "scratch", "--output", "out"]
         (["--config-files=x"], "There is no option --config_files; did you mean --config_file?"),
         (
             ["--label_scheme", "dlmuse"],
-            "--label_scheme is no option but an id of the bundle's config: use `--override label_scheme=dlmuse`.",
+            "--label_scheme is not an option but an id of the bundle's config: use `--override label_scheme=dlmuse`.",
         ),
         (
             ["--train#dataloader#batch_size=4"],
-            "--train#dataloader#batch_size is no option but an id of the bundle's config: use "
+            "--train#dataloader#batch_size is not an option but an id of the bundle's config: use "
             "`--override 'train#dataloader#batch_size=4'`.",
         ),
-        (["--num_workers", "0"], "--num_workers is no option but an id of the bundle's config: use "),
-        (["--pretext", "x"], "--pretext is no option but an id of the bundle's config: use `--pretrain_override pre"),
-        (["--max_epochs", "3"], "--max_epochs is no option; the comparison sets this id by itself: use --steps, --ep"),
+        (["--num_workers", "0"], "--num_workers is not an option but an id of the bundle's config: use "),
+        (
+            ["--pretext", "x"],
+            "--pretext is not an option but an id of the bundle's config: use `--pretrain_override pre",
+        ),
+        (["--max_epochs", "3"], "--max_epochs is not an option; the comparison sets this id itself: use --steps, --ep"),
         (
             ["--label_schem", "dlmuse"],
             "There is no option --label_schem; did you mean `--override label_scheme=dlmuse`?",

@@ -132,7 +132,7 @@ def test_a_scan_that_is_held_out_is_refused_in_pretraining(plan, cohort, tmp_pat
     (tmp_path / "pool.json").write_text(json.dumps(content))
     leak = {"datalist": str(tmp_path / "pool.json")}
     with pytest.raises(
-        CompareError, match=rf"'mae': \S*{Path(test).name} of the pre-training list stands in the test list"
+        CompareError, match=rf"'mae': \S*{Path(test).name} of the pre-training list is also in the test list"
     ):
         plan(labels="1", pretrain_override=leak)
     assert runs(plan(labels="1", pretrain_override=leak, transductive=True), "pretrain")
@@ -156,7 +156,7 @@ def test_an_arm_with_lists_of_its_own_is_compared_with_these(plan, cohort):
     folds = {"data#num_folds": 4}
     arms = {"scratch": None, "mae": {"pretrain": [], "override": {"fold": 2}, "pretrain_override": {"fold": 1}}}
     given = {"labels": "1", "arms": arms, "override": {"fold": 1, **folds}, "pretrain_override": {**same, **folds}}
-    with pytest.raises(CompareError, match=r"'mae': \S+ of the pre-training list stands in the validation list"):
+    with pytest.raises(CompareError, match=r"'mae': \S+ of the pre-training list is also in the validation list"):
         plan(**given)
     found = plan(**given, transductive=True)
     assert {run.override["transductive"] for run in runs(found, "train") + runs(found, "evaluate")} == {True}
@@ -190,7 +190,7 @@ def test_another_scan_of_a_held_out_subject_is_refused_in_pretraining(plan, coho
     try:
         (cohort / "heads.json").write_text(json.dumps({"training": [*content["training"], moved]}))
         with pytest.raises(
-            CompareError, match=rf"{moved['image']} of the pre-training list is of the subject of \S+ in"
+            CompareError, match=rf"{moved['image']} of the pre-training list belongs to the subject of \S+ in"
         ):
             plan(labels="1", pretrain_override=heads | {"validate#dataset#data": []})
     finally:
@@ -266,7 +266,7 @@ def test_a_reference_is_a_network_or_scores(plan, tmp_path):
     assert {(row["arm"], row["metric"], row["structure"]) for row in rows} == {("published", "val_mean_dice", "mean")}
     assert plan(arms=f"scratch,published={table}", labels="1").settings.arms[1].scores == str(table)
     table.write_text("subject,value\na,good\n")
-    with pytest.raises(CompareError, match=r"published.csv, line 2: value, seed or labels is no number"):
+    with pytest.raises(CompareError, match=r"published.csv, line 2: value, seed or labels is not a number"):
         list(reference_rows(found.settings.arms[-1], found))
     for wrong, sentence in (
         ({"reference": {"net": []}}, "`reference` is a CSV file, or a mapping"),
@@ -365,8 +365,11 @@ def test_a_schedule_lies_over_the_files_of_its_arms_fine_tuning(plan, tmp_path):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"fractions": "0.3,0.34,1"}, "of 3 training items two keep the same number (0.3: 1, 0.34: 1, 1.0: 3)"),
-        ({"processes": 2}, "--processes 2: every process needs a validation item, and there are 1"),
+        (
+            {"fractions": "0.3,0.34,1"},
+            "two shares keep the same number of the 3 training items (0.3: 1, 0.34: 1, 1.0: 3)",
+        ),
+        ({"processes": 2}, "--processes 2: every process needs a validation item, but there are only 1"),
         ({"labels": "4"}, "--labels 4: the training list has 3 items"),
         ({"dataset_dir": "/nowhere"}, "No dataset folder at /nowhere"),
         ({"overlay": {"metrics": None}}, "state no `metrics`"),
@@ -478,7 +481,7 @@ def test_a_second_stage_starts_from_the_arm_before(cohort, tmp_path):
         for arm in ("exemplar", "both"):
             assert [run.seed for run in runs(found, "pretrain", arm=arm)] == seeds
     assert runs(found, "pretrain", arm="both", seed=1)[0].inputs[0].parent.name == "seed-1"
-    with pytest.raises(CompareError, match=r"'both': `pretrain_from` names an arm .* stands before it"):
+    with pytest.raises(CompareError, match=r"'both': `pretrain_from` must name an earlier arm"):
         make(arms=dict(reversed(arms.items())))
     with pytest.raises(CompareError, match="set `pretrain_per_seed` for both or for none"):
         make(arms={**arms, "both": {**arms["both"], "pretrain_per_seed": True}})

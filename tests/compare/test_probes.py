@@ -326,7 +326,7 @@ def test_masks_of_one_class(probe, content, cohort, tmp_path):
     mask = nib.load(cohort / content["training"][0]["label"])
     nib.save(nib.Nifti1Image(np.zeros(mask.shape, np.uint8), mask.affine), tmp_path / "empty.nii.gz")
     content["training"] = [content["training"][0] | {"label": str(tmp_path / "empty.nii.gz")}]
-    with pytest.raises(ValueError, match=r"'label' of all training items of .*datalist\.json has one class only"):
+    with pytest.raises(ValueError, match=r"'label' of all training items of .*datalist\.json has only one class"):
         probe("label", content)
 
 

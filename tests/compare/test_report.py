@@ -134,8 +134,8 @@ def test_outcome_says_what_was_found_and_what_not(folder):
     assert lines[0].startswith("- With 1 training + 4 validation labels, mae against scratch: **better** (mean Dice 0.")
     assert lines[1].startswith("- With 5 training + 4 validation labels, mae against scratch: **undecided** (")
     assert " seeds would decide it" in lines[1]
-    assert "5 % false ones a report by Holm's procedure over 2 comparisons" in text
-    assert '"Equivalent" means a difference surely below 0.01.' in text
+    assert "Holm's procedure over 2 comparisons limits false verdicts" in text
+    assert '"Equivalent" means that the difference is shown to be below 0.01.' in text
     assert "3 seeds, 10 subjects" in lines[0]
     assert "All seeds of mae start from one pre-training" in text
     assert "| 10 min |" in text and "| 50 s (16 steps) | 3 |" in text and "2.0 GiB" in text
@@ -218,7 +218,7 @@ def test_failures_have_their_reason_and_interrupted_runs_are_named(folder):
         file.write("mae,train,0.5,2,failed,3,,16,runs/x,the mask of x.nii.gz has a label 9 (see train.log)\n")
         file.write("mae,evaluate,0.5,2,missing,,,,runs/x,\n")
     text = write_report(folder).read_text()
-    section = text.split("## Runs that are not done")[1].split("##")[0]
+    section = text.split("## Unfinished runs")[1].split("##")[0]
     assert "train, mae, fraction 0.5, seed 2: failed. the mask of x.nii.gz has a label 9 (see train.log)" in section
     assert "evaluate, mae, fraction 0.5, seed 2: missing. not started yet" in section
 
@@ -248,7 +248,7 @@ def test_only_the_main_metric_has_verdicts(folder):
     heads = [line for line in text.splitlines() if line.startswith("| labels | difference")]
     assert [head.endswith("| verdict |") for head in heads] == [True, False]
     assert text.count("better |") == 3  # two heads, and one verdict
-    assert "Other metrics and single structures are described and not judged." in text
+    assert "Other metrics and single structures are described but not judged." in text
 
 
 def test_a_pretraining_that_may_have_seen_test_scans_is_said_first(folder):
@@ -263,8 +263,8 @@ def test_what_an_encoder_file_cost_is_not_known(folder):
     about["arms"]["mae"]["made_elsewhere"] = True
     (folder / "comparison.json").write_text(json.dumps(about))
     text = write_report(folder).read_text()
-    assert "| mae | not known (an encoder file) |" in text and "| scratch | - |" in text
-    assert "but that of mae: not known" in learning_curves(Tables(folder)).axes[1].get_xlabel()
+    assert "| mae | unknown (an encoder file) |" in text and "| scratch | - |" in text
+    assert "unknown for mae" in learning_curves(Tables(folder)).axes[1].get_xlabel()
 
 
 def test_memory_of_gpus_has_a_column_where_there_was_one(folder):
@@ -282,7 +282,7 @@ def test_one_seed_is_called_what_it_is(folder):
     (folder / "comparison.json").write_text(json.dumps(about))
     text = write_report(folder).read_text()
     assert "**better between these two models**" in text and "the spread of trainings is unknown" in text
-    assert "The intervals count the spread of subjects, each at 95 %" in text
+    assert "Each 95 % interval covers the spread of subjects" in text
 
 
 def keep_subjects(folder, count, seeds):
@@ -295,7 +295,7 @@ def keep_subjects(folder, count, seeds):
 def test_one_score_of_one_seed_is_undecided(folder):
     keep_subjects(folder, 1, 1)
     text = write_report(folder).read_text()
-    assert "**undecided** (one seed tells nothing of other trainings, mean Dice" in text
+    assert "**undecided** (one seed says nothing about other trainings, mean Dice" in text
 
 
 @pytest.mark.parametrize(
@@ -412,5 +412,5 @@ def test_runs_of_several_states_of_the_code_are_said_first(folder):
     for states, said in ((["a", "a"], False), (["a", "b"], True)):
         about["packages"] = [{"torch": "2.13.0", "common": state} for state in states]
         (folder / "comparison.json").write_text(json.dumps(about))
-        found = "## Outcome\n\n- The runs were made by several states" in write_report(folder).read_text()
+        found = "## Outcome\n\n- The runs were made with several versions" in write_report(folder).read_text()
         assert found is said

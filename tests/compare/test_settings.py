@@ -111,7 +111,7 @@ def test_settings_that_the_bundles_ship(path, tmp_path):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"bundle": "/nowhere"}, "/nowhere is no bundle: it has no configs/train.json"),
+        ({"bundle": "/nowhere"}, "/nowhere is not a bundle: it has no configs/train.json"),
         ({"arms": "scratch,simclr"}, "Unknown arm 'simclr'. Known to pretrain_once: scratch, pretrain_once"),
         ({"arms": "scratch,scratch"}, "names 'scratch' twice"),
         ({"arms": "a/b=scratch"}, "'a/b' has not"),
@@ -124,10 +124,10 @@ def test_settings_that_the_bundles_ship(path, tmp_path):
         ),
         ({"arms": {"x": {"schedule": "/none.json"}}}, "No config file /none.json"),
         ({"arms": ""}, "--arms is empty"),
-        ({"fractions": "0.5,2"}, "--fractions: 2 has to be above 0 and at most 1"),
+        ({"fractions": "0.5,2"}, "--fractions: 2 must be above 0 and at most 1"),
         ({"fractions": "0.5", "labels": "3"}, "give one of them"),
         ({"labels": "0"}, "--labels: 0 is below 1"),
-        ({"seeds": "0.5"}, "--seeds: '0.5' is no whole number"),
+        ({"seeds": "0.5"}, "--seeds: '0.5' is not a whole number"),
         ({"equal": "luck"}, "one of steps, epochs, time"),
         ({"equal": "epochs", "steps": 3}, "--steps goes with"),
         ({"epochs": 3}, "--epochs goes with --equal epochs"),
@@ -172,7 +172,9 @@ def test_an_arm_names_another_to_be_compared_with(tmp_path):
     assert both.arms[1].against == "short"
     for wrong in ("shrot", "long"):
         file.write_text(json.dumps({"bundle": str(BUNDLE), "arms": arms | {"long": {"against": wrong}}}))
-        with pytest.raises(CompareError, match=f"'long': `against` names another arm, of scratch, short; '{wrong}'"):
+        with pytest.raises(
+            CompareError, match=f"'long': `against` must name another arm, one of scratch, short; '{wrong}'"
+        ):
             read_settings(str(file), output=str(tmp_path / "out"))
 
 

@@ -222,7 +222,7 @@ def test_files_of_batch_norms_do_not_fill_groups(tmp_path, caplog):
         load_encoder(small(norm="group"), tmp_path / "x.safetensors")
     caplog.clear()
     load_encoder(small(output_stride=32), tmp_path / "x.safetensors")
-    assert "made with dilations [2, 4], this one has [1, 1]" in caplog.text
+    assert "made with dilations [2, 4], but this one has [1, 1]" in caplog.text
 
 
 def test_stride_32_has_strides_for_dilations():

@@ -204,5 +204,5 @@ def test_a_state_of_other_settings_is_refused():
     schedule(power=0.9, warmup=0.2).load_state_dict(state)
     with pytest.raises(ValueError, match=r"with power 0\.9, but this one has 1\.0"):
         schedule(power=1.0, warmup=0.2).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"with warmup 0\.2, this one has 0\.1"):
+    with pytest.raises(ValueError, match=r"with warmup 0\.2, but this one has 0\.1"):
         schedule(power=0.9, warmup=0.1).load_state_dict(state)

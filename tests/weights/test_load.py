@@ -342,7 +342,7 @@ def test_small_layers_that_do_not_fit_are_refused(path):
 def test_another_scope_of_the_norm_is_warned_of(path):
     save_encoder(views(norm_scope="volume"), path, {})
     (warning,) = load_encoder(views(norm_scope="slice"), path).warnings
-    assert "made with norm_scope volume, this one has slice." in warning
+    assert "made with norm_scope volume, but this one has slice." in warning
 
 
 TWO = {"brain": (1.0, 1.0, 1.0), "liver": (2.0, 2.0, 3.0)}
@@ -420,8 +420,8 @@ def test_what_one_side_does_not_say_is_no_difference(path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"num_heads": 2}, "made with num_heads 3, this one has 2."),
-        ({"norm_eps": 1e-6}, "made with norm_eps 1e-05, this one has 1e-06."),
+        ({"num_heads": 2}, "made with num_heads 3, but this one has 2."),
+        ({"norm_eps": 1e-6}, "made with norm_eps 1e-05, but this one has 1e-06."),
     ],
 )
 def test_differences_that_no_shape_shows_are_warned_of(path, arguments, sentence):
@@ -445,7 +445,7 @@ def test_another_patch_merging_is_warned_of(path):
 
     save_encoder(swin(downsample=LegacyPatchMerging), path, {})
     (warning,) = load_encoder(swin(), path).warnings
-    assert "made with patch_merging LegacyPatchMerging, this one has PatchMerging." in warning
+    assert "made with patch_merging LegacyPatchMerging, but this one has PatchMerging." in warning
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64])

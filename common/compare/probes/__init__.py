@@ -1,10 +1,10 @@
-"""What a frozen encoder's features tell without fine-tuning: ``python -m common.compare.probes``.
+"""Judge a frozen encoder's features without fine-tuning: ``python -m common.compare.probes``.
 
-A probe is a simple predictor on features that stay as they are (Alain and Bengio, "Understanding intermediate layers
-using linear classifier probes", arXiv:1610.01644, 2016). Two are fitted on the training list and judged on the test
-list: a linear model and the nearest neighbours, the pair that Caron et al. (ICCV 2021, section 3.2) evaluate with; the
-neighbours' votes are not weighted here. Nothing in the encoder changes, so that a difference between two encoders lies
-in what their pre-training has put into the features.
+A probe is a simple predictor on fixed features (Alain and Bengio, "Understanding intermediate layers using linear
+classifier probes", arXiv:1610.01644, 2016). Two are fitted on the training list and judged on the test list: a linear
+model and the nearest neighbours, the pair that Caron et al. (ICCV 2021, section 3.2) evaluate with; the neighbours'
+votes are not weighted here. The encoder does not change, so a difference between two encoders comes from the features
+that pre-training gave them.
 """
 
 from .features import pooled_features, voxel_features

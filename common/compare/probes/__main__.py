@@ -24,7 +24,7 @@ def main(
     test_voxels: int = 4000,
     **overrides: Any,
 ) -> None:
-    """Judge the frozen encoder of a bundle's train.json by how well simple predictors on its features do.
+    """Judge the frozen encoder of a bundle's train.json by simple predictors on its features.
 
     Any further --id value overrides an id of the config: --pretrained_encoder encoder.safetensors (without it the
     encoder is random), --dataset_dir, --seed, and nested ids with #.
@@ -33,10 +33,10 @@ def main(
         config_file: train.json and overlays, as "['a.json','b.json']".
         target: label, or another key of the datalist's items, such as age or diagnosis.
         output: JSON file to write.
-        kind: class or number, where the target's values leave it open.
+        kind: class or number, if the target's values do not decide it.
         neighbours: number of nearest neighbours.
-        training_voxels: voxels a training volume, for label images.
-        test_voxels: voxels a test volume, for label images.
+        training_voxels: voxels per training volume, for label images.
+        test_voxels: voxels per test volume, for label images.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     record_gpu_peak()

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 def pooled_features(encoder: nn.Module, image: torch.Tensor) -> torch.Tensor:
     """Mean over the grid of every map of an encoder, one vector per volume.
 
-    All maps, because pre-training methods leave what is of use at different depths (the last blocks of a masked
-    autoencoder serve its reconstruction), and the decoder of a segmentation net, too, is given all of them.
+    It uses all maps, because useful features lie at different depths for different pre-training methods (the last
+    blocks of a masked autoencoder serve its reconstruction). The decoder of a segmentation net also gets all maps.
 
     Args:
-        encoder: module that returns a list of maps (B, C_i, *grid_i). It is run in eval mode and without gradients,
-            and is afterwards in the mode it was in.
+        encoder: module that returns a list of maps (B, C_i, *grid_i). It runs in eval mode and without gradients;
+            its mode is restored afterwards.
         image: (B, C, *spatial), of a size and on the device that the encoder takes.
 
     Returns:
@@ -34,12 +34,12 @@ def voxel_features(encoder: nn.Module, image: torch.Tensor, index: torch.Tensor)
     """Features of every map of an encoder at chosen voxels of one volume, interpolated linearly along each axis.
 
     The centre of a map's cell i lies where its stride s puts it, at the voxel coordinate (i + 0.5) s - 0.5; beyond the
-    outermost centres the outermost cell counts. Only the chosen points are interpolated, never a whole map, so that
-    memory grows with their number and not with the volume.
+    outermost centres the outermost cell counts. Only the chosen points are interpolated, so memory grows with their
+    number, not with the volume.
 
     Args:
-        encoder: module that returns a list of maps (1, C_i, *grid_i) and states their ``strides``. It is run in eval
-            mode and without gradients, and is afterwards in the mode it was in.
+        encoder: module that returns a list of maps (1, C_i, *grid_i) and states their ``strides``. It runs in eval
+            mode and without gradients; its mode is restored afterwards.
         image: one volume (1, C, *spatial), 2-D or 3-D, of a size and on the device that the encoder takes.
         index: (V, dimensions), voxel coordinates in the order of the spatial axes.
 
@@ -47,7 +47,7 @@ def voxel_features(encoder: nn.Module, image: torch.Tensor, index: torch.Tensor)
         (V, F), F the sum of the maps' channels, float32.
 
     Raises:
-        ValueError: more than one volume, or coordinates of another number of axes.
+        ValueError: there is more than one volume, or coordinates have another number of axes.
     """
     dimensions = image.ndim - 2
     if len(image) != 1 or index.ndim != 2 or index.shape[1] != dimensions:
@@ -74,7 +74,7 @@ def voxel_features(encoder: nn.Module, image: torch.Tensor, index: torch.Tensor)
 
 @contextlib.contextmanager
 def _frozen(encoder: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients, so that neither weights nor the statistics of batch norms change."""
+    """Eval mode without gradients, so neither weights nor batch-norm statistics change."""
     modes = {module: module.training for module in encoder.modules()}
     encoder.eval()
     try:
@@ -86,5 +86,5 @@ def _frozen(encoder: nn.Module) -> Iterator[None]:
 
 
 def plain_tensor(volume: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32 without the metadata of MONAI's transforms, which would pass through an encoder."""
+    """The tensor in float32 without MONAI's metadata, which would pass through an encoder."""
     return (volume.as_tensor() if hasattr(volume, "as_tensor") else volume).float()

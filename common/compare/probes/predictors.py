@@ -1,4 +1,4 @@
-"""The two predictors on features, and how their predictions are judged."""
+"""The two predictors on features, and the metrics of their predictions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_STEPS = 100  # of the logistic regression; a bound on its time
 
 
 class Prediction(NamedTuple):
-    """What a probe says about the test rows."""
+    """A probe's predictions for the test rows."""
 
     values: np.ndarray  # (M,), classes or numbers
     classes: np.ndarray  # (K,), sorted, those of the training rows; none where numbers are predicted
@@ -30,7 +30,7 @@ def knn_probe(features: np.ndarray, targets: np.ndarray, test_features: np.ndarr
         features: training rows (N, F).
         targets: (N,); floating-point numbers are predicted as numbers, anything else as classes.
         test_features: (M, F); standardised with the training rows' mean and standard deviation.
-        k: number of neighbours, all N where there are fewer.
+        k: number of neighbours; all N if there are fewer.
     """
     train, test = _standardised(features, test_features)
     settings: Any = {"n_neighbors": min(k, len(train)), "metric": "cosine", "algorithm": "brute"}
@@ -42,9 +42,9 @@ def knn_probe(features: np.ndarray, targets: np.ndarray, test_features: np.ndarr
 def linear_probe(features: np.ndarray, targets: np.ndarray, test_features: np.ndarray) -> Prediction:
     """Linear model on standardised features: multinomial logistic regression, or ridge regression for numbers.
 
-    The logistic regression has scikit-learn's L2 penalty (C = 1), ends after 100 steps at the latest, and does not
-    weigh classes: accuracy counts items as they come, the area under the ROC curve does not depend on it, and voxels
-    are sampled with balance. The ridge penalty is the one of 10^-2 ... 10^6 with the least leave-one-out error.
+    The logistic regression has scikit-learn's L2 penalty (C = 1), runs at most 100 steps, and does not weight classes:
+    accuracy counts all items alike, the area under the ROC curve does not depend on class weights, and voxels are
+    sampled with balance. The ridge penalty is the one of 10^-2 ... 10^6 with the least leave-one-out error.
 
     Args:
         features: training rows (N, F), of at least two classes.
@@ -62,13 +62,12 @@ def linear_probe(features: np.ndarray, targets: np.ndarray, test_features: np.nd
 def classification_metrics(prediction: Prediction, truth: np.ndarray) -> dict[str, float]:
     """``accuracy`` and ``auc`` of predicted classes.
 
-    ``auc`` is the area under the ROC curve, of each class against the rest and averaged over those training classes
-    that some test rows have and some have not; for two classes this is the usual area. Left out where there is no such
-    class.
+    ``auc`` is the area under the ROC curve of each class against the rest, averaged over training classes that some but
+    not all test rows have. For two classes this is the usual area. It is left out if there is no such class.
 
     Args:
-        prediction: of the test rows.
-        truth: their classes (M,); one that no training row has counts as mistaken.
+        prediction: predictions for the test rows. truth: their classes (M,); a class without a training row counts as
+            an error.
     """
     metrics = {"accuracy": float(np.mean(prediction.values == truth))}
     areas = [
@@ -82,12 +81,11 @@ def classification_metrics(prediction: Prediction, truth: np.ndarray) -> dict[st
 def regression_metrics(prediction: Prediction, truth: np.ndarray) -> dict[str, float]:
     """``mae``, the mean absolute error in the target's unit, and ``r2``, the coefficient of determination.
 
-    ``r2`` compares with the mean of the test rows, so it is below 0 where the probe does worse than that; left out
-    where all test rows have the same number.
+    ``r2`` compares with the mean of the test rows, so it is below 0 if the probe does worse than that. It is left out
+    if all test rows have the same number.
 
     Args:
-        prediction: of the test rows.
-        truth: their numbers (M,).
+        prediction: predictions for the test rows. truth: their numbers (M,).
     """
     metrics = {"mae": float(np.mean(np.abs(prediction.values - truth)))}
     return metrics | ({"r2": float(r2_score(truth, prediction.values))} if len(np.unique(truth)) > 1 else {})
@@ -99,7 +97,7 @@ def dice_of_voxels(prediction: Prediction, truth: np.ndarray, num_classes: int) 
     A class that neither the truth nor the prediction has is left out.
 
     Args:
-        prediction: of the voxels.
+        prediction: predictions for the voxels.
         truth: their classes (M,), from 0 to ``num_classes`` - 1.
         num_classes: number of classes with background.
     """

@@ -1,4 +1,4 @@
-"""Probes of a bundle's encoder: its config is read, features are taken, predictors fitted and judged."""
+"""Probe a bundle's encoder: read its config, compute features, fit predictors and judge them."""
 
 from __future__ import annotations
 
@@ -41,40 +41,40 @@ def run_probes(
     training_voxels: int = 2000,
     test_voxels: int = 4000,
 ) -> dict[str, Any]:
-    """Fit both probes on the training list of a bundle's ``train.json`` and write what they reach on the test list.
+    """Fit both probes on the training list of a bundle's ``train.json`` and write their scores on the test list.
 
-    From the config come ``encoder``, ``pretrained_encoder``, ``data``, ``validate#preprocessing``, ``roi_size``,
+    The config gives ``encoder``, ``pretrained_encoder``, ``data``, ``validate#preprocessing``, ``roi_size``,
     ``num_classes`` (for label images), ``device`` and ``seed``, which decides the random encoder and the voxels. Images
-    are then cropped or padded with 0 around their centre to ``roi_size``, since a ViT takes one size; what lies outside
-    of it is neither seen nor judged.
+    are then cropped or padded with 0 around their centre to ``roi_size``, since a ViT takes one size; voxels outside
+    are neither seen nor judged.
 
-    Label images are predicted voxel by voxel. For training, at most ``training_voxels`` of each volume are drawn, as
-    many of each of its classes as there are; of each test volume, at most ``test_voxels`` of the cropped volume without
+    Label images are predicted voxel by voxel. For training, at most ``training_voxels`` of each volume are drawn,
+    balanced over its classes as far as possible. Of each cropped test volume, at most ``test_voxels`` are drawn without
     balance, the same ones for every encoder with the same seed. The result is the Dice of sampled voxels: it compares
-    encoders, and is no substitute for the Dice of a segmentation. Long lists give fewer voxels per volume, so that all
-    together are at most 20,000 and 40,000.
+    encoders but is no substitute for the Dice of a segmentation. Long lists give fewer voxels per volume, so the totals
+    are at most 20,000 and 40,000.
 
     Args:
         config_files: a bundle's ``train.json`` and overlays, later ones win.
         overrides: values by config id, nested ids with ``#``.
-        target: "label", or another key of the datalist's items, such as "age" or "diagnosis". Masks are neither needed
-            nor read for it. Items without it are left out.
+        target: "label", or another key of the datalist's items, such as "age" or "diagnosis". Other keys need no masks.
+            Items without the target are left out.
         output: JSON file to write.
         encoder: encoder file, instead of the config's ``pretrained_encoder``; "" for a random encoder.
-        kind: "class" or "number", for a target that is no label image. By default text, true or false, and whole
-            numbers that all are between 0 and 9 are classes, other numbers are numbers.
+        kind: "class" or "number", for a target that is not a label image. By default text, true or false, and whole
+            numbers from 0 to 9 are classes; other numbers are numbers.
         neighbours: k of the nearest neighbours.
-        training_voxels: number of voxels a training volume.
-        test_voxels: number of voxels a test volume.
+        training_voxels: number of voxels per training volume.
+        test_voxels: number of voxels per test volume.
 
     Returns:
-        What was written: ``target``, ``labels`` (training items used) and ``rows`` of ``probe`` ("knn" or "linear"),
+        The written content: ``target``, ``labels`` (training items used) and ``rows`` of ``probe`` ("knn" or "linear"),
         ``target``, ``metric`` ("accuracy", "auc", "mae", "r2" or "dice"), ``structure`` ("mean", or a class as text)
         and ``value``.
 
     Raises:
-        ValueError: an override names no id; the target is no number and no text; the training list has fewer than two
-            items with it (one, for label images) or all have the same; the test list has none.
+        ValueError: an override names no id; the target is neither a number nor text; the training list has fewer than
+            two items with it (one for label images) or all are equal; the test list has none.
         RuntimeError: from MONAI, around an error of the config's components.
     """
     parser = _read(config_files, overrides or {})
@@ -99,7 +99,7 @@ def run_probes(
 
 
 def _read(config_files: str | Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
-    """The parser of a config with its overrides, as ``python -m monai.bundle run`` makes it."""
+    """The parser of a config with its overrides, as in ``python -m monai.bundle run``."""
     files = parse_files(config_files)
     config = merge_files(files)
     names = " + ".join(Path(file).name for file in files)
@@ -184,8 +184,8 @@ def _probe_voxels(
         classes.append(np.concatenate(labels))
     if len(np.unique(classes[0])) < 2:
         raise ValueError(
-            f"the 'label' of all training items of {datalist_name(parser)} has one class only within `roi_size`, "
-            f"{classes[0][0]}; a probe needs at least two."
+            f"the 'label' of all training items of {datalist_name(parser)} has only one class within "
+            f"`roi_size`, {classes[0][0]}; a probe needs at least two."
         )
     predictions = {
         "knn": knn_probe(features[0], classes[0], features[1], neighbours),
@@ -200,7 +200,7 @@ def _probe_voxels(
 
 
 def _draw(label: np.ndarray, count: int, generator: np.random.Generator, balanced: bool) -> np.ndarray:
-    """Coordinates (V, dimensions) of at most ``count`` voxels, with balance as many of each class as there are."""
+    """Draw coordinates (V, dimensions) of at most ``count`` voxels, optionally balanced over the classes."""
     flat = label.ravel()
     if balanced:
         classes = np.unique(flat)
@@ -213,9 +213,9 @@ def _draw(label: np.ndarray, count: int, generator: np.random.Generator, balance
 
 
 def _preprocessing(parser: ConfigParser, labels: bool) -> Compose:
-    """The config's transforms without chance, with or without label images, then a crop or padding to ``roi_size``.
+    """The config's deterministic transforms, with or without label images, then a crop or padding to ``roi_size``.
 
-    Padding is background, in label images too where training ignores it.
+    Padding is background, even in label images whose padding training ignores.
     """
     size = parser.get_parsed_content("roi_size")
     fit = [

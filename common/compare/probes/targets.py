@@ -1,4 +1,4 @@
-"""What a probe predicts: the items of a datalist that have a target, and its values."""
+"""The targets of a probe: the items of a datalist with a target, and its values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Item = dict[str, Any]
 
 
 def split_by_target(parser: ConfigParser, target: str) -> tuple[list[Item], list[Item]]:
-    """Training and test items that have the target."""
+    """Training and test items with the target."""
     written: dict[Any, Any] = {}
     datalist = datalist_name(parser)
     if _is_load_datalist(parser):
@@ -46,8 +46,9 @@ def split_by_target(parser: ConfigParser, target: str) -> tuple[list[Item], list
     for name, items, number in (("training", training, needed), ("test", test, 1)):
         if len(items) < number:
             raise ValueError(
-                f"the {name} list of {datalist} has {len(items)} item{'' if len(items) == 1 else 's'} with {target!r}, "
-                f"and a probe needs at least {number}; give more items a {target!r}, or choose another target."
+                f"the {name} list of {datalist} has {len(items)} item{'' if len(items) == 1 else 's'} with "
+                f"{target!r}, but a probe needs at least {number}; give more items a {target!r}, or choose "
+                "another target."
             )
     values = {json.dumps(x[target], sort_keys=True) for x in training}
     if needed == 2 and len(values) == 1:
@@ -63,7 +64,7 @@ def _is_load_datalist(parser: ConfigParser) -> bool:
 
 
 def datalist_name(parser: ConfigParser) -> str:
-    """What to call the datalist in an error."""
+    """Name of the datalist for an error."""
     return str(parser.get_parsed_content("data#path")) if _is_load_datalist(parser) else "the config id `data`"
 
 
@@ -92,10 +93,10 @@ def _is_missing(value: Any) -> bool:
 def as_targets(values: Sequence[Any], target: str, kind: str | None) -> np.ndarray:
     """Numbers as float64, classes as text."""
     if kind not in (None, "class", "number"):
-        raise ValueError(f"`kind` is {kind!r}; it has to be class or number.")
+        raise ValueError(f"`kind` is {kind!r}; it must be class or number.")
     strange = next((x for x in values if not isinstance(x, str | int | float)), None)
     if strange is not None:
-        raise ValueError(f"the target {target!r} is {strange!r} for one item; it has to be a number or text.")
+        raise ValueError(f"the target {target!r} is {strange!r} for one item; it must be a number or text.")
     numeric = not any(isinstance(x, str | bool) for x in values)
     if kind == "number" and not numeric:
         raise ValueError(f"the target {target!r} is not a number for every item; set `kind` to class.")
