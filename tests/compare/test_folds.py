@@ -90,7 +90,7 @@ def test_tuning_is_within_each_fold(plan):
     [
         ({"folds": 2}, "2 is below 3"),
         ({"override": "fold=1"}, "'fold' cannot be an override, --folds sets it"),
-        ({"labels": "3"}, "--labels 3: the training list has 2 items"),
+        ({"labels": "3"}, "--labels 3: the training list has only 2 items"),
         ({"folds": 7}, "6 subjects cannot be split into 7 folds"),
     ],
 )

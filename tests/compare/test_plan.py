@@ -68,7 +68,7 @@ def test_numbers_of_labels_are_those_of_the_target_domain(plan):
     assert domains.count("site_b") == train.labels == 1 and domains.count("site_a") == 2
     assert found.labelled() == {1: (3, 1)}
     assert train.steps == 6 and train.override["max_epochs"] == 3  # two steps a pass over the three
-    with pytest.raises(CompareError, match="--labels 3: the training list has 1 items"):
+    with pytest.raises(CompareError, match="--labels 3: the training list has only 1 items"):
         plan(labels="3", override="target_domain=site_b")
 
 
@@ -370,7 +370,7 @@ def test_a_schedule_lies_over_the_files_of_its_arms_fine_tuning(plan, tmp_path):
             "two shares keep the same number of the 3 training items (0.3: 1, 0.34: 1, 1.0: 3)",
         ),
         ({"processes": 2}, "--processes 2: every process needs a validation item, but there are only 1"),
-        ({"labels": "4"}, "--labels 4: the training list has 3 items"),
+        ({"labels": "4"}, "--labels 4: the training list has only 3 items"),
         ({"dataset_dir": "/nowhere"}, "No dataset folder at /nowhere"),
         ({"overlay": {"metrics": None}}, "state no `metrics`"),
         ({"overlay": {"evaluated_list": "exam"}}, "exam"),
