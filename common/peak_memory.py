@@ -20,8 +20,8 @@ FIRST_PAUSE = 0.05
 class PeakMemory:
     """Watch a process and its descendants in a thread, as a context: ``with PeakMemory(pid) as peak``.
 
-    It looks once a second (more often at first), or less often where looking takes long, so that a peak between two
-    looks is missed. Linux alone tells how much several processes share; elsewhere ``bytes`` stays 0.
+    It measures once a second (more often at first, less often if a measurement takes long), so it misses a peak between
+    two measurements. Only Linux reports memory shared by processes; elsewhere ``bytes`` stays 0.
 
     Args:
         lender: the process whose fork it is: what they share counts as the fork's.

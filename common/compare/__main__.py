@@ -92,9 +92,9 @@ def compare(
         probe: also probe the frozen encoders, without fine-tuning: label, age, diagnosis, separated by commas.
         examples: test volumes to show; 3, the default, are the worst, the median and the best; 0: none.
         example_slices: consecutive slices of each to show, one under the other; 1 by default.
-        devices: GPUs by number, by commas; a run at a time on each.
-        processes: processes a run, through torchrun.
-        keep_checkpoints: keep the files that training resumes from.
+        devices: GPU numbers, separated by commas; one run at a time on each.
+        processes: processes per run, through torchrun.
+        keep_checkpoints: keep the checkpoints to resume from.
         transductive: let pre-training see validation and test scans, which is refused otherwise.
         margin: arms are equivalent if the main metric differs by less; default 0.01 for Dice.
         validation_from_labels: validate on a fifth of the labels, not on the validation list, which would need extra

@@ -183,12 +183,12 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
             ``prepare_as`` (``encoder`` in an arm that has a file, or any file) come the ids that its record states.
         pretrain_override: the same for pre-training.
         probe: targets of representation probes: ``label``, ``age``, ``diagnosis``; true is ``label``.
-        examples: test volumes to show, as the nets of the first seed and the fewest labels see them: the worst, the
-            median and the best by the mean over the arms; 1 is the median, 0 none.
+        examples: test volumes to show, with predictions of the nets with the first seed and the fewest labels: the
+            worst, the median and the best by mean over the arms; 1 shows the median, 0 none.
         example_slices: consecutive slices of each of them to show, about the one with most of the structures.
-        devices: numbers of GPUs; a run at a time on each.
-        processes: processes a run, through ``torchrun`` and the ``multi_gpu_*.json`` files.
-        keep_checkpoints: keep the files that training resumes from.
+        devices: numbers of GPUs; one run at a time on each.
+        processes: processes per run, through ``torchrun`` and the ``multi_gpu_*.json`` files.
+        keep_checkpoints: keep the checkpoints to resume from.
         transductive: let pre-training see validation and test scans, which is refused otherwise.
         margin: arms are equivalent if the main metric differs by less; default 0.01 for Dice.
         validation_from_labels: validate on a fifth of the labels (at least one) instead of the validation list, which
