@@ -14,9 +14,9 @@ class EncoderUNet(nn.Module):
     """A U-Net decoder over any encoder of volumes with maps that get coarser: upsampling, joined with the encoder's
     maps.
 
-    Where the finest map is coarser than the image, a block of convolutions on the image itself is the last to be
-    joined, as in UNETR and Swin UNETR, of whose blocks the decoder is made. Maps of one stride, as a ViT's, are brought
-    to halves of it first, the earliest to the finest, by UNETR's transposed convolutions.
+    If the finest map is coarser than the image, the last join is with a block of convolutions on the image itself, as
+    in UNETR and Swin UNETR. The decoder uses their blocks. Maps of one stride, as from a ViT, are first upsampled to
+    halves of it by UNETR's transposed convolutions; the earliest map becomes the finest.
 
     Args:
         encoder: returns maps, finest first, and states ``in_channels``, ``channels`` and ``strides``.
@@ -28,8 +28,8 @@ class EncoderUNet(nn.Module):
     of the last stride.
 
     Raises:
-        ValueError: strides that do not get larger from map to map, nor are all one with room for their halves; in
-            ``forward``, another size.
+        ValueError: strides neither grow from map to map nor are all equal with room for their halves; in ``forward``,
+            the size is no such multiple.
     """
 
     def __init__(self, encoder: nn.Module, out_channels: int, width: int = 16) -> None:

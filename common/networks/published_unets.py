@@ -16,7 +16,7 @@ __all__ = ["CHECKPOINTS", "GenesisEncoder", "GenesisUNet", "STUNet", "STUNetEnco
 
 class STUNet(nn.Module):
     """STU-Net (Huang et al., 2023, arXiv 2304.06716), of which sizes up to 1.4 billion parameters were trained on
-    TotalSegmentator. Names and shapes of its tensors are those of the published weights, of whose heads it has the
+    TotalSegmentator. Names and shapes of its tensors are those of the published weights; of their heads it has only the
     last. The defaults are STU-Net-B.
 
     Args:
