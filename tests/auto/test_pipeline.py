@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,8 @@ def command(folder: Path, *options: str) -> subprocess.CompletedProcess:
 
 def auto(folder: Path, *options: str) -> subprocess.CompletedProcess:
     words = [sys.executable, "-m", "common.auto", *options]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    path = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])  # with tests/child
+    environment = {"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
 
 
