@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 
@@ -13,6 +16,10 @@ AIR_IN_HU = -900.0
 # Share of the mean signal that air stays below, noise included, and tissue does not.
 AIR_SHARE = 0.1
 BRIGHTEST = 99.9
+PART = 2**20
+"""Voxels whose sums are made at a time."""
+SORTED_BY_TORCH = 1_000_000
+"""Values whose percentiles MONAI leaves to torch."""
 
 
 def foreground_mask(channel: torch.Tensor, foreground: str | float = "tissue") -> torch.Tensor:
@@ -44,11 +51,27 @@ def foreground_mask(channel: torch.Tensor, foreground: str | float = "tissue") -
     if least <= AIR_IN_HU:
         return channel > AIR_IN_HU
     # A little below 0 is what resampling and offsets leave around air of 0.
-    above = channel[channel > 0]
+    above = voxels_in(channel, channel > 0)
     level = 0.0
-    if above.numel() == 0 or least < -AIR_SHARE * float(percentile(above, BRIGHTEST)):
-        level, above = least, channel[channel > least]
+    if above.numel() == 0 or least < -AIR_SHARE * float(percentile_of(above, BRIGHTEST)):
+        level, above = least, voxels_in(channel, channel > least)
     if above.numel() == 0:
         return torch.zeros_like(channel, dtype=torch.bool)
-    signal = (above - level).clamp(max=float(percentile(above, BRIGHTEST)) - level).double()
-    return channel > level + AIR_SHARE * float(signal.pow(3).sum() / signal.square().sum())
+    brightest = float(percentile_of(above, BRIGHTEST)) - level
+    squares = cubes = 0.0
+    for part in above.split(PART):  # in float64, of which a whole volume would be large
+        signal = (part - level).clamp(max=brightest).double()
+        squares, cubes = squares + float(signal.square().sum()), cubes + float(signal.pow(3).sum())
+    return channel > level + AIR_SHARE * cubes / squares
+
+
+def voxels_in(channel: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The voxels of a mask. Torch would take three integers of 8 bytes for each."""
+    return torch.from_numpy(channel.numpy()[mask.numpy()]) if channel.device.type == "cpu" else channel[mask]
+
+
+def percentile_of(values: torch.Tensor, q: float | list[float]) -> Any:
+    """MONAI's ``percentile`` of values whose order may be lost: large ones are sorted where they are."""
+    if values.numel() <= SORTED_BY_TORCH or values.device.type != "cpu" or not values.is_contiguous():
+        return percentile(values, q)
+    return torch.from_numpy(np.asarray(np.percentile(values.numpy(), q, overwrite_input=True))).to(values.dtype)

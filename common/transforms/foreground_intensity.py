@@ -1,18 +1,20 @@
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import math
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
-from monai.transforms.utils_pytorch_numpy_unification import percentile
 from monai.utils import convert_to_dst_type
 
-from ..foreground import RULES, foreground_mask
+from ..foreground import PART, RULES, foreground_mask, percentile_of, voxels_in
 from ..volumes import volume_name
 
 __all__ = ["NormalizeForegroundd", "ScaleForegroundPercentilesd", "foreground_mask"]
+
+ROWS = 4
 
 
 class _ByForeground(MapTransform):
@@ -29,9 +31,9 @@ class _ByForeground(MapTransform):
         for key in self.key_iterator(d):
             image = torch.as_tensor(d[key])
             image = image.as_tensor() if hasattr(image, "as_tensor") else image
-            made = torch.empty(image.shape, dtype=torch.float32, device=image.device)
+            made: torch.Tensor | None = None
             for number, channel in enumerate(image.float()):
-                inside = channel[foreground_mask(channel, self.foreground)]
+                inside = voxels_in(channel, foreground_mask(channel, self.foreground))
                 name = volume_name(d[key], key)
                 where = f"{name} (channel {number})" if len(image) > 1 else name
                 if inside.numel() == 0:
@@ -40,11 +42,17 @@ class _ByForeground(MapTransform):
                         "the file "
                         "or take it out of the datalist."
                     )
-                made[number] = self.scaled(channel, inside, where)
+                scaled = self.scale(inside, where)
+                del inside  # before there is another volume
+                if made is None:
+                    made = torch.empty(image.shape, dtype=torch.float32, device=image.device)
+                for source, target in zip(channel.split(ROWS), made[number].split(ROWS), strict=True):
+                    target.copy_(scaled(source))
             d[key] = convert_to_dst_type(made, d[key], dtype=torch.float32)[0]
         return d
 
-    def scaled(self, channel: torch.Tensor, inside: torch.Tensor, name: str) -> torch.Tensor:
+    def scale(self, inside: torch.Tensor, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What scales voxels, from the foreground, whose order may be lost."""
         raise NotImplementedError
 
 
@@ -82,8 +90,8 @@ class ScaleForegroundPercentilesd(_ByForeground):
         check_percentiles(lower, upper)
         self.lower, self.upper, self.b_min, self.b_max, self.clip = lower, upper, b_min, b_max, clip
 
-    def scaled(self, channel: torch.Tensor, inside: torch.Tensor, name: str) -> torch.Tensor:
-        low, high = torch.as_tensor(percentile(inside, [self.lower, self.upper])).tolist()
+    def scale(self, inside: torch.Tensor, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        low, high = torch.as_tensor(percentile_of(inside, [self.lower, self.upper])).tolist()
         if not high > low:
             raise ValueError(
                 f"The percentiles {self.lower:g} and {self.upper:g} of the foreground of {name} are both "
@@ -91,8 +99,12 @@ class ScaleForegroundPercentilesd(_ByForeground):
                 "its intensities cannot be scaled; repair the file or take it out of the "
                 "datalist."
             )
-        made = (channel - low) / (high - low) * (self.b_max - self.b_min) + self.b_min
-        return made.clamp(self.b_min, self.b_max) if self.clip else made
+
+        def scaled(part: torch.Tensor) -> torch.Tensor:
+            made = (part - low) / (high - low) * (self.b_max - self.b_min) + self.b_min
+            return made.clamp(self.b_min, self.b_max) if self.clip else made
+
+        return scaled
 
 
 class NormalizeForegroundd(_ByForeground):
@@ -126,17 +138,21 @@ class NormalizeForegroundd(_ByForeground):
             check_percentiles(lower, upper)
         self.lower, self.upper = lower, upper
 
-    def scaled(self, channel: torch.Tensor, inside: torch.Tensor, name: str) -> torch.Tensor:
-        if self.lower is not None:
-            low, high = torch.as_tensor(percentile(inside, [self.lower, self.upper])).tolist()
-            channel, inside = channel.clamp(low, high), inside.clamp(low, high)
-        mean, deviation = float(inside.double().mean()), float(inside.double().std(correction=0))
+    def scale(self, inside: torch.Tensor, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        if self.lower is not None and self.upper is not None:
+            low, high = torch.as_tensor(percentile_of(inside, [self.lower, self.upper])).tolist()
+        else:
+            low, high = -math.inf, math.inf
+        inside = inside.clamp_(low, high)
+        parts = inside.split(PART)  # in float64, of which a whole volume would be large
+        mean = sum(float(part.double().sum()) for part in parts) / inside.numel()
+        deviation = math.sqrt(sum(float((part.double() - mean).square().sum()) for part in parts) / inside.numel())
         if not deviation > 0:
             raise ValueError(
                 f"The foreground of {name} has only the intensity {mean:g}, so the image cannot be scaled; "
                 "repair the file or take it out of the datalist."
             )
-        return (channel - mean) / deviation
+        return lambda part: (part.clamp(low, high) - mean) / deviation
 
 
 def check_percentiles(lower: float | None, upper: float | None) -> None:

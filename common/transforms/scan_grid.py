@@ -1,25 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
 from monai.data.utils import AFFINE_TOL
-from monai.networks.utils import to_norm_affine
 from monai.transforms import Orientation
 from monai.utils import TraceKeys
-from torch.nn import functional as F
 
 from ..gathered import drop_pages
+from .resampling import SLAB_BYTES, Resampling
 
-__all__ = ["Resampling", "ScanGrid"]
-
-SLAB_BYTES = 2**22
-"""What the values of one slab may take: little beside a volume, and enough for each step to pay."""
-LINES = 32
-"""Lines beside one another that are computed at once, since torch multiplies small matrices in another order."""
+__all__ = ["ScanGrid"]
 
 
 class ScanGrid:
@@ -187,77 +181,3 @@ def _picked(values: torch.Tensor, index: Sequence[torch.Tensor], softmax: bool =
         outside = (place < 0).nonzero()[:, 0].to(values.device)
         values.index_fill_(axis, outside, 0)
     return values
-
-
-class Resampling:
-    """MONAI's trilinear ``SpatialResample`` in float64, some rows of its result at a time.
-
-    Its coordinates are those of MONAI to the bit wherever axes stay parallel: at the edge of a crop, where
-    probabilities are 0 on one side, their rounding decides which class is the largest.
-
-    Args:
-        way: (4, 4), from voxel numbers of the result to those of the volume, beyond which its last voxels stand.
-        size: of the volume.
-        shape: of the result.
-    """
-
-    def __init__(self, way: np.ndarray, size: Sequence[int], shape: Sequence[int]) -> None:
-        self.way, self.size, self.shape = way, tuple(size), tuple(shape)
-        theta = to_norm_affine(torch.as_tensor(way)[None], size, shape, align_corners=False)
-        theta = theta[0, [2, 1, 0, 3]][:, [2, 1, 0, 3]][:3]  # grid_sample counts from the last axis
-        self.lines: list[torch.Tensor] | None = None
-        if not bool(theta[:, :3].masked_fill(torch.eye(3, dtype=torch.bool), 0).any()):
-            self.lines = [self._line(theta, axis) for axis in range(3)]
-
-    def _line(self, theta: torch.Tensor, axis: int) -> torch.Tensor:
-        """Where the voxels of the result lie along one axis of the volume."""
-        shape = [LINES] * 3
-        shape[axis] = self.shape[axis]
-        grid = F.affine_grid(theta[None], [1, 1, *shape], align_corners=False)[0]
-        line = grid.select(3, 2 - axis).movedim(axis, 0)[:, 0, 0]
-        return (((line + 1) * self.size[axis] - 1) / 2).clamp(0, self.size[axis] - 1)
-
-    def rows(self, read: Callable[[int, int], torch.Tensor], start: int, stop: int) -> torch.Tensor:
-        """Rows of the result along the first axis, (K, rows, *others) in float32.
-
-        Args:
-            read: ``read(low, high)`` returns rows of the volume (K, rows, *others).
-        """
-        axes = [np.arange(start, stop), *(np.arange(side) for side in self.shape[1:])]
-        if self.lines is None:
-            return self._slanted(read, axes)
-        first = self.lines[0][start:stop]
-        low = int(first.min())
-        values = read(low, min(int(first.max()) + 2, self.size[0]))
-        for axis, line in enumerate((first - low, *self.lines[1:]), 1):
-            values = _along(values, line.to(values.device), axis)
-        return values.float()
-
-    def _slanted(self, read: Callable[[int, int], torch.Tensor], axes: Sequence[np.ndarray]) -> torch.Tensor:
-        way, size = self.way, self.size
-        corners = np.array(np.meshgrid(*([axis[0], axis[-1]] for axis in axes))).reshape(3, -1)
-        reach = np.clip(way[0, :3] @ corners + way[0, 3], 0, size[0] - 1)
-        low, high = int(np.floor(reach.min())), int(np.ceil(reach.max())) + 1
-        values = read(low, high).double()
-        made = [torch.as_tensor(axis, dtype=torch.float64, device=values.device) for axis in axes]
-        places = []
-        for number in (2, 1, 0):
-            x, y, z = (way[number, other] * axis for other, axis in enumerate(made))
-            place = (x[:, None, None] + y[None, :, None] + z + way[number, 3]).clamp_(0, size[number] - 1)
-            place -= low if number == 0 else 0
-            sides = values.shape[number + 1] - 1
-            places.append(place.mul_(2 / sides).sub_(1) if sides else place.zero_())
-        grid = torch.stack(places, -1)
-        del places
-        return F.grid_sample(values[None], grid[None], "bilinear", "border", align_corners=True)[0].float()
-
-
-def _along(values: torch.Tensor, line: torch.Tensor, axis: int) -> torch.Tensor:
-    """Values at places along one axis, linearly between two voxels."""
-    low = line.floor()
-    shape = [-1 if dimension == axis else 1 for dimension in range(values.ndim)]
-    below, above = (low + 1 - line).view(shape), (line - low).view(shape)
-    index = low.long()
-    values = values.double()
-    made = values.index_select(axis, index).mul_(below)
-    return made.addcmul_(values.index_select(axis, (index + 1).clamp(max=values.shape[axis] - 1)), above)

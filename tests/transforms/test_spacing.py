@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Spacingd as MonaiSpacingd
 
-from common.transforms import Spacingd
+from common.transforms import Spacingd, spacing
 
 PIXDIM, MODE = (2.0, 1.0, 1.5), ("bilinear", "nearest")
 
@@ -72,3 +72,28 @@ def test_a_result_that_memory_does_not_hold_names_the_file():
         ValueError, match=r"^/data/scan.nii.gz \(60x60x60 voxels of 450x450x450 mm\) cannot be resampled"
     ):
         Spacingd("image", pixdim=(1.0, 1.0, 1.0))(item)
+
+
+@pytest.mark.parametrize("slanted", [False, True])
+@pytest.mark.parametrize("pixdim", [(1.0, 1.0, 1.0), (0.7, 3.0, 2.2), (2.0, 1.5, -1)], ids=str)
+def test_slabs_are_monai_s_resampling(pixdim, slanted, monkeypatch):
+    """Values, shape, affine, noted operations and inverse."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(spacing, "SLAB_BYTES", 1)  # row by row
+    affine = torch.tensor([[0.0, 1.2, 0, -4], [-2, 0, 0, 9], [0, 0, 1.5, 3], [0, 0, 0, 1]], dtype=torch.float64)
+    affine[0, 2] = 0.3 * slanted
+    item = {"image": MetaTensor(torch.rand(2, 9, 14, 11), affine=affine)}
+    ours, stock = (kind("image", pixdim, mode="bilinear") for kind in (Spacingd, MonaiSpacingd))
+    found, expected = ours(item)["image"], stock(item)["image"]
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found.as_tensor(), expected.as_tensor(), rtol=0, atol=1e-6 if slanted else 0)
+    torch.testing.assert_close(found.affine, expected.affine, rtol=0, atol=0)
+    noted, wanted = (dict(image.applied_operations[-1]) for image in (found, expected))
+    noted.pop("id"), wanted.pop("id")
+    assert str(noted) == str(wanted)
+    torch.testing.assert_close(
+        ours.inverse({"image": found})["image"].as_tensor(),
+        stock.inverse({"image": expected})["image"].as_tensor(),
+        rtol=0,
+        atol=1e-6,
+    )
