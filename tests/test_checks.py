@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 import pydoc
 import sys
 import threading
@@ -17,6 +19,8 @@ import numpy as np
 import pytest
 import torch
 from fire.inspectutils import FullArgSpec
+from ignite.engine import Engine
+from monai.handlers import StatsHandler
 from monai.networks.nets import ViT
 from torch._utils import ExceptionWrapper
 
@@ -376,6 +380,27 @@ def test_the_command_ends_with_the_sentence(command, capsys, monkeypatch, passed
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith(sentence)
     assert any("Failed to instantiate" in line for line in lines[:-1])
+
+
+def test_a_refusal_is_not_logged_as_well(command, caplog, monkeypatch):
+    """ignite and MONAI log an error of an engine before the command ends with it; other errors stay in the log."""
+    command("--config_file", "train.json")
+    handler = logging.StreamHandler(io.StringIO())
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    checks.check_overrides()
+
+    def logged(error: Callable[[], None]) -> str:
+        handler.setStream(io.StringIO())
+        engine = Engine(lambda *_: error())
+        StatsHandler().attach(engine)
+        with pytest.raises(Exception):  # noqa: B017
+            engine.run([0])
+        return handler.stream.getvalue()
+
+    assert "No dataset folder" not in logged(no_datalist)
+    assert "Engine run is terminating due to exception: " in logged(lambda: [][0])
+    monkeypatch.setenv(checks.TRACEBACK, "1")
+    assert "No dataset folder" in logged(no_datalist)
 
 
 def wrong_argument():

@@ -18,7 +18,7 @@ from .. import doctor
 from ..files import nearest_existing
 from ..overlays import order_problems
 from ..peak_memory import record_gpu_peak
-from .refusals import end_with_sentence
+from .refusals import end_with_sentence, say_refusals_once
 from .renamed import renamed_problems, renamed_sentence
 from .running import (
     Command,
@@ -79,6 +79,7 @@ def check_overrides() -> None:
         _prepare([])
         return
     sys.excepthook = end_with_sentence
+    say_refusals_once()
     record_gpu_peak()
     problems = doctor.check_run()
     config = load_config(command.files)

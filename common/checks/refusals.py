@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pydoc
 import re
@@ -124,6 +125,25 @@ def end_with_sentence(kind: type[BaseException], error: BaseException, trace: An
     sentence = refused or final_sentence(error)
     if sentence:
         print(f"\n{sentence}", file=sys.stderr)
+
+
+class OnlyAtTheEnd(logging.Filter):
+    """Drop the log lines with which ignite and MONAI repeat a refusal, whose sentence ends the output anyway."""
+
+    REPEATED = re.compile(r"(Engine|Current) run is terminating due to exception: |Exception: ")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is written; both libraries log while they handle the error."""
+        if record.levelno < logging.ERROR or os.environ.get(TRACEBACK) or not self.REPEATED.match(record.getMessage()):
+            return True
+        return _refusal(sys.exc_info()[1]) is None
+
+
+def say_refusals_once() -> None:
+    """Let the handlers of the root logger write no refusal, which ``end_with_sentence`` does."""
+    for handler in logging.getLogger().handlers:
+        if not any(isinstance(one, OnlyAtTheEnd) for one in handler.filters):
+            handler.addFilter(OnlyAtTheEnd())
 
 
 def _join_pools() -> None:
