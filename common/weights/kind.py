@@ -26,6 +26,7 @@ MODULES = (
     "beit_encoder",
     "swin_slice_encoder",
     "dino_encoder",
+    "i3d",
 )
 """Modules of ``common.networks`` with tables of checkpoints, in the order of the search."""
 

@@ -468,6 +468,23 @@ def test_medicalnet(paths, depth, shortcut, caplog):
             assert torch.equal(ours, expected)
 
 
+def test_resnets_of_kinetics_see_a_scan_as_a_grey_video(paths):
+    """3D-ResNets-PyTorch has MedicalNet's tensors, with three colours and a head: Med3D's rows "Kinetics"."""
+    theirs, state = published_medicalnet(18, "A", channels=3)
+    del state["module.conv_seg.0.weight"]
+    state |= {"module.fc.weight": torch.rand(400, 32), "module.fc.bias": torch.rand(400)}
+    source = paths[0].with_name("resnet-18-kinetics.pth")
+    torch.save({"epoch": 200, "arch": "resnet-18", "state_dict": state, "optimizer": {}}, source)
+    convert(source, paths[1], kind="medicalnet")  # by itself it is told as a net with strides, which it is in videos
+    encoder = DilatedResNet(18, shortcut="A", width=4).eval()
+    report = load_encoder(encoder, paths[1])
+    assert report.covered == 1 and list(report.adapted) == ["conv1.weight"]
+    image = image_of()
+    with torch.no_grad():
+        for ours, expected in zip(encoder(image), theirs(image.expand(-1, 3, -1, -1, -1)), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_medicalnet_without_counters(paths):
     """PyTorch 0.3 did not count batches."""
     _, state = published_medicalnet(10, "B")

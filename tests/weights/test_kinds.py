@@ -41,6 +41,7 @@ from common.networks import (
     EncoderUNet,
     GenesisEncoder,
     GenesisUNet,
+    I3DEncoder,
     ResidualUNetEncoder,
     ResNetEncoder,
     SamEncoder3D,
@@ -382,10 +383,50 @@ def sam_med3d() -> Case:
     return Case("sam_med3d", {"model_state_dict": state}, image, maps, make)
 
 
+def i3d() -> Case:
+    """Written out here from the published layers: SAME padding, four branches, a head that is left out."""
+    net = draw(I3DEncoder(1, 0.125))
+    state = {name: tensor for name, tensor in net.state_dict().items() if "num_batches_tracked" not in name}
+
+    def padded(x: torch.Tensor, kernel: Any, stride: Any) -> torch.Tensor:
+        pads: list[int] = []
+        for n, k, s in zip(reversed(x.shape[2:]), reversed(kernel), reversed(stride), strict=True):
+            lacking = max((-(-n // s) - 1) * s + k - n, 0)
+            pads += [lacking // 2, lacking - lacking // 2]
+        return F.pad(x, pads)
+
+    def unit(x: torch.Tensor, name: str, stride: int = 1) -> torch.Tensor:
+        weight = state[f"{name}.conv3d.weight"]
+        x = F.conv3d(padded(x, weight.shape[2:], (stride,) * 3), weight, stride=stride)
+        norm = [state[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(x, *norm, eps=1e-3).relu()
+
+    def pool(x: torch.Tensor, kernel: Any, stride: Any) -> torch.Tensor:
+        return F.max_pool3d(padded(x, kernel, stride), kernel, stride)
+
+    def mixed(x: torch.Tensor, name: str) -> torch.Tensor:
+        first = unit(x, f"{name}.b0")
+        second = unit(unit(x, f"{name}.b1a"), f"{name}.b1b")
+        third = unit(unit(x, f"{name}.b2a"), f"{name}.b2b")
+        return torch.cat([first, second, third, unit(pool(x, (3, 3, 3), (1, 1, 1)), f"{name}.b3b")], 1)
+
+    image = volume(16, 32, 48)
+    x = pool(unit(image, "Conv3d_1a_7x7", 2), (1, 3, 3), (1, 2, 2))
+    maps = [unit(unit(x, "Conv3d_2b_1x1"), "Conv3d_2c_3x3")]
+    x = pool(maps[-1], (1, 3, 3), (1, 2, 2))
+    for kernel, blocks in (((3, 3, 3), "3b 3c"), ((2, 2, 2), "4b 4c 4d 4e 4f"), (None, "5b 5c")):
+        for block in blocks.split():
+            x = mixed(x, f"Mixed_{block}")
+        maps.append(x)
+        x = pool(x, kernel, (2, 2, 2)) if kernel else x
+    head = {"logits.conv3d.weight": torch.zeros(400, 128, 1, 1, 1), "logits.conv3d.bias": torch.zeros(400)}
+    return Case("i3d", state | head, image, maps, lambda: I3DEncoder(1, 0.125))
+
+
 MAKERS = (
     monai_resnet, medicalnet_in_monai, inflated_resnet, densenet, segresnet, vista3d, resenc, nnunet, primus, monai_vit,
     monai_mae, vit3d, swin_unetr, swin_unetr_v2, timm_vit, timm_deit, timm_dinov2, timm_dinov2_registers, timm_beit,
-    dinov2_registers, timm_beitv2, timm_swin, stunet, genesis, sam_med3d,
+    dinov2_registers, timm_beitv2, timm_swin, stunet, genesis, sam_med3d, i3d,
 )  # fmt: skip
 CASES = {make.__name__: make for make in MAKERS}
 
@@ -596,7 +637,8 @@ def table() -> str:
         for case, made in cases.items():
             file = REFERENCES / f"{case}.json"
             library = json.loads(file.read_text(encoding="utf-8"))["library"] if file.is_file() else None
-            library = library or ("transformers" if case in ("dinov2_registers", "vit3d") else "MONAI")
+            others = {"dinov2_registers": "transformers", "vit3d": "transformers", "i3d": "a slow copy"}
+            library = library or others.get(case, "MONAI")
             told = "by `--kind`" if "kind" in made.options else "yes"
             encoder = type(made.encoder()).__name__
             rows.append(f"| `{name}` | `{encoder}` | {case.replace('_', ' ')} | {told} | {library} | yes | yes |")
