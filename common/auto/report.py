@@ -153,8 +153,8 @@ def _volume(path: Path) -> tuple[np.ndarray, float]:
 
 
 def _volume_figure(volumes: dict[str, list[tuple[float, float]]], names: Sequence[str]) -> Block:
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(5, 4.5))
+    figure = _empty_figure(5, 4.5)
+    axes = figure.subplots()
     ends = [math.inf, -math.inf]
     for name in names:
         drawn, found = np.asarray(volumes[name]).T if name in volumes else ([], [])
@@ -174,9 +174,12 @@ def _pictures(folder: Path, cases: dict[str, float], names: Sequence[str]) -> Bl
     chosen = [*order[:SHOWN], *([order[-1]] if len(order) > SHOWN else [])]
     if not chosen:
         return None
-    plt = _pyplot()
+    import matplotlib
+    from matplotlib.patches import Rectangle
+
     groups = class_labels(read_json(folder / "plan.json"))
-    figure, axes = plt.subplots(len(chosen), 3, figsize=(8, 2.8 * len(chosen)), squeeze=False)
+    figure = _empty_figure(8, 2.8 * len(chosen))
+    axes = figure.subplots(len(chosen), 3, squeeze=False)
     for row, name in zip(axes, chosen, strict=True):
         scan, truth, predicted = (read_nifti(path) for path in pairs[name])
         image, drawn = np.asarray(scan.dataobj, np.float32), np.asarray(truth.dataobj)
@@ -203,8 +206,8 @@ def _pictures(folder: Path, cases: dict[str, float], names: Sequence[str]) -> Bl
             cell.set_title(title, fontsize=9)
             cell.axis("off")
     if len(names) <= 12:
-        colours = plt.get_cmap("turbo")(np.arange(1, len(names) + 1) / len(names))
-        handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
+        colours = matplotlib.colormaps["turbo"](np.arange(1, len(names) + 1) / len(names))
+        handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
         figure.legend(handles, names, loc="lower center", ncols=min(4, len(names)), fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.04, 1, 1))
     return _figure(
@@ -224,8 +227,8 @@ def _curve(folder: Path) -> Block | None:
     losses = re.findall(r"^fine-tuning epoch (\d+)/\d+: loss (\S+), \S+ s$", log.read_text("utf-8", "replace"), re.M)
     if not dice or not losses:
         return None
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(6, 3))
+    figure = _empty_figure(6, 3)
+    axes = figure.subplots()
     axes.plot([int(n) for n, _ in losses], [float(v) for _, v in losses], color="0.5", label="loss of training")
     axes.set(xlabel="epoch", ylabel="loss")
     other = axes.twinx()
@@ -278,17 +281,14 @@ def _mean(values: Sequence[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _pyplot() -> Any:
-    import matplotlib
+def _empty_figure(width: float, height: float) -> Any:
+    """Of inches. Not pyplot's: that would change how a notebook shows its own figures."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+    return Figure(figsize=(width, height))
 
 
 def _figure(figure: Any, caption: str, name: str) -> Block:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    _pyplot().close(figure)
     return Block("figure", caption, items=[name], picture=buffer.getvalue())

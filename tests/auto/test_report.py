@@ -54,6 +54,20 @@ def test_scores_volumes_and_pictures(folder, monkeypatch):
     assert "Mean Dice 0.817" in text.replace("<b>", "") and "it fits" in text and "three scans" in text
 
 
+def test_a_notebook_goes_on_to_show_its_own_figures(folder, monkeypatch):
+    """After the report with another backend, it showed none."""
+    import matplotlib
+
+    monkeypatch.setattr(Study, "describe", lambda self: ["three scans"])
+    before = matplotlib.get_backend()
+    matplotlib.use("svg")
+    try:
+        write(folder, ".nii.gz")
+        assert matplotlib.get_backend() == "svg"
+    finally:
+        matplotlib.use(before)
+
+
 def test_scans_of_other_formats_are_scored_without_pictures(folder, monkeypatch):
     """A run of hours does not end in an error because the report reads NIfTI alone."""
     monkeypatch.setattr(Study, "describe", lambda self: ["three scans"])
