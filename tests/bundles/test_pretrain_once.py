@@ -468,7 +468,8 @@ def test_monai_label_finds_what_it_asks_for(tiny, turned, fine_tuned):
 
 def test_synthseg_trains_on_no_real_image(run_bundle, tiny, tmp_path):
     """With the preset an image is drawn from its mask: another each time, with the mask's own borders."""
-    workflow = run_bundle("train.json", tiny["unetr"], "presets/synthseg.json", output_dir=str(tmp_path), execute=False)
+    workflow = run_bundle("train.json", tiny["unetr"], "presets/synthseg.json", output_dir=str(tmp_path), max_epochs=1)
+    assert (tmp_path / "model.pt").is_file()
     dataset = workflow.parser.get_parsed_content("train#dataset")
     first, second = (dataset[0] for _ in range(2))
     first, second = (item[0] if isinstance(item, list) else item for item in (first, second))
@@ -478,3 +479,14 @@ def test_synthseg_trains_on_no_real_image(run_bundle, tiny, tmp_path):
     assert between > 0.01 and first["image"].min() == 0 and first["image"].max() == 1
     # scaled by percentiles as scans are, so that more than one voxel lies at either end
     assert all((first["image"] == end).sum() > 10 for end in (0, 1))
+
+
+def test_mae_predicts_normalised_patches(run_bundle, tiny, tmp_path):
+    """With the preset, after the network: targets of mean 0 and deviation 1, whatever the image's intensities."""
+    overlays = (tiny["unetr"], "presets/normalised_patches.json")
+    workflow = run_bundle("pretrain.json", *overlays, output_dir=str(tmp_path), max_epochs=1)
+    assert (tmp_path / "encoder.safetensors").is_file()
+    pretext = workflow.parser.get_parsed_content("network_def")
+    target = pretext(10 + 5 * torch.randn(1, 1, *workflow.parser.get_parsed_content("roi_size")))["target"]
+    torch.testing.assert_close(target.mean(-1), torch.zeros(target.shape[:2]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(target.std(-1), torch.ones(target.shape[:2]), atol=1e-3, rtol=0)
