@@ -224,9 +224,9 @@ def refuse_preparation(path: Any, differences: Sequence[str], accepted: bool, wh
     """
     if differences and not accepted:
         raise ValueError(
-            f"{path} is of images prepared in another way: {' '.join(differences)} Set these ids, or the overlays that "
-            f"set them, as in its training (--prepare_as {what} sets {', '.join(PREPARED[:2])} and {PREPARED[2]}), or "
-            "take the differences over with --accept_preparation True."
+            f"{path} was trained on images prepared in another way: {' '.join(differences)} Set these ids, or the "
+            f"overlays that set them, as in its training (--prepare_as {what} sets {', '.join(PREPARED[:2])} and "
+            f"{PREPARED[2]}), or take the differences over with --accept_preparation True."
         )
 
 

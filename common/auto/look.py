@@ -228,7 +228,7 @@ def _label_volumes(case: Found) -> dict[int, float]:
     if problem is None:
         values = whole_labels(mask.values(), file)
         problem = label_problem(values)
-        if problem and "no whole numbers" in problem:
+        if problem and "not whole numbers" in problem:
             problem += ": draw whole numbers; masks are resampled with nearest neighbours"
     if problem:
         raise VolumeError(problem)
@@ -279,7 +279,7 @@ def _refuse(layout: Layout, reasons: Sequence[tuple[Path, str]], had_masks: bool
     file, reason = next(((f, r) for f, r in reasons if any(f == x.mask for x in layout.cases)), reasons[0])
     what = "masks" if had_masks else "scans"
     total = sum(x.mask is not None for x in layout.cases) if had_masks else len(layout.cases)
-    swapped = " (are scans and masks swapped?)" if "as a scan and no mask" in reason or "no whole" in reason else ""
+    swapped = " (are scans and masks swapped?)" if "like a scan, not a mask" in reason or "not whole" in reason else ""
     raise StudyError(f"None of the {total} {what} can be used{swapped}: {file} {reason}.")
 
 

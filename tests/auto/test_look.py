@@ -453,7 +453,7 @@ def test_masks_of_broken_numbers(tmp_path):
     mask(masks / "case1.nii.gz", (0.5, 1), np.float32)
     mask(masks / "case2.nii.gz", (-3,), np.int16)
     study = look(images, masks)
-    assert "no whole numbers (0.5): draw whole numbers" in reasons(study)["case1.nii.gz"]
+    assert "not whole numbers (0.5): draw whole numbers" in reasons(study)["case1.nii.gz"]
     assert "outside 0 or more (-3)" in reasons(study)["case2.nii.gz"]
     assert "(are scans and masks swapped?)" in refusal(masks, images)
 

@@ -133,7 +133,7 @@ def test_files_of_nnunets_names_are_channels_of_a_case(packed, images, scans, tm
         found = predict(packed, images, tmp_path / "masks", progress=False)
     assert [(one.name, one.status) for one in found] == [("x", "done"), ("y", "refused"), ("z_2019", "done")]
     assert [file.name for file in found[1].source] == ["y_0000.nii.gz", "y_0001.nii.gz"]
-    assert "2 and not 1" in found[1].reason
+    assert "has 2 channels, but the network takes 1" in found[1].reason
 
 
 def test_what_cannot_be_done_is_refused_in_a_sentence(packed, images, tmp_path):

@@ -491,7 +491,7 @@ def test_affines_may_differ_by_rounding(tmp_path):
         ("images", [np.nan, np.inf], "2 voxels that are not finite"),
         ("images", [], r"is constant \(every voxel is 1\)"),
         ("labels", [np.nan, 1], "1 voxels that are not finite"),
-        ("labels", [0.5, 1], r"no whole numbers \(0.5\)"),
+        ("labels", [0.5, 1], r"not whole numbers \(0.5\)"),
         ("labels", [4, 5], r"outside 0 to 3 \(4, 5\)"),
         ("labels", [-1, 0], r"outside 0 to 3 \(-1\)"),
     ],
