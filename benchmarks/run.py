@@ -36,6 +36,7 @@ NAMES = (
     "segmentation_images",
     "slice_inference",
     "token_contrast",
+    "training_step",
     "volume_cache",
 )
 
