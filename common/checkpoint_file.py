@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 from .files import atomic_write
 from .volumes import first_line
@@ -122,6 +123,12 @@ def stored_record(path: str | os.PathLike) -> dict[str, Any]:
         ValueError: the record cannot be read.
     """
     path = Path(path)
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return parse_record((file.metadata() or {}).get("record"), path)
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"the record of {path} cannot be read ({first_line(error)})") from error
     with open(path, "rb") as stream:
         if not zipfile.is_zipfile(stream):
             return {}

@@ -726,7 +726,7 @@ def test_a_model_of_other_images_is_not_packed(served, tmp_path, capsys, caplog,
         (("--override", "orientation=LPS", "task=tissue"), "made with task skull, the task has tissue"),
     ):
         status, said = packed(*arguments)
-        assert status == 1 and sentence in said and f"{tmp_path / name} is of images prepared in another way" in said
+        assert status == 1 and sentence in said and f"{tmp_path / name} was trained on images" in said
         assert len(said.splitlines()) == 1 and not (tmp_path / "out").exists()
     assert packed("--override", "orientation=LPS")[0] == 0
     assert packed("--accept_preparation", "True")[0] == 0

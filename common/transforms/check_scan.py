@@ -17,6 +17,9 @@ __all__ = ["CheckScand"]
 
 logger = logging.getLogger(__name__)
 
+SHIPPED = Path(__file__).resolve().parents[1] / "weights" / "encoders"
+"""Weights that come along, by their names. `common.weights` imports this module, so it is not asked."""
+
 
 class CheckScand(MapTransform):
     """Refuse scans that differ much from the training scans of the network, and warn of those that differ somewhat.
@@ -92,11 +95,7 @@ class CheckScand(MapTransform):
 
 
 def _record_of(model: str) -> Mapping[str, Any]:
-    from ..weights.encoder_file import read_record  # imports this module
-    from ..weights.shipped import shipped_encoders
-
     path = Path(model)
-    if model in shipped_encoders() or (path.suffix == ".safetensors" and path.is_file()):
-        return read_record(model)
-    file = next((one for one in (path, path.with_suffix(".ts")) if one.is_file()), None)
-    return {} if file is None else stored_record(file)  # that there is no file is for loading to say
+    places = (path, path.with_suffix(".ts"), SHIPPED / f"{model}.safetensors")
+    file = next((one for one in places if one.is_file()), None)
+    return {} if file is None else stored_record(file)  # if there is no file, loading says so
