@@ -9,7 +9,7 @@ LABEL_VENV ?= .venv-label
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo label-demo pacs-demo test matrix boilerplate format lint bench clean
+.PHONY: demo label-demo pacs-demo test matrix tutorial boilerplate format lint bench clean
 
 demo: $(STAMP)
 	$(RUN) demo/run.py
@@ -34,6 +34,10 @@ matrix: $(STAMP)
 	mkdir -p build
 	status=0; $(PYTEST) -m way --runslow --junitxml build/matrix.xml || status=$$?; \
 	$(RUN) tests/matrix.py build/matrix.xml docs/matrix.md && exit $$status
+
+# docs/tutorial.ipynb, run in an empty folder, with what came out
+tutorial: $(STAMP)
+	$(RUN) -m tools.notebook
 
 # The files that are alike in every bundle, made anew from their base files
 boilerplate: $(STAMP)
