@@ -141,6 +141,9 @@ def hostile_requests(model: str, study: str, canary: str) -> Iterator[Hostile]:
     yield train("an id of the configuration", {**good, "train#trainer#max_epochs": 5})
     yield train("a string for a body", '"cpu"')
     yield train("no JSON", "max_epochs=1")
+    for kind in ("application/dicom+json", "application/x+json", "Application/JSON; charset=utf-8"):  # JSON to FastAPI
+        body = json.dumps({**good, "device": code}).encode()
+        yield Hostile(f"train: an expression as {kind}", "POST", f"/train/{model}", body, {"content-type": kind})
     yield Hostile("train: XML", "POST", f"/train/{model}", b"<a/>", {"content-type": "application/xml"})
     yield put("a study upwards", f"/datastore/image?image={up}{canary}", "scan.nii.gz")
     yield put("a label of a study upwards", f"/datastore/label?image={up}{canary}", "scan.nii.gz")
