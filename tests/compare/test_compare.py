@@ -202,7 +202,7 @@ def test_plan_lists_and_estimates_and_runs_nothing(cohort, tiny, tmp_path):
 
 
 def test_errors_are_one_sentence(tmp_path):
-    with pytest.raises(SystemExit, match=r"^error: [^\n]* is no bundle[^\n]*$"):
+    with pytest.raises(SystemExit, match=r"^error: [^\n]* is not a bundle[^\n]*$"):
         call(["--bundle", str(tmp_path), "--arms", "scratch", "--output", "x"])
 
 

@@ -69,5 +69,5 @@ def test_refusals():
         DomainSampler([DATA[0], {"image": "x.nii"}], 1)
     with pytest.raises(ValueError, match="1 batches per epoch are fewer than the 2 domains"):
         DomainSampler(DATA, 2, batches=1)
-    with pytest.raises(ValueError, match="batch_size is 2, over all processes, and 4 processes cannot"):
+    with pytest.raises(ValueError, match="batch_size is 2 over all processes, and 4 processes cannot"):
         DomainSampler(DATA, 2, batches=3, num_replicas=4, rank=0)

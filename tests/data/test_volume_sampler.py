@@ -60,7 +60,7 @@ def test_processes_share_each_batch():
     alone = batches(VolumeSampler(SUBJECTS, 4, batches=6), 4)
     shares = [batches(VolumeSampler(SUBJECTS, 4, batches=6, num_replicas=2, rank=rank), 2) for rank in (0, 1)]
     assert [one + other for one, other in zip(*shares, strict=True)] == alone
-    with pytest.raises(ValueError, match=r"batch_size is 3, over all processes, and 2 .* a multiple of 2"):
+    with pytest.raises(ValueError, match=r"batch_size is 3 over all processes, and 2 .* a multiple of 2"):
         VolumeSampler(SUBJECTS, 3, num_replicas=2, rank=0)
 
 
