@@ -14,6 +14,7 @@ CASES = [
     (path.parents[2].name, base, path.stem)
     for path in sorted(ROOT.glob("*/configs/datasets/*.json"))
     for base in ("train.json", "inference.json")
+    if base == "train.json" or "+pretrain_datalist" not in path.read_text()  # one more domain of pre-training alone
 ]
 SCALING = ("ForegroundPercentiles", "NormalizeForeground", "ScaleIntensity", "NormalizeIntensity")
 

@@ -197,7 +197,7 @@ def test_a_run_cannot_be_extended(run_bundle, tiny, whole, tmp_path):
     overrides = {"output_dir": str(tmp_path / "out"), **SIZES, "max_epochs": 5}
     with pytest.raises(RuntimeError) as caught:
         run_bundle(*config("mae", tiny, tmp_path), resume=True, **overrides)
-    assert "max_epochs 4, this run has 5" in str(caught.value.__cause__)
+    assert "max_epochs 4, but this run has 5" in str(caught.value.__cause__)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
