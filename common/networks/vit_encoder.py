@@ -184,6 +184,32 @@ def _read_vit3d(state: State, source: Source) -> dict[str, Any]:
 _UNUSED_ATTENTION = {"unused attention": r"^(vit\.)?blocks\.\d+\.cross_attn\."}
 """Tensors that MONAI's blocks held in some versions and never used."""
 
+BMMAE = ("t1", "t1ce", "t2", "flair")
+"""Kinds of images that BM-MAE has a patch embedding each for."""
+
+
+def _bmmae(image: str) -> Kind:
+    """BM-MAE's transformer on one kind of images, of MONAI's blocks, with that kind's patch embedding."""
+    names = ", ".join(f"bmmae_{one}" for one in BMMAE)
+    others = "|".join(one for one in BMMAE if one != image)
+    return Kind(
+        _network,
+        _read(1e-5),
+        tuple(rf"^tokenizers\.{one}\.patch_embedding\.patch_embeddings\.weight 5d" for one in BMMAE),
+        ((rf"^tokenizers\.{image}\.", ""), (r"^", "vit.")),
+        {
+            "patch embeddings of other images": rf"^tokenizers\.({others})\.",
+            "decoder": r"^decoder\.",
+            "classification head": r"^output_layer\.",
+        }
+        | _UNUSED_ATTENTION,
+        doubt=lambda tensors, file: (
+            f"is BM-MAE, with a patch embedding for each of {', '.join(BMMAE)}: give the --kind of your images, one of "
+            f"{names}"
+        ),
+    )
+
+
 CHECKPOINTS = {
     # Zhang et al., BIBM 2023: timm's names, a class token, positions along and across the slices.
     "unetr_mae": Kind(
@@ -247,5 +273,7 @@ CHECKPOINTS = {
             "decoder": r"^decoder_",
         },
     ),
+    # Robinet et al., 2025 (arXiv 2505.00568).
+    **{f"bmmae_{image}": _bmmae(image) for image in BMMAE},
 }
 """Checkpoints of other projects that fill a :class:`ViTEncoder`."""

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from monai.networks.blocks import PatchEmbeddingBlock, TransformerBlock
 from monai.networks.nets import (
     DenseNet,
     DynUNet,
@@ -247,6 +248,52 @@ def monai_mae() -> Case:
     return Case("monai_mae", net.state_dict(), image, [maps[0], maps[2]], make, {"num_heads": 2})
 
 
+def bmmae(image_kind: str) -> Case:
+    """One transformer of MONAI's blocks for the patches of four kinds of images, of which a file of ours has one."""
+    torch.manual_seed(0)
+    patches: Any = nn.ModuleDict(
+        {one: PatchEmbeddingBlock(1, (8, 8, 16), 4, 12, 2, "conv", "sincos") for one in ("t1", "t1ce", "t2", "flair")}
+    )
+    blocks, norm = nn.ModuleList(TransformerBlock(12, 16, 2, qkv_bias=True) for _ in range(2)), nn.LayerNorm(12)
+    token = nn.Parameter(torch.randn(1, 1, 12))
+    for part in (patches, blocks, norm):
+        draw(part)
+    image = volume(8, 8, 16)
+    with torch.no_grad():
+        x = blocks[0](torch.cat((token.expand(2, -1, -1), patches[image_kind](image)), dim=1))
+        maps = [one[:, 1:].transpose(1, 2).unflatten(2, (2, 2, 4)) for one in (x, norm(blocks[1](x)))]
+    state = {
+        f"tokenizers.{one}.patch_embedding.{n}": t for one in patches for n, t in patches[one].state_dict().items()
+    }
+    state |= {f"blocks.{name}": tensor for name, tensor in blocks.state_dict().items()}
+    state |= {f"norm.{name}": tensor for name, tensor in norm.state_dict().items()}
+    state |= {"cls_token": token.detach(), "decoder.mask_token": torch.zeros(1, 1, 12)}
+
+    def make() -> nn.Module:
+        vit = ViT(1, (8, 8, 16), 4, 12, 16, 2, 2, qkv_bias=True)
+        vit.cls_token = nn.Parameter(torch.zeros(1, 1, 12))
+        return ViTEncoder(vit, [1])
+
+    kind = f"bmmae_{image_kind}"
+    return Case(kind, state, image, maps, make, {"num_heads": 2, "kind": kind})
+
+
+def bmmae_t1() -> Case:
+    return bmmae("t1")
+
+
+def bmmae_t1ce() -> Case:
+    return bmmae("t1ce")
+
+
+def bmmae_t2() -> Case:
+    return bmmae("t2")
+
+
+def bmmae_flair() -> Case:
+    return bmmae("flair")
+
+
 def vit3d() -> Case:
     """3DINO's: blocks of DINOv2, which `transformers` has, on patches of a volume."""
     sizes: dict[str, Any] = {"hidden_size": 12, "num_attention_heads": 2, "mlp_ratio": 2, "layer_norm_eps": 1e-6}
@@ -424,9 +471,10 @@ def i3d() -> Case:
 
 
 MAKERS = (
-    monai_resnet, medicalnet_in_monai, inflated_resnet, densenet, segresnet, vista3d, resenc, nnunet, primus, monai_vit,
-    monai_mae, vit3d, swin_unetr, swin_unetr_v2, timm_vit, timm_deit, timm_dinov2, timm_dinov2_registers, timm_beit,
-    dinov2_registers, timm_beitv2, timm_swin, stunet, genesis, sam_med3d, i3d,
+    monai_resnet, medicalnet_in_monai, inflated_resnet, densenet, segresnet, vista3d, resenc, nnunet, primus,
+    monai_vit, monai_mae, bmmae_t1, bmmae_t1ce, bmmae_t2, bmmae_flair, vit3d, swin_unetr, swin_unetr_v2, timm_vit,
+    timm_deit, timm_dinov2, timm_dinov2_registers, timm_beit, dinov2_registers, timm_beitv2, timm_swin, stunet,
+    genesis, sam_med3d, i3d,
 )  # fmt: skip
 CASES = {make.__name__: make for make in MAKERS}
 
@@ -445,8 +493,10 @@ def test_it_is_told_from_all_others(case, tmp_path):
     tensors = read_source(saved(case.checkpoint, tmp_path)[0]).source.tensors
     found = [name for name, kind in known_kinds() if kind.fits(tensors)]
     if "kind" in case.options:
-        assert found == ["medicalnet"]
-        with pytest.raises(ValueError, match="give --kind medicalnet or --kind monai_resnet"):
+        of_bmmae = case.kind.startswith("bmmae")
+        asked = "give the --kind of your images, one of bmmae_t1, bmmae_t1ce, bmmae_t2, bmmae_flair"
+        assert found == (["bmmae_t1", "bmmae_t1ce", "bmmae_t2", "bmmae_flair"] if of_bmmae else ["medicalnet"])
+        with pytest.raises(ValueError, match=asked if of_bmmae else "give --kind medicalnet or --kind monai_resnet"):
             convert(*saved(case.checkpoint, tmp_path))
     else:
         assert found[0] == case.kind
