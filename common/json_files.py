@@ -20,7 +20,8 @@ def read_json(path: str | os.PathLike, default: Any = ...) -> Any:
     """The content of a JSON file.
 
     Args:
-        path: path of the file. default: returned if there is no such file.
+        path: path of the file.
+        default: returned if there is no such file.
 
     Raises:
         FileNotFoundError: there is no such file, and no default.
@@ -40,7 +41,8 @@ def write_json(path: str | os.PathLike, content: Any, default: Callable[[Any], A
     """Write a JSON file, completely or not at all.
 
     Args:
-        path: path of the file. content: dictionaries, lists, text, numbers.
+        path: path of the file.
+        content: dictionaries, lists, text, numbers.
         default: converts values that JSON cannot store, such as ``str`` to their text.
 
     Raises:
@@ -55,7 +57,8 @@ def to_json(content: Any, default: Callable[[Any], Any] | None = None) -> str:
     """The text of a JSON file, indented by four spaces; a list without dictionaries is on one line if it fits.
 
     Args:
-        content: as for `write_json`. default: as for `write_json`.
+        content: as for `write_json`.
+        default: as for `write_json`.
 
     Raises:
         TypeError: JSON has no form for a value, and there is no ``default``.

@@ -113,7 +113,8 @@ def preparation_record(transforms: Any, key: str = "image", task: str | None = N
 
     Args:
         transforms: a ``Compose``, a transform, or a sequence of them; composed ones are expanded.
-        key: key of the images. task: task whose classes the network predicts.
+        key: key of the images.
+        task: task whose classes the network predicts.
     """
     made = Preparation(task=task)
     intensity: list[dict[str, Any]] = []
@@ -176,8 +177,10 @@ def check_preparation(path: Any, record: Mapping[str, Any], used: Mapping[str, A
     """Compare the record of a model's file with a pipeline, and log accepted differences and a missing record.
 
     Args:
-        path: path of the file, or a name of the weights for messages. record: record of the file, with its
-            ``preparation``; empty if it has none. used: record of the pipeline.
+        path: path of the file, or a name of the weights for messages.
+        record: record of the file, with its
+            ``preparation``; empty if it has none.
+        used: record of the pipeline.
         accepted: whether differences are accepted.
 
     Raises:
@@ -201,7 +204,8 @@ def check_images(
     """``check_preparation`` with the transforms of a pipeline; nothing is compared if they are None.
 
     Args:
-        path, record, accepted: as for ``check_preparation``. preprocessing, task: as for ``preparation_record``.
+        path, record, accepted: as for ``check_preparation``.
+        preprocessing, task: as for ``preparation_record``.
 
     Raises:
         ValueError: as ``check_preparation``.

@@ -70,7 +70,8 @@ def check(
 
     Args:
         path: the datalist.
-        base_dir: folder that its paths are relative to; by default its own. label_key: key of the labels. Only the
+        base_dir: folder that its paths are relative to; by default its own.
+        label_key: key of the labels. Only the
             images are checked with None, or if no item of training, validation and test has the key and no option
             concerns labels.
         num_classes: number of classes of the net. Without a label scheme, the labels in the files must be below it;

@@ -262,7 +262,8 @@ def print_spacing(
     Args:
         path: the datalist.
         base_dir: folder that its paths are relative to; by default its own.
-        orientation: orientation of the axes. statistic: median or mean.
+        orientation: orientation of the axes.
+        statistic: median or mean.
         section: list of the datalist: training, validation, test or unlabelled.
 
     Raises:

@@ -71,7 +71,8 @@ def label_map(label_scheme: str, task: str, num_classes: int | None = None) -> d
             structures and four tissues of the neurite version of OASIS-1. `malpem`: the 138 regions of MALP-EM (ADNI).
             `dlmuse`: MUSE region numbers. `binary`: a brain mask, 1 to 255 is brain. `btcv`: the 13 organs of BTCV
             (Synapse). `msd_hippocampus`, `msd_brats` and the like: the Decathlon's Task04, Task01 and others.
-            `brats2020`: BraTS of 2017 to 2022. `visceral`: RadLex identifiers, as in VISCERAL. `task`: the task's own
+            `brats2020`: BraTS of 2017 to 2022.
+            `visceral`: RadLex identifiers, as in VISCERAL. `task`: the task's own
             classes, as in predictions of its network and in masks made from them.
         task: `skull` has one class, brain tissue and CSF. `structures4` has 1 cortex, 2 subcortical grey matter, 3
             white matter, 4 CSF. `structures33` has the structures of `oasis_seg35` without the choroid plexuses, 1 to
@@ -181,7 +182,8 @@ def labels_written_in(written_in: str, label_scheme: str, labels: Sequence[Any])
     """Check that labels in a config fit the label maps, and return them unchanged.
 
     Args:
-        written_in: the label scheme of ``labels``. label_scheme: the label scheme of the label maps.
+        written_in: the label scheme of ``labels``.
+        label_scheme: the label scheme of the label maps.
         labels: numbers, or groups of them.
 
     Raises:

@@ -52,7 +52,8 @@ def pack(
     ``scripts/common/``), and the named weights. Everything else in the bundle's folder is left out.
 
     Args:
-        bundle: folder of the bundle, or the name of an included one. output: folder to write to; made if missing.
+        bundle: folder of the bundle, or the name of an included one.
+        output: folder to write to; made if missing.
         weights: files to pack as ``models/<file name>``. The name of an included encoder adds its file and its page,
             and the pack knows it by the same name.
         weight_urls: addresses by path of a local copy. Such a file is not packed; ``large_files.yml`` lists its address

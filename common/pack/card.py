@@ -88,7 +88,9 @@ def model_card(
     """``README.md`` of the pack: the hub's header with a model index, use, scores, licence and limits.
 
     Args:
-        name: name of the pack. metadata: its ``metadata.json``. scores: measured scores; without them, the card says
+        name: name of the pack.
+        metadata: its ``metadata.json``.
+        scores: measured scores; without them, the card says
             so.
         licence: the hub's identifier for the licence of the weights; None if not given.
         weights: whether the pack has weights or their address.

@@ -51,7 +51,8 @@ def check_imports(text: str, name: str) -> None:
     """Refuse a Python file that imports ``common`` by name, since the name differs in a packed bundle.
 
     Args:
-        text: content of the file. name: name of the file for the error.
+        text: content of the file.
+        name: name of the file for the error.
 
     Raises:
         ValueError: with the line.

@@ -25,7 +25,8 @@ def show(path: str, full: bool = False) -> str:
     """Describe an encoder file: network, pre-training, images, origin, sizes.
 
     Args:
-        path: an encoder file, or the name of an included one. full: show the whole record and every tensor, not the
+        path: an encoder file, or the name of an included one.
+        full: show the whole record and every tensor, not the
             summary.
     """
     state, record = read_encoder(path)
@@ -65,7 +66,8 @@ def model(path: str, output: str) -> str:
     """Write an encoder file that includes the last layers as a bundle's ``model.pt``, for MONAI Label and packs.
 
     Args:
-        path: an encoder file, or the name of an included one. output: such as ``bundles/ssl3d/models/model.pt``.
+        path: an encoder file, or the name of an included one.
+        output: such as ``bundles/ssl3d/models/model.pt``.
 
     Raises:
         ValueError: the file holds no last layers.

@@ -44,7 +44,8 @@ class Foreign(NamedTuple):
 
     Attributes:
         source: its tensors and everything else in it.
-        file: path that was read. name: name of the file, or of its folder from the hub.
+        file: path that was read.
+        name: name of the file, or of its folder from the hub.
         config: the folder's ``config.json``.
         preprocessor: the folder's ``preprocessor_config.json``.
         others: tensor names of further networks in it, such as a student beside its teacher.

@@ -66,7 +66,8 @@ def classification_metrics(prediction: Prediction, truth: np.ndarray) -> dict[st
     not all test rows have. For two classes this is the usual area. It is left out if there is no such class.
 
     Args:
-        prediction: predictions for the test rows. truth: their classes (M,); a class without a training row counts as
+        prediction: predictions for the test rows.
+        truth: their classes (M,); a class without a training row counts as
             an error.
     """
     metrics = {"accuracy": float(np.mean(prediction.values == truth))}
@@ -85,7 +86,8 @@ def regression_metrics(prediction: Prediction, truth: np.ndarray) -> dict[str, f
     if all test rows have the same number.
 
     Args:
-        prediction: predictions for the test rows. truth: their numbers (M,).
+        prediction: predictions for the test rows.
+        truth: their numbers (M,).
     """
     metrics = {"mae": float(np.mean(np.abs(prediction.values - truth)))}
     return metrics | ({"r2": float(r2_score(truth, prediction.values))} if len(np.unique(truth)) > 1 else {})
