@@ -104,7 +104,7 @@ def test_the_nearest_file_is_taken(tmp_path, monkeypatch):
 
 # Orders in which a file takes back, without a word, what another was named for.
 WRONG = [
-    ("pretrain_once", ["networks/unetr.json", "datasets/sample.json"], "sample.json .* behind unetr.json .*`segmenta"),
+    ("pretrain_once", ["networks/unetr.json", "datasets/sample.json"], "sample.json .* after unetr.json .*`segmenta"),
     ("simtrot", ["presets/hippocampus_cpu.json", "datasets/hippocampus.json"], "`roi_size` back to .* before hippocam"),
     ("ssl3d", ["tasks/age.json", "networks/segresnet.json"], "`encoder#decoder` back: name it before age.json"),
     ("ssl3d", ["tasks/skull.json", "datasets/acdc.json"], 'acdc.json .* `task` back to "acdc": name it before skull'),
