@@ -56,3 +56,36 @@ def test_the_paired_t_test_of_the_paper(tmp_path):
     text = experiment("paired_seeds").main(str(tmp_path), "ours", "without")
     assert "seeds 910, 1234, 5678: ours 86.6467 ± 0.4341 and without 85.1400" in text
     assert "difference +1.5067, p 0.019 that ours is not larger, 0.038 on both sides" in text
+
+
+def test_shifted_scans_are_what_their_formulas_say(tmp_path):
+    module = experiment("shifted_scans")
+    image = np.zeros((6, 7, 12))
+    image[1:5, 1:6] = 100 + 10 * np.arange(12.0)  # a ramp along the third axis
+    inside = image > 0
+    shifted = {name: module.shift_scan(image, name, "scan 1") for name in module.SHIFTS}
+    for name, changed in shifted.items():
+        assert ((changed > 0) == inside).all() and changed.dtype == np.float32
+        assert np.array_equal(changed, module.shift_scan(image, name, "scan 1"))
+    for name in ("bias", "noise"):  # each scan its own draw
+        assert not np.array_equal(shifted[name], module.shift_scan(image, name, "scan 2"))
+    np.testing.assert_allclose(shifted["inverse"][2, 2], 310 - image[2, 2], atol=1e-4)
+    thick = shifted["thick"][2, 2]  # a line stays one between the centres of the first and the last slab
+    np.testing.assert_allclose(thick[1:11], image[2, 2, 1:11], atol=1e-4)
+    np.testing.assert_allclose(thick[[0, 11]], image[2, 2, [1, 10]], atol=1e-4)
+    ratio = shifted["bias"][inside] / image[inside]
+    assert 0.499 < ratio.min() < 0.9 and 1.1 < ratio.max() < 2.001
+    flat = np.full((40, 40, 40), 200.0)
+    noisy = module.shift_scan(flat, "noise", "scan 1")
+    assert abs(noisy.std() - 30) < 1 and abs(np.mean(noisy**2.0) - (200**2 + 2 * 30**2)) < 200  # moments of Rice
+
+    for number in range(3):
+        nib.save(nib.Nifti1Image(image.astype(np.uint8), np.eye(4)), tmp_path / f"s{number}.nii.gz")
+    items = [[{"image": f"s{number}.nii.gz", "label": f"s{number}.nii.gz"}] for number in range(3)]
+    lists = dict(zip(("training", "validation", "test"), items, strict=True))
+    (tmp_path / "list.json").write_text(json.dumps({"name": "made up", **lists}))
+    path = module.write_scans(tmp_path / "list.json", tmp_path, tmp_path / "shifted", "thick")
+    found = json.loads(path.read_text())
+    assert found["training"][0]["image"] == found["training"][0]["label"] == str(tmp_path / "s0.nii.gz")
+    assert found["test"][0] == {"image": "s2.nii.gz", "label": str(tmp_path / "s2.nii.gz")}
+    np.testing.assert_array_equal(nib.load(path.parent / "s2.nii.gz").get_fdata(), shifted["thick"])

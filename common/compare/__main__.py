@@ -27,7 +27,11 @@ from .settings import OWN, CompareError, read_settings
 
 
 # as typed: fire would cut an override at a '#', and take a folder named 2024 for a number
-@SetParseFns(**dict.fromkeys(("override", "pretrain_override", "output", "dataset_dir", "datalist", "bundle"), str))
+@SetParseFns(
+    **dict.fromkeys(
+        ("override", "pretrain_override", "evaluate_override", "output", "dataset_dir", "datalist", "bundle"), str
+    )
+)
 def compare(
     bundle: str | None = None,
     arms: Any = None,
@@ -45,6 +49,7 @@ def compare(
     datalist: str | None = None,
     override: Any = None,
     pretrain_override: Any = None,
+    evaluate_override: Any = None,
     probe: Any = None,
     examples: int | None = None,
     example_slices: int | None = None,
@@ -89,6 +94,7 @@ def compare(
         datalist: config id, for every stage.
         override: ids and values of fine-tuning and evaluation: 'id=value id=value'.
         pretrain_override: ids and values of pre-training.
+        evaluate_override: ids and values of evaluation alone, such as the datalist of another scanner.
         probe: also probe the frozen encoders, without fine-tuning: label, age, diagnosis, separated by commas.
         examples: test volumes to show; 3, the default, are the worst, the median and the best; 0: none.
         example_slices: consecutive slices of each to show, one under the other; 1 by default.

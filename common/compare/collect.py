@@ -110,6 +110,7 @@ def collect(plan: Plan, command: str | None) -> None:
             "seeds": list(settings.seeds),
             "equal": settings.equal,
             "transductive": settings.transductive,
+            "evaluate_override": dict(settings.evaluate_override),
             "steps": max((run.steps for run in plan.runs if run.stage == "train"), default=None),
             "metrics": plan.evaluate.metrics,
             "margin": plan.margin,

@@ -45,6 +45,9 @@ def protocol(tables: Tables) -> str:
         ids = ", ".join(about["trials"][0])
         words.append(f"{ids} was chosen on validation from {len(about['trials'])} trials in every arm.")
     words += [f"{name}: {arm['description']}." for name, arm in about["arms"].items()]
+    if about.get("evaluate_override"):
+        given = ", ".join(f"{key} {value}" for key, value in about["evaluate_override"].items())
+        words.append(f"Evaluated with {given}, unlike training.")
     if about.get("transductive"):
         words.append("Pre-training may have seen validation and test scans.")
     return " ".join(words)

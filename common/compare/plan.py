@@ -294,7 +294,7 @@ class _Builder:
             if value is not None
         }
         trains = [self.read("train", {**settings.override, **self.split(fold)}) for fold in self.folds]
-        evaluates = [self.read("evaluate", {**settings.override, **self.split(fold)}) for fold in self.folds]
+        evaluates = [self.read("evaluate", self.evaluation(self.split(fold))) for fold in self.folds]
         self.train, self.evaluate = trains[0], evaluates[0]
         _ = self.evaluate.metrics  # refused now rather than after hours
         self.test = [item for evaluate in evaluates for item in _test_items(evaluate)]
@@ -308,7 +308,10 @@ class _Builder:
         self.source_size = len(self.train.get("data")["training"]) - self.sizes[0]
         self.training = training = min(self.sizes)
         self.fractions = _fractions(settings, training)
-        self.data = _data_digest(self.train)
+        self.data, self.evaluated = _data_digest(self.train), _data_digest(self.evaluate)
+        if settings.evaluate_override:  # whose folder, unlike that of all stages, may be what tells two apart
+            self.evaluated += json.dumps(settings.evaluate_override, sort_keys=True, default=str)
+            self.check_other_test()
         steps = self.train.steps_per_epoch(training + self.source_size)
         self.full_steps = self.train.get("max_epochs") * steps
         self.settings = replace(settings, arms=self.choose_pretrainings())
@@ -316,6 +319,27 @@ class _Builder:
     def split(self, fold: int | None) -> dict[str, Any]:
         """The ids that make a fold's part the test list."""
         return {} if fold is None else {"fold": fold, "data#pool_test": True, "data#num_folds": self.settings.folds}
+
+    def evaluation(self, override: Mapping[str, Any]) -> dict[str, Any]:
+        """The overrides of an evaluation whose training has these beside those of all arms."""
+        return {**self.settings.override, **override, **self.settings.evaluate_override}
+
+    def check_other_test(self) -> None:
+        """Refuse a test list of evaluation's own with scans or subjects that training learns from or is chosen by."""
+        from ..data.copies import find_copies
+
+        data, test = self.train.get("data"), _test_items(self.evaluate)
+        for name in ("training", "validation"):
+            taken, known = set(_files(data[name])), getattr(data[name], "subjects", {})
+            both = [file for file in _files(test) if file in taken]
+            both += [file for digest, file in getattr(test, "subjects", {}).items() if digest in known]
+            copies = find_copies({name: data[name], "test": test})
+            if both or copies:
+                what = f"{both[0]} of its test list, or another scan of its subject, is" if both else ""
+                what = what or f"{copies[0][0]} of its test list has a copy"
+                raise CompareError(
+                    f"--evaluate_override: {what} in the {name} list of fine-tuning: take it out of one of them."
+                )
 
     def files(self, stage: str, overlays: Sequence[str] = ()) -> tuple[str, ...]:
         """Base files, the overlays of every stage, the given overlays, and the one for several processes."""
@@ -350,8 +374,10 @@ class _Builder:
         config = _merged(files)
         names = " + ".join(Path(file).name for file in files)
         option = "--pretrain_override " if stage == "pretrain" else "--override "
+        own = self.settings.evaluate_override if stage == "evaluate" else {}
         for key in override:
             typed = f"--{key}" if key in self.places else option + key
+            typed = f"--evaluate_override {key}" if key in own else typed
             problem = override_problem(key, typed, config, names, prefix="")
             if problem:
                 raise CompareError(problem)
@@ -368,7 +394,8 @@ class _Builder:
                 continue
             tried.append((arm.overlays, override))
             for stage, shared in (("train", self.train), ("evaluate", self.evaluate)):
-                config = self.read(stage, override, arm.overlays) if arm.override or arm.overlays else shared
+                given = override if stage == "train" else self.evaluation(arm.override)
+                config = self.read(stage, given, arm.overlays) if arm.override or arm.overlays else shared
                 section = "training" if stage == "train" else config.get("evaluated_list", "test")
                 transforms = config.get("validate#preprocessing") or dict
                 try:
@@ -499,7 +526,7 @@ class _Builder:
         if arm.override or arm.overlays or fold:
             override = {**self.settings.override, **arm.override, **self.split(fold)}
             train = self.read("train", override, arm.overlays)
-            evaluate = self.read("evaluate", override, arm.overlays)
+            evaluate = self.read("evaluate", self.evaluation({**arm.override, **self.split(fold)}), arm.overlays)
         judged = {"test": _test_items(evaluate)}
         if self.settings.validation_from_labels:  # parts of the training list, which pre-training may see
             return judged
@@ -630,13 +657,14 @@ class _Builder:
                 yield run("tune", own, folder=where, trial=number, **length)
         waits = tuple(where / "tune.json" for number, where in enumerate(places) if choice in (None, number))
         yield run("train", {**train, "resume": True, **place}, needs=(*pretrained, *waits), **length)
-        yield run("evaluate", {**override, **place})
+        judged = {**override, **settings.evaluate_override}
+        yield run("evaluate", {**judged, **place}, data=self.evaluated)
         shown = seed == settings.seeds[0] and labels == min(self.fractions.values()) and not fold
         inference = (settings.bundle / "configs" / "inference.json").is_file()
         if settings.examples and shown and inference and isinstance(self.test[0].get("label"), str):
             ids = self.read("infer", {}, arm.network).ids
             ids.discard("data")  # the images to label: nothing that training's lists and their draw have
-            own = {key: value for key, value in override.items() if re.split("#|::", key)[0] in ids}
+            own = {key: value for key, value in judged.items() if re.split("#|::", key)[0] in ids}
             examples = self.examples or _test_items(self.evaluate)[: settings.examples]
             images = [str(item["image"]) for item in examples]
             own |= {"dataset_dir": example_root(examples)}

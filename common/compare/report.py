@@ -146,6 +146,9 @@ def outcome(tables: Tables) -> list[str]:
         lines.append(
             "The runs were made with several versions of this collection's code; a new --output uses only one."
         )
+    if tables.about.get("evaluate_override"):
+        given = ", ".join(f"{key} {value}" for key, value in tables.about["evaluate_override"].items())
+        lines.append(f"Evaluated with settings that training did not have: {given}.")
     if tables.about.get("validation_from_labels"):
         lines.append(
             "Validation scans are part of the labels; pre-training on the training list has seen their images."

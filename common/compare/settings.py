@@ -110,6 +110,7 @@ class Settings:
     datalist: str | tuple[str, ...] | None = None
     override: Mapping[str, Any] = field(default_factory=dict)
     pretrain_override: Mapping[str, Any] = field(default_factory=dict)
+    evaluate_override: Mapping[str, Any] = field(default_factory=dict)
     probe: tuple[str, ...] = ()
     examples: int = 3
     example_slices: int = 1
@@ -147,7 +148,15 @@ class Settings:
 
 SPLIT = ("fold", "split_seed", "pool_test", "data#pool_test", "data#num_folds")
 """Ids that change the draw of a datalist's lists."""
-_LATER = ("transductive", "validation_from_labels", "tune", "tune_trials", "patience", "folds")
+_LATER = (
+    "transductive",
+    "validation_from_labels",
+    "tune",
+    "tune_trials",
+    "patience",
+    "folds",
+    "evaluate_override",
+)
 
 
 def read_settings(settings: str | None = None, **given: Any) -> Settings:
@@ -182,6 +191,8 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         override: ids and values of fine-tuning and evaluation: a mapping, or text ``id=value id=value``. With
             ``prepare_as`` (``encoder`` in an arm that has a file, or any file) come the ids that its record states.
         pretrain_override: the same for pre-training.
+        evaluate_override: ids and values that evaluation alone has, over those of ``override`` and of the arms, such as
+            the ``dataset_dir`` and ``datalist`` of scans from another scanner.
         probe: targets of representation probes: ``label``, ``age``, ``diagnosis``; true is ``label``.
         examples: test volumes to show, with predictions of the nets with the first seed and the fewest labels: the
             worst, the median and the best by mean over the arms; 1 shows the median, 0 none.
@@ -269,6 +280,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         datalist=_places(merged.get("datalist"), place("datalist")),
         override=_overrides(merged.get("override")),
         pretrain_override=_overrides(merged.get("pretrain_override")),
+        evaluate_override=_overrides(merged.get("evaluate_override")),
         probe=_probe(merged.get("probe", ())),
         examples=_whole(merged.get("examples", Settings.examples), "examples", 0),
         example_slices=_whole(merged.get("example_slices", Settings.example_slices), "example_slices", 1),
@@ -514,10 +526,17 @@ def _check_overrides_are_not_ours(settings: Settings) -> None:
     for arm in settings.arms:
         for key in (key for key in arm.override if not all(map(is_factor, settings.tune.get(key, ())))):
             raise CompareError(f"Arm {arm.name!r} sets {key!r}, but --tune chooses it: leave it out of one of them.")
-    for mapping in (settings.override, settings.tune, *(arm.override for arm in settings.arms)):
+    for mapping in (
+        settings.override,
+        settings.evaluate_override,
+        settings.tune,
+        *(arm.override for arm in settings.arms),
+    ):
         split = [key for key in SPLIT if key in mapping and key != "split_seed"] if settings.folds else []
         if split:
             raise CompareError(f"{split[0]!r} cannot be an override, --folds sets it: leave out one of them.")
+        if settings.folds and mapping is settings.evaluate_override and "datalist" in mapping:
+            raise CompareError("--folds tests each scan of the datalist: leave `datalist` out of --evaluate_override.")
         if settings.patience and "patience" in mapping:
             raise CompareError("'patience' cannot be an override beside --patience: leave out one of them.")
         for key in mapping:

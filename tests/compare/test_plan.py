@@ -124,6 +124,46 @@ def test_pretraining_leaves_out_what_the_folds_of_fine_tuning_hold_out(plan, coh
     assert runs(again, "pretrain")[0].override["fold"] == 2
 
 
+def test_evaluation_alone_may_have_another_test_list(plan, cohort, tmp_path):
+    """Trainings are those of a comparison without it; evaluations are others, also if only the folder differs."""
+    other = tmp_path / "other"
+    shutil.copytree(cohort, other)
+    content = json.loads((cohort / "structures4.json").read_text())
+    content["test"] = content["test"][:1]
+    (other / "one.json").write_text(json.dumps(content))
+    elsewhere = {"dataset_dir": str(other), "datalist": str(other / "one.json")}
+    for item in content["test"]:  # other scans of the same names, not copies of the scans that were trained on
+        scan = nib.load(other / item["image"])
+        nib.save(nib.Nifti1Image(scan.get_fdata() + 1, scan.affine), other / item["image"])
+    before, after = plan(labels="1"), plan(labels="1", evaluate_override=elsewhere)
+    assert [str(Path(item["image"]).parents[0]).startswith(str(other)) for item in after.test] == [True]
+    for stage, same in (("pretrain", True), ("train", True), ("evaluate", False)):
+        for one, two in zip(runs(before, stage), runs(after, stage), strict=True):
+            assert (one.files, one.override, one.data) == (two.files, two.override, two.data) or not same
+            assert (one.data == two.data) == same
+    moved = plan(labels="1", evaluate_override={"dataset_dir": str(other)})
+    assert runs(moved, "evaluate")[0].data != runs(before, "evaluate")[0].data
+    assert not any(key in runs(after, "train")[0].override.items() for key in elsewhere.items())
+
+    content["test"].append(content["training"].pop(0))
+    (other / "leak.json").write_text(json.dumps(content))
+    for given in (elsewhere, {}):  # a copy in another folder, and the file itself
+        leak = given | {"datalist": str((other if given else cohort) / "leak.json")}
+        (cohort / "leak.json").write_text(json.dumps(content))
+        try:
+            with pytest.raises(CompareError, match=r"--evaluate_override: .* in the training list of fine-tun"):
+                plan(labels="1", evaluate_override=leak)
+        finally:
+            (cohort / "leak.json").unlink()
+    for given, message in (
+        ({"evaluate_override": "datalst=x"}, "--evaluate_override datalst names no id .* datalist"),
+        ({"evaluate_override": "seed=3"}, "'seed' cannot be an override"),
+        ({"evaluate_override": elsewhere, "folds": 3}, "--folds tests each scan of the datalist"),
+    ):
+        with pytest.raises(CompareError, match=message):
+            plan(labels="1", **given)
+
+
 def test_a_scan_that_is_held_out_is_refused_in_pretraining(plan, cohort, tmp_path):
     test = json.loads((cohort / "structures4.json").read_text())["test"][0]["image"]
     (tmp_path / "other.nii.gz").symlink_to(cohort / test)
