@@ -37,7 +37,7 @@ def main() -> None:
     output = arguments.output.resolve()
     command = [sys.executable, "-m", "common.compare", "--settings", "demo/compare.json", "--output", str(output)]
     command += ["--steps", str(arguments.steps)] if arguments.steps else []
-    print("\n== four tissues from one mask, two seeds: from scratch, and from synthetic_brain, which saw no scan")
+    print("\n== four tissues from one mask, three seeds: from scratch, and from synthetic_brain, which saw no scan")
     print(shlex.join(["python", *command[1:]]), flush=True)
     # MONAI warns on each run that a config is code; these are the project's own.
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "ignore"}, check=True)
