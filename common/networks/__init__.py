@@ -25,6 +25,7 @@ from .sam_encoder import SamEncoder3D
 from .slice_transformer import SliceTransformer
 from .strict_loading import require_strict
 from .swin_encoder import SwinEncoder
+from .swin_unetr import SwinUNETR
 from .unet_encoders import DynUNetEncoder, MedNeXtEncoder, ResidualUNetEncoder, SegResNetEncoder
 from .unetr import UNETR, SeparablePositions
 from .vit_encoder import ViTEncoder
@@ -73,6 +74,7 @@ __all__ = [
     "SeparablePositions",
     "SliceTransformer",
     "SwinEncoder",
+    "SwinUNETR",
     "ViTEncoder",
     "make_norm",
     "pad_small_images",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .cube_group import CubeGroup
+from .cube_group import CubeGroup, rot90_batch
 from .grid_mask import random_cell_mask
 
 __all__ = ["TokenViews", "noise_mask"]
@@ -24,11 +24,16 @@ class TokenViews:
         mask_ratio: share of the second view's cells to replace with noise; 0 masks nothing.
         mask_size: voxels per axis of a cell.
         mask_noise: standard deviation of the noise.
+        published_restore: bring the first view back as the published code does, which is wrong in 10 of its 12 draws:
+            it undoes the turn before the flip, and flips axis 0, 1 or 2 of (C, D, H, W) where none, H or W was flipped.
+            It needs the published draw, so two ``axes``.
 
-    ``views(image (B, C, *spatial))`` returns both views and the elements (B,) that moved the first.
+    ``views(image (B, C, *spatial))`` returns both views and the numbers (B,) of what moved the first, for
+    :meth:`restore`.
 
     Raises:
-        ValueError: ``mask_ratio`` is not in 0..1; when called, crops do not fit the axes or are smaller than a cell.
+        ValueError: ``mask_ratio`` is not in 0..1, or ``published_restore`` without two axes; when called, crops do not
+            fit the axes or are smaller than a cell.
     """
 
     def __init__(
@@ -38,18 +43,22 @@ class TokenViews:
         mask_ratio: float = 0.75,
         mask_size: Sequence[int] = (4, 8, 8),
         mask_noise: float = 0.1,
+        published_restore: bool = False,
     ) -> None:
         if not 0 <= mask_ratio <= 1:
             raise ValueError(f"mask_ratio must be between 0 and 1, not {mask_ratio}.")
+        if published_restore and len(axes or ()) != 2:
+            raise ValueError(f"published_restore undoes quarter turns of two axes: set two axes, not {axes}.")
         self.texture = texture
         self.group = CubeGroup(axes) if axes else None
         self.mask_ratio, self.mask_size, self.mask_noise = mask_ratio, tuple(mask_size), mask_noise
+        self.published_restore = published_restore
 
     def __call__(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         first, second = (self.texture(image), self.texture(image)) if self.texture else (image, image)
         element = self.draw(len(image), image.device)
         if self.group:
-            first = self.group.apply(first, element)
+            first = self.group.apply(first, self._of_group(element))
         return first, self.mask(second), element
 
     def mask(self, image: torch.Tensor) -> torch.Tensor:
@@ -59,17 +68,33 @@ class TokenViews:
         return noise_mask(image, self.mask_ratio, self.mask_size, self.mask_noise)[0]
 
     def draw(self, batch: int, device: torch.device) -> torch.Tensor:
-        """Elements of the group for a batch; the identity if nothing is turned."""
+        """Numbers of what moves each sample: elements of the group, the identity if nothing is turned.
+
+        With ``published_restore`` they are ``4 * flip + turns``, since two draws can be one element and are undone in
+        different ways.
+        """
         if self.group is None:
             return torch.zeros(batch, dtype=torch.long, device=device)
         if len(self.group.axes) == 2:
             turns = torch.randint(4, (batch,), device=device)
-            return self.group.from_turns(turns, torch.randint(3, (batch,), device=device))
+            flip = torch.randint(3, (batch,), device=device)
+            return 4 * flip + turns if self.published_restore else self.group.from_turns(turns, flip)
         return self.group.draw(batch, device)
+
+    def _of_group(self, element: torch.Tensor) -> torch.Tensor:
+        assert self.group is not None
+        return self.group.from_turns(element % 4, element // 4) if self.published_restore else element
 
     def restore(self, map: torch.Tensor, element: torch.Tensor) -> torch.Tensor:
         """Bring a map (B, C, *grid) of the first view into the frame of the second."""
-        return self.group.restore(map, element) if self.group else map
+        if self.group is None:
+            return map
+        if not self.published_restore:
+            return self.group.restore(map, element)
+        back = rot90_batch(map, -element % 4, (self.group.axes[0], self.group.axes[1]))
+        # All three flips of all samples, as a loop over samples would wait for the device.
+        flipped = torch.stack([back.flip(axis) for axis in (1, 2, 3)])
+        return flipped[element // 4, torch.arange(len(map), device=map.device)]
 
 
 def noise_mask(

@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 import torch
+from monai.transforms import Compose
 
 from common.checks import first_cause
 from common.weights import read_encoder
@@ -135,6 +136,35 @@ def test_mae_takes_a_vit(run, tmp_path, network):
     with pytest.raises(RuntimeError) as refused:
         run("pretrain.json", *overlays_of(network), "pretexts/mae.json", output_dir=str(tmp_path), **SMALLER[network])
     assert "which only a ViT allows" in str(first_cause(refused.value))
+
+
+def test_the_published_code_crops_by_labels_and_restores_as_it_does(run, tmp_path):
+    """One step of two crops of one scan; half of the crops are centred on a structure, and no label goes further."""
+    workflow = run(
+        "pretrain.json",
+        "datasets/sample.json",
+        "pretexts/simtrot.json",
+        "presets/official_code.json",
+        output_dir=str(tmp_path),
+        pretrain_datalist="$@dataset_dir + '/structures4.json'",
+        **SAMPLE | {"batch_size": 1} | THIN,
+    )
+    parser = workflow.parser
+    assert parser.get_parsed_content("train#trainer").state.iteration == 1
+    crops = parser.get_parsed_content("train#dataset")[0]
+    assert [(set(crop) >= {"image"}, "label" in crop, tuple(crop["image"].shape)) for crop in crops] == [
+        (True, False, (1, 64, 64, 64))
+    ] * 2
+    pretext = parser.get_parsed_content("network_def")
+    assert pretext.views.published_restore and not pretext.projector[0].weight.requires_grad
+
+    label = torch.zeros(1, 96, 96, 96)
+    label[0, 48, 48, 48] = 1
+    crop = Compose(parser.get_parsed_content("train#crop_transforms")).set_random_state(0)
+    centred = [
+        item["image"][0, 32, 32, 32] == 2 for _ in range(30) for item in crop({"image": 1 + label, "label": label})
+    ]
+    assert 20 < sum(map(bool, centred)) < 40
 
 
 @pytest.fixture(scope="module")

@@ -74,3 +74,34 @@ def test_errors():
         TokenViews(mask_ratio=1.5)
     with pytest.raises(ValueError, match="equal sizes"):
         TokenViews()(torch.ones(1, 1, 4, 8, 6))
+
+
+def test_the_published_restore_is_that_of_the_code():
+    """Turned back, then flipped along the axis of the flip's number, by a loop over samples."""
+    views = TokenViews(mask_ratio=0, published_restore=True)
+    image = torch.rand(12, 3, 2, 4, 4)
+    drawn = torch.arange(12)
+    moved, expected = [], []
+    for sample, turns, flip in zip(image, drawn % 4, drawn // 4, strict=True):
+        there = sample.rot90(int(turns), (2, 3))
+        there = there if flip == 0 else there.flip(1 + int(flip))
+        moved.append(there)
+        expected.append(there.rot90(4 - int(turns), (2, 3)).flip(int(flip)))
+    views.draw = lambda batch, device: drawn
+    first, _, element = views(image)
+    assert torch.equal(first, torch.stack(moved))
+    restored = views.restore(first, element)
+    assert torch.equal(restored, torch.stack(expected))
+    assert int((restored == image).flatten(1).all(1).sum()) == 2
+
+
+def test_with_the_published_restore_views_are_drawn_alike():
+    image = torch.rand(40, 1, 2, 4, 4)
+    firsts = []
+    for published in (False, True):
+        torch.manual_seed(3)
+        firsts.append(TokenViews(mask_ratio=0, published_restore=published)(image)[0])
+    assert torch.equal(*firsts)
+    for axes in (None, (-3, -2, -1)):
+        with pytest.raises(ValueError, match="published_restore undoes quarter turns of two axes"):
+            TokenViews(axes=axes, published_restore=True)
