@@ -262,6 +262,24 @@ def test_classification(run, event_images, tmp_path, task):
             assert int(row["prediction"]) == np.argmax(probabilities) and row["label"] == ""
 
 
+def test_augmentation_is_of_training_alone(run, tmp_path):
+    """The preset moves image and label alike, a training item anew each time, and no validation item."""
+    files = "train.json", "datasets/sample.json", "presets/augmentation.json"
+    workflow = run(*files, output_dir=str(tmp_path), execute=False, crop_transforms=[])
+    training, validation = (workflow.parser.get_parsed_content(f"{part}#dataset") for part in ("train", "validate"))
+    first, second = training[0], training[0]
+    assert not torch.equal(first["image"], second["image"])
+    assert all(set(item["label"].unique().tolist()) <= {-1, 0, 1, 2, 3, 4} for item in (first, second))
+    assert torch.equal(validation[0]["image"], validation[0]["image"])
+    steps = workflow.parser.get_parsed_content("augmentation")
+    steps[0].prob = 1.0
+    label = torch.zeros(1, 24, 24, 24)
+    label[:, 6:14, 8:20, 5:12] = 1
+    moved = steps[0].set_random_state(0)({"image": label.clone(), "label": label})
+    assert not torch.equal(moved["label"].clamp(0), label)
+    assert ((moved["image"] > 0.5) == (moved["label"] == 1)).float().mean() > 0.99
+
+
 def test_malignancy_of_lidc():
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "tasks/nodule.json")])

@@ -69,9 +69,9 @@ def test_padding_is_the_background_and_of_no_class(cohort, bundle, files):
         assert image.min() < image.mean()
 
 
-def background(bundle: str, value: float, shape: list[int], **parts) -> MetaTensor:
-    """A crop of background behind a bundle's augmentation, with the chances of `parts` for some of its steps."""
-    parser = parsed(bundle, "train.json", **SHAPE)
+def background(bundle: str, files: list[str], value: float, shape: list[int]) -> MetaTensor:
+    """A crop of background behind a bundle's augmentation, all of whose steps in space are made."""
+    parser = parsed(bundle, "train.json", *files, **SHAPE)
     item = {key: MetaTensor(torch.full((1, *shape), number)) for key, number in (("image", value), ("label", 0.0))}
     for number, step in enumerate(parser["augmentation"]):
         if not any(name in step["_target_"] for name in ("Zoom", "Crop", "Affine", "Flip", "Rotate", "Shift", "Pad")):
@@ -84,13 +84,20 @@ def background(bundle: str, value: float, shape: list[int], **parts) -> MetaTens
 
 
 @pytest.mark.parametrize(
-    ("bundle", "value", "shape"),
-    [("ssl3d", -1.5, [16, 16, 16]), ("simtrot", 0.0, [16, 16, 16]), ("transseg", -1.0, [9, 8, 5])],
+    ("bundle", "files", "value", "shape"),
+    [
+        ("ssl3d", [], -1.5, [16, 16, 16]),
+        ("simtrot", [], 0.0, [16, 16, 16]),
+        ("transseg", [], -1.0, [9, 8, 5]),
+        ("med3d", ["presets/augmentation.json"], -1.5, [16, 16, 16]),
+        ("medical_transformer", ["presets/augmentation.json"], 0.0, [16, 16, 16]),
+        ("medical_transformer", ["tasks/age.json", "presets/augmentation_scans.json"], 0.0, [16, 16, 16]),
+    ],
 )
-def test_augmentation_leaves_a_crop_of_background_one_value(bundle, value, shape):
+def test_augmentation_leaves_a_crop_of_background_one_value(bundle, files, value, shape):
     """It turned corners into mean tissue, or padded with what the shift of intensities had left behind."""
     for _ in range(4):
-        made = background(bundle, value, shape)
+        made = background(bundle, files, value, shape)
         assert made.max() - made.min() < 1e-4
 
 
