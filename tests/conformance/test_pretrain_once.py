@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.networks.nets import SwinUNETR
 from torch import nn
 
@@ -106,3 +108,16 @@ def test_the_published_encoder_in_numbers(unetr):
     assert unetr.encoder1.layer.conv1.out_channels == 16
     assert {m.eps for m in unetr.vit.modules() if isinstance(m, nn.LayerNorm)} == {1e-6}
     assert [block.attn.num_heads for block in unetr.vit.blocks] == [12] * 12
+
+
+@pytest.mark.parametrize(("base", "preset"), [("pretrain", "official_code"), ("train", "official_code_train")])
+def test_only_the_published_code_freezes_the_patch_projection(base, preset):
+    """The paper says nothing of it, so the base files have a ViT as it is; MONAI's inference loads either."""
+    configs = Path(__file__).resolve().parents[2] / "bundles" / "pretrain_once" / "configs"
+    for files, trained in (([], True), ([f"presets/{preset}.json"], False)):
+        parser = ConfigParser()
+        parser.read_config([str(configs / name) for name in (f"{base}.json", *files)])
+        with torch.device("meta"):
+            net = parser.get_parsed_content("segmentation_net")
+        projection = dict(net.vit.patch_embedding.named_parameters())
+        assert {p.requires_grad for name, p in projection.items() if name.startswith("patch_embeddings")} == {trained}
