@@ -14,21 +14,24 @@ from monai.utils import ensure_tuple
 
 from ..volumes import VolumeError
 
-__all__ = ["ArrayReader", "MetaImageReader"]
+__all__ = ["ArrayReader", "PackedReader"]
 
 MAX_HEADER = 1 << 16
+META_IMAGE = (".mha", ".mhd")
+NRRD = (".nrrd", ".nhdr")
 
 
-class MetaImageReader(ITKReader):
-    """MONAI's `ITKReader` for MetaImage files (`.mha`, `.mhd`) that checks the checksum of compressed voxels.
+class PackedReader(ITKReader):
+    """MONAI's `ITKReader` for MetaImage (`.mha`, `.mhd`) and NRRD (`.nrrd`, `.nhdr`) that checks checksums.
 
-    ITK prints "Uncompress failed" if they are damaged, and goes on with what it has. This reader compares ITK's result
-    with the checksum. Only if they differ does it unpack the voxels itself, to say what is wrong.
+    If compressed voxels are damaged, ITK goes on with what it has: it prints "Uncompress failed" for MetaImage, and does
+    not compare the checksum for NRRD. This reader compares ITK's result with the checksum. Only if they differ does it
+    unpack the voxels itself, to say what is wrong.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether all files have a MetaImage name."""
-        return all(os.fspath(file).lower().endswith((".mha", ".mhd")) for file in ensure_tuple(filename))
+        """Whether all files have the name of a MetaImage or NRRD file."""
+        return all(os.fspath(file).lower().endswith(META_IMAGE + NRRD) for file in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
         """Read an ITK image, or a list of them.
@@ -90,7 +93,7 @@ def _is_what_was_packed(file: Path, image: Any) -> bool:
 
 
 def _check_compressed(file: Path) -> None:
-    """Read the compressed voxels of a MetaImage file to their end, including the checksum."""
+    """Read the compressed voxels of a file to their end, including the checksum."""
     found = _compressed(file)
     if found is None:
         return
@@ -105,7 +108,11 @@ def _check_compressed(file: Path) -> None:
 
 
 def _compressed(file: Path) -> tuple[Path, int, bool] | None:
-    """The file with the compressed voxels of a MetaImage file, their offset, and whether they are big-endian."""
+    """The file with the compressed voxels of an image file, their offset, and whether they are big-endian."""
+    return _compressed_nrrd(file) if file.name.lower().endswith(NRRD) else _compressed_meta_image(file)
+
+
+def _compressed_meta_image(file: Path) -> tuple[Path, int, bool] | None:
     with open(file, "rb") as stream:
         header = {}
         while stream.tell() < MAX_HEADER:  # a file without the last key is for ITK to refuse
@@ -122,4 +129,24 @@ def _compressed(file: Path) -> tuple[Path, int, bool] | None:
     if where.upper() == "LOCAL":
         return file, start, big_endian
     path = file.parent / where  # a list or a pattern of files, or one that ITK will miss, is not there
+    return (path, 0, big_endian) if path.is_file() else None
+
+
+def _compressed_nrrd(file: Path) -> tuple[Path, int, bool] | None:
+    with open(file, "rb") as stream:
+        header = {}
+        while stream.tell() < MAX_HEADER:
+            line = stream.readline(MAX_HEADER).decode("latin-1").strip()
+            if not line:
+                break
+            key, _, value = line.partition(": ")  # `:=` is of keys that only users know
+            header[key.lower().replace(" ", "")] = value.strip()
+        start = stream.tell()
+    # Lines are skipped before unpacking, and bytes after it, so that these are within what the checksum is of.
+    if header.get("encoding", "").lower() not in ("gzip", "gz") or header.get("lineskip", "0") != "0":
+        return None
+    big_endian = header.get("endian", "").lower() == "big"
+    if "datafile" not in header:
+        return file, start, big_endian
+    path = file.parent / header["datafile"]  # a list or a pattern of files is not there
     return (path, 0, big_endian) if path.is_file() else None

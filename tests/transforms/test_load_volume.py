@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import os
 import pickle
 import warnings
@@ -59,6 +60,46 @@ def test_compressed_metaimage_files_are_unpacked_once(tmp_path, monkeypatch, kin
         path.write_bytes(data)
         with pytest.raises(RuntimeError, match=f"{path} is damaged"):
             load({"image": str(path)})
+
+
+def compressed_nrrd(path, endian="little", skip=0, detached=False):
+    """A compressed NRRD file as others write them; its voxels, the file with them, and where they begin."""
+    voxels = np.random.default_rng(0).integers(0, 900, (6, 5, 4)).astype(np.int16)
+    packed = gzip.compress(bytes(skip) + voxels.astype("<i2" if endian == "little" else ">i2").tobytes(), mtime=0)
+    lines = ["NRRD0004", "# a comment", "type: short", "dimension: 3", "sizes: 4 5 6", "space: left-posterior-superior"]
+    lines += ["space directions: (1,0,0) (0,1,0) (0,0,1)", "space origin: (0,0,0)", "who:=encoding: raw"]
+    lines += [f"endian: {endian}", "encoding: gzip", *([f"byte skip: {skip}"] if skip else [])]
+    if detached:
+        path.write_text("\n".join([*lines, "data file: voxels.gz", ""]))
+        (path.parent / "voxels.gz").write_bytes(packed)
+        return voxels.T, path.parent / "voxels.gz", 0
+    header = "\n".join([*lines, "", ""]).encode()
+    path.write_bytes(header + packed)
+    return voxels.T, path, len(header)
+
+
+@pytest.mark.parametrize("kind", [{}, {"endian": "big"}, {"skip": 6}, {"detached": True}])
+def test_no_damaged_byte_of_a_compressed_nrrd_file_gets_by(tmp_path, monkeypatch, kind):
+    pytest.importorskip("itk")
+    path = tmp_path / ("scan.nhdr" if "detached" in kind else "scan.nrrd")
+    voxels, file, start = compressed_nrrd(path, **kind)
+    load = LoadVolumed("image", ensure_channel_first=True)
+    with monkeypatch.context() as patched:
+        if "skip" not in kind:
+            patched.setattr(zlib, "decompressobj", lambda *_, **__: pytest.fail("unpacked a second time"))
+        assert np.array_equal(load({"image": str(path)})["image"][0].numpy(), voxels)
+    whole = file.read_bytes()
+    refused = 0
+    for place in range(start + 10, len(whole), 3):  # behind gzip's header, of which most says nothing about the voxels
+        data = bytearray(whole)
+        data[place] ^= 16
+        file.write_bytes(data)
+        try:
+            assert np.array_equal(load({"image": str(path)})["image"][0].numpy(), voxels), place
+        except RuntimeError as error:
+            refused += 1
+            assert f"{path} is damaged" in str(error), place
+    assert refused > (len(whole) - start - 10) / 4
 
 
 def test_a_decoder_that_nobody_asked_for_is_not_missed_aloud():
