@@ -367,9 +367,17 @@ class FingerprintInTheMaking:
     """
 
     def __init__(self, items: Sequence[Mapping[str, Any]], key: str = "image") -> None:
-        self._items, self._key = items, key
+        self._all, self._key = len(items), key
+        self._items = spread(items, MOST_SCANS)
+        self._facts: list[ScanFacts] = []
         self._record: dict[str, Any] = {}
-        self._thread = threading.Thread(target=self._make, name="fingerprint", daemon=True)
+        self._failed = False
+        # The first one in this thread: a format's reader is imported when it is first used, and a config whose objects
+        # are being built goes through `sys.modules`, which must not grow meanwhile.
+        self._read(self._items[:1])
+        self._thread = threading.Thread(
+            target=self._read, args=(self._items[1:], True), name="fingerprint", daemon=True
+        )
         self._thread.start()
 
     def record(self) -> dict[str, Any]:
@@ -377,19 +385,20 @@ class FingerprintInTheMaking:
         self._thread.join()
         return self._record
 
-    def _make(self) -> None:
-        facts = []
+    def _read(self, items: Sequence[Mapping[str, Any]], last: bool = False) -> None:
+        if self._failed:
+            return
         try:
-            for item in spread(self._items, MOST_SCANS):
+            for item in items:
                 try:
-                    facts.append(scan_facts(item[self._key]))
+                    self._facts.append(scan_facts(item[self._key]))
                 except VolumeError:
                     continue
-            if facts:
-                made = Fingerprint.of(facts, len(self._items)).to_json()
-                self._record = {"fingerprint": made}
+            if last and self._facts:
+                self._record = {"fingerprint": Fingerprint.of(self._facts, self._all).to_json()}
         except Exception as error:  # of files in a form of the user's own; the training is worth more than this
             logger.warning("the model gets no fingerprint of its training scans (%s).", first_line(error))
+            self._failed = True
 
 
 def fingerprint_in(record: Mapping[str, Any]) -> Fingerprint | None:

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
 
 from common.fingerprint import Fingerprint, ScanFacts, scan_facts
 from common.volumes import VolumeError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def write(path, values, spacing=(1.0, 1.0, 1.0), axcodes="RAS"):
@@ -139,3 +145,36 @@ def test_json_keeps_the_fingerprint_and_names_no_file(trained):
         Fingerprint.from_json(values | {"format": 9})
     with pytest.raises(ValueError, match="damaged"):
         Fingerprint.from_json({"format": 1})
+
+
+BACKGROUND = """
+import sys, threading
+import common.fingerprint as module
+
+facts, read, go_on = module.scan_facts, [], threading.Event()
+
+def scan_facts(path):
+    if threading.current_thread() is not threading.main_thread():
+        go_on.wait()
+        read.append(path)
+    return facts(path)
+
+module.scan_facts = scan_facts
+made = module.FingerprintInTheMaking([{"image": path} for path in sys.argv[1:]])
+before = set(sys.modules)
+go_on.set()
+assert made.record()["fingerprint"]["scans"] == 2 and read == sys.argv[2:]
+assert set(sys.modules) == before, sorted(set(sys.modules) - before)
+"""
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
+def test_the_thread_imports_nothing(suffix, tmp_path):
+    """MONAI goes through `sys.modules` to find the classes of a config, which fails while another thread imports."""
+    files = [str(tmp_path / f"{number}{suffix}") for number in range(2)]
+    for seed, path in enumerate(files):
+        if suffix == ".mha":
+            itk.imwrite(itk.image_from_array(brain(seed=seed)), path)
+        else:
+            write(path, brain(seed=seed))
+    subprocess.run([sys.executable, "-c", BACKGROUND, *files], cwd=ROOT, check=True)
