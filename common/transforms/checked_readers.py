@@ -24,9 +24,9 @@ NRRD = (".nrrd", ".nhdr")
 class PackedReader(ITKReader):
     """MONAI's `ITKReader` for MetaImage (`.mha`, `.mhd`) and NRRD (`.nrrd`, `.nhdr`) that checks checksums.
 
-    If compressed voxels are damaged, ITK goes on with what it has: it prints "Uncompress failed" for MetaImage, and does
-    not compare the checksum for NRRD. This reader compares ITK's result with the checksum. Only if they differ does it
-    unpack the voxels itself, to say what is wrong.
+    If compressed voxels are damaged, ITK goes on with what it has. It prints "Uncompress failed" for MetaImage, and for
+    NRRD it does not compare the checksum. This reader compares ITK's result with the checksum. Only if they differ does
+    it unpack the voxels itself, to say what is wrong.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
