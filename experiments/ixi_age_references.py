@@ -9,10 +9,14 @@ very ones that its arms have, and prints the mean absolute error in years on the
 `--maps FOLDER` adds a column: of each scan NAME the folder has NAME_seg.nii.gz, a map of four tissues, such as the
 shipped net `synthetic_brain` gives without any mask (its page has the command). What ridge regression reads are each
 tissue's share of the brain and its median intensity, relative to that of white matter (3).
+
+`--scores FILE.csv` writes the errors of ridge regression on volumes, a row for each test subject, as a reference for
+`common.compare` (`--arms scratch,medical_transformer,ridge=FILE.csv`).
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from functools import cache
@@ -65,11 +69,19 @@ def _of(lists: Any, feature: Callable[[Any], np.ndarray]) -> tuple[np.ndarray, n
     return training, test
 
 
-def main(settings: str, dataset_dir: str, datalist: str | None = None, bins: int = 64, maps: str | None = None) -> None:
+def main(
+    settings: str,
+    dataset_dir: str,
+    datalist: str | None = None,
+    bins: int = 64,
+    maps: str | None = None,
+    scores: str | None = None,
+) -> None:
     asked = json.loads(Path(settings).read_text(encoding="utf-8"))
     path = datalist or f"{dataset_dir}/ixi.json"
     names = ["constant", "ridge, volumes", "histogram", *(["tissues found"] if maps else [])]
     columns = " ".join(f"{name:>16}" for name in names)
+    rows: list[dict[str, Any]] = []
     print(f"{'labels':>6} {columns}   years, mean ± deviation over seeds")
     for fraction in asked["fractions"]:
         errors = []
@@ -88,9 +100,17 @@ def main(settings: str, dataset_dir: str, datalist: str | None = None, bins: int
             for known, seen in kinds:
                 predictions.append(make_pipeline(StandardScaler(), RidgeCV(ALPHAS)).fit(known, age).predict(seen))
             errors.append([np.abs(predicted - truth).mean() for predicted in predictions])
+            for item, error in zip(lists["test"], np.abs(predictions[1] - truth), strict=True):
+                subject = str(item.get("subject", item["image"]))
+                rows.append({"subject": subject, "value": error, "labels": len(age), "seed": seed})
         mean, spread = np.mean(errors, axis=0), np.std(errors, axis=0, ddof=1)
         cells = " ".join(f"{m:>8.2f} ± {s:.2f}" for m, s in zip(mean, spread, strict=True))
         print(f"{len(lists['training']):>6} {cells}")
+    if scores:
+        with open(scores, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

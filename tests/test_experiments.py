@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 from pathlib import Path
@@ -37,10 +38,16 @@ def test_the_histogram_tells_ages_that_only_intensities_tell(tmp_path, capsys):
         lists["training" if number < 25 else "validation" if number < 28 else "test"].append(item)
     (tmp_path / "ixi.json").write_text(json.dumps({"name": "made up", **lists}))
     (tmp_path / "settings.json").write_text(json.dumps({"fractions": [1.0], "seeds": [0, 1]}))
-    experiment("ixi_age_references").main(str(tmp_path / "settings.json"), str(tmp_path), bins=16, maps=str(tmp_path))
+    given = {"bins": 16, "maps": str(tmp_path), "scores": str(tmp_path / "ridge.csv")}
+    experiment("ixi_age_references").main(str(tmp_path / "settings.json"), str(tmp_path), **given)
     cells = capsys.readouterr().out.splitlines()[1].replace("±", " ").split()
     labels, constant, volumes, intensities, tissues = cells[0], *map(float, cells[1::2])
     assert labels == "25" and max(intensities, tissues) < 4 and min(constant, volumes) > 8
+    with (tmp_path / "ridge.csv").open() as file:
+        rows = list(csv.DictReader(file))  # a reference of common.compare
+    assert len(rows) == 12 * 2 and {(row["labels"], row["seed"]) for row in rows} == {("25", "0"), ("25", "1")}
+    assert {row["subject"] for row in rows} == {item["subject"] for item in lists["test"]}
+    assert abs(np.mean([float(row["value"]) for row in rows]) - volumes) < 0.01
 
 
 def test_the_paired_t_test_of_the_paper(tmp_path):
