@@ -5,12 +5,15 @@ if [ $# -eq 0 ]; then
     echo "give the names of one or more packs in /models, such as: $(cd /models && echo *)" >&2
     exit 2
 fi
+mkdir -p apps/monaibundle/model  # Label's download has no such folder
 names=
 for name in "$@"; do
     # Training writes into the pack, and /models may be read-only.
     cp -r "/models/$name" "apps/monaibundle/model/$name"
     names="$names${names:+,}$name"
 done
+# Otherwise Label answers the pages of any site.
+export MONAI_LABEL_CORS_ORIGINS="${MONAI_LABEL_CORS_ORIGINS:-[\"http://127.0.0.1:8000\"]}"
 # In a container all addresses are the container's own; docker's -p says who reaches them.
 exec monailabel start_server --app apps/monaibundle --studies "${STUDIES:-/studies}" \
     --conf models "$names" --conf zoo_source local --conf sam2 false \
