@@ -1,10 +1,9 @@
 """The test scans of a datalist, changed in a stated way: another contrast, thick slices, a bias field, noise.
 
     python experiments/shifted_scans.py --datalist /data/ixi/ixi.json --dataset_dir /data/ixi --output /data/shifted
-    cp -r runs/tissues runs/tissues_thick
     python -m common.compare --settings compare_tissues.json --dataset_dir /data/ixi --datalist /data/ixi/ixi.json \\
         --evaluate_override 'dataset_dir=/data/shifted/thick datalist=/data/shifted/thick/datalist.json' \\
-        --output runs/tissues_thick
+        --models_from runs/tissues --output runs/tissues_thick
 
 The models stay as they are, trained on unchanged scans; only what they are tested on changes. Masks and the other lists
 are those of the datalist. Background (zeros) stays background. In the formulas, v is the intensity in the foreground,

@@ -20,7 +20,7 @@ from ..checks import parse_flags, renamed_sentence
 from ..json_files import read_json
 from .collect import choose_examples, choose_trials, collect, write_example_list
 from .estimate import equal_time, estimate
-from .execute import execute, hold_folder
+from .execute import execute, hold_folder, take_models
 from .plan import STAGES, make_plan
 from .report import write_report
 from .settings import OWN, CompareError, read_settings
@@ -29,7 +29,17 @@ from .settings import OWN, CompareError, read_settings
 # as typed: fire would cut an override at a '#', and take a folder named 2024 for a number
 @SetParseFns(
     **dict.fromkeys(
-        ("override", "pretrain_override", "evaluate_override", "output", "dataset_dir", "datalist", "bundle"), str
+        (
+            "override",
+            "pretrain_override",
+            "evaluate_override",
+            "models_from",
+            "output",
+            "dataset_dir",
+            "datalist",
+            "bundle",
+        ),
+        str,
     )
 )
 def compare(
@@ -50,6 +60,7 @@ def compare(
     override: Any = None,
     pretrain_override: Any = None,
     evaluate_override: Any = None,
+    models_from: str | None = None,
     probe: Any = None,
     examples: int | None = None,
     example_slices: int | None = None,
@@ -95,6 +106,7 @@ def compare(
         override: ids and values of fine-tuning and evaluation: 'id=value id=value'.
         pretrain_override: ids and values of pre-training.
         evaluate_override: ids and values of evaluation alone, such as the datalist of another scanner.
+        models_from: output folder of a comparison that differs in nothing but evaluate_override, to copy its trainings.
         probe: also probe the frozen encoders, without fine-tuning: label, age, diagnosis, separated by commas.
         examples: test volumes to show; 3, the default, are the worst, the median and the best; 0: none.
         example_slices: consecutive slices of each to show, one under the other; 1 by default.
@@ -117,6 +129,8 @@ def compare(
     """
     given = {name: value for name, value in locals().items() if name not in ("plan", "report", "settings")}
     asked = read_settings(settings, **given)
+    if not report:
+        take_models(asked)
     with hold_folder(asked):
         planned = make_plan(asked, try_items=not report)
     for line in planned.other_steps():

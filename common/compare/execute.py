@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from .launchers import make_launcher
 from .plan import Plan, Run
 from .settings import CompareError, Settings
 
-__all__ = ["execute", "hold_folder"]
+__all__ = ["execute", "hold_folder", "take_models"]
 
 
 @contextmanager
@@ -41,6 +42,35 @@ def hold_folder(settings: Settings) -> Iterator[None]:
                 "arms, numbers of labels and seeds to a folder; everything else must be the same for its runs."
             )
         yield
+
+
+def take_models(settings: Settings) -> None:
+    """Copy the trainings of ``models_from`` into an output folder that is not a comparison's yet.
+
+    Raises:
+        CompareError: that folder holds no comparison, or one that differs in more than what evaluation alone has.
+    """
+    source = settings.models_from
+    if source is None:
+        return
+    before = read_json(source / "settings.json", {})
+    now = json.loads(json.dumps(settings.fixed()))
+    changed = [name for name in {**now, **before} if name != "evaluate_override" and before.get(name) != now.get(name)]
+    if not before or changed:
+        why = f"differs in {', '.join(changed)}" if before else "holds no comparison"
+        raise CompareError(
+            f"--models_from {source} {why}: give the folder of a comparison that only tests other scans."
+        )
+    if source.resolve() == settings.output.resolve():
+        raise CompareError(f"--models_from {source} is --output, too: give another --output.")
+    with hold_folder(settings):
+        if (settings.output / "settings.json").is_file():
+            return  # copied before
+        for name in ("pretrain", "tune", "runs"):
+            if (source / name).is_dir():
+                ours = shutil.ignore_patterns("evaluate.*", "eval", "infer.*", "predictions", "*.lock")
+                shutil.copytree(source / name, settings.output / name, ignore=ours, dirs_exist_ok=True)
+        write_json(settings.output / "settings.json", settings.fixed(), default=str)
 
 
 def execute(plan: Plan, say: Callable[[str], None] = print) -> None:

@@ -111,6 +111,7 @@ class Settings:
     override: Mapping[str, Any] = field(default_factory=dict)
     pretrain_override: Mapping[str, Any] = field(default_factory=dict)
     evaluate_override: Mapping[str, Any] = field(default_factory=dict)
+    models_from: Path | None = None
     probe: tuple[str, ...] = ()
     examples: int = 3
     example_slices: int = 1
@@ -193,6 +194,8 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         pretrain_override: the same for pre-training.
         evaluate_override: ids and values that evaluation alone has, over those of ``override`` and of the arms, such as
             the ``dataset_dir`` and ``datalist`` of scans from another scanner.
+        models_from: output folder of a comparison that differs in nothing but ``evaluate_override``; its trainings are
+            copied instead of run.
         probe: targets of representation probes: ``label``, ``age``, ``diagnosis``; true is ``label``.
         examples: test volumes to show, with predictions of the nets with the first seed and the fewest labels: the
             worst, the median and the best by mean over the arms; 1 shows the median, 0 none.
@@ -281,6 +284,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         override=_overrides(merged.get("override")),
         pretrain_override=_overrides(merged.get("pretrain_override")),
         evaluate_override=_overrides(merged.get("evaluate_override")),
+        models_from=Path(_place(merged["models_from"], place("models_from"))) if merged.get("models_from") else None,
         probe=_probe(merged.get("probe", ())),
         examples=_whole(merged.get("examples", Settings.examples), "examples", 0),
         example_slices=_whole(merged.get("example_slices", Settings.example_slices), "example_slices", 1),

@@ -11,6 +11,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -18,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from common.compare import __main__ as module
@@ -135,6 +138,33 @@ def test_tables_and_report(finished):
     steps = [int(row["step"]) for row in curves if row["tag"] == "val_mean_dice" and row["arm"] == "mae"]
     assert max(steps) == 4
     assert "Outcome" in said and str(output / "report.md") in said
+
+
+def test_models_of_a_comparison_are_tested_on_other_scans(finished, cohort, tiny, tmp_path):
+    output, _ = finished
+    other, again = tmp_path / "other", tmp_path / "again"
+    shutil.copytree(cohort, other)
+    for item in json.loads((cohort / "structures4.json").read_text())["test"]:
+        scan = nib.load(cohort / item["image"])
+        values = scan.get_fdata()
+        nib.save(
+            nib.Nifti1Image(np.where(values > 0, values.max() + 1 - values, 0), scan.affine), other / item["image"]
+        )
+    before = (output / "subjects.csv").read_bytes()
+    words = arguments(cohort, tiny, again, "--evaluate_override", f"dataset_dir={other}", "--models_from", str(output))
+    said = call(words)
+    assert said.count("done before") == 3 and [row["status"] for row in table(again / "costs.csv")] == ["done"] * 5
+    for path in output.glob("runs/*/*/*/model.pt"):
+        assert (again / path.relative_to(output)).read_bytes() == path.read_bytes()
+    assert (output / "subjects.csv").read_bytes() == before != (again / "subjects.csv").read_bytes()
+    assert (
+        f"Evaluated with settings that training did not have: dataset_dir {other}." in (again / "report.md").read_text()
+    )
+    assert call(words).count("done before") == 5
+    with pytest.raises(SystemExit, match=f"{output} differs in steps: give the folder of a comparison that only tests"):
+        call([*arguments(cohort, tiny, tmp_path / "third", "--models_from", str(output)), "--steps", "5"])
+    with pytest.raises(SystemExit, match=f"{other} holds no comparison"):
+        call(arguments(cohort, tiny, tmp_path / "third", "--models_from", str(other)))
 
 
 def test_arms_with_the_same_seeds_are_identical(finished, cohort, tiny):
