@@ -12,7 +12,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["atomic_write", "cache_folder", "names_below", "nearest_existing", "without_ending"]
+__all__ = [
+    "atomic_write",
+    "cache_folder",
+    "names_below",
+    "nearest_existing",
+    "size_text",
+    "volumes_folder",
+    "without_ending",
+]
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 """Endings of the formats that inference accepts, longer ones first."""
@@ -119,3 +127,13 @@ def cache_folder() -> Path:
     It may not exist yet.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "monai-transfer-bundles"
+
+
+def volumes_folder() -> Path:
+    """Folder of cached volumes where no `cache_dir` is given. It may not exist yet."""
+    return cache_folder() / "volumes"
+
+
+def size_text(size: float) -> str:
+    """Bytes in words, in GB or MB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

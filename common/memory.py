@@ -4,7 +4,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["available_memory"]
+__all__ = ["RUNS_AT_ONCE", "available_memory"]
+
+RUNS_AT_ONCE = "COMMON_RUNS_AT_ONCE"
+"""Environment variable: how many runs this machine has at a time, which share its memory."""
 
 ROOT = Path("/sys/fs/cgroup")
 CGROUP = Path("/proc/self/cgroup")

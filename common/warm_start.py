@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from .child_process import Child, PlainChild, die_with_parent
+from .memory import RUNS_AT_ONCE
 from .peak_memory import GPU_RECORD
 
 __all__ = ["SWITCH", "start_child"]
@@ -55,7 +56,7 @@ IMPORTS = (
 )
 """What nearly every run of a bundle imports."""
 
-OF_A_RUN = (GPU_RECORD, "PYTEST_CURRENT_TEST")
+OF_A_RUN = (GPU_RECORD, RUNS_AT_ONCE, "PYTEST_CURRENT_TEST")
 """Environment variables that are read during a run, not at an import: a fork may have others than the server."""
 
 MOST_DESCRIPTORS = 64

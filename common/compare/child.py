@@ -24,6 +24,7 @@ except ImportError:  # Windows, which `hold_folder` refuses
 
 from ..child_process import Child, child_environment, failure_reason
 from ..json_files import read_json, write_json
+from ..memory import RUNS_AT_ONCE
 from ..peak_memory import GPU_RECORD, PeakMemory, gpu_peak
 from ..warm_start import start_child
 from .plan import Run
@@ -176,7 +177,7 @@ def run_child(run: Run, settings: Settings, device: str = "", descriptors: Seque
     (run.folder / f"{run.key}.command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
     write_json(run.folder / f"{run.key}.config.json", run.config(), default=str)
     gpu_record = run.folder / f".{run.key}.gpu"
-    environment = child_environment() | {GPU_RECORD: str(gpu_record)}
+    environment = child_environment() | {GPU_RECORD: str(gpu_record), RUNS_AT_ONCE: str(len(settings.devices))}
     if device:
         environment["CUDA_VISIBLE_DEVICES"] = device
     log = run.folder / f"{run.key}.log"

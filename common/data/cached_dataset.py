@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -27,8 +28,8 @@ from monai.transforms import (
 )
 from monai.transforms.utils import reset_ops_id
 
-from ..files import cache_folder, nearest_existing
-from ..memory import available_memory
+from ..files import nearest_existing, size_text, volumes_folder
+from ..memory import RUNS_AT_ONCE, available_memory
 from .cache_key import item_key, transforms_key
 from .stored_item import SMALL, NotStorableError, StoredItemError, read_item, write_item
 
@@ -56,7 +57,8 @@ class CachedDataset(Dataset):
     - ``gpu``: ``CacheDataset`` on the device, where the random transforms run, too; for loaders without workers.
     - ``none``: MONAI's ``Dataset``; all transforms run each time.
     - ``auto``: ``memory`` where the set takes half of the free memory at most, otherwise ``disk`` where the disk has
-      the room, otherwise ``none``. The log says which, and why.
+      the room, otherwise ``none``. The log says which, and why. All processes of a run choose alike, by the one with
+      the least room; in a comparison with several runs at a time, each counts on its share of the memory.
 
     The size of the set is that of its first item times their number. Where the first random transform is a crop, the
     crop alone is read and converted: ``RandSpatialCropd``, ``RandSpatialCropSamplesd``, and with indices that were
@@ -70,7 +72,7 @@ class CachedDataset(Dataset):
         cache_dtype: ``float32``, or ``float16`` for half of the room: images are rounded to it, with each choice of
             ``cache``. Images of whole numbers are not.
         cache_dir: folder for ``disk``; None for ``volumes`` in the folder of what the collection makes
-            (``$XDG_CACHE_HOME``, ``~/.cache``). It may be deleted while no run uses it.
+            (``$XDG_CACHE_HOME``, ``~/.cache``). ``python -m common.cache prune`` removes what was not used for long.
         num_workers: threads that fill the cache.
         device: for ``gpu``.
         slices_first: whether ``disk`` keeps images slice by slice of their last axis, for those who read a few slices.
@@ -103,7 +105,7 @@ class CachedDataset(Dataset):
         crops = [not _is_crop(part) for part in parts[self.first_random :]]
         self.after_crops = self.first_random + [*crops, True].index(True)
         prepare = _Prepare(self.transform, self.first_random, getattr(torch, cache_dtype))
-        folder = Path(cache_dir) if cache_dir is not None else cache_folder() / "volumes"
+        folder = Path(cache_dir) if cache_dir is not None else volumes_folder()
         on_disk = _OnDisk(data, prepare, folder, {"cache_dtype": cache_dtype, "slices_first": slices_first})
         self.cache = _choose(on_disk) if cache == "auto" else cache
         self.kept: Dataset = _NotKept(data, prepare)
@@ -283,20 +285,33 @@ def _choose(on_disk: _OnDisk) -> str:
         prepare, item = on_disk.prepare, on_disk.data[0]
         prepare.first = (item, prepare(item))
         size = _size(prepare.first[1])
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    memory, room = available_memory(), _room(on_disk.folder)
-    needed = f"{count} items of about {_text(size)}, {_text(size * count)}"
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * int(os.environ.get(RUNS_AT_ONCE, 1))
+    size, memory, room, is_made = _agreed(size, available_memory(), _room(on_disk.folder), is_made)
+    needed = f"{count} items of about {size_text(size)}, {size_text(size * count)}"
     needed += f" in each of {processes} processes" if processes > 1 else ""
     if memory is None or size * count * processes <= SHARE * memory:
         choice, why = "memory", "fit into half of the free memory"
     elif is_made or size * count <= SHARE * room:
         choice, why = "disk", f"are more than half of the free memory; files lie in {on_disk.folder}"
     else:
-        choice, why = "none", f"are more than half of the free memory and of the {_text(room)} free at {on_disk.folder}"
+        choice = "none"
+        why = f"are more than half of the free memory and of the {size_text(room)} free at {on_disk.folder}"
     if idist.get_rank() == 0:
-        free = "" if memory is None else f", {_text(memory)}"
+        free = "" if memory is None else f", {size_text(memory)}"
         logger.info("cache: %s (%s, %s%s).", choice, needed, why, free)
     return choice
+
+
+def _agreed(size: int, memory: int | None, room: int, is_made: bool) -> tuple[int, int | None, int, bool]:
+    """What the choice follows from, alike in all processes of a run: the largest item, the least memory and room.
+
+    Processes with choices of their own would fill a disk for some and the memory for others.
+    """
+    if idist.get_world_size() == 1:
+        return size, memory, room, is_made
+    own = torch.tensor([[-size, math.inf if memory is None else memory, room, is_made]], dtype=torch.float64)
+    least = idist.all_gather(own).cpu().amin(0).tolist()
+    return -int(least[0]), None if math.isinf(least[1]) else int(least[1]), int(least[2]), bool(least[3])
 
 
 def _size(value: Any) -> int:
@@ -310,10 +325,6 @@ def _size(value: Any) -> int:
 def _room(folder: Path) -> int:
     """Bytes that are free on the disk of a folder, which may not exist yet."""
     return shutil.disk_usage(nearest_existing(folder)).free
-
-
-def _text(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 class _OnDisk(_NotKept):
@@ -392,6 +403,8 @@ class _OnDisk(_NotKept):
         except StoredItemError as error:
             logger.warning("cache: %s %s; it is made anew.", path, error)
             return False
+        with suppress(OSError):  # a cache that may only be read
+            os.utime(path)  # its last use, by which `common.cache` prunes
         return True
 
 

@@ -8,10 +8,12 @@ import signal
 import time
 from pathlib import Path
 
+import ignite.distributed as idist
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from monai.data import CacheDataset, DataLoader, MetaTensor
 from monai.data.utils import set_rnd
 from monai.transforms import (
@@ -29,6 +31,7 @@ from monai.transforms import (
 
 from common.data import cached_dataset
 from common.data.cached_dataset import CachedDataset, restore
+from common.memory import RUNS_AT_ONCE
 from common.transforms import LabelIndicesd, LoadVolumed
 
 BOTH = ["image", "label"]
@@ -361,6 +364,39 @@ def test_the_default_is_what_fits_and_the_log_says_why(
         loads.clear()
         monkeypatch.setattr(cached_dataset, "_room", lambda folder: 0)
         assert CachedDataset(items, transforms(), cache_dir=tmp_path / "cache").cache == "disk" and loads == []
+
+
+def choose_on_a_rank(rank: int, folder: Path, memory: int) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    idist.sync()
+    cached_dataset.available_memory = lambda: memory
+    items = [{"image": torch.rand(1, 16, 16, 16)} for _ in range(2)]
+    made = CachedDataset(items, Compose([Identityd("image")]), "auto", cache_dir=folder / "cache")
+    (folder / f"choice-{rank}").write_text(made.cache)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("poor", [0, 1])
+def test_processes_of_a_run_choose_alike(tmp_path, poor):
+    """One has memory for the set, the other has not."""
+    context = multiprocessing.get_context("fork")
+    started = []
+    for rank in range(2):
+        arguments = (rank, tmp_path, 1000 if rank == poor else 10**9)
+        started.append(context.Process(target=choose_on_a_rank, args=arguments))
+        started[-1].start()
+    for process in started:
+        process.join(60)
+    assert [(tmp_path / f"choice-{rank}").read_text() for rank in range(2)] == ["disk", "disk"]
+
+
+def test_runs_at_a_time_share_the_memory(items, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(cached_dataset, "available_memory", lambda: 10**6)
+    for runs, choice in ((1, "memory"), (8, "disk")):
+        monkeypatch.setenv(RUNS_AT_ONCE, str(runs))
+        assert CachedDataset(items, transforms(), cache_dir=tmp_path / "cache").cache == choice
+    assert "0.1 MB in each of 8 processes, are more than half of the free memory" in caplog.text
 
 
 def test_images_are_kept_on_the_device():
