@@ -2,6 +2,7 @@
 
 from .balance import class_weights
 from .cached_dataset import CachedDataset
+from .data_loader import DataLoader
 from .datalist import DatalistError, load_datalist
 from .domain_batch import prepare_domain_batch
 from .domains import domain_classes, domain_datalists, domain_label_maps, domain_spacings, load_domains, median_spacing
@@ -21,6 +22,7 @@ from .sample import make_sample
 
 __all__ = [
     "CachedDataset",
+    "DataLoader",
     "DatalistError",
     "class_of_label",
     "class_weights",

@@ -74,7 +74,10 @@ class CachedDataset(Dataset):
         cache_dir: folder for ``disk``; None for ``volumes`` in the folder of what the collection makes
             (``$XDG_CACHE_HOME``, ``~/.cache``). ``python -m common.cache prune`` removes what was not used for long.
         num_workers: threads that fill the cache.
-        device: for ``gpu``.
+        device: for ``gpu`` and ``augment_on``.
+        augment_on: ``device`` moves items to the device ahead of the random transforms, behind crops that look at no
+            voxel; for loaders without workers, which prepare batches in a thread (``common.data.DataLoader``). The
+            draws are the same.
         slices_first: whether ``disk`` keeps images slice by slice of their last axis, for those who read a few slices.
 
     Raises:
@@ -93,8 +96,10 @@ class CachedDataset(Dataset):
         num_workers: int = 0,
         device: torch.device | str = "cpu",
         slices_first: bool = False,
+        augment_on: str = "cpu",
     ) -> None:
         super().__init__(data, transform)
+        self.augment_on = augmenting_device(augment_on, device, num_workers)
         if cache not in CHOICES:
             raise ValueError(f"cache is {cache!r}: give one of {', '.join(CHOICES)}.")
         if cache_dtype not in ("float32", "float16"):
@@ -125,7 +130,7 @@ class CachedDataset(Dataset):
 
     def _transform(self, index: int) -> Any:
         item = self.transform(self.stored(index), start=self.first_random, end=self.after_crops)
-        return self.transform(restore(item), start=self.after_crops)
+        return self.transform(moved(restore(item), self.augment_on), start=self.after_crops)
 
     def stored(self, index: int) -> Any:
         """An item as it is kept, without the random transforms; ``restore`` gives it, or a part of it, its types.
@@ -156,6 +161,30 @@ def restore(item: Any) -> Any:
         return item
     types = item[STORED]
     return {name: _restored(value, types.get(name)) for name, value in item.items() if name != STORED}
+
+
+def augmenting_device(augment_on: str, device: torch.device | str, num_workers: int) -> torch.device | None:
+    """Where items move to ahead of random transforms; None where they stay.
+
+    Raises:
+        ValueError: another word, or workers, which cannot use a GPU.
+    """
+    if augment_on not in ("cpu", "device"):
+        raise ValueError(f"augment_on is {augment_on!r}: give cpu or device.")
+    if augment_on == "device" and num_workers:
+        raise ValueError("augment_on is device, where workers of a loader cannot compute: set num_workers to 0.")
+    return torch.device(device) if augment_on == "device" else None
+
+
+def moved(item: Any, device: torch.device | None) -> Any:
+    """An item, or several, with its tensors on a device; None leaves it."""
+    if device is None:
+        return item
+    if isinstance(item, torch.Tensor):
+        return item.to(device, non_blocking=True)
+    if isinstance(item, Mapping):
+        return {name: moved(one, device) for name, one in item.items()}
+    return [moved(one, device) for one in item] if isinstance(item, list) else item
 
 
 def _restored(value: Any, kind: Any) -> Any:

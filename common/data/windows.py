@@ -9,7 +9,7 @@ from monai.data import MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import Compose, RandRotate90, RandRotate90d, apply_transform
 from torch.utils.data import Dataset
 
-from .cached_dataset import CachedDataset, restore
+from .cached_dataset import CachedDataset, moved, restore
 
 __all__ = ["SliceWindows", "cut_window"]
 
@@ -34,7 +34,8 @@ class SliceWindows(Dataset):
             of single slices, for example, trains on the middle of 5 slices after zooms and flips along them.
         keys: images to cut; others are passed on.
         label_key: the label, if it is one of them.
-        **kwargs: passed to ``CachedDataset``: ``cache``, ``cache_dir``, ``num_workers``, ...
+        **kwargs: passed to ``CachedDataset``: ``cache``, ``cache_dir``, ``num_workers``, ``augment_on``
+            (where ``window_transform`` runs), ...
 
     The metadata of a window are the file name and its affine. With ``window_transform`` the affine is the unit matrix,
     since zooms and flips are not tracked.
@@ -92,7 +93,7 @@ class SliceWindows(Dataset):
         for key in self.keys:
             whole = volume[key].as_tensor() if isinstance(volume[key], MetaTensor) else volume[key]
             cut[key] = cut_window(whole, window["slice"], self.cut_slices, self.stride)
-        item: Any = restore(cut)
+        item: Any = moved(restore(cut), self.volumes.augment_on)
         if self.window_transform is not None:
             with untracked():
                 item = apply_transform(self.window_transform, item)

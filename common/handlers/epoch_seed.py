@@ -15,8 +15,8 @@ class EpochSeed:
     """Make all random state a function of (seed, epoch, rank), at the start of every epoch.
 
     It seeds the generators of Python, NumPy and torch and of the data set's transforms. A run resumed after epoch n
-    then draws in epoch n + 1 the same numbers as an uninterrupted run. This needs loaders without persistent workers,
-    and an ``epoch_length`` set by the loader.
+    then draws in epoch n + 1 the same numbers as an uninterrupted run. This needs loaders whose workers start
+    with each epoch or draw as if they did (``common.data.DataLoader``), and an ``epoch_length`` set by the loader.
 
     Args:
         seed: of the run.

@@ -177,6 +177,14 @@ def test_workers_do_not_change_a_run_without_random_transforms(run_bundle, tiny,
     assert differences(result(tmp_path / "0"), result(tmp_path / "2")) == []
 
 
+def test_random_transforms_on_the_device_give_the_same_run(run_bundle, tiny, uninterrupted, tmp_path):
+    """On a CPU to the bit, with a thread that prepares batches while the network draws its masks."""
+    overrides = {"output_dir": str(tmp_path), "num_workers": 0, "augment_on": "device", "device": "cpu", **SIZES}
+    workflow = run_bundle(*config("mae", tiny, tmp_path), **overrides)
+    assert workflow.trainer.data_loader.in_thread
+    assert differences(result(tmp_path), uninterrupted("mae", 0)) == []
+
+
 def test_the_teacher_moves_and_is_saved(uninterrupted):
     network = uninterrupted("teacher", 0)["pretrain.ckpt"]["objects"]["network"]
     names = [name for name in network if name.startswith("student.") and name.endswith("qkv.weight")]

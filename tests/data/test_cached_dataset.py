@@ -23,6 +23,7 @@ from monai.transforms import (
     Orientationd,
     RandCropByPosNegLabeld,
     RandGaussianNoised,
+    RandomizableTrait,
     RandSpatialCropd,
     RandSpatialCropSamplesd,
     SpatialPadd,
@@ -406,11 +407,42 @@ def test_images_are_kept_on_the_device():
     assert dataset[0]["image"].device.type == "meta" and dataset[0]["image"].shape == (1, 8, 8, 8)
 
 
+class Where(Transform, RandomizableTrait):
+    """Notes where images are, and their size."""
+
+    def __call__(self, item):
+        return item | {"where": (item["image"].device.type, tuple(item["image"].shape))}
+
+
+def test_items_move_to_the_device_between_crop_and_augmentation():
+    crop = RandSpatialCropSamplesd("image", (8, 8, 8), 2, random_size=False)
+    items = [{"image": torch.rand(1, 16, 16, 16), "subject": "s0"}]
+    for augment_on, device in (("cpu", "cpu"), ("device", "meta")):
+        transform = Compose([Identityd("image"), crop, Where()])
+        dataset = CachedDataset(items, transform, "memory", device="meta", augment_on=augment_on)
+        assert [one["where"] for one in dataset[0]] == [(device, (1, 8, 8, 8))] * 2
+        assert dataset[0][0]["subject"] == "s0" and dataset.stored(0)["image"].device.type == "cpu"
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_augmentation_on_the_device_draws_the_same(items, crop):
+    found = []
+    for augment_on in ("cpu", "device"):
+        dataset = CachedDataset(items, transforms(*CROPS[crop]()), "memory", augment_on=augment_on)
+        set_rnd(dataset, 7)
+        found.append([flat(dataset[number]) for number in (2, 0, 1, 0)])
+    assert found[0] == found[1]
+
+
 def test_refusals(tmp_path):
     image = {"image": torch.zeros(1, 4, 4, 4)}
     crop = [Identityd("image")]
     with pytest.raises(ValueError, match=r"cache is 'ram': give one of auto, memory"):
         CachedDataset([image], crop, "ram")
+    with pytest.raises(ValueError, match="augment_on is 'gpu': give cpu or device"):
+        CachedDataset([image], crop, augment_on="gpu")
+    with pytest.raises(ValueError, match="augment_on is device, where workers of a loader cannot compute: set num_w"):
+        CachedDataset([image], crop, num_workers=2, augment_on="device")
     with pytest.raises(ValueError, match="cache_dtype is 'int8'"):
         CachedDataset([image], crop, cache_dtype="int8")
     with pytest.raises(ValueError, match="the device is the CPU: set cache to memory"):
