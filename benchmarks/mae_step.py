@@ -16,7 +16,10 @@ from common.pretexts import MAE
 
 
 class EveryTokenMAE(MAE):
-    """Encodes all tokens, and then hands on the visible ones."""
+    """Embeds all patches by MONAI's convolution, encodes all tokens, and then hands on the visible ones."""
+
+    def embed(self, image, keep):
+        return self.encoder.embed(image)
 
     def encode(self, image, keep):
         tokens = math.prod(self.token_grid)

@@ -10,6 +10,8 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 from torch.nn import functional as F
 
+from .window_attention import window_attention
+
 __all__ = ["NNFormer", "NNFormerEncoder"]
 
 
@@ -382,8 +384,7 @@ class _WindowAttention(nn.Module):
         projected = projected.view(batch * windows, count, 3, self.num_heads, channels // self.num_heads)
         q, k, v = projected.permute(2, 0, 3, 1, 4)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
-        bias = bias[None] if mask is None else (bias + mask[:, None]).repeat(batch, 1, 1, 1)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        attended = window_attention(q, k, v, bias, mask)
         return self.proj(attended.transpose(1, 2).reshape(batch, windows, count, channels))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .memory_format import to_channels_last
 from .padded_convolution import pad_small_images
+from .window_attention import speed_up_windows
 
 __all__ = ["place"]
 
@@ -30,7 +31,8 @@ def place(
 ) -> nn.Module:
     """Move a network to its device, in place, in the fastest memory format and precision.
 
-    The format is that of ``to_channels_last``; on a CPU, ``pad_small_images`` keeps gradients right. With ``amp`` every
+    The format is that of ``to_channels_last``; on a CPU, ``pad_small_images`` keeps gradients right, and windows of
+    MONAI's Swin transformers are computed by ``speed_up_windows``. With ``amp`` every
     forward pass runs under ``torch.autocast`` in bfloat16, on any device (MONAI's engines open one for CUDA alone), and
     the outputs are float32 again: losses, metrics and optimisers compute in float32. bfloat16 needs no scaled loss. The
     engine's own ``amp`` stays off.
@@ -49,6 +51,7 @@ def place(
     kind = torch.device(device).type
     if kind == "cpu":
         pad_small_images(network)
+        speed_up_windows(network)
     if checkpointing and not _checkpoint_blocks(network):
         raise ValueError(
             f"network#checkpointing works on transformer blocks, but {type(network).__name__} has none: leave it out."

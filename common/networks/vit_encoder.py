@@ -71,13 +71,17 @@ class ViTEncoder(nn.Module):
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         """Patch embedding with positions, (B, C, D, H, W) -> (B, L, hidden), tokens in row-major grid order."""
+        self.check_size(image)
+        return self.vit.patch_embedding(image)
+
+    def check_size(self, image: torch.Tensor) -> None:
+        """Refuse images of another size than the ViT was built for."""
         grid, tokens = self.grid(image.shape[2:]), self.vit.patch_embedding.position_embeddings.shape[1]
         if grid[0] * grid[1] * grid[2] != tokens:
             raise ValueError(
                 f"an image of {tuple(image.shape[2:])} voxels gives {grid} tokens, but the ViT was built for "
                 f"{tokens}; set roi_size (img_size of the network) to the size of the crops."
             )
-        return self.vit.patch_embedding(image)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         tokens = self.embed(image)

@@ -73,6 +73,24 @@ def test_masked_voxels_do_not_reach_the_encoder(class_token):
     assert (gradient.gather(1, keep) > 0).all()
 
 
+@pytest.mark.parametrize("position", ["learnable", "separable"])
+def test_visible_patches_are_embedded_as_the_encoder_embeds_all(position):
+    mae, image = make(position=position, channels=2), image_of(channels=2)
+    keep, _ = split([[4, 1], [0, 2], [3, 5]])
+    found = []
+    for embed in (mae.embed, lambda image, keep: module.take(mae.encoder.embed(image), keep)):
+        mae.zero_grad()
+        made = embed(image, keep)
+        made.sin().sum().backward()
+        gradients = [p.grad.clone() for p in mae.encoder.vit.patch_embedding.parameters()]
+        found.append([made, *gradients])
+    assert len(found[0]) == (4 if position == "learnable" else 5)
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="but the ViT was built for 6"):
+        mae.embed(image_of((16, 16, 16), channels=2), keep)
+
+
 @pytest.mark.parametrize("class_token", [False, True])
 def test_tokens_stand_in_their_places_before_the_decoder(class_token):
     mae = make(class_token)

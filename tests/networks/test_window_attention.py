@@ -1,0 +1,121 @@
+"""Attention in windows, a few at a time, against attention written plainly and MONAI's nets."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.networks.nets import SwinUNETR
+from monai.networks.nets.swin_unetr import WindowAttention
+
+import common.networks.window_attention as module
+from common.networks import place
+from common.networks.window_attention import speed_up_windows
+from common.networks.window_attention import window_attention as attend
+
+
+def plain(query, key, value, bias, mask):
+    scores = query @ key.mT * query.shape[-1] ** -0.5 + bias
+    if mask is not None:
+        scores = scores + mask.repeat(len(query) // len(mask), 1, 1)[:, None]
+    return scores.softmax(-1).to(value.dtype) @ value
+
+
+def inputs(width, masked, dtype=torch.float64, windows=6):
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randn(windows, 5, 3, 2, width, generator=draw, dtype=torch.float64).to(
+        dtype
+    )  # as a layer makes them
+    bias = torch.randn(2, 5, 5, generator=draw, dtype=torch.float64)
+    mask = torch.where(torch.rand(3, 5, 5, generator=draw) < 0.3, -100.0, 0.0).double() if masked else None
+    if dtype != torch.float64:
+        bias, mask = bias.float(), None if mask is None else mask.float()
+    return tokens, bias, mask
+
+
+def results(function, tokens, bias, mask):
+    tokens, bias = tokens.clone().requires_grad_(), bias.clone().requires_grad_()
+    made = function(*tokens.permute(2, 0, 3, 1, 4), bias, mask)
+    weights = torch.arange(made.numel(), dtype=made.dtype).view(made.shape).sin()
+    (made * weights).sum().backward()
+    return made, tokens.grad, bias.grad
+
+
+@pytest.mark.parametrize("at_a_time", [0, 1, 4, 100])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("width", [3, 16])
+def test_values_and_gradients_are_those_of_plain_attention(monkeypatch, at_a_time, masked, width):
+    monkeypatch.setattr(module, "CACHED_BYTES", at_a_time * 2 * 5 * 5 * 8)
+    given = inputs(width, masked)
+    for found, expected in zip(results(attend, *given), results(plain, *given), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_float32_and_bfloat16_are_as_near_as_plain_attention():
+    exact = results(plain, *inputs(8, True))
+    for dtype in (torch.float32, torch.bfloat16):
+        given = inputs(8, True, dtype)
+        ours, theirs = results(attend, *given), results(plain, *given)
+        for found, other, expected in zip(ours, theirs, exact, strict=True):
+            assert found.dtype == (torch.float32 if found.shape == (2, 5, 5) else dtype)
+            assert (found - expected).abs().max() <= 1.5 * (other - expected).abs().max()
+
+
+def test_without_a_gradient_nothing_is_kept():
+    tokens, bias, mask = inputs(8, True)
+    with torch.no_grad():
+        made = attend(*tokens.permute(2, 0, 3, 1, 4), bias, mask)
+    torch.testing.assert_close(made, plain(*tokens.permute(2, 0, 3, 1, 4), bias, mask))
+    assert attend(*tokens.permute(2, 0, 3, 1, 4), bias, mask).grad_fn is None
+    table = bias.requires_grad_()
+    assert attend(*tokens.permute(2, 0, 3, 1, 4), table, mask).grad_fn is not None
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_swin_unetr_is_monais_in_values_and_gradients(v2):
+    """Padded, shifted and whole windows; the last stages have one window."""
+    torch.manual_seed(0)
+    theirs = SwinUNETR(1, 2, feature_size=12, use_v2=v2).double()
+    ours = speed_up_windows(copy.deepcopy(theirs))
+    swapped = [part for part in ours.modules() if isinstance(part, WindowAttention)]
+    assert len(swapped) == 8 and all(type(part) is not WindowAttention for part in swapped)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    image = torch.randn(2, 1, 32, 64, 32, dtype=torch.float64)
+    for net in (theirs, ours):
+        net(image).sin().sum().backward()
+    torch.testing.assert_close(ours(image), theirs(image), rtol=1e-9, atol=1e-9)
+    for (name, found), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-7, atol=1e-9, msg=name)
+
+
+def block(**arguments):
+    torch.manual_seed(0)
+    return WindowAttention(12, 3, (2, 3, 2), qkv_bias=True, **arguments)
+
+
+def test_what_it_does_not_do_is_left_to_monai():
+    tokens = torch.randn(4, 12, 12)
+    theirs, ours = block(attn_drop=0.5), speed_up_windows(block(attn_drop=0.5))
+    found = []
+    for net in (theirs, ours):
+        torch.manual_seed(1)
+        found.append(net(tokens, None))
+    assert torch.equal(*found)
+    torch.testing.assert_close(ours.eval()(tokens, None), theirs.eval()(tokens, None))
+    traced = torch.jit.trace(ours, (tokens, torch.zeros(2, 12, 12)))
+    torch.testing.assert_close(traced(tokens * 2, torch.ones(2, 12, 12)), ours(tokens * 2, torch.ones(2, 12, 12)))
+    assert "PythonOp" not in str(traced.inlined_graph)
+
+
+def test_a_meta_tensor_is_taken_as_a_tensor():
+    tokens, bias, mask = inputs(8, True)
+    metas = [MetaTensor(tensor) for tensor in tokens.permute(2, 0, 3, 1, 4)]
+    assert torch.equal(attend(*metas, bias, mask), attend(*tokens.permute(2, 0, 3, 1, 4), bias, mask))
+
+
+def test_nets_on_a_cpu_have_it():
+    net = place(SwinUNETR(1, 2, feature_size=12), "cpu")
+    assert not any(type(part) is WindowAttention for part in net.modules())
+    assert any(type(part) is WindowAttention for part in place(SwinUNETR(1, 2, feature_size=12), "meta").modules())
