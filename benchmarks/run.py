@@ -28,6 +28,7 @@ NAMES = (
     "cutout",
     "dice_cross_entropy",
     "fine_tuning_step",
+    "inference_memory",
     "instance_norm",
     "mae_step",
     "med3d_step",

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from monai.networks.utils import to_norm_affine
 from torch.nn import functional as F
 
-__all__ = ["Resampling"]
+__all__ = ["Averaging", "Resampling"]
 
 SLAB_BYTES = 2**22
 """What the values of one slab may take: little beside a volume, and enough for each step to pay."""
@@ -85,6 +85,50 @@ class Resampling:
         grid = torch.stack(places, -1)
         del places
         return F.grid_sample(values[None], grid[None], "bilinear", "border", align_corners=True)[0].float()
+
+
+class Averaging:
+    """MONAI's ``Resize`` with the mode ``area``, some rows of its result at a time, in its order of sums.
+
+    Args:
+        size: of the volume.
+        shape: of the result, each voxel of which is the mean of the voxels that it overlaps.
+    """
+
+    def __init__(self, size: Sequence[int], shape: Sequence[int]) -> None:
+        self.cells: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for side, made in zip(size, shape, strict=True):
+            places = torch.arange(made) * side
+            ends = (places + side + made - 1).div(made, rounding_mode="floor")
+            self.cells.append((places.div(made, rounding_mode="floor"), ends))
+
+    def rows(self, read: Callable[[int, int], torch.Tensor], start: int, stop: int) -> torch.Tensor:
+        """As those of ``Resampling``."""
+        begins, ends = (line[start:stop] for line in self.cells[0])
+        low = int(begins[0])
+        values = read(low, int(ends[-1])).float()
+        cells = [
+            (begin.to(values.device), end.to(values.device))
+            for begin, end in ((begins - low, ends - low), *self.cells[1:])
+        ]
+        made: torch.Tensor | int = 0
+        for rows, inside in _members(*cells[0]):
+            part = values.index_select(1, rows)
+            for columns, within in _members(*cells[1]):
+                line = part.index_select(2, columns)
+                for places, there in _members(*cells[2]):
+                    weight = inside[:, None, None] & within[:, None] & there
+                    made = line.index_select(3, places).mul_(weight) + made
+        assert isinstance(made, torch.Tensor)
+        for axis, (begin, end) in enumerate(cells):
+            made /= (end - begin).view([-1 if other == axis else 1 for other in range(3)])
+        return made
+
+
+def _members(begins: torch.Tensor, ends: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The first, second, ... voxel of all cells along an axis, and which cells have one."""
+    for step in range(int((ends - begins).max())):
+        yield torch.minimum(begins + step, ends - 1), begins + step < ends
 
 
 Neighbour = tuple[torch.Tensor, torch.Tensor]

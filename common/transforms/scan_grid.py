@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from monai.data.utils import AFFINE_TOL
 from monai.transforms import Orientation
+from monai.transforms.utils import scale_affine
 from monai.utils import TraceKeys
 
 from ..gathered import drop_pages
-from .resampling import SLAB_BYTES, Resampling
+from .resampling import SLAB_BYTES, Averaging, Resampling
 
 __all__ = ["ScanGrid"]
 
@@ -24,7 +25,8 @@ class ScanGrid:
     that it needs.
 
     ``ScanGrid.of(image)`` reads the operations that a preprocessed image has noted. It is None where one of them is not
-    known here: anything but orientations, pads, crops, pools, and one change of the spacing, trilinear.
+    known here: anything but orientations, pads, crops, pools, and one change of the voxels: a trilinear spacing, or a
+    size with the mode ``area``.
     """
 
     def __init__(self, image: Any, way: _Way, turns: Sequence[np.ndarray]) -> None:
@@ -79,7 +81,7 @@ class _Way:
 
     def __init__(self, shape: Sequence[int], affine: torch.Tensor) -> None:
         self.first = self.last = [torch.arange(size) for size in shape]
-        self.spacing: Resampling | None = None
+        self.spacing: Averaging | Resampling | None = None
         self.affine = affine
 
     def undo(self, operation: Mapping[str, Any]) -> bool:
@@ -96,6 +98,8 @@ class _Way:
             return self._shift([-start for start in info["cropped"][::2]], info["cropped"][1::2])
         if name == "SpatialResample":
             return self._resample(info, operation[TraceKeys.ORIG_SIZE])
+        if name == "Resize":
+            return self._resize(info, operation[TraceKeys.ORIG_SIZE])
         if name == "AveragePoold":
             return self._repeat(info["kernel_size"], operation[TraceKeys.ORIG_SIZE])
         return False
@@ -142,6 +146,18 @@ class _Way:
         move = np.eye(4)
         move[:3, :3], move[:3, 3] = matrix, translation
         self.affine = self.affine @ torch.as_tensor(move, dtype=torch.float64)
+
+    def _resize(self, info: Mapping[str, Any], shape: Sequence[int]) -> bool:
+        size = [len(axis) for axis in self.last]
+        if list(shape) == size:
+            return True
+        if self.spacing is not None or (info["mode"], info["dtype"], info["new_dim"]) != ("area", "float32", 0):
+            return False
+        self.spacing = Averaging(size, shape)
+        scale = scale_affine(size, shape)
+        self._move(scale[:3, :3], scale[:3, 3])
+        self.last = [torch.arange(side) for side in shape]
+        return True
 
     def _resample(self, info: Mapping[str, Any], shape: Sequence[int]) -> bool:
         target = torch.as_tensor(np.asarray(info["src_affine"]), dtype=torch.float64)

@@ -13,6 +13,7 @@ from monai.transforms import (
     CropForegroundd,
     Invertd,
     Orientationd,
+    Resized,
     Rotated,
     SpatialPadd,
 )
@@ -40,10 +41,14 @@ CHAINS = {
         SpatialPadd("image", (20, 20, 20)),
     ),
     "canvas": chain(Spacingd("image", [1, 1, 1]), AveragePoold("image", 2), PadOrCropd("image", (8, 18, 30))),
+    "same size": chain(Resized("image", SHAPE, mode="area"), SpatialPadd("image", (26, 20, 15))),
+    "smaller": chain(Resized("image", (16, 11, -1), mode="area")),
+    "larger": chain(Resized("image", (64, 40, -1), mode="area"), SpatialPadd("image", (66, 40, 20))),
+    "trilinear size": chain(Resized("image", (16, 11, -1), mode="trilinear")),  # not in slabs
     "twice": chain(Spacingd("image", [1.0, 1.0, 1.0]), Spacingd("image", [2.0, 2.0, 2.0])),  # not in slabs
     "rotation": chain(Rotated("image", 0.2)),  # not in slabs
 }
-IN_SLABS = {name for name in CHAINS if name not in ("twice", "rotation")}
+IN_SLABS = {name for name in CHAINS if name not in ("trilinear size", "twice", "rotation")}
 
 
 def scan(affine):

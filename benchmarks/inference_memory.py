@@ -1,0 +1,108 @@
+"""Peak memory of inference on a large CT: what the process has above Python and its libraries, against three times the
+scan in float32.
+
+The network is one convolution, since a larger one adds what it takes for one batch of windows. The scan is int16, of
+512 x 512 x 600 voxels, with five classes. Each row is a process of its own, which watches itself.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from timing import Row
+
+SHAPE = (512, 512, 600)
+CLASSES = 5
+WAYS = {
+    "windows": "windows of 96^3 (pretrain_once and others)",
+    "spacing": "windows of 96^3, another voxel size (1 mm to 1.25 mm)",
+    "slices": "runs of slices (transseg)",
+    "resized": "runs of slices, resized to 448 x 448 (transseg)",
+}
+
+
+def rows(quick: bool, device: torch.device) -> list[Row]:
+    if device.type != "cpu":
+        raise SystemExit("inference_memory measures CPUs.")
+    shape = (48, 48, 40) if quick else SHAPE
+    volume = 4 * shape[0] * shape[1] * shape[2] / 1e9
+    name = f"inference on {' x '.join(map(str, shape))} voxels of int16, {CLASSES} classes"
+    return [Row(f"{name}, {text} (limit: 3 volumes)", 3 * volume, peak(way, shape), "GB") for way, text in WAYS.items()]
+
+
+def peak(way: str, shape: tuple[int, ...]) -> float:
+    """GB at the peak, in a process of its own."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        command = [sys.executable, __file__, way, folder, *map(str, shape)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def infer(way: str, folder: str, shape: tuple[int, ...]) -> float:
+    import nibabel as nib
+    import numpy as np
+    from monai.transforms import Compose, Orientationd, Resized
+
+    from common.inferers import SliceWindowInferer, SlidingWindowInferer
+    from common.transforms import LoadVolumed, ScaleForegroundPercentilesd, ScanLabelsd, Spacingd
+
+    torch.set_num_threads(1)
+    path = f"{folder}/scan.nii"
+    image = nib.Nifti1Image(np.zeros(shape, np.int16), np.eye(4))
+    for number in range(shape[2]):
+        image.dataobj[..., number] = np.random.default_rng(number).integers(-1000, 1000, shape[:2])
+    nib.save(image, path)
+    del image
+    change = {
+        "spacing": [Spacingd("image", [1.25] * 3, mode="bilinear")],
+        "slices": [Resized("image", [*shape[:2], -1], mode="area")],
+        "resized": [Resized("image", [448, 448, -1], mode="area")],
+    }
+    preprocessing = Compose(
+        [
+            LoadVolumed("image", ensure_channel_first=True),
+            Orientationd("image", axcodes="RAS", labels=None),
+            *change.get(way, []),
+            ScaleForegroundPercentilesd("image", 1, 99),
+        ]
+    )
+    inferer = SliceWindowInferer(1) if way in ("slices", "resized") else SlidingWindowInferer([96] * 3, 2, overlap=0.1)
+    network = torch.nn.Conv3d(1, CLASSES, 1)
+    with Watch() as watch, torch.no_grad():
+        item = preprocessing({"image": path})
+        item["pred"] = inferer(item["image"][None], network)[0]
+        labels = ScanLabelsd("pred", preprocessing)(item)["pred"]
+    if labels.shape != (1, *shape):
+        raise ValueError(f"the label map is {tuple(labels.shape)}, not that of the scan.")
+    return watch.peak / 1e9
+
+
+class Watch:
+    """The most memory that this process has while the block runs, above what it has before."""
+
+    def __enter__(self) -> Watch:
+        import threading
+
+        from common.peak_memory import own_memory
+
+        self.read, self.ended = own_memory, threading.Event()
+        self.before, self.peak = own_memory(), 0
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def watch(self) -> None:
+        while not self.ended.wait(0.002):
+            self.peak = max(self.peak, self.read() - self.before)
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    print(infer(sys.argv[1], sys.argv[2], tuple(map(int, sys.argv[3:]))))
