@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from monai.networks.nets.swin_unetr import WindowAttention
+from monai.networks.nets.swin_unetr import BasicLayer, WindowAttention, compute_mask, get_window_size
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -160,6 +161,31 @@ class _FastWindowAttention(WindowAttention):
         return self.proj_drop(self.proj(made.transpose(1, 2).reshape(batch, count, channels)))
 
 
+class _FastLayer(BasicLayer):
+    """MONAI's stage of a Swin transformer, whose mask of shifted windows is made once for each size of image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        usual = x.ndim == 5 and x.device.type == "cpu" and not self.use_hyena
+        if not usual or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return super().forward(x)
+        grid = tuple(x.shape[2:])
+        window, shift = get_window_size(grid, self.window_size, self.shift_size)
+        padded = tuple(-(-size // side) * side for size, side in zip(grid, window, strict=True))
+        mask = _shift_mask(padded, tuple(window), tuple(shift))
+        tokens = x.movedim(1, -1)
+        for block in self.blocks:
+            tokens = block(tokens, mask)
+        if self.downsample is not None:
+            tokens = self.downsample(tokens)
+        return tokens.movedim(-1, 1)
+
+
+@functools.lru_cache(maxsize=8)
+def _shift_mask(padded: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return compute_mask(list(padded), window, shift, torch.device("cpu"))
+
+
 def speed_up_windows(network: nn.Module) -> nn.Module:
     """Let the Swin transformers of MONAI that a network holds compute their attention by ``window_attention``.
 
@@ -171,4 +197,6 @@ def speed_up_windows(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if type(module) is WindowAttention:
             module.__class__ = _FastWindowAttention
+        elif type(module) is BasicLayer:
+            module.__class__ = _FastLayer
     return network
