@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.networks.nets import SwinUNETR
-from monai.networks.nets.swin_unetr import WindowAttention
+from monai.networks.nets.swin_unetr import BasicLayer, PatchMerging, WindowAttention
 
 import common.networks.window_attention as module
 from common.networks import place
@@ -89,6 +89,17 @@ def test_swin_unetr_is_monais_in_values_and_gradients(v2):
         output.sin().sum().backward()
     for (name, found), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-7, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("merging", [PatchMerging, None], ids=["merging", "last"])
+def test_a_stage_is_monais_for_each_size_of_image(merging):
+    torch.manual_seed(0)
+    theirs = BasicLayer(12, 2, 3, (3, 3, 3), [0.0, 0.0], qkv_bias=True, downsample=merging).double()
+    ours = speed_up_windows(copy.deepcopy(theirs))
+    assert type(ours) is not BasicLayer
+    for size in ((6, 6, 6), (7, 4, 5), (2, 7, 3), (7, 4, 5)):  # whole, padded, smaller than a window; the mask again
+        image = torch.randn(2, 12, *size, dtype=torch.float64)
+        torch.testing.assert_close(ours(image), theirs(image), rtol=1e-12, atol=1e-12)
 
 
 def block(**arguments):
