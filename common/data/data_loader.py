@@ -118,5 +118,7 @@ class _Items:
 
 def _listen_for_seeds(worker: int) -> None:
     worker_init_fn(worker)
-    dataset = get_worker_info().dataset
+    info = get_worker_info()
+    assert info is not None
+    dataset: Any = info.dataset
     dataset.__getitems__ = _Items(dataset, worker)
