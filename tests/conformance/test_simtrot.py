@@ -112,6 +112,14 @@ def test_a_token_of_the_cpu_preset_sees_as_many_mask_cells_as_the_paper_s():
         assert [side // step for side, step in zip(parser["roi_size"], stride, strict=True)] == [4, 4, 4]
 
 
+def test_tokens_of_thick_slices():
+    """A deepest token sees 32 mask cells, 8 of them left, and windows of 4 fill the grid."""
+    parser = parsed("pretrain.json", "datasets/acdc.json", "presets/acdc_cpu.json")
+    stride = parser.get_parsed_content("encoder").strides[-1]
+    assert math.prod(step // side for step, side in zip(stride, parser["mask_size"], strict=True)) == 32
+    assert [side // step for side, step in zip(parser["roi_size"], stride, strict=True)] == [4, 8, 8]
+
+
 def test_pretraining_decays_no_norms_biases_and_positions():
     for files in ([], ["datasets/hippocampus.json", "presets/hippocampus_cpu.json"], ["datasets/sample.json"]):
         parser = parsed("pretrain.json", *files, "pretexts/btrot.json")
