@@ -159,8 +159,12 @@ def dry_run(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
         else:
             # an epoch of a few steps over few items: what is loaded is counted separately
             override |= {"max_epochs": 1, "train#trainer#epoch_length": STEPS, "resume": False}
-            override["train#dataset#data"] = f"$@data['training'][:{max(2, run.batch)}]"
-            override["validate#dataset#data"] = "$@data['validation'][:2]"
+            for name, part, count in (("training", "train", max(2, run.batch)), ("validation", "validate", 2)):
+                override[f"{part}#dataset#data"] = {
+                    "_target_": "common.data.volume_sampler.first_volumes",
+                    "items": f"$@data['{name}']",
+                    "count": count,
+                }
         short = replace(run, override=override, folder=place, steps=STEPS, epochs=1, inputs=(), needs=())
         began = time.time()
         outcome = run_child(short, plan.settings, plan.settings.devices[0])

@@ -10,7 +10,7 @@ from torch.utils.data import DistributedSampler
 
 from ..distributed import share_of_batch
 
-__all__ = ["VolumeSampler"]
+__all__ = ["VolumeSampler", "first_volumes"]
 
 
 class VolumeSampler(DistributedSampler):
@@ -56,11 +56,7 @@ class VolumeSampler(DistributedSampler):
     ) -> None:
         num_replicas = idist.get_world_size() if num_replicas is None else num_replicas
         super().__init__(data, num_replicas, idist.get_rank() if rank is None else rank, seed=seed)  # type: ignore[arg-type]
-        named = [item.get(key) if key else None for item in data]
-        self.volumes = [
-            (number,) if name is None else (name, item.get("domain"))
-            for number, (name, item) in enumerate(zip(named, data, strict=True))
-        ]
+        self.volumes = _volumes(data, key)
         self.distinct = distinct
         self.fixed = fixed
         count = len(set(map(str, self.volumes)))
@@ -118,3 +114,22 @@ class VolumeSampler(DistributedSampler):
                 for item in batch:
                     waiting.remove(item)  # the first of its kind, which is the one that was taken
                 yield batch
+
+
+def first_volumes(items: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """The first items, as few as have ``count`` different volumes in the sense of ``VolumeSampler``; else all items."""
+    seen: set[str] = set()
+    for number, volume in enumerate(_volumes(items, "subject"), start=1):
+        seen.add(str(volume))
+        if len(seen) == count:
+            return list(items[:number])
+    return list(items)
+
+
+def _volumes(items: Sequence[Mapping[str, Any]], key: str | None) -> list[tuple]:
+    """What each item is a scan of."""
+    named = [item.get(key) if key else None for item in items]
+    return [
+        (number,) if name is None else (name, item.get("domain"))
+        for number, (name, item) in enumerate(zip(named, items, strict=True))
+    ]

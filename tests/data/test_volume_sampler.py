@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from monai.data import DataLoader, Dataset
 
-from common.data.volume_sampler import VolumeSampler
+from common.data.volume_sampler import VolumeSampler, first_volumes
 
 SUBJECTS = [{"subject": name} for name in "aabbcde"]
 
@@ -108,3 +108,10 @@ def test_too_few():
         VolumeSampler([], 1, distinct=False)
     with pytest.raises(ValueError, match="no batch of 3 for each of 4 processes"):
         VolumeSampler(SUBJECTS, 3, fixed=True, num_replicas=4, rank=0)
+
+
+def test_the_first_items_that_fill_a_batch():
+    """Of scans of one subject after the other: as --plan of a comparison takes them."""
+    assert [len(first_volumes(SUBJECTS, count)) for count in (1, 2, 3, 5, 6)] == [1, 3, 5, 7, 7]
+    VolumeSampler(first_volumes(SUBJECTS, 3), 3)
+    assert len(first_volumes([{}] * 4, 2)) == 2
