@@ -339,7 +339,9 @@ def _agreed(size: int, memory: int | None, room: int, is_made: bool) -> tuple[in
     if idist.get_world_size() == 1:
         return size, memory, room, is_made
     own = torch.tensor([[-size, math.inf if memory is None else memory, room, is_made]], dtype=torch.float64)
-    least = idist.all_gather(own).cpu().amin(0).tolist()
+    every = idist.all_gather(own)
+    assert isinstance(every, torch.Tensor)
+    least = every.cpu().amin(0).tolist()
     return -int(least[0]), None if math.isinf(least[1]) else int(least[1]), int(least[2]), bool(least[3])
 
 

@@ -103,7 +103,7 @@ class _Items:
 
     def __call__(self, indices: Sequence[int]) -> Any:
         seed = getattr(indices, "seed", None)
-        if seed != self.seed:
+        if seed is not None and seed != self.seed:
             self._begin(seed)
         return self.many(indices) if self.many else [self.dataset[index] for index in indices]
 
