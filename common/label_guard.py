@@ -6,7 +6,8 @@ release::
 
     monailabel start_server --host 127.0.0.1 --uvicorn_app common.label_guard:app ...
 
-A refused request gets status 400 and a sentence, and Label never sees it. This is no authentication; for that, use
+A refused request gets status 400 and a sentence, and Label never sees it. Requests of web pages from other sites are
+refused, too. This is no authentication; for that, use
 Label's ``MONAI_LABEL_AUTH_ENABLE``.
 """
 
@@ -19,7 +20,7 @@ import re
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import IO, Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 __all__ = ["RequestGuard", "refused_body", "refused_name", "refused_value"]
 
@@ -33,6 +34,8 @@ LARGEST_TEXT = 1 << 20
 LARGEST_BODY = 4 << 30
 """Largest size of a request in bytes; an uploaded volume is the largest."""
 DEEPEST = 16
+ORIGINS = "COMMON_LABEL_ORIGINS"
+"""Environment variable: origins of pages from elsewhere that may ask, such as ``https://viewer.example.org``."""
 FORM_TEXTS = ("params", "info")
 """Fields of Label's forms that hold JSON."""
 DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,2})?")
@@ -161,7 +164,7 @@ class RequestGuard:
         if scope["type"] != "http":
             await self.application(scope, receive, send)
             return
-        reason = _refused_address(scope)
+        reason = _refused_origin(scope) or _refused_address(scope)
         if reason is None and scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self.application(scope, receive, send)
             return
@@ -189,6 +192,18 @@ class RequestGuard:
             more = message.get("more_body", False)
         body.seek(0)
         return None
+
+
+def _refused_origin(scope: MutableMapping[str, Any]) -> str | None:
+    """Browsers name the page that asks; other clients name none. Label itself would answer the pages of any site."""
+    headers = {key.lower(): value.decode("latin-1") for key, value in scope["headers"]}
+    origin = headers.get(b"origin", "")
+    allowed = os.environ.get(ORIGINS, "").replace(",", " ").split()
+    if not origin or origin in allowed or urlsplit(origin).netloc == headers.get(b"host"):
+        return None
+    return (
+        f"pages of {origin[:100]!r} get no answers; the environment variable {ORIGINS} names the sites whose pages do"
+    )
 
 
 def _refused_address(scope: MutableMapping[str, Any]) -> str | None:

@@ -12,8 +12,6 @@ for name in "$@"; do
     cp -r "/models/$name" "apps/monaibundle/model/$name"
     names="$names${names:+,}$name"
 done
-# Otherwise Label answers the pages of any site.
-export MONAI_LABEL_CORS_ORIGINS="${MONAI_LABEL_CORS_ORIGINS:-[\"http://127.0.0.1:8000\"]}"
 # In a container all addresses are the container's own; docker's -p says who reaches them.
 exec monailabel start_server --app apps/monaibundle --studies "${STUDIES:-/studies}" \
     --conf models "$names" --conf zoo_source local --conf sam2 false \

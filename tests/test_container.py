@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -39,7 +38,7 @@ def serve(tmp_path):
     (tmp_path / "serve.sh").write_text(text)
     tool = tmp_path / "bin" / "monailabel"
     tool.parent.mkdir()
-    tool.write_text('#!/bin/sh\necho "$@"\necho "$MONAI_LABEL_CORS_ORIGINS"\n')
+    tool.write_text('#!/bin/sh\necho "$@"\n')
     tool.chmod(0o755)
     for name in ("skull", "tissue"):
         (tmp_path / "models" / name / "configs").mkdir(parents=True)
@@ -60,7 +59,6 @@ def test_the_script_serves_the_packs_that_are_named_behind_the_guard(serve, tmp_
     assert done.returncode == 0, done.stderr
     assert "--conf models skull,tissue --conf zoo_source local" in done.stdout
     assert "--uvicorn_app common.label_guard:app" in done.stdout and "--studies /studies" in done.stdout
-    assert json.loads(done.stdout.splitlines()[1]) == ["http://127.0.0.1:8000"]
     assert (tmp_path / "apps/monaibundle/model/tissue/configs").is_dir()
 
 

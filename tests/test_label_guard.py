@@ -165,3 +165,23 @@ def test_plain_values(value):
 @pytest.mark.parametrize("name", ["sub-001", "a/b.nii.gz", "1.2.840", "two..dots", ""])
 def test_plain_names(name):
     assert refused_name(name, "it") is None
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed", "status"),
+    [
+        (None, "", 200),
+        ("http://127.0.0.1:8000", "", 200),  # the viewer that Label serves
+        ("http://127.0.0.1:9000", "", 400),
+        ("https://127.0.0.1:8000.example.org", "", 400),
+        ("null", "", 400),
+        ("https://viewer.example.org", "https://other.example.org, https://viewer.example.org", 200),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_pages_of_other_sites_get_no_answers(method, origin, allowed, status, monkeypatch):
+    monkeypatch.setenv("COMMON_LABEL_ORIGINS", allowed)
+    headers = {"host": "127.0.0.1:8000", "content-type": "application/json"} | ({"origin": origin} if origin else {})
+    answer, said, body = ask(Hostile("a page", method, "/info/", b"", headers))
+    assert answer == status and (body is None) == (status == 400)
+    assert status == 200 or f"pages of {origin!r} get no answers" in str(said)
