@@ -20,6 +20,9 @@ def auto(
     task: str | None = None,
     bundle: str | None = None,
     names: str | None = None,
+    pretrained_encoder: str | None = None,
+    network: str | None = None,
+    prepare_as: str | None = None,
 ) -> None:
     """From scans and masks to a model: look, plan, train, evaluate, pack, report. Repeat the command to resume.
 
@@ -36,8 +39,12 @@ def auto(
         task: structures4, structures34, ...: task for masks numbered by FreeSurfer or another known tool.
         bundle: folder of the bundle ssl3d, if not the one in the package.
         names: names of the labels of the masks, such as '1=right ventricle, 2=myocardium'.
+        pretrained_encoder: encoder file to start from, if a trial shows that it helps.
+        network: the network that it fills, such as vista3d (`python -m common.weights check FILE` names them).
+        prepare_as: encoder, or a file by whose record spacing, orientation and intensities are set.
     """
-    run(images, masks, output, subject, hours, control, plan, task, bundle, _label_names(names))
+    label_names, chosen = _label_names(names), (pretrained_encoder, network, prepare_as)
+    run(images, masks, output, subject, hours, control, plan, task, bundle, label_names, *chosen)
 
 
 def _label_names(given: str | None) -> dict[int, str] | None:

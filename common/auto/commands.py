@@ -94,15 +94,15 @@ def trial_command(bundle: Path, output: Path, start: str, rate: float, batches: 
     }
     if start != "scratch":
         options["pretrained_encoder"] = start
-    configs = bundle / "configs"
+    configs, name = bundle / "configs", Path(start).stem
     return Command(
-        f"trial_{start}",
+        f"trial_{name}",
         bundle,
         (configs / "train.json", output / "plan.json"),
         options,
-        output / "trial" / start,
-        output / "trial" / start / "model.pt",
-        (output / "datalist.json",),
+        output / "trial" / name,
+        output / "trial" / name / "model.pt",
+        (output / "datalist.json", Path(start)),
     )
 
 
@@ -125,7 +125,7 @@ def training_commands(plan: Plan, bundle: Path, output: Path, control: bool, poo
                 data | extra,
                 folder,
                 folder / "model.pt",
-                (datalist,),
+                (datalist, Path(start)),
                 True,
             )
         )

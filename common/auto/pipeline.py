@@ -16,10 +16,12 @@ from filelock import FileLock, Timeout
 from ..bundles import find_bundle
 from ..files import atomic_write
 from ..json_files import read_json, write_json
+from ..weights.prepare import prepared_ids, read_preparation, unsaid
+from ..weights.shipped import find_encoder
 from .commands import Command, RunError, execute, parse_trial, training_commands, trial_command
 from .look import look
 from .machine import this_machine
-from .plan import RATE, Plan, PlanError, Speed, add_time, plan_study, split_sizes
+from .plan import RATE, Plan, PlanError, Prior, Speed, add_time, plan_study, split_sizes
 from .study import Study
 
 if TYPE_CHECKING:
@@ -81,6 +83,9 @@ def run(
     task: str | None = None,
     bundle: str | Path | None = None,
     names: Mapping[int, str] | None = None,
+    pretrained_encoder: str | Path | None = None,
+    network: str | None = None,
+    prepare_as: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Result:
     """Look at scans and masks, plan, train, evaluate and pack. Another call resumes a stopped run.
@@ -98,6 +103,10 @@ def run(
             known tool; by default each label is a class.
         bundle: folder of ``ssl3d``, if not the one in the package.
         names: label of the masks -> its name, if no table beside the scans has them.
+        pretrained_encoder: encoder file to start from; a trial decides between it and a start from scratch.
+        network: overlay of the network that it fills, such as ``vista3d`` for ``networks/vista3d.json`` of the bundle.
+        prepare_as: ``encoder``, or a file: images get the spacing, orientation and intensities that its record states,
+            which the plan gives as the reason.
         say: gets the lines of progress.
 
     Raises:
@@ -109,12 +118,16 @@ def run(
     folder = Path(output).absolute()
     root = find_bundle(bundle if bundle is not None else "ssl3d")
     _check_bundle(root)
+    prior = find_prior(root, pretrained_encoder, network, prepare_as, say)
     with _held(folder):
         study = look(images, masks, subject, names, say)
         for line in study.describe():
             say(line)
         lists = _write_lists(study, folder)
-        plan = _make_plan(study, root, folder, {"hours": hours, "control": control, "task": task}, lists, say)
+        asked = {"hours": hours, "control": control, "task": task}
+        chosen = {"pretrained_encoder": pretrained_encoder, "network": network, "prepare_as": prepare_as}
+        asked |= {name: str(value) for name, value in chosen.items() if value is not None}
+        plan = _make_plan(study, root, folder, asked, prior, lists, say)
         commands = training_commands(plan, root, folder, control, bool(lists["unlabelled"]))
         _write_commands(commands, root, folder)
         for line in ("", "Plan:", *(f"  {one.what}: {one.value} ({one.reason})" for one in plan.decisions), ""):
@@ -144,6 +157,55 @@ def _mean(dice: dict[str, float]) -> str:
 def _check_bundle(root: Path) -> None:
     if not (root / "configs" / "train.json").is_file():
         raise PlanError(f"{root} is not a bundle (no configs/train.json): give the folder of ssl3d with --bundle.")
+
+
+def find_prior(
+    root: Path,
+    encoder: str | Path | None,
+    network: str | None,
+    prepare_as: str | Path | None,
+    say: Callable[[str], None] = print,
+) -> Prior | None:
+    """The encoder that the user chose, with the ids that its record states if ``prepare_as`` asks for them.
+
+    Args:
+        root: folder of the bundle, whose ``configs/networks`` has the overlays.
+        encoder, network, prepare_as: as for :func:`run`.
+        say: gets a sentence for each part of the record that no id takes over.
+
+    Raises:
+        PlanError: one of them lacks another, or there is no such overlay.
+        FileNotFoundError, ValueError: there is no such file, or its record does not say how images were prepared.
+    """
+    if encoder is None and network is None and prepare_as is None:
+        return None
+    if network is not None and encoder is None:
+        raise PlanError(f"--network {network} is for --pretrained_encoder: give the encoder file, too.")
+    if encoder is not None and network is None:
+        raise PlanError(
+            "--pretrained_encoder needs --network, the overlay of the network that it fills: "
+            f"python -m common.weights check {encoder} names those that take it."
+        )
+    if prepare_as == "model" or (prepare_as == "encoder" and encoder is None):
+        raise PlanError(f"--prepare_as {prepare_as} does not say which file here: give its path, --prepare_as FILE.")
+    overlay = None
+    if encoder is not None and network is not None:
+        find_encoder(encoder)
+        stem = Path(network).stem
+        file = root / "configs" / "networks" / f"{stem}.json"
+        if not file.is_file():
+            known = ", ".join(sorted(path.stem for path in file.parent.glob("*.json")))
+            raise PlanError(f"--network {network} is no network of {root.name}: give one of {known}.")
+        overlay = (f"networks/{stem}.json", read_json(file))
+    source = encoder if prepare_as == "encoder" else prepare_as
+    ids: dict[str, Any] = {}
+    if source is not None:
+        record = read_preparation(source)
+        ids = prepared_ids(source, record)
+        for line in unsaid(source, record, ids):
+            say(line)
+    chosen = str(encoder if encoder is not None else source)
+    return Prior(str(Path(chosen).absolute()) if Path(chosen).is_file() else chosen, overlay, ids)
 
 
 @contextmanager
@@ -198,6 +260,7 @@ def _make_plan(
     root: Path,
     folder: Path,
     asked: dict[str, Any],
+    prior: Prior | None,
     lists: dict[str, list[dict[str, Any]]],
     say: Callable[[str], None],
 ) -> Plan:
@@ -215,7 +278,7 @@ def _make_plan(
     counts = {name: len(items) for name, items in lists.items()}
     machine = this_machine()
     for share in SMALLER:
-        plan = plan_study(study, machine, share, asked["task"])
+        plan = plan_study(study, machine, share, asked["task"], prior)
         # With its data named, plan.json is all that train, evaluate, pre-train and compare have to be given.
         data = {"dataset_dir": str(folder), "datalist": str(folder / "datalist.json")}
         plan = replace(plan, overlay={**data, **plan.overlay})

@@ -20,6 +20,7 @@ __all__ = [
     "Decision",
     "Plan",
     "PlanError",
+    "Prior",
     "Speed",
     "add_time",
     "crop_and_network",
@@ -121,7 +122,24 @@ class Plan:
         return int(self.overlay["max_epochs"] * self.overlay["batches_per_epoch"])
 
 
-def plan_study(study: Study, machine: Machine, crop_share: float = 1.0, task: str | None = None) -> Plan:
+@dataclass(frozen=True)
+class Prior:
+    """An encoder file from elsewhere that the user chose.
+
+    Attributes:
+        file: an encoder file, or a ``model.pt`` of which only the preparation is taken.
+        network: name and content of the overlay of a network that it fills; None to take its preparation alone.
+        ids: ``spacing``, ``orientation`` and ``intensity``, as far as its record states them and they are wanted.
+    """
+
+    file: str
+    network: tuple[str, Mapping[str, Any]] | None = None
+    ids: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plan_study(
+    study: Study, machine: Machine, crop_share: float = 1.0, task: str | None = None, prior: Prior | None = None
+) -> Plan:
     """Plan everything except the number of steps, which needs a trial (:func:`add_time`).
 
     Args:
@@ -130,13 +148,16 @@ def plan_study(study: Study, machine: Machine, crop_share: float = 1.0, task: st
         crop_share: share of the crop's usual number of voxels, if the usual crop does not fit in memory.
         task: task of the collection (`common.data.label_map`), if the masks follow a known label scheme. By default
             each label is a class, or the classes are the 34 structures if there are too many labels of a known scheme.
+        prior: encoder to start from, and by whose record images are prepared.
 
     Raises:
         PlanError: the labels are not classes of the task.
     """
     facts = [case.facts for case in study.labelled]
-    spacings = [by_anatomy(one, one.spacing) for one in facts]
-    shapes = [by_anatomy(one, one.shape) for one in facts]
+    ids = prior.ids if prior is not None else {}
+    orientation = ids.get("orientation", "RAS")
+    spacings = [_along(orientation, by_anatomy(one, one.spacing)) for one in facts]
+    shapes = [_along(orientation, by_anatomy(one, one.shape)) for one in facts]
     decisions = [
         Decision(
             "bundle",
@@ -145,12 +166,18 @@ def plan_study(study: Study, machine: Machine, crop_share: float = 1.0, task: st
         )
     ]
     spacing, image, why = grid(spacings, shapes, machine.device)
-    head = _may_be_head(study, facts)
+    as_theirs = f"as those of {prior.file} (--prepare_as)" if prior is not None else ""
+    if "spacing" in ids:
+        image = [max(1, round(n * old / new)) for n, old, new in zip(image, spacing, ids["spacing"], strict=True)]
+        spacing, why = list(ids["spacing"]), as_theirs
+    head = prior is None and _may_be_head(study, facts)
     on_shipped_grid = head and all(abs(size - SHIPPED_GRID) <= 0.15 * SHIPPED_GRID for size in spacing)
     if on_shipped_grid:
         image = [round(n * old / SHIPPED_GRID) for n, old in zip(image, spacing, strict=True)]
         spacing, why = [SHIPPED_GRID] * 3, f"{why}, resampled to the grid of {SHIPPED}"
     decisions.append(Decision("voxel size", f"{_sizes(spacing)} mm", why))
+    if "orientation" in ids:
+        decisions.append(Decision("orientation", orientation, as_theirs))
     limit, why = crop_limit(machine, crop_share)
     crop, strides, kernels = crop_and_network(image, spacing, limit, 5 if machine.device == "cpu" else 6)
     filters = wider_filters(int(np.prod(crop))) if machine.device == "cpu" else FULL_FILTERS
@@ -158,31 +185,8 @@ def plan_study(study: Study, machine: Machine, crop_share: float = 1.0, task: st
         crop, filters = list(SHIPPED_CROP), SMALL_FILTERS
         strides, kernels = [[1] * 3, *[[2] * 3] * 4], [[3] * 3] * 5
         why = f"the size that {SHIPPED} was trained on"
-    decisions.append(Decision("crop", f"{_sizes(crop)} voxels", why))
     filters = filters[: len(strides)]
-    decisions.append(
-        Decision(
-            "network",
-            f"DynUNet, {len(strides)} levels, {filters[0]} to {filters[-1]} channels",
-            "levels, strides and kernels follow voxel size and crop as in nnU-Net; "
-            + ("nnU-Net's channels" if machine.device == "cuda" else "few channels on a CPU, more for a small crop"),
-        )
-    )
-    intensity, why = intensity_rule(study, facts)
-    decisions.append(Decision("intensities", intensity["_target_"].rpartition(".")[2], why))
-    candidates = ("scratch", SHIPPED) if on_shipped_grid and crop_share == 1.0 else ("scratch",)
-    decisions.append(_start_decision(study, head, candidates))
-    classes, why = class_rule(study, task)
-    decisions.append(Decision("classes", str(len(class_names(classes)) - 1), why))
-    overlay: dict[str, Any] = {
-        **classes,
-        "in_channels": len(study.channels),
-        "spacing": spacing,
-        "orientation": "RAS",
-        "intensity": intensity,
-        "image_size": crop,
-        "roi_size": crop,
-        "map_size": crop,
+    network: dict[str, Any] = {
         "segmentation_net": {
             "_target_": "DynUNet",
             "spatial_dims": 3,
@@ -194,12 +198,47 @@ def plan_study(study: Study, machine: Machine, crop_share: float = 1.0, task: st
             "filters": list(filters),
             "norm_name": ["INSTANCE", {"affine": True}],
         },
-        "encoder": {
-            "_target_": "common.networks.DynUNetEncoder",
-            "network": "@segmentation_net",
-            # for the tissues that it knows, the shipped network comes with its last layer
-            **({"heads": True} if len(candidates) > 1 and classes["task"] == SHIPPED_TASK else {}),
-        },
+        "encoder": {"_target_": "common.networks.DynUNetEncoder", "network": "@segmentation_net"},
+    }
+    if prior is not None and prior.network is not None:
+        network = dict(prior.network[1])
+        if "roi_size" in network:
+            crop, why = list(network.pop("roi_size")), f"the size that {prior.network[0]} takes"
+        network.pop("image_size", None)
+    decisions.append(Decision("crop", f"{_sizes(crop)} voxels", why))
+    decisions.append(
+        Decision("network", prior.network[0], f"{prior.file} fills its encoder (--network)")
+        if prior is not None and prior.network is not None
+        else Decision(
+            "network",
+            f"DynUNet, {len(strides)} levels, {filters[0]} to {filters[-1]} channels",
+            "levels, strides and kernels follow voxel size and crop as in nnU-Net; "
+            + ("nnU-Net's channels" if machine.device == "cuda" else "few channels on a CPU, more for a small crop"),
+        )
+    )
+    intensity, why = intensity_rule(study, facts)
+    if "intensity" in ids:
+        intensity, why = dict(ids["intensity"]), as_theirs
+    decisions.append(Decision("intensities", _names_of(intensity), why))
+    candidates: tuple[str, ...] = ("scratch", SHIPPED) if on_shipped_grid and crop_share == 1.0 else ("scratch",)
+    if prior is not None and prior.network is not None:
+        candidates = ("scratch", prior.file)
+    decisions.append(_start_decision(study, head, candidates, prior))
+    classes, why = class_rule(study, task)
+    # for the tissues that it knows, the shipped network comes with its last layer
+    if candidates[1:] == (SHIPPED,) and classes["task"] == SHIPPED_TASK:
+        network["encoder"]["heads"] = True
+    decisions.append(Decision("classes", str(len(class_names(classes)) - 1), why))
+    overlay: dict[str, Any] = {
+        **classes,
+        "in_channels": len(study.channels),
+        "spacing": spacing,
+        "orientation": orientation,
+        "intensity": intensity,
+        "image_size": crop,
+        "roi_size": crop,
+        "map_size": crop,
+        **network,
         "optimizer": {
             "_target_": "torch.optim.AdamW",
             "params": "$@network.parameters()",
@@ -413,8 +452,14 @@ def _may_be_head(study: Study, facts: Sequence[Any]) -> bool:
     )
 
 
-def _start_decision(study: Study, head: bool, candidates: Sequence[str]) -> Decision:
+def _start_decision(study: Study, head: bool, candidates: Sequence[str], prior: Prior | None) -> Decision:
     pool = len(study.unlabelled)
+    if prior is not None and len(candidates) == 1:
+        return Decision("start", "scratch", f"of {prior.file} only the preparation is taken (--network takes weights)")
+    if candidates[1:] and candidates[1] != SHIPPED:
+        return Decision(
+            "start", " or ".join(candidates), "a short trial on the validation scans decides whether the file helps"
+        )
     if len(candidates) > 1:
         return Decision(
             "start",
@@ -427,6 +472,16 @@ def _start_decision(study: Study, head: bool, candidates: Sequence[str]) -> Deci
         )
     unused = f"; pre-training on the {pool} scans without a mask has not been shown to help here" if pool else ""
     return Decision("start", "scratch", f"no included encoder was made for such scans{unused}")
+
+
+def _along(orientation: str, values: Sequence[float]) -> tuple[float, ...]:
+    """Values in the order left-right, front-back, up-down, in the order of the axes of an orientation."""
+    return tuple(values[next(n for n, pair in enumerate(("LR", "PA", "IS")) if code in pair)] for code in orientation)
+
+
+def _names_of(rule: Mapping[str, Any]) -> str:
+    """The transforms of a rule of intensities, by their names."""
+    return ", then ".join(one["_target_"].rpartition(".")[2] for one in rule.get("transforms") or [rule])
 
 
 def _thick_axis(spacing: Sequence[float]) -> int | None:

@@ -354,12 +354,44 @@ def plan_of_nnssl(source: Source) -> dict[str, Any]:
     configurations = (plan.get("pretrain_plan") or {}).get("configurations") or {}
     one = configurations if "spacing" in configurations else next(iter(configurations.values()), {})
     schemes, size = one.get("normalization_schemes"), plan.get("recommended_downstream_patchsize")
+    found = (plan.get("pretrain_plan") or {}).get("foreground_intensity_properties_per_channel") or {}
+    rule, unexpressed = _rule_of_nnunet(schemes or [], one.get("use_mask_for_norm") or [], found)
     return {
         "channels": plan.get("pretrain_num_input_channels"),
         "spacing": [float(value) for value in one["spacing"]] if one.get("spacing") else None,
         "size": list(size) if size else None,
         "words": f"{', '.join(schemes)} of nnssl" if schemes else None,
+        "rule": rule,
+        "unexpressed": unexpressed,
     }
+
+
+def _rule_of_nnunet(
+    schemes: list[str], masked: list[bool], properties: Mapping[str, Mapping[str, float]]
+) -> tuple[list[dict[str, Any]] | None, str | None]:
+    """nnU-Net's normalisation as configs of transforms, and what they do otherwise; None where no transform is like it.
+
+    Args:
+        schemes: of the channels, by nnU-Net's names.
+        masked: for each channel, whether only voxels inside of the scan's outline count.
+        properties: of the training scans' foreground, by channel (``0``, ...), which a CT is scaled by.
+    """
+    if not schemes or len(set(schemes)) > 1 or len(set(masked)) > 1 or (len(schemes) > 1 and "CT" in schemes[0]):
+        return None, None  # channels of several kinds
+    first = properties.get("0") or {}
+    low, high, mean, deviation = (first.get(n) for n in ("percentile_00_5", "percentile_99_5", "mean", "std"))
+    if schemes[0] == "ZScoreNormalization":
+        inside = bool(masked and masked[0])
+        rule = {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": inside, "channel_wise": True}
+        return [rule], "voxels of 0 inside of the head or body count, too" if inside else None
+    if schemes[0] == "CTNormalization" and None not in (low, high, mean, deviation):
+        scaled = {"b_min": (low - mean) / deviation, "b_max": (high - mean) / deviation}  # type: ignore[operator]
+        return [
+            {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": low, "a_max": high, **scaled, "clip": True}
+        ], None
+    if schemes[0] == "NoNormalization":
+        return [], None
+    return None, None
 
 
 _SECOND_NAMES = {"second names of tensors": r"\.all_modules\.|^decoder\.encoder\."}

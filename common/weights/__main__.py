@@ -14,11 +14,12 @@ from ..checkpoint_file import read_checkpoint
 from ..command_line import run_command
 from ..data.image_list import list_images
 from ..fingerprint import FingerprintInTheMaking, fingerprint_in
-from .check import check, published
+from .check import check
 from .convert import convert
 from .encoder_file import read_encoder, write_state
 from .model_file import save_model
 from .prepare import prepare
+from .published import published
 
 
 def show(path: str, full: bool = False) -> str:

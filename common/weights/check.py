@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -13,30 +12,7 @@ from .hub import fetch, is_hub_name
 from .kind import fill, find_kind, nearest_kind
 from .source import read_source
 
-__all__ = ["check", "published", "published_weights"]
-
-
-def published_weights() -> dict[str, dict[str, Any]]:
-    """Facts about published weights by name, from ``published.json``."""
-    return json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
-
-
-def published() -> str:
-    """List published weights that ``convert`` accepts: what they are, their licence, and which networks use them."""
-    rows = []
-    for name, entry in published_weights().items():
-        loaded = "yes" if entry["loaded_here"] else "no"
-        rows.append(
-            f"{name}: {entry['method']}\n"
-            f"    paper        {entry['paper']}\n"
-            f"    saw          {entry['saw']}\n"
-            f"    licence      {entry['licence']} (stated by: {entry['stated']})\n"
-            f"    size         {entry['size'] or 'not known here'}\n"
-            f"    taken by     {entry['overlay']} (kind {entry['kind']})\n"
-            f"    get it       {entry['hub'] or 'where its authors put it'}\n"
-            f"    loaded here for real: {loaded}"
-        )
-    return "\n".join(rows)
+__all__ = ["check"]
 
 
 def check(path: str) -> str:

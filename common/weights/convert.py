@@ -14,6 +14,7 @@ from .hub import fetch, file_digest, is_hub_name
 from .images import inflate, source_normalisation
 from .inflate import INFLATIONS
 from .kind import fill, find_kind
+from .published import find_published, intensity_steps
 from .soundness import refuse_unsound
 from .source import read_source
 
@@ -41,6 +42,7 @@ def convert(
     std: Sequence[float] | None = None,
     value_range: Sequence[float] = (-1.0, 1.0),
     leave_out: str | None = None,
+    published: str | None = None,
 ) -> dict[str, Any]:
     """Turn a foreign checkpoint into an encoder file and return its record.
 
@@ -77,6 +79,9 @@ def convert(
             images in fine-tuning.
         leave_out: regular expression for names of further tensors that the encoder does not need, such as a head that
             no rule knows.
+        published: which of ``python -m common.weights list`` it is. The record then says how their images were
+            prepared, for ``--prepare_as encoder``. A file that goes by its name on the hub is known without it. What
+            the file itself says, and the arguments above, come first.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file; it holds Python objects beside tensors, names of no known
@@ -148,7 +153,11 @@ def convert(
         )
         parts = ", ".join(f"{what} ({len(names)})" for what, names in left_out.items())
         conversion.append(f"{len(converted)} tensors made of {len(tensors)}; left out: {parts or 'none'}")
-    prepared = known.prepared(foreign.source)
+    stated = known.prepared(foreign.source)
+    entry = find_published(published, origin, kind)
+    prepared = {**(entry[1]["prepared"] if entry else {}), **{k: v for k, v in stated.items() if v is not None}}
+    rule = None if intensity else prepared.get("rule")
+    steps = intensity_steps(rule) if rule is not None else None
     record: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "method": f"converted from {kind} checkpoint {Path(source).name}",
@@ -158,12 +167,14 @@ def convert(
             Preparation(
                 channels=prepared.get("channels"),
                 spacing=[float(value) for value in spacing] if spacing else prepared.get("spacing"),
-                orientation=orientation,
-                intensity=None,  # in words at most
+                orientation=orientation or prepared.get("orientation"),
+                intensity=steps,
                 value_range=[float(value) for value in value_range] if conversion is not None else None,
             )
         ),
-        "intensity": intensity or prepared.get("words"),
+        "intensity": intensity or (prepared.get("words") if steps is None else None),
+        "unexpressed": prepared.get("unexpressed") or (entry[1]["unexpressed"] if entry else None),
+        "published": entry[0] if entry else None,
         "origin": origin,
         "data": data,
         "left_out": {what: len(names) for what, names in left_out.items()},

@@ -12,8 +12,9 @@ from typing import Any
 from ..json_files import write_json
 from ..preparation import PREPARED, compare_preparation, field_text, preparation_record
 from .encoder_file import read_record
+from .hub import is_hub_name
 
-__all__ = ["prepare", "prepare_as", "prepared_ids", "read_preparation", "with_preparation"]
+__all__ = ["prepare", "prepare_as", "prepared_ids", "read_preparation", "unsaid", "with_preparation"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def prepare(path: str | os.PathLike, output: str | os.PathLike) -> str:
     record = read_preparation(path)
     ids = prepared_ids(path, record)
     write_json(output, ids)
-    lines = [f"{output} sets {_said(ids)}.", *_unsaid(path, record, ids)]
+    lines = [f"{output} sets {_said(ids)}.", *unsaid(path, record, ids)]
     lines.append(
         f"Name it last: --config_file \"['configs/train.json','{output}']\", and behind evaluate.json and "
         f"inference.json alike; common.compare --config_file {output}; common.pack --config_file {output}."
@@ -79,7 +80,7 @@ def prepare_as(parser: Any, given: Collection[str] = ()) -> None:
         parser[name] = value
     parser.parse(True)
     logger.info("images are prepared as those of %s: %s.", path, _said(known) or "nothing of it is an id here")
-    for line in _unsaid(path, record, ids):
+    for line in unsaid(path, record, ids):
         logger.warning("%s", line)
     for name in ids.keys() - known.keys():
         logger.warning("this config has no id %s: that of %s is not taken over.", name, path)
@@ -122,7 +123,7 @@ def read_preparation(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: there is no such file; it cannot be read, or is no encoder file.
     """
-    if Path(path).suffix in (".pt", ".pth"):
+    if Path(path).suffix in (".pt", ".pth") and not is_hub_name(path):
         from ..checkpoint_file import read_checkpoint
 
         return read_checkpoint(path)[1]
@@ -221,8 +222,8 @@ def _said(ids: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {text}" for name, text in texts.items())
 
 
-def _unsaid(path: str | os.PathLike, record: Mapping[str, Any], ids: Mapping[str, Any]) -> list[str]:
-    """A sentence for each part that is not taken over."""
+def unsaid(path: str | os.PathLike, record: Mapping[str, Any], ids: Mapping[str, Any]) -> list[str]:
+    """A sentence for each part of a record that its ids do not take over."""
     missing = [name for name in PREPARED[:2] if name not in ids]
     lines = [f"The record of {path} says nothing of one {' and '.join(missing)}."] * bool(missing)
     if "intensity" not in ids:
@@ -232,4 +233,6 @@ def _unsaid(path: str | os.PathLike, record: Mapping[str, Any], ids: Mapping[str
             f"Intensities that {path} was made with: {words or 'not known'}. They are not taken over; fine-tuning "
             "warns where its own are known to differ."
         )
+    if record.get("unexpressed"):
+        lines.append(f"No id expresses this of the images of {path}: {record['unexpressed']}.")
     return lines

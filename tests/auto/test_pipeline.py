@@ -10,11 +10,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 
 from common.auto import run
 from common.auto.plan import PlanError
 from common.json_files import read_json, write_json
+from common.weights.encoder_file import write_state
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -102,6 +104,47 @@ def test_what_cannot_be_done_is_said_before_anything_is(folders, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(PlanError, match="cannot be written"):
         run(scans, masks, tmp_path / "file" / "out")
+
+
+def test_a_plan_takes_over_the_preparation_and_the_weights_of_a_chosen_encoder(folders, monkeypatch):
+    from common.auto import pipeline
+    from common.auto.plan import Speed
+
+    theirs = {"spacing": [4.0, 2.0, 2.0], "orientation": "SRA", "intensity": []}
+    file, out, said = folders / "theirs.safetensors", folders / "out", []
+    write_state({"weight": torch.zeros(1)}, file, {"preparation": theirs, "unexpressed": "each crop is turned"})
+    tried = Speed(1.0, 0.5, 1.0, {"scratch": 0.1, str(file): 0.3})
+    monkeypatch.setattr(pipeline, "_trial", lambda *given: tried)
+    given = {"subject": "p[0-9]", "plan_only": True, "say": said.append}
+    chosen = {"pretrained_encoder": file, "network": "segresnet", "prepare_as": "encoder"}
+    run(folders / "scans", folders / "masks", out, **given, **chosen)
+    plan = read_json(out / "plan.json")
+    assert (plan["spacing"], plan["orientation"]) == (theirs["spacing"], "SRA")
+    assert plan["intensity"]["_target_"] == "Identityd" and plan["segmentation_net"]["_target_"] == "SegResNet"
+    assert any("No id expresses this" in line and "each crop is turned" in line for line in said)
+    reasons = [one["reason"] for one in read_json(out / "decisions.json")["plan"]["decisions"]]
+    assert reasons.count(f"as those of {file} (--prepare_as)") == 3
+    assert f"--pretrained_encoder {file}" in (out / "commands.sh").read_text()
+    run(folders / "scans", folders / "masks", out, **given, **chosen)  # takes up the plan again
+    with pytest.raises(PlanError, match=r"a plan made for .* --prepare_as encoder"):
+        run(folders / "scans", folders / "masks", out, **given)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sentence"),
+    [
+        ({"network": "segresnet"}, "--network segresnet is for --pretrained_encoder: give the encoder file, too"),
+        ({"pretrained_encoder": "x.safetensors"}, "needs --network.*common.weights check x.safetensors names those"),
+        ({"prepare_as": "encoder"}, "--prepare_as encoder does not say which file here"),
+        ({"prepare_as": "model"}, "--prepare_as model does not say which file here"),
+        ({"pretrained_encoder": "synthetic_brain", "network": "segnet"}, "segnet is no network of ssl3d: give one of"),
+        ({"prepare_as": "none.safetensors"}, "none.safetensors"),
+    ],
+)
+def test_what_a_chosen_encoder_lacks_is_said(folders, chosen, sentence):
+    with pytest.raises((PlanError, OSError), match=sentence):
+        run(folders / "scans", folders / "masks", folders / "out", **chosen)
+    assert not (folders / "out").exists()
 
 
 def test_names_of_labels_on_the_command_line(folders, monkeypatch):

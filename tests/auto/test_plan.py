@@ -15,6 +15,7 @@ from common.auto.plan import (
     SHIPPED,
     Plan,
     PlanError,
+    Prior,
     Speed,
     add_time,
     class_labels,
@@ -214,3 +215,48 @@ def test_labels_of_a_known_scheme_become_structures_or_what_the_task_says():
         plan_study(study(), CPU, task="structures4")
     with pytest.raises(PlanError, match="--task heads: "):
         plan_study(many, CPU, task="heads")
+
+
+THEIRS = {
+    "spacing": [3.0, 1.0, 2.0],
+    "orientation": "SRA",
+    "intensity": {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": True},
+}
+
+
+def test_images_are_prepared_as_those_of_a_chosen_encoder():
+    """Sizes go by the axes of its orientation: the stored ones are right, front, up."""
+    given = study((64, 80, 96), (1.0, 2.0, 1.5), orientation="RAS")
+    own, plan = plan_study(given, CPU), plan_study(given, CPU, prior=Prior("theirs.safetensors", None, THEIRS))
+    overlay = plan.overlay
+    assert [overlay[name] for name in THEIRS] == list(THEIRS.values())
+    assert overlay["image_size"] == [48, 64, 80]  # 144 mm up in 3, 64 mm right in 1, 160 mm front in 2
+    said = {one.what: one for one in plan.decisions}
+    for what, value in (
+        ("voxel size", "3 x 1 x 2 mm"),
+        ("orientation", "SRA"),
+        ("intensities", "NormalizeIntensityd"),
+    ):
+        assert said[what].value == value
+        assert said[what].reason == "as those of theirs.safetensors (--prepare_as)"
+    assert plan.candidates == ("scratch",) and "only the preparation is taken" in said["start"].reason
+    assert own.overlay["orientation"] == "RAS" and "orientation" not in {one.what for one in own.decisions}
+    # of a part that the record does not state the plan has its own, along the same axes
+    part = plan_study(given, CPU, prior=Prior("x", None, {"orientation": "SRA"})).overlay
+    assert part["spacing"] == [own.overlay["spacing"][axis] for axis in (2, 0, 1)]
+    assert part["intensity"] == own.overlay["intensity"]
+
+
+def test_a_chosen_encoder_brings_its_network_and_is_tried():
+    network = {"encoder": {"_target_": "E"}, "segmentation_net": {"_target_": "N"}, "roi_size": [96, 96, 96]}
+    plan = plan_study(study(), CPU, prior=Prior("theirs.safetensors", ("networks/n.json", network)))
+    assert plan.overlay["encoder"] == {"_target_": "E"} and plan.overlay["segmentation_net"] == {"_target_": "N"}
+    assert plan.overlay["roi_size"] == plan.overlay["image_size"] == [96, 96, 96]
+    assert plan.overlay["spacing"] == [1.0, 1.0, 1.0] and plan.overlay["orientation"] == "RAS"
+    assert plan.candidates == ("scratch", "theirs.safetensors")
+    said = {one.what: (one.value, one.reason) for one in plan.decisions}
+    assert said["network"] == ("networks/n.json", "theirs.safetensors fills its encoder (--network)")
+    assert said["start"][0] == "scratch or theirs.safetensors"
+    counts = {"training": 6, "validation": 2, "test": 2, "unlabelled": 0}
+    timed = add_time(plan, Speed(1.0, 1.0, 1.0, {"scratch": 0.2, "theirs.safetensors": 0.4}), 1.0, counts)
+    assert timed.start == "theirs.safetensors" and timed.overlay["learning_rate"] == 0.001

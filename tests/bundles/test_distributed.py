@@ -63,6 +63,19 @@ BRANCHES = {
     "pretrain_datalist#1#spacing": [8.0] * 3,
 }
 
+# STU-Net, whose authors' network has heads at every level, of which only the finest is trained here.
+ONE_HEAD = {
+    "segmentation_net#features": [4, 4, 8, 8, 8, 8],
+    "spacing": [3.0] * 3,
+    "image_size": [64] * 3,
+    "roi_size": [64] * 3,
+    "batch_size": 2,
+    "batches_per_epoch": 2,
+    "max_epochs": 1,
+    "val_interval": 1,
+    "validate#dataset#data": "$@data['test']",
+}
+
 
 @pytest.fixture(scope="module")
 def folder(chosen, tiny, small, small_files, cohort, run_ranks, tmp_path_factory):
@@ -95,6 +108,12 @@ def folder(chosen, tiny, small, small_files, cohort, run_ranks, tmp_path_factory
         configs = ROOT / "bundles/med3d/configs"
         files = ("pretrain.json", "datasets/sample.json", "multi_gpu_pretrain.json")
         jobs.append(("branches", [str(configs / name) for name in files], settings))
+    if "ssl3d" in chosen:
+        settings = ONE_HEAD | {"dataset_dir": str(cohort), "output_dir": str(folder / "one_head")}
+        (folder / "one_head").mkdir()
+        configs = ROOT / "bundles/ssl3d/configs"
+        files = ("train.json", "datasets/sample.json", "networks/stunet.json", "multi_gpu_train.json")
+        jobs.append(("one_head", [str(configs / name) for name in files], settings))
     (folder / "jobs").write_text(json.dumps(jobs))
     (folder / "rank.py").write_text(RANK)
     (folder / "output").write_text(run_ranks(folder / "rank.py", folder / "jobs", timeout=400))
@@ -125,6 +144,14 @@ def test_processes_have_one_branch_at_a_time_and_end_alike(folder, bundle):
     assert np.isfinite(first["metrics"]["val_loss"])
     _, record = read_encoder(folder / "branches/encoder.safetensors")
     assert record["method"] == "MultiBranchNet"
+
+
+@pytest.mark.parametrize("bundle", ["ssl3d"])
+def test_processes_train_a_network_of_one_head(folder, bundle):
+    """Two steps: parameters without a gradient would stop them at the second."""
+    first, second = reports(folder / "one_head", "one_head")
+    assert first == second and first["steps"] == 2 and np.isfinite(first["metrics"]["val_mean_dice"])
+    assert "did not receive grad" not in (folder / "output").read_text()
 
 
 @pytest.mark.parametrize("name", ["pretrain", "train"])

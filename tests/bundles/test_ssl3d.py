@@ -5,19 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import runpy
+import sys
 from pathlib import Path
 
+import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.networks.nets import SegResNetDS
 
+from common.checkpoint_file import read_checkpoint
 from common.checks import first_cause
 from common.compare.plan import make_plan
 from common.compare.settings import read_settings
 from common.data import label_map, label_names, prepare_pretext_batch
-from common.weights import read_encoder
+from common.weights import convert, read_encoder
 from common.weights.__main__ import model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +102,34 @@ def test_a_network_for_published_weights_takes_a_step(run, tmp_path, network):
     same = [name for name, value in net.named_parameters() if torch.equal(value, before[name])]
     assert same == [], "every parameter has a gradient"
     assert (tmp_path / "model.pt").is_file()
+
+
+def test_one_command_fine_tunes_a_converted_file_on_images_prepared_as_its_own(
+    cohort, tmp_path, monkeypatch, unchanged
+):
+    """MONAI's command in this process, from published weights as they come to a model whose record has their rule."""
+    state = SegResNetDS(3, 4, 1, 2, blocks_down=(1, 2, 2), norm="INSTANCE").state_dict()
+    torch.save({f"image_encoder.{name}": tensor for name, tensor in state.items()}, tmp_path / "vista.pt")
+    file = tmp_path / "encoder.safetensors"
+    rule = convert(tmp_path / "vista.pt", file, published="vista3d", spacing=[4.0, 5.0, 4.0])["preparation"]
+    files = [str(CONFIGS / name) for name in ("train.json", SAMPLE, "networks/vista3d.json")]
+    ids = {key: value for key, value in SMALL.items() if key != "spacing"}
+    ids |= {"encoder#network#init_filters": 4, "encoder#network#blocks_down": [1, 2, 2], "roi_size": [16, 24, 16]}
+    ids |= {part + "#dataset#data": f"$@data['{name}'][:1]" for part, name in LISTS.items()}
+    ids |= {"dataset_dir": str(cohort), "output_dir": str(tmp_path / "out"), "log_images": 0, "device": "cpu"}
+    ids |= {"pretrained_encoder": str(file), "prepare_as": "encoder", "logging_file": False}
+    flags = [word for name, value in ids.items() for word in (f"--{name}", str(value))]
+    main = str(Path(monai.bundle.__file__).with_name("__main__.py"))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the bundle sets it
+    monkeypatch.setattr(sys, "argv", [main, "run", "--config_file", str(files), *flags])
+    with unchanged():
+        runpy.run_path(main, run_name="__main__")
+    made = read_checkpoint(tmp_path / "out/model.pt")[1]["preparation"]
+    assert made["spacing"] == [4.0, 5.0, 4.0] and made["orientation"] == "RAS"
+    assert made["intensity"] == rule["intensity"] and made["intensity"][0]["transform"] == "ScaleIntensityRanged"
+    config = json.loads((tmp_path / "out/train_config.json").read_text())
+    assert (config["prepare_as"], config["pretrained_encoder"]) == ("encoder", str(file))
+    assert config["spacing"] == [4.0, 5.0, 4.0] and config["intensity"]["a_max"] == rule["intensity"][0]["a_max"]
 
 
 @pytest.mark.parametrize(

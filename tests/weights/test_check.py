@@ -10,8 +10,9 @@ from torch import nn
 
 from common.networks import SegResNetEncoder
 from common.weights import save_encoder
-from common.weights.check import check, published, published_weights
+from common.weights.check import check
 from common.weights.kind import known_kinds
+from common.weights.published import published, published_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,8 +24,9 @@ def net() -> SegResNet:
 def test_published_weights_are_of_kinds_and_overlays_that_exist():
     kinds = {name for name, _ in known_kinds()}
     keys = {"paper", "method", "saw", "licence", "size", "kind", "overlay", "hub", "stated", "loaded_here"}
+    keys |= {"prepared", "prepared_by", "unexpressed"}
     for name, entry in published_weights().items():
-        assert set(entry) == keys and entry["kind"] in kinds, name
+        assert set(entry) - {"sha256", "other_kinds"} == keys and entry["kind"] in kinds, name
         places = [(bundle, file) for part in re.split("; as MONAI computes it, |, with", entry["overlay"])
                   for bundles, file in re.findall(r"([\w ]+): (networks/\w+\.json)", part)
                   for bundle in bundles.split(" and ")]  # fmt: skip
@@ -33,6 +35,8 @@ def test_published_weights_are_of_kinds_and_overlays_that_exist():
             assert (ROOT / "bundles" / bundle / "configs" / file).is_file(), (name, bundle, file)
         if entry["hub"] is not None:
             assert entry["hub"].startswith("hf://")
+        assert bool(entry["prepared"]) == bool(entry["prepared_by"]), name
+        assert set(entry["prepared"]) <= {"channels", "orientation", "spacing", "rule"}, name
         assert f"{name}: " in published()
     assert published().count("loaded here for real: yes") == 1  # the one that a package brings
     assert published().count("loaded here for real: no") == len(published_weights()) - 1

@@ -37,6 +37,7 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
 from common.networks import (
     DenseNetEncoder,
+    DilatedResNet,
     DynUNetEncoder,
     EncoderClassifier,
     EncoderUNet,
@@ -65,6 +66,9 @@ from common.weights.source import read_source
 REFERENCES = Path(__file__).parent / "references"
 _shared = runpy.run_path(str(REFERENCES / "formula.py"))
 formula, sample = _shared["formula"], _shared["sample"]
+
+
+LAST = slice(-1, None)
 
 
 class Case(NamedTuple):
@@ -470,7 +474,30 @@ def i3d() -> Case:
     return Case("i3d", state | head, image, maps, lambda: I3DEncoder(1, 0.125))
 
 
+def medicalnet() -> Case:
+    """With dilations, of which no tensor tells."""
+    beside = runpy.run_path(str(Path(__file__).parents[1] / "networks/test_dilated_resnet.py"))
+    net = beside["disturb"](beside["small"](depth=50))
+    image = torch.rand(2, 1, 17, 24, 30, generator=torch.Generator().manual_seed(0))
+    state = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
+    maps = [beside["reference"](net.state_dict(), image, [3, 4, 6, 3], "B")]
+    options = {"kind": "medicalnet"}
+    return Case("medicalnet", {"state_dict": state}, image, maps, lambda: DilatedResNet(50, width=4), options, LAST)
+
+
+def unetr_mae() -> Case:
+    beside = runpy.run_path(str(Path(__file__).with_name("test_convert.py")))
+    torch.manual_seed(0)
+    net, image = beside["randomise"](beside["Published"]()), beside["image_of"]()
+    with torch.no_grad():
+        maps = net(image)
+    make = functools.partial(beside["unetr"], position="learnable", norm_eps=1e-6)
+    options = {"num_heads": beside["HEADS"], "spatial_size": beside["SIZE"]}
+    return Case("unetr_mae", {"model": net.state_dict()}, image, maps, make, options)
+
+
 MAKERS = (
+    medicalnet, unetr_mae,
     monai_resnet, medicalnet_in_monai, inflated_resnet, densenet, segresnet, vista3d, resenc, nnunet, primus,
     monai_vit, monai_mae, bmmae_t1, bmmae_t1ce, bmmae_t2, bmmae_flair, vit3d, swin_unetr, swin_unetr_v2, timm_vit,
     timm_deit, timm_dinov2, timm_dinov2_registers, timm_beit, dinov2_registers, timm_beitv2, timm_swin, stunet,
@@ -599,7 +626,9 @@ def test_each_parameter_of_their_networks_has_a_gradient(name):
 def test_an_adaptation_plan_goes_into_the_record(tmp_path):
     record = convert(*saved(resenc().checkpoint, tmp_path))
     assert record["preparation"]["spacing"] == [1.0, 1.0, 1.0] and record["preparation"]["channels"] == 1
-    assert record["intensity"] == "ZScoreNormalization of nnssl" and record["spatial_size"] == [160, 160, 160]
+    (step,) = record["preparation"]["intensity"]
+    assert step["transform"] == "NormalizeIntensityd" and step["channel_wise"] and not step["nonzero"]
+    assert record["intensity"] is None and record["spatial_size"] == [160, 160, 160]
 
 
 def test_an_encoder_alone_needs_a_plan(tmp_path):
@@ -687,13 +716,13 @@ def table() -> str:
         for case, made in cases.items():
             file = REFERENCES / f"{case}.json"
             library = json.loads(file.read_text(encoding="utf-8"))["library"] if file.is_file() else None
-            others = {"dinov2_registers": "transformers", "vit3d": "transformers", "i3d": "a slow copy"}
+            others = {"dinov2_registers": "transformers", "vit3d": "transformers"}
+            others |= dict.fromkeys(("i3d", "medicalnet", "unetr_mae"), "a slow copy")
             library = library or others.get(case, "MONAI")
             told = "by `--kind`" if "kind" in made.options else "yes"
             encoder = type(made.encoder()).__name__
             rows.append(f"| `{name}` | `{encoder}` | {case.replace('_', ' ')} | {told} | {library} | yes | yes |")
-        if not cases:
-            rows.append(f"| `{name}` | | see `tests/weights/test_convert.py` | yes | a slow copy | yes | no |")
+        assert cases, f"no test is of the kind {name}: write a case of it"
     return "\n".join(rows)
 
 

@@ -5,16 +5,22 @@ import sys
 from pathlib import Path
 
 import monai.bundle
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.networks.nets import SegResNetDS
 
 from common.checkpoint_file import save_checkpoint
 from common.compare.settings import CompareError, read_settings
+from common.networks.foreign import Source
+from common.networks.unet_encoders import plan_of_nnssl
 from common.pack import pack
 from common.preparation import preparation_record
+from common.weights import convert
 from common.weights.encoder_file import write_state
 from common.weights.prepare import prepare, prepared_ids
+from common.weights.published import find_published, intensity_steps, published_weights
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 RULE = [
@@ -187,3 +193,95 @@ def test_a_comparison_has_them_in_the_arm_that_asks_or_in_all(encoder, tmp_path)
     arms["scratch"] = {"override": {"prepare_as": "encoder"}}
     with pytest.raises(CompareError, match="Arm 'scratch': prepare_as=encoder does not say which file here"):
         read_settings(arms=arms, **given)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in published_weights().items() if "rule" in entry["prepared"]])
+def test_published_rules_are_ids(name):
+    """What the table states in types comes out of a record as the very transforms."""
+    prepared = published_weights()[name]["prepared"]
+    steps = intensity_steps(prepared["rule"])
+    made = {key: prepared.get(key) for key in ("spacing", "orientation")} | {"intensity": steps}
+    ids = prepared_ids(name, {"preparation": made})
+    assert [ids.get("spacing"), ids.get("orientation")] == [made["spacing"], made["orientation"]]
+    assert preparation_record(ConfigParser(config=ids).get_parsed_content("intensity"))["intensity"] == steps
+
+
+def nnunet_ids(plan):
+    stated = plan_of_nnssl(Source({}, {"nnssl_adaptation_plan": {"pretrain_plan": plan}}))
+    if stated["rule"] is None:
+        return None
+    return ConfigParser(config={"rule": stated["rule"]}).get_parsed_content("rule"), stated["unexpressed"]
+
+
+def test_normalisations_of_nnunet_are_what_they_are_there():
+    """Against its formulas in numpy."""
+    image = np.random.default_rng(0).normal(40, 300, (1, 6, 7, 8)).astype(np.float32)
+    image[:, :2] = 0
+
+    def through(scheme, masked=None, **beside):
+        one = {"spacing": [1, 1, 1], "normalization_schemes": [scheme]}
+        one |= {} if masked is None else {"use_mask_for_norm": [masked]}
+        rule, words = nnunet_ids({"configurations": {"3d": one}, **beside})
+        for transform in rule:
+            made = transform({"image": torch.as_tensor(image)})
+        return np.asarray(made["image"]) if rule else image, words
+
+    made, words = through("ZScoreNormalization")
+    np.testing.assert_allclose(made, (image - image.mean()) / image.std(), atol=1e-4)
+    assert words is None
+    made, words = through("ZScoreNormalization", True)
+    inside = image != 0
+    np.testing.assert_allclose(made[inside], (image[inside] - image[inside].mean()) / image[inside].std(), atol=1e-4)
+    assert (made[~inside] == 0).all() and "voxels of 0 inside" in words
+    found = {"mean": 50.0, "std": 120.0, "percentile_00_5": -160.0, "percentile_99_5": 300.0, "median": 45.0}
+    made, words = through("CTNormalization", foreground_intensity_properties_per_channel={"0": found})
+    np.testing.assert_allclose(made, (image.clip(-160, 300) - 50) / 120, atol=1e-4)
+    assert through("NoNormalization")[0] is image
+    for plan in ("CTNormalization", "RGBTo01Normalization"):  # without the scans' statistics; not known here
+        assert nnunet_ids({"configurations": {"normalization_schemes": [plan], "spacing": [1] * 3}}) is None
+
+
+def test_sam_med3d_scales_by_what_is_above_0():
+    """As torchio's ``ZNormalization(masking_method=lambda x: x > 0)``, but for its deviation over n - 1."""
+    image = torch.randn(1, 6, 7, 8, generator=torch.Generator().manual_seed(0)) * 30 + 10
+    rule = published_weights()["sam_med3d"]["prepared"]["rule"]
+    (transform,) = ConfigParser(config={"rule": rule}).get_parsed_content("rule")
+    inside = image[image > 0]
+    made = transform({"image": image})["image"]
+    torch.testing.assert_close(made, (image - inside.mean()) / inside.std(correction=0), atol=1e-4, rtol=0)
+
+
+def test_published_weights_bring_their_preparation_along(tmp_path):
+    net = SegResNetDS(3, 4, 1, 2, blocks_down=(1, 1, 1), norm="INSTANCE")
+    torch.save(net.state_dict(), tmp_path / "vista.pt")
+    paths = tmp_path / "vista.pt", tmp_path / "encoder.safetensors"
+    bare = convert(*paths)
+    assert bare["preparation"]["intensity"] is None and bare["published"] is None
+    record = convert(*paths, published="vista3d", orientation="LPS")  # what the user says comes first
+    assert record["published"] == "vista3d" and record["preparation"]["orientation"] == "LPS"
+    assert record["preparation"]["spacing"] == [1.5] * 3
+    (step,) = record["preparation"]["intensity"]
+    assert (step["transform"], step["a_min"]) == ("ScaleIntensityRanged", pytest.approx(-963.82, abs=0.01))
+    record = convert(*paths, published="vista3d", intensity="by eye")
+    assert record["preparation"]["intensity"] is None and record["intensity"] == "by eye"
+    with pytest.raises(ValueError, match="--published nobody is no name of"):
+        convert(*paths, published="nobody")
+    with pytest.raises(ValueError, match="suprem_swin_unetr is of the kind swin_unetr_ssl, but this file is of the"):
+        convert(*paths, published="suprem_swin_unetr")
+
+
+def test_a_published_file_is_known_by_its_place_or_its_digest():
+    entries = published_weights()
+    hub = entries["sam_med3d"]["hub"]
+    assert (
+        find_published(None, {"name": f"{hub}@main#sha256={'0' * 64}", "sha256": None}, "sam_med3d")[0] == "sam_med3d"
+    )
+    digest = entries["astra_ct_resnet152"]["sha256"]
+    assert find_published(None, {"name": "x.pt", "sha256": digest}, "monai_resnet")[0] == "astra_ct_resnet152"
+    assert find_published(None, {"name": "x.pt", "sha256": "0" * 64}, "monai_resnet") is None
+
+
+def test_what_no_id_expresses_is_one_sentence(encoder, tmp_path):
+    words = published_weights()["voco_b"]["unexpressed"]
+    said = prepare(encoder(preparation=MADE, unexpressed=words), tmp_path / "ids.json")
+    assert f"No id expresses this of the images of {tmp_path / 'encoder.safetensors'}: {words}." in said

@@ -1,0 +1,91 @@
+"""Published weights by name: what they are, and how the images that they saw were prepared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from ..preparation import preparation_record
+
+__all__ = ["find_published", "intensity_steps", "published", "published_weights"]
+
+
+def published_weights() -> dict[str, dict[str, Any]]:
+    """Facts about published weights by name, from ``published.json``.
+
+    ``prepared`` has fields of ``common.preparation.Preparation``, with ``rule`` for the intensities: configs of
+    transforms. ``prepared_by`` says who states them, ``unexpressed`` what no id of the bundles can do.
+    """
+    return json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
+
+
+def published() -> str:
+    """List published weights that ``convert`` accepts: what they are, their licence, and which networks use them."""
+    rows = []
+    for name, entry in published_weights().items():
+        loaded = "yes" if entry["loaded_here"] else "no"
+        rows.append(
+            f"{name}: {entry['method']}\n"
+            f"    paper        {entry['paper']}\n"
+            f"    saw          {entry['saw']}\n"
+            f"    images       {_images(entry)}\n"
+            f"    licence      {entry['licence']} (stated by: {entry['stated']})\n"
+            f"    size         {entry['size'] or 'not known here'}\n"
+            f"    taken by     {entry['overlay']} (kind {entry['kind']})\n"
+            f"    get it       {entry['hub'] or 'where its authors put it'}\n"
+            f"    loaded here for real: {loaded}"
+        )
+    return "\n".join(rows)
+
+
+def _images(entry: Mapping[str, Any]) -> str:
+    prepared = entry["prepared"]
+    if not prepared:
+        return entry["unexpressed"] or "how they were prepared is not known here"
+    parts = [f"{name} {prepared[name]}" for name in ("spacing", "orientation") if name in prepared]
+    parts += [one["_target_"].rpartition(".")[2] for one in prepared.get("rule", ())]
+    further = f"; {entry['unexpressed']}" if entry["unexpressed"] else ""
+    return f"{', '.join(parts)} (--prepare_as encoder; stated by: {entry['prepared_by']}){further}"
+
+
+def find_published(name: str | None, origin: Mapping[str, Any], kind: str) -> tuple[str, dict[str, Any]] | None:
+    """The entry that a checkpoint belongs to, by the user's word, its name on the hub or its SHA-256; None if by none.
+
+    Args:
+        name: of the entry, if the user says it.
+        origin: ``name`` and ``sha256`` of the file.
+        kind: of the checkpoint.
+
+    Raises:
+        ValueError: there is no such entry, or it is of another kind.
+    """
+    entries = published_weights()
+    if name is not None:
+        if name not in entries:
+            raise ValueError(f"--published {name} is no name of `python -m common.weights list`: {', '.join(entries)}.")
+        kinds = [entries[name]["kind"], *entries[name].get("other_kinds", ())]
+        if kind not in kinds:
+            raise ValueError(
+                f"--published {name} is of the kind {' or '.join(kinds)}, but this file is of the kind {kind}: "
+                "name the weights that it holds, or leave it out."
+            )
+        return name, entries[name]
+    for own, entry in entries.items():
+        digest = entry.get("sha256")
+        place = str(origin.get("name")).partition("@")[0].partition("#")[0]
+        if entry["hub"] == place or (digest is not None and digest == origin.get("sha256")):
+            return own, entry
+    return None
+
+
+def intensity_steps(rule: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Transforms, as configs for the key ``image``, as the steps that a record has of them."""
+    config = {"rule": {"_target_": "Compose", "transforms": [dict(one) for one in rule]}}
+    steps: list[dict[str, Any]] = preparation_record(ConfigParser(config=config).get_parsed_content("rule"))[
+        "intensity"
+    ]
+    return steps
