@@ -18,19 +18,23 @@ from xml.etree import ElementTree
 WAYS = {
     "run": "pre-trained, trained, evaluated and applied to scans, in one process",
     "foreign folder": "the same by `python -m monai.bundle run` from a folder that has nothing to do with the bundle",
-    "two processes": "pre-trained, trained and evaluated under `torchrun` (gloo), to the same bits in both; of "
-    "`medical_transformer` the first stage of pre-training",
+    "two processes": "pre-trained, trained and evaluated under `torchrun` (gloo); both processes end with the "
+    "same bits. Of `medical_transformer`'s pre-training, only the first stage",
     "packed": "the archive of `common.pack`, unpacked, where `common` cannot be imported: pre-trained, trained and "
     "applied, all in one process",
-    "Label infer": "MONAI Label's `BundleInferTask`; the voxels of `inference.json`, of a turned scan with other axes",
-    "Label train": "MONAI Label's `BundleTrainTask`, twice, the second from the first's weights",
-    "TorchScript": "MONAI's `ckpt_export`; outputs of the torch net to rounding, label maps to 1 voxel in 10,000",
-    "ONNX": "MONAI's `onnx_export`, then `inference_onnx.json`; as for TorchScript",
-    "DICOM in": "a series, sorted and reversed, gives the label map of NIfTI, NRRD and MHA of the volume",
-    "DICOM SEG out": "`outputs/dicom_seg.json`; decoded, the label map voxel for voxel",
-    "bad files refused": "by a sentence, and without a mask: in inference missing, empty and cut files, none and other"
-    " weights; as DICOM spoilt series; in MONAI Label missing and empty files, other channels, other weights, in its"
-    " training labels that are no classes",
+    "Label infer": "MONAI Label's `BundleInferTask` gives the voxels of `inference.json`, also for a turned "
+    "scan with other axes",
+    "Label train": "MONAI Label's `BundleTrainTask` trains twice; the second training starts from the weights "
+    "of the first",
+    "TorchScript": "MONAI's `ckpt_export`; outputs equal the torch net's up to rounding, label maps in all "
+    "but 1 voxel of 10,000",
+    "ONNX": "MONAI's `onnx_export`, then `inference_onnx.json`; compared as TorchScript is",
+    "DICOM in": "a series, sorted or reversed, gives the same label map as NIfTI, NRRD and MHA files of the volume",
+    "DICOM SEG out": "`outputs/dicom_seg.json`; decoded, it is the label map, voxel for voxel",
+    "bad files refused": "each with a sentence and without a mask. In inference: files that are missing, "
+    "empty or cut off, weights that are missing or of another network. As DICOM: spoilt "
+    "series. In MONAI Label: files that are missing or empty, other channels, other "
+    "weights, and training labels that are no classes",
 }
 PACKAGES = ("monai", "torch", "monailabel", "onnx", "onnxruntime", "pydicom", "highdicom")
 
