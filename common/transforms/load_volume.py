@@ -15,7 +15,7 @@ from monai.transforms import LoadImaged
 
 from ..dicom import DicomError
 from ..volumes import VolumeError, first_line
-from .checked_readers import ArrayReader, PackedReader
+from .checked_readers import ArrayReader, MetaImageReader, NrrdReader
 from .dicom_reader import DicomReader
 from .nifti_reader import NiftiReader
 
@@ -39,7 +39,7 @@ class LoadVolumed(LoadImaged):
             warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader: nvImageCodec decoder plugin did not")
             super().__init__(keys, *args, **kwargs)
         if self._loader.auto_select:  # a reader that was asked for stays
-            for reader in (ArrayReader(), PackedReader(), NiftiReader()):
+            for reader in (ArrayReader(), MetaImageReader(), NrrdReader(), NiftiReader()):
                 self.register(reader)
         self.register(DicomReader())  # asked first, being the last
 

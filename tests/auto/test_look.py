@@ -189,6 +189,8 @@ def test_decathlon_and_datalist(tmp_path):
     assert {x.mask for x in again.cases} == {x.mask for x in study.labelled} and again.labels == study.labels
     for name in ("training", "validation", "test"):
         assert again.datalist()[name] == study.datalist()[name] != []
+    (tmp_path / "out/list.json").write_text(json.dumps({"training": [{"label": entries[0]["label"]}]}))
+    assert "list.json has an item in 'training' without an 'image': correct it." in refusal(tmp_path / "out/list.json")
 
 
 def test_bids(tmp_path):

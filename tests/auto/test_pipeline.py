@@ -171,7 +171,9 @@ def test_the_plan_is_all_that_compare_has_to_be_given(folders, monkeypatch):
 
     monkeypatch.setattr(pipeline, "_trial", lambda *given: Speed(1.0, 0.5, 1.0))
     out = folders / "out"
-    run(folders / "scans", folders / "masks", out, subject="p[0-9]", plan_only=True, say=lambda _: None)
+    planned = run(folders / "scans", folders / "masks", out, subject="p[0-9]", plan_only=True, say=lambda _: None)
+    with pytest.raises(PlanError, match="only a plan yet: run without plan_only first"):
+        planned.predict(folders / "scans")
     monkeypatch.chdir(folders)
     given = {"bundle": "ssl3d", "config_file": str(out / "plan.json"), "arms": "scratch,mae", "labels": "2"}
     plan = make_plan(read_settings(None, **given, seeds="0", steps=20, output="compared"))

@@ -118,6 +118,7 @@ def test_settings_that_the_bundles_ship(path, tmp_path):
         ({"arms": "x=/none.safetensors"}, "no encoder file /none.safetensors"),
         ({"arms": "x=/none.json"}, "No config file /none.json"),
         ({"arms": {"x": {"pretrian": []}}}, "unknown key 'pretrian'"),
+        ({"arms": {"x": {"pretrain": [], "encoder": "synthetic_brain"}}}, "'x' has both `pretrain` and `encoder`"),
         (
             {"arms": {"x": {"schedule": "warm"}}},
             "'warm'; known to pretrain_once are frozen, layer_decay, sawtooth, scratch",
