@@ -44,9 +44,9 @@ def window_attention(
     if mask is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None].to(query.dtype))
     # (images, windows of an image, heads, N, D), so that a traced network takes any number of images
-    split = (tensor.reshape(-1, len(mask), *tensor.shape[1:]) for tensor in (query, key, value))
+    query, key, value = (tensor.reshape(-1, len(mask), *tensor.shape[1:]) for tensor in (query, key, value))
     every = (bias + mask[:, None]).to(query.dtype)
-    return F.scaled_dot_product_attention(*split, attn_mask=every).flatten(0, 1)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=every).flatten(0, 1)
 
 
 class _WindowAttention(torch.autograd.Function):

@@ -134,7 +134,8 @@ class NrrdReader(_CheckedReader):
         Raises:
             VolumeError: they are compressed with bzip2.
         """
-        header, listed = {}, None
+        header: dict[str, str] = {}
+        listed: list[str] | None = None
         with open(file, "rb") as stream:
             if not stream.readline(CHUNK).startswith(b"NRRD"):
                 return None
