@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
@@ -32,16 +33,22 @@ def hold_folder(settings: Settings) -> Iterator[None]:
         raise CompareError("common.compare needs the file locks of Linux or macOS; on Windows run it in WSL.")
     settings.output.mkdir(parents=True, exist_ok=True)
     with FileLock(settings.output / ".lock"):
-        before = read_json(settings.output / "settings.json", {})
-        now = json.loads(json.dumps(settings.fixed()))
-        changed = [name for name in {**now, **before} if before and before.get(name) != now.get(name)]
+        changed = _changed(settings, settings.output)
         if changed:
-            was = ", ".join(f"{name} {before.get(name)!r} (now {now.get(name)!r})" for name in changed)
+            was = ", ".join(f"{name} {before!r} (now {now!r})" for name, (before, now) in changed.items())
             raise CompareError(
                 f"{settings.output} holds another comparison, with {was}: give another --output. You can add "
                 "arms, numbers of labels and seeds to a folder; everything else must be the same for its runs."
             )
         yield
+
+
+def _changed(settings: Settings, folder: Path) -> dict[str, tuple[Any, Any]] | None:
+    """What the comparison in a folder has and these settings have, where they differ; None if it holds none."""
+    before = read_json(folder / "settings.json", {})
+    now = json.loads(json.dumps(settings.fixed()))
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    return {name: (before.get(name), now.get(name)) for name in names} if before else None
 
 
 def take_models(settings: Settings) -> None:
@@ -53,11 +60,10 @@ def take_models(settings: Settings) -> None:
     source = settings.models_from
     if source is None:
         return
-    before = read_json(source / "settings.json", {})
-    now = json.loads(json.dumps(settings.fixed()))
-    changed = [name for name in {**now, **before} if name != "evaluate_override" and before.get(name) != now.get(name)]
-    if not before or changed:
-        why = f"differs in {', '.join(changed)}" if before else "holds no comparison"
+    changed = _changed(settings, source)
+    if changed is None or changed.keys() - {"evaluate_override"}:
+        names = ", ".join(name for name in changed or () if name != "evaluate_override")
+        why = f"differs in {names}" if names else "holds no comparison"
         raise CompareError(
             f"--models_from {source} {why}: give the folder of a comparison that only tests other scans."
         )
