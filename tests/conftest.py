@@ -120,6 +120,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(skip)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Each test draws the same random numbers in every run and in any order of tests, wider fixtures included."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    if "monai" in sys.modules:  # importing it takes seconds, and some files do without
+        from monai.transforms import Randomizable
+        from monai.utils import set_determinism
+
+        set_determinism(0)  # each `Compose` that is built from here on takes this seed
+        Randomizable.R.seed(0)  # shared by all transforms outside of a `Compose`
+
+
 @pytest.fixture(autouse=True)
 def memory_goes_back(request) -> Iterator[None]:
     """What a slow test frees goes back to the system: glibc keeps gigabytes in pieces, and the next test takes more."""
@@ -208,15 +222,15 @@ def tiny(tmp_path_factory) -> dict[str, str]:
 @contextlib.contextmanager
 def unchanged_process() -> Iterator[None]:
     """Put back what a bundle run changes in its process: generators, import path, torch's settings."""
-    from monai.utils import set_determinism
+    from monai.utils import get_seed, set_determinism
 
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed, states = get_seed(), (random.getstate(), np.random.get_state(), torch.get_rng_state())
     path, precision, threads = list(sys.path), torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_num_threads(1)  # bits depend on it, and the tensors are small
     try:
         yield
     finally:
-        set_determinism(None)
+        set_determinism(seed)
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
         sys.path[:] = path
