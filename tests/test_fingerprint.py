@@ -160,20 +160,22 @@ def scan_facts(path):
     return facts(path)
 
 module.scan_facts = scan_facts
-made = module.FingerprintInTheMaking([{"image": path} for path in sys.argv[1:]])
-before = set(sys.modules)
-go_on.set()
-assert made.record()["fingerprint"]["scans"] == 2 and read == sys.argv[2:]
-assert set(sys.modules) == before, sorted(set(sys.modules) - before)
+for files in (sys.argv[1:3], sys.argv[3:]):  # of NIfTI, which needs less, first
+    read.clear()
+    go_on.clear()
+    made = module.FingerprintInTheMaking([{"image": path} for path in files])
+    before = set(sys.modules)
+    go_on.set()
+    assert made.record()["fingerprint"]["scans"] == 2 and read == files[1:]
+    assert set(sys.modules) == before, sorted(set(sys.modules) - before)
 """
 
 
-@pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
-def test_the_thread_imports_nothing(suffix, tmp_path):
+def test_the_thread_imports_nothing(tmp_path):
     """MONAI goes through `sys.modules` to find the classes of a config, which fails while another thread imports."""
-    files = [str(tmp_path / f"{number}{suffix}") for number in range(2)]
+    files = [str(tmp_path / name) for name in ("0.nii.gz", "1.nii.gz", "0.mha", "1.mha")]
     for seed, path in enumerate(files):
-        if suffix == ".mha":
+        if path.endswith(".mha"):
             itk.imwrite(itk.image_from_array(brain(seed=seed)), path)
         else:
             write(path, brain(seed=seed))

@@ -51,6 +51,7 @@ print(volume, peak - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Linux tells what is resident")
 def test_inference_takes_little_more_than_the_scan(tmp_path):
     """Scores of 24 classes alone take 200 MB here, and took several times that: with their softmax and resampled."""

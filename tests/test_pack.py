@@ -309,44 +309,6 @@ def test_every_table_is_packed_with_some_module():
         assert files[path.relative_to(doctor.PACKAGE_FOLDER).as_posix()] == path.read_bytes()
 
 
-# Of each packed bundle, in a process without `common`: that every module can be imported, and every target is there.
-IMPORT_ALL = """
-import importlib, json, pydoc, sys
-from pathlib import Path
-
-def targets(value):
-    if isinstance(value, dict):
-        yield from [value["_target_"]] if "_target_" in value else []
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
-        yield from targets(item)
-
-for bundle in sys.argv[1:]:
-    sys.path.insert(0, bundle)
-    code = Path(bundle) / "scripts"
-    names = {name for path in Path(bundle).rglob("*.json") for name in targets(json.loads(path.read_text()))}
-    names = {name for name in names if name.startswith("scripts.")}
-    modules = [".".join(path.relative_to(bundle).with_suffix("").parts) for path in code.rglob("*.py")]
-    modules = [name.removesuffix(".__init__") for name in modules]
-    for module in modules:
-        importlib.import_module(module)
-    lost = [name for name in names if pydoc.locate(name) is None]
-    print("bundle", len(names) > 40, len(modules) > 40, lost, any("compare" in name for name in modules))
-    sys.path.remove(bundle)
-    for module in [module for module in sys.modules if module.split(".")[0] == "scripts"]:
-        del sys.modules[module]
-"""
-
-
-def test_packs_have_what_their_configs_name(without_common, tmp_path):
-    bundles = sorted(path for path in (ROOT / "bundles").iterdir() if path.is_dir())
-    packed = [str(pack(bundle, tmp_path)[0]) for bundle in bundles]
-    done = subprocess.run(
-        [sys.executable, "-c", without_common + IMPORT_ALL, *packed], capture_output=True, text=True, cwd=tmp_path
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("bundle")]
-    assert lines == ["bundle True True [] False"] * len(bundles), done.stderr[-2000:]
-
-
 @pytest.mark.parametrize("line", ["import common", "import os, common.data", "from common.data import x"])
 def test_refuses_absolute_imports(line):
     with pytest.raises(ValueError, match=r"common/x\.py, line 2: imports common by name"):
@@ -558,6 +520,7 @@ run(second, "--epoch", "3")
 """
 
 
+@pytest.mark.slow
 def test_packed_bundles_in_one_foreign_process(bundle, without_common, quick_start, tmp_path):
     """Two toys, which share code and then do not."""
     packed = []

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from monai.data import MetaTensor, list_data_collate
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch import nn
 
+from common import distributed
 from common.losses import (
     BYOLLoss,
     MaskedL1Loss,
@@ -135,12 +137,8 @@ def step(kind, wrap=lambda net: net, part=slice(None), train=True, whole=True):
 
 def processes(path):
     """What the processes of the fixture do; the first writes what came of it."""
-    import torch.distributed as dist
-
-    from common.distributed import wrap
-
     # `wrap` puts a network into the memory format of single-process runs.
-    wrap = functools.partial(wrap, device=torch.device("cpu"))
+    wrap = functools.partial(distributed.wrap, device=torch.device("cpu"))
     half = BATCH // 2
     part = slice(dist.get_rank() * half, (dist.get_rank() + 1) * half)
     found = {(kind, train): step(kind, wrap, part, train) for kind in KINDS for train in (True, False)}
@@ -159,12 +157,39 @@ def processes(path):
         torch.save(found, path)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one node", "two nodes"])
+def forked(number, path):
+    os.environ.update({"RANK": str(number), "LOCAL_RANK": str(number), "GROUP_RANK": "0", "WORLD_SIZE": "2"})
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}.group", rank=number, world_size=2)
+    distributed.start()
+    processes(str(path))
+    distributed.stop()
+
+
+def fork_ranks(path):
+    """Two processes that import nothing anew, which takes torchrun's longest."""
+    context = torch.multiprocessing.get_context("fork")
+    ranks = [context.Process(target=forked, args=(number, path)) for number in range(2)]
+    for rank in ranks:
+        rank.start()
+    try:
+        for rank in ranks:
+            rank.join(timeout=300)
+            assert rank.exitcode == 0
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["one node", "two nodes"])
 def two(request, run_ranks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     (folder / "rank.py").write_text(RANK)
     (folder / "test_whole_batch.py").symlink_to(Path(__file__))
-    run_ranks(folder / "rank.py", folder / "found.pt", timeout=300, nodes=request.param)
+    if request.param == 1 and not torch.cuda.is_available():
+        fork_ranks(folder / "found.pt")
+    else:
+        run_ranks(folder / "rank.py", folder / "found.pt", timeout=300, nodes=request.param)
     found = torch.load(folder / "found.pt", weights_only=True)
     assert found["places"] == ([[0, 0, 0], [1, 1, 0]] if request.param == 1 else [[0, 0, 0], [1, 0, 1]])
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,9 +39,15 @@ SMALL = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Note of each test of a way of use which way and which bundle, for the report that the table is made of."""
+    """Mark what is slow with some parameters alone, and note of each test of a way of use which way and which bundle,
+    for the report that the table is made of."""
     for item in items:
+        for mark in item.iter_markers("slow_unless"):
+            rule = mark.args[0]
+            if not rule(*(item.callspec.params[name] for name in inspect.signature(rule).parameters)):
+                item.add_marker("slow")
         for mark in item.iter_markers("way"):
             values = item.callspec.params.values() if hasattr(item, "callspec") else ()
             bundles = [mark.kwargs["bundle"]] if "bundle" in mark.kwargs else [v for v in values if v in list(SMALL)]
@@ -55,10 +62,15 @@ def bundle(request) -> str:
 
 
 @pytest.fixture(scope="session")
-def chosen(request) -> list[str]:
-    """The bundles that the tests of this run are of, for fixtures that run all of them in one process."""
-    taken = {item.callspec.params.get("bundle") for item in request.session.items if hasattr(item, "callspec")}
-    return [name for name in SMALL if name in taken]
+def chosen(request) -> Callable[[str], list[str]]:
+    """``chosen(test)``: the bundles with which a test of this name runs, for fixtures that need all in one process."""
+
+    def bundles(test: str) -> list[str]:
+        items = [item for item in request.session.items if getattr(item, "originalname", "") == test]
+        taken = {item.callspec.params["bundle"] for item in items if not item.get_closest_marker("skip")}
+        return [name for name in SMALL if name in taken]
+
+    return bundles
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def folder(chosen, tiny, small, small_files, cohort, run_ranks, tmp_path_factory
     """Where two processes pre-trained, fine-tuned and evaluated, one after the other; a folder for each bundle."""
     folder = tmp_path_factory.mktemp("two_processes")
     jobs = []
-    for bundle in dict.fromkeys(["pretrain_once", *chosen]):
+    for bundle in dict.fromkeys(["pretrain_once", *chosen("test_ranks_end_alike")]):
         overlays = [tiny["unetr"]] if bundle == "pretrain_once" else small_files[bundle]
         output = folder / bundle
         common = {"dataset_dir": str(cohort), "output_dir": str(output), "max_epochs": 1}
@@ -103,12 +103,12 @@ def folder(chosen, tiny, small, small_files, cohort, run_ranks, tmp_path_factory
             schedule = ["schedules/sawtooth.json"] if (bundle, name) == ("med3d", "train") else []
             files = [*base, *(str(configs / file) for file in (*overlays, *schedule)), multi_gpu]
             jobs.append((name, files, common | overrides))
-    if "med3d" in chosen:
+    if chosen("test_processes_have_one_branch_at_a_time_and_end_alike"):
         settings = BRANCHES | {"dataset_dir": str(cohort), "output_dir": str(folder / "branches")}
         configs = ROOT / "bundles/med3d/configs"
         files = ("pretrain.json", "datasets/sample.json", "multi_gpu_pretrain.json")
         jobs.append(("branches", [str(configs / name) for name in files], settings))
-    if "ssl3d" in chosen:
+    if chosen("test_processes_train_a_network_of_one_head"):
         settings = ONE_HEAD | {"dataset_dir": str(cohort), "output_dir": str(folder / "one_head")}
         (folder / "one_head").mkdir()
         configs = ROOT / "bundles/ssl3d/configs"
@@ -129,6 +129,8 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, skipinitialspace=True))
 
 
+# The `multi_gpu_*.json` of all bundles are made of the same templates.
+@pytest.mark.slow_unless(lambda bundle: bundle == "pretrain_once")
 @pytest.mark.way("two processes")
 @pytest.mark.parametrize("name", ["pretrain", "train", "evaluate"])
 def test_ranks_end_alike(folder, bundle, name):

@@ -25,6 +25,8 @@ SCHEDULES = {
 TWO_STEPS = {"medical_transformer": {}, "pretrain_once": {"fraction": 0.6}}
 
 
+# The files are alike in all bundles; what differs are the layers of the encoders.
+@pytest.mark.slow_unless(lambda bundle, schedule: bundle == "simtrot" or schedule == "layer_decay")
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_two_steps(run_bundle, small_files, bundle, schedule, tmp_path):
     rates, states = [], []

@@ -23,14 +23,38 @@ from common.weights import read_encoder
 ROOT = Path(__file__).resolve().parents[2]
 
 # Pre-trains, trains, evaluates and infers with each bundle by MONAI's command, all in one process, because importing
-# MONAI takes the longest; of packed ones the evaluation and the second stage are left out. What ends one bundle is its
-# result.
+# MONAI takes the longest; of packed ones the evaluation and the second stage are left out, and every module is imported
+# and every target looked up. What ends one bundle is its result.
 COMMANDS = """
-import json, os, runpy, sys, traceback
+import importlib, json, os, pydoc, runpy, sys, traceback
+from pathlib import Path
 
 _, job, written = sys.argv
 job = json.load(open(job))
 results = {}
+
+def unload():  # as MONAI Label does between bundles
+    for module in [module for module in sys.modules if module.split(".")[0] == "scripts"]:
+        del sys.modules[module]
+
+def targets(value):
+    if isinstance(value, dict):
+        yield from [value["_target_"]] if "_target_" in value else []
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
+        yield from targets(item)
+
+def find_all(bundle):
+    sys.path.insert(0, bundle)
+    names = {name for path in Path(bundle).rglob("*.json") for name in targets(json.loads(path.read_text()))}
+    names = {name for name in names if name.startswith("scripts.")}
+    files = Path(bundle, "scripts").rglob("*.py")
+    modules = [".".join(path.relative_to(bundle).with_suffix("").parts).removesuffix(".__init__") for path in files]
+    for module in modules:
+        importlib.import_module(module)
+    lost = [name for name in names if pydoc.locate(name) is None]
+    assert not lost and len(names) > 40 and len(modules) > 40, (lost, len(names), len(modules))
+    assert not any("compare" in name for name in modules), "a tool that no config needs"
+
 for name, (root, overlays, second_stage) in job["bundles"].items():
     def run(*files, **overrides):
         files = str([path if os.path.isabs(path) else os.path.join(root, "configs", path) for path in files])
@@ -51,11 +75,12 @@ for name, (root, overlays, second_stage) in job["bundles"].items():
         run("inference.json", *overlays, output_dir=out + "/masks", model_path=out + "/model.pt")
         origin = sys.modules["scripts.common.checks" if job["packed"] else "common.checks"].__file__
         results[name] = "done" if origin.startswith(job["code"] or root) else f"the code is that of {origin}"
+        if job["packed"]:
+            find_all(root)
     except BaseException:
         results[name] = traceback.format_exc()
     sys.path[:] = path
-    for module in [module for module in sys.modules if module.split(".")[0] == "scripts"]:
-        del sys.modules[module]  # as MONAI Label does between bundles
+    unload()
 json.dump(results, open(written, "w"))
 """
 
@@ -90,10 +115,15 @@ def what_a_run_leaves(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def from_elsewhere(chosen, small, small_files, cohort, child_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("foreign")
-    bundles = {name: [str(ROOT / "bundles" / name), small_files[name], small[name].second_stage] for name in chosen}
+    bundles = {
+        name: [str(ROOT / "bundles" / name), small_files[name], small[name].second_stage]
+        for name in chosen("test_runs_from_a_foreign_folder")
+    }
     return folder / "out", command(folder, bundles, cohort, packed=False, path=child_path)
 
 
+# Packed, each bundle runs in a foreign folder, too.
+@pytest.mark.slow
 @pytest.mark.way("foreign folder")
 def test_runs_from_a_foreign_folder(from_elsewhere, bundle):
     folder, results = from_elsewhere
@@ -107,7 +137,7 @@ def packed(chosen, small_files, without_common, cohort, quick_start, tmp_path_fa
     """All bundles out of their archives, one after the other in one process that has no `common`."""
     folder = tmp_path_factory.mktemp("packed")
     bundles = {}
-    for name in chosen:
+    for name in chosen("test_runs_packed"):
         _, archive = pack(ROOT / "bundles" / name, folder / "archives")
         with zipfile.ZipFile(archive) as stream:
             stream.extractall(folder / "unpacked")

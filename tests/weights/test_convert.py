@@ -3,9 +3,8 @@ from __future__ import annotations
 import argparse
 import fractions
 import json
-import subprocess
+import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -544,12 +543,12 @@ def test_an_unknown_kind(paths):
         convert(*paths, kind="dino")
 
 
-def test_command_line(paths):
+def test_command_line(paths, monkeypatch, capsys):
     torch.save(randomise(Published()).state_dict(), paths[0])
-    command = [sys.executable, "-m", "common.weights", "convert", *map(str, paths), "--num_heads", str(HEADS)]
-    command += ["--spacing", "[1,1,1.5]", "--orientation", "RSP"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
-    record = json.loads(done.stdout)
+    words = ["convert", *map(str, paths), "--num_heads", str(HEADS), "--spacing", "[1,1,1.5]", "--orientation", "RSP"]
+    monkeypatch.setattr(sys, "argv", ["common.weights", *words])
+    runpy.run_module("common.weights", run_name="__main__")
+    record = json.loads(capsys.readouterr().out)
     made = record["preparation"]
     assert made["spacing"] == [1, 1, 1.5] and made["orientation"] == "RSP"
     assert record == read_encoder(paths[1])[1]
