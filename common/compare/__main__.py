@@ -21,8 +21,9 @@ from ..json_files import read_json
 from .collect import choose_examples, choose_trials, collect, write_example_list
 from .estimate import equal_time, estimate
 from .execute import execute, hold_folder, take_models
-from .plan import STAGES, make_plan
+from .plan import make_plan
 from .report import write_report
+from .run import STAGES
 from .settings import OWN, CompareError, read_settings
 
 

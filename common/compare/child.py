@@ -27,7 +27,7 @@ from ..json_files import read_json, write_json
 from ..memory import RUNS_AT_ONCE
 from ..peak_memory import GPU_RECORD, PeakMemory, gpu_peak
 from ..warm_start import start_child
-from .plan import Run
+from .run import Run
 from .settings import CompareError, Settings
 
 __all__ = ["BUSY", "do_run", "machine", "read_outcome", "run_child", "stop_children", "versions"]

@@ -18,8 +18,10 @@ from ..files import atomic_write, names_below, without_ending
 from ..json_files import read_json, write_json
 from ..nifti import nifti_affine, read_nifti
 from .child import machine, read_outcome, versions
-from .plan import Plan, Run, example_root, list_trials
+from .plan import Plan, example_root
+from .run import Run
 from .settings import Arm, CompareError
+from .trials import list_trials
 
 __all__ = ["collect", "write_example_list"]
 

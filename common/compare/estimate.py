@@ -17,7 +17,8 @@ from ..durations import format_duration
 from ..json_files import read_json, write_json
 from .child import read_outcome, run_child
 from .collect import curve_rows
-from .plan import Plan, Run
+from .plan import Plan
+from .run import Run
 from .settings import CompareError
 from .statistics import ALPHA, POWER, Spread, detectable, variances
 from .tables import Tables

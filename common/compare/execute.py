@@ -15,7 +15,8 @@ from filelock import FileLock
 from ..json_files import read_json, write_json
 from .child import BUSY, HAS_LOCKS, read_outcome
 from .launchers import make_launcher
-from .plan import Plan, Run
+from .plan import Plan
+from .run import Run
 from .settings import CompareError, Settings
 
 __all__ = ["execute", "hold_folder", "take_models"]

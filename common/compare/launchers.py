@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .child import do_run, read_outcome, stop_children
-from .plan import Run
+from .run import Run
 from .settings import CompareError, Settings
 
 __all__ = ["Cluster", "Here", "Launcher", "make_launcher"]

@@ -5,175 +5,27 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import os
-import random
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checks import PLACES, final_sentence, first_cause, override_problem
+from ..checks import final_sentence, override_problem
 from ..json_files import read_json
-from ..overlays import merge_files, order_problems
+from ..overlays import order_problems
 from ..volumes import and_more
-from .settings import SPLIT, Arm, CompareError, Settings, is_factor
+from .bundle_config import BundleConfig, data_digest, drawn_from, keeps_best_encoder, merged_files, tested_items
+from .run import Run
+from .settings import SPLIT, Arm, CompareError, Settings
+from .trials import list_trials, trial_values
 
-__all__ = ["BundleConfig", "Plan", "Run", "example_root", "make_plan"]
+__all__ = ["Plan", "example_root", "make_plan"]
 
-STAGES = ("pretrain", "tune", "train", "evaluate", "infer", "probe")
 ALLOW = "set `transductive` to allow it, which the report will say"
 MARGIN = 0.01  # of Dice
 VALIDATION_SHARE = 0.2  # of the labels, where they are all that there is
-
-
-@dataclass
-class Run:
-    """One child process of a comparison.
-
-    Args:
-        stage: one of ``STAGES``.
-        files: config files, merged in order.
-        override: ids and values, the output folder included.
-        folder: output folder; the stages of one fine-tuning share it.
-        labels: number of training items, for all stages except pre-training.
-        steps, epochs, items, batch: for training: its length, the items that it loads, and those per step; else 0.
-        inputs: files from other runs that this run reads.
-        needs: outcomes of the runs that must be done before.
-        data: SHA-256 of the datalists.
-        target: target of a representation probe.
-        trial: number of the combination of values in a tuning run.
-        fold: fold of a cross-validation.
-    """
-
-    stage: str
-    arm: str
-    files: tuple[str, ...]
-    override: dict[str, Any]
-    folder: Path
-    seed: int | None = None
-    fraction: float | None = None
-    labels: int | None = None
-    steps: int = 0
-    epochs: int = 0
-    items: int = 0
-    batch: int = 0
-    inputs: tuple[Path, ...] = ()
-    needs: tuple[Path, ...] = ()
-    data: str = ""
-    target: str | None = None
-    trial: int | None = None
-    fold: int | None = None
-
-    @property
-    def key(self) -> str:
-        """Name of its files in the folder."""
-        return f"{self.stage}-{self.target}" if self.target else self.stage
-
-    def __str__(self) -> str:
-        parts = [self.stage, self.arm]
-        parts += [f"{self.labels} labels"] * (self.labels is not None) + [f"seed {self.seed}"] * (self.seed is not None)
-        parts += [f"fold {self.fold}"] * (self.fold is not None) + [f"trial {self.trial}"] * (self.trial is not None)
-        return ", ".join([*parts, self.target] if self.target else parts)
-
-    @property
-    def outcome(self) -> Path:
-        return self.folder / f"{self.key}.json"
-
-    def command(self, settings: Settings) -> list[str]:
-        """The command that a user could type."""
-        bundle = settings.bundle
-        if self.stage == "probe":
-            words = [sys.executable, "-m", __package__ + ".probes", "--target", str(self.target)]
-            words += ["--output", str(self.folder / f"probe-{self.target}.rows.json")]
-        else:
-            start = [sys.executable]
-            if settings.processes > 1 and self.stage != "infer":
-                start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-                start += [f"--nproc_per_node={settings.processes}"]
-            words = [*start, "-m", "monai.bundle", "run"]
-            words += ["--meta_file", str(bundle / "configs/metadata.json")]
-            words += ["--logging_file", str(bundle / "configs/logging.conf")]
-        words += ["--config_file", str(list(self.files)), "--bundle_root", str(bundle)]
-        for key, value in self.override.items():
-            words += [f"--{key}", _typed(value)]
-        return words
-
-    def config(self) -> dict[str, Any]:
-        """The merged files with the overrides."""
-        return _parser(self.files, self.override).get()
-
-    def digest(self) -> str:
-        """SHA-256 of what determines the result: the config without ids of paths, datalists and input files."""
-        config = {key: value for key, value in self.config().items() if key not in (*PLACES, *_INPUT_IDS)}
-        parts = [json.dumps(config, sort_keys=True, default=str), self.key, self.data]
-        parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.inputs]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-# Ids that hold the path of an input file, whose content counts.
-_INPUT_IDS = ("pretrained_encoder", "model_path", "datalist", "_meta_")
-
-
-class BundleConfig:
-    """Facts about a config for a comparison: merged files and overrides, without building networks or data sets."""
-
-    def __init__(self, files: Sequence[str], override: Mapping[str, Any], bundle: Path) -> None:
-        self.parser = _parser(files, {"bundle_root": str(bundle), **override})
-        self.files = [Path(file).name for file in files]
-
-    @property
-    def ids(self) -> set[str]:
-        """Top-level ids."""
-        return set(self.parser.get())
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The value of an id with its references resolved; ``default`` if there is none.
-
-        Raises:
-            CompareError: it cannot be evaluated; the message has the reason.
-        """
-        try:
-            self.parser[name]
-        except (KeyError, IndexError):
-            return default
-        try:
-            return self.parser.get_parsed_content(name)
-        except Exception as error:  # MONAI wraps whatever the config's own code raises
-            raise CompareError(f"`{name}` of {' + '.join(self.files)}: {first_cause(error)}") from error
-
-    @property
-    def metrics(self) -> dict[str, str]:
-        """Metric of the evaluation -> ``"higher"`` or ``"lower"``, whichever is better; the first is the main metric.
-
-        Raises:
-            CompareError: the config does not state them.
-        """
-        metrics = self.get("metrics")
-        if not isinstance(metrics, dict) or not metrics or set(metrics.values()) - {"higher", "lower"}:
-            raise CompareError(
-                f"{' + '.join(self.files)} state no `metrics`: a mapping from the evaluation's metrics to "
-                '"higher" or "lower", whichever is better, with the main one first.'
-            )
-        return dict(metrics)
-
-    @property
-    def batch(self) -> int:
-        """Items of a training step, over all processes."""
-        return self.get("train#dataloader#batch_size", 1)
-
-    def steps_per_epoch(self, items: int) -> int:
-        """Steps per epoch: ``batches_per_epoch`` if the config states it, else one pass over the items.
-
-        A config with the id set to null takes only whole batches (``common.data.volume_sampler``).
-        """
-        batches = self.get("batches_per_epoch", 0)
-        if batches:
-            return batches
-        whole = math.floor if batches is None else math.ceil
-        return max(1, whole(items / self.batch))
 
 
 @dataclass(frozen=True)
@@ -202,7 +54,7 @@ class Plan:
     @property
     def candidates(self) -> list[dict[str, Any]]:
         """The test items that may be shown; with folds those of the first."""
-        return _test_items(self.evaluate) if self.settings.folds else self.test
+        return tested_items(self.evaluate) if self.settings.folds else self.test
 
     @property
     def margin(self) -> float | None:
@@ -218,7 +70,7 @@ class Plan:
 
     def fractions(self) -> dict[float, int]:
         """Share of the training list -> number of its items."""
-        return _fractions(self.settings, self.training or len(_drawn_from(self.train)))
+        return _fractions(self.settings, self.training or len(drawn_from(self.train)))
 
     def config(self, run: Run) -> BundleConfig:
         """The config of a run, as for one process."""
@@ -297,18 +149,18 @@ class _Builder:
         evaluates = [self.read("evaluate", self.evaluation(self.split(fold))) for fold in self.folds]
         self.train, self.evaluate = trains[0], evaluates[0]
         _ = self.evaluate.metrics  # refused now rather than after hours
-        self.test = [item for evaluate in evaluates for item in _test_items(evaluate)]
+        self.test = [item for evaluate in evaluates for item in tested_items(evaluate)]
         for name, items in (("validation", self.train.get("data")["validation"]), ("test", self.test)):
             if len(items) < settings.processes:
                 raise CompareError(
                     f"--processes {settings.processes}: every process needs a {name} item, but there are only "
                     f"{len(items)}."
                 )
-        self.sizes = [len(_drawn_from(train)) for train in trains]
+        self.sizes = [len(drawn_from(train)) for train in trains]
         self.source_size = len(self.train.get("data")["training"]) - self.sizes[0]
         self.training = training = min(self.sizes)
         self.fractions = _fractions(settings, training)
-        self.data, self.evaluated = _data_digest(self.train), _data_digest(self.evaluate)
+        self.data, self.evaluated = data_digest(self.train), data_digest(self.evaluate)
         if settings.evaluate_override:  # whose folder, unlike that of all stages, may be what tells two apart
             self.evaluated += json.dumps(settings.evaluate_override, sort_keys=True, default=str)
             self.check_other_test()
@@ -328,7 +180,7 @@ class _Builder:
         """Refuse a test list of evaluation's own with scans or subjects that training learns from or is chosen by."""
         from ..data.copies import find_copies
 
-        data, test = self.train.get("data"), _test_items(self.evaluate)
+        data, test = self.train.get("data"), tested_items(self.evaluate)
         for name in ("training", "validation"):
             taken, known = set(_files(data[name])), getattr(data[name], "subjects", {})
             both = [file for file in _files(test) if file in taken]
@@ -371,7 +223,7 @@ class _Builder:
 
     def check_ids(self, stage: str, override: Mapping[str, Any], files: Sequence[str]) -> None:
         """Refuse an override that the run would refuse."""
-        config = _merged(files)
+        config = merged_files(files)
         names = " + ".join(Path(file).name for file in files)
         option = "--pretrain_override " if stage == "pretrain" else "--override "
         own = self.settings.evaluate_override if stage == "evaluate" else {}
@@ -490,10 +342,10 @@ class _Builder:
         epochs = config.get("max_epochs")
         seen = config.get("data")["training"]
         for one in folds:
-            self.check_leak(arm, seen, config.get("data")["validation"] if _is_chosen(config) else [], one)
+            self.check_leak(arm, seen, config.get("data")["validation"] if keeps_best_encoder(config) else [], one)
         items = len(seen)
         override |= _checkpoint_interval(config, override, epochs)
-        data = _data_digest(config, "datalist", "pretrain_datalist")
+        data = data_digest(config, "datalist", "pretrain_datalist")
         for seed in settings.seeds if arm.pretrain_per_seed else (None,):
             folder = self.pretrain_folder(arm, seed, fold)
             own = {**override, "resume": True, "output_dir": str(folder)}
@@ -527,7 +379,7 @@ class _Builder:
             override = {**self.settings.override, **arm.override, **self.split(fold)}
             train = self.read("train", override, arm.overlays)
             evaluate = self.read("evaluate", self.evaluation({**arm.override, **self.split(fold)}), arm.overlays)
-        judged = {"test": _test_items(evaluate)}
+        judged = {"test": tested_items(evaluate)}
         if self.settings.validation_from_labels:  # parts of the training list, which pre-training may see
             return judged
         return {"validation": train.get("data")["validation"], **judged}
@@ -665,7 +517,7 @@ class _Builder:
             ids = self.read("infer", {}, arm.network).ids
             ids.discard("data")  # the images to label: nothing that training's lists and their draw have
             own = {key: value for key, value in judged.items() if re.split("#|::", key)[0] in ids}
-            examples = self.examples or _test_items(self.evaluate)[: settings.examples]
+            examples = self.examples or tested_items(self.evaluate)[: settings.examples]
             images = [str(item["image"]) for item in examples]
             own |= {"dataset_dir": example_root(examples)}
             own |= {"datalist": str(settings.output / "examples.datalist.json")}
@@ -685,33 +537,6 @@ class _Builder:
             return settings.epochs or config.get("max_epochs")
         steps = (settings.steps or self.full_steps) + self.extra_steps.get((arm.name, labels), 0)
         return max(1, round(steps / per_epoch))
-
-
-def list_trials(settings: Settings) -> list[dict[str, Any]]:
-    """The combinations of values to try, the same in every arm; multiples of an arm's own value stay as given."""
-    if not settings.tune:
-        return []
-    grid = [dict(zip(settings.tune, values, strict=True)) for values in itertools.product(*settings.tune.values())]
-    count = min(settings.tune_trials or len(grid), len(grid))
-    return [grid[number] for number in sorted(random.Random(0).sample(range(len(grid)), count))]
-
-
-def trial_values(trial: Mapping[str, Any], config: BundleConfig, arm: Arm) -> dict[str, Any]:
-    """The values of a trial in an arm.
-
-    Raises:
-        CompareError: a multiple is requested of a value that is not a number.
-    """
-    values = dict(trial)
-    for key, value in trial.items():
-        if is_factor(value):
-            own = config.get(key)
-            if isinstance(own, bool) or not isinstance(own, (int, float)):
-                raise CompareError(
-                    f"--tune {key}={value}: {key} of arm {arm.name!r} is {own!r}, which is not a number to multiply."
-                )
-            values[key] = float(f"{own * float(value[1:]):.4g}")
-    return values
 
 
 def example_root(items: Sequence[Mapping[str, Any]]) -> str:
@@ -742,58 +567,7 @@ def _checkpoint_interval(config: BundleConfig, override: Mapping[str, Any], epoc
     return {"checkpoint_interval": max(1, epochs // 10)}
 
 
-def _drawn_from(train: BundleConfig) -> list[dict[str, Any]]:
-    """The training items that numbers of labels count: those of the target domain, if there is one."""
-    items = train.get("data")["training"]
-    target = train.get("target_domain") if "target_domain" in train.ids else None
-    return [item for item in items if target is None or item.get("domain") == target]
-
-
-def _test_items(evaluate: BundleConfig) -> list[dict[str, Any]]:
-    return evaluate.get("data")[evaluate.get("evaluated_list", "test")]
-
-
-def _is_chosen(config: BundleConfig) -> bool:
-    """Whether a pre-training keeps the encoder of its best validation."""
-    handlers = config.parser.get().get("train", {}).get("handlers") or []
-    return any("EncoderSaver" in str(x.get("_target_")) and x.get("evaluator") for x in handlers)
-
-
 def _files(items: Sequence[Mapping[str, Any]]) -> list[str]:
     """The image files of some items, with links resolved."""
     images = [x["image"] if isinstance(x["image"], list) else [x["image"]] for x in items]
     return list(dict.fromkeys(os.path.realpath(file) for files in images for file in files))
-
-
-def _data_digest(config: BundleConfig, *ids: str) -> str:
-    """SHA-256 of the datalists that these ids name, by default ``datalist``."""
-    paths: list[Any] = []
-    for name in ids or ("datalist",):
-        value = config.get(name)
-        paths += [value] if isinstance(value, (str, Path)) else value or []
-    # those of several sets, each with what its labels mean (`common.data.domains`)
-    files = [path["datalist"] if isinstance(path, Mapping) else path for path in paths]
-    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
-
-
-def _parser(files: Sequence[str], override: Mapping[str, Any]) -> Any:
-    from monai.bundle import ConfigParser
-
-    parser = ConfigParser()
-    parser.read_config(_merged(files))
-    parser.update(dict(override))
-    return parser
-
-
-def _merged(files: Sequence[str]) -> dict[str, Any]:
-    try:
-        return merge_files(files)
-    except ValueError as error:
-        raise CompareError(str(error)) from error
-
-
-def _typed(value: Any) -> str:
-    """Text of a value after ``--id`` that fire reads as the same value."""
-    if isinstance(value, str):
-        return value
-    return "$None" if value is None else repr(value)

@@ -14,7 +14,8 @@ import torch
 from monai.bundle import ckpt_export
 
 from common.checks import first_cause
-from common.compare.plan import BundleConfig, make_plan
+from common.compare.bundle_config import BundleConfig
+from common.compare.plan import make_plan
 from common.compare.settings import read_settings
 from common.weights import read_encoder
 

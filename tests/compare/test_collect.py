@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from common.compare.bundle_config import BundleConfig
 from common.compare.collect import (
     choose_examples,
     curve_rows,
@@ -17,7 +18,8 @@ from common.compare.collect import (
     subject_rows,
     training_subjects,
 )
-from common.compare.plan import BundleConfig, Plan, Run
+from common.compare.plan import Plan
+from common.compare.run import Run
 from common.compare.settings import Arm, CompareError, Settings
 
 KEY = {"arm": "scratch", "fraction": 0.5, "labels": 2, "seed": 0}

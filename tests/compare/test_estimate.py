@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from common.compare import estimate as module
+from common.compare.bundle_config import BundleConfig
 from common.compare.collect import SUBJECTS
 from common.compare.estimate import ASSUMED, Cost, equal_time, estimate
-from common.compare.plan import BundleConfig, Plan, Run
+from common.compare.plan import Plan
+from common.compare.run import Run
 from common.compare.settings import Arm, Settings
 from common.compare.statistics import detectable, variances
 from common.compare.tables import Tables

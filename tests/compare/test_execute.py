@@ -21,7 +21,8 @@ from common.checks import REFUSED
 from common.child_process import failure_reason
 from common.compare.child import read_outcome
 from common.compare.execute import execute, hold_folder
-from common.compare.plan import Plan, Run
+from common.compare.plan import Plan
+from common.compare.run import Run
 from common.compare.settings import Arm, CompareError, Settings
 
 ROOT = Path(__file__).resolve().parents[2]

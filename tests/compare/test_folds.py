@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from common.compare.bundle_config import BundleConfig
 from common.compare.child import read_outcome
 from common.compare.collect import collect, subject_rows
-from common.compare.plan import BundleConfig
 from common.compare.settings import CompareError
 from common.compare.tables import Tables
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.compare.bundle_config import BundleConfig, data_digest, keeps_best_encoder
 from common.compare.collect import reference_rows
-from common.compare.plan import BundleConfig, _data_digest, _is_chosen, make_plan
+from common.compare.plan import make_plan
 from common.compare.settings import CompareError, read_settings
 from common.data import load_datalist
 from common.data.seen import SeenScans
@@ -98,7 +99,7 @@ def test_a_repetition_keeps_the_labels_and_changes_the_seed(plan, cohort):
     assert "data#seed" not in runs(found, "infer", arm="again")[0].override  # inference has a list of its own
     lists = []
     for run in runs(found, "train"):
-        from common.compare.plan import BundleConfig
+        from common.compare.bundle_config import BundleConfig
 
         config = BundleConfig(run.files, run.override, found.settings.bundle)
         lists.append([item["image"] for item in config.get("data")["training"]])
@@ -218,7 +219,7 @@ def test_a_test_scan_may_not_choose_the_encoder(plan, cohort):
         (cohort / "chosen.json").unlink()
     chosen = {}
     for path in ROOT.glob("bundles/*/configs/pretrain.json"):
-        chosen[path.parts[-3]] = _is_chosen(BundleConfig([str(path)], {}, path.parents[1]))
+        chosen[path.parts[-3]] = keeps_best_encoder(BundleConfig([str(path)], {}, path.parents[1]))
     assert not chosen["med3d"] and not chosen["simtrot"]  # these keep the last
     assert chosen["pretrain_once"] and chosen["medical_transformer"]
 
@@ -479,7 +480,7 @@ def test_masks_of_another_label_scheme_are_refused_before_any_run(plan, cohort, 
 
 def test_epochs_of_a_stated_length():
     """`batches_per_epoch` decides where a config has it; null is one pass in whole batches."""
-    from common.compare.plan import BundleConfig
+    from common.compare.bundle_config import BundleConfig
 
     bundle = ROOT / "bundles" / "simtrot"
     files = [str(bundle / "configs" / name) for name in ("train.json", "datasets/sample.json")]
@@ -537,7 +538,7 @@ def test_the_digest_of_a_pretraining_has_its_own_datalists(tmp_path):
 
     def digests():
         parsed = BundleConfig([str(config)], {}, tmp_path)
-        return _data_digest(parsed), _data_digest(parsed, "datalist", "pretrain_datalist")
+        return data_digest(parsed), data_digest(parsed, "datalist", "pretrain_datalist")
 
     before = digests()
     lists[2].write_text("changed")

@@ -11,9 +11,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from common.compare.collect import TRIALS, _write_table, choose_trials, trial_rows
 from common.compare.execute import execute
-from common.compare.plan import list_trials, make_plan
+from common.compare.plan import make_plan
 from common.compare.report import write_report
 from common.compare.settings import CompareError, read_settings
+from common.compare.trials import list_trials
 
 ROOT = Path(__file__).resolve().parents[2]
 

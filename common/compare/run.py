@@ -1,0 +1,110 @@
+"""One child process of a comparison: its command, its config, and what its result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checks import PLACES
+from .bundle_config import parsed
+from .settings import Settings
+
+STAGES = ("pretrain", "tune", "train", "evaluate", "infer", "probe")
+
+# Ids that hold the path of an input file, whose content counts.
+_INPUT_IDS = ("pretrained_encoder", "model_path", "datalist", "_meta_")
+
+
+@dataclass
+class Run:
+    """One child process of a comparison.
+
+    Args:
+        stage: one of ``STAGES``.
+        files: config files, merged in order.
+        override: ids and values, the output folder included.
+        folder: output folder; the stages of one fine-tuning share it.
+        labels: number of training items, for all stages except pre-training.
+        steps, epochs, items, batch: for training: its length, the items that it loads, and those per step; else 0.
+        inputs: files from other runs that this run reads.
+        needs: outcomes of the runs that must be done before.
+        data: SHA-256 of the datalists.
+        target: target of a representation probe.
+        trial: number of the combination of values in a tuning run.
+        fold: fold of a cross-validation.
+    """
+
+    stage: str
+    arm: str
+    files: tuple[str, ...]
+    override: dict[str, Any]
+    folder: Path
+    seed: int | None = None
+    fraction: float | None = None
+    labels: int | None = None
+    steps: int = 0
+    epochs: int = 0
+    items: int = 0
+    batch: int = 0
+    inputs: tuple[Path, ...] = ()
+    needs: tuple[Path, ...] = ()
+    data: str = ""
+    target: str | None = None
+    trial: int | None = None
+    fold: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of its files in the folder."""
+        return f"{self.stage}-{self.target}" if self.target else self.stage
+
+    def __str__(self) -> str:
+        parts = [self.stage, self.arm]
+        parts += [f"{self.labels} labels"] * (self.labels is not None) + [f"seed {self.seed}"] * (self.seed is not None)
+        parts += [f"fold {self.fold}"] * (self.fold is not None) + [f"trial {self.trial}"] * (self.trial is not None)
+        return ", ".join([*parts, self.target] if self.target else parts)
+
+    @property
+    def outcome(self) -> Path:
+        return self.folder / f"{self.key}.json"
+
+    def command(self, settings: Settings) -> list[str]:
+        """The command that a user could type."""
+        bundle = settings.bundle
+        if self.stage == "probe":
+            words = [sys.executable, "-m", __package__ + ".probes", "--target", str(self.target)]
+            words += ["--output", str(self.folder / f"probe-{self.target}.rows.json")]
+        else:
+            start = [sys.executable]
+            if settings.processes > 1 and self.stage != "infer":
+                start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+                start += [f"--nproc_per_node={settings.processes}"]
+            words = [*start, "-m", "monai.bundle", "run"]
+            words += ["--meta_file", str(bundle / "configs/metadata.json")]
+            words += ["--logging_file", str(bundle / "configs/logging.conf")]
+        words += ["--config_file", str(list(self.files)), "--bundle_root", str(bundle)]
+        for key, value in self.override.items():
+            words += [f"--{key}", typed(value)]
+        return words
+
+    def config(self) -> dict[str, Any]:
+        """The merged files with the overrides."""
+        return parsed(self.files, self.override).get()
+
+    def digest(self) -> str:
+        """SHA-256 of what determines the result: the config without ids of paths, datalists and input files."""
+        config = {key: value for key, value in self.config().items() if key not in (*PLACES, *_INPUT_IDS)}
+        parts = [json.dumps(config, sort_keys=True, default=str), self.key, self.data]
+        parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.inputs]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def typed(value: Any) -> str:
+    """Text of a value after ``--id`` that fire reads as the same value."""
+    if isinstance(value, str):
+        return value
+    return "$None" if value is None else repr(value)
