@@ -1,7 +1,7 @@
-"""Cut-out with noise and swap: masks for the whole batch against a loop that writes box after box.
+"""Cut-out with noise and swap: masks for the whole batch against a loop over boxes.
 
-On a CPU the loop touches only the voxels of its boxes and wins at large sizes; both are small beside a training step.
-The masks are for an accelerator, where the loop starts a handful of kernels for each box of each sample.
+On a CPU the loop touches only the voxels of its boxes, so it wins at large sizes. Both take little of a training step.
+The masks are meant for an accelerator, on which the loop starts several kernels for each box of each sample.
 """
 
 from __future__ import annotations

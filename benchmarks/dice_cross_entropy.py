@@ -1,4 +1,4 @@
-"""Dice and cross-entropy with its gradient: piece by piece against MONAI's one-hot truth of the whole batch."""
+"""Dice and cross-entropy with their gradient: piece by piece, against MONAI's one-hot truth of the whole batch."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A fine-tuning step of UNETR and Swin UNETR: MONAI's nets as they come against the settings of the bundles.
+"""A fine-tuning step of UNETR and Swin UNETR: MONAI's nets with their defaults against the settings of the bundles.
 
-The bundles keep 3-D nets in ``channels_last_3d``, through instance norms too, reuse freed memory on a CPU, run UNETR's
-attention through ``scaled_dot_product_attention``, and take torch's fused AdamW. Both sides have the same weights and
-give the same output. How memory is handed out holds for a whole process, so each side has one of its own; they work in
-turns.
+The bundles keep 3-D nets in ``channels_last_3d`` (through instance norms, too), reuse freed memory on a CPU, compute
+UNETR's attention with ``scaled_dot_product_attention``, and use torch's fused AdamW. Both sides have the same weights
+and give the same output. The memory allocator's settings hold for a whole process, so each side has its own process.
+The two sides are timed in turns.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _row(net: str, features: int, hidden: int, size: int, batch: int, quick: boo
     name = f"fine-tuning step, {net} {width}, {batch} x {size}^3 (baseline: MONAI's net as it comes)"
     sides = [Side(_work, ours, net, features, hidden, size, batch, device) for ours in (False, True)]
     try:
-        # float32 through a dozen norms in another order: single voxels of millions differ in the third decimal
+        # float32 sums in another order through a dozen norms: a few of millions of voxels differ in the third decimal
         assert_close(*(torch.from_numpy(side.ask("output")) for side in sides), 5e-3)
         return compare(name, *(lambda side=side: side.ask("step") for side in sides), 1 if quick else 5)
     finally:
@@ -80,7 +80,7 @@ def _work(
     while (asked := pipe.recv()) != "stop":
         if asked == "output":
             with torch.no_grad():
-                # as a plain array: tensors would be shared by file descriptors
+                # as a NumPy array, since tensors would be shared by file descriptors
                 pipe.send(torch.as_tensor(network(image)).cpu().contiguous().numpy())
             continue
         optimizer.zero_grad()

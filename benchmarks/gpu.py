@@ -1,15 +1,14 @@
-"""Training steps of every bundle on a GPU, at the size of its paper, through its own loader.
+"""Training steps of every bundle on a GPU, at the size of its paper, with its own loader.
 
 python benchmarks/gpu.py                          all bundles, pre-training and fine-tuning, a table on the screen
 python benchmarks/gpu.py --bundle simtrot         one of them
 python benchmarks/gpu.py --dry                    the same code on a CPU, tiny; its figures mean nothing
 
-It ends at once, with the reason, where there is no GPU. Images are of the sample that `common.data.make_sample` draws,
-resampled and cropped as `pretrain.json` and `train.json` say, with their networks and batches. Measured are images a
-second, the share of the time in which the GPU waits for images, and peak memory: in float32, with TF32, in bfloat16,
-and that compiled; and, as the baseline, of the same network moved by `.to(device)` alone, in float32, as MONAI's
-bundles do (UNETR with MONAI's own attention). Each has a process of its own. The device is synchronised after each
-step.
+Without a GPU it ends at once and says so. The images come from the sample of `common.data.make_sample`, resampled and
+cropped as `pretrain.json` and `train.json` say, with their networks and batches. It measures images per second, the
+share of time in which the GPU waits for images, and peak memory, in float32, with TF32, in bfloat16, and in compiled
+bfloat16. The baseline is the same network moved by `.to(device)` alone, in float32, as in MONAI's bundles (UNETR with
+MONAI's own attention). Each measurement runs in a separate process. The device is synchronised after each step.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ import torch  # noqa: E402
 
 BUNDLES = HERE.parent / "bundles"
 PARTS = {"pretrain": "pre-training", "train": "fine-tuning"}
-# What `datasets/sample.json` makes small, for CPUs; as the base file has it, it is the paper's.
+# Ids that `datasets/sample.json` makes small for CPUs. The base file has the paper's values.
 PAPER = (
     "spacing", "image_size", "roi_size", "mask_size", "map_size", "batch_size", "crops_per_volume", "num_workers",
     "augmentation", "segmentation_net", "encoder", "head", "pretext", "pretext_loss", "optimizer",
@@ -49,17 +48,17 @@ WAYS: dict[str, tuple[dict[str, Any], str]] = {
 class Figures(NamedTuple):
     images_per_second: float
     waiting: float
-    """Share of the time in which the device waits for images."""
+    """Share of time in which the device waits for images."""
     peak: float | None
-    """GB of the device; None on a CPU."""
+    """Peak GB on the device; None on a CPU."""
 
 
 class Enough(Exception):
-    """Ends a training."""
+    """Raised to end a training."""
 
 
 def time_steps(trainer: Any, batch_size: int, warm_up: int, steps: int) -> Figures:
-    """Run the first steps of a training, and leave it then."""
+    """Run the first steps of a training, then end it."""
     from ignite.engine import Events
 
     cuda = trainer.state.device.type == "cuda"
@@ -97,7 +96,7 @@ def time_steps(trainer: Any, batch_size: int, warm_up: int, steps: int) -> Figur
 
 
 def settings(bundle: str, part: str, small: bool) -> tuple[list[str], dict[str, Any]]:
-    """Config files and values of a training at the paper's size, or at the small size of the tests."""
+    """Return config files and values of a training at the paper's size, or at the small size of the tests."""
     configs = BUNDLES / bundle / "configs"
     base = json.loads((configs / f"{part}.json").read_text(encoding="utf-8"))
     if small:
@@ -109,7 +108,7 @@ def settings(bundle: str, part: str, small: bool) -> tuple[list[str], dict[str, 
             ["datasets/sample.json"],
             {name: base[name] for name in PAPER if name in base and name in sample},
         )
-    # A training that is left before its first validation.
+    # The training ends before its first validation.
     values |= {name: 1000 for name in ("max_epochs", "val_interval") if name in base}
     return [str(configs / name) for name in (f"{part}.json", *files)], values
 
@@ -155,7 +154,7 @@ def rows(bundle: str, part: str, dry: bool) -> list[str]:
                 "" if found.peak is None else f"{found.peak:.3g} GB"
             )
             side.stop()
-        except (EOFError, OSError):  # it ended with an error, which is on the screen: too little memory, say
+        except (EOFError, OSError):  # it ended with an error, which was printed; for example, memory ran out
             figures = "failed | |"
         lines.append(f"| {bundle}, {PARTS[part]} | {way} | {figures} |")
         print(lines[-1], flush=True)

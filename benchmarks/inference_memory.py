@@ -1,8 +1,8 @@
-"""Peak memory of inference on a large CT: what the process has above Python and its libraries, against three times the
-scan in float32.
+"""Peak memory of inference on a large CT, against three times the size of the scan in float32.
 
-The network is one convolution, since a larger one adds what it takes for one batch of windows. The scan is int16, of
-512 x 512 x 600 voxels, with five classes. Each row is a process of its own, which watches itself.
+Memory is counted above what Python and its libraries take. The network is one convolution; a larger one adds the memory
+of one batch of windows. The scan is int16, 512 x 512 x 600 voxels, with five classes. Each row is a separate process,
+which measures itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def rows(quick: bool, device: torch.device) -> list[Row]:
 
 
 def peak(way: str, shape: tuple[int, ...]) -> float:
-    """GB at the peak, in a process of its own."""
+    """Return the peak in GB, measured in a separate process."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         command = [sys.executable, __file__, way, folder, *map(str, shape)]
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
@@ -81,7 +81,7 @@ def infer(way: str, folder: str, shape: tuple[int, ...]) -> float:
 
 
 class Watch:
-    """The most memory that this process has while the block runs, above what it has before."""
+    """Measure the peak memory of this process while the block runs, above the memory before it."""
 
     def __enter__(self) -> Watch:
         import threading

@@ -1,4 +1,4 @@
-"""Instance norm with its gradient in channels_last_3d: ours against torch's group norm with one channel a group."""
+"""Instance norm with its gradient in channels_last_3d: ours against torch's group norm with one channel per group."""
 
 from __future__ import annotations
 

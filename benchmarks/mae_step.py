@@ -1,6 +1,6 @@
-"""A step of masked-autoencoder pre-training: visible tokens only through the encoder against all of them.
+"""A step of masked-autoencoder pre-training: the encoder sees only visible tokens, against all of them.
 
-The baseline differs in nothing else: same nets, same decoder, same loss.
+The baseline has the same nets, decoder and loss.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from common.pretexts import MAE
 
 
 class EveryTokenMAE(MAE):
-    """Embeds all patches by MONAI's convolution, encodes all tokens, and then hands on the visible ones."""
+    """Embeds all patches with MONAI's convolution, encodes all tokens, and then passes on the visible ones."""
 
     def embed(self, image, keep):
         return self.encoder.embed(image)

@@ -1,7 +1,8 @@
-"""A pre-training step of Med3D: the settings of the bundle against the plain ones, one at a time.
+"""A pre-training step of Med3D: each setting of the bundle against the plain one.
 
-Memory format (``channels_last_3d`` against row-major), one upsampled branch against all eight, and checkpointing, which
-takes time and saves memory: its second row is what the step keeps for the gradient, in GB and not in seconds.
+The settings are memory format (``channels_last_3d`` against row-major), one upsampled branch against all eight, and
+checkpointing, which saves memory and takes time. Checkpointing has a second row: the memory that the step keeps for the
+gradient, in GB instead of seconds.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _step(net: nn.Module, image: torch.Tensor, label: torch.Tensor) -> None:
 
 
 def _step_of_all(net: MultiBranchNet, image: torch.Tensor, label: torch.Tensor) -> None:
-    """Every branch is run, and the losses of those of other domains count nothing."""
+    """Run every branch; losses of other domains' branches count as zero."""
     net.zero_grad(set_to_none=True)
     maps = net.encoder(image)
     logits = [net.decoder(maps, image.shape[2:], branch) for branch in range(len(CLASSES))]
@@ -83,7 +84,7 @@ def _step_of_all(net: MultiBranchNet, image: torch.Tensor, label: torch.Tensor) 
 
 
 def _kept(net: nn.Module, image: torch.Tensor, label: torch.Tensor) -> float:
-    """GB of activations that autograd keeps between forward and backward pass, each storage once."""
+    """Measure the GB of activations that autograd keeps between forward and backward pass; count each storage once."""
     own = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
     sizes: dict[int, int] = {}
     held: list[torch.Tensor] = []  # so that no place is used twice

@@ -1,4 +1,4 @@
-"""Medical Transformer: heads in closed form against the maps they stand for, stage 2 with its cache, and stage 1."""
+"""Medical Transformer: heads in closed form against explicit maps, stage 2 with its cache, and stage 1."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rows(quick: bool, device: torch.device) -> list[Row]:
     size = QUICK if quick else SIZE
     half = size if quick else tuple(n // 2 for n in size)
     repeats = 1 if quick else 3
-    # The naive heads take seconds and gigabytes at the paper's size: once.
+    # Only once: at the paper's size the naive heads take seconds and gigabytes.
     return [
         *_heads(size, 1, device),
         _stage_2(half, repeats, device),
@@ -33,7 +33,7 @@ def rows(quick: bool, device: torch.device) -> list[Row]:
 
 
 class Given(MultiViewEncoder):
-    """An encoder that hands out what it found once, so that heads alone are measured."""
+    """An encoder that computes its output once and returns it again, so that only heads are measured."""
 
     def __init__(self, image: torch.Tensor) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Given(MultiViewEncoder):
 
 
 def combined(vectors: list[torch.Tensor]) -> torch.Tensor:
-    """F as the paper writes it, every voxel with the vectors of its three slices."""
+    """Build F as in the paper: each voxel has the vectors of its three slices."""
     s, c, a = (v.transpose(1, 2) for v in vectors)
     laid = s[..., :, None, None], c[..., None, :, None], a[..., None, None, :]
     return torch.cat([v.expand(-1, -1, s.shape[2], c.shape[2], a.shape[2]) for v in laid], dim=1)
@@ -61,7 +61,7 @@ def naive_masks(net: MultiViewSegmenter, image: torch.Tensor) -> torch.Tensor:
     features = [combined(vectors)]
     for plane, own in zip(PLANES, maps, strict=True):
         features += [F.interpolate(from_slices(m, plane), size=image.shape[2:], mode="trilinear") for m in own]
-    # Not a convolution of one voxel, which torch does slowly on a CPU for a single sample.
+    # Not a 1 x 1 x 1 convolution, which is slow in torch on a CPU for a single sample.
     return F.linear(torch.cat(features, dim=1).movedim(1, -1), net.head.weight, net.head.bias).movedim(-1, 1)
 
 
@@ -82,7 +82,7 @@ def _heads(size: tuple, repeats: int, device: torch.device) -> list[Row]:
             title = f"{name} head, 1 x {'x'.join(map(str, size))} (baseline: the map of every voxel's features)"
             found.append(compare(title, lambda n=naive, m=net, i=image: n(m, i), lambda m=net, i=image: m(i), repeats))
         if device.type == "cpu" and Path("/proc/self/status").exists():
-            # A process each: how much memory it ever had is all that the system tells.
+            # One process each, since the system reports only the peak memory of a process.
             with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
                 peaks = [pool.apply(_peak, (name, size, kind)) for kind in ("naive", "ours")]
             found.append(Row(f"{name} head, peak memory of the same", *peaks, unit="MB"))
@@ -90,7 +90,7 @@ def _heads(size: tuple, repeats: int, device: torch.device) -> list[Row]:
 
 
 def _peak(name: str, size: tuple, kind: str) -> float:
-    """Megabytes that one head takes beyond what the process had."""
+    """Measure the megabytes that one head takes in addition to the memory of the process."""
     image, net, naive = _nets(size, torch.device("cpu"))[name]
     before = _most_memory()
     with torch.no_grad():
@@ -99,7 +99,7 @@ def _peak(name: str, size: tuple, kind: str) -> float:
 
 
 def _most_memory() -> float:
-    """Megabytes that this process had at most; `getrusage` would count the process that started it."""
+    """Return the peak memory of this process in MB; `getrusage` would include the process that started it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
@@ -145,7 +145,7 @@ def _bezier(size: tuple, repeats: int, device: torch.device) -> Row:
     control, falls = torch.rand(2, 2, 2, device=device), torch.zeros(2, dtype=torch.bool, device=device)
 
     def interpolated() -> torch.Tensor:
-        """As Models Genesis and the published code do it, through numpy and 100,000 points of the curve."""
+        """Do as Models Genesis and the published code do: NumPy, and 100,000 points of the curve."""
         t = np.linspace(0, 1, 100_000)
         found = []
         for sample, points in zip(image.cpu().numpy(), control.cpu().numpy(), strict=True):

@@ -1,8 +1,8 @@
-"""A pre-training step of SimTROT on nnFormer: as the bundle runs it against the same function written plainly.
+"""A pre-training step of SimTROT on nnFormer: as in the bundle, against a plain version of the same function.
 
-Plainly: one pass a view, attention as a softmax of explicit logits, row-major convolutions, memory given back to the
-system after each use. Both sides have the same weights and see the same views. How memory is handed out holds for a
-whole process, so each side has one of its own; they work in turns.
+The plain version runs one pass per view, computes attention as a softmax of explicit logits, uses row-major
+convolutions, and returns memory to the system after each use. Both sides have the same weights and see the same views.
+The memory allocator's settings hold for a whole process, so each side has its own process. They are timed in turns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _row(embed: int, size: int, batch: int, quick: bool, device: torch.device) -
 
 
 def _plain_attention(q, k, v, attn_mask):
-    """What torch's fused attention computes."""
+    """Compute the same as torch's fused attention."""
     logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + attn_mask
     return logits.softmax(-1) @ v
 

@@ -77,7 +77,7 @@ def table(rows: list[Row], device: str) -> str:
 
 
 def write_section(path: Path, name: str, text: str) -> None:
-    """Put a benchmark's table into its section, and leave those of the others as they are."""
+    """Replace a benchmark's section of the page; leave the others as they are."""
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
     sections = dict(re.findall(r"^## (\w+)\n\n(.*?)(?=\n## |\Z)", old, re.DOTALL | re.MULTILINE)) | {name: text}
     parts = [HEAD] + [f"## {one}\n\n{sections[one].rstrip()}\n" for one in sorted(sections)]
@@ -97,7 +97,7 @@ padding and schedules were corrected since.
 
 
 def machine(device: str) -> str:
-    """What the numbers were taken on, as a sentence's part."""
+    """Describe the machine and the versions, as part of a sentence."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

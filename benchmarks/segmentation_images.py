@@ -1,7 +1,7 @@
 """Pictures of a validation volume in TensorBoard: MONAI's handler against ours, in seconds and in bytes.
 
-They do not show the same: MONAI's draws an animation through the volume of the first channel of image, label and
-prediction, which of one-hot masks is the background; ours a slice of all three with the classes in colour.
+They show different things. MONAI's handler draws an animation through the first channel of image, label and prediction;
+for one-hot masks that is the background. Ours draws a slice of all three, with the classes in colour.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A volume through TransSeg: runs of slices, embedded at once, against one window after the other.
+"""TransSeg on a volume: runs of slices, embedded at once, against one window after the other.
 
-Both sides have the same net and weights, and the same number of threads. One window after the other is what MONAI's
-sliding windows do with a window of K slices; the bias of relative positions is kept on both sides.
+Both sides have the same net, weights and number of threads. One window after the other is how MONAI's sliding windows
+treat windows of K slices. Both sides keep the bias of relative positions between windows.
 """
 
 from __future__ import annotations

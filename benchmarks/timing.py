@@ -1,4 +1,4 @@
-"""Interleaved timing of two ways to do the same thing."""
+"""Time two ways to do the same thing, in turns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 class Row(NamedTuple):
-    """One line of the table: medians, in seconds where ``unit`` is nothing else."""
+    """One line of the table: medians, in seconds unless ``unit`` says otherwise."""
 
     name: str
     baseline: float
@@ -25,9 +25,9 @@ class Row(NamedTuple):
 
 
 def compare(name: str, baseline: Callable[[], object], ours: Callable[[], object], repeats: int) -> Row:
-    """Time both in turns within one run, so that what else the machine does hits both alike.
+    """Time both in turns within one run, so that other work of the machine affects both alike.
 
-    Each is called once untimed first. On CUDA every call is timed until the device is done.
+    Each is first called once without timing. On CUDA a call ends when the device has finished.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for repeat in range(repeats + 1):
@@ -42,16 +42,16 @@ def compare(name: str, baseline: Callable[[], object], ours: Callable[[], object
 
 
 def assert_close(first: torch.Tensor, second: torch.Tensor, tolerance: float) -> None:
-    """A ratio counts only if both sides compute the same."""
+    """Check that both sides compute the same; otherwise the ratio means nothing."""
     torch.testing.assert_close(first, second, atol=tolerance, rtol=tolerance)
 
 
 class Side:
-    """A process of its own for one side, which does what it is asked: how memory is handed out holds for a process.
+    """A separate process for one side, since the memory allocator's settings hold for a whole process.
 
     Args:
-        work: called in the process as ``work(pipe, threads, *arguments)``; answers each word that comes through the
-            pipe until "stop".
+        work: called in the process as ``work(pipe, threads, *arguments)``. It answers each word from the pipe until
+            "stop".
     """
 
     def __init__(self, work: Callable[..., None], *arguments) -> None:

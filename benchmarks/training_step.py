@@ -1,9 +1,10 @@
-"""Training steps as the bundles run them on a CPU with bfloat16, against the same problem in float32.
+"""Training steps in bfloat16 on a CPU, as the bundles run them, against the same step in float32.
 
-Fine-tuning: MONAI's network as it comes (ours, row-major, of dilated ResNets). MAE: MONAI's ViT over every token.
-Pretexts: what the bundles did before they computed in bfloat16 (channels_last_3d, float32). Both sides have the same
-weights. Times are of the processor, of one thread (``time.process_time``), and the least of five steps taken in turns,
-since a machine may have other work; a side is a process of its own, since it keeps its way to hand out memory.
+The float32 side is MONAI's network with its defaults for fine-tuning (our own row-major one for dilated ResNets),
+MONAI's ViT over every token for the MAE, and for the other pretexts the earlier state of the bundles (channels_last_3d,
+float32). Both sides have the same weights. Times are CPU times of one thread (``time.process_time``): the least of five
+steps, taken in turns because the machine may have other work. Each side has its own process, since the memory
+allocator's settings hold for a process.
 """
 
 from __future__ import annotations

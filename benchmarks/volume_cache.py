@@ -1,8 +1,8 @@
-"""Training from volumes that are kept in memory (baseline) or in files: memory, and the time that the trainer waits.
+"""Training from volumes kept in memory (baseline) or in files: memory, and the time that the trainer waits.
 
-Each side trains a small network for two epochs in a process of its own, with workers, on crops of volumes that this
-script makes. Memory is the most that the process and its workers have together (proportional set size, pages of the
-mapped files included). The trainer is busy when it does not wait for a batch, counted from the second epoch on.
+Each side trains a small network for two epochs in a separate process with workers, on crops of volumes that this script
+makes. Memory is the peak of the process and its workers together (proportional set size, including pages of mapped
+files). The trainer counts as busy while it does not wait for a batch, from the second epoch on.
 
 python benchmarks/volume_cache.py                   400 volumes of 192^3, 8 GB of scans; 25 GB of files, or of memory
 python benchmarks/volume_cache.py --volumes 20      fewer; --keep disk for that side alone
@@ -41,7 +41,7 @@ def rows(quick: bool, device: torch.device) -> list[Row]:
 def measure(
     volumes: int, size: int, crop: int, workers: int, device: str, sides: tuple[str, ...], folder: str | None = None
 ) -> dict[str, dict[str, float]]:
-    """By side: seconds until the first batch can be asked for and of the second epoch, peak in GB, share busy."""
+    """Measure each side: seconds until the first batch and of the second epoch, peak in GB, share of time busy."""
     found = {}
     with tempfile.TemporaryDirectory(dir=folder) as made:
         make_volumes(Path(made), volumes, size)
@@ -59,7 +59,7 @@ def measure(
 
 
 def make_volumes(folder: Path, count: int, size: int) -> None:
-    """Scans of int16 and masks of uint8; each is the first, rolled."""
+    """Write int16 scans and uint8 masks. Each is a rolled copy of the first."""
     import nibabel as nib
     import numpy as np
 

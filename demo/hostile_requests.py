@@ -1,4 +1,4 @@
-"""Hostile and wrong requests to a MONAI Label server: each has to be answered without a mask and without an effect.
+"""Hostile and wrong requests to a MONAI Label server. None may get a mask or have an effect.
 
 `make label-demo` sends them to a real server, tests/test_label_guard.py to `common.label_guard`.
 """
@@ -16,10 +16,10 @@ from urllib.parse import quote
 
 @dataclass
 class Hostile:
-    """A request as bytes: a client's library would tidy its address up.
+    """A request as bytes, since a client library would clean up its address.
 
     Args:
-        guarded: whether the guard refuses it; what it lets through, Label has to refuse.
+        guarded: whether the guard refuses it. Label must refuse the others.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Hostile:
 
 
 def form(fields: dict[str, str], files: dict[str, tuple[str, bytes]] | None = None) -> tuple[bytes, dict[str, str]]:
-    """A multipart form and its headers."""
+    """Build a multipart form and its headers."""
     boundary = uuid.uuid4().hex
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode()
@@ -57,12 +57,12 @@ def form(fields: dict[str, str], files: dict[str, tuple[str, bytes]] | None = No
 
 
 def hostile_requests(model: str, study: str, canary: str) -> Iterator[Hostile]:
-    """The list.
+    """List the requests.
 
     Args:
         model: a model that the server has.
         study: a study that it has.
-        canary: a path without a file; one there after the requests shows that something was evaluated or written.
+        canary: a path without a file. If a file is there after the requests, something was evaluated or written.
     """
     code = f"$open({canary!r}, 'w').write('evaluated')"
     call = {"_target_": "builtins.open", "file": canary, "mode": "w"}

@@ -1,9 +1,9 @@
 """A real MONAI Label server with every bundle, asked by a real client. `make label-demo`.
 
-Runs in Label's own environment. Every bundle is trained for seconds on the embedded sample, packed at that size, and
-served on 127.0.0.1. The client asks for masks, compares each with that of `inference.json` by itself, voxel by voxel,
-uploads labels, has every bundle trained on them, and asks for what cannot be given and what must not be. It ends with
-a page with pictures.
+It runs in Label's own environment. Every bundle is trained for seconds on the embedded sample, packed at that size, and
+served on 127.0.0.1. The client asks for masks and compares each, voxel by voxel, with the mask that `inference.json`
+makes without Label. It uploads labels, has every bundle trained on them, and sends wrong and hostile requests. It ends
+with a page with pictures.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BUNDLES: dict[str, list[str]] = {
     for path in sorted((ROOT / "bundles").glob("*/small.json"))
 }
 BATCHES = 6
-"""Of an epoch, where it is not one pass over the data."""
+"""Batches of an epoch, if it is not one pass over the data."""
 COLOURS = ["#00000000", "#3b7dd8", "#2ca02c", "#f2b134", "#9aa0a6"]
 ENVIRONMENT = {
     **os.environ,
@@ -49,7 +49,7 @@ ENVIRONMENT = {
 
 @dataclass
 class Outcome:
-    """What is checked, with the words of the answer."""
+    """Checks, with the words of the answers."""
 
     checks: list[tuple[str, bool, str]] = field(default_factory=list)
 
@@ -68,7 +68,7 @@ def run(command: list[str], log: Path, **settings: Any) -> None:
 
 
 def repair_environment() -> None:
-    """Put the workaround of `torchvision_operators.py` where every Python of this environment finds it."""
+    """Install the workaround of `torchvision_operators.py` for every Python process of this environment."""
     site = Path(sysconfig.get_paths()["purelib"])
     shutil.copyfile(ROOT / "demo" / "torchvision_operators.py", site / "torchvision_operators.py")
     # A .pth file, since Debian's own `sitecustomize` would come before one of this environment.
@@ -92,14 +92,14 @@ def train_and_pack(name: str, epochs: int, output: Path, model: Path, sample: Pa
     run(command, output / "logs" / f"train_{name}.log", cwd=ROOT)
     command = [sys.executable, "-m", "common.pack", str(configs.parent), "--output", str(model), "--force"]
     command += ["--weights", str(output / "training" / name / "model.pt"), "--config_file", *files]
-    # Masks drawn in Label have the numbers of the task's classes. The folder is that of no cohort.
+    # Masks drawn in Label are numbered by the task's classes. The folder belongs to no cohort.
     command += ["--override", "label_scheme=task", f"dataset_dir={sample}"]
     run(command, output / "logs" / f"pack_{name}.log", cwd=ROOT)
     return time.time() - started
 
 
 def own_inference(bundle: Path, studies: Path, output: Path) -> None:
-    """What `inference.json` of the packed bundle gives by itself, from a foreign folder."""
+    """Run `inference.json` of the packed bundle without Label, from another folder."""
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str([f"{bundle}/configs/inference.json"])]
     command += ["--bundle_root", str(bundle), "--dataset_dir", str(studies), "--datalist", str(studies)]
     command += ["--output_dir", str(output), "--device", "cpu", "--amp", "False"]  # as Label computes
@@ -177,13 +177,13 @@ class Server:
 
 
 def words(answer: Any) -> str:
-    """An answer in words, shortened."""
+    """Describe an answer in a few words."""
     text = answer.decode(errors="replace") if isinstance(answer, bytes) else json.dumps(answer)
     return text if len(text) < 300 else text[:300] + " ..."
 
 
 def dice(mask: Any, truth: Any) -> float:
-    """Mean over the four tissues."""
+    """Return the mean Dice of the four tissues."""
     scores = [
         2 * ((mask == k) & (truth == k)).sum() / max(1, (mask == k).sum() + (truth == k).sum()) for k in range(1, 5)
     ]
@@ -191,7 +191,7 @@ def dice(mask: Any, truth: Any) -> float:
 
 
 def ask(server: Server, name: str, where: dict[str, Path], outcome: Outcome) -> dict[str, Any]:
-    """Infer, batch infer and compare with `inference.json`; what the page shows of it."""
+    """Infer, batch infer and compare with `inference.json`; return what the page shows of it."""
     import nibabel as nib
     import numpy as np
 
@@ -259,7 +259,7 @@ def train(server: Server, name: str, model: Path, held_out: float, outcome: Outc
 
 
 def ask_again(server: Server, name: str, where: dict[str, Path], outcome: Outcome) -> None:
-    """After a training the next answer comes from the new weights."""
+    """Check that the next answer after a training comes from the new weights."""
     study = sorted(where["images"].glob("*.nii.gz"))[0].name
     status, answer = server.infer(name, study.removesuffix(".nii.gz"))
     old = (where["output"] / "masks" / name / study).read_bytes()
@@ -267,11 +267,11 @@ def ask_again(server: Server, name: str, where: dict[str, Path], outcome: Outcom
 
 
 def ask_the_impossible(server: Server, images: Path, outcome: Outcome) -> list[tuple[str, int, str]]:
-    """Requests that cannot be answered: each ends with an error, none with a mask."""
+    """Send requests that cannot be answered: each must end with an error, none with a mask."""
     study = sorted(images.glob("*.nii.gz"))[0].name.removesuffix(".nii.gz")
     asked = [
         ("a study that the server does not have", "med3d", "nobody", "does not exist"),
-        # Label drops the unfinished task's attributes; why it is unfinished stands further up in the log.
+        # Label drops the attributes of an unfinished task; the reason is further up in the log.
         ("a model that has no weights yet", "untrained", study, "BundleInferTask"),
         (
             "weights of another network in models/model.pt",
@@ -301,7 +301,7 @@ def ask_the_impossible(server: Server, images: Path, outcome: Outcome) -> list[t
 
 
 def listing(*folders: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of each file, logs left out, to see what was written."""
+    """Return size and time of each file except logs, to see what was written."""
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and "logs" not in path.parts]
     return {
         str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files if "__pycache__" not in path.parts
@@ -309,7 +309,7 @@ def listing(*folders: Path) -> dict[str, tuple[int, int]]:
 
 
 def ask_the_hostile(server: Server, model: str, folders: list[Path], output: Path, outcome: Outcome) -> None:
-    """Requests of `hostile_requests`, one by one and eight at a time: no mask, no effect, and the server goes on."""
+    """Send `hostile_requests` one by one and eight at a time: no mask, no effect, and the server goes on."""
     from concurrent.futures import ThreadPoolExecutor
 
     canary = output / "canary"
@@ -389,7 +389,7 @@ def write_page(output: Path, found: dict, refused: list, outcome: Outcome, versi
 
 
 def add_unusable(model: Path, images: Path, output: Path) -> None:
-    """Two more models and two more studies, none of which can be used."""
+    """Add two models and two studies, none of which can be used."""
     import nibabel as nib
     import numpy as np
     import torch

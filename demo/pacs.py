@@ -1,11 +1,11 @@
 """A picture archive, MONAI Label in front of it, and OHIF in a browser. `make pacs-demo`.
 
-Orthanc with its DICOMweb plug-in gets DICOM series made from the sample. MONAI Label reads its studies there. The
-client asks for masks and compares them with those of `inference.json`, has them stored as DICOM SEG, reads these from
-the archive and compares again, and trains on them. Chromium opens a study in OHIF. All of it listens on 127.0.0.1.
+Orthanc with its DICOMweb plug-in gets DICOM series made from the sample. MONAI Label reads its studies from there. The
+client asks for masks and compares them with those of `inference.json`. It has them stored as DICOM SEG, reads these
+from the archive, compares again, and trains on them. Chromium opens a study in OHIF. All servers listen on 127.0.0.1.
 
-Runs in Label's own environment; needs the programs `Orthanc` (Debian: orthanc, orthanc-dicomweb) and, for the picture,
-`chromium`.
+It runs in Label's own environment and needs the programs `Orthanc` (Debian: orthanc, orthanc-dicomweb) and, for the
+picture, `chromium`.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ PLUGINS = Path("/usr/share/orthanc/plugins")
 
 
 def program(*names: str) -> str | None:
-    """The path of the first that is installed."""
+    """Return the path of the first program that is installed."""
     places = os.pathsep.join([ENVIRONMENT["PATH"], "/usr/sbin", "/usr/local/sbin"])
     return next((found for name in names if (found := shutil.which(name, path=places))), None)
 
 
 def missing() -> list[str]:
-    """What is not installed, in words."""
+    """Say which programs are missing."""
     plugin = any(PLUGINS.glob("*OrthancDicomWeb*"))
     return [
         *([] if program("Orthanc") else ["Orthanc (Debian: orthanc)"]),
@@ -63,7 +63,7 @@ def missing() -> list[str]:
 
 
 class Archive:
-    """Orthanc in a process of its own, reachable from this machine alone, without a DICOM port."""
+    """Orthanc in a separate process, reachable only from this machine, without a DICOM port."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -105,14 +105,14 @@ class Archive:
         self.log.close()
 
     def store(self, files: list[Path]) -> int:
-        """Put instances in; how many the archive took."""
+        """Store instances; return how many the archive took."""
         import requests
 
         taken = [requests.post(f"{self.url}/instances", data=path.read_bytes(), timeout=60) for path in files]
         return sum(answer.status_code == 200 for answer in taken)
 
     def segmentations(self, study: str) -> list[Any]:
-        """The DICOM SEG of a study as pydicom reads them, by DICOMweb's search and the archive's own files."""
+        """Find the DICOM SEG files of a study by DICOMweb, and read them with pydicom from the archive's own files."""
         import pydicom
         import requests
 
@@ -129,7 +129,7 @@ class Archive:
 
 
 def write_study(image: Path, folder: Path, number: int) -> tuple[str, str]:
-    """A NIfTI file as an axial series of MR, its values as whole numbers; UIDs of its study and series."""
+    """Write a NIfTI file as an axial MR series of whole numbers; return the UIDs of study and series."""
     import nibabel as nib
     import numpy as np
     from pydicom.uid import generate_uid
@@ -150,7 +150,7 @@ def write_study(image: Path, folder: Path, number: int) -> tuple[str, str]:
 
 
 def labels_of(segmentation: Any, shape: tuple[int, ...], affine: Any) -> Any:
-    """The label map of a DICOM SEG on a grid in NIfTI's coordinates: each frame laid by its own position."""
+    """Build the label map of a DICOM SEG on a grid in NIfTI's coordinates, each frame by its own position."""
     import numpy as np
 
     frames = np.atleast_3d(segmentation.pixel_array)
@@ -257,7 +257,7 @@ class Browser:
             "--ignore-gpu-blocklist",
         ]
         command += [f"--remote-debugging-port={port}", "--remote-allow-origins=*", f"--user-data-dir={profile}"]
-        # nothing outside of this machine is asked for
+        # no request leaves this machine
         command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--disable-background-networking"]
         command += ["--window-size=1600,900", "--no-first-run", "--disable-component-update", "about:blank"]
         self.log = profile.with_suffix(".log").open("w")
@@ -307,7 +307,7 @@ class Browser:
         return False
 
     def click(self, place: str, count: int = 1) -> bool:
-        """A mouse click, or two, in the middle of what the expression finds."""
+        """Click once or twice in the middle of the element that the expression finds."""
         middle = "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2];"
         box = self.value(f"(() => {{ const e = {place}; if (!e) return null; {middle} }})()")
         if not box:
@@ -391,7 +391,7 @@ def main() -> int:
     shutil.copytree(APP, app)
     train_and_pack(name, arguments.epochs, output, app / "model", sample)
     own_inference(app / "model" / name, output / "series", where["own"] / name)
-    # Label's cache of the archive is this run's own, and the sample's modality is MR.
+    # Label's cache of the archive is for this run only, and the sample's modality is MR.
     ENVIRONMENT["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"] = json.dumps({"Modality": "MR"})
     ENVIRONMENT["MONAI_LABEL_DICOMWEB_CACHE_PATH"] = str(output / "cache")
     ENVIRONMENT["MONAI_LABEL_DICOMWEB_CACHE_EXPIRY"] = "1"

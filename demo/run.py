@@ -1,7 +1,7 @@
-"""One mask, a few minutes on a CPU: a net from scratch beside the one that comes along. `make demo`.
+"""One mask, a few minutes on a CPU: a net trained from scratch beside one that starts from the included encoder.
 
-The comparison is `python -m common.compare`, as for anybody's scans; this prints its command, runs it on the embedded
-sample and shows where its report and picture are.
+`make demo` runs it. The comparison is an ordinary `python -m common.compare`. This script prints its command, runs it
+on the embedded sample, and says where the report and the picture are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def outcome(report: str) -> str:
-    """The part of a report that says what came out."""
+    """Return the section of a report that has the outcome."""
     return report.partition("## Outcome")[2].partition("\n## ")[0].strip()
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     command += ["--steps", str(arguments.steps)] if arguments.steps else []
     print("\n== four tissues from one mask, three seeds: from scratch, and from synthetic_brain, which saw no scan")
     print(shlex.join(["python", *command[1:]]), flush=True)
-    # MONAI warns on each run that a config is code; these are the project's own.
+    # MONAI warns on each run that a config may run code; these configs are the project's own.
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "ignore"}, check=True)
     picture = output / "figure.png"
     shutil.copyfile(output / "figures" / "examples.png", picture)

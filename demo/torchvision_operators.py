@@ -1,10 +1,10 @@
 """Let PyPI's torchvision be imported beside a torch without CUDA. `label.py` puts it into MONAI Label's environment.
 
-The wheel is built for CUDA. Its library does not load beside a CPU build of torch, whereupon `import torchvision` ends
-with "operator torchvision::nms does not exist" (https://github.com/pytorch/vision/issues/9085). Label imports
-torchvision when it starts and uses nothing of that library for volumes, so it is enough that the names exist. A file
-`torchvision_operators.pth` beside this module has every process of the environment import it, also those that the
-server starts for training; torch is only loaded when torchvision is.
+The wheel is built for CUDA. Its library does not load beside a CPU build of torch, so `import torchvision` fails with
+"operator torchvision::nms does not exist" (https://github.com/pytorch/vision/issues/9085). Label imports torchvision
+when it starts and uses nothing of that library for volumes, so it is enough that the names exist. Because of a file
+`torchvision_operators.pth` beside this module, every process of the environment imports it, including those that the
+server starts for training. Torch is loaded only when torchvision is.
 """
 
 from __future__ import annotations

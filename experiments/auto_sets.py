@@ -1,11 +1,11 @@
-"""``common.auto`` on six sets as a new user meets it: folders in, one command each, a table of what came out.
+"""Run ``common.auto`` on six data sets, as a new user would, and print a table of the results.
 
     python experiments/auto_sets.py DATA --output runs/auto --hours 0.33
 
-``DATA`` holds those of these that there are: ``hippocampus`` (Task04 of the Decathlon as it is unpacked), ``acdc``
-(``images`` and ``labels``), ``ixi`` (``t1`` and ``labels``, numbered as DLMUSE does), ``ct`` (three scans, each beside
-its ``_labels``). A folder of DICOM series and an nnU-Net folder with two contrasts are made from the sample cohort. No
-option but the folders is given, so nothing else has to be known. Sets that are done are not done again.
+``DATA`` holds any of these: ``hippocampus`` (Task04 of the Decathlon as unpacked), ``acdc`` (``images`` and
+``labels``), ``ixi`` (``t1`` and ``labels``, numbered as by DLMUSE), ``ct`` (three scans, each beside its ``_labels``).
+Two more sets are made from the sample cohort: folders of DICOM series, and an nnU-Net folder with two contrasts. Each
+command gets its folders and no other option. Sets that are done are skipped.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def commands(data: Path, made: Path) -> dict[str, list[str]]:
-    """The folders of each set, as options."""
+    """Return the folders of each set, as options."""
     pairs = {
         "hippocampus": ["--images", str(data / "hippocampus")],
         "acdc": ["--images", str(data / "acdc" / "images"), "--masks", str(data / "acdc" / "labels")],
@@ -77,7 +77,7 @@ def _sample(made: Path) -> Path:
 
 
 def _dicom(made: Path) -> Path:
-    """A folder for each scan, with the files of its series; masks of four tissues are NIfTI files."""
+    """Write a folder for each scan, with the files of its series. Masks of four tissues are NIfTI files."""
     folder, sample = made / "dicom", _sample(made)
     if not folder.is_dir():
         draft = made / "dicom.part"
@@ -96,7 +96,7 @@ def _dicom(made: Path) -> Path:
 
 
 def _nnunet(made: Path) -> Path:
-    """FLAIR and contrast-enhanced T1 of tumours, a file each, in nnU-Net's folders."""
+    """Write FLAIR and contrast-enhanced T1 of tumours into nnU-Net's folders, one file per contrast."""
     folder, sample = made / "Dataset001_Lesion", _sample(made)
     if not folder.is_dir():
         draft = made / "nnunet.part"

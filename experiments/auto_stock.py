@@ -1,12 +1,12 @@
-"""A stock MONAI DynUNet given the same scans, split and minutes as a run of ``common.auto``.
+"""Train a stock MONAI DynUNet on the scans and split of a run of ``common.auto``, for the same number of minutes.
 
     python experiments/auto_stock.py runs/heart --minutes 20 --rate 0.001 --output stock/heart
 
-It reads the lists, labels and voxel size from ``datalist.json`` and ``plan.json`` of the run's folder. All else is what
-MONAI's tutorials do: ``DynUNet`` with 32 to 320 channels, float32, ``DiceCELoss``, AdamW with a cosine schedule, crops
-of 96 voxels (or the image), flips, changes of intensity, a sliding window. The rate is the one thing to choose:
-``validation`` in ``stock.json`` says which was better. Scoring is outside of the minutes. The masks have to be numbered
-1, 2, ... without a gap.
+It reads lists, labels and voxel size from ``datalist.json`` and ``plan.json`` of the run's folder. The rest follows
+MONAI's tutorials: ``DynUNet`` with 32 to 320 channels, float32, ``DiceCELoss``, AdamW with a cosine schedule, crops of
+96 voxels (or the image), flips, intensity changes, a sliding window. Only the learning rate can be chosen; compare
+``validation`` in ``stock.json`` between rates. Scoring does not count towards the minutes. Masks must be numbered 1, 2,
+... without a gap.
 """
 
 from __future__ import annotations

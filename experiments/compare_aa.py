@@ -1,11 +1,11 @@
-"""A/A: arms that differ in nothing but the seeds of training, compared as `common.compare` does, again and again.
+"""A/A test of `common.compare`: compare arms that differ only in the seeds of training, many times.
 
     python experiments/compare_aa.py --output runs/aa
 
-Trains a small U-Net on the sample at 8 mm, through the bundle's own train.json and evaluate.json: 20 repetitions of
-two arms with two seeds each, the same labels in both arms, other seeds of initialisation and training. Prints the
-verdict of each repetition, each a report of its own. What is trained is kept in the output folder, so that an
-interrupted call goes on. A training takes 2 s of one core.
+It trains a small U-Net on the sample at 8 mm, with the bundle's own train.json and evaluate.json. There are 20
+repetitions of two arms with two seeds each. Both arms have the same labels and different seeds of initialisation and
+training. It prints the verdict of each repetition, which counts as one report. Trained networks stay in the output
+folder, so an interrupted call can be repeated. One training takes 2 s on one core.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ OVERLAY = {
 
 
 def main(words: list[str] | None = None) -> dict[str, int]:
-    """The verdicts, with how often each was given."""
+    """Count the verdicts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/aa"))
     parser.add_argument("--repetitions", type=int, default=20)
@@ -68,7 +68,7 @@ def main(words: list[str] | None = None) -> dict[str, int]:
     ids |= {"max_epochs": given.epochs, "checkpoint_interval": given.epochs, "val_interval": given.epochs // 4}
     overlay.write_text(json.dumps(OVERLAY | ids))
     counts: dict[str, int] = {}
-    misled = 0  # what the subjects alone would say
+    misled = 0  # false verdicts from subjects alone
     for repetition in range(given.repetitions):
         arms: list[dict[tuple[int, str], float]] = [{}, {}]
         for seed in range(given.seeds):
@@ -89,7 +89,7 @@ def main(words: list[str] | None = None) -> dict[str, int]:
 
 
 def train(folder: Path, overlay: Path, data: Path, labels: int, seed: int) -> dict[str, float]:
-    """Test Dice by subject of one fine-tuning from scratch."""
+    """Train from scratch and return the test Dice of each subject."""
     table = folder / "eval/val_mean_dice_raw.csv"
     if not table.is_file():
         shared = {

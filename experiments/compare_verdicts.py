@@ -1,10 +1,10 @@
-"""What the verdicts of `common.compare` are worth, by simulation: the tables of docs/compare.md.
+"""Measure by simulation how reliable the verdicts of `common.compare` are: the tables of docs/compare.md.
 
     python experiments/compare_verdicts.py
 
-Scores are drawn with known variances of trainings, subjects and residual. Prints how often the interval of 95 % covers
-the true difference, how many of the reports without any difference have a false verdict (and, with differences of just
-the margin, a false "equivalent"), and how often a true difference is found. Some minutes on one core.
+Scores are drawn with known variances of trainings, subjects and residual. It prints how often the 95 % interval covers
+the true difference, how many reports without any difference have a false verdict (and, with differences of exactly the
+margin, a false "equivalent"), and how often a true difference is found. It takes some minutes on one core.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from common.compare.statistics import Spread, compare_arms, judge, power
 
-# Variances (seeds, subjects, residual): every mixture of a grid, in which one of them is 1.
+# Variances (seeds, subjects, residual): all combinations on a grid in which one of them is 1.
 GRID = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 RATIOS = [Spread(a, b, c) for a in GRID for b in GRID for c in GRID if max(a, b, c) == 1]
 USUAL = Spread(0.01**2, 0.03**2, 0.02**2)
@@ -50,10 +50,10 @@ FALSE = {0.0: ("better", "worse"), MARGIN: ("equivalent", "worse")}
 
 
 def reports(comparisons: int, seeds: int, subjects: int, true: float, wrong: tuple[str, ...]) -> float:
-    """Share of reports with a wrong verdict; all arms have one baseline, whose luck they share."""
+    """Return the share of reports with a wrong verdict. All arms share one baseline, and so its luck."""
     random = np.random.default_rng(0)
     shapes = ((seeds, 1), (1, subjects), (seeds, subjects))
-    # Half of a difference's variance is of each arm.
+    # Each arm contributes half of a difference's variance.
     sizes = [(variance / 2) ** 0.5 for variance in USUAL]
     count = 0
     for _ in range(REPORTS):

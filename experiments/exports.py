@@ -1,15 +1,19 @@
-"""Which nets of the bundles export to TorchScript and ONNX, by which exporter, and what they compute then.
+"""Export the bundles' nets to TorchScript and ONNX with each exporter, and compare the outputs with the nets'.
 
     python experiments/exports.py > exports.md
 
-Builds each net that inference uses from its bundle's own configs, made small, and exports it by the functions behind
-`python -m monai.bundle ckpt_export` and `onnx_export`: TorchScript by script and by trace, ONNX by torch's older
-exporter and by the one on torch.export, each with a free batch (and with free slices, where `transseg` is given runs of
-them) and with a batch of 1. What comes out computes random images in batches of 1 and 3 (and runs of slices), or of 1
-where the batch is fixed, beside the net itself. Prints a table with the largest difference as a part of the largest
-output, and below it why what is missing failed. With `--scan` a brain of the sample is predicted, too, by the inferer
-of `inference.json`, and a column has how many voxels get another label. Each try is a forked process that ends after
-`--limit` seconds, so it runs on Linux and macOS only; all ways take half an hour with a thread. Needs the extra `onnx`.
+It builds each net that inference uses from the bundle's own configs, made small. It exports the net with the functions
+behind `python -m monai.bundle ckpt_export` and `onnx_export`: TorchScript by script and by trace, ONNX by torch's older
+exporter and by the one based on torch.export. Each ONNX export is made twice: with a free batch (and free slices if
+`transseg` is given runs of them), and with a batch of 1.
+
+The export and the net then compute random images in batches of 1 and 3 (and runs of slices), or only of 1 if the batch
+is fixed. The script prints a table with the largest difference relative to the largest output, and below it the reasons
+for failures. With `--scan`, the inferer of `inference.json` also predicts a brain of the sample, and a column says how
+many voxels get another label.
+
+Each try is a forked process that ends after `--limit` seconds, so the script runs on Linux and macOS only. All ways
+take half an hour on one thread. It needs the extra `onnx`.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ sys.path.insert(0, str(ROOT))
 
 
 class Net(NamedTuple):
-    """A net of a bundle: overlays of its `configs/` behind `inference.json`, and values that make it small."""
+    """A net of a bundle: overlays of its `configs/` to name after `inference.json`, and values that make it small."""
 
     bundle: str
     name: str
@@ -47,7 +51,7 @@ class Net(NamedTuple):
     image: list[int]
     values: dict[str, Any]
     slices: int | None = None
-    """Axis that is free, too."""
+    """Number of the axis whose size is also free."""
 
 
 def med3d(name: str, *files: str, **values: Any) -> Net:
@@ -125,7 +129,7 @@ NETS = [
     med3d("liver, fine", "networks/resnet10.json", "tasks/liver_fine.json"),
     med3d("nodule (age group, lesion size)", "networks/resnet10.json", "tasks/nodule.json"),
 ]
-"""Swin UNETR is the same in `simtrot`; the liver in two stages takes the coarse and the fine net."""
+"""List the nets. Swin UNETR is the same in `simtrot`; the two-stage liver uses the coarse and the fine net."""
 
 WAYS = {
     "script": {},
@@ -144,14 +148,14 @@ class Result(NamedTuple):
     opset: int | None = None
     why: str | None = None
     differing: int | None = None
-    """Voxels of the scan that get another label."""
+    """Number of the scan's voxels that get another label."""
 
 
 def build(net: Net) -> tuple[torch.nn.Module, Any]:
-    """The net of inference and the inferer.
+    """Build the net of inference and the inferer.
 
-    Its weights are random, and large enough that the output follows the image: behind small ones, or constants, a
-    mistake would hide.
+    The weights are random and large enough that the output depends on the image. With small or constant weights a
+    mistake would not show.
     """
     configs = ROOT / "bundles" / net.bundle / "configs"
     parser = ConfigParser()
@@ -167,7 +171,7 @@ def build(net: Net) -> tuple[torch.nn.Module, Any]:
 
 
 def export(network: torch.nn.Module, net: Net, way: str, file: str) -> tuple[Any, int | None, list[list[int]]]:
-    """The exported net as a function, the opset, and the shapes that it is tried on."""
+    """Export the net; return it as a function, with the opset and the shapes to try it on."""
     image = net.image
     shapes = [[batch, *image] for batch in (1, 3)]
     if net.slices is not None:
@@ -197,7 +201,7 @@ def export(network: torch.nn.Module, net: Net, way: str, file: str) -> tuple[Any
 
 
 def sample_scan() -> torch.Tensor:
-    """A brain of the sample at 4 mm, (40, 48, 40), in 0..1."""
+    """Load a brain of the sample at 4 mm, (40, 48, 40), in 0..1."""
     from common.data import make_sample
 
     with tempfile.TemporaryDirectory() as folder:
@@ -207,11 +211,11 @@ def sample_scan() -> torch.Tensor:
 
 
 def differing(net: Net, network: torch.nn.Module, exported: Any, inferer: Any, scan: torch.Tensor) -> int | None:
-    """Voxels of the scan that the exported net labels otherwise; None where the net predicts no label map.
+    """Count the scan's voxels that the exported net labels differently; None if the net predicts no label map.
 
-    Each class is measured against its own mean, lest random weights give one class everywhere.
+    The mean of each class is subtracted first. Otherwise random weights could give one class everywhere.
     """
-    if net.bundle == "transseg":  # its transforms make slices of this size
+    if net.bundle == "transseg":  # the size of slices that its transforms make
         scan = ResizeWithPadOrCrop([*net.image[1:3], -1])(scan[None])[0]
     image = scan.expand(1, net.image[0], *scan.shape)
     ours = inferer(image, network)
@@ -224,7 +228,7 @@ def differing(net: Net, network: torch.nn.Module, exported: Any, inferer: Any, s
 
 
 def attempt(net: Net, way: str, scan: torch.Tensor | None, pipe: Any) -> None:
-    """One export and its check, in a process of its own; the result goes into the pipe."""
+    """Do one export and its check in a separate process; send the result through the pipe."""
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)  # exporters print graphs
@@ -232,7 +236,7 @@ def attempt(net: Net, way: str, scan: torch.Tensor | None, pipe: Any) -> None:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         try:
             exported, opset, shapes = export(network, net, way, f"{folder}/net")
-        except Exception as error:  # each exporter has its own kinds
+        except Exception as error:  # each exporter raises its own kinds
             pipe.send(Result(time.perf_counter() - began, why=f"{type(error).__name__}: {error}"))
             return
         seconds, differences, scale = time.perf_counter() - began, [], 0.0

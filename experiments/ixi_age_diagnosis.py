@@ -1,13 +1,14 @@
-"""What the vectors of Medical Transformer's plane encoders tell of age, frozen, before and after pre-training.
+"""Test what the vectors of Medical Transformer's frozen plane encoders tell of age, before and after pre-training.
 
-    python experiments/ixi_age_diagnosis.py --dataset_dir /data/ixi \\
-        --stage1 runs/age/pretrain/exemplar/encoder.safetensors \\
+    python experiments/ixi_age_diagnosis.py --dataset_dir /data/ixi \
+        --stage1 runs/age/pretrain/exemplar/encoder.safetensors \
         --stage2 runs/age/pretrain/medical_transformer/encoder.safetensors
 
-The encoders are those of `common.compare` with the bundle's `compare_ixi_age.json`. For random and for pre-trained
-plane encoders it prints the size of the slices' vectors, the share of their variance that lies between brains at one
-slice, and the mean absolute error in years on the test list of ridge regression on the mean vector of each plane, on
-every fourth slice's vector, and on the means behind the transformer (a random one, or that of stage 2).
+The encoders come from `common.compare` with the bundle's `compare_ixi_age.json`. For random and for pre-trained plane
+encoders it prints the size (root mean square) of the slices' vectors, and the share of their variance that lies between
+brains at one slice. It also prints the mean absolute error in years of ridge regression on the test list. The
+regression reads the mean vector of each plane, every fourth slice's vector, or the means after the transformer (a
+random one, or that of stage 2).
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def main() -> None:
 
 
 def planes_means(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Mean over the slices of each plane, side by side."""
+    """Average over the slices of each plane; the planes are concatenated."""
     return torch.cat([v.mean(dim=1) for v in vectors], dim=1)
 
 

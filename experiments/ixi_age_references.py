@@ -1,14 +1,14 @@
-"""How well age is told without training a net: by a constant, and by ridge regression on the volumes of labelled
-regions, on the histogram of the brain's intensities, which knows no anatomy, and on the tissues that a net finds.
+"""Predict age without training a net: by a constant, or by ridge regression.
 
-Reads the datalist, the fractions and the seeds of a comparison's settings file, so that the training scans are the
-very ones that its arms have, and prints the mean absolute error in years on the test list.
+The regression reads the volumes of labelled regions, the histogram of the brain's intensities (which knows no anatomy),
+or the tissues that a net finds. The script reads the datalist, fractions and seeds of a comparison's settings file, so
+the training scans are those of the comparison's arms. It prints the mean absolute error in years on the test list.
 
     python experiments/ixi_age_references.py bundles/medical_transformer/compare_ixi_age.json --dataset_dir /data/ixi
 
-`--maps FOLDER` adds a column: of each scan NAME the folder has NAME_seg.nii.gz, a map of four tissues, such as the
-shipped net `synthetic_brain` gives without any mask (its page has the command). What ridge regression reads are each
-tissue's share of the brain and its median intensity, relative to that of white matter (3).
+`--maps FOLDER` adds a column. For each scan NAME the folder holds NAME_seg.nii.gz, a map of four tissues, such as the
+included net `synthetic_brain` makes without any mask (its page has the command). Ridge regression reads each tissue's
+share of the brain and its median intensity relative to that of white matter (3).
 
 `--scores FILE.csv` writes the errors of ridge regression on volumes, a row for each test subject, as a reference for
 `common.compare` (`--arms scratch,medical_transformer,ridge=FILE.csv`).
@@ -37,7 +37,7 @@ ALPHAS = np.logspace(-2, 6, 17)
 
 @cache
 def volumes(label: str) -> dict[int, float]:
-    """Millilitres of each region of a label image."""
+    """Return the volume of each region of a label image, in ml."""
     image = nib.load(label)
     regions, counts = np.unique(np.asarray(image.dataobj), return_counts=True)
     millilitres = counts * abs(np.linalg.det(image.affine[:3, :3])) / 1000
@@ -46,7 +46,7 @@ def volumes(label: str) -> dict[int, float]:
 
 @cache
 def histogram(image: str, bins: int) -> np.ndarray:
-    """Shares of the voxels above 0 of a skull-stripped scan, by intensity between its least and its greatest."""
+    """Return the normalised histogram of a skull-stripped scan's voxels above 0, from least to largest intensity."""
     values = np.asarray(nib.load(image).dataobj, dtype=np.float32)
     values = values[values > 0]
     counts, _ = np.histogram((values - values.min()) / np.ptp(values), bins=bins, range=(0, 1))
@@ -55,7 +55,7 @@ def histogram(image: str, bins: int) -> np.ndarray:
 
 @cache
 def tissues(image: str, folder: str) -> np.ndarray:
-    """Shares and relative median intensities of the tissues 1 to 4 in the map of a scan."""
+    """Return shares and relative median intensities of the tissues 1 to 4 in the map of a scan."""
     found = np.asarray(nib.load(Path(folder) / f"{Path(image).name.removesuffix('.nii.gz')}_seg.nii.gz").dataobj)
     values = np.asarray(nib.load(image).dataobj, dtype=np.float32)
     shares = np.array([(found == tissue).sum() for tissue in (1, 2, 3, 4)]) / (found > 0).sum()
@@ -64,7 +64,7 @@ def tissues(image: str, folder: str) -> np.ndarray:
 
 
 def _of(lists: Any, feature: Callable[[Any], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """A feature of each training and each test item, shapes (items, numbers)."""
+    """Compute a feature of each training and each test item, shapes (items, numbers)."""
     training, test = (np.array([feature(item) for item in lists[name]]) for name in ("training", "test"))
     return training, test
 

@@ -1,12 +1,12 @@
-"""What a UNETR's transformer adds on IXI, and what pre-training made of its tokens.
+"""Test what a UNETR's transformer adds on IXI, and what pre-training changed in its tokens.
 
-    python experiments/ixi_token_diagnosis.py --datalist /data/ixi/ixi.json \\
+    python experiments/ixi_token_diagnosis.py --datalist /data/ixi/ixi.json \
         --model runs/ixi/runs/scratch/labels-0005/seed-0/model.pt --encoder runs/ixi/pretrain/mae_85/encoder.safetensors
 
-The model and the encoders are those of `common.compare` with the bundle's `compare_ixi.json`. Prints, for an untrained
-encoder and for each encoder file, the length and the effective rank of the tokens, and the share of their variance that
-lies between brains at one position; then, for ten test volumes, the Dice of the model with its own tokens, with those
-of another brain, with the mean tokens of the ten, and without tokens.
+The model and the encoders come from `common.compare` with the bundle's `compare_ixi.json`. For an untrained encoder and
+for each encoder file it prints the length and the effective rank of the tokens, and the share of their variance that
+lies between brains at one position. Then, for ten test volumes, it prints the Dice of the model with its own tokens,
+with those of another brain, with the mean tokens of the ten, and without tokens.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Two arms of a comparison by a paired t-test over the seeds, as papers report them (TransSeg, section 4.2: seeds 1234,
-5678 and 910).
+"""Compare two arms by a paired t-test over the seeds, as papers do (TransSeg, section 4.2: seeds 1234, 5678, 910).
 
-It takes each seed's mean of all test scans for one number, so that it says nothing of other scans; with three seeds it
-has two degrees of freedom. The report of ``common.compare`` has intervals that know both, and counts all comparisons.
+The test uses one number per seed, the mean over all test scans, so it says nothing about other scans. With three seeds
+it has two degrees of freedom. The report of ``common.compare`` has intervals that account for both seeds and scans, and
+corrects for the number of comparisons.
 
     python experiments/paired_seeds.py runs/bcv centring centring_1
 """
@@ -18,7 +18,7 @@ from scipy import stats
 
 
 def main(folder: str, first: str, second: str, metric: str | None = None, labels: int | None = None) -> str:
-    """A line with both means, their difference and the chances of one as large by luck, on one side and on both."""
+    """Return a line with both means, their difference, and its one-sided and two-sided p-values."""
     with (Path(folder) / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["structure"] == "mean"]
     metric = metric or next(row["metric"] for row in rows)

@@ -1,13 +1,13 @@
-"""The test scans of a datalist, changed in a stated way: another contrast, thick slices, a bias field, noise.
+"""Change the test scans of a datalist in a stated way: another contrast, thick slices, a bias field, noise.
 
     python experiments/shifted_scans.py --datalist /data/ixi/ixi.json --dataset_dir /data/ixi --output /data/shifted
     python -m common.compare --settings compare_tissues.json --dataset_dir /data/ixi --datalist /data/ixi/ixi.json \\
         --evaluate_override 'dataset_dir=/data/shifted/thick datalist=/data/shifted/thick/datalist.json' \\
         --models_from runs/tissues --output runs/tissues_thick
 
-The models stay as they are, trained on unchanged scans; only what they are tested on changes. Masks and the other lists
-are those of the datalist. Background (zeros) stays background. In the formulas, v is the intensity in the foreground,
-p(q) its q-th percentile there.
+The models were trained on unchanged scans and stay the same; only the test scans change. Masks and the other lists are
+those of the datalist. Background (zeros) stays background. In the formulas, v is an intensity in the foreground, and
+p(q) is the q-th percentile of the foreground.
 
 - inverse: p(99.5) + p(0.5) - v, so that white matter is dark and CSF bright, as on T2-weighted scans
 - thick: means over slabs of three axial slices, interpolated back to the grid
@@ -67,10 +67,10 @@ SHIFTS: dict[str, Callable[[Array, np.random.Generator], Array]] = {
 
 
 def shift_scan(image: Array, name: str, identity: str) -> Array:
-    """A changed copy of a scan (three axes). The draw depends on ``identity`` alone."""
+    """Return a changed copy of a scan (three axes). The draw depends only on ``identity``."""
     image = np.asarray(image, float)
     draw = np.random.default_rng(zlib.crc32(f"{name} {identity}".encode()))
-    smallest = image[image > 0].min() * 1e-3  # so that no voxel of the foreground becomes background
+    smallest = image[image > 0].min() * 1e-3  # keeps every foreground voxel above 0
     return np.where(image > 0, np.maximum(SHIFTS[name](image, draw), smallest), 0).astype(np.float32)
 
 

@@ -1,11 +1,11 @@
-"""Whether tokens say only where they lie: both forms of the weight, masks, and how many mask cells a token sees.
+"""Test whether tokens encode only their position, by form of the weight, by mask, and by mask cells per token.
 
     python experiments/simtrot_collapse.py --datalist /data/hippocampus/hippocampus.json
 
-Pre-trains the tiny nnFormer of `presets/hippocampus_cpu.json` for some steps, once for each setting, by the bundle's
-own configs. Prints, for the net as drawn and for the trained one, on the first 20 validation volumes in evaluation:
-how often a token of a masked volume finds its own volume (`common.metrics.retrieval_rate`), the mean cosine of tokens
-of different volumes at the same and at different positions (`common.metrics.position_cosines`), and their rank.
+It pre-trains the tiny nnFormer of `presets/hippocampus_cpu.json` for some steps, once for each setting, with the
+bundle's own configs. For the net before and after training, it evaluates the first 20 validation volumes. It prints how
+often a token of a masked volume finds its own volume (`common.metrics.retrieval_rate`), the mean cosine of tokens of
+different volumes at the same and at different positions (`common.metrics.position_cosines`), and their rank.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def measure(datalist: Path, **overrides: Any) -> tuple[list[float], list[float]]:
-    """Retrieval through masks of 75 and 40 %, both cosines and the rank, before and after one pre-training."""
+    """Measure retrieval with masks of 75 and 40 %, both cosines and the rank, before and after one pre-training."""
     with tempfile.TemporaryDirectory() as folder:
         workflow = ConfigWorkflow(
             config_file=[str(CONFIGS / name) for name in FILES],
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--settings", nargs="*", choices=tuple(SETTINGS), default=list(SETTINGS))
     arguments = parser.parse_args()
-    logging.disable(logging.WARNING)  # MONAI says three times a run where it looks for metadata
+    logging.disable(logging.WARNING)  # MONAI logs three times per run where it looks for metadata
     print("| setting | steps | retrieval at 75 % | at 40 % | same position | other position | effective rank |")
     print("|---|---|---|---|---|---|---|")
     for name in arguments.settings:

@@ -1,4 +1,4 @@
-"""Volumes written as DICOM series, for the demo with an archive, the experiments and the tests."""
+"""Write volumes as DICOM series, for the archive demo, the experiments and the tests."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ EMPTY = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", 
 def write_series(
     folder: Path, volume: np.ndarray, affine: np.ndarray, tags: Mapping[str, Any] | None = None
 ) -> list[Path]:
-    """Write a file for each slice, in the order of the array's last axis. Works with pydicom 2.4 and later.
+    """Write one file per slice, in the order of the array's last axis. Works with pydicom 2.4 and later.
 
     Args:
-        folder: made where there is none.
-        volume: whole numbers of 16 bits, shape (columns, rows, slices).
+        folder: output folder, made if it does not exist.
+        volume: 16-bit integers, shape (columns, rows, slices).
         affine: from voxels to mm in NIfTI's coordinates; its columns are at right angles.
-        tags: what every slice gets, by DICOM keyword. ``Modality`` is MR (default) or CT; UIDs are drawn where none are
-            given. With a ``RescaleIntercept`` the stored values are the volume less this number.
+        tags: values for every slice, by DICOM keyword. ``Modality`` is MR (default) or CT. UIDs are drawn unless given.
+            With a ``RescaleIntercept``, the stored values are the volume minus this number.
 
     Returns:
         the files.
@@ -88,5 +88,5 @@ def _save(write: Any, file: Path, part: Any) -> None:
 
 
 def _decimal(value: float) -> str:
-    """As DICOM writes numbers, in 16 characters at most."""
+    """Format a number for DICOM, in at most 16 characters."""
     return f"{value:.9g}"

@@ -1,4 +1,4 @@
-"""The form of the bundles' JSON files: ``python -m tools.format_json`` writes them as ``common`` writes its own."""
+"""Format the bundles' JSON files (``python -m tools.format_json``) as ``common`` writes its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.format_json", description="Format JSON files.")
     parser.add_argument("file", type=Path, nargs="*", help="default: all of bundles/ and tools/")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a file would change")

@@ -1,7 +1,7 @@
-"""The picture of ``docs/generator.md``: ``python -m tools.generator_pictures docs/generator.png``.
+"""Draw the picture of ``docs/generator.md``: ``python -m tools.generator_pictures docs/generator.png``.
 
-What the bundle ``ssl3d`` pre-trains on, from its own configs: label maps and images of them, of the sample and of
-random shapes. Makes a small sample on first use.
+It shows what the bundle ``ssl3d`` pre-trains on, by the bundle's own configs: label maps of the sample and of random
+shapes, each with generated images. A small sample is made on first use.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from common.data import make_sample
 
 CONFIGS = Path(__file__).resolve().parents[1] / "bundles" / "ssl3d" / "configs"
 IMAGES = 5
-"""Columns of images beside that of the labels."""
+"""Number of images beside each label map."""
 
 
 def parsed(*overlays: str) -> ConfigParser:
-    """The pre-training of the sample with the named overlays."""
+    """Build the pre-training on the sample with the named overlays."""
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / name) for name in ("pretrain.json", "datasets/sample.json", *overlays)])
     parser["bundle_root"] = str(CONFIGS.parent)
@@ -32,14 +32,14 @@ def parsed(*overlays: str) -> ConfigParser:
 
 
 def colours(labels: np.ndarray) -> np.ndarray:
-    """Labels in colours, the background black."""
+    """Colour the labels; the background is black."""
     palette = np.random.default_rng(5).integers(40, 256, (int(labels.max()) + 1, 3), dtype=np.uint8)
     palette[0] = 0
     return palette[labels]
 
 
 def row(labels: torch.Tensor, images: list[torch.Tensor]) -> np.ndarray:
-    """The middle axial slice of a label map (1, *spatial) and of images of it, side by side."""
+    """Draw the middle axial slice of a label map (1, *spatial) and of images of it, side by side."""
     middle = labels.shape[-1] // 2
     greys = [(image[0, ..., middle].clamp(0, 1) * 255).byte().numpy() for image in images]
     panels = [colours(labels[0, ..., middle].numpy()), *(np.repeat(grey[..., None], 3, -1) for grey in greys)]

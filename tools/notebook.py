@@ -1,7 +1,6 @@
-"""Runs docs/tutorial.ipynb in an empty folder and stores what came out: python -m tools.notebook
+"""Run docs/tutorial.ipynb in an empty folder and store its outputs: python -m tools.notebook
 
-The file gets a checksum of the code that was run, so that a test can tell whether the outputs are those of the cells as
-they stand.
+The file also gets a checksum of its code, by which a test can tell whether the outputs belong to the current cells.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
 TQDM = "IProgress not found"
-"""What it says in notebooks without ipywidgets, when other libraries import it."""
+"""A warning that other libraries cause in notebooks without ipywidgets."""
 
 
 def checksum(notebook: Any) -> str:
-    """Of the code cells."""
+    """Checksum of the code cells."""
     return hashlib.sha256(
         "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code").encode()
     ).hexdigest()
 
 
 def execute(folder: Path, change: Callable[[str], str] = str, seconds: int = 1800) -> Any:
-    """The notebook with the outputs of a run in a folder.
+    """Run the notebook in a folder and return it with its outputs.
 
     Args:
-        folder: where it is run.
-        change: what to do with the source of each cell first.
-        seconds: that a cell may take.
+        folder: working folder of the run.
+        change: applied to the source of each cell first.
+        seconds: time limit of a cell.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.
@@ -52,7 +51,7 @@ def execute(folder: Path, change: Callable[[str], str] = str, seconds: int = 180
 
 
 def without_paths(text: str, folder: Path) -> str:
-    """Text that names no place of this machine."""
+    """Remove paths and times of this machine from a text."""
     for place in sorted({str(folder), str(folder.resolve())}, key=len, reverse=True):
         text = text.replace(f"{place}/", "")
     return text.replace(str(Path.home()), "~")

@@ -1,9 +1,9 @@
-"""The page ``docs/papers.md``: every table and figure of the papers, with what reproduces each of its rows.
+"""Make the page ``docs/papers.md``: every table and figure of the papers, and how to reproduce each row.
 
     python -m tools.papers      # remake the page from docs/papers.json
 
 A row names the arms of a settings file of ``common.compare``, or the config files of one run, or says why there are
-none. ``tests/test_papers.py`` holds the names against the settings and configs.
+none. ``tests/test_papers.py`` checks that these settings and configs exist.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def rows(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
-    """Paper, table or figure, and row of it; what a row does not say is that of its table."""
+    """Yield paper, table or figure, and row. A row inherits what it does not state from its table."""
     for paper in content["papers"]:
         for item in paper["items"]:
             for row in item["rows"]:
@@ -36,7 +36,7 @@ def rows(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str,
 
 
 def how(paper: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """What is to be run for a row."""
+    """Say what to run for a row."""
     bundle = row.get("bundle", paper["bundle"])
     if "command" in row:
         return f"`{row['command']}`"
@@ -57,7 +57,7 @@ def how(paper: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 
 def page(content: Mapping[str, Any]) -> str:
-    """Markdown of the whole page."""
+    """Return the Markdown of the whole page."""
     counts = dict.fromkeys(STATES, 0)
     for _, _, row in rows(content):
         counts[row["state"]] += 1

@@ -1,9 +1,9 @@
-"""The table of comparisons in ``docs/results.md``, made of the comparisons' own files.
+"""Make the table of comparisons in ``docs/results.md`` from the comparisons' own files.
 
     python -m tools.results add RUNS NAME --on "IXI, four tissues" --code COMMIT   # note a comparison, remake the page
     python -m tools.results                                                      # remake the page
 
-``RUNS`` is the output folder of ``common.compare``. What it found is kept in ``docs/results/NAME.json``.
+``RUNS`` is the output folder of ``common.compare``. Its findings are stored in ``docs/results/NAME.json``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def summary(runs: Path, on: str, code: str) -> dict[str, Any]:
-    """What a comparison found, from its tables."""
+    """Read the findings of a comparison from its tables."""
     tables = Tables(runs)
     about, rows = tables.about, []
     for pair in tables.pairs:
@@ -88,7 +88,7 @@ def summary(runs: Path, on: str, code: str) -> dict[str, Any]:
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row for each pair of arms and number of labels."""
+    """Return the Markdown: a row for each pair of arms and number of labels."""
     titles = ("on", "fine-tuned", "labels", "arm", "against", "difference, 95 % interval", "verdict")
     titles = (*titles, "seeds, subjects", "code, date, machine")
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]

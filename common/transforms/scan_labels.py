@@ -12,16 +12,17 @@ __all__ = ["ScanLabelsd"]
 
 
 class ScanLabelsd(Invertd):
-    """Scores of a network to the label map on the grid of the scan's file.
+    """Turn a network's scores into a label map on the grid of the scan's file.
 
-    What MONAI's ``Activationsd(softmax=True)``, ``Invertd(nearest_interp=False)`` and ``AsDiscreted(argmax=True)`` make
-    one after the other, slab by slab: probabilities of all classes on the scan's grid never exist as a whole. Where
-    preprocessing has operations that ``ScanGrid`` does not know, it is those three.
+    The result is that of MONAI's ``Activationsd(softmax=True)``, ``Invertd(nearest_interp=False)`` and
+    ``AsDiscreted(argmax=True)`` in this order. But it is computed slab by slab, so the probabilities of all classes are
+    never in memory for the whole grid. If the preprocessing has operations that ``ScanGrid`` does not know, MONAI's
+    three transforms run instead.
 
     Args:
         keys: predictions, scores (K, *spatial).
-        transform: preprocessing that made the network's input; all of it that moves voxels has to be invertible.
-        orig_keys: image that the network took.
+        transform: preprocessing of the network's input. Each of its transforms that moves voxels must be invertible.
+        orig_keys: the network's input image.
         allow_missing_keys: whether items may lack keys.
 
     Label maps are (1, *spatial) of uint8, or int16 from 257 classes on.

@@ -1,4 +1,4 @@
-"""Images prepared as those of an encoder or a model: the ids of its record, as a file or in a run."""
+"""Prepare images as an encoder's or a model's were: read its record, then write or set the config ids."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["prepare", "prepare_as", "prepared_ids", "read_preparation", "unsaid"
 logger = logging.getLogger(__name__)
 
 SOURCES = {"encoder": "pretrained_encoder", "model": "model_path"}
-"""What ``prepare_as`` may be beside a file: a word, and the id that has the file."""
+"""Words that ``prepare_as`` accepts in place of a file, and the id that names the file."""
 
 CODE = ("$", "@", "%")
-"""How texts begin that MONAI evaluates in a config."""
+"""First characters of the texts that MONAI evaluates in a config."""
 
 
 def prepare(path: str | os.PathLike, output: str | os.PathLike) -> str:
-    """Write a config file that prepares images like an encoder's training images; name it last.
+    """Write a config file that prepares images like an encoder's training images. Name it last.
 
-    It sets ``spacing``, ``orientation`` and ``intensity``, as far as the record of the file states them. What it is
-    trained with, is evaluated, labels and is packed with it, too.
+    It sets those of ``spacing``, ``orientation`` and ``intensity`` that the record of the encoder states. A network
+    that is trained with this file must also be evaluated, used and packed with it.
 
     Args:
-        path: an encoder file, the name of one that comes along, or a ``model.pt``.
+        path: an encoder file, the name of an included one, or a ``model.pt``.
         output: the config file, such as ``encoder.json``.
 
     Raises:
@@ -50,18 +50,19 @@ def prepare(path: str | os.PathLike, output: str | os.PathLike) -> str:
 
 
 def prepare_as(parser: Any, given: Collection[str] = ()) -> None:
-    """Set the ids of a config, ahead of its first step, so that it prepares images as those of a file were.
+    """Set ids of a config before its first step, so that images are prepared like those of an encoder or a model.
 
-    ``common.checks.check_overrides`` calls it where the id ``prepare_as`` is set: to ``encoder`` (the file of
-    ``pretrained_encoder``), ``model`` (of ``model_path``), or to a file. What the record does not state, or the config
-    has no id for, stays as it is, and the log says so.
+    ``common.checks.check_overrides`` calls this if the id ``prepare_as`` is set to ``encoder`` (the file that
+    ``pretrained_encoder`` names), to ``model`` (the file of ``model_path``), or to a file. An id that the record does
+    not state keeps its value. So does everything that the config has no id for. The log lists both.
 
     Args:
-        parser: of the running config; changed in place.
-        given: ids that the user set beside it.
+        parser: parser of the running config; changed in place.
+        given: ids that the user also set.
 
     Raises:
-        FileNotFoundError, ValueError: as ``prepare``; ``prepare_as`` names no file; the user set one of these ids, too.
+        FileNotFoundError, ValueError: as in ``prepare``; ``prepare_as`` names no file; the user also set one of the
+            ids.
     """
     source = parser.get("prepare_as")
     if not source:
@@ -89,15 +90,15 @@ def prepare_as(parser: Any, given: Collection[str] = ()) -> None:
 def with_preparation(
     override: Mapping[str, Any], known: Collection[str], encoder: str | os.PathLike | None = None
 ) -> dict[str, Any]:
-    """Values by id, with those that ``prepare_as`` among them stands for in its place.
+    """Replace the id ``prepare_as`` among some values by the ids that it stands for.
 
     Args:
         override: values by id.
         known: ids of the config; others are left out.
-        encoder: what ``prepare_as=encoder`` means, if anything.
+        encoder: the file that ``prepare_as=encoder`` means, if there is one.
 
     Raises:
-        FileNotFoundError, ValueError: as ``prepared_ids``; a word that means no file here; ids that are set twice.
+        FileNotFoundError, ValueError: as in ``prepared_ids``; the word means no file here; an id is set twice.
     """
     others = {key: value for key, value in override.items() if key != "prepare_as"}
     source = override.get("prepare_as")
@@ -118,10 +119,10 @@ def _refuse_twice(said: str, ids: Collection[str], given: Collection[str]) -> No
 
 
 def read_preparation(path: str | os.PathLike) -> dict[str, Any]:
-    """The record of an encoder file, of one that comes along, by its name, or of a ``model.pt``.
+    """Read the record of an encoder file, of an included encoder by its name, or of a ``model.pt``.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file; it cannot be read, or is no encoder file.
+        FileNotFoundError, ValueError: the file does not exist, cannot be read, or is no encoder file.
     """
     if Path(path).suffix in (".pt", ".pth") and not is_hub_name(path):
         from ..checkpoint_file import read_checkpoint
@@ -131,18 +132,18 @@ def read_preparation(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def prepared_ids(path: str | os.PathLike, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Config ids and the values by which images are prepared as a record states, with those alone that it states.
+    """Return the config ids, with their values, that prepare images as a record states.
 
     Args:
-        path: of the file, for messages.
-        record: of an encoder or a model.
+        path: path of the file, for messages.
+        record: record of an encoder or a model.
 
     Raises:
-        ValueError: the record states none of them, or states what no pipeline can do.
+        ValueError: the record states none of the ids, or is malformed.
     """
     made: dict[str, Any] = dict(record.get("preparation") or {})
     compare_preparation(made, {})  # refuses a newer record
-    # files from before there was a record of the preparation have fields of these names
+    # older files have no record of the preparation, but fields of these names
     made = {name: made.get(name) or record.get(name) for name in PREPARED[:2]} | {"intensity": made.get("intensity")}
     ids: dict[str, Any] = {}
     if isinstance(made["spacing"], list):  # a mapping is one of several domains
@@ -167,7 +168,7 @@ def prepared_ids(path: str | os.PathLike, record: Mapping[str, Any]) -> dict[str
 
 
 def _rule(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The config of the transforms that a record states, or None where they cannot be made again from it."""
+    """Return the config of the transforms that a record states, or None if it does not suffice to make them again."""
     made = [_transform(step) for step in steps]
     if any(one is None for one in made):
         return None
@@ -178,9 +179,9 @@ def _rule(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
         rule = {"_target_": "Compose", "transforms": made} if made else {"_target_": "Identityd", "keys": "image"}
     from monai.bundle import ConfigParser
 
-    try:  # a step whose arguments do not all show in its record is another transform
+    try:  # a record may lack some arguments of a step; then the transform made from it differs
         again = preparation_record(ConfigParser(config={"rule": rule}).get_parsed_content("rule"))["intensity"]
-    except Exception:  # MONAI wraps what a transform raises
+    except Exception:  # MONAI wraps errors of transforms
         return None
     return rule if again == list(steps) else None
 
@@ -206,7 +207,7 @@ def _transform(step: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _has_code(value: Any) -> bool:
-    """Whether a part is a text that MONAI would evaluate: a record comes with a file from elsewhere."""
+    """Whether a value holds a text that MONAI would evaluate. Records come with files from others, so none may."""
     if isinstance(value, Mapping):
         return any(_has_code(one) for one in (*value, *value.values()))
     if isinstance(value, list):
@@ -223,7 +224,7 @@ def _said(ids: Mapping[str, Any]) -> str:
 
 
 def unsaid(path: str | os.PathLike, record: Mapping[str, Any], ids: Mapping[str, Any]) -> list[str]:
-    """A sentence for each part of a record that its ids do not take over."""
+    """Return a sentence for each part of a record that the ids do not reproduce."""
     missing = [name for name in PREPARED[:2] if name not in ids]
     lines = [f"The record of {path} says nothing of one {' and '.join(missing)}."] * bool(missing)
     if "intensity" not in ids:

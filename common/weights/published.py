@@ -17,8 +17,9 @@ __all__ = ["find_published", "intensity_steps", "published", "published_weights"
 def published_weights() -> dict[str, dict[str, Any]]:
     """Facts about published weights by name, from ``published.json``.
 
-    ``prepared`` has fields of ``common.preparation.Preparation``, with ``rule`` for the intensities: configs of
-    transforms. ``prepared_by`` says who states them, ``unexpressed`` what no id of the bundles can do.
+    ``prepared`` has the fields of ``common.preparation.Preparation``; ``rule`` lists the configs of the intensity
+    transforms. ``prepared_by`` names the source of these facts. ``unexpressed`` says which steps no id of the bundles
+    can reproduce.
     """
     return json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
 
@@ -53,15 +54,18 @@ def _images(entry: Mapping[str, Any]) -> str:
 
 
 def find_published(name: str | None, origin: Mapping[str, Any], kind: str) -> tuple[str, dict[str, Any]] | None:
-    """The entry that a checkpoint belongs to, by the user's word, its name on the hub or its SHA-256; None if by none.
+    """Find the entry of a checkpoint, by the user's name for it, its name on the hub, or its SHA-256.
 
     Args:
-        name: of the entry, if the user says it.
+        name: name of the entry, if the user gave one.
         origin: ``name`` and ``sha256`` of the file.
-        kind: of the checkpoint.
+        kind: kind of the checkpoint.
+
+    Returns:
+        name and entry, or None if no entry matches.
 
     Raises:
-        ValueError: there is no such entry, or it is of another kind.
+        ValueError: there is no entry of this name, or it is of another kind.
     """
     entries = published_weights()
     if name is not None:
@@ -83,7 +87,7 @@ def find_published(name: str | None, origin: Mapping[str, Any], kind: str) -> tu
 
 
 def intensity_steps(rule: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Transforms, as configs for the key ``image``, as the steps that a record has of them."""
+    """Convert configs of transforms (key ``image``) into the steps that a record holds for them."""
     config = {"rule": {"_target_": "Compose", "transforms": [dict(one) for one in rule]}}
     steps: list[dict[str, Any]] = preparation_record(ConfigParser(config=config).get_parsed_content("rule"))[
         "intensity"

@@ -1,5 +1,5 @@
-"""Files that follow from a bundle's base files and are alike in every bundle, made from one place.
+"""Make the files that are alike in every bundle and follow from its base files.
 
-``python -m tools.boilerplate`` writes them into each bundle, where they are committed: a bundle is whole without this
-tool. What they have in common stands in ``templates/``; the rest is read from the base files beside them.
+``python -m tools.boilerplate`` writes them into each bundle. They are committed, so a bundle works without this tool.
+Their common parts are in ``templates/``; the rest is read from the bundle's base files.
 """

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.boilerplate", description="Write what bundles have alike.")
     parser.add_argument("bundle", type=Path, nargs="*", help="folders of bundles (default: all of bundles/)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a file would change")

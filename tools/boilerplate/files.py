@@ -1,4 +1,4 @@
-"""What the files hold."""
+"""Make the content of the generated files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ SEEDING = "$monai.utils.set_determinism("
 
 
 def boilerplate(bundle: Path, license_file: Path) -> dict[str, str]:
-    """Text by path, relative to the bundle, of the files that are not written by hand.
+    """Return the text of each generated file, by its path relative to the bundle.
 
     Args:
-        bundle: folder with ``configs/train.json``, ``evaluate.json``, ``inference.json`` and, where it pre-trains,
+        bundle: folder with ``configs/train.json``, ``evaluate.json``, ``inference.json`` and, if the bundle pre-trains,
             ``pretrain.json``.
-        license_file: is copied.
+        license_file: file to copy.
 
     Raises:
         FileNotFoundError: a base file is missing.
-        KeyError: a base file lacks a part that a file follows from.
+        KeyError: a base file lacks a part that a generated file needs.
     """
     configs = bundle / "configs"
     inference = read_json(configs / "inference.json")
@@ -57,7 +57,7 @@ def _template(name: str, bundle: Path) -> dict[str, Any]:
 
 
 def _multi_gpu(bundle: Path, stage: str, template: str) -> dict[str, Any]:
-    """The stage in several processes, which start before the first random number is drawn."""
+    """Make the overlay for several processes. They start before the first random number is drawn."""
     base = read_json(bundle / "configs" / f"{stage}.json")
     made = _template(template, bundle)
     steps = base["initialize"]
@@ -67,7 +67,7 @@ def _multi_gpu(bundle: Path, stage: str, template: str) -> dict[str, Any]:
     made["initialize"] = [*steps[:seeding], *made["initialize"], *steps[seeding:]]
     network = base.get("network", {})
     made["network"] |= {key: network[key] for key in ("checkpointing", "compile") if key in network}
-    # Samplers of our own share their batches among processes by themselves.
+    # Our own samplers already divide their batches among processes.
     if "train#sampler" in made and not base["train"]["dataloader"]["shuffle"]:
         del made["train#sampler"], made["train#dataloader#shuffle"]
     if base.get("validate", {}).get("sampler") is not None:
@@ -76,7 +76,7 @@ def _multi_gpu(bundle: Path, stage: str, template: str) -> dict[str, Any]:
 
 
 def _tensorrt(bundle: Path, inference: dict[str, Any]) -> dict[str, Any]:
-    """The network of inference, compiled for batches of as many windows as the inferer takes at once."""
+    """Make the overlay that compiles the inference network for the inferer's batch size."""
     made = _template("inference_trt", bundle)
     inferer = inference["inferer"]
     windows = inferer.get("sw_batch_size") or inference.get(str(inferer.get("chunk")).lstrip("@")) or 1
@@ -85,7 +85,7 @@ def _tensorrt(bundle: Path, inference: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dicom_seg(bundle: Path, inference: dict[str, Any]) -> dict[str, Any]:
-    """DICOM SEG where inference writes NIfTI."""
+    """Make the overlay that writes DICOM SEG in place of NIfTI."""
     made = _template("dicom_seg", bundle)
     made["save_output"]["folder_layout"] = (
         inference["save_output"]["folder_layout"] | made["save_output"]["folder_layout"]
