@@ -34,7 +34,7 @@ SIZES = {
     "image_size": [32] * 3,
     "roi_size": [32] * 3,
     "batch_size": 1,
-    "max_epochs": 4,
+    "max_epochs": 3,
     "fraction": 0.6,  # two steps per epoch
     "train#random_transforms#1#prob": 0.5,
     "train#random_transforms#2#prob": 0.5,
@@ -45,37 +45,37 @@ class Killed(BaseException):
     pass
 
 
-def kill_after_third(workflow) -> None:
-    """Die when all handlers of the third epoch are through, the checkpoint's included."""
+def kill_after_second(workflow) -> None:
+    """Die when all handlers of the second epoch are through, the checkpoint's included."""
 
     def die(engine):
         raise Killed
 
-    workflow.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=3), die)
+    workflow.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), die)
 
 
-def kill_inside_third(workflow) -> None:
-    """Die after the first of the third epoch's steps."""
+def kill_inside_second(workflow) -> None:
+    """Die after the first of the second epoch's steps."""
 
     def die(engine):
-        if engine.state.epoch == 3 and engine.state.iteration % engine.state.epoch_length == 1:
+        if engine.state.epoch == 2 and engine.state.iteration % engine.state.epoch_length == 1:
             raise Killed
 
     workflow.trainer.add_event_handler(Events.ITERATION_COMPLETED, die)
 
 
-def kill_before_third_is_saved(workflow) -> None:
-    """Die between the third epoch's validation, which may have written a new best, and its checkpoint."""
+def kill_before_second_is_saved(workflow) -> None:
+    """Die between the second epoch's validation, which may have written a new best, and its checkpoint."""
 
     def die(engine):
         raise Killed
 
     handlers = workflow.trainer._event_handlers[Events.EPOCH_COMPLETED]
-    workflow.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=3), die)
+    workflow.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), die)
     handlers.insert(len(handlers) - 2, handlers.pop())  # ahead of the checkpoint, which stands last
 
 
-KILLS = {"after": kill_after_third, "inside": kill_inside_third, "before saving": kill_before_third_is_saved}
+KILLS = {"after": kill_after_second, "inside": kill_inside_second, "before saving": kill_before_second_is_saved}
 
 
 def config(kind: str, tiny: dict, folder: Path) -> list[str]:
@@ -155,9 +155,9 @@ def test_killed_and_resumed_is_uninterrupted(run_bundle, tiny, uninterrupted, tm
     with pytest.raises(Killed):
         run_bundle(*config(kind, tiny, tmp_path), before=KILLS[kill], **overrides)
     saved = torch.load(tmp_path / f"{KINDS[kind]}.ckpt", weights_only=True)["epoch"]
-    assert saved == (3 if kill == "after" else 2)
+    assert saved == (2 if kill == "after" else 1)
     workflow = run_bundle(*config(kind, tiny, tmp_path), resume=True, **overrides)
-    assert workflow.trainer.state.iteration == 4 * workflow.trainer.state.epoch_length
+    assert workflow.trainer.state.iteration == 3 * workflow.trainer.state.epoch_length
     assert differences(result(tmp_path), whole) == []
     names = {"encoder.safetensors", "pretrain.ckpt"} if KINDS[kind] == "pretrain" else {"model.pt", "train.ckpt"}
     assert set(whole) == names
@@ -202,21 +202,21 @@ def test_a_finished_run_that_is_resumed_changes_nothing(run_bundle, tiny, whole,
 
 def test_a_run_cannot_be_extended(run_bundle, tiny, whole, tmp_path):
     shutil.copytree(whole("mae", 0), tmp_path / "out")
-    overrides = {"output_dir": str(tmp_path / "out"), **SIZES, "max_epochs": 5}
+    overrides = {"output_dir": str(tmp_path / "out"), **SIZES, "max_epochs": 4}
     with pytest.raises(RuntimeError) as caught:
         run_bundle(*config("mae", tiny, tmp_path), resume=True, **overrides)
-    assert "max_epochs 4, but this run has 5" in str(caught.value.__cause__)
+    assert "max_epochs 3, but this run has 4" in str(caught.value.__cause__)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
 def test_a_kill_during_saving_leaves_the_last_checkpoint(run_bundle, tiny, uninterrupted, tmp_path, monkeypatch):
-    """The third checkpoint's temporary file is written, cut to a half, and not yet in place: so lie the files then."""
+    """The second checkpoint's temporary file is written, cut to a half, and not yet in place: so lie the files then."""
     names, saves, write_through = config("mae", tiny, tmp_path), [], os.fsync
 
     def die_in_the_middle(handle):
         if ".ckpt." in os.readlink(f"/proc/self/fd/{handle}"):
             saves.append(handle)
-            if len(saves) == 3:
+            if len(saves) == 2:
                 os.ftruncate(handle, os.fstat(handle).st_size // 2)
                 shutil.copytree(tmp_path / "running", tmp_path / "killed")  # nothing is tidied up after a kill
                 raise Killed
@@ -227,7 +227,7 @@ def test_a_kill_during_saving_leaves_the_last_checkpoint(run_bundle, tiny, unint
         run_bundle(*names, output_dir=str(tmp_path / "running"), num_workers=0, **SIZES)
     left = tmp_path / "killed"
     assert len(list(left.glob("*.ckpt.*"))) == 1, "the half-written file"
-    assert torch.load(left / "pretrain.ckpt", weights_only=True)["epoch"] == 2
+    assert torch.load(left / "pretrain.ckpt", weights_only=True)["epoch"] == 1
     run_bundle(*names, output_dir=str(left), num_workers=0, resume=True, **SIZES)
     assert differences(result(left), uninterrupted("mae", 0)) == []
 
@@ -263,7 +263,7 @@ def test_simtrot_resumes_with_the_same_bits(run_bundle, tmp_path, kind):
     }
     run_bundle(*files, output_dir=str(tmp_path / "whole"), **small)
     with pytest.raises(Killed):
-        run_bundle(*files, output_dir=str(tmp_path / "killed"), before=kill_inside_third, **small)
+        run_bundle(*files, output_dir=str(tmp_path / "killed"), before=kill_inside_second, **small)
     run_bundle(*files, output_dir=str(tmp_path / "killed"), resume=True, **small)
     whole = result(tmp_path / "whole")
     assert len(whole) == 2 and differences(whole, result(tmp_path / "killed")) == []
