@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
+from .dense_skips import keep_gradients_dense
 from .memory_format import to_channels_last
 from .padded_convolution import pad_small_images
 from .window_attention import speed_up_windows
@@ -31,11 +32,11 @@ def place(
 ) -> nn.Module:
     """Move a network to its device, in place, in the fastest memory format and precision.
 
-    The format is that of ``to_channels_last``; on a CPU, ``pad_small_images`` keeps gradients right, and windows of
-    MONAI's Swin transformers are computed by ``speed_up_windows``. With ``amp`` every
-    forward pass runs under ``torch.autocast`` in bfloat16, on any device (MONAI's engines open one for CUDA alone), and
-    the outputs are float32 again: losses, metrics and optimisers compute in float32. bfloat16 needs no scaled loss. The
-    engine's own ``amp`` stays off.
+    The format is that of ``to_channels_last``; on a CPU, ``pad_small_images`` keeps gradients right, attention of
+    MONAI's transformers is computed by ``speed_up_windows``, and ``keep_gradients_dense`` acts on decoders. With
+    ``amp`` every forward pass runs under ``torch.autocast`` in bfloat16, on any device (MONAI's engines open one for
+    CUDA alone), and the outputs are float32 again: losses, metrics and optimisers compute in float32. bfloat16 needs no
+    scaled loss. The engine's own ``amp`` stays off.
 
     With ``checkpointing``, training keeps only the input of each transformer block and recomputes its inside for the
     gradient: less memory, more time, the same values and gradients. ``compile`` is ``torch.compile``, in place (a
@@ -52,6 +53,7 @@ def place(
     if kind == "cpu":
         pad_small_images(network)
         speed_up_windows(network)
+        keep_gradients_dense(network)
     if checkpointing and not _checkpoint_blocks(network):
         raise ValueError(
             f"network#checkpointing works on transformer blocks, but {type(network).__name__} has none: leave it out."

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from monai.networks.blocks import SABlock
 from monai.networks.nets.swin_unetr import BasicLayer, WindowAttention, compute_mask, get_window_size
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -14,6 +15,10 @@ __all__ = ["speed_up_windows", "window_attention"]
 
 CACHED_BYTES = 2**21
 """Size of the scores that are computed at a time, which stay in the cache of a core."""
+
+
+MOST_TOKENS = 1024
+"""Of more, torch's fused attention keeps no weights, which would be hundreds of megabytes in all blocks."""
 
 
 def window_attention(
@@ -184,6 +189,30 @@ class _FastLayer(BasicLayer):
         return tokens.movedim(-1, 1)
 
 
+class _FastSelfAttention(SABlock):
+    """MONAI's self-attention, by ``window_attention`` where torch's fused one is slow: few tokens in bfloat16."""
+
+    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
+        usual = self.use_flash_attention and self.use_combined_linear and self.attention_dtype is None
+        if (
+            not usual
+            or attn_mask is not None
+            or self.causal
+            or self.dropout_rate > 0
+            or x.device.type != "cpu"
+            or x.shape[1] > MOST_TOKENS
+            or torch.jit.is_tracing()
+            or torch.compiler.is_compiling()
+        ):
+            return super().forward(x, attn_mask)
+        query, key, value = self.input_rearrange(self.qkv(x))
+        if query.dtype != torch.bfloat16:
+            made = F.scaled_dot_product_attention(query, key, value)
+        else:
+            made = window_attention(query, key, value, query.new_zeros(self.num_heads, *2 * x.shape[1:2]))
+        return self.drop_output(self.out_proj(self.out_rearrange(made)))
+
+
 @functools.lru_cache(maxsize=8)
 def _shift_mask(padded: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]) -> torch.Tensor:
     with torch.inference_mode(False):
@@ -191,7 +220,9 @@ def _shift_mask(padded: tuple[int, ...], window: tuple[int, ...], shift: tuple[i
 
 
 def speed_up_windows(network: nn.Module) -> nn.Module:
-    """Let the Swin transformers of MONAI that a network holds compute their attention by ``window_attention``.
+    """Let the transformers of MONAI that a network holds compute their attention by ``window_attention``.
+
+    These are Swin transformers, and in bfloat16 also those that ask for torch's fused attention.
 
     Changes the network in place. Names in its state dict and its function stay.
 
@@ -203,4 +234,6 @@ def speed_up_windows(network: nn.Module) -> nn.Module:
             module.__class__ = _FastWindowAttention
         elif type(module) is BasicLayer:
             module.__class__ = _FastLayer
+        elif type(module) is SABlock:
+            module.__class__ = _FastSelfAttention
     return network

@@ -76,7 +76,14 @@ def test_the_gradient_of_many_voxels_is_as_exact_as_torchs(dtype):
     torchs = torch.autograd.grad(group_norm, image, weight)[0]
     exact = image.detach().double().contiguous().requires_grad_()
     expected = torch.autograd.grad(norm.double()(exact), exact, weight.double())[0]
-    assert (found - expected).abs().max() <= 1.2 * (torchs - expected).abs().max()
+    allowed = 1.2 * (torchs - expected).abs().max()
+    if (
+        dtype == torch.bfloat16
+    ):  # rounded twice more, when it is as large as the gradient of the output, times the scale
+        scale = norm.weight.max() / exact.std()
+        allowed += 2**-8 * scale * weight.abs().max()
+    assert (found - expected).abs().max() <= allowed
+    assert (found - expected).mean().abs() < 1e-5
     assert found.is_contiguous(memory_format=torch.channels_last_3d) and found.dtype == dtype
 
 

@@ -54,6 +54,32 @@ def test_where_the_kernel_is_larger_than_the_image(kernel, stride, padding, dila
             assert (a - b).abs().max() <= (0.03 if dtype == torch.bfloat16 else 1e-5) * b.abs().max()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"),
+    [(1, 1, 0, 1), (3, 1, 1, 1), (5, 1, 2, 1), (7, 1, 3, 1), ((1, 2, 3), (2, 1, 1), (0, 1, 1), (1, 2, 1))],
+)
+def test_pairs_of_voxels_are_the_same_convolution_for_one_channel(kernel, stride, padding, dilation, bias, layout):
+    torch.manual_seed(0)
+    conv = nn.Conv3d(1, 5, kernel, stride, padding, dilation, bias=bias).double()
+    image = torch.randn(2, 1, 9, 8, 12).double()
+    expected = gradients(conv, image)
+    pairs = pad_small_images(conv.to(memory_format=layout))
+    assert pairs._takes_pairs(image) and not pairs._takes_pairs(image[..., 1:])
+    for a, b in zip(gradients(pairs, image), expected, strict=True):
+        torch.testing.assert_close(a, b)
+    made = pairs.float()(image.float())
+    assert made.is_contiguous(memory_format=torch.channels_last_3d) and not made.is_contiguous()
+
+
+def test_pairs_are_not_for_other_convolutions():
+    image = torch.randn(1, 1, 9, 8, 12)
+    for arguments in ((2,), (3, 2, 1), (3, 1, 0), (3, 1, "same"), (3, 1, 2, 2)):
+        assert not pad_small_images(nn.Conv3d(1, 2, *arguments))._takes_pairs(image)
+    assert not pad_small_images(nn.Conv3d(1, 2, 3, padding=1))._takes_pairs(image[..., :2])
+
+
 def test_other_paddings_and_subclasses_stay():
     class Own(nn.Conv3d):
         pass

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from monai.networks import nets
 from torch import nn
 
-from common.networks import PaddedConv2d, PaddedConv3d, place
+from common.networks import UNETR, PaddedConv2d, PaddedConv3d, place
 
 
 class Net(nn.Module):
@@ -70,3 +71,21 @@ def test_a_copy_has_the_hooks_too(image):
 def test_small_images_are_padded_on_a_cpu():
     net = place(nn.Sequential(nn.Conv3d(1, 2, 3), nn.Conv2d(1, 2, 3)), "cpu")
     assert [type(conv) for conv in net] == [PaddedConv3d, PaddedConv2d]
+
+
+def test_a_placed_unetr_is_monais_in_values_and_gradients():
+    torch.manual_seed(0)
+    arguments = {"img_size": 32, "feature_size": 4, "hidden_size": 24, "mlp_dim": 48, "num_heads": 2}
+    theirs = nets.UNETR(1, 3, **arguments).double()
+    ours = UNETR(1, 3, **arguments, skip_blocks=(4, 7, 10)).double()
+    ours.load_state_dict(theirs.state_dict())
+    place(ours, "cpu")
+    image = torch.randn(1, 1, 32, 32, 32).double()
+    results = []
+    for net in (theirs, ours):
+        made = net(image)
+        made.square().mean().backward()
+        results.append((made, *(parameter.grad for parameter in net.parameters() if parameter.grad is not None)))
+    assert len(results[0]) == len(results[1]) > 100
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.networks.blocks import SABlock
 from monai.networks.nets import SwinUNETR
 from monai.networks.nets.swin_unetr import BasicLayer, PatchMerging, WindowAttention
 
@@ -131,3 +132,41 @@ def test_nets_on_a_cpu_have_it():
     net = place(SwinUNETR(1, 2, feature_size=12), "cpu")
     assert not any(type(part) is WindowAttention for part in net.modules())
     assert any(type(part) is WindowAttention for part in place(SwinUNETR(1, 2, feature_size=12), "meta").modules())
+
+
+def test_self_attention_in_bfloat16_is_as_near_as_torchs():
+    torch.manual_seed(0)
+    block = SABlock(24, 3, use_flash_attention=True)
+    ours = speed_up_windows(copy.deepcopy(block))
+    tokens = torch.randn(2, 50, 24)
+
+    def run(module, tokens, bfloat16):
+        tokens = tokens.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            made = module(tokens)
+        (made.to(tokens.dtype) * tokens.detach().sin()).sum().backward()
+        return made, tokens.grad, module.qkv.weight.grad.clone()
+
+    exact = run(copy.deepcopy(block).double(), tokens.double(), False)
+    for found, theirs, right in zip(run(ours, tokens, True), run(block, tokens, True), exact, strict=True):
+        assert (found - right).abs().max() <= 1.5 * (theirs - right).abs().max()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"use_flash_attention": False}, {"dropout_rate": 0.1}, {"causal": True, "sequence_length": 5}],
+)
+def test_other_self_attention_is_left_to_monai(monkeypatch, arguments):
+    def refuse(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(module, "window_attention", refuse)
+    block = speed_up_windows(SABlock(8, 2, **{"use_flash_attention": True, **arguments}))
+    tokens = torch.randn(1, 5, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert block(tokens).shape == tokens.shape
+        monkeypatch.setattr(module, "MOST_TOKENS", 4)
+        assert speed_up_windows(SABlock(8, 2, use_flash_attention=True))(tokens).shape == tokens.shape
+        monkeypatch.setattr(module, "MOST_TOKENS", 5)
+        with pytest.raises(AssertionError):
+            speed_up_windows(SABlock(8, 2, use_flash_attention=True))(tokens)
