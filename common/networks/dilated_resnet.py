@@ -121,7 +121,8 @@ class DilatedResNet(nn.Module):
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         x = F.relu(self.bn1(self.conv1(image)), inplace=True)
         maps = [x]
-        x = self.maxpool(x)
+        with torch.autocast(x.device.type, enabled=False):  # which computes it in float32 on CPUs: the same maxima
+            x = self.maxpool(x)
         for number in range(1, 5):
             for block in getattr(self, f"layer{number}"):
                 x = self._run(block, x)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from common.networks import pad_small_images
+from common.networks.padded_convolution import _FewWritten
 
 
 def gradients(conv, image):
@@ -58,7 +59,16 @@ def test_where_the_kernel_is_larger_than_the_image(kernel, stride, padding, dila
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "dilation"),
-    [(1, 1, 0, 1), (3, 1, 1, 1), (5, 1, 2, 1), (7, 1, 3, 1), ((1, 2, 3), (2, 1, 1), (0, 1, 1), (1, 2, 1))],
+    [
+        (1, 1, 0, 1),
+        (3, 1, 1, 1),
+        (5, 1, 2, 1),
+        (7, 1, 3, 1),
+        ((1, 2, 3), (2, 1, 1), (0, 1, 1), (1, 2, 1)),
+        (7, 2, 3, 1),
+        (3, (1, 1, 2), 1, 1),
+        (1, 2, 0, 1),
+    ],
 )
 def test_pairs_of_voxels_are_the_same_convolution_for_one_channel(kernel, stride, padding, dilation, bias, layout):
     torch.manual_seed(0)
@@ -75,9 +85,44 @@ def test_pairs_of_voxels_are_the_same_convolution_for_one_channel(kernel, stride
 
 def test_pairs_are_not_for_other_convolutions():
     image = torch.randn(1, 1, 9, 8, 12)
-    for arguments in ((2,), (3, 2, 1), (3, 1, 0), (3, 1, "same"), (3, 1, 2, 2)):
+    for arguments in ((2,), (3, 3, 1), (3, 1, 0), (3, 1, "same"), (3, 1, 2, 2)):
         assert not pad_small_images(nn.Conv3d(1, 2, *arguments))._takes_pairs(image)
     assert not pad_small_images(nn.Conv3d(1, 2, 3, padding=1))._takes_pairs(image[..., :2])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"),
+    [(3, 1, 1, 1), ((1, 3, 3), (2, 1, 1), (0, 2, 1), (1, 2, 1))],
+)
+def test_two_neighbours_at_a_time_are_the_same_convolution(kernel, stride, padding, dilation):
+    torch.manual_seed(0)
+    conv = nn.Conv3d(3, 2, kernel, stride, padding, dilation, bias=False).double()
+    image = torch.randn(2, 3, 5, 6, 8).double().to(memory_format=torch.channels_last_3d).requires_grad_()
+    made = _FewWritten.apply(image, conv.weight, conv.stride, conv.padding, conv.dilation)
+    expected = conv(image)
+    torch.testing.assert_close(made, expected)
+    weights = torch.arange(made.numel()).view(made.shape).sin()
+    found, plain = (torch.autograd.grad(result, (image, conv.weight), weights) for result in (made, expected))
+    torch.testing.assert_close(found, plain)
+
+
+@pytest.mark.parametrize("size", [(9, 8, 12), (9, 8, 11)])
+def test_eight_channels_in_bfloat16(monkeypatch, size):
+    """Even sides go two at a time; both are as near to float64 as bfloat16 is."""
+    torch.manual_seed(0)
+    conv, image = nn.Conv3d(16, 8, 3, padding=1, bias=False), torch.randn(2, 16, *size)
+    expected = gradients(copy.deepcopy(conv).double(), image.double())
+    calls, apply = [], _FewWritten.apply
+    monkeypatch.setattr(_FewWritten, "apply", lambda *arguments: calls.append(1) or apply(*arguments))
+    conv = pad_small_images(conv.to(memory_format=torch.channels_last_3d))
+    gradients(conv, image)
+    assert not calls
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(conv, image.to(memory_format=torch.channels_last_3d))
+    assert len(calls) == (size[-1] % 2 == 0)
+    assert found[2].dtype == torch.float32
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() <= 0.03 * b.abs().max()
 
 
 def test_other_paddings_and_subclasses_stay():
