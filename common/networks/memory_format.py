@@ -59,8 +59,8 @@ class _InstanceNorm(torch.autograd.Function):
         output = torch.empty_like(image)
         means, scales = image.new_empty(2, *image.shape[:2], dtype=precision)
         for number, (voxels, normed) in enumerate(zip(_rows(image), _rows(output), strict=True)):
-            buffers = image.new_zeros(2, voxels.shape[1], dtype=precision)  # they tell torch the type of the results
-            each, variance = torch.batch_norm_update_stats(voxels, *buffers, 0.0)
+            running = image.new_zeros(2, voxels.shape[1], dtype=precision)  # tells torch the type of the results
+            each, variance = torch.batch_norm_update_stats(voxels, running[0], running[1], 0.0)
             each, variance = each.view(-1, channels), variance.view(-1, channels)
             mean = each.mean(0)
             scale = (variance.mean(0) + (each - mean).square().mean(0) + eps).rsqrt()

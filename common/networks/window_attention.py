@@ -25,7 +25,7 @@ def window_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    bias: torch.Tensor,
+    bias: torch.Tensor | None,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention in windows of N tokens, with a bias for each pair of tokens: ``softmax(q k^T / sqrt(D) + bias) v``.
@@ -36,7 +36,7 @@ def window_attention(
 
     Args:
         query, key, value: (windows, heads, N, D).
-        bias: (heads, N, N).
+        bias: (heads, N, N), or None.
         mask: what is added to the scores of each window, (windows of an image, N, N).
 
     Returns:
@@ -47,10 +47,11 @@ def window_attention(
         tokens = (tensor.as_subclass(torch.Tensor) for tensor in (query, key, value))  # a MetaTensor follows each step
         return _WindowAttention.apply(*tokens, bias, mask)
     if mask is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None].to(query.dtype))
+        every = None if bias is None else bias[None].to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=every)
     # (images, windows of an image, heads, N, D), so that a traced network takes any number of images
     query, key, value = (tensor.reshape(-1, len(mask), *tensor.shape[1:]) for tensor in (query, key, value))
-    every = (bias + mask[:, None]).to(query.dtype)
+    every = (mask[:, None] if bias is None else bias + mask[:, None]).to(query.dtype)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=every).flatten(0, 1)
 
 
@@ -61,12 +62,14 @@ class _WindowAttention(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        bias: torch.Tensor,
+        bias: torch.Tensor | None,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
         windows, heads, count, width = query.shape
         precision = torch.promote_types(query.dtype, torch.float32)
-        bias, scale = bias.to(precision), width**-0.5
+        used, scale = float(bias is not None), width**-0.5
+        none = query.new_zeros(1, 1, 1, dtype=precision).expand(heads, count, count)
+        bias = none if bias is None else bias.to(precision)
         q, k, v = (tensor.reshape(-1, count, width) for tensor in (query, key, value))
         high_q, high_k = q.to(precision), k.to(precision).mT
         masked = [] if mask is None else mask.flatten(1).any(1).tolist()
@@ -75,7 +78,8 @@ class _WindowAttention(torch.autograd.Function):
         kept = q.new_empty(len(q) if keeps else _step(bias), count, count)
         with torch.autocast("cpu", enabled=False):
             for rows, repeated in _rows(len(q), bias):
-                scores = torch.baddbmm(repeated, high_q[rows], high_k[rows], alpha=scale, out=_like(scores, repeated))
+                scores = _like(scores, repeated)
+                torch.baddbmm(repeated, high_q[rows], high_k[rows], beta=used, alpha=scale, out=scores)
                 if mask is not None:
                     _add_mask(scores, mask, masked, rows, heads)
                 weights = kept[rows] if keeps else kept[: len(scores)]
@@ -95,7 +99,7 @@ class _WindowAttention(torch.autograd.Function):
         mean = -(result.to(bias.dtype) * high_change).sum(-1, keepdim=True)
         turned, scaled_k, scaled_q = change.mT.contiguous(), k * scale, (q * scale).mT.contiguous()
         by_q, by_k, by_v = (torch.empty_like(like) for like in (q, turned, turned))
-        by_bias = torch.zeros_like(bias)
+        by_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else bias
         by_scores, narrow = bias.new_empty(0), q.new_empty(0)
         for rows, repeated in _rows(len(q), bias):
             weights = kept[rows]
@@ -104,7 +108,9 @@ class _WindowAttention(torch.autograd.Function):
             by_scores = torch.baddbmm(mean[rows], high_change[rows], high_v[rows], out=_like(by_scores, repeated))
             by_scores.mul_(weights)
             first = rows.start % heads
-            if len(by_scores) > heads:
+            if not ctx.needs_input_grad[3]:
+                pass
+            elif len(by_scores) > heads:
                 by_bias += by_scores.unflatten(0, (-1, heads)).sum(0)
             else:
                 by_bias[first : first + len(by_scores)] += by_scores
@@ -113,7 +119,7 @@ class _WindowAttention(torch.autograd.Function):
             torch.bmm(scaled_q[rows], narrow, out=by_k[rows])
         return (
             *(tensor.view(gradient.shape) for tensor in (by_q, by_k.mT.contiguous(), by_v.mT.contiguous())),
-            by_bias,
+            by_bias if ctx.needs_input_grad[3] else None,
             None,
         )
 
@@ -133,7 +139,8 @@ def _step(bias: torch.Tensor) -> int:
 def _rows(count: int, bias: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """The parts of all windows' heads, each with the bias of its heads."""
     step = _step(bias)
-    repeated = bias.repeat(max(1, step // len(bias)), 1, 1)
+    times = max(1, step // len(bias))
+    repeated = bias if times == 1 else bias.repeat(times, 1, 1)
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))
         first = start % len(repeated)
@@ -209,7 +216,7 @@ class _FastSelfAttention(SABlock):
         if query.dtype != torch.bfloat16:
             made = F.scaled_dot_product_attention(query, key, value)
         else:
-            made = window_attention(query, key, value, query.new_zeros(self.num_heads, *2 * x.shape[1:2]))
+            made = window_attention(query, key, value, None)
         return self.drop_output(self.out_proj(self.out_rearrange(made)))
 
 

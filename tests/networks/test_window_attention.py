@@ -54,6 +54,18 @@ def test_values_and_gradients_are_those_of_plain_attention(monkeypatch, at_a_tim
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("at_a_time", [1, 4])
+def test_without_a_bias(monkeypatch, at_a_time, masked):
+    monkeypatch.setattr(module, "CACHED_BYTES", at_a_time * 2 * 5 * 5 * 8)
+    tokens, bias, mask = inputs(16, masked)
+    expected = results(plain, tokens, torch.zeros_like(bias), mask)[:2]
+    tokens.requires_grad_()
+    made = attend(*tokens.permute(2, 0, 3, 1, 4), None, mask)
+    (made * torch.arange(made.numel(), dtype=made.dtype).view(made.shape).sin()).sum().backward()
+    torch.testing.assert_close((made, tokens.grad), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_float32_and_bfloat16_are_as_near_as_plain_attention():
     exact = results(plain, *inputs(8, True))
     for dtype in (torch.float32, torch.bfloat16):
