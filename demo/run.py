@@ -18,11 +18,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def outcome(report: str) -> str:
-    """Return the section of a report that has the outcome."""
-    return report.partition("## Outcome")[2].partition("\n## ")[0].strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "demo", help="folder of the runs and the report")
@@ -43,8 +38,7 @@ def main() -> None:
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "ignore"}, check=True)
     picture = output / "figure.png"
     shutil.copyfile(output / "figures" / "examples.png", picture)
-    print(f"\n{outcome((output / 'report.md').read_text(encoding='utf-8'))}\n\n{picture}\n{output / 'report.html'}")
-    print(f"all in {(time.time() - started) / 60:.1f} minutes")
+    print(f"{picture}\nall in {(time.time() - started) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

@@ -163,7 +163,13 @@ def compare(
     with hold_folder(asked):
         collect(planned, None if report else "python -m common.compare " + shlex.join(sys.argv[1:]))
         path = write_report(asked.output)
-    print(f"\n{path.read_text(encoding='utf-8').split('## ')[1].strip()}\n\n{path}\n{path.with_suffix('.html')}")
+    print(f"\n{_outcome(path.read_text(encoding='utf-8'))}\n\n{path}\n{path.with_suffix('.html')}")
+
+
+def _outcome(report: str) -> str:
+    """The first section of a report in Markdown, without its picture and the caption."""
+    paragraphs = report.split("## ")[1].strip().split("\n\n")
+    return "\n\n".join(part for part in paragraphs if not part.startswith("![") and not re.match(r"\*[^*]", part))
 
 
 def say(text: str) -> None:

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 
 from ..visualize import class_colours
 from .statistics import compare_arms, mean_and_spread
-from .tables import Tables
+from .tables import Tables, plural
 
 __all__ = ["draw_all", "metric_name", "metric_title"]
 
@@ -130,7 +130,7 @@ def differences(tables: Tables) -> Figure | None:
         axis.plot(one.parts.mean, at, "o", color=shades[pair[0]])
         text = tables.verdicts[pair, labels].text
         axis.annotate(text, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=9)
-    names = [plain(f"{' - '.join(pair)}, {labels} labels") for (pair, labels), _ in rows]
+    names = [plain(f"{' - '.join(pair)}, {labels} {plural(labels, 'label')}") for (pair, labels), _ in rows]
     axis.set_yticks(range(len(rows)), names)
     axis.set_ylim(len(rows) - 0.5, -0.5)  # from above to below
     better = "right" if tables.metrics[tables.main_metric] == "higher" else "left"

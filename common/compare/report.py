@@ -25,10 +25,11 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; 
   overflow-wrap: anywhere; }
 table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto; font-size: 0.92em; }
 th, td { border-bottom: 1px solid #ddd; padding: 0.3em 0.8em 0.3em 0; text-align: left; white-space: nowrap; }
+td.long { white-space: normal; min-width: 16em; }
 th { border-bottom: 2px solid #888; } img { max-width: 100%; } figure { margin: 1.5em 0; }
 figcaption { color: #555; font-size: 0.9em; } h1, h2, h3 { line-height: 1.2; margin-top: 1.6em; }
 code { background: #f3f3f3; }
-/* On a phone tables and wide pictures are read by moving them sideways, each by itself. */
+/* On a phone tables and wide diagrams are read by moving them sideways, each by itself. */
 @media screen and (max-width: 40em) {
   .wide { overflow-x: auto; } .wide img { max-width: none; width: 50em; }
   th:first-child, td:first-child { white-space: normal; min-width: 7em; }
@@ -41,6 +42,10 @@ code { background: #f3f3f3; }
 
 WIDE = 720
 """Width in pixels from which the text of a picture is too small to read on a phone."""
+LONG = 40
+"""Letters from which the text of a table's cell is broken into lines."""
+SCALED = ("examples", "cases")
+"""Pictures of scans and masks side by side: a phone shows the whole width."""
 
 
 @dataclass(frozen=True)
@@ -486,12 +491,13 @@ def page(blocks: Sequence[Block], title: str) -> str:
             parts.append("<ul>" + "".join(f"<li>{_escape(item)}</li>" for item in block.items) + "</ul>")
         elif block.kind == "table":
             head = "".join(f"<th>{_escape(cell)}</th>" for cell in block.header)
-            rows = "".join(f"<tr>{''.join(f'<td>{_escape(cell)}</td>' for cell in row)}</tr>" for row in block.rows)
+            rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in block.rows)
             parts.append(f"<table><tr>{head}</tr>{rows}</table>")
         elif block.kind == "figure":
             data = base64.b64encode(block.picture).decode()
             caption = _escape(block.text)
-            kind = "wide" if _pixels_across(block.picture) > WIDE else "narrow"
+            wide = _pixels_across(block.picture) > WIDE and block.items[0] not in SCALED
+            kind = "wide" if wide else "narrow"
             parts.append(
                 f'<figure><div class="{kind}"><img alt="{caption}" src="data:image/png;base64,{data}"></div>'
                 f"<figcaption>{caption}</figcaption></figure>"
@@ -506,6 +512,11 @@ def page(blocks: Sequence[Block], title: str) -> str:
         f"<style>{STYLE}</style></head>\n"
         "<body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
+
+
+def _cell(text: str) -> str:
+    start = '<td class="long">' if len(text) > LONG else "<td>"
+    return f"{start}{_escape(text)}</td>"
 
 
 def _pixels_across(png: bytes) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from ..checks import PLACES
 from .bundle_config import parsed
 from .settings import Settings
+from .tables import plural
 
 STAGES = ("pretrain", "tune", "train", "evaluate", "infer", "probe")
 
@@ -64,7 +65,8 @@ class Run:
 
     def __str__(self) -> str:
         parts = [self.stage, self.arm]
-        parts += [f"{self.labels} labels"] * (self.labels is not None) + [f"seed {self.seed}"] * (self.seed is not None)
+        parts += [f"{self.labels} {plural(self.labels, 'label')}"] if self.labels is not None else []
+        parts += [f"seed {self.seed}"] * (self.seed is not None)
         parts += [f"fold {self.fold}"] * (self.fold is not None) + [f"trial {self.trial}"] * (self.trial is not None)
         return ", ".join([*parts, self.target] if self.target else parts)
 

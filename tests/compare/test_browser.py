@@ -19,6 +19,7 @@ addEventListener("load", () => {
     const found = {
         window: innerWidth, across: document.documentElement.scrollWidth, scripts: document.scripts.length,
         title: document.title, said: document.body.innerText,
+        cells: [...document.querySelectorAll("td")].map(one => one.getBoundingClientRect().width),
         pictures: [...document.images].map(one => [one.naturalWidth, one.getBoundingClientRect().width]),
     };
     parent.document.documentElement.setAttribute("data-found", JSON.stringify(found));
@@ -71,9 +72,10 @@ def report(tmp_path_factory):
     blocks = [Block("heading", f"Does it help? {NAME}", level=1), Block("text", long), Block("code", long + NAME)]
     blocks += [Block("list", items=[NAME, f"**better** {long}"])]
     blocks += [Block("table", header=["labels", *"abcdefgh"], rows=[[NAME, *["+0.123 (0.100 to 0.200)"] * 8]])]
-    for inches in (6, 12):
+    blocks += [Block("table", header=["choice", "reason"], rows=[["crop", "the planned network fits it " * 20]])]
+    for inches, name in ((6, "x"), (12, "x"), (12, "cases")):
         Figure((inches, 3), dpi=110).savefig(folder / f"{inches}.png")
-        blocks.append(Block("figure", NAME, items=["x"], picture=(folder / f"{inches}.png").read_bytes()))
+        blocks.append(Block("figure", NAME, items=[name], picture=(folder / f"{inches}.png").read_bytes()))
     (folder / "report.html").write_text(page(blocks, NAME))
     return folder / "report.html"
 
@@ -85,8 +87,10 @@ def test_it_fits_the_window_and_runs_nothing_that_a_name_says(browser, report, w
     assert found["scripts"] == 1 and found["title"] == NAME, "the script that measures is the only one"
     assert found["said"].count(NAME) >= 4
     natural, shown = zip(*found["pictures"], strict=True)
-    assert natural == (660, 1320)
+    assert natural == (660, 1320, 1320)
     assert shown[0] <= width and shown[1] >= 600, "the wide picture is to be read, by moving it in its box"
+    assert shown[2] <= width, "masks side by side are seen at once"
+    assert 200 < found["cells"][-1] < width, "a long text is broken into lines"
 
 
 def test_it_prints(browser, report):

@@ -226,7 +226,7 @@ def test_patience_ends_a_fine_tuning_before_its_cap(cohort, tiny, tmp_path):
 
 def test_plan_lists_and_estimates_and_runs_nothing(cohort, tiny, tmp_path):
     said = call(arguments(cohort, tiny, tmp_path / "out", "--arms", "scratch", "--plan"))
-    assert "train, scratch, 1 labels, seed 0: 4 steps" in said
+    assert "train, scratch, 1 label, seed 0: 4 steps" in said
     assert "of memory at most per run" in said and "on disk" in said
     assert not (tmp_path / "out/runs").exists() and not list((tmp_path / "out").glob(".dry-run-*"))
 

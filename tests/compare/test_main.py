@@ -70,3 +70,9 @@ def test_nothing_runs_with_an_unknown_option(monkeypatch):
     monkeypatch.setattr(module.sys, "argv", ["compare", *WORDS, "--stepz", "6"])
     with pytest.raises(SystemExit, match=r"^error: There is no option --stepz; did you mean --steps\?$"):
         module.main()
+
+
+def test_the_command_prints_the_outcome_without_its_picture():
+    start = "# Does it help?\n\n## Outcome\n\n"
+    report = start + "- With 1 label: **better**.\n\n**One** seed.\n\n![All](all.png)\n\n*All*\n\n## Dice\n\nrows"
+    assert module._outcome(report) == "Outcome\n\n- With 1 label: **better**.\n\n**One** seed."

@@ -369,7 +369,7 @@ def test_every_difference_stands_in_the_forest_plot(folder):
         assert axis.lines[2 + 2 * row].get_xdata()[0] == pytest.approx(found.parts.mean)
     assert [text.get_text() for text in axis.texts] == ["better", "undecided"]
     assert [label.get_text() for label in axis.get_yticklabels()] == [
-        "mae - scratch, 1 labels",
+        "mae - scratch, 1 label",
         "mae - scratch, 5 labels",
     ]
 
