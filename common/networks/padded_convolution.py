@@ -150,10 +150,11 @@ def _pairs(kernel: int) -> tuple[torch.Tensor, int, int]:
     """
     half = (kernel // 2 + 1) // 2
     margin = 2 * half + 1 - kernel // 2
-    written, read, group = torch.meshgrid(
-        torch.arange(2), torch.arange(2), torch.arange(-half, half + 1), indexing="ij"
-    )
-    return 2 * group + read - written + kernel // 2 + margin, 2 * half + 1, margin
+    with torch.inference_mode(False):  # the gradient keeps the index
+        written, read, group = torch.meshgrid(
+            torch.arange(2), torch.arange(2), torch.arange(-half, half + 1), indexing="ij"
+        )
+        return 2 * group + read - written + kernel // 2 + margin, 2 * half + 1, margin
 
 
 def pad_small_images(network: nn.Module) -> nn.Module:

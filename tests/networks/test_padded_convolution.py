@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from common.networks import pad_small_images
-from common.networks.padded_convolution import _FewWritten
+from common.networks.padded_convolution import _FewWritten, _pairs
 
 
 def gradients(conv, image):
@@ -81,6 +81,15 @@ def test_pairs_of_voxels_are_the_same_convolution_for_one_channel(kernel, stride
         torch.testing.assert_close(a, b)
     made = pairs.float()(image.float())
     assert made.is_contiguous(memory_format=torch.channels_last_3d) and not made.is_contiguous()
+
+
+def test_pairs_have_a_gradient_after_inference_too():
+    _pairs.cache_clear()
+    conv, image = pad_small_images(nn.Conv3d(1, 2, 3, padding=1)), torch.randn(1, 1, 4, 4, 6)
+    with torch.inference_mode():
+        conv(image)
+    conv(image).sum().backward()
+    assert conv.weight.grad is not None
 
 
 def test_pairs_are_not_for_other_convolutions():
