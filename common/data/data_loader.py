@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -50,6 +51,15 @@ class DataLoader(monai.data.DataLoader):
     def _index_sampler(self) -> Any:
         batches = super()._index_sampler
         return _SeededBatches(self, batches) if self.persistent_workers else batches
+
+    def _get_iterator(self) -> Any:
+        batches = super()._get_iterator()
+        queues = getattr(batches, "_index_queues", None)
+        if queues:
+            # By these torch tells its workers to end. Objects of a run refer to each other in circles, and when Python
+            # frees a circle, it closes the queues first: torch then waits 5 seconds for each worker.
+            weakref.finalize(batches, queues.copy().clear).atexit = False
+        return batches
 
     def __iter__(self) -> Any:
         batches = super().__iter__()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import threading
+import time
 
 import monai.data
 import numpy as np
@@ -88,6 +90,19 @@ def test_without_workers_it_is_monais():
 def test_workers_for_each_epoch_are_a_choice():
     found = epochs(DataLoader(dataset(), batch_size=2, num_workers=1, persistent_workers=False), [0, 1])
     assert len(set.union(*(workers for _, workers, _ in found.values()))) == 2
+
+
+def test_workers_end_at_once_when_python_frees_a_circle():
+    """As the objects of a run are one; torch would wait 5 seconds for each worker."""
+    loader = DataLoader(dataset(), batch_size=2, num_workers=2)
+    circle = [loader, iter(loader)]
+    next(circle[1])
+    workers = list(circle[1]._workers)
+    circle.append(circle)
+    began = time.monotonic()
+    del loader, circle
+    gc.collect()
+    assert not any(worker.is_alive() for worker in workers) and time.monotonic() - began < 4
 
 
 class Several(Subset):
