@@ -24,7 +24,8 @@ pacs-demo: $(LABEL_VENV)/.installed
 	$(LABEL_VENV)/bin/python demo/pacs.py
 
 # A worker that dies ends the run, and its test is named: with another in its place, xdist waits for ever.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# Bytecode is written, whatever the environment says, since children import the same modules again and again.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test: $(STAMP)
 	$(PYTEST) $(OPTIONS)
