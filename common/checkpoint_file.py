@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .files import atomic_write
+from .files import VOLUME_ENDINGS, atomic_write
 from .volumes import first_line
 
 __all__ = [
@@ -76,16 +77,85 @@ def read_checkpoint(path: str | os.PathLike, harmless: bool = False) -> tuple[An
         raise FileNotFoundError(f"{path} does not exist.")
     try:
         record = checked_record(path)
+        archive = _foreign_archive(path)
+        if archive is not None:
+            raise ValueError(archive)
         with torch.serialization.safe_globals(_harmless() if harmless else []):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is not a readable checkpoint, or holds Python objects beside tensors, which are not "
-            "loaded for safety; on a machine you trust, save only its state dict with torch.save"
-        ) from error
     except Exception as error:  # a damaged archive or pickle ends in whatever error its bytes lead to
-        raise ValueError(f"{path} is not a readable checkpoint ({first_line(error)})") from error
+        said, known = first_line(error), _what_it_is(path)
+        if isinstance(error, pickle.UnpicklingError) and known is None:
+            found = re.search(r"(?:GLOBAL|unrecognized function|unsupported class) ([\w.]+)", str(error))
+            what = f"holds Python objects beside tensors ({found[1]})" if found else _OTHER
+            raise ValueError(
+                f"{path} {what}, which are not loaded for safety; on a machine you trust, save only its state dict "
+                "with torch.save"
+            ) from error
+        said = said if said.startswith("it is ") else known or said
+        raise ValueError(f"{path} is not a readable checkpoint ({said})") from error
     return content, record
+
+
+_OTHER = "is not a readable checkpoint, or holds Python objects beside tensors"
+_FIRST_BYTES = (
+    (b"\x89HDF\r\n", "it is an HDF5 file, as Keras writes: give weights of PyTorch"),
+    (b"\x1f\x8b", "it is compressed by gzip: unpack it first"),
+    (b"version https://git-lfs", "it is a pointer of Git LFS in place of the file: fetch the file with `git lfs pull`"),
+    (b"\x93NUMPY", "it is an array of NumPy: give weights of PyTorch"),
+)
+_PARTS_OF_ARCHIVES = (
+    (
+        "constants.pkl",
+        "it is a TorchScript archive, a network for inference alone: give the state dict it is made from",
+    ),
+    ("archive_format", "it is a program of torch.export, for inference alone: give the state dict it is made from"),
+    ("config.json", "it is an archive of Keras: give weights of PyTorch"),
+)
+
+
+def _foreign_archive(path: Path) -> str | None:
+    """What a zip archive is that ``torch.load`` reads no state dict from; None if it may be one."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        names = [name.rpartition("/")[2] for name in archive.namelist()]
+    if "data.pkl" in names and "constants.pkl" not in names:
+        return None
+    found = next((text for part, text in _PARTS_OF_ARCHIVES if part in names), None)
+    return found or "it is an archive, but not one that torch.save wrote: unpack it, and give the file of weights in it"
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # it has the end of one, damaged
+        return False
+
+
+def _what_it_is(path: Path) -> str | None:
+    """What a file is that ``torch.load`` cannot read, by its name and first bytes; None if they do not show it."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        return "it is empty"
+    if path.name.lower().endswith(VOLUME_ENDINGS):
+        return "it is an image, not weights"
+    if path.suffix.lower() == ".onnx":
+        return "it is an ONNX network, for inference alone: give the state dict it is made from"
+    known = next((text for first, text in _FIRST_BYTES if start.startswith(first)), None)
+    if known is not None:
+        return known
+    if start[257:262] == b"ustar":
+        return "it is a tar archive: unpack it, and give the file of weights in it"
+    if start.startswith(b"PK") and not _is_archive(path):
+        return "it is cut short or damaged: take another copy of it"
+    if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
+        return "it is a web page in place of the file: download the file itself"
+    try:
+        text = start.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return "it is a text file" if text.isprintable() or ("\n" in text and "\x00" not in text) else None
 
 
 def _harmless() -> list[Any]:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import pickle
 import stat
+import zipfile
 
 import pytest
 import torch
@@ -104,5 +107,65 @@ def test_a_file_whose_checksums_were_left_out_is_read(tmp_path):
 
 def test_python_objects_are_not_loaded(tmp_path):
     torch.save({"a": torch.zeros(2), "b": argparse.Namespace(c=1)}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"a\.pt is not a .*holds Python objects beside tensors, which are not loaded"):
+    with pytest.raises(ValueError, match=r"a\.pt holds Python objects beside tensors \(argparse\.Namespace\), which"):
         read_checkpoint(tmp_path / "a.pt")
+
+
+class Runs:
+    """What would make a folder if a pickle ran it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_pickle_is_named_and_not_run(tmp_path):
+    torch.save({"a": torch.zeros(2), "b": Runs(tmp_path / "ran")}, tmp_path / "a.pt")
+    (tmp_path / "b.pt").write_bytes(pickle.dumps(Runs(tmp_path / "ran"), protocol=2))
+    for name in ("a.pt", "b.pt"):
+        with pytest.raises(ValueError, match=rf"{name} holds Python objects beside tensors \(posix\.mkdir\)"):
+            read_checkpoint(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def _zipped(*names):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return buffer.getvalue()
+
+
+def _half():
+    buffer = io.BytesIO()
+    torch.save({"a": torch.zeros(2000)}, buffer)
+    return buffer.getvalue()[:5000]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.pt", b"", "it is empty"),
+        ("a.h5", b"\x89HDF\r\n\x1a\n" + bytes(range(128, 256)), "an HDF5 file, as Keras writes"),
+        ("a.pt", b"\x1f\x8b\x08" + bytes(range(128, 256)), "compressed by gzip: unpack it"),
+        ("scan.NII.gz", b"\x1f\x8b\x08" + bytes(range(128, 256)), "it is an image, not weights"),
+        ("net.onnx", b"\x08\x09\x12\x07pytorch", "it is an ONNX network"),
+        ("a.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "a pointer of Git LFS"),
+        ("a.pt", b"<!DOCTYPE html>\n<html>", "it is a web page in place of the file"),
+        ("a.pt", b"hello,\nthese are no weights\n", "it is a text file"),
+        ("a.npy", b"\x93NUMPY\x01\x00" + bytes(range(128, 256)), "an array of NumPy"),
+        ("a.npz", _zipped("a.npy"), "an archive, but not one that torch.save wrote"),
+        ("a.keras", _zipped("config.json", "model.weights.h5"), "an archive of Keras"),
+        ("a.pt2", _zipped("a/archive_format", "a/models/model.json"), "a program of torch.export"),
+        ("a.pt", _zipped("a/data.pkl", "a/constants.pkl", "a/code/x.py"), "a TorchScript archive"),
+        ("a.pt", _half(), "it is cut short or damaged"),
+        ("a.tar", b"a.pt".ljust(257, b"\0") + b"ustar  \0" + bytes(300), "a tar archive: unpack it"),
+    ],
+)  # fmt: skip
+def test_what_is_no_checkpoint_is_told_by_what_it_is(tmp_path, name, content, said, recwarn):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is not a readable checkpoint \(.*{said}") as raised:
+        read_checkpoint(tmp_path / name)
+    assert len(str(raised.value).splitlines()) == 1 and not recwarn.list

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ _NO_SCANS = {
     **dict.fromkeys((".hdr", ".img"), "Analyze files"),
     **dict.fromkeys((".mgz", ".mgh"), "FreeSurfer files"),
 }
+_RESULTS = ("study.txt", "datalist.json", "unlabelled.json")
+"""Files in the output folder of an automatic run."""
 _BIDS_FOLDERS = ("anat", "dwi", "perf", "pet", "ct")
 _MASK_SUFFIXES = ("dseg", "mask", "seg", "lesion", "roi")  # of BIDS, and as they are met
 
@@ -115,7 +118,10 @@ def _nothing(folder: Path, what: str) -> str:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """All files below a folder, sorted, without hidden ones. Links to folders are followed once."""
+    """All files below a folder, sorted, without hidden ones. Links to folders are followed once.
+
+    What an automatic run wrote into a folder below is left out: its label maps are neither scans nor masks to learn.
+    """
     found = []
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -123,6 +129,8 @@ def _walk(folder: Path) -> list[Path]:
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         files = [] if real in seen else files  # by a link to a folder above
         seen.add(real)
+        if parent != str(folder) and set(_RESULTS) <= set(files):
+            folders[:], files = [], []
         found += [Path(parent, name) for name in files if not name.startswith(".")]
     return sorted(found)
 
@@ -273,11 +281,16 @@ def _decathlon(images: Path, masks: Path | None) -> Layout | None:
     )
 
 
+def _one_form(name: str) -> str:
+    """A name with each letter as one character: macOS writes an umlaut as two, others as one."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _by_name(files: Iterable[Path], root: Path, left_out: list[tuple[Path, str]]) -> dict[str, Path]:
     """Files by their path below a folder, without ending; names with two endings are left out."""
     found: dict[str, list[Path]] = {}
     for file in files:
-        found.setdefault((file.parent.relative_to(root) / stem(file)).as_posix(), []).append(file)
+        found.setdefault(_one_form((file.parent.relative_to(root) / stem(file)).as_posix()), []).append(file)
     for several in found.values():
         if len(several) > 1:
             left_out += [
@@ -467,8 +480,8 @@ def _inside(file: Path, folder: Path, other: Path) -> bool:
 
 
 def _named(file: Path, root: Path) -> _Named:
-    relative = file.relative_to(root)
-    key = (relative.parent / (stem(file) if file.is_file() else file.name)).as_posix()
+    relative = Path(_one_form(file.relative_to(root).as_posix()))
+    key = (relative.parent / (stem(relative) if file.is_file() else relative.name)).as_posix()
     words: list[str] = []
     contrast, is_mask = "", False
     folders = [part for part in relative.parent.parts if not _SCAN_FOLDER.fullmatch(part)]

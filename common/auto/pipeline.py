@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from filelock import FileLock, Timeout
 from ..bundles import find_bundle
 from ..files import atomic_write
 from ..json_files import read_json, write_json
+from ..weights.hub import is_hub_name
 from ..weights.prepare import prepared_ids, read_preparation, unsaid
 from ..weights.shipped import find_encoder
 from .commands import Command, RunError, execute, parse_trial, training_commands, trial_command
@@ -113,9 +116,15 @@ def run(
         ValueError: the scans cannot be used, or no plan can be made; the message is one sentence.
         RunError: a step failed; the message is one sentence.
     """
-    if not hours > 0:
+    if not 0 < hours < math.inf:
         raise PlanError(f"--hours is {hours}; give a number above 0.")
-    folder = Path(output).absolute()
+    folder = Path(output).expanduser().absolute()
+    for what, given in (("images", images), ("masks", masks)):
+        if given is not None and folder.resolve() == Path(given).expanduser().resolve():
+            raise PlanError(f"--output is the folder of --{what}: give another, such as a new one in it.")
+    pretrained_encoder, prepare_as = (
+        one if one is None or is_hub_name(one) else os.path.expanduser(one) for one in (pretrained_encoder, prepare_as)
+    )
     root = find_bundle(bundle if bundle is not None else "ssl3d")
     _check_bundle(root)
     prior = find_prior(root, pretrained_encoder, network, prepare_as, say)
@@ -268,8 +277,11 @@ def _make_plan(
     record, overlay_file = folder / "decisions.json", folder / "plan.json"
     if record.is_file() and overlay_file.is_file():
         content = read_json(record)
-        if content.get("asked") != asked:
-            was = ", ".join(f"--{name} {value}" for name, value in content.get("asked", {}).items())
+        if not {"asked", "plan"} <= set(content):
+            raise PlanError(f"{record} is damaged: remove it and plan.json, to plan again, or give another --output.")
+        if content["asked"] != asked:
+            given = {name: value for name, value in content["asked"].items() if value not in (None, False)}
+            was = " ".join(f"--{name} {value}" for name, value in given.items())
             raise PlanError(
                 f"{folder} has a plan made for {was}: give the same again, give another --output, or remove its "
                 "plan.json and decisions.json."

@@ -84,7 +84,7 @@ def predict(
             images; two cases have one name; masks would overwrite the images.
         OSError: a mask cannot be written.
     """
-    pack, folder = _pack(Path(model)), Path(output).absolute()
+    pack, folder = _pack(Path(model).expanduser()), Path(output).expanduser().absolute()
     cases = _cases(images)
     for name, files in cases.items():
         if folder / f"{name}{_ending(files[0])}" in files or folder / f"{name}.nii.gz" in files:
@@ -262,7 +262,12 @@ def _cases(images: str | os.PathLike | Mapping[str, Sequence[str | os.PathLike]]
         given = {name: tuple(Path(file).absolute() for file in files) for name, files in images.items()}
         return dict(sorted(given.items()))
     found: list[tuple[Path, ...]] = []
-    for item in list_images(images):
+    try:
+        items = list_images(os.path.expanduser(images))
+    except (FileNotFoundError, ValueError) as error:
+        said = str(error).replace("dataset_dir, or datalist,", "--images").replace("--datalist FILE", "--images FILE")
+        raise type(error)(said.replace("dataset_dir", "--images")) from error
+    for item in items:
         value = item["image"]
         found.append(tuple(Path(file).absolute() for file in ([value] if isinstance(value, str) else value)))
     channels: dict[tuple[Path, str, str], dict[int, Path]] = {}

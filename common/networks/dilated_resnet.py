@@ -298,7 +298,7 @@ CHECKPOINTS = {
     "medicalnet": Kind(
         _network,
         _read,
-        (r"^layer1\.0\.conv1\.weight ", r"^conv1\.weight "),
+        (r"^layer1\.0\.conv1\.weight 5d", r"^conv1\.weight "),
         left_out={"segmentation or classification": r"^(conv_seg|fc)\."},
         doubt=_doubt,
     )

@@ -64,7 +64,10 @@ def layers_architecture(state: State, name: str) -> dict[str, Any]:
         raise ValueError(f"a patch embedding of shape {tuple(projection.shape)}, which is not of 2-D patches")
     up, down = (state[f"layers.0.mlp.fc{number}.weight"] for number in (1, 2))
     if up.shape != down.T.shape:
-        raise ValueError(f"MLPs of {tuple(up.shape)} and {tuple(down.shape)}, which are gated ones or none")
+        raise ValueError(
+            f"its MLPs have weights of {tuple(up.shape)} and {tuple(down.shape)}, as gated ones (SwiGLU) have, which "
+            "no encoder here has"
+        )
     return {
         "name": name,
         "in_channels": projection.shape[1],

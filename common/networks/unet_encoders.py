@@ -349,8 +349,10 @@ def _make_dynunet(architecture: Mapping[str, Any], state: State) -> nn.Module:
 
 
 def plan_of_nnssl(source: Source) -> dict[str, Any]:
-    """The facts about the images in an nnssl adaptation plan."""
+    """The facts about the images in an nnssl adaptation plan, or in the plan of nnU-Net."""
     plan = source.beside.get("nnssl_adaptation_plan") or {}
+    if not plan:
+        return _plan_of_nnunet(source)
     configurations = (plan.get("pretrain_plan") or {}).get("configurations") or {}
     one = configurations if "spacing" in configurations else next(iter(configurations.values()), {})
     schemes, size = one.get("normalization_schemes"), plan.get("recommended_downstream_patchsize")
@@ -361,6 +363,34 @@ def plan_of_nnssl(source: Source) -> dict[str, Any]:
         "spacing": [float(value) for value in one["spacing"]] if one.get("spacing") else None,
         "size": list(size) if size else None,
         "words": f"{', '.join(schemes)} of nnssl" if schemes else None,
+        "rule": rule,
+        "unexpressed": unexpressed,
+    }
+
+
+def _plan_of_nnunet(source: Source) -> dict[str, Any]:
+    """The facts about the images in the arguments of nnU-Net's trainer, which stand beside its weights."""
+    arguments = source.beside.get("init_args") or {}
+    plans = arguments.get("plans") or {}
+    configurations = plans.get("configurations") or {}
+    one: dict[str, Any] = {}
+    name, seen = arguments.get("configuration"), set()
+    while name in configurations and name not in seen:
+        seen.add(name)
+        one = {**configurations[name], **one}
+        name = configurations[name].get("inherits_from")
+    schemes = one.get("normalization_schemes")
+    found = plans.get("foreground_intensity_properties_per_channel") or {}
+    rule, unexpressed = _rule_of_nnunet(schemes or [], one.get("use_mask_for_norm") or [], found)
+    order = plans.get("transpose_forward")
+    if order and list(order) != sorted(order):
+        turned = f"axes are in the order {list(order)} of the file's"
+        unexpressed = f"{unexpressed}; {turned}" if unexpressed else turned
+    return {
+        "channels": len(schemes) if schemes else None,
+        "spacing": [float(value) for value in one["spacing"]] if one.get("spacing") else None,
+        "size": list(one["patch_size"]) if one.get("patch_size") else None,
+        "words": f"{', '.join(schemes)} of nnU-Net" if schemes else None,
         "rule": rule,
         "unexpressed": unexpressed,
     }

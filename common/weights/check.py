@@ -2,72 +2,130 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ..bundles import bundles_root
 from .encoder_file import read_encoder
 from .hub import fetch, is_hub_name
-from .kind import fill, find_kind, nearest_kind
-from .source import read_source
+from .images import IMAGENET, source_normalisation
+from .kind import fill, find_kind
+from .prepare import prepared_ids
+from .shipped import shipped_encoders
+from .soundness import refuse_blank, refuse_unsound
+from .source import Foreign, read_source
 
-__all__ = ["check"]
+__all__ = ["architecture_of", "check", "plain"]
+
+ADAPTED = ("name", "in_channels", "grid", "tokens", "slices", "window_size", "norm_eps")
+"""Keys of an architecture that need not be equal: loading adapts or compares them."""
 
 
-def check(path: str) -> str:
+def check(path: str, kind: str | None = None) -> str:
     """Say what a file of weights is, which networks here use it, and by which command.
 
     Args:
         path: an encoder file, a foreign checkpoint, the name of an included encoder, or ``hf://...``.
+        kind: kind of the checkpoint, where its tensors do not tell; a refusal names the choices.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is of no known kind (names the nearest kind and the
-            first difference to it).
+        FileNotFoundError, ValueError: there is no such file; it is of no known kind (names the nearest kind and the
+            first difference to it); or ``convert`` would refuse it.
     """
     file: str | os.PathLike = fetch(path).path if is_hub_name(path) else path
-    record = _record(file)
-    if record is not None:
-        architecture = record.get("architecture") or {}
-        return (
-            f"{path} is an encoder file: {record.get('method')}, {_describe(architecture)}.\n"
-            f"{_takers(architecture)}"
-            f"Fine-tune it with --pretrained_encoder {path}, on images prepared like its own: --prepare_as encoder."
-        )
+    state_and_record = _encoder_file(file)
+    if state_and_record is not None:
+        return _of_encoder_file(path, *state_and_record)
     foreign = read_source(file)
     try:
-        name, kind = find_kind(foreign.source.tensors, None, foreign.name)
+        name, known = find_kind(foreign.source.tensors, kind, foreign.name)
     except ValueError as error:
-        if not str(error).startswith("is of no known kind"):
-            raise ValueError(f"{path} {error}.") from error
-        near = nearest_kind(foreign.source)
-        first = ", ".join(list(foreign.source.tensors)[:3])
-        raise ValueError(
-            f"{path} is of no known kind (it has tensors such as {first})."
-            if near is None
-            else f"{path} is of no known kind; the nearest is {near[0]}, but {near[1]}."
-        ) from error
+        raise ValueError(f"{path} {error}.") from error
     try:
-        _, architecture, left_out = fill(kind, foreign.source)
+        state, architecture, left_out = fill(known, foreign.source)
     except (KeyError, ValueError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path} looks like {name}, but {why}.") from error
+    refuse_unsound(path, state)
+    zeros = refuse_blank(path, state)
+    if foreign.others:
+        left_out["networks beside the one that is taken"] = foreign.others
     parts = "; ".join(f"{what} ({len(names)})" for what, names in left_out.items())
-    return (
-        f"{path} is of the kind {name}, {_describe(architecture)}. Left out: {parts or 'nothing'}.\n"
-        f"{_takers(architecture)}"
-        f"Make an encoder file of it: python -m common.weights convert {path} encoder.safetensors"
-    )
+    lines = [f"{path} is of the kind {name}, {_describe(architecture)}. Left out: {parts or 'nothing'}."]
+    if zeros:
+        lines.append(f"Attention: {len(zeros)} of its kernels and matrices are 0 throughout, such as {zeros[0]}.")
+    lines += _takers(architecture)[0]
+    words = ["python", "-m", "common.weights", "convert", path, "encoder.safetensors"]
+    words += ["--kind", kind] if kind else []
+    if known.images and not _normalisation_shows(known, foreign):
+        lines.append(
+            "Nothing in it shows the mean and deviation that normalised its images: the command has ImageNet's; for "
+            "BEiT and Google's ViT, write 0.5 in all channels."
+        )
+        words += [f"--{part}={str(IMAGENET[part]).replace(' ', '')}" for part in ("mean", "std")]
+    if architecture.get("num_heads", 0) is None:
+        lines.append("Its tensors do not show the number of attention heads: add --num_heads (12 in ViT-B and UNETR).")
+    if architecture.get("patch_merging") == "PatchMerging":
+        lines.append(
+            "If it was trained with MONAI up to 1.4, add --legacy_patch_merging: its patch merging was another one."
+        )
+    return "\n".join([*lines, f"Make an encoder file of it: {shlex.join(words)}"])
 
 
-def _record(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The record of an encoder file; None for other files."""
+def _normalisation_shows(known: Any, foreign: Foreign) -> bool:
     try:
-        return read_encoder(path)[1]
-    except FileNotFoundError:
+        source_normalisation(known, foreign.source.tensors, foreign.name, foreign.config, foreign.preprocessor)
+    except ValueError:
+        return False
+    return True
+
+
+def _of_encoder_file(path: str, state: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    architecture = record.get("architecture") or {}
+    refuse_unsound(path, state)
+    zeros = refuse_blank(path, state)
+    lines = [f"{path} is an encoder file: {record.get('method')}, {_describe(architecture)}."]
+    if zeros:
+        lines.append(f"Attention: {len(zeros)} of its kernels and matrices are 0 throughout, such as {zeros[0]}.")
+    takers, fits = _takers(architecture)
+    lines += takers
+    file = path if path in shipped_encoders() or is_hub_name(path) else str(Path(path).absolute())
+    options = ["--pretrained_encoder", file]
+    try:
+        prepared_ids(path, record)
+        options += ["--prepare_as", "encoder"]
+        prepared = "on images prepared like its own: --prepare_as encoder"
+    except ValueError:
+        prepared = "on images prepared as its authors say, since its record does not"
+    lines.append(f"Fine-tune it with {shlex.join(options[:2])}, {prepared}.")
+    if fits:
+        bundle, overlay = fits[0]
+        configs = f"\"['configs/train.json','configs/networks/{overlay}.json']\""
+        words = [*options, "--dataset_dir", "FOLDER", "--datalist", "LIST.json"]
+        lines.append(
+            f"In the folder of {bundle}: python -m monai.bundle run --config_file {configs} {shlex.join(words)}"
+        )
+        if bundle == "ssl3d":
+            words = ["python", "-m", "common.auto", "--images", "SCANS", "--masks", "MASKS", "--network", overlay]
+            lines.append(f"Or, with two folders: {shlex.join([*words, *options])}")
+    return "\n".join(lines)
+
+
+def _encoder_file(path: str | os.PathLike) -> tuple[Mapping[str, Any], dict[str, Any]] | None:
+    """Tensors and record of an encoder file; None for other files."""
+    try:
+        return read_encoder(path)
+    except FileNotFoundError as error:
         if Path(path).is_dir():
             return None
-        raise
+        names = ", ".join(shipped_encoders())
+        raise FileNotFoundError(
+            f"{path} does not exist: give a file of weights, the name of an included encoder ({names}), or "
+            "hf://org/name/file."
+        ) from error
     except ValueError as error:
         if re.search("is damaged|malformed record|upgrade", str(error)):
             raise
@@ -79,12 +137,62 @@ def _describe(architecture: Mapping[str, Any]) -> str:
     return f"for a {architecture.get('name')} ({settings})"
 
 
-def _takers(architecture: Mapping[str, Any]) -> str:
-    """Networks of the bundles with such an encoder; their sizes must match the file."""
-    name = re.compile(rf"\b{architecture.get('name')}\b")
-    found = [
-        f"{file.parents[2].name}: networks/{file.name}"
-        for file in sorted(bundles_root().glob("*/configs/networks/*.json"))
-        if name.search(file.read_text(encoding="utf-8"))
-    ]
-    return f"If the sizes match, these can use it: {', '.join(found)}.\n" if found else ""
+def _takers(architecture: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Lines on the networks of the bundles that have such an encoder, and the bundle and overlay of those it fits."""
+    fits, others = [], []
+    for file in sorted(bundles_root().glob("*/configs/networks/*.json")):
+        own = architecture_of(file) if _may_hold(file, str(architecture.get("name"))) else None
+        if own is None or own.get("name") != architecture.get("name"):
+            continue
+        shared = [key for key in own if key not in ADAPTED and None not in (own[key], architecture.get(key))]
+        keys = [key for key in shared if plain(own[key]) != plain(architecture[key])]
+        differing = [f"{key} {plain(own[key])} there, {plain(architecture[key])} in the file" for key in keys]
+        place = file.parents[2].name, file.stem
+        if differing:
+            others.append(f"{place[0]}: networks/{file.name} ({'; '.join(differing)})")
+        else:
+            fits.append(place)
+    lines = []
+    if fits:
+        lines.append(f"It fills {', '.join(f'{bundle}: networks/{overlay}.json' for bundle, overlay in fits)}.")
+    if others:
+        lines.append(f"With the sizes of the file, these would take it: {', '.join(others)}.")
+    if not lines:
+        lines.append("No network of the bundles has such an encoder.")
+    return lines, fits
+
+
+def _may_hold(overlay: Path, name: str) -> bool:
+    """Whether an overlay, or the module of a network of ours that it names, speaks of an encoder."""
+    text = overlay.read_text(encoding="utf-8")
+    package = __package__.rpartition(".")[0]
+    for target in re.findall(r'"common\.(networks\.[\w.]+)"', text):
+        module, _, network = target.rpartition(".")
+        home = getattr(getattr(import_module(f"{package}.{module}"), network, None), "__module__", None)
+        text += Path(str(import_module(home).__file__)).read_text(encoding="utf-8") if home else ""
+    return re.search(rf"\b{name}\b", text) is not None
+
+
+def plain(value: Any) -> Any:
+    """A value of an architecture with lists for tuples, as JSON has it."""
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def architecture_of(overlay: Path, options: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """The architecture of the encoder that an overlay of a bundle makes; None if it cannot be made.
+
+    Args:
+        overlay: a file of a bundle's ``configs/networks``.
+        options: values by id, as behind ``monai.bundle run``.
+    """
+    import torch
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    try:
+        parser.read_config([str(overlay.parents[1] / "train.json"), str(overlay)])
+        parser.update(dict(options or {}))
+        with torch.device("meta"):
+            return dict(parser.get_parsed_content("encoder").architecture())
+    except Exception:  # MONAI wraps what a network raises
+        return None

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..preparation import Preparation
+from ..volumes import and_more
 from .encoder_file import FORMAT_VERSION, write_state
 from .hub import fetch, file_digest, is_hub_name
 from .images import inflate, source_normalisation
 from .inflate import INFLATIONS
 from .kind import fill, find_kind
 from .published import find_published, intensity_steps
-from .soundness import refuse_unsound
+from .soundness import refuse_blank, refuse_unsound
 from .source import read_source
 
 __all__ = ["convert"]
@@ -85,9 +86,10 @@ def convert(
 
     Raises:
         FileNotFoundError, ValueError: there is no such file; it holds Python objects beside tensors, names of no known
-            kind, tensors that no rule of the kind uses or leaves out, or values that are NaN, infinite or not floats;
-            parts of the encoder are missing; ``slices`` or ``inflation`` is given for weights that are not inflated;
-            ``mean`` is given without ``std``, or neither is given or known.
+            kind, tensors that no rule of the kind uses or leaves out, values that are NaN, infinite or not floats, or
+            nothing but kernels and matrices of one value each; parts of the encoder are missing; ``slices`` or
+            ``inflation`` is given for weights that are not inflated; ``mean`` is given without ``std``, or neither is
+            given or known.
     """
     origin: dict[str, Any] | None = None
     if is_hub_name(source):
@@ -117,6 +119,7 @@ def convert(
         raise ValueError(f"{source} is not a checkpoint of the kind {kind}: {error}.") from error
     # Of what is taken only: masks of attention that are left out may hold infinities.
     refuse_unsound(source, converted)
+    zeros = refuse_blank(source, converted)
     if foreign.others:
         left_out["networks beside the one that is taken"] = foreign.others
     if num_heads and isinstance(architecture.get("num_heads", ""), int | type(None)):
@@ -125,6 +128,10 @@ def convert(
         architecture["num_heads"] = foreign.config.get("num_attention_heads", architecture["num_heads"])
     if legacy_patch_merging and "patch_merging" in architecture:
         architecture["patch_merging"] = "LegacyPatchMerging"
+    entry = find_published(published, origin, kind)
+    for key, value in (entry[1].get("architecture") or {} if entry else {}).items():
+        if key == "patch_merging" or architecture.get(key) is None:
+            architecture[key] = value
     if slices != 1 and (not known.images or architecture["name"] == "VideoSwinEncoder"):
         raise ValueError(f"{source} is for volumes or videos, which are not inflated: leave out --slices.")
     conversion = None
@@ -154,7 +161,6 @@ def convert(
         parts = ", ".join(f"{what} ({len(names)})" for what, names in left_out.items())
         conversion.append(f"{len(converted)} tensors made of {len(tensors)}; left out: {parts or 'none'}")
     stated = known.prepared(foreign.source)
-    entry = find_published(published, origin, kind)
     prepared = {**(entry[1]["prepared"] if entry else {}), **{k: v for k, v in stated.items() if v is not None}}
     rule = None if intensity else prepared.get("rule")
     steps = intensity_steps(rule) if rule is not None else None
@@ -190,6 +196,8 @@ def convert(
         architecture["name"],
         f"; left out: {', '.join(passed)}" if passed else "",
     )
+    if zeros:
+        logger.warning("%s: %s, kernels and matrices, are 0 throughout.", source, and_more(zeros))
     if conversion is not None:
         record["conversion"] = conversion
         record["normalisation"] = normalisation

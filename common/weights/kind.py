@@ -64,10 +64,23 @@ def find_kind(tensors: State, kind: str | None = None, file: str = "") -> tuple[
             if doubt:
                 raise ValueError(doubt)
             return name, known
-    raise ValueError(
-        f"is of no known kind (tensors such as {', '.join(list(tensors)[:3])}); give --kind, one of "
-        f"{', '.join(name for name, _ in known_kinds())}"
-    )
+    if kind is not None:
+        names = ", ".join(name for name, _ in known_kinds())
+        raise ValueError(f"cannot be read as --kind {kind}, which is none of {names}")
+    raise ValueError(f"is of no known kind{_unlike(tensors)}")
+
+
+def _unlike(tensors: State) -> str:
+    """Why a checkpoint is of no known kind: the nearest one, or what its tensors are."""
+    flat = sum(tensor.ndim == 4 for tensor in tensors.values())
+    if flat and not any(tensor.ndim == 5 for tensor in tensors.values()):
+        return (
+            "; it is a network of 2-D images (its kernels have two axes), of which vision transformers alone are read "
+            "(BEiT, DINO, DeiT, MAE, Swin)"
+        )
+    near = nearest_kind(Source(tensors))
+    first = ", ".join(list(tensors)[:3])
+    return f" (it has tensors such as {first})" if near is None else f"; the nearest is {near[0]}, but {near[1]}"
 
 
 def fill(kind: Kind, source: Source, leave_out: str | None = None) -> Filled:

@@ -17,7 +17,7 @@ from .encoder_file import read_encoder
 from .inflate import CONVERT_AGAIN, INFLATIONS
 from .kind import DERIVED
 from .report import TransferReport
-from .soundness import refuse_unsound
+from .soundness import refuse_blank, refuse_unsound
 
 __all__ = ["compare_architecture", "compare_images", "load_encoder"]
 
@@ -112,6 +112,7 @@ def load_encoder(
     target = encoder.state_dict()
     state = match_position_form(state, target)
     refuse_unsound(path, state, target)
+    zeros = refuse_blank(path, state)
     made_task = (record.get("preparation") or {}).get("task")
     if getattr(encoder, "heads", False) and None not in (task, made_task) and task != made_task:
         raise ValueError(
@@ -134,6 +135,8 @@ def load_encoder(
             f"it was made with spatial_size {list(made_size)}, but the images have {list(spatial_size)}."
         )
     refuse_preparation(path, differences, accept_preparation, "encoder")
+    if zeros:
+        differences.append(f"{and_more(zeros)}, kernels and matrices, are 0 throughout.")
     report.warnings = differences + compare_architecture(record, encoder)
     _check_inflation(path, state, record, encoder, inflation)
 

@@ -19,7 +19,8 @@ def published_weights() -> dict[str, dict[str, Any]]:
 
     ``prepared`` has the fields of ``common.preparation.Preparation``; ``rule`` lists the configs of the intensity
     transforms. ``prepared_by`` names the source of these facts. ``unexpressed`` says which steps no id of the bundles
-    can reproduce.
+    can reproduce. ``architecture`` has what no tensor shows and the record of an encoder file gets. ``convert`` lists
+    options of that command, ``options`` those of ``monai.bundle run`` that the overlay needs beside it.
     """
     return json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
 
@@ -36,11 +37,20 @@ def published() -> str:
             f"    images       {_images(entry)}\n"
             f"    licence      {entry['licence']} (stated by: {entry['stated']})\n"
             f"    size         {entry['size'] or 'not known here'}\n"
-            f"    taken by     {entry['overlay']} (kind {entry['kind']})\n"
             f"    get it       {entry['hub'] or 'where its authors put it'}\n"
+            f"    convert      {_command(name, entry)}\n"
+            f"    kind         {' or --kind '.join([entry['kind'], *entry.get('other_kinds', ())])}\n"
+            f"    taken by     {entry['overlay']}{' with ' if 'options' in entry else ''}{entry.get('options', '')}\n"
             f"    loaded here for real: {loaded}"
         )
     return "\n".join(rows)
+
+
+def _command(name: str, entry: Mapping[str, Any]) -> str:
+    """The command that makes an encoder file of it."""
+    source = entry["hub"] or "FILE"
+    words = ["python -m common.weights convert", source, f"{name}.safetensors", f"--published {name}"]
+    return " ".join([*words, *([entry["convert"]] if "convert" in entry else [])])
 
 
 def _images(entry: Mapping[str, Any]) -> str:

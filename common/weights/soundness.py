@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-__all__ = ["refuse_unsound"]
+__all__ = ["refuse_blank", "refuse_unsound"]
 
 COUNTS = ("num_batches_tracked", "relative_position_index")
 """Ends of the names of tensors that are integers in our networks."""
+
+TABLES = re.compile(r"posit|bias_table|token|query|mask")
+"""Names of tensors of several axes that are no kernels or matrices; training may leave them at 0."""
 
 
 def refuse_unsound(
@@ -44,3 +48,35 @@ def refuse_unsound(
                     f"{path}: {name} holds values that are not finite (NaN or infinite); write the file again from "
                     "sound weights."
                 )
+
+
+def refuse_blank(path: str | os.PathLike, state: Mapping[str, Any]) -> list[str]:
+    """Refuse weights that were never drawn or learnt: kernels and matrices of one value each.
+
+    Args:
+        path: the file of the tensors, for the error.
+        state: what would be loaded.
+
+    Returns:
+        Names of the single kernels and matrices that are 0 throughout, for a warning.
+
+    Raises:
+        ValueError: each of them has a single value all over, such as 0.
+    """
+    kernels = {
+        name: tensor
+        for name, tensor in state.items()
+        if isinstance(tensor, torch.Tensor)
+        and tensor.is_floating_point()
+        and tensor.ndim > 1
+        and max(tensor.shape[0], tensor[0].numel()) > 1
+        and not TABLES.search(name)
+    }
+    first = {name: tensor.flatten()[0] for name, tensor in kernels.items()}
+    blank = [name for name, tensor in kernels.items() if bool((tensor == first[name]).all())]
+    if kernels and len(blank) == len(kernels):
+        raise ValueError(
+            f"{path}: all {len(blank)} kernels and matrices have one value all over, such as "
+            f"{float(first[blank[0]]):g} in {blank[0]}: it holds no learnt weights; take another copy of it."
+        )
+    return [name for name in blank if float(first[name]) == 0]

@@ -11,6 +11,7 @@ import torch
 
 from ..checkpoint_file import read_checkpoint
 from ..networks.foreign import Source
+from ..volumes import and_more
 from .encoder_file import read_safetensors
 
 __all__ = ["Foreign", "read_source"]
@@ -30,7 +31,8 @@ HOLDERS = (
     "net",
     "student",
 )
-"""Keys under which checkpoints hold a state dict; the first one found is used."""
+"""Keys under which checkpoints hold a state dict; the first one found is used. If none is there, and one entry alone
+holds tensors by name, it is that one."""
 
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model|net|backbone|image_encoder)\.)+")
 """Prefixes of names from DataParallel, torch.compile and training code, sometimes repeated."""
@@ -77,27 +79,66 @@ def read_source(path: str | os.PathLike) -> Foreign:
     elif file.name in HUB_FILES and file.is_file():
         config, preprocessor = _read_folder(file.parent)[1:]
     if not file.is_file():
-        raise FileNotFoundError(f"no checkpoint {file}.")
+        raise FileNotFoundError(f"{file} does not exist: give a file of weights, or a folder with model.safetensors.")
     content: Any = (
         read_safetensors(file)[0] if file.suffix == ".safetensors" else read_checkpoint(file, harmless=True)[0]
     )
     beside: dict[str, Any] = {}
+    rest: list[str] = []
     while isinstance(content, Mapping):
-        inner = next((key for key in HOLDERS if isinstance(content.get(key), Mapping)), None)
+        inner = _holder(content, file)
         if inner is None:
             break
         beside |= {str(key): value for key, value in content.items() if key not in HOLDERS}
+        rest += [f"{key}.{name}" for key in HOLDERS if key != inner for name in _tensors(content.get(key))]
         content = content[inner]
-    items = content.items() if isinstance(content, Mapping) else ()
-    state = {str(k): v for k, v in items if isinstance(v, torch.Tensor)}
+    state = _tensors(content)
     if not state:
         raise ValueError(
-            f"{file} holds no state dict: give a file with a state dict, or one under 'state_dict' or 'model'."
+            f"{file} holds no state dict{_instead(content)}: give a file with a state dict, or one under 'state_dict' "
+            "or 'model'."
         )
     state, others = _one_network(_unwrapped(state))
+    others += rest
     # Not resolved: the cache of the hub has links to files that are named by their digests.
     name = (file.parent if file.name in HUB_FILES else file).absolute().name
     return Foreign(Source(_unwrapped(state), beside), file, name, config, preprocessor, others)
+
+
+def _tensors(content: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a mapping by name; none of anything else."""
+    items = content.items() if isinstance(content, Mapping) else ()
+    return {str(key): value for key, value in items if isinstance(value, torch.Tensor)}
+
+
+def _holder(content: Mapping[Any, Any], file: Path) -> Any:
+    """The key under which a mapping holds the state dict; None if it is one itself, or holds none.
+
+    Raises:
+        ValueError: several entries hold one, under names that do not show which is wanted.
+    """
+    known = next((key for key in HOLDERS if isinstance(content.get(key), Mapping)), None)
+    if known is not None or _tensors(content):
+        return known
+    found = [key for key, value in content.items() if _tensors(value)]
+    if len(found) > 1:
+        raise ValueError(
+            f"{file} holds several state dicts ({', '.join(map(str, found))}): save the one of the encoder, or of the "
+            "whole network, as a file of its own."
+        )
+    return found[0] if found else None
+
+
+def _instead(content: Any) -> str:
+    """What a file holds that has no state dict, as part of a sentence."""
+    if not isinstance(content, Mapping):
+        return f" but a {type(content).__name__}"
+    if not content:
+        return ", it is empty"
+    parts = [content, *(value for value in content.values() if isinstance(value, Mapping))]
+    if any("param_groups" in part for part in parts):
+        return ", only the state of an optimizer"
+    return f" but {and_more(list(map(str, content)))}"
 
 
 def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

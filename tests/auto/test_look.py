@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import itk
@@ -376,6 +377,15 @@ def test_masks_of_other_cases(tmp_path):
         os.rename(masks / f"case{i}.nii.gz", masks / f"heart{i}.nii.gz")
     text = refusal(images, masks)
     assert "None of the 5 masks" in text and "(masks: heart0," in text and "scans: case0," in text
+
+
+def test_umlauts_of_macos_are_those_of_other_systems(tmp_path):
+    for form, folder in (("NFD", "images"), ("NFC", "masks")):
+        for i in range(3):
+            name = unicodedata.normalize(form, f"Jürgen Groß/Kopf {i}.nii.gz")
+            (scan if folder == "images" else mask)(tmp_path / folder / name)
+    study = look(tmp_path / "images", tmp_path / "masks")
+    assert len(study.labelled) == 3 and not study.left_out
 
 
 def test_names_that_go_on_with_a_number_are_of_other_scans(tmp_path):

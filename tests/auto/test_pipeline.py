@@ -13,8 +13,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-from common.auto import run
-from common.auto.plan import PlanError
+from common.auto import pipeline, run
+from common.auto.look import look
+from common.auto.plan import PlanError, Speed
 from common.json_files import read_json, write_json
 from common.weights.encoder_file import write_state
 
@@ -106,10 +107,55 @@ def test_what_cannot_be_done_is_said_before_anything_is(folders, tmp_path):
         run(scans, masks, tmp_path / "file" / "out")
 
 
-def test_a_plan_takes_over_the_preparation_and_the_weights_of_a_chosen_encoder(folders, monkeypatch):
-    from common.auto import pipeline
-    from common.auto.plan import Speed
+def plan_only(folders, output, monkeypatch, scans="scans", masks="masks", **more):
+    """A plan without its trial, of a speed that is always the same."""
+    monkeypatch.setattr(pipeline, "_trial", lambda plan, *given: Speed(1.0, 0.5, 1.0, {}))
+    return run(folders / scans, folders / masks, output, plan_only=True, say=lambda line: None, **more)
 
+
+def test_an_output_in_the_folder_of_the_scans_is_not_read(folders, monkeypatch):
+    """Its label maps would be scans, or masks, to the same command again."""
+    out = folders / "scans" / "out"
+    plan = plan_only(folders, out, monkeypatch).plan
+    for part in ("predictions", "test_predictions"):
+        (out / part).mkdir()
+        (out / part / "p6_a.nii.gz").write_bytes((folders / "masks" / "p1_a.nii.gz").read_bytes())
+    assert plan_only(folders, out, monkeypatch).plan == plan
+    assert len(look(folders / "scans", folders / "masks").cases) == 7
+    for what in ("scans", "masks"):
+        with pytest.raises(PlanError, match="--output is the folder of --"):
+            plan_only(folders, folders / what / ".." / what, monkeypatch)
+        assert not (folders / what / "datalist.json").exists()
+
+
+def test_the_home_folder_is_understood_in_every_option(folders, monkeypatch):
+    monkeypatch.setenv("HOME", str(folders))
+    monkeypatch.chdir(folders)
+    write_state({"weight": torch.zeros(1)}, folders / "theirs.safetensors", {"preparation": {"spacing": [4.0] * 3}})
+    chosen = {
+        "pretrained_encoder": "~/theirs.safetensors",
+        "network": "segresnet",
+        "prepare_as": "~/theirs.safetensors",
+    }
+    monkeypatch.setattr(pipeline, "_trial", lambda plan, *given: Speed(1.0, 0.5, 1.0, {}))
+    run("~/scans", "~/masks", "~/out", plan_only=True, say=lambda line: None, **chosen)
+    assert read_json(folders / "out" / "plan.json")["spacing"] == [4.0] * 3 and not (folders / "~").exists()
+
+
+def test_a_plan_for_another_time_or_a_damaged_one_is_refused(folders, monkeypatch):
+    out = folders / "out"
+    plan_only(folders, out, monkeypatch)
+    with pytest.raises(PlanError, match=r"has a plan made for --hours 1\.0: give the same again"):
+        plan_only(folders, out, monkeypatch, hours=2)
+    for hours in (float("inf"), float("nan"), -1):
+        with pytest.raises(PlanError, match="give a number above 0"):
+            plan_only(folders, out, monkeypatch, hours=hours)
+    (out / "decisions.json").write_text("{}")
+    with pytest.raises(PlanError, match=r"decisions\.json is damaged: remove it and plan\.json"):
+        plan_only(folders, out, monkeypatch)
+
+
+def test_a_plan_takes_over_the_preparation_and_the_weights_of_a_chosen_encoder(folders, monkeypatch):
     theirs = {"spacing": [4.0, 2.0, 2.0], "orientation": "SRA", "intensity": []}
     file, out, said = folders / "theirs.safetensors", folders / "out", []
     write_state({"weight": torch.zeros(1)}, file, {"preparation": theirs, "unexpressed": "each crop is turned"})

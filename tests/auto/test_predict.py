@@ -141,6 +141,10 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(packed, images, tmp_path):
         predict(packed, images, images)
     with pytest.raises(FileNotFoundError, match="not a packed bundle with its model"):
         predict(images, images, tmp_path / "masks")
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder: .*none; set --images to the images"):
+        predict(packed, tmp_path / "none", tmp_path / "masks")
+    with pytest.raises(ValueError, match=r"set --images to the folder of the images, or .* give it with --images FILE"):
+        predict(packed, images.parent, tmp_path / "masks")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         predict(tmp_path / "none", images, tmp_path / "masks")
     shutil.copy(images / "a.nii.gz", images / "a.mha")

@@ -220,7 +220,7 @@ def test_swin_unetr(paths, names, wrap):
 
 
 @pytest.mark.parametrize("prefix", ["module.module.", "_orig_mod.module.", "model.", "net.backbone.", ""])
-@pytest.mark.parametrize("holder", ["net", "model_state_dict", "network_weights", "student"])
+@pytest.mark.parametrize("holder", ["net", "model_state_dict", "network_weights", "student", "my_weights"])
 def test_known_prefixes_and_holders(paths, prefix, holder):
     state = {f"{prefix}{name.replace('swinViT', 'swin_vit')}": x for name, x in swin().state_dict().items()}
     torch.save({holder: state, "epoch": 3}, paths[0])
@@ -412,6 +412,22 @@ def a_list(path):
     torch.save([torch.zeros(3)], path)
 
 
+def blank(path):
+    torch.save({name: torch.zeros_like(x) for name, x in swin().state_dict().items()}, path)
+
+
+def nothing(path):
+    torch.save({"state_dict": {}}, path)
+
+
+def optimizer(path):
+    torch.save({"optimizer": torch.optim.AdamW(nn.Linear(2, 2).parameters()).state_dict(), "epoch": 3}, path)
+
+
+def several(path):
+    torch.save({"generator": nn.Linear(2, 2).state_dict(), "critic": nn.Linear(2, 2).state_dict()}, path)
+
+
 def foreign(path):
     torch.save(nn.Linear(2, 2).state_dict(), path)
 
@@ -419,17 +435,18 @@ def foreign(path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (pickled, "holds Python objects beside tensors, which are not loaded for safety"),
+        (pickled, r"holds Python objects beside tensors \(fractions\.Fraction\), which are not loaded for safety"),
         (flipped, "is not a readable checkpoint .*damaged: the checksum of source/data/0 does not match"),
         (truncated, "not a readable checkpoint"),
         (empty, "not a readable checkpoint"),
-        (text, "is not a readable checkpoint, or holds Python objects"),
-        (numbers, "holds no state dict: give a file with a state dict"),
-        (a_list, "holds no state dict"),
-        (
-            foreign,
-            r"of no known kind \(tensors such as weight, bias\); give --kind, one of unetr_mae, monai_mae",
-        ),
+        (text, r"is not a readable checkpoint \(it is a web page in place of the file"),
+        (numbers, r"holds no state dict but \w+.*: give a file with a state dict"),
+        (a_list, "holds no state dict but a list"),
+        (foreign, r"of no known kind \(it has tensors such as weight, bias\)"),
+        (blank, r"all \d+ kernels and matrices have one value all over, such as 0 in \S+: it holds no learnt weights"),
+        (nothing, "holds no state dict, it is empty"),
+        (optimizer, "holds no state dict, only the state of an optimizer"),
+        (several, r"holds several state dicts \(generator, critic\): save the one of the encoder"),
     ],
 )
 def test_checkpoints_that_cannot_be_converted(paths, write, message):
@@ -526,7 +543,7 @@ def test_a_medicalnet_that_is_none(paths, change, message):
 
 
 def test_no_checkpoint(paths):
-    with pytest.raises(FileNotFoundError, match=f"no checkpoint {paths[0]}"):
+    with pytest.raises(FileNotFoundError, match=f"{paths[0]} does not exist"):
         convert(*paths)
 
 
@@ -564,6 +581,33 @@ def test_of_a_teacher_and_its_student_the_teacher_is_taken(paths, first):
     assert record["left_out"]["networks beside the one that is taken"] == len(other)
     name = "patch_embed.proj.weight"
     assert torch.equal(read_encoder(paths[1])[0][f"swin.{name}"], taken[f"swinViT.{name}"])
+
+
+def test_of_averaged_weights_and_others_the_averaged_ones_are_taken(paths):
+    taken, other = randomise(swin()).state_dict(), randomise(swin()).state_dict()
+    torch.save({"state_dict": other, "state_dict_ema": taken, "epoch": 3}, paths[0])
+    record = convert(*paths)
+    assert record["left_out"]["networks beside the one that is taken"] == len(other)
+    name = "patch_embed.proj.weight"
+    assert torch.equal(read_encoder(paths[1])[0][f"swin.{name}"], taken[f"swinViT.{name}"])
+
+
+def test_a_kernel_of_zeros_is_said(paths, caplog):
+    state = randomise(swin()).state_dict()
+    state["swinViT.layers2.0.blocks.0.mlp.linear1.weight"].zero_()
+    torch.save(state, paths[0])
+    convert(*paths)
+    said = "swin.layers2.0.blocks.0.mlp.linear1.weight, kernels and matrices, are 0 throughout"
+    assert said in caplog.text
+    assert any(said in warning for warning in load_encoder(SwinEncoder(swin().swinViT), paths[1]).warnings)
+
+
+def test_an_encoder_file_of_zeros_is_refused(tmp_path):
+    encoder = SwinEncoder(swin().swinViT)
+    torch.nn.utils.vector_to_parameters(torch.zeros(sum(p.numel() for p in encoder.parameters())), encoder.parameters())
+    save_encoder(encoder, tmp_path / "x.safetensors", {})
+    with pytest.raises(ValueError, match=r"x\.safetensors: all \d+ kernels and matrices have one value all over"):
+        load_encoder(SwinEncoder(swin().swinViT), tmp_path / "x.safetensors")
 
 
 def test_settings_and_numbers_beside_the_weights_run_nothing(paths):

@@ -631,6 +631,24 @@ def test_an_adaptation_plan_goes_into_the_record(tmp_path):
     assert record["intensity"] is None and record["spatial_size"] == [160, 160, 160]
 
 
+def test_the_plan_of_nnunet_goes_into_the_record(tmp_path):
+    """As its trainer keeps it beside the weights; a cascade inherits from the configuration that it refines."""
+    full = {"spacing": [3, 1, 1], "patch_size": [16, 64, 64], "normalization_schemes": ["CTNormalization"]}
+    configurations = {"3d_fullres": full | {"use_mask_for_norm": [False]}, "3d": {"inherits_from": "3d_fullres"}}
+    found = {"0": {"mean": 20.0, "std": 50.0, "percentile_00_5": -80.0, "percentile_99_5": 220.0}}
+    plans = {"configurations": configurations, "foreground_intensity_properties_per_channel": found}
+    arguments = {"plans": plans | {"transpose_forward": [0, 1, 2]}, "configuration": "3d", "fold": 0}
+    beside = {"init_args": arguments, "trainer_name": "nnUNetTrainer", "current_epoch": 1000}
+    record = convert(*saved({"network_weights": resenc().checkpoint["network_weights"]} | beside, tmp_path))
+    (step,) = record["preparation"]["intensity"]
+    assert record["preparation"]["spacing"] == [3.0, 1.0, 1.0] and record["preparation"]["channels"] == 1
+    assert (step["transform"], step["a_min"], step["b_min"]) == ("ScaleIntensityRanged", -80.0, -2.0)
+    assert record["spatial_size"] == [16, 64, 64] and record["unexpressed"] is None
+    arguments["plans"]["transpose_forward"] = [2, 0, 1]
+    record = convert(*saved({"network_weights": resenc().checkpoint["network_weights"]} | beside, tmp_path))
+    assert record["unexpressed"] == "axes are in the order [2, 0, 1] of the file's"
+
+
 def test_an_encoder_alone_needs_a_plan(tmp_path):
     """Its strides are told by its decoder or by the plan, and by nothing else."""
     state, image, maps = reference("resenc")
