@@ -40,7 +40,14 @@ def run_command(commands: Callable | Mapping[str, Callable], name: str) -> None:
             SetParseFns(**_readers(function))(function)
         fire.Fire(commands, name=name)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_sentence(error)}")
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says, without the number that the system has for it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}"
+    return str(error)
 
 
 def check_arguments(commands: Callable | Mapping[str, Callable], words: Sequence[str], name: str) -> None:

@@ -98,3 +98,24 @@ def test_the_commands_of_the_collection(tmp_path, monkeypatch, module, words, me
     monkeypatch.setattr(sys, "argv", [module, *(word.format(list=datalist) for word in words)])
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         importlib.import_module(name).main()
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError(28, "a.pt could not be written (No space left on device)"),
+            "a.pt could not be written (No space left",
+        ),
+        (PermissionError(13, "Permission denied", "a.pt"), "a.pt: Permission denied."),
+        (FileNotFoundError("no such file: a.pt"), "no such file: a.pt"),
+    ],
+)
+def test_errors_of_the_system_are_said_without_their_numbers(monkeypatch, error, sentence):
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["prog", "fail"])
+    with pytest.raises(SystemExit) as ended:
+        run_command({"fail": fail}, "prog")
+    assert str(ended.value.code).startswith(f"error: {sentence}")

@@ -65,7 +65,12 @@ def look(
             `names`.
         DatalistError: a JSON file cannot be read, or `subject` finds nothing in a path.
     """
-    layout = find_layout(_path(images), None if masks is None else _path(masks))
+    try:
+        layout = find_layout(_path(images), None if masks is None else _path(masks))
+    except PermissionError as error:
+        raise StudyError(
+            f"{error.filename} cannot be read ({error.strerror}): ask for the right to read it."
+        ) from error
     _one_grid(layout)
     subjects, grouping = find_subjects(layout.cases, subject, layout.subjects, layout.root)
     reasons: list[tuple[Path, str]] = []

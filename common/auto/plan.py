@@ -48,6 +48,8 @@ CROP_VOXELS_PER_GB = 150_000
 """Voxels of a crop per gigabyte of GPU memory, with two crops per step and the full network."""
 RATE = {"scratch": 0.004, "encoder": 0.001}
 VALIDATIONS = 5
+LEARNT = 0.05
+"""Mean Dice from which on a trial has learnt enough to compare its starts."""
 SHORTEST = 8
 """Least voxels of a crop along an axis when it is cut for memory: at least two at the coarsest level."""
 MOST_STEPS = 100_000
@@ -211,7 +213,7 @@ def plan_study(
         if prior is not None and prior.network is not None
         else Decision(
             "network",
-            f"DynUNet, {len(strides)} levels, {filters[0]} to {filters[-1]} channels",
+            f"DynUNet, {len(strides)} level{'s' if len(strides) > 1 else ''}, {filters[0]} to {filters[-1]} channels",
             "levels, strides and kernels follow voxel size and crop as in nnU-Net; "
             + ("nnU-Net's channels" if machine.device == "cuda" else "few channels on a CPU, more for a small crop"),
         )
@@ -545,6 +547,9 @@ def choose_start(plan: Plan, speed: Speed) -> tuple[str, str]:
         return plan.start, ""
     best = max(speed.dice, key=lambda name: speed.dice[name])
     scores = ", ".join(f"{name} {value:.2f}" for name, value in speed.dice.items())
+    chosen = next((name for name in speed.dice if name not in ("scratch", SHIPPED)), None)
+    if chosen is not None and speed.dice[best] < LEARNT:
+        return chosen, f"as you chose; the trial was too short to tell (mean Dice on validation scans: {scores})"
     return best, f"mean Dice on validation scans after the trial's steps: {scores}"
 
 

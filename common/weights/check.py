@@ -187,12 +187,19 @@ def architecture_of(overlay: Path, options: Mapping[str, Any] | None = None) -> 
     """
     import torch
     from monai.bundle import ConfigParser
+    from torch.overrides import TorchFunctionMode
+
+    class ValuesOnCPU(TorchFunctionMode):
+        """Swin UNETR reads the values of a range while it is made, which the device `meta` has not."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **({**(kwargs or {}), "device": "cpu"} if func is torch.linspace else kwargs or {}))
 
     parser = ConfigParser()
     try:
         parser.read_config([str(overlay.parents[1] / "train.json"), str(overlay)])
         parser.update(dict(options or {}))
-        with torch.device("meta"):
+        with torch.device("meta"), ValuesOnCPU():
             return dict(parser.get_parsed_content("encoder").architecture())
     except Exception:  # MONAI wraps what a network raises
         return None

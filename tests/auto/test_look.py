@@ -388,6 +388,17 @@ def test_umlauts_of_macos_are_those_of_other_systems(tmp_path):
     assert len(study.labelled) == 3 and not study.left_out
 
 
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    images, masks = two_folders(tmp_path)
+
+    def refused(*folders):
+        raise PermissionError(13, "Permission denied", str(folders[0]))
+
+    monkeypatch.setattr("common.auto.look.find_layout", refused)
+    with pytest.raises(StudyError, match=r"images cannot be read \(Permission denied\): get the right to read it"):
+        look(images, masks)
+
+
 def test_names_that_go_on_with_a_number_are_of_other_scans(tmp_path):
     images, masks = two_folders(tmp_path)
     for i in range(4):

@@ -260,3 +260,7 @@ def test_a_chosen_encoder_brings_its_network_and_is_tried():
     counts = {"training": 6, "validation": 2, "test": 2, "unlabelled": 0}
     timed = add_time(plan, Speed(1.0, 1.0, 1.0, {"scratch": 0.2, "theirs.safetensors": 0.4}), 1.0, counts)
     assert timed.start == "theirs.safetensors" and timed.overlay["learning_rate"] == 0.001
+    for scratch, theirs, start in ((0.4, 0.2, "scratch"), (0.02, 0.01, "theirs.safetensors")):
+        tried = add_time(plan, Speed(1.0, 1.0, 1.0, {"scratch": scratch, "theirs.safetensors": theirs}), 1.0, counts)
+        assert tried.start == start  # where neither has learnt anything, the user's choice
+    assert "as you chose; the trial was too short" in {one.what: one.reason for one in tried.decisions}["start"]
