@@ -50,7 +50,7 @@ class Result:
         model: folder of the packed bundle; None after ``plan_only``.
         report: ``report.html``; None after ``plan_only``.
         dice: mean Dice of each structure on the test scans.
-        seconds: time of each step.
+        seconds: time of each step, with the trials.
     """
 
     folder: Path
@@ -144,7 +144,8 @@ def run(
         if plan_only:
             say(f"The plan is in {folder / 'plan.json'}; edit it, and run again without --plan.")
             return Result(folder, plan)
-        seconds = {}
+        done = read_json(folder / "state.json", {})
+        seconds = {name: float(one["seconds"]) for name, one in done.items() if name.startswith("trial_")}
         for number, command in enumerate(commands, 1):
             title = f"[{number}/{len(commands)}] {command.name.replace('_', ' ')}"
             seconds[command.name] = execute(command, folder, say, title)

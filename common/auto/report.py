@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..compare.report import Block, page
+from ..durations import format_duration
 from ..files import atomic_write, without_ending
 from ..json_files import read_json
 from ..nifti import is_nifti, read_nifti
@@ -81,8 +82,8 @@ def _blocks(
     )
     yield Block("heading", "Cost")
     total = sum(seconds.values())
-    rows = [(name.replace("_", " "), f"{value / 60:.1f} min") for name, value in seconds.items()]
-    yield Block("table", header=("step", "time"), rows=[*rows, ("all", f"{total / 60:.1f} min")])
+    rows = [(name.replace("_", " "), format_duration(value)) for name, value in seconds.items()]
+    yield Block("table", header=("step", "time"), rows=[*rows, ("all", format_duration(total))])
     yield Block("heading", "Try next")
     yield Block("list", items=list(_advice(study, folder, cases)))
 

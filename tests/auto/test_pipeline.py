@@ -75,7 +75,7 @@ def test_two_folders_become_a_model_and_masks_of_what_had_none(folders):
         out / "model" / "models" / "model.pt"
     ).is_file()
     report = (out / "report.html").read_text()
-    assert "Scores by structure" in report and report.count("data:image/png") >= 3
+    assert "Scores by structure" in report and "trial scratch" in report and report.count("data:image/png") >= 3
     later = ("predict", "--model", "out/model", "--images", "scans", "--output", "later")
     ended = auto(folders, *later)
     assert ended.returncode == 0, ended.stderr

@@ -40,7 +40,7 @@ def write(folder: Path, ending: str) -> tuple[str, dict[str, float]]:
     names = [f"{number}{ending}" for number in range(3)]
     write_json(folder / "datalist.json", {"test": [{"image": name, "label": name} for name in names]})
     plan = Plan("ssl3d", {}, (Decision("crop", "8 x 8 x 8", "it fits"),))
-    path, dice = write_report(Study("two folders", ()), plan, folder, {"training": 60.0})
+    path, dice = write_report(Study("two folders", ()), plan, folder, {"trial_scratch": 31.0, "training": 120.0})
     return path.read_text(), dice
 
 
@@ -51,6 +51,7 @@ def test_scores_volumes_and_pictures(folder, monkeypatch):
     assert text.count("data:image/png") == 2  # cases, volumes
     assert "<td>27</td><td>27</td>" in text and "<td>18</td><td>15</td>" in text  # ml: 9 of 18 missed once
     assert "&lt;b&gt;wall" in text and "<b>wall" not in text
+    assert "<td>trial scratch</td><td>31 s</td>" in text and "<td>all</td><td>2.5 min</td>" in text
     assert "Mean Dice 0.817" in text.replace("<b>", "") and "it fits" in text and "three scans" in text
 
 
