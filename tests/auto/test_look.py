@@ -395,7 +395,7 @@ def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(folders[0]))
 
     monkeypatch.setattr("common.auto.look.find_layout", refused)
-    with pytest.raises(StudyError, match=r"images cannot be read \(Permission denied\): get the right to read it"):
+    with pytest.raises(StudyError, match=r"images cannot be read \(Permission denied\): ask for the right to read it"):
         look(images, masks)
 
 

@@ -107,7 +107,7 @@ def complex_numbers(path):
     [
         (missing, FileNotFoundError, "no model {path}: train one with configs/train.json, or set model_path"),
         (truncated, ValueError, "{path} is not a readable checkpoint"),
-        (pickled, ValueError, "{path} is not a readable checkpoint"),
+        (pickled, ValueError, "{path} holds Python objects beside tensors"),
         (
             other_shape,
             ValueError,
