@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from common.auto.commands import Command, RunError, execute, parse_trial, training_commands
+from common.auto import __main__ as command_line
+from common.auto.commands import Command, RunError, _lines, execute, parse_trial, training_commands
 from common.auto.plan import Plan
+from common.auto.predict import Prediction
 from common.bundles import bundle_folder
 from common.json_files import read_json, write_json
 
@@ -79,6 +81,28 @@ def _lives(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+def test_an_interrupted_run_ends_its_training(tmp_path):
+    """As by Ctrl-C in a notebook, where this process lives on."""
+    words = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
+    with (tmp_path / "log").open("wb") as log:
+        lines = _lines(words, log)
+        child = int(next(lines))
+        assert _lives(child)
+        lines.close()
+    assert not _lives(child)
+
+
+def test_scans_without_a_label_map_end_the_command_with_a_sentence(tmp_path, monkeypatch):
+    made = [Prediction("a", (), None, "done"), Prediction("b", (), None, "refused", "it is a CT")]
+    monkeypatch.setattr(sys.modules["common.auto.predict"], "predict", lambda *given, **options: made)
+    words = ["common.auto", "predict", "--model", "m", "--images", "i", "--output", "o"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match=r"^error: 1 of 2 scans got no label map\.$"):
+        command_line.main()
+    made.pop()
+    command_line.main()
 
 
 def test_a_training_that_was_stopped_is_resumed_and_another_one_is_not(tmp_path):

@@ -75,3 +75,22 @@ def test_scans_of_other_formats_are_scored_without_pictures(folder, monkeypatch)
     text, dice = write(folder, ".nrrd")
     assert dice["heart"] == pytest.approx(0.9)
     assert "data:image/png" not in text
+
+
+def test_the_report_has_the_curve_the_control_and_what_to_try_next(folder, monkeypatch):
+    monkeypatch.setattr(Study, "describe", lambda self: ["three scans"])
+    log = [f"fine-tuning epoch {number}/4: loss {2 / number}, 1.0 s" for number in (1, 2, 3, 4)]
+    log += [f"Epoch[{number}] Metrics -- val_mean_dice: {dice} " for number, dice in ((2, 0.6), (4, 0.7))]
+    (folder / "logs" / "training.log").write_text("\n".join(log))
+    control = folder / "control" / "eval" / "scores.csv"
+    control.parent.mkdir(parents=True)
+    scores = (folder / "training" / "eval" / "scores.csv").read_text()
+    control.write_text(scores.replace("wall</b>,0.9", "wall</b>,0.7"))
+    text, _ = write(folder, ".nii.gz")
+    assert text.count("data:image/png") == 3  # cases, volumes, training
+    assert "From scratch, with as many steps: 0.783; the encoder was better in 1 of 3 scans, by +0.033" in text
+    assert "Validation still rose at the end (0.600 to 0.700): more --hours should help." in text
+    assert "Look at 0, far below the others" in text
+    (folder / "logs" / "training.log").write_text("\n".join(log).replace("0.7 ", "0.6 "))
+    text, _ = write(folder, ".nii.gz")
+    assert "Validation was flat at the end" in text and "still rose" not in text

@@ -379,6 +379,10 @@ def test_several_processes_go_through_torchrun_and_the_multi_gpu_files(plan, coh
     command = train.command(found.settings)
     assert "torch.distributed.run" in command and "--nproc_per_node=2" in command
     assert "torch.distributed.run" not in runs(found, "infer")[0].command(found.settings)
+    mine = shutil.copytree(found.settings.bundle, tmp_path / "mine")
+    (mine / "configs/multi_gpu_train.json").unlink()
+    with pytest.raises(CompareError, match=r"mine has no configs/multi_gpu_train\.json"):
+        plan(bundle=str(mine), labels="3", processes=2, steps=4, datalist=str(tmp_path / "two.json"))
 
 
 def test_only_ids_that_inference_has_reach_it(plan):

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from common.compare.settings import CompareError, read_settings
 from common.weights import shipped_encoders
+from common.weights.encoder_file import write_state
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "pretrain_once"
@@ -88,6 +91,27 @@ def test_arms_of_every_form(tmp_path):
     assert arms["control"].is_scratch and arms["own"].overlays == (str(tmp_path / "mine.json"),)
 
 
+def test_images_of_an_arm_are_prepared_as_those_of_its_encoder(tmp_path):
+    """By ids, which its evaluation has, too; an id that the bundle lacks is left out."""
+    record = {"preparation": {"spacing": [2.0, 1.0, 2.0], "orientation": "LPS"}}
+    write_state({"weight": torch.zeros(1)}, tmp_path / "x.safetensors", record)
+    theirs = {"encoder": str(tmp_path / "x.safetensors"), "override": {"prepare_as": "encoder", "learning_rate": 0.1}}
+    settings = read(tmp_path, arms={"scratch": None, "theirs": theirs})
+    known = {"spacing": [2.0, 1.0, 2.0], "orientation": "LPS", "learning_rate": 0.1}
+    assert settings.arms[0].override == {} and settings.arms[1].override == known
+
+
+def test_damaged_settings_and_a_bundle_without_pretraining_are_named(tmp_path):
+    (tmp_path / "s.json").write_text('{"arms": ')
+    with pytest.raises(CompareError, match=r"s\.json cannot be read as JSON"):
+        read_settings(str(tmp_path / "s.json"), output=str(tmp_path))
+    (tmp_path / "mine/configs").mkdir(parents=True)
+    for name in ("train.json", "evaluate.json"):
+        shutil.copy(BUNDLE / "configs" / name, tmp_path / "mine/configs")
+    with pytest.raises(CompareError, match=r"'x': mine has no configs/pretrain\.json; name an encoder file instead"):
+        read(tmp_path, bundle=str(tmp_path / "mine"), arms={"x": {"pretrain": []}})
+
+
 def test_an_argument_wins_over_the_file(tmp_path):
     content = {"bundle": str(BUNDLE), "arms": "scratch", "seeds": [0, 1, 2], "steps": 5}
     (tmp_path / "s.json").write_text(json.dumps(content))
@@ -139,6 +163,12 @@ def test_settings_that_the_bundles_ship(path, tmp_path):
         ({"devices": "0,1", "processes": 2}, "choose one"),
         ({"override": "seed=3"}, "'seed' cannot be an override, the comparison sets it: use --seeds"),
         ({"output": None}, "Give --output."),
+        ({"margin": "much"}, "--margin: 'much' is not a number."),
+        ({"launcher": "pbs"}, "--launcher is 'pbs': give local or slurm, or in a settings file a mapping"),
+        ({"launcher": "slurm", "devices": "0,1"}, "--devices goes with the local launcher"),
+        ({"pretrain_override": "output_dir=here"}, "'output_dir' cannot be an override"),
+        ({"override": "prepare_as=encoder"}, "--override: prepare_as=encoder does not say which file here"),
+        ({"arms": {"x": {"override": {"prepare_as": "/none.pt"}}}}, "Arm 'x': "),
         ({"settings": "/none.json"}, "No settings file /none.json"),
     ],
 )
