@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from ..visualize import AxialView, grey_panel, mask_panel, side_by_side
+from ..visualize import AxialView, class_legend, grey_panel, mask_panel, side_by_side
 from .engine_items import image_affine, output_items
 from .event_file import EventFile
 
@@ -17,8 +17,9 @@ class SegmentationImages:
     """Show image, label and prediction of validation volumes in TensorBoard, one picture per volume and validation.
 
     The picture is the axial slice with most labelled voxels (``common.visualize.AxialView``): the image's first channel
-    in grey, and the classes of the label and of the prediction over it. The volumes are the first of the validation
-    list, in a fixed order. Nothing is drawn if there is one prediction per scan, such as an age.
+    in grey, and the classes of the label and of the prediction over it. A legend has the colour of each class number.
+    The volumes are the first of the validation list, in a fixed order. Nothing is drawn if there is one prediction per
+    scan, such as an age.
 
     MONAI's ``TensorBoardImageHandler`` draws the first channel of each as a grey animation through the whole volume;
     for a one-hot mask that is the background.
@@ -62,7 +63,7 @@ class SegmentationImages:
         self.events.writer.flush()
 
     def picture(self, image: Any, label: Any, prediction: Any, affine: Any = None) -> torch.Tensor | None:
-        """Image | label | prediction (3, H, W) in 0..1, None where they are not volumes of one size."""
+        """Image | label | prediction over the legend (3, H, W) in 0..1; None if they are not volumes of one size."""
         shapes = {tuple(volume.shape[1:]) for volume in (image, label, prediction) if isinstance(volume, torch.Tensor)}
         if len(shapes) != 1 or len(image.shape) < 3 or not isinstance(prediction, torch.Tensor):
             return None
@@ -76,4 +77,5 @@ class SegmentationImages:
             numbers = one if len(one) == 1 else one.float().argmax(0, keepdim=True)
             classes = view(numbers, None if index is None else 0, nearest=True)[0]
             panels.append(mask_panel(grey, classes, self.num_classes))
-        return side_by_side(panels, ("image", "label", "prediction"))
+        row = side_by_side(panels, ("image", "label", "prediction"))
+        return torch.cat((row, class_legend(self.num_classes, row.shape[2])), dim=1)

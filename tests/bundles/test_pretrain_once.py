@@ -16,6 +16,7 @@ from monai.transforms import LoadImaged, SaveImaged
 
 from common.checks import first_cause
 from common.data import label_names
+from common.visualize.panels import CAPTION
 from common.weights import convert, read_encoder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "pretrain_once" / "configs"
@@ -103,7 +104,7 @@ def test_tensorboard_shows_images(pretrained, fine_tuned, event_images):
     assert list(event_images(pretrained[0] / "tensorboard")) == ["validation/0"]
     pictures = event_images(fine_tuned[0] / "tensorboard")
     assert list(pictures) == ["validation/0"] and sorted(pictures["validation/0"]) == [3, 6]
-    image, label, _ = np.array_split(pictures["validation/0"][6], 3, axis=1)
+    image, label, _ = np.array_split(pictures["validation/0"][6][:-CAPTION], 3, axis=1)  # without the legend
     assert np.ptp(image, axis=2).max() == 0 < np.ptp(label, axis=2).max()  # grey, and colours
 
 

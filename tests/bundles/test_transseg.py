@@ -201,12 +201,12 @@ def rows(path):
 
 
 def test_tensorboard_shows_images(pretrained, tuned, event_images):
-    for folder in (pretrained.parent, tuned):
+    for folder, legend in ((pretrained.parent, 0), (tuned, 14)):
         found = event_images(folder / "tensorboard")
         assert list(found) == ["validation/0"]
         # Three panels under a caption: 160 by 192 mm of a scan, whatever square its slices are resized to.
         height, width = next(iter(found["validation/0"].values())).shape[:2]
-        assert (height - 14) / ((width - 4) / 3) == pytest.approx(192 / 160, rel=0.03)
+        assert (height - 14 - legend) / ((width - 4) / 3) == pytest.approx(192 / 160, rel=0.03)
 
 
 @pytest.mark.way("run", bundle="transseg")

@@ -7,7 +7,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 
 from common.handlers import SegmentationImages
-from common.visualize import AxialView, grey_panel, mask_panel, side_by_side
+from common.visualize import AxialView, class_legend, grey_panel, mask_panel, side_by_side
 
 AFFINE = torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0]))
 
@@ -38,7 +38,8 @@ def expected(volume):
     view = AxialView(AFFINE)
     grey = grey_panel(view(image[:1], 3)[0])
     masks = [mask_panel(grey, view(mask, 3, nearest=True)[0], 3) for mask in (label, prediction)]
-    return (side_by_side([grey, *masks], ("image", "label", "prediction")).movedim(0, -1) * 255).numpy()
+    row = side_by_side([grey, *masks], ("image", "label", "prediction"))
+    return (torch.cat((row, class_legend(3, row.shape[2])), dim=1).movedim(0, -1) * 255).numpy()
 
 
 def one_hot(mask):

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from common.visualize import class_colours, grey_panel, mask_panel, side_by_side
-from common.visualize.panels import ALPHA, CAPTION
+from common.visualize import class_colours, class_legend, grey_panel, mask_panel, side_by_side
+from common.visualize.panels import ALPHA, CAPTION, ENTRY, READABLE
 
 
 def test_grey_levels_are_those_of_the_reference():
@@ -32,12 +32,36 @@ def test_side_by_side():
 
 
 def test_captions_stand_above_their_panels():
-    panels = [torch.zeros(3, 4, 80), torch.full((3, 4, 20), 0.5)]
+    panels = [torch.zeros(3, 4, 180), torch.full((3, 4, 120), 0.5)]
     row = side_by_side(panels, ("label", "prediction"))
-    assert row.shape == (3, 4 + CAPTION, 102) and torch.equal(row[:, CAPTION:], side_by_side(panels))
-    strips = row[:, :CAPTION, :80], row[:, :CAPTION, 82:]
+    assert row.shape == (3, 4 + CAPTION, 302) and torch.equal(row[:, CAPTION:], side_by_side(panels))
+    strips = row[:, :CAPTION, :180], row[:, :CAPTION, 182:]
     for strip in strips:
         assert strip.min() < 0.5 and strip.max() == 1 and torch.equal(strip[0], strip[2])
     assert (strips[0][:, :, 60:] == 1).all()  # five letters
     other = side_by_side(panels, ("image", "prediction"))
-    assert not torch.equal(other[:, :, :80], row[:, :, :80]) and torch.equal(other[:, :, 82:], row[:, :, 82:])
+    assert not torch.equal(other[:, :, :180], row[:, :, :180]) and torch.equal(other[:, :, 182:], row[:, :, 182:])
+
+
+def test_small_panels_are_enlarged_until_their_captions_fit():
+    small = torch.rand(3, 40, 32)
+    row = side_by_side([small, small], ("target", "reconstruction"))
+    assert row.shape == (3, 3 * 40 + CAPTION, 2 * 3 * 32 + 2) and READABLE <= 3 * 32
+    for first in (0, 2):
+        assert torch.equal(row[:, CAPTION + first :: 3, first:96:3], small)
+    words = row[:, :CAPTION, 98:]
+    assert words[:, :, 50:].min() < 0.5 and (words[:, :, -3:] == 1).all()  # all fourteen letters
+    narrow = side_by_side([torch.zeros(3, 150, 20)], ("prediction",))
+    assert narrow.shape == (3, 150 + CAPTION, 20), "not enlarged without end"
+
+
+def test_the_legend_has_each_colour_beside_its_number():
+    legend = class_legend(4, 2 * ENTRY + 5)
+    assert legend.shape == (3, 2 * CAPTION, 2 * ENTRY + 5)
+    for number, colour in enumerate(class_colours(3)):
+        row, column = divmod(number, 2)
+        cell = legend[:, row * CAPTION : (row + 1) * CAPTION, column * ENTRY : (column + 1) * ENTRY]
+        rgb = torch.tensor([int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)])
+        assert int((cell == rgb[:, None, None]).all(0).sum()) == 64
+        assert int(((cell[0] < 0.7) & (cell[0] == cell[1])).sum()) > 2, "the number"
+    assert (legend[:, CAPTION:, ENTRY:] == 1).all()
