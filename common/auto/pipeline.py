@@ -158,9 +158,15 @@ def run(
         return Result(folder, plan, model, report, dice, seconds)
 
 
+MOST_CLASSES = 12
+"""Of more, the last line of a run does not list the scores."""
+
+
 def _mean(dice: dict[str, float]) -> str:
     values = [value for value in dice.values() if value == value]
     each = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
+    if len(dice) > MOST_CLASSES:
+        each = f"{len(values)} of {len(dice)} classes are in these scans; the report has each"
     return f"{sum(values) / max(1, len(values)):.3f} ({each})"
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["MIN_SUBJECTS", "Case", "LabelVolume", "Study", "StudyError", "by_anatomy"]
 
 MIN_SUBJECTS = 3
+FEW_SUBJECTS = 10
 """Least subjects with masks: one each to train, validate and test on."""
 MOST_LISTED = 8
 """Largest number of classes and files that `Study.describe` lists."""
@@ -141,7 +142,7 @@ class Study:
         if len(self.subjects) < MIN_SUBJECTS:
             return (
                 f"{_count(len(self.subjects), 'subject')} with masks ({some(self.subjects)}) cannot be split into "
-                f"training, validation and test: draw masks for {MIN_SUBJECTS} or more (10 are a start)."
+                f"training, validation and test: draw masks for {MIN_SUBJECTS} or more ({FEW_SUBJECTS} are a start)."
             )
         return None
 
@@ -163,7 +164,8 @@ class Study:
         ]
         kinds = Counter(case.facts.modality for case in self.cases)
         kind = kinds.most_common(1)[0][0]
-        others = "".join(f"; {count} of the scans are rather {name}" for name, count in kinds.items() if name != kind)
+        odd = {name: [x.name for x in self.cases if x.facts.modality == name] for name in kinds if name != kind}
+        others = "".join(f"; rather {name}: {some(names)}" for name, names in odd.items())
         why = "Hounsfield units" if kind == "CT" else "no Hounsfield units"
         count = Counter(case.facts.channels for case in self.cases).most_common(1)[0][0]
         lines.append(f"Modality: {kind}, a guess by the intensities ({why}){others}.")
@@ -187,6 +189,16 @@ class Study:
         if self.labels:
             lines.append(self._classes())
         lines += [f"Note: {note}" for note in self.notes]
+        if odd:
+            lines.append(
+                f"Note: CT and MR share no scale of intensities, and all scans are prepared as {kind}: if the guess is "
+                "right, keep one kind in the folder and train another model for the other."
+            )
+        if MIN_SUBJECTS <= len(self.subjects) < FEW_SUBJECTS:
+            lines.append(
+                f"Note: {len(self.subjects)} subjects with masks are few. The model will be weak, and its score on so "
+                f"few test scans says little: {FEW_SUBJECTS} are a start."
+            )
         if self.refusal:
             lines.append(f"Not enough: {self.refusal}")
         if self.left_out:

@@ -619,3 +619,26 @@ def test_real_scans(tmp_path):
     assert len(acdc.subjects) == 4 and acdc.anisotropy == 10 and acdc.modality == "MR"
     ixi = look(tmp_path / "ixi")
     assert len(ixi.subjects) == 4 and ixi.label_scheme == "dlmuse"
+
+
+def test_few_subjects_and_two_modalities_are_pointed_out(tmp_path):
+    """Three scans are enough to run and not for a model: the description says so, and which scan is of another kind."""
+    for number in range(3):
+        file = scan(tmp_path / f"images/case{number}.nii.gz")
+        if number < 2:
+            values = np.asanyarray(nib.load(file).dataobj).astype(np.int16) - 1000
+            write(file, values)
+        mask(tmp_path / f"masks/case{number}.nii.gz")
+    text = "\n".join(look(tmp_path / "images", tmp_path / "masks").describe())
+    assert "Modality: CT, a guess by the intensities (Hounsfield units); rather MR: case2." in text
+    assert "Note: CT and MR share no scale of intensities, and all scans are prepared as CT" in text
+    assert "Note: 3 subjects with masks are few." in text and "10 are a start" in text
+    for number in range(3, 10):
+        write(tmp_path / f"images/case{number}.nii.gz", values - number)
+        mask(tmp_path / f"masks/case{number}.nii.gz")
+    (tmp_path / "images/case2.nii.gz").unlink()
+    shutil.copy(tmp_path / "masks/case2.nii.gz", tmp_path / "masks/case10.nii.gz")
+    (tmp_path / "masks/case2.nii.gz").unlink()
+    write(tmp_path / "images/case10.nii.gz", values - 10)
+    text = "\n".join(look(tmp_path / "images", tmp_path / "masks").describe())
+    assert "are few" not in text and "rather" not in text

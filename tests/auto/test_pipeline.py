@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -231,3 +232,10 @@ def test_the_plan_is_all_that_compare_has_to_be_given(folders, monkeypatch):
     assert images == {item["image"] for name in ("training", "validation", "unlabelled") for item in lists[name]}
     (pretrain,) = (run for run in plan.runs if run.stage == "pretrain")
     assert str(out) in pretrain.config()["dataset_dir"]
+
+
+def test_the_last_line_does_not_list_dozens_of_classes():
+    few = pipeline._mean({"one": 0.5, "two": math.nan})
+    assert few == "0.500 (one 0.500, two nan)"
+    many = pipeline._mean({f"label {number}": 0.5 if number < 9 else math.nan for number in range(30)})
+    assert many == "0.500 (9 of 30 classes are in these scans; the report has each)"
