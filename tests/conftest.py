@@ -26,18 +26,23 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The files that take longest, first, so that the workers of `make test`, which get a file at a time, end together.
 LONG = (
+    "test_ssl3d.py",
     "test_compare.py",
-    "test_distributed.py",
     "test_ways.py",
-    "test_resume.py",
+    "test_distributed.py",
     "test_monai_label.py",
-    "test_whole_batch.py",
-    "test_exports.py",
-    "test_pack.py",
-    "test_simtrot.py",
-    "test_contract.py",
-    "test_convert.py",
+    "test_resume.py",
+    "test_pipeline.py",
+    "test_notebook.py",
+    "test_medical_transformer.py",
     "test_dicom.py",
+    "test_contract.py",
+    "test_simtrot.py",
+    "test_pretrain_once.py",
+    "test_native_scores.py",
+    "test_exports.py",
+    "test_execute.py",
+    "test_convert.py",
 )
 
 # As `datasets/sample.json`, but coarser. Unequal axes, so that a mistaken axis shows; crops smaller than the image, so

@@ -642,3 +642,13 @@ def test_few_subjects_and_two_modalities_are_pointed_out(tmp_path):
     write(tmp_path / "images/case10.nii.gz", values - 10)
     text = "\n".join(look(tmp_path / "images", tmp_path / "masks").describe())
     assert "are few" not in text and "rather" not in text
+
+
+def test_two_masks_of_a_scan_are_refused_and_one_in_dicom_is_left_out(tmp_path):
+    images, masks = two_folders(tmp_path)
+    items = [{"image": f"images/case{i}.nii.gz", "label": [f"masks/case{i}.nii.gz"] * 2} for i in range(4)]
+    (tmp_path / "list.json").write_text(json.dumps({"training": items}))
+    assert "gives images/case0.nii.gz 2 masks: merge them into one file" in refusal(tmp_path / "list.json")
+    (masks / "case0.nii.gz").unlink()
+    dicom(masks / "case0", 1)
+    assert reasons(look(images, masks))["case0"].startswith("is a mask in DICOM, which cannot be read: convert it")

@@ -16,7 +16,8 @@ from filelock import FileLock
 
 from common.auto import pipeline, run
 from common.auto.look import look
-from common.auto.plan import PlanError, Speed
+from common.auto.plan import Plan, PlanError, Speed
+from common.bundles import bundle_folder
 from common.json_files import read_json, write_json
 from common.weights.encoder_file import write_state
 
@@ -175,6 +176,32 @@ def test_a_plan_takes_over_the_preparation_and_the_weights_of_a_chosen_encoder(f
     run(folders / "scans", folders / "masks", out, **given, **chosen)  # takes up the plan again
     with pytest.raises(PlanError, match=r"a plan made for .* --prepare_as encoder"):
         run(folders / "scans", folders / "masks", out, **given)
+
+
+def test_a_trial_trains_from_each_start(tmp_path, monkeypatch):
+    """Its speed is that of the first."""
+    asked = []
+
+    def execute(command, folder, say, title):
+        asked.append((command.name, command.options.get("pretrained_encoder"), command.options["batches_per_epoch"]))
+        log = folder / "logs" / f"{command.name}.log"
+        log.parent.mkdir(exist_ok=True)
+        epochs = [f"fine-tuning epoch {number}/3: loss 1.0, {2.0 * len(asked)} s" for number in (1, 2, 3)]
+        end = f"Epoch[3] Metrics -- val_mean_dice: 0.{len(asked)} \n"
+        end += "SupervisedEvaluator - INFO - Epoch[3] Complete. Time taken: 00:00:06.000\n"
+        text = "\n$ python\n> batches_per_epoch: 20\n" + "\n".join([*epochs, end])
+        log.write_text("\n$ an earlier run\nEpoch[3] Metrics -- val_mean_dice: 0.9 \n" + text)
+        return 30.0
+
+    said = []
+    monkeypatch.setattr(pipeline, "execute", execute)
+    plan = Plan("ssl3d", {}, (), candidates=("scratch", "synthetic_brain"))
+    speed = pipeline._trial(plan, bundle_folder("ssl3d"), tmp_path, 3, said.append)
+    assert asked == [("trial_scratch", None, 20), ("trial_synthetic_brain", "synthetic_brain", 20)]
+    assert (speed.step, speed.volume, speed.start) == (0.1, 2.0, 18.0)
+    assert speed.dice == {"scratch": 0.1, "synthetic_brain": 0.2}
+    assert said == [f"  trial from {name}: {step} s per step, 2 s per scan"
+                    for name, step in (("scratch", 0.1), ("synthetic_brain", 0.2))]  # fmt: skip
 
 
 @pytest.mark.parametrize(

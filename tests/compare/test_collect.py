@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from common.compare.collect import (
     curve_rows,
     mean_rows,
     prediction_rows,
+    probe_rows,
     subject_rows,
     training_subjects,
 )
@@ -187,3 +189,12 @@ def test_examples_are_the_worst_the_median_and_the_best(tmp_path, count, shown):
     found = choose_examples(Plan(settings, tuple(runs), None, evaluate, test))
     assert "".join(item["image"][6] for item in found) == shown
     assert choose_examples(Plan(settings, (), None, evaluate, test)) == []
+
+
+def test_rows_of_a_probe_name_their_structures(run):
+    rows = [{"probe": "linear", "metric": "dice", "structure": number, "value": 0.5} for number in (1, 2)]
+    rows.append({"probe": "linear", "metric": "dice", "value": 0.25})
+    (run.folder / "probe-label.rows.json").write_text(json.dumps({"rows": rows}))
+    found = list(probe_rows(replace(run, target="label"), {1: "white matter"}))
+    assert [row["structure"] for row in found] == ["white matter", "class 2", "mean"]
+    assert [row["value"] for row in found] == [0.5, 0.5, 0.25] and all(KEY.items() <= row.items() for row in found)

@@ -236,6 +236,7 @@ def test_errors_are_one_sentence(tmp_path):
         call(["--bundle", str(tmp_path), "--arms", "scratch", "--output", "x"])
 
 
+@pytest.mark.slow
 def test_arms_that_differ_in_nothing_but_seeds_are_not_better(tmp_path, unchanged):
     """One short repetition of the twenty of experiments/compare_aa.py: whole trainings, two seeds of two arms."""
     spec = importlib.util.spec_from_file_location("compare_aa", ROOT / "experiments/compare_aa.py")
