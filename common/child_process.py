@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .checks import REFUSED
+from .checks import FULL_LOG, REFUSED
 from .peak_memory import own_memory
 
 __all__ = ["Child", "PlainChild", "child_environment", "die_with_parent", "failure_reason"]
@@ -95,10 +95,11 @@ class PlainChild:
 
 
 def child_environment() -> dict[str, str]:
-    """Environment of a run: it finds this process's `common` from any working folder."""
+    """Environment of a run: it finds this process's `common` from any working folder, and its log has all lines."""
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
+    ours = {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path, FULL_LOG: "full"}
+    return {**os.environ, **ours}
 
 
 def failure_reason(log: Path, begin: int, code: int) -> str:

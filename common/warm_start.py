@@ -1,12 +1,12 @@
-"""Runs that start in a tenth of a second: a process that has imported what they all import forks one for each command.
+"""Start runs in a tenth of a second, as forks of a server process that has already imported torch, MONAI and ignite.
 
-``python -m monai.bundle run`` spends 6 to 10 seconds of a CPU on the import of torch, MONAI and ignite. A comparison
-has dozens of runs, so the first of them starts a server, ``python -m common.warm_start``, which imports these once;
-each run is a fork of it. A fork goes on where ``python -m NAME ...`` would be after these imports: the server was
-started with the same interpreter, environment and working folder, and it did nothing but import.
+``python -m monai.bundle run`` spends 6 to 10 seconds of CPU time on these imports, and a comparison has dozens of runs.
+So the first run starts the server, ``python -m common.warm_start``, and each run is a fork of it. The server has the
+same interpreter, environment and working folder as the command, and it only imports. A fork is therefore in the state
+that ``python -m NAME ...`` reaches after these imports.
 
-Commands start as processes of their own where that does not hold: elsewhere than on Linux, with a GPU, commands of
-several processes (``torchrun``), programs of other packages, a server that fails, or ``COMMON_WARM_START=0``.
+Some commands start as ordinary processes instead: on systems other than Linux, on machines with a GPU, commands of
+several processes (``torchrun``), programs of other packages, after the server failed, and with ``COMMON_WARM_START=0``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from .checks import drop_untrue_warnings
 from .child_process import Child, PlainChild, die_with_parent
 from .memory import RUNS_AT_ONCE
 from .peak_memory import GPU_RECORD
@@ -36,7 +37,7 @@ __all__ = ["SWITCH", "start_child"]
 logger = logging.getLogger(__name__)
 
 SWITCH = "COMMON_WARM_START"
-"""Environment variable: ``0`` starts each command as a process of its own."""
+"""Environment variable: ``0`` starts each command as an ordinary process."""
 
 IMPORTS = (
     "fire",
@@ -54,10 +55,10 @@ IMPORTS = (
     "common.precision",
     "common.transforms",
 )
-"""What nearly every run of a bundle imports."""
+"""Modules that nearly every run of a bundle imports."""
 
 OF_A_RUN = (GPU_RECORD, RUNS_AT_ONCE, "PYTEST_CURRENT_TEST")
-"""Environment variables that are read during a run, not at an import: a fork may have others than the server."""
+"""Environment variables that are read during a run, not at import. They may differ between a fork and the server."""
 
 MOST_DESCRIPTORS = 64
 
@@ -69,14 +70,15 @@ def start_child(
     descriptors: Sequence[int] = (),
     own_group: bool = True,
 ) -> Child:
-    """Start a command, warm where that can be done. It ends with this process.
+    """Start a command, as a fork of the server if possible. It ends when this process ends.
 
     Args:
         words: the command.
-        output: descriptor that it writes to.
-        environment: all of its variables.
-        descriptors: others that it inherits.
-        own_group: leave it alone when a terminal interrupts this process; a warm one always has a group of its own.
+        output: file descriptor for its output.
+        environment: all of its environment variables.
+        descriptors: further file descriptors that it inherits.
+        own_group: put it into a separate process group, which Ctrl-C in the terminal does not reach. A fork of the
+            server always has one.
     """
     if _is_warm(words, environment):
         child = _warm_child(words, output, environment, descriptors)
@@ -94,12 +96,12 @@ def _is_warm(words: Sequence[str], environment: Mapping[str, str]) -> bool:
         return False
     import torch
 
-    # A driver that is in use does not survive a fork, and what imports touch on a machine with GPUs is not known here.
+    # A CUDA driver in use does not survive a fork, and on a machine with GPUs an import might use it.
     return not torch.cuda.is_available()
 
 
 class WarmChild:
-    """A command that the server forked."""
+    """A command that runs as a fork of the server."""
 
     def __init__(self, server: _Server, pid: int, connection: socket.socket) -> None:
         self.server, self.pid, self.connection = server, pid, connection
@@ -115,7 +117,7 @@ class WarmChild:
             status, largest = json.loads(_line(self.connection))
         except TimeoutError:
             return None
-        except (OSError, ValueError):  # the server was killed, most likely for want of memory, and its children with it
+        except (OSError, ValueError):  # the server was killed with its children, most likely because memory ran out
             status, largest = signal.SIGKILL, 0
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -126,10 +128,10 @@ class WarmChild:
 
 
 class _Server:
-    """The process that has imported all, seen from where commands are started.
+    """The server, as seen by the process that starts commands.
 
     Args:
-        key: the process that it belongs to, and the environment and folder in which it imports.
+        key: PID of the process that owns it, and its environment and working folder.
     """
 
     def __init__(self, key: tuple[int, Mapping[str, str], str]) -> None:
@@ -139,7 +141,7 @@ class _Server:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(its.fileno()), str(key[0]), *IMPORTS],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # what goes wrong in an import, a process of its own says, too
+                stdout=subprocess.DEVNULL,  # an import error appears again when the command runs as an ordinary process
                 stderr=subprocess.DEVNULL,
                 env=key[1],
                 cwd=key[2],
@@ -175,13 +177,13 @@ class _Server:
 
 _lock = threading.Lock()
 _server: _Server | None = None
-_failed: list[tuple[int, Mapping[str, str], str]] = []  # keys of servers that could not start
+_failed: list[tuple[int, Mapping[str, str], str]] = []  # keys of servers that failed to start
 
 
 def _warm_child(
     words: Sequence[str], output: int, environment: Mapping[str, str], descriptors: Sequence[int]
 ) -> WarmChild | None:
-    """None where this environment has no server."""
+    """Start the command on the server; None if this environment has no server."""
     shared = {name: value for name, value in environment.items() if name not in OF_A_RUN}
     extra = {name: value for name, value in environment.items() if name in OF_A_RUN}
     key = os.getpid(), shared, os.getcwd()
@@ -191,7 +193,7 @@ def _warm_child(
             return None
         if _server is not None and _server.key != key:
             if _server.working and _server.key[0] == key[0]:
-                return None  # it would end what it works on
+                return None  # closing it would end the commands that it runs
             _close()
         if _server is None:
             _server = _Server(key)
@@ -203,7 +205,7 @@ def _warm_child(
                 logger.warning("The server of warm starts did not start: each run imports MONAI for itself.")
             _close()
             return None
-        except BaseException:  # interrupted while the server imports: nobody would wait for what it was asked for
+        except BaseException:  # interrupted while the server imports: nobody would wait for the command
             _close()
             raise
 
@@ -217,7 +219,7 @@ def _close() -> None:
 
 
 def _line(connection: socket.socket) -> bytes:
-    """The next line, which has few letters; empty where the other side has ended."""
+    """Read the next line, which is short; empty if the other side has closed."""
     found = b""
     while not found.endswith(b"\n"):
         letter = connection.recv(1)
@@ -228,8 +230,8 @@ def _line(connection: socket.socket) -> bytes:
 
 
 def _serve(control: socket.socket, parent: int) -> tuple[socket.socket, int, list[int]]:
-    """Fork for each message; returns in the forks, with the connection of the command, its output and what it holds."""
-    children: dict[int, tuple[int, socket.socket]] = {}  # descriptor of a process -> its number, and who asked for it
+    """Fork for each message. Returns only in the forks: connection, descriptor of the output, inherited descriptors."""
+    children: dict[int, tuple[int, socket.socket]] = {}  # descriptor of a child -> its PID and connection
     poll, own = select.poll(), os.getpid()
     poll.register(control, select.POLLIN)
     while os.getppid() == parent:
@@ -258,7 +260,7 @@ def _serve(control: socket.socket, parent: int) -> tuple[socket.socket, int, lis
                     os.close(descriptor)
                     other.close()
                 return connection, given[1], given[2:]
-            with suppress(OSError):  # it has done so itself
+            with suppress(OSError):  # the child may have done so itself
                 os.setpgid(pid, pid)
             with suppress(OSError):
                 connection.sendall(b"%d\n" % pid)
@@ -271,7 +273,7 @@ def _serve(control: socket.socket, parent: int) -> tuple[socket.socket, int, lis
 
 
 def _main() -> None:
-    """The server: import, then become each command in a fork."""
+    """Run the server: import the modules, then run each command in a fork."""
     import numpy as np
 
     control, parent, imports = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3:]
@@ -279,11 +281,12 @@ def _main() -> None:
         importlib.import_module(name)
     if threading.active_count() > 1:
         sys.exit("A package started a thread when it was imported, which a fork would not have.")
+    drop_untrue_warnings()
     generators = [one for one in gc.get_objects() if type(one) is np.random.RandomState]
     if "torch" in sys.modules:
         generators.append(sys.modules["torch"].default_generator)
     gc.collect()
-    gc.freeze()  # the collector does not write into what the forks share
+    gc.freeze()  # otherwise garbage collection would copy memory pages that the forks share
     connection, output, _ = _serve(control, parent)
 
     os.dup2(output, 1)
@@ -292,7 +295,7 @@ def _main() -> None:
     with connection, connection.makefile("rb") as lines:
         words, extra = json.loads(lines.readline())
     os.environ.update(extra)
-    for generator in generators:  # which nobody has seeded: they differ from process to process
+    for generator in generators:  # without a seed, they must differ between processes
         generator.seed()
     sys.argv, sys.orig_argv = words[2:], words
     runpy.run_module(words[2], run_name="__main__", alter_sys=True)

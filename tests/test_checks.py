@@ -20,6 +20,8 @@ import pytest
 import torch
 from fire.inspectutils import FullArgSpec
 from ignite.engine import Engine
+from ignite.metrics import Average
+from monai.engines import SupervisedEvaluator
 from monai.handlers import StatsHandler
 from monai.networks.nets import ViT
 from torch._utils import ExceptionWrapper
@@ -401,6 +403,46 @@ def test_a_refusal_is_not_logged_as_well(command, caplog, monkeypatch):
     assert "Engine run is terminating due to exception: " in logged(lambda: [][0])
     monkeypatch.setenv(checks.TRACEBACK, "1")
     assert "No dataset folder" in logged(no_datalist)
+
+
+@pytest.fixture
+def console(command, monkeypatch):
+    """Lines of a run's console, of a log file beside it, and of MONAI's StatsHandler, as after its logging.conf."""
+    command("--config_file", "train.json")
+    root, known = logging.getLogger(), dict(logging.root.manager.loggerDict)
+    known.pop(checks.console.STATS, None)
+    monkeypatch.setattr(logging.root.manager, "loggerDict", known)
+    monkeypatch.setattr(logging.getLogger("monai.bundle.scripts"), "filters", [])
+    screen, file = logging.StreamHandler(io.StringIO()), logging.FileHandler("run.log", delay=True)
+    monkeypatch.setattr(root, "handlers", [screen, file])
+
+    def lines() -> tuple[list[str], list[str]]:
+        return screen.stream.getvalue().splitlines(), Path("run.log").read_text().splitlines()
+
+    return lines
+
+
+def validate():
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=[{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}],
+        network=torch.nn.Identity(),
+        key_val_metric={"val_dice": Average(output_transform=lambda _: 0.5)},
+        val_handlers=[StatsHandler(iteration_log=False)],
+    )
+    evaluator.run()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_score_is_shown_once_and_a_log_file_has_all_lines(console, monkeypatch, caplog, full):
+    if full:
+        monkeypatch.setenv(checks.FULL_LOG, "full")
+    checks.check_overrides()
+    caplog.set_level(logging.INFO, "ignite.engine.engine.SupervisedEvaluator")
+    validate()
+    shown, logged = console()
+    assert sum("val_dice" in line for line in logged) == 3 and any("Epoch[1] Complete" in line for line in logged)
+    assert shown == (logged if full else ["Epoch[1] Metrics -- val_dice: 0.5000 "])
 
 
 def wrong_argument():

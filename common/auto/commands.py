@@ -25,7 +25,7 @@ from .plan import RATE, Plan, Speed
 __all__ = ["Command", "RunError", "execute", "parse_trial", "training_commands", "trial_command"]
 
 PROGRESS = re.compile(r"^(fine-tuning|inference) epoch .*$")
-TRAINER_EPOCH = re.compile(r"^fine-tuning epoch (\d+)/\d+: loss \S+, (\S+) s$", re.MULTILINE)
+TRAINER_EPOCH = re.compile(r"^fine-tuning epoch (\d+)/\d+: loss \S+, (\S+) s\b", re.MULTILINE)
 EVALUATOR_EPOCH = re.compile(r"SupervisedEvaluator - INFO - Epoch\[\d+\] Complete\. Time taken: (\d+):(\d+):([\d.]+)")
 BEST_DICE = re.compile(r"Epoch\[\d+\] Metrics -- .*?val_mean_dice: (\S+)")
 

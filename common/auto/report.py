@@ -225,7 +225,7 @@ def _validation_dice(folder: Path) -> list[float]:
 def _curve(folder: Path) -> Block | None:
     dice = _validation_dice(folder)
     log = folder / "logs" / "training.log"
-    losses = re.findall(r"^fine-tuning epoch (\d+)/\d+: loss (\S+), \S+ s$", log.read_text("utf-8", "replace"), re.M)
+    losses = re.findall(r"^fine-tuning epoch (\d+)/\d+: loss (\S+), \S+ s\b", log.read_text("utf-8", "replace"), re.M)
     if not dice or not losses:
         return None
     figure = _empty_figure(6, 3)

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import json
 import logging
+import os
 import pydoc
 import re
 import sys
@@ -18,7 +19,8 @@ from .. import doctor
 from ..files import nearest_existing
 from ..overlays import order_problems
 from ..peak_memory import record_gpu_peak
-from .refusals import end_with_sentence, say_refusals_once
+from .console import quiet_console
+from .refusals import end_with_sentence
 from .renamed import renamed_problems, renamed_sentence
 from .running import (
     Command,
@@ -63,7 +65,8 @@ def check_overrides() -> None:
     command line, and those in ``--args_file``, with the ids of the named config files. It also checks that MONAI and
     torch are recent enough and that the settings of ``--tracking`` fit the config, and sees to it that a later error
     ends the output with what it says: MONAI's own last line only names the step of the config. What this package
-    refuses comes without a traceback. Outside of that command (also in a workflow made in Python) it does none of this.
+    refuses comes without a traceback, and the console shows each fact once (``quiet_console``). Outside of that command
+    (also in a workflow made in Python) it does none of this.
 
     Both there and in a workflow made in Python it does what the id ``prepare_as`` says
     (``common.weights.prepare.prepare_as``).
@@ -79,7 +82,7 @@ def check_overrides() -> None:
         _prepare([])
         return
     sys.excepthook = end_with_sentence
-    say_refusals_once()
+    quiet_console()
     record_gpu_peak()
     problems = doctor.check_run()
     config = load_config(command.files)
@@ -101,6 +104,12 @@ def check_overrides() -> None:
         _prepare([split_id(key)[0] for key in command.overrides])
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
+    workflow = running_workflow()
+    if workflow is not None and os.environ.get("RANK", "0") == "0":
+        resolver = workflow.parser.ref_resolver  # `get_parsed_content` might parse anew, in the middle of `initialize`
+        folder = resolver.get_resolved_content("output_dir") if "output_dir" in workflow.parser else None
+        where = f"; files go to {os.path.abspath(folder)}" if isinstance(folder, str) else ""
+        logger.info("running %s%s.", names, where)
     if "datalist" in command.overrides and not _is_read("datalist", config):
         logger.warning("--datalist changes nothing: %s reads the id `pretrain_datalist`.", names)
 

@@ -139,13 +139,6 @@ class OnlyAtTheEnd(logging.Filter):
         return _refusal(sys.exc_info()[1]) is None
 
 
-def say_refusals_once() -> None:
-    """Let the handlers of the root logger write no refusal, which ``end_with_sentence`` does."""
-    for handler in logging.getLogger().handlers:
-        if not any(isinstance(one, OnlyAtTheEnd) for one in handler.filters):
-            handler.addFilter(OnlyAtTheEnd())
-
-
 def _join_pools() -> None:
     """Wait for the threads of ``multiprocessing.pool.ThreadPool``, which fill the cache of ``CacheDataset``.
 

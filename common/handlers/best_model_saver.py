@@ -85,7 +85,7 @@ class BestModelSaver:
             record = self.record | ({} if self._seen is None else {"scans": self._seen.record()})
             record |= {} if self._fingerprint is None else self._fingerprint.record()
             save_model(self.network.state_dict(), self.path, record)
-            logger.info("%s: epoch %d, %s %.4f.", self.path, engine.state.epoch, *best_metric(engine))
+            logger.info("model of epoch %d written to %s.", engine.state.epoch, self.path)
         labels, with_foreground = self._labels, self._with_foreground
         if idist.get_world_size() > 1:
             labels, with_foreground = (int(idist.all_reduce(count)) for count in (labels, with_foreground))

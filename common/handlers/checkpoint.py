@@ -59,6 +59,7 @@ class Checkpoint:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.after_epoch)
+        engine.add_event_handler(Events.COMPLETED, self.end)
 
     def start(self, engine: Engine) -> None:
         there = [path for path in (self.path, *self.outputs) if path.exists()]
@@ -78,6 +79,10 @@ class Checkpoint:
         epoch = engine.state.epoch
         if idist.get_rank() == 0 and (epoch % self.interval == 0 or epoch == engine.state.max_epochs):
             self.save(engine)
+
+    def end(self) -> None:
+        if idist.get_rank() == 0:
+            logger.info("finished; the files of this run are in %s.", self.path.parent)
 
     def save(self, engine: Engine) -> None:
         scaler = getattr(engine, "scaler", None)

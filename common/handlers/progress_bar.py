@@ -93,15 +93,22 @@ class ProgressBar:
             parts.append(self._mean_loss())
         if state.epoch_length:
             parts[0] += f" of {state.epoch_length}"
-            left = state.epoch_length * ((state.max_epochs or state.epoch) - state.epoch + 1) - self._steps
-            # Of the whole run, with what is between the epochs so far.
-            seconds = left * (now - self._run_began) / self._steps_of_run
-            parts.append(f"about {tqdm.format_interval(seconds)} left")
-        self._write(engine, parts)
+        self._write(engine, parts + self._time_left(engine, now))
 
     def _write_line(self, engine: Engine) -> None:
+        now = time.monotonic()
         parts = [self._mean_loss()] if self._losses else []
-        self._write(engine, [*parts, f"{time.monotonic() - self._epoch_began:.1f} s"])
+        self._write(engine, [*parts, f"{now - self._epoch_began:.1f} s", *self._time_left(engine, now)])
+
+    def _time_left(self, engine: Engine, now: float) -> list[str]:
+        state = engine.state
+        epochs = (state.max_epochs or state.epoch) - state.epoch + 1
+        left = epochs * (state.epoch_length or 0) - self._steps
+        if left <= 0 or not self._steps_of_run:
+            return []
+        # Of the whole run, with what is between the epochs so far.
+        seconds = left * (now - self._run_began) / self._steps_of_run
+        return [f"about {tqdm.format_interval(seconds)} left"]
 
     def _write(self, engine: Engine, parts: list[str]) -> None:
         self._wrote = time.monotonic()

@@ -130,7 +130,8 @@ def test_a_failure_is_a_sentence_with_the_reason(tmp_path):
 def test_a_trial_s_log_gives_speed_and_dice():
     log = (
         "> batches_per_epoch: 6\n"
-        "fine-tuning epoch 1/3: loss 1.6, 9.0 s\nfine-tuning epoch 2/3: loss 1.2, 3.3 s\n"
+        "fine-tuning epoch 1/3: loss 1.6, 9.0 s, about 00:18 left\n"
+        "fine-tuning epoch 2/3: loss 1.2, 3.3 s, about 00:06 left\n"
         "fine-tuning epoch 3/3: loss 1.1, 3.0 s\n"
         "SupervisedEvaluator - INFO - Got new best metric of val_mean_dice: 0.5\n"
         "INFO - Epoch[3] Metrics -- val_mean_dice: 0.5125 \n"

@@ -52,7 +52,7 @@ def test_the_file_is_the_best_so_far(tmp_path, caplog, compare, interval, expect
         written, evaluator = run(path, [3, 1, 2, 4, 0.5], compare, interval)
     assert written == expected
     assert best_metric(evaluator) == ("val_loss", expected[-1])
-    assert f"{path}: epoch 2, val_loss 1.0000." in caplog.text or compare is operator.gt
+    assert f"model of epoch 2 written to {path}." in caplog.text or compare is operator.gt
 
 
 @pytest.mark.parametrize("compare", [operator.lt, operator.gt])
@@ -73,7 +73,7 @@ def test_the_whole_path_is_logged_where_a_relative_one_is_given(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     with caplog.at_level("INFO"):
         run(Path("models/model.pt"), [3])
-    assert f"{tmp_path / 'models/model.pt'}: epoch 1, val_loss 3.0000." in caplog.text
+    assert f"model of epoch 1 written to {tmp_path / 'models/model.pt'}." in caplog.text
 
 
 def test_only_rank_0_writes(tmp_path, monkeypatch):
