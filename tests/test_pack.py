@@ -104,6 +104,7 @@ def test_takes_the_bundle_and_the_code_and_nothing_else(bundle, tmp_path):
         "__init__.py",
         "checkpoint_file.py",
         "checks/__init__.py",
+        "checks/console.py",
         "checks/overrides.py",
         "checks/refusals.py",
         "checks/renamed.py",
