@@ -652,3 +652,12 @@ def test_two_masks_of_a_scan_are_refused_and_one_in_dicom_is_left_out(tmp_path):
     (masks / "case0.nii.gz").unlink()
     dicom(masks / "case0", 1)
     assert reasons(look(images, masks))["case0"].startswith("is a mask in DICOM, which cannot be read: convert it")
+
+
+def test_labels_above_a_million_are_counted(tmp_path):
+    """As those of RadLex, for which a table would be too long."""
+    images, masks = two_folders(tmp_path)
+    for i in range(4):
+        mask(masks / f"case{i}.nii.gz", (3, 2_000_003), np.uint32)
+    study = look(images, masks)
+    assert list(study.labels) == [3, 2_000_003] and study.voxels[2_000_003] == study.voxels[3]

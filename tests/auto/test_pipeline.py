@@ -176,6 +176,8 @@ def test_a_plan_takes_over_the_preparation_and_the_weights_of_a_chosen_encoder(f
     run(folders / "scans", folders / "masks", out, **given, **chosen)  # takes up the plan again
     with pytest.raises(PlanError, match=r"a plan made for .* --prepare_as encoder"):
         run(folders / "scans", folders / "masks", out, **given)
+    with pytest.raises(PlanError, match="was started with other scans, masks, subjects or names"):
+        run(folders / "scans", folders / "masks", out, **given | {"subject": "p[0-9]_[ab]"}, **chosen)
 
 
 def test_a_trial_trains_from_each_start(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from common.compare.collect import (
     probe_rows,
     subject_rows,
     training_subjects,
+    trial_rows,
 )
 from common.compare.plan import Plan
 from common.compare.run import Run
@@ -198,3 +199,9 @@ def test_rows_of_a_probe_name_their_structures(run):
     found = list(probe_rows(replace(run, target="label"), {1: "white matter"}))
     assert [row["structure"] for row in found] == ["white matter", "class 2", "mean"]
     assert [row["value"] for row in found] == [0.5, 0.5, 0.25] and all(KEY.items() <= row.items() for row in found)
+
+
+def test_a_trial_that_measured_something_else_cannot_be_chosen(run, tmp_path):
+    (tmp_path / "tune.json").write_text(json.dumps({"status": "done"}))
+    with pytest.raises(CompareError, match=r"its validation has no val_dice, which --tune needs to choose"):
+        trial_rows(Plan(None, (replace(run, stage="tune", epochs=1),), None, Config(), []))

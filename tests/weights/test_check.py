@@ -195,3 +195,8 @@ def test_anything_else(tmp_path):
         check(str(tmp_path / "model.pt"))
     with pytest.raises(FileNotFoundError, match=r"none\.pt does not exist: give a file of weights"):
         check(str(tmp_path / "none.pt"))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
+        check(str(tmp_path / "none.safetensors"))

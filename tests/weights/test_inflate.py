@@ -152,3 +152,8 @@ def test_absolute_positions():
     torch.testing.assert_close(made[0, 1:], expected)
     with pytest.raises(ValueError, match="too short"):
         resample_grid_positions(table, (5, 5), (6, 6))
+
+
+def test_a_table_of_one_token_is_not_resampled():
+    with pytest.raises(ValueError, match=r"a table of \(1, 4\) tokens has an axis of one token"):
+        resample_relative_positions(torch.zeros(7 + 3, 2), (1, 4), (2, 4))
