@@ -87,6 +87,9 @@ def main() -> None:
             run_command(auto, "python -m common.auto")
     except RunError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nStopped. Repeat the command to go on from here.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

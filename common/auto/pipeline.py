@@ -18,9 +18,10 @@ from filelock import FileLock, Timeout
 from ..bundles import find_bundle
 from ..files import atomic_write
 from ..json_files import read_json, write_json
+from ..weights.check import architecture_of
+from ..weights.encoder_file import read_record
 from ..weights.hub import is_hub_name
 from ..weights.prepare import prepared_ids, read_preparation, unsaid
-from ..weights.shipped import find_encoder
 from .commands import Command, RunError, execute, parse_trial, training_commands, trial_command
 from .look import look
 from .machine import this_machine
@@ -190,7 +191,7 @@ def find_prior(
         say: gets a sentence for each part of the record that no id takes over.
 
     Raises:
-        PlanError: one of them lacks another, or there is no such overlay.
+        PlanError: one of them lacks another, there is no such overlay, or its network has another kind of encoder.
         FileNotFoundError, ValueError: there is no such file, or its record does not say how images were prepared.
     """
     if encoder is None and network is None and prepare_as is None:
@@ -206,13 +207,19 @@ def find_prior(
         raise PlanError(f"--prepare_as {prepare_as} does not say which file here: give its path, --prepare_as FILE.")
     overlay = None
     if encoder is not None and network is not None:
-        find_encoder(encoder)
+        made = read_record(encoder).get("architecture") or {}
         stem = Path(network).stem
         file = root / "configs" / "networks" / f"{stem}.json"
         if not file.is_file():
             known = ", ".join(sorted(path.stem for path in file.parent.glob("*.json")))
             raise PlanError(f"--network {network} is no network of {root.name}: give one of {known}.")
         overlay = (f"networks/{stem}.json", read_json(file))
+        own = architecture_of(file) or {}
+        if made.get("name") and own.get("name") not in (None, made["name"]):
+            raise PlanError(
+                f"{encoder} holds a {made['name']}, but --network {stem} has a {own['name']}: "
+                f"`python -m common.weights check {encoder}` names the networks that it fills."
+            )
     source = encoder if prepare_as == "encoder" else prepare_as
     ids: dict[str, Any] = {}
     if source is not None:

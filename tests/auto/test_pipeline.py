@@ -215,12 +215,33 @@ def test_a_trial_trains_from_each_start(tmp_path, monkeypatch):
         ({"prepare_as": "model"}, "--prepare_as model does not say which file here"),
         ({"pretrained_encoder": "synthetic_brain", "network": "segnet"}, "segnet is no network of ssl3d: give one of"),
         ({"prepare_as": "none.safetensors"}, "none.safetensors"),
+        (
+            {"pretrained_encoder": "synthetic_brain", "network": "segresnet"},
+            "a DynUNetEncoder, but --network segresnet",
+        ),
+        (
+            {"pretrained_encoder": __file__, "network": "segresnet"},
+            "test_pipeline.py is not a readable safetensors",
+        ),
     ],
 )
 def test_what_a_chosen_encoder_lacks_is_said(folders, chosen, sentence):
-    with pytest.raises((PlanError, OSError), match=sentence):
+    with pytest.raises((ValueError, OSError), match=sentence):
         run(folders / "scans", folders / "masks", folders / "out", **chosen)
     assert not (folders / "out").exists()
+
+
+def test_a_stopped_command_says_how_to_go_on(folders, monkeypatch, capsys):
+    from common.auto import __main__ as command_line
+
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "run", stop)
+    monkeypatch.setattr(sys, "argv", ["auto", "--images", "scans"])
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert ended.value.code == 130 and "Repeat the command to go on" in capsys.readouterr().err
 
 
 def test_names_of_labels_on_the_command_line(folders, monkeypatch):
