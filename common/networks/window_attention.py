@@ -69,7 +69,7 @@ class _WindowAttention(torch.autograd.Function):
         precision = torch.promote_types(query.dtype, torch.float32)
         used, scale = float(bias is not None), width**-0.5
         none = query.new_zeros(1, 1, 1, dtype=precision).expand(heads, count, count)
-        bias = none if bias is None else bias.to(precision)
+        bias = none if bias is None else bias.to(precision).contiguous()  # a table is read out in another order
         q, k, v = (tensor.reshape(-1, count, width) for tensor in (query, key, value))
         high_q, high_k = q.to(precision), k.to(precision).mT
         masked = [] if mask is None else mask.flatten(1).any(1).tolist()
