@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from ..bundles import find_bundle
 from ..files import atomic_write
 from ..json_files import read_json, write_json
-from ..weights.check import architecture_of
+from ..weights.check import encoder_of
 from ..weights.encoder_file import read_record
 from ..weights.hub import is_hub_name
 from ..weights.prepare import prepared_ids, read_preparation, unsaid
@@ -205,7 +205,7 @@ def find_prior(
         )
     if prepare_as == "model" or (prepare_as == "encoder" and encoder is None):
         raise PlanError(f"--prepare_as {prepare_as} does not say which file here: give its path, --prepare_as FILE.")
-    overlay = None
+    overlay = stride = None
     if encoder is not None and network is not None:
         made = read_record(encoder).get("architecture") or {}
         stem = Path(network).stem
@@ -214,7 +214,8 @@ def find_prior(
             known = ", ".join(sorted(path.stem for path in file.parent.glob("*.json")))
             raise PlanError(f"--network {network} is no network of {root.name}: give one of {known}.")
         overlay = (f"networks/{stem}.json", read_json(file))
-        own = architecture_of(file) or {}
+        net = encoder_of(file)
+        own, stride = net.architecture(), tuple(net.strides[-1])
         if made.get("name") and own.get("name") not in (None, made["name"]):
             raise PlanError(
                 f"{encoder} holds a {made['name']}, but --network {stem} has a {own['name']}: "
@@ -228,7 +229,7 @@ def find_prior(
         for line in unsaid(source, record, ids):
             say(line)
     chosen = str(encoder if encoder is not None else source)
-    return Prior(str(Path(chosen).absolute()) if Path(chosen).is_file() else chosen, overlay, ids)
+    return Prior(str(Path(chosen).absolute()) if Path(chosen).is_file() else chosen, overlay, ids, stride)
 
 
 @contextmanager

@@ -132,11 +132,13 @@ class Prior:
         file: an encoder file, or a ``model.pt`` of which only the preparation is taken.
         network: name and content of the overlay of a network that it fills; None to take its preparation alone.
         ids: ``spacing``, ``orientation`` and ``intensity``, as far as its record states them and they are wanted.
+        stride: voxels of the crop for one of the network's deepest map, by axis.
     """
 
     file: str
     network: tuple[str, Mapping[str, Any]] | None = None
     ids: Mapping[str, Any] = field(default_factory=dict)
+    stride: tuple[int, ...] | None = None
 
 
 def plan_study(
@@ -206,6 +208,12 @@ def plan_study(
         network = dict(prior.network[1])
         if "roi_size" in network:
             crop, why = list(network.pop("roi_size")), f"the size that {prior.network[0]} takes"
+        elif prior.stride is not None:
+            whole = [math.ceil(n / step) * step for n, step in zip(crop, prior.stride, strict=True)]
+            if whole == list(prior.stride):  # norms need more than one voxel in the deepest map
+                whole = [2 * step for step in prior.stride]
+            if whole != crop:
+                crop, why = whole, f"{why}, in multiples of the {_sizes(prior.stride)} that {prior.network[0]} asks for"
         network.pop("image_size", None)
     decisions.append(Decision("crop", f"{_sizes(crop)} voxels", why))
     decisions.append(

@@ -18,7 +18,7 @@ from .shipped import shipped_encoders
 from .soundness import refuse_blank, refuse_unsound
 from .source import Foreign, read_source
 
-__all__ = ["architecture_of", "check", "plain"]
+__all__ = ["architecture_of", "check", "encoder_of", "plain"]
 
 ADAPTED = ("name", "in_channels", "grid", "tokens", "slices", "window_size", "norm_eps")
 """Keys of an architecture that need not be equal: loading adapts or compares them."""
@@ -182,6 +182,18 @@ def architecture_of(overlay: Path, options: Mapping[str, Any] | None = None) -> 
     """The architecture of the encoder that an overlay of a bundle makes; None if it cannot be made.
 
     Args:
+        overlay, options: as for :func:`encoder_of`.
+    """
+    try:
+        return dict(encoder_of(overlay, options).architecture())
+    except Exception:  # MONAI wraps what a network raises
+        return None
+
+
+def encoder_of(overlay: Path, options: Mapping[str, Any] | None = None) -> Any:
+    """The encoder that an overlay of a bundle makes, with tensors that hold no values.
+
+    Args:
         overlay: a file of a bundle's ``configs/networks``.
         options: values by id, as behind ``monai.bundle run``.
     """
@@ -196,10 +208,7 @@ def architecture_of(overlay: Path, options: Mapping[str, Any] | None = None) -> 
             return func(*args, **({**(kwargs or {}), "device": "cpu"} if func is torch.linspace else kwargs or {}))
 
     parser = ConfigParser()
-    try:
-        parser.read_config([str(overlay.parents[1] / "train.json"), str(overlay)])
-        parser.update(dict(options or {}))
-        with torch.device("meta"), ValuesOnCPU():
-            return dict(parser.get_parsed_content("encoder").architecture())
-    except Exception:  # MONAI wraps what a network raises
-        return None
+    parser.read_config([str(overlay.parents[1] / "train.json"), str(overlay)])
+    parser.update(dict(options or {}))
+    with torch.device("meta"), ValuesOnCPU():
+        return parser.get_parsed_content("encoder")

@@ -263,4 +263,15 @@ def test_a_chosen_encoder_brings_its_network_and_is_tried():
     for scratch, theirs, start in ((0.4, 0.2, "scratch"), (0.02, 0.01, "theirs.safetensors")):
         tried = add_time(plan, Speed(1.0, 1.0, 1.0, {"scratch": scratch, "theirs.safetensors": theirs}), 1.0, counts)
         assert tried.start == start  # where neither has learnt anything, the user's choice
+    # a crop of 40 x 52 x 40 voxels by the usual rule
+    network.pop("roi_size")
+    for stride, crop in (((16, 16, 16), [48, 64, 48]), ((32, 16, 8), [64, 64, 40]), ((64, 64, 64), [128] * 3)):
+        prior = Prior("theirs.safetensors", ("networks/n.json", dict(network)), stride=stride)
+        whole = plan_study(study(), CPU, prior=prior)
+        assert whole.overlay["roi_size"] == crop
+        size = " x ".join(map(str, stride))
+        assert (
+            f"in multiples of the {size} that networks/n.json asks for"
+            in {one.what: one.reason for one in whole.decisions}["crop"]
+        )
     assert "as you chose; the trial was too short" in {one.what: one.reason for one in tried.decisions}["start"]

@@ -14,7 +14,7 @@ from transformers import ViTConfig, ViTModel
 from common.command_line import run_command
 from common.networks import SegResNetEncoder
 from common.weights import convert, save_encoder
-from common.weights.check import architecture_of, check, plain
+from common.weights.check import architecture_of, check, encoder_of, plain
 from common.weights.kind import known_kinds
 from common.weights.published import published, published_weights
 
@@ -200,3 +200,12 @@ def test_anything_else(tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
         check(str(tmp_path / "none.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "overlay", sorted((ROOT / "bundles/ssl3d/configs/networks").glob("*.json")), ids=lambda x: x.stem
+)
+def test_the_encoder_of_an_overlay_is_made_without_values(overlay):
+    encoder = encoder_of(overlay)
+    assert all(tensor.is_meta for tensor in encoder.parameters())
+    assert len(encoder.strides[-1]) == 3 and min(encoder.strides[-1]) >= 1
