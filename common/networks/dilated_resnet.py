@@ -121,7 +121,7 @@ class DilatedResNet(nn.Module):
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         x = F.relu(self.bn1(self.conv1(image)), inplace=True)
         maps = [x]
-        with torch.autocast(x.device.type, enabled=False):  # which computes it in float32 on CPUs: the same maxima
+        with torch.autocast("cpu", enabled=False):  # which computes it in float32 on CPUs: the same maxima
             x = self.maxpool(x)
         for number in range(1, 5):
             for block in getattr(self, f"layer{number}"):

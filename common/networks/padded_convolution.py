@@ -50,7 +50,8 @@ class PaddedConv3d(_Padded, nn.Conv3d):
             return self._of_pairs(input)
         if self._writes_few(input):
             # what autocast does, which does not reach into a function of our own
-            return _FewWritten.apply(input.to(torch.bfloat16), self.weight.to(torch.bfloat16), *self._axes())
+            image = input.to(torch.bfloat16).as_subclass(torch.Tensor)
+            return _FewWritten.apply(image, self.weight.to(torch.bfloat16), *self._axes())
         return super().forward(input)
 
     def _takes_pairs(self, image: torch.Tensor) -> bool:
@@ -113,7 +114,9 @@ class _FewWritten(torch.autograd.Function):
         stride, padding, dilation = ctx.axes = axes
         with torch.autocast("cpu", enabled=False):
             made = F.conv3d(image, _neighbours(weight), None, (*stride[:2], 2), padding, dilation)
-        return made.movedim(1, -1).unflatten(-1, (2, -1)).flatten(-3, -2).movedim(-1, 1)
+        made = made.movedim(1, -1).unflatten(-1, (2, -1)).flatten(-3, -2).movedim(-1, 1)
+        # Not as a view: torch lets no activation work in place on a view that a function of ours returns.
+        return made.new_empty(0).set_(made.untyped_storage(), made.storage_offset(), made.shape, made.stride())
 
     @staticmethod
     @once_differentiable

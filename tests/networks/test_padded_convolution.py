@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import nn
 
 from common.networks import pad_small_images
@@ -132,6 +133,21 @@ def test_eight_channels_in_bfloat16(monkeypatch, size):
     assert found[2].dtype == torch.float32
     for a, b in zip(found, expected, strict=True):
         assert (a - b).abs().max() <= 0.03 * b.abs().max()
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, MetaTensor])
+def test_an_activation_in_place_may_follow_eight_channels(kind):
+    """As in MONAI's SegResNet, on the images of its loaders."""
+    conv = pad_small_images(nn.Conv3d(8, 8, 3, padding=1, bias=False).to(memory_format=torch.channels_last_3d))
+    image = kind(torch.randn(1, 8, 6, 6, 6)).to(memory_format=torch.channels_last_3d)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = nn.ReLU(inplace=True)(conv(image))
+    assert made.min() == 0
+    (found,) = torch.autograd.grad(made.float().sum(), conv.weight)
+    plain = copy.deepcopy(conv).double()
+    passed = (plain(torch.Tensor(image).double()) * (torch.Tensor(made) > 0)).sum()
+    (expected,) = torch.autograd.grad(passed, plain.weight)
+    assert (found - expected).abs().max() <= 0.03 * expected.abs().max()
 
 
 def test_other_paddings_and_subclasses_stay():
