@@ -25,7 +25,7 @@ from .plan import RATE, Plan, Speed
 __all__ = ["Command", "RunError", "execute", "parse_trial", "training_commands", "trial_command"]
 
 PROGRESS = re.compile(r"^(fine-tuning|inference) epoch .*$")
-TRAINER_EPOCH = re.compile(r"^fine-tuning epoch (\d+)/\d+: loss \S+, (\S+) s\b", re.MULTILINE)
+TRAINER_EPOCH = re.compile(r"^fine-tuning epoch (\d+)/\d+: loss (\S+), (\S+) s\b", re.MULTILINE)
 EVALUATOR_EPOCH = re.compile(r"SupervisedEvaluator - INFO - Epoch\[\d+\] Complete\. Time taken: (\d+):(\d+):([\d.]+)")
 BEST_DICE = re.compile(r"Epoch\[\d+\] Metrics -- .*?val_mean_dice: (\S+)")
 
@@ -249,7 +249,7 @@ def parse_trial(text: str, seconds: float, scans: int) -> tuple[Speed, float]:
     Raises:
         RunError: the log has another form than expected.
     """
-    epochs = [float(value) for _, value in TRAINER_EPOCH.findall(text)]
+    epochs = [float(value) for _, _, value in TRAINER_EPOCH.findall(text)]
     validation, dice = EVALUATOR_EPOCH.findall(text), BEST_DICE.findall(text)
     batches = re.search(r"> batches_per_epoch: (\d+)", text)
     if len(epochs) < 2 or not validation or not dice or batches is None:

@@ -39,6 +39,8 @@ TRIAL_BATCHES = {1: 6, 2: 20}
 """Steps per epoch of the trial, by the number of starts that it compares."""
 SMALLER = (1.0, 0.5, 0.25, 0.125)
 """Shares of the crop to try until one fits in memory."""
+MOST_CLASSES = 12
+"""Of more, the last line of a run does not list the scores."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +159,6 @@ def run(
         say(f"Mean Dice on {len(lists['test'])} test scans: {_mean(dice)}")
         say(f"Model: {model}\nReport: {report}")
         return Result(folder, plan, model, report, dice, seconds)
-
-
-MOST_CLASSES = 12
-"""Of more, the last line of a run does not list the scores."""
 
 
 def _mean(dice: dict[str, float]) -> str:

@@ -262,12 +262,7 @@ def _cases(images: str | os.PathLike | Mapping[str, Sequence[str | os.PathLike]]
         given = {name: tuple(Path(file).absolute() for file in files) for name, files in images.items()}
         return dict(sorted(given.items()))
     found: list[tuple[Path, ...]] = []
-    try:
-        items = list_images(os.path.expanduser(images))
-    except (FileNotFoundError, ValueError) as error:
-        said = str(error).replace("dataset_dir, or datalist,", "--images").replace("--datalist FILE", "--images FILE")
-        raise type(error)(said.replace("dataset_dir", "--images")) from error
-    for item in items:
+    for item in list_images(os.path.expanduser(images), option="--images"):
         value = item["image"]
         found.append(tuple(Path(file).absolute() for file in ([value] if isinstance(value, str) else value)))
     channels: dict[tuple[Path, str, str], dict[int, Path]] = {}

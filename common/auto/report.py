@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ..durations import format_duration
 from ..files import atomic_write, without_ending
 from ..json_files import read_json
 from ..nifti import is_nifti, read_nifti
-from .commands import BEST_DICE
+from .commands import BEST_DICE, TRAINER_EPOCH
 from .plan import Plan, class_labels
 from .study import Study
 
@@ -225,12 +224,12 @@ def _validation_dice(folder: Path) -> list[float]:
 def _curve(folder: Path) -> Block | None:
     dice = _validation_dice(folder)
     log = folder / "logs" / "training.log"
-    losses = re.findall(r"^fine-tuning epoch (\d+)/\d+: loss (\S+), \S+ s\b", log.read_text("utf-8", "replace"), re.M)
+    losses = TRAINER_EPOCH.findall(log.read_text("utf-8", "replace"))
     if not dice or not losses:
         return None
     figure = _empty_figure(6, 3)
     axes = figure.subplots()
-    axes.plot([int(n) for n, _ in losses], [float(v) for _, v in losses], color="0.5", label="loss of training")
+    axes.plot([int(n) for n, _, _ in losses], [float(v) for _, v, _ in losses], color="0.5", label="loss of training")
     axes.set(xlabel="epoch", ylabel="loss")
     other = axes.twinx()
     interval = int(losses[-1][0]) / len(dice)

@@ -22,6 +22,7 @@ def list_images(
     path: str | os.PathLike | Sequence[str | os.PathLike],
     base_dir: str | os.PathLike | None = None,
     section: str = "test",
+    option: str | None = None,
 ) -> list[dict[str, Any]]:
     """Items ``{"image": file}`` to run inference on; the folder of a DICOM series counts as a file.
 
@@ -32,6 +33,7 @@ def list_images(
             last are logged. Several datalists are merged, as in training.
         base_dir: folder that a datalist's paths are relative to, its own folder by default.
         section: list of the datalist.
+        option: of the command that took the path, for messages; by default the ids of a bundle.
 
     Raises:
         FileNotFoundError, ValueError: the path does not exist, the folder itself holds no image, or the list of the
@@ -54,14 +56,15 @@ def list_images(
             if deeper is not None:
                 raise ValueError(
                     f"{what} itself, and folders in it are not searched (there is {deeper.relative_to(path)}): set "
-                    f"dataset_dir to the folder of the images, or write a datalist with a list '{section}' of them and "
-                    "give it with --datalist FILE.json."
+                    f"{option or 'dataset_dir'} to the folder of the images, or write a datalist with a list "
+                    f"'{section}' of them and give it with {option or '--datalist'} FILE.json."
                 )
-            raise ValueError(f"{what}; set dataset_dir to a folder of images.")
+            raise ValueError(f"{what}; set {option or 'dataset_dir'} to a folder of images.")
         return [{"image": str(file)} for file in images]
     if path.is_file():
         return [{"image": str(path)}]
-    raise FileNotFoundError(f"no such file or folder: {path}; set dataset_dir, or datalist, to the images.")
+    given = option or "dataset_dir, or datalist,"
+    raise FileNotFoundError(f"no such file or folder: {path}; set {given} to the images.")
 
 
 def _without_outputs(images: list[Path]) -> list[Path]:

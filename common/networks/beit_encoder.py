@@ -12,6 +12,7 @@ from transformers.models.beit.modeling_beit import BeitLayer, BeitRelativePositi
 from .foreign import Kind, Source, State
 from .slice_encoder import SliceTransformerEncoder, initialise, to_map, to_tokens
 from .slice_names import HALVES, HEADS, IMAGENET, RENAMES, layers_architecture, split_projections
+from .substitution import is_recorded
 
 __all__ = ["CHECKPOINTS", "BeitEncoder", "RelativePositionBias"]
 
@@ -123,7 +124,7 @@ class RelativePositionBias(nn.Module):
 
     def forward(self) -> torch.Tensor:
         table = self.relative_position_bias_table
-        exporting = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        exporting = is_recorded()
         if self.training or torch.is_grad_enabled() or exporting:
             self._kept = None
             return self._gather(table)

@@ -8,21 +8,29 @@ from monai.networks.blocks.unetr_block import UnetrUpBlock
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from .substitution import is_recorded, substitute
+
 __all__ = ["keep_gradients_dense"]
 
 
-class _DenseUnetrUpBlock(UnetrUpBlock):
+class _DenseSkip(nn.Module):
+    transp_conv: Any
+    conv_block: Any
+
     def forward(self, inp: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         return self.conv_block(_concatenate(self.transp_conv(inp), skip))
 
 
-class _DenseUnetUpBlock(UnetUpBlock):
-    def forward(self, inp: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        return self.conv_block(_concatenate(self.transp_conv(inp), skip))
+class _DenseUnetrUpBlock(_DenseSkip, UnetrUpBlock):
+    pass
+
+
+class _DenseUnetUpBlock(_DenseSkip, UnetUpBlock):
+    pass
 
 
 def _concatenate(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    if first.ndim != 5 or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if first.ndim != 5 or is_recorded():
         return torch.cat((first, second), dim=1)
     return _Concatenation.apply(first.as_subclass(torch.Tensor), second.as_subclass(torch.Tensor))
 
@@ -50,9 +58,4 @@ def keep_gradients_dense(network: nn.Module) -> nn.Module:
     Returns:
         the network.
     """
-    for module in network.modules():
-        if type(module) is UnetrUpBlock:
-            module.__class__ = _DenseUnetrUpBlock
-        elif type(module) is UnetUpBlock:
-            module.__class__ = _DenseUnetUpBlock
-    return network
+    return substitute(network, {UnetrUpBlock: _DenseUnetrUpBlock, UnetUpBlock: _DenseUnetUpBlock})

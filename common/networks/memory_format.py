@@ -7,6 +7,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .substitution import is_recorded, substitute
+
 __all__ = ["ChannelsLastInstanceNorm3d", "to_channels_last"]
 
 
@@ -37,9 +39,9 @@ class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
 
 
 def _takes_rows(image: torch.Tensor) -> bool:
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return False
-    return image.device.type == "cpu" and image.is_contiguous(memory_format=torch.channels_last_3d)
+    return (
+        not is_recorded() and image.device.type == "cpu" and image.is_contiguous(memory_format=torch.channels_last_3d)
+    )
 
 
 class _InstanceNorm(torch.autograd.Function):
@@ -135,9 +137,7 @@ def to_channels_last(network: nn.Module, device: torch.device | str | None = Non
     Returns:
         the network.
     """
-    for module in network.modules():
-        if type(module) is nn.InstanceNorm3d:
-            module.__class__ = ChannelsLastInstanceNorm3d
+    substitute(network, {nn.InstanceNorm3d: ChannelsLastInstanceNorm3d})
     if device is not None:
         network.to(device)
     # `Module.to` takes one format and refuses a net that has convolutions of both kinds.

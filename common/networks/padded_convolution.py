@@ -8,6 +8,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .substitution import is_recorded, substitute
+
 __all__ = ["PaddedConv2d", "PaddedConv3d", "pad_small_images"]
 
 
@@ -44,7 +46,7 @@ class PaddedConv3d(_Padded, nn.Conv3d):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if input.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if input.device.type != "cpu" or is_recorded():
             return super().forward(input)
         if self._takes_pairs(input):
             return self._of_pairs(input)
@@ -54,35 +56,37 @@ class PaddedConv3d(_Padded, nn.Conv3d):
             return _FewWritten.apply(image, self.weight.to(torch.bfloat16), *self._axes())
         return super().forward(input)
 
+    def _may_pair(self, image: torch.Tensor) -> bool:
+        """Whether the last axis has pairs, and the other axes need no padding to the kernel's size."""
+        return (
+            image.ndim == 5
+            and not isinstance(self.padding, str)
+            and self.padding_mode == "zeros"
+            and image.shape[-1] % 2 == 0
+            and all(image.shape[2 + axis] >= (self.kernel_size[axis] - 1) * self.dilation[axis] + 1 for axis in (0, 1))
+        )
+
     def _takes_pairs(self, image: torch.Tensor) -> bool:
         kernel, middle = self.kernel_size, self.kernel_size[-1] // 2
         return (
-            image.ndim == 5
+            self._may_pair(image)
             and self.in_channels == 1
-            and not isinstance(self.padding, str)
-            and self.padding_mode == "zeros"
             and (kernel[-1] % 2, self.dilation[-1], self.padding[-1]) == (1, 1, middle)
             and self.stride[-1] <= 2
-            and image.shape[-1] % 2 == 0
             and image.shape[-1] // 2 >= 2 * ((middle + 1) // 2) + 1  # the kernel over pairs
-            and all(image.shape[2 + axis] >= (kernel[axis] - 1) * self.dilation[axis] + 1 for axis in (0, 1))
         )
 
     def _writes_few(self, image: torch.Tensor) -> bool:
         autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         return (
             (autocast or image.dtype == self.weight.dtype == torch.bfloat16)
-            and image.ndim == 5
+            and self._may_pair(image)
             and self.out_channels == 8
             and self.in_channels % 8 == 0
             and self.groups == 1
             and self.bias is None
-            and not isinstance(self.padding, str)
-            and self.padding_mode == "zeros"
             and (self.kernel_size[-1], self.stride[-1], self.dilation[-1], self.padding[-1]) == (3, 1, 1, 1)
-            and image.shape[-1] % 2 == 0
             and image.shape[-1] >= 4
-            and all(image.shape[2 + axis] >= (self.kernel_size[axis] - 1) * self.dilation[axis] + 1 for axis in (0, 1))
         )
 
     def _axes(self) -> tuple[tuple[int, ...], ...]:
@@ -166,9 +170,4 @@ def pad_small_images(network: nn.Module) -> nn.Module:
     Returns:
         the network, with the same names and function.
     """
-    for module in network.modules():
-        if type(module) is nn.Conv2d:
-            module.__class__ = PaddedConv2d
-        elif type(module) is nn.Conv3d:
-            module.__class__ = PaddedConv3d
-    return network
+    return substitute(network, {nn.Conv2d: PaddedConv2d, nn.Conv3d: PaddedConv3d})

@@ -11,6 +11,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .substitution import is_recorded, substitute
+
 __all__ = ["speed_up_windows", "window_attention"]
 
 CACHED_BYTES = 2**21
@@ -42,7 +44,7 @@ def window_attention(
     Returns:
         (windows, heads, N, D).
     """
-    plain = torch.jit.is_tracing() or torch.compiler.is_compiling() or query.device.type != "cpu"
+    plain = is_recorded() or query.device.type != "cpu"
     if not plain:
         tokens = (tensor.as_subclass(torch.Tensor) for tensor in (query, key, value))  # a MetaTensor follows each step
         return _WindowAttention.apply(*tokens, bias, mask)
@@ -167,7 +169,7 @@ class _FastWindowAttention(WindowAttention):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         dropped = self.training and self.attn_drop.p > 0
-        if dropped or x.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if dropped or x.device.type != "cpu" or is_recorded():
             return super().forward(x, mask)
         batch, count, channels = x.shape
         query, key, value = self.qkv(x).view(batch, count, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -182,7 +184,7 @@ class _FastLayer(BasicLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         usual = x.ndim == 5 and x.device.type == "cpu" and not self.use_hyena
-        if not usual or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if not usual or is_recorded():
             return super().forward(x)
         grid = tuple(x.shape[2:])
         window, shift = get_window_size(grid, self.window_size, self.shift_size)
@@ -208,8 +210,7 @@ class _FastSelfAttention(SABlock):
             or self.dropout_rate > 0
             or x.device.type != "cpu"
             or x.shape[1] > MOST_TOKENS
-            or torch.jit.is_tracing()
-            or torch.compiler.is_compiling()
+            or is_recorded()
         ):
             return super().forward(x, attn_mask)
         query, key, value = self.input_rearrange(self.qkv(x))
@@ -236,11 +237,5 @@ def speed_up_windows(network: nn.Module) -> nn.Module:
     Returns:
         the network.
     """
-    for module in network.modules():
-        if type(module) is WindowAttention:
-            module.__class__ = _FastWindowAttention
-        elif type(module) is BasicLayer:
-            module.__class__ = _FastLayer
-        elif type(module) is SABlock:
-            module.__class__ = _FastSelfAttention
-    return network
+    classes = {WindowAttention: _FastWindowAttention, BasicLayer: _FastLayer, SABlock: _FastSelfAttention}
+    return substitute(network, classes)

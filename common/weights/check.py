@@ -49,14 +49,11 @@ def check(path: str, kind: str | None = None) -> str:
     except (KeyError, ValueError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path} looks like {name}, but {why}.") from error
-    refuse_unsound(path, state)
-    zeros = refuse_blank(path, state)
+    attention = _attention(path, state)
     if foreign.others:
         left_out["networks beside the one that is taken"] = foreign.others
     parts = "; ".join(f"{what} ({len(names)})" for what, names in left_out.items())
-    lines = [f"{path} is of the kind {name}, {_describe(architecture)}. Left out: {parts or 'nothing'}."]
-    if zeros:
-        lines.append(f"Attention: {len(zeros)} of its kernels and matrices are 0 throughout, such as {zeros[0]}.")
+    lines = [f"{path} is of the kind {name}, {_describe(architecture)}. Left out: {parts or 'nothing'}.", *attention]
     lines += _takers(architecture)[0]
     words = ["python", "-m", "common.weights", "convert", path, "encoder.safetensors"]
     words += ["--kind", kind] if kind else []
@@ -75,6 +72,15 @@ def check(path: str, kind: str | None = None) -> str:
     return "\n".join([*lines, f"Make an encoder file of it: {shlex.join(words)}"])
 
 
+def _attention(path: str, state: Mapping[str, Any]) -> list[str]:
+    """A line on weights that are 0, if there are any; what ``convert`` refuses is refused."""
+    refuse_unsound(path, state)
+    zeros = refuse_blank(path, state)
+    if not zeros:
+        return []
+    return [f"Attention: {len(zeros)} of its kernels and matrices are 0 throughout, such as {zeros[0]}."]
+
+
 def _normalisation_shows(known: Any, foreign: Foreign) -> bool:
     try:
         source_normalisation(known, foreign.source.tensors, foreign.name, foreign.config, foreign.preprocessor)
@@ -85,11 +91,8 @@ def _normalisation_shows(known: Any, foreign: Foreign) -> bool:
 
 def _of_encoder_file(path: str, state: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     architecture = record.get("architecture") or {}
-    refuse_unsound(path, state)
-    zeros = refuse_blank(path, state)
     lines = [f"{path} is an encoder file: {record.get('method')}, {_describe(architecture)}."]
-    if zeros:
-        lines.append(f"Attention: {len(zeros)} of its kernels and matrices are 0 throughout, such as {zeros[0]}.")
+    lines += _attention(path, state)
     takers, fits = _takers(architecture)
     lines += takers
     file = path if path in shipped_encoders() or is_hub_name(path) else str(Path(path).absolute())
