@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import configparser
 import inspect
+import io
 import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,14 +165,28 @@ def test_is_written_plainly(path):
 
 @each_bundle
 def test_the_log_is_set_up_alike(bundle):
-    """And keeps what MONAI says at each start of a decoder for GPUs out of it, nothing else."""
+    """And keeps out of it what MONAI says at each start: of a decoder for GPUs, and that it has read this file."""
     text = (bundle / "configs/logging.conf").read_text()
     assert text == (BUNDLES[0] / "configs/logging.conf").read_text()
     config = configparser.ConfigParser(interpolation=None)
     config.read_string(text)
     others = [section for section in config if section.startswith("logger_") and section != "logger_root"]
-    assert [config[section]["qualname"] for section in others] == ["monai.data.nvimgcodec_pydicom_plugin"]
+    levels = {config[section]["qualname"]: config[section]["level"] for section in others}
+    assert levels == {"monai.data.nvimgcodec_pydicom_plugin": "ERROR", "monai.bundle.workflows": "WARNING"}
     assert config["logger_root"]["level"] == config["handler_consoleHandler"]["level"] == "INFO"
+
+
+def test_a_start_says_nothing_once_the_log_is_set_up(capsys, monkeypatch):
+    """But what warns later is logged, as everything else is."""
+    root, workflows = logging.getLogger(), logging.getLogger("monai.bundle.workflows")
+    screen = io.StringIO()
+    for logger, handlers in ((root, []), (workflows, [logging.StreamHandler(screen)])):
+        for name, value in (("handlers", handlers), ("level", logging.INFO), ("propagate", False)):
+            monkeypatch.setattr(logger, name, value)
+    ConfigWorkflow(config_file=str(BUNDLES[0] / "configs/train.json"))
+    assert capsys.readouterr().out == screen.getvalue() == ""
+    workflows.warning("later")
+    assert capsys.readouterr().out.endswith(" - monai.bundle.workflows - WARNING - later\n")
 
 
 @each_bundle
