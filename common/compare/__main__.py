@@ -143,7 +143,8 @@ def compare(
 
     def run_stages(*stages: str) -> None:
         if not report:
-            execute(replace(planned, runs=tuple(run for run in planned.runs if run.stage in {*stages} - over)), say)
+            runs = tuple(run for run in planned.runs if run.stage in {*stages} - over)
+            execute(replace(planned, runs=runs), say, planned)
         over.update(stages)
 
     if asked.equal == "time":

@@ -30,7 +30,7 @@ from ..warm_start import start_child
 from .run import Run
 from .settings import CompareError, Settings
 
-__all__ = ["BUSY", "do_run", "machine", "read_outcome", "run_child", "stop_children", "versions"]
+__all__ = ["BUSY", "do_run", "machine", "read_outcome", "run_child", "stop_children", "versions", "worked_before"]
 
 BUSY = "busy"
 HAS_LOCKS = fcntl is not None
@@ -70,6 +70,7 @@ def do_run(
     title: str,
     settings: Settings,
     seen: Mapping[str, Any],
+    left: str = "",
     say: Callable[[str], None] = print,
     device: str = "",
     stopping: threading.Event | None = None,
@@ -78,6 +79,7 @@ def do_run(
 
     Args:
         seen: its outcome when this comparison began; what failed in another process since then is not tried again.
+        left: the time left of the comparison, in words.
 
     Returns:
         ``BUSY`` where another process works in its folder.
@@ -85,7 +87,7 @@ def do_run(
     with _hold(run, settings) as lock:
         if lock is None:
             return BUSY
-        _do(run, title, settings, seen, say, device, stopping, lock)
+        _do(run, title, settings, seen, left, say, device, stopping, lock)
     return None
 
 
@@ -94,6 +96,7 @@ def _do(
     title: str,
     settings: Settings,
     seen: Mapping[str, Any],
+    left: str,
     say: Callable[[str], None],
     device: str,
     stopping: threading.Event | None,
@@ -125,7 +128,7 @@ def _do(
     outcome: dict[str, Any] = {"digest": digest, "status": "started", "attempts": _attempts(run, before, digest)}
     outcome |= {"machine": machine(), "packages": versions()}
     _write_outcome(run, outcome)
-    say(f"{title} ...")
+    say(f"{title} ... {left}".rstrip())
     ended = run_child(run, settings, device, (lock,))
     if ended["status"] != "done" and stopping and stopping.is_set():
         # its outcome stays "started", as that of a killed one
@@ -148,14 +151,26 @@ def _attempts(run: Run, before: Mapping[str, Any], digest: str) -> list[dict[str
     An interrupted training goes on where it was, so its time is the sum; the end of an attempt that was killed is when
     its log was last written.
     """
-    attempts: list[dict[str, float]] = []
-    log = run.folder / f"{run.key}.log"
-    if before.get("digest") == digest and before.get("status") != "done" and log.is_file():
-        attempts = list(before.get("attempts", []))
-    worked = 0.0
-    if attempts:
-        worked = attempts[-1]["seconds_before"] + max(0.0, log.stat().st_mtime - attempts[-1]["started"])
-    return [*attempts, {"started": time.time(), "seconds_before": worked}]
+    attempts = _unfinished_attempts(run, before) if before.get("digest") == digest else []
+    return [*attempts, {"started": time.time(), "seconds_before": _worked(run, attempts)}]
+
+
+def worked_before(run: Run, outcome: Mapping[str, Any]) -> float:
+    """Seconds of a training that was interrupted, which it need not work again; 0 for any other run."""
+    return _worked(run, _unfinished_attempts(run, outcome)) if run.steps else 0.0
+
+
+def _unfinished_attempts(run: Run, outcome: Mapping[str, Any]) -> list[dict[str, float]]:
+    if outcome.get("status") == "done" or not (run.folder / f"{run.key}.log").is_file():
+        return []
+    return list(outcome.get("attempts", []))
+
+
+def _worked(run: Run, attempts: Sequence[Mapping[str, float]]) -> float:
+    if not attempts:
+        return 0.0
+    ended = (run.folder / f"{run.key}.log").stat().st_mtime
+    return attempts[-1]["seconds_before"] + max(0.0, ended - attempts[-1]["started"])
 
 
 def _aside(folder: Path) -> Path:

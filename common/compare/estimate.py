@@ -59,7 +59,7 @@ def estimate(plan: Plan) -> str:
     costs: dict[tuple, Cost] = {}
 
     def cost_of(run: Run, training: Cost | None = None) -> Cost:
-        kind = _kind(run, plan)
+        kind = plan.kind(run)
         if kind not in costs:
             costs[kind] = dry_run(run, plan, training)
         return costs[kind]
@@ -209,7 +209,7 @@ def equal_time(plan: Plan, may_run: bool = True) -> dict[tuple[str, int], int]:
         extra: dict[str, dict[int, int]] = {}
         for run in plan.runs:
             if run.stage == "train" and run.labels is not None:
-                kind = _kind(run, plan)
+                kind = plan.kind(run)
                 if kind not in steps:
                     steps[kind] = dry_run(run, plan).step
                 more = round((max(spent.values()) - spent[run.arm]) / steps[kind])
@@ -218,13 +218,6 @@ def equal_time(plan: Plan, may_run: bool = True) -> dict[tuple[str, int], int]:
         write_json(record, before)
     found = before["extra_steps"]
     return {(arm, int(labels)): steps for arm, table in found.items() for labels, steps in table.items()}
-
-
-def _kind(run: Run, plan: Plan) -> tuple:
-    """Runs of one kind cost the same per step: the same net and batch size."""
-    arm = next(arm for arm in plan.settings.arms if arm.name == run.arm)
-    own = run.arm if run.stage == "pretrain" or arm.override or arm.overlays else ""
-    return "train" if run.stage == "tune" else run.stage, own, min(run.items, run.batch)
 
 
 def _is_done(run: Run) -> bool:

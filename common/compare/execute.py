@@ -18,6 +18,7 @@ from .launchers import make_launcher
 from .plan import Plan
 from .run import Run
 from .settings import CompareError, Settings
+from .time_left import TimeLeft
 
 __all__ = ["execute", "hold_folder", "take_models"]
 
@@ -80,11 +81,14 @@ def take_models(settings: Settings) -> None:
         write_json(settings.output / "settings.json", settings.fixed(), default=str)
 
 
-def execute(plan: Plan, say: Callable[[str], None] = print) -> None:
+def execute(plan: Plan, say: Callable[[str], None] = print, whole: Plan | None = None) -> None:
     """Run everything that is not done yet. A failure is recorded and stops only the runs that need its result.
 
     From here on the output folder belongs to this comparison. Other processes, also on other machines that share it,
     may work on it at the same time: one of them does each run, and all finish together.
+
+    Args:
+        whole: plan of the whole comparison if these runs are a part of it, for the time left.
     """
     settings = plan.settings
     with hold_folder(settings):
@@ -95,11 +99,17 @@ def execute(plan: Plan, say: Callable[[str], None] = print) -> None:
     titles: dict[int, str] = {}
     elsewhere: dict[int, float] = {}  # runs that another process works on, and when to look again
     launcher = make_launcher(settings)
+    clock = TimeLeft(whole or plan, plan.runs, launcher.slots)
+
+    def left(run: Run) -> str:
+        return "" if settings.launcher else clock.begin(run)  # how long jobs of a cluster wait is unknown
+
     try:
         while waiting or working:
             for job in [job for job in working if job.done()]:
                 run = working.pop(job)
                 if launcher.ended(job, say, titles[id(run)]) != BUSY:
+                    clock.end(run)
                     continue
                 if id(run) not in elsewhere:
                     say(f"{titles[id(run)]}: another process works on it")
@@ -114,8 +124,8 @@ def execute(plan: Plan, say: Callable[[str], None] = print) -> None:
                 started += id(run) not in titles
                 titles.setdefault(id(run), f"[{started}/{total}] {run}")
                 waiting = [one for one in waiting if one is not run]
-            jobs = launcher.start([(run, titles[id(run)], settings, before[id(run)]) for run in batch], say)
-            working |= dict(zip(jobs, batch, strict=True))
+            works = [(run, titles[id(run)], settings, before[id(run)], left(run)) for run in batch]
+            working |= dict(zip(launcher.start(works, say), batch, strict=True))
             time.sleep(launcher.pause)
     except BaseException:
         launcher.stop()

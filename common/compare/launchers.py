@@ -17,8 +17,8 @@ from .settings import CompareError, Settings
 
 __all__ = ["Cluster", "Here", "Launcher", "make_launcher"]
 
-Work = tuple[Run, str, Settings, dict[str, Any]]
-"""Arguments of ``do_run``: the run, its title, the settings, and its outcome when the comparison began."""
+Work = tuple[Run, str, Settings, dict[str, Any], str]
+"""Arguments of ``do_run``: the run, its title, the settings, its outcome when the comparison began, the time left."""
 
 
 class Launcher(Protocol):
@@ -56,10 +56,10 @@ class Here:
         self.jobs = [job for job in self.jobs if not job.done()] + jobs
         return jobs
 
-    def _work(self, run: Run, title: str, settings: Settings, seen: dict[str, Any], say: Any) -> str | None:
+    def _work(self, run: Run, title: str, settings: Settings, seen: dict[str, Any], left: str, say: Any) -> str | None:
         device = self.devices.get()
         try:
-            return do_run(run, title, settings, seen, say, device, self.stopping)
+            return do_run(run, title, settings, seen, left, say, device, self.stopping)
         finally:
             self.devices.put(device)
 

@@ -72,6 +72,12 @@ class Plan:
         """Share of the training list -> number of its items."""
         return _fractions(self.settings, self.training or len(drawn_from(self.train)))
 
+    def kind(self, run: Run) -> tuple[str, str, int]:
+        """Runs of one kind cost the same per step: the same net and batch size."""
+        arm = next((arm for arm in self.settings.arms if arm.name == run.arm), None)
+        own = run.arm if run.stage == "pretrain" or arm is None or arm.override or arm.overlays else ""
+        return "train" if run.stage == "tune" else run.stage, own, min(run.items, run.batch)
+
     def config(self, run: Run) -> BundleConfig:
         """The config of a run, as for one process."""
         files = [file for file in run.files if not Path(file).name.startswith("multi_gpu_")]
