@@ -130,12 +130,15 @@ def pytest_runtest_setup() -> None:
     """Each test draws the same random numbers in every run and in any order of tests, wider fixtures included."""
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` formats a stack for each kind of device there might be
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
     if "monai" in sys.modules:  # importing it takes seconds, and some files do without
         from monai.transforms import Randomizable
-        from monai.utils import set_determinism
+        from monai.utils import get_seed, set_determinism
 
-        set_determinism(0)  # each `Compose` that is built from here on takes this seed
+        if get_seed() != 0:
+            set_determinism(0)  # each `Compose` that is built from here on takes this seed
         Randomizable.R.seed(0)  # shared by all transforms outside of a `Compose`
 
 

@@ -171,6 +171,7 @@ for files in (sys.argv[1:3], sys.argv[3:]):  # of NIfTI, which needs less, first
 """
 
 
+@pytest.mark.slow  # imports everything in a process of its own
 def test_the_thread_imports_nothing(tmp_path):
     """MONAI goes through `sys.modules` to find the classes of a config, which fails while another thread imports."""
     files = [str(tmp_path / name) for name in ("0.nii.gz", "1.nii.gz", "0.mha", "1.mha")]

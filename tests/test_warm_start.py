@@ -112,6 +112,7 @@ def warm(log: Path, *words: str, **given):
 
 
 class TestWithAllImports:
+    @pytest.mark.slow  # imports everything three times
     def test_a_fork_is_in_the_state_of_a_process_of_its_own(self, imports, place, tmp_path):
         found = []
         for kind in (start_child, start_child, PlainChild):
@@ -128,7 +129,7 @@ class TestWithAllImports:
         assert first["path"][0] == str(place) and [v for k, v in first["environment"] if k == GPU_RECORD] == ["record"]
         assert all(x != y != z != x for x, y, z in zip(a, b, c, strict=True)), "generators without a seed are alike"
 
-    @pytest.mark.slow  # the states of both processes, above, are alike
+    @pytest.mark.slow
     def test_a_training_has_the_same_bits(self, imports, cohort, tiny, tmp_path):
         root = Path(__file__).resolve().parent.parent
         configs = root / "bundles/pretrain_once/configs"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..doctor import PACKAGE_FOLDER
 
-__all__ = ["check_imports", "package_files", "target_problem"]
+__all__ = ["package_files", "target_problem"]
 
 # Tables that go with the code. Encoders that come with the collection stay out: a pack has the weights that were named.
 DATA_SUFFIXES = (".json",)
@@ -47,27 +47,6 @@ def target_problem(target: str, folder: Path = PACKAGE_FOLDER) -> str | None:
     return None
 
 
-def check_imports(text: str, name: str) -> None:
-    """Refuse a Python file that imports ``common`` by name, since the name differs in a packed bundle.
-
-    Args:
-        text: content of the file.
-        name: name of the file for the error.
-
-    Raises:
-        ValueError: with the line.
-    """
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            modules = [node.module or ""]
-        else:
-            continue
-        if any(module.split(".")[0] == "common" for module in modules):
-            raise ValueError(f"{name}, line {node.lineno}: imports common by name; make the import relative.")
-
-
 class _Used:
     """The modules needed so far."""
 
@@ -82,11 +61,12 @@ class _Used:
             if module in self.modules:
                 continue
             path = self.modules[module] = self.path(module)
-            tree = _parse(path)
             if _only_hands_on(path):
                 continue
-            check_imports(path.read_text(encoding="utf-8"), (Path("common") / path.relative_to(self.folder)).as_posix())
-            for base, name, _ in _relative_imports(tree, module, path.name == "__init__.py"):
+            if (line := _import_by_name(path)) is not None:
+                name = f"common/{path.relative_to(self.folder).as_posix()}"
+                raise ValueError(f"{name}, line {line}: imports common by name; make the import relative.")
+            for base, name, _ in _relative_imports(path, module):
                 self.add((*base, name))
 
     def find(self, parts: Parts) -> Parts:
@@ -99,11 +79,10 @@ class _Used:
             if name in _members(path.parent):
                 module = (*module, name)
                 continue
-            tree = _parse(path)
-            for base, original, known_as in _relative_imports(tree, module, is_package=True):
+            for base, original, known_as in _relative_imports(path, module):
                 if known_as == name:
                     return self.find((*base, original, *parts[number + 1 :]))
-            if name not in _defined(tree):
+            if name not in _defined(_parse(path)):
                 raise ValueError(f"{'.'.join(('common', *module))} has no {name}")
             break
         return module
@@ -151,6 +130,21 @@ def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
+def _import_by_name(path: Path) -> int | None:
+    """The first line that imports ``common`` by name, which is not its name in a packed bundle."""
+    for node in ast.walk(_parse(path)):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules = [node.module or ""]
+        else:
+            continue
+        if any(module.split(".")[0] == "common" for module in modules):
+            return node.lineno
+    return None
+
+
 def _parts(target: str) -> Parts:
     return tuple(target.split(".")[1:])
 
@@ -160,17 +154,19 @@ def _list(names: list[str]) -> str:
     return line if len(line) < 100 else "[\n" + "".join(f'    "{name}",\n' for name in names) + "]"
 
 
-def _relative_imports(tree: ast.Module, module: Parts, is_package: bool) -> Iterator[tuple[Parts, str, str]]:
-    """For each name imported from the package: its module or package, its name there, and its name here.
+@cache
+def _relative_imports(path: Path, module: Parts) -> list[tuple[Parts, str, str]]:
+    """For each name that a module imports from the package: its module or package, its name there, and its name here.
 
     Imports for type checkers only are left out.
     """
-    for node in _run_nodes(tree):
+    found = []
+    for node in _run_nodes(_parse(path)):
         if isinstance(node, ast.ImportFrom) and node.level:
-            up = node.level - is_package
+            up = node.level - (path.name == "__init__.py")
             base = module[: len(module) - up] + tuple((node.module or "").split(".") if node.module else ())
-            for alias in node.names:
-                yield base, alias.name, alias.asname or alias.name
+            found += [(base, alias.name, alias.asname or alias.name) for alias in node.names]
+    return found
 
 
 def _run_nodes(node: ast.AST) -> Iterator[ast.AST]:
@@ -183,6 +179,7 @@ def _run_nodes(node: ast.AST) -> Iterator[ast.AST]:
             yield from _run_nodes(child)
 
 
+@cache
 def _only_hands_on(path: Path) -> bool:
     """Whether a package's file only holds a docstring, relative imports and constants, so it cannot use its imports."""
     return path.name == "__init__.py" and all(
@@ -210,10 +207,15 @@ def _defined(tree: ast.Module) -> set[str]:
 
 def _tables(path: Path) -> Iterator[Path]:
     """Data files beside a module, or in a folder there, that it names."""
-    constants = (node.value for node in ast.walk(_parse(path)) if isinstance(node, ast.Constant))
-    words = {value for value in constants if isinstance(value, str)}
+    words = _words(path)
     for place in path.parent.iterdir():
         if place.name in words and place.suffix in DATA_SUFFIXES:
             yield place
         elif place.name in words and place.is_dir() and not (place / "__init__.py").is_file():
             yield from (table for table in place.rglob("*") if table.suffix in DATA_SUFFIXES)
+
+
+@cache
+def _words(path: Path) -> frozenset[str]:
+    constants = (node.value for node in ast.walk(_parse(path)) if isinstance(node, ast.Constant))
+    return frozenset(value for value in constants if isinstance(value, str))

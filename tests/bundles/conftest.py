@@ -39,6 +39,10 @@ SMALL = {
 }
 
 
+# A way of use that all bundles are tested in is quick with these two, a net of volumes and one of slices.
+QUICK = ("pretrain_once", "transseg")
+
+
 @pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is slow with some parameters alone, and note of each test of a way of use which way and which bundle,
@@ -52,6 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             values = item.callspec.params.values() if hasattr(item, "callspec") else ()
             bundles = [mark.kwargs["bundle"]] if "bundle" in mark.kwargs else [v for v in values if v in list(SMALL)]
             assert len(bundles) == 1, f"{item.nodeid} is of no bundle"
+            if "bundle" not in mark.kwargs and bundles[0] not in QUICK:
+                item.add_marker("slow")
             item.user_properties.append(("way", f"{bundles[0]}: {mark.args[0]}"))
 
 

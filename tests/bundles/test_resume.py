@@ -146,7 +146,7 @@ def toy_teacher(monkeypatch):
         ("mae", 0, "before saving"),
         ("mae", 2, "inside"),
         ("teacher", 0, "inside"),
-        ("fine_tuning", 2, "before saving"),
+        pytest.param("fine_tuning", 2, "before saving", marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_resumed_is_uninterrupted(run_bundle, tiny, uninterrupted, tmp_path, kind, workers, kill):
@@ -245,7 +245,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert torch.load(tmp_path / "x.ckpt", weights_only=True) == {"value": 1}
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "train"])
+@pytest.mark.parametrize("kind", [pytest.param("pretrain", marks=pytest.mark.slow), "train"])
 def test_simtrot_resumes_with_the_same_bits(run_bundle, tmp_path, kind):
     """B-TROT's teacher and batch norms, and the sampler's order, come back; so does fine-tuning."""
     files = [f"{kind}.json", "datasets/sample.json"] + ["pretexts/btrot.json"] * (kind == "pretrain")

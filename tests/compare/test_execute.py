@@ -317,6 +317,7 @@ def test_what_a_killed_process_left_is_gone_on_with_by_the_other(settings, tmp_p
     assert read_outcome(program(settings, "a", text))["status"] == "done"
 
 
+@pytest.mark.slow  # the two tests before have the two processes
 def test_what_failed_in_another_process_meanwhile_is_not_tried_again(settings, tmp_path):
     text = COUNT.format(path=str(tmp_path / "n"), seconds=1.0) + "; raise ValueError('no')"
     first = start(settings, ("a", text))
