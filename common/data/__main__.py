@@ -21,7 +21,7 @@ def prepare(
     """Write the datalist of a data set, or make the sample data set.
 
     Sets: abide, acdc, adni, bids, brats, cc359, decathlon (nnU-Net's layout too), folders (scans and masks of equal
-    names in two folders), ixi, oasis1, synapse.
+    names in two folders), ixi, lidc, oasis1, synapse, visceral.
 
     Options of all sets: --validation and --test (number of subjects, or their share if below 1; for synapse by default
     no validation scans and the published test scans), --seed, --subject 'REGEX' (finds the subject in a scan's path,
