@@ -88,11 +88,11 @@ def write_section(path: Path, name: str, text: str) -> None:
 
 HEAD = """# Benchmarks
 
-Written by `python benchmarks/run.py`, a section a benchmark. Times are medians; both sides of a row were timed in
-turns, in one run. A ratio above 1 means that ours takes less.
+`python benchmarks/run.py` writes one section per benchmark. Times are medians; both sides of a row were timed in turns,
+in one run. A ratio above 1 means that ours takes less.
 
-Each section is of its date. Those of 25 and 26 November 2026 are as of the old code until measured anew: intensities,
-padding and schedules were corrected since.
+Each section is of the code of its date. After those of 25 and 26 November 2026, intensities, padding and schedules were
+corrected; they have yet to be measured again.
 """
 
 

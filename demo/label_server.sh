@@ -1,5 +1,5 @@
 #!/bin/sh
-# What demo/Dockerfile starts: the models that are named, of the packs in /models, with the studies in /studies.
+# The start script of demo/Dockerfile. It serves the named models, which are packs in /models, for the studies in /studies.
 set -eu
 if [ $# -eq 0 ]; then
     echo "give the names of one or more packs in /models, such as: $(cd /models && echo *)" >&2
