@@ -32,7 +32,9 @@ def main() -> None:
     output = arguments.output.resolve()
     command = [sys.executable, "-m", "common.compare", "--settings", "demo/compare.json", "--output", str(output)]
     command += ["--steps", str(arguments.steps)] if arguments.steps else []
-    print("\n== four tissues from one mask, three seeds: from scratch, and from synthetic_brain, which saw no scan")
+    print("\n== four tissues from one mask (four others choose the checkpoint), three seeds: from scratch, and from")
+    print("   synthetic_brain. It learnt from images painted from maps of the same template, so these brains are easy")
+    print("   for it; docs/results.md has real scans")
     print(shlex.join(["python", *command[1:]]), flush=True)
     # MONAI warns on each run that a config may run code; these configs are the project's own.
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "ignore"}, check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from ..command_line import run_command
 from .commands import RunError
@@ -74,6 +75,8 @@ def predict(model: str, images: str, output: str, force: bool = False) -> None:
 
     done = predict_scans(model, images, output, force=force)
     refused = sum(one.status == "refused" for one in done)  # each has been told with its reason
+    if refused < len(done):
+        print(f"Label maps: {Path(output).expanduser().absolute()}")
     if refused:
         sys.exit(f"error: {refused} of {len(done)} scans got no label map.")
 

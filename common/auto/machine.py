@@ -27,7 +27,9 @@ class Machine:
 
     @property
     def name(self) -> str:
-        return f"GPU with {self.gpu_memory_gb:.0f} GB" if self.gpu_memory_gb is not None else f"{self.cores} CPU cores"
+        if self.gpu_memory_gb is not None:
+            return f"GPU with {self.gpu_memory_gb:.0f} GB"
+        return f"{self.cores} CPU core{'s' * (self.cores != 1)}"
 
 
 def this_machine() -> Machine:

@@ -26,7 +26,7 @@ from .commands import Command, RunError, execute, parse_trial, training_commands
 from .look import look
 from .machine import this_machine
 from .plan import RATE, Plan, PlanError, Prior, Speed, add_time, plan_study, split_sizes
-from .study import Study
+from .study import Study, describe_split
 
 if TYPE_CHECKING:
     from .predict import Prediction
@@ -136,6 +136,7 @@ def run(
         for line in study.describe():
             say(line)
         lists = _write_lists(study, folder)
+        say(describe_split(lists))
         asked = {"hours": hours, "control": control, "task": task}
         chosen = {"pretrained_encoder": pretrained_encoder, "network": network, "prepare_as": prepare_as}
         asked |= {name: str(value) for name, value in chosen.items() if value is not None}

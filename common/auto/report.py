@@ -18,14 +18,16 @@ from ..json_files import read_json
 from ..nifti import is_nifti, read_nifti
 from .commands import BEST_DICE, TRAINER_EPOCH
 from .plan import Plan, class_labels
-from .study import Study
+from .study import Study, describe_split
 
 __all__ = ["write_report"]
 
 SHOWN = 3
 """Number of worst scans to show, beside the best one."""
 FLAT = 0.005
-"""Largest gain of Dice between the last two validations that counts as flat."""
+"""Largest gain of Dice of the last validation over the best before that counts as flat."""
+FEW_SCANS = 5
+"""Fewer test scans than these get a note."""
 
 
 def write_report(study: Study, plan: Plan, folder: Path, seconds: dict[str, float]) -> tuple[Path, dict[str, float]]:
@@ -64,7 +66,7 @@ def _blocks(
                 rows=list(_structure_rows(scores, names, volumes)))  # fmt: skip
     pictures = _pictures(folder, cases, names)
     if pictures is not None:
-        yield Block("heading", f"The {min(SHOWN, len(cases))} worst and the best")
+        yield Block("heading", "The test scans" if len(cases) <= SHOWN else f"The {SHOWN} worst and the best")
         yield pictures
     if volumes:
         yield Block("heading", "Are volumes right?")
@@ -90,9 +92,12 @@ def _blocks(
 def _outcome(folder: Path, scores: list[dict[str, Any]], cases: dict[str, float]) -> Iterator[str]:
     values = list(cases.values())
     yield (
-        f"**Mean Dice {_mean(values):.3f}** on {len(values)} test scans "
-        f"({min(values, default=math.nan):.3f} to {max(values, default=math.nan):.3f})."
+        f"**Mean Dice {_mean(values):.3f}** on {len(values)} test scans (the lowest "
+        f"{min(values, default=math.nan):.3f}, the highest {max(values, default=math.nan):.3f})."
     )
+    yield describe_split(read_json(folder / "datalist.json"))
+    if len(values) < FEW_SCANS:
+        yield f"{len(values)} test scans are few: on others the mean may differ a lot."
     control = folder / "control" / "eval" / "scores.csv"
     if control.is_file():
         other = _by_case(_scores(control))
@@ -240,8 +245,9 @@ def _curve(folder: Path) -> Block | None:
 
 def _advice(study: Study, folder: Path, cases: dict[str, float]) -> Iterator[str]:
     dice = _validation_dice(folder)
-    if len(dice) > 1 and dice[-1] - dice[-2] > FLAT:
-        yield f"Validation still rose at the end ({dice[-2]:.3f} to {dice[-1]:.3f}): more --hours should help."
+    best = max(dice[:-1], default=math.nan)
+    if dice and dice[-1] - best > FLAT:
+        yield f"Validation still rose at the end ({best:.3f} to {dice[-1]:.3f}): more --hours should help."
     elif len(dice) > 1:
         yield "Validation was flat at the end: more masks will help, but more time alone will not help much."
     if cases:

@@ -19,11 +19,12 @@ from ..volumes import format_shape
 if TYPE_CHECKING:
     from ..fingerprint import ScanFacts
 
-__all__ = ["MIN_SUBJECTS", "Case", "LabelVolume", "Study", "StudyError", "by_anatomy"]
+__all__ = ["MIN_SUBJECTS", "Case", "LabelVolume", "Study", "StudyError", "by_anatomy", "describe_split"]
 
 MIN_SUBJECTS = 3
-FEW_SUBJECTS = 10
 """Least subjects with masks: one each to train, validate and test on."""
+FEW_SUBJECTS = 10
+"""Fewer subjects with masks than these get a note."""
 MOST_LISTED = 8
 """Largest number of classes and files that `Study.describe` lists."""
 THICK = 2.0
@@ -288,6 +289,14 @@ class Study:
         content = self.datalist(validation, test, seed)
         write_datalist(path, content, force)
         return content
+
+
+def describe_split(lists: Mapping[str, Sequence[Any]]) -> str:
+    """In one sentence, how many scans of a datalist each step has."""
+    training, validation, test = (len(lists.get(name, ())) for name in ("training", "validation", "test"))
+    return (
+        f"Split: {_count(training, 'scan')} to train on, {validation} to choose the checkpoint by, {test} to test on."
+    )
 
 
 def by_anatomy(facts: ScanFacts, values: Sequence[float]) -> tuple[float, ...]:

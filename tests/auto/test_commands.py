@@ -94,14 +94,19 @@ def test_an_interrupted_run_ends_its_training(tmp_path):
     assert not _lives(child)
 
 
-def test_scans_without_a_label_map_end_the_command_with_a_sentence(tmp_path, monkeypatch):
+def test_scans_without_a_label_map_end_the_command_with_a_sentence(tmp_path, monkeypatch, capsys):
     made = [Prediction("a", (), None, "done"), Prediction("b", (), None, "refused", "it is a CT")]
     monkeypatch.setattr(sys.modules["common.auto.predict"], "predict", lambda *given, **options: made)
-    words = ["common.auto", "predict", "--model", "m", "--images", "i", "--output", "o"]
+    words = ["common.auto", "predict", "--model", "m", "--images", "i", "--output", str(tmp_path / "masks")]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit, match=r"^error: 1 of 2 scans got no label map\.$"):
         command_line.main()
-    made.pop()
+    assert capsys.readouterr().out == f"Label maps: {tmp_path}/masks\n"
+    del made[0]
+    with pytest.raises(SystemExit, match="1 of 1"):
+        command_line.main()
+    assert capsys.readouterr().out == "", "no folder was written"
+    made[0] = Prediction("a", (), None, "done")
     command_line.main()
 
 

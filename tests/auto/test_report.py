@@ -38,7 +38,10 @@ def folder(tmp_path) -> Path:
 
 def write(folder: Path, ending: str) -> tuple[str, dict[str, float]]:
     names = [f"{number}{ending}" for number in range(3)]
-    write_json(folder / "datalist.json", {"test": [{"image": name, "label": name} for name in names]})
+    write_json(
+        folder / "datalist.json",
+        {"training": [{}], "validation": [{}, {}], "test": [{"image": name, "label": name} for name in names]},
+    )
     plan = Plan("ssl3d", {}, (Decision("crop", "8 x 8 x 8", "it fits"),))
     path, dice = write_report(Study("two folders", ()), plan, folder, {"trial_scratch": 31.0, "training": 120.0})
     return path.read_text(), dice
@@ -53,6 +56,8 @@ def test_scores_volumes_and_pictures(folder, monkeypatch):
     assert "&lt;b&gt;wall" in text and "<b>wall" not in text
     assert "<td>trial scratch</td><td>31 s</td>" in text and "<td>all</td><td>2.5 min</td>" in text
     assert "Mean Dice 0.817" in text.replace("<b>", "") and "it fits" in text and "three scans" in text
+    assert "(the lowest 0.700, the highest 0.900)" in text and "3 test scans are few" in text
+    assert "Split: 1 scan to train on, 2 to choose the checkpoint by, 3 to test on." in text
 
 
 def test_a_notebook_goes_on_to_show_its_own_figures(folder, monkeypatch):
@@ -94,3 +99,7 @@ def test_the_report_has_the_curve_the_control_and_what_to_try_next(folder, monke
     (folder / "logs" / "training.log").write_text("\n".join(log).replace("0.7 ", "0.6 "))
     text, _ = write(folder, ".nii.gz")
     assert "Validation was flat at the end" in text and "still rose" not in text
+    dip = [f"Epoch[{number}] Metrics -- val_mean_dice: {dice} " for number, dice in ((1, 0.81), (2, 0.7), (4, 0.8))]
+    (folder / "logs" / "training.log").write_text("\n".join([*log[:4], *dip]))
+    text, _ = write(folder, ".nii.gz")
+    assert "Validation was flat at the end" in text, "it had been as good before"
