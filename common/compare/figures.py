@@ -51,7 +51,7 @@ def draw_all(tables: Tables) -> dict[str, tuple[Figure, str]]:
         "structures": (
             structures(tables),
             f"{metric} of each structure, mean over seeds and subjects, with the fewest and "
-            "the most labels. Whiskers: standard deviation over seeds.",
+            "the most labels. Whiskers: standard deviation over seeds, cut at 0.",
         ),
         "predictions": (
             predictions(tables),
@@ -219,6 +219,8 @@ def structures(tables: Tables) -> Figure | None:
             at = np.arange(len(names)) + (number - (len(tables.arms) - 1) / 2) * height
             errors = [spread or 0.0 for _, spread, _ in values]
             axis.barh(at, [mean for mean, _, _ in values], height, xerr=errors, color=shade, label=plain(arm))
+        if not any(bar.get_width() < 0 for bar in axis.patches):
+            axis.set_xlim(left=0)  # a whisker of few seeds may reach where no score lies
         axis.set_yticks(range(len(names)), [plain(name) for name in names])
         axis.invert_yaxis()
         axis.set_xlabel(plain(metric_name(tables.main_metric)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
-from common.compare.figures import examples, label_efficiency, predictions
+from common.compare.figures import examples, label_efficiency, predictions, structures
 from common.compare.statistics import compare_arms
 from common.visualize.colours import CLASSES
 
@@ -22,6 +22,16 @@ def scores(metric, values):
         main_metric=metric,
         scores=lambda arm, labels, metric: {(seed, "a"): value for seed, value in enumerate(table[arm])},
     )
+
+
+def test_whiskers_of_structures_end_where_scores_end():
+    tables = scores("val_mean_dice", [0.0, 0.65, 0.8, 0.81])
+    tables.structures, tables.labelled = ["caudate"], str
+    of_arm = tables.scores
+    tables.scores = lambda arm, labels, metric, name: of_arm(arm, labels, metric)
+    axis = structures(tables).axes[0]
+    assert axis.get_xlim()[0] == 0 < axis.get_xlim()[1]
+    assert min(point[0] for part in axis.collections for line in part.get_segments() for point in line) < 0
 
 
 @pytest.mark.parametrize(
