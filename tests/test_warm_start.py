@@ -196,6 +196,7 @@ def test_it_holds_the_lock_of_its_run(tmp_path):
     assert not is_locked()
 
 
+@pytest.mark.slow  # two processes hold memory for four seconds
 def test_its_memory_counts_what_it_shares_with_the_server_once(tmp_path):
     before = warm(tmp_path / "log", "ends", "return")
     before.wait()

@@ -14,6 +14,8 @@ import torch
 from common import distributed
 from common.weights import read_encoder
 
+pytestmark = pytest.mark.slow  # processes that import everything; tests/test_distributed.py has quick ones
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "pretrain_once" / "configs"
 
@@ -130,8 +132,6 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, skipinitialspace=True))
 
 
-# The `multi_gpu_*.json` of all bundles are made of the same templates.
-@pytest.mark.slow_unless(lambda bundle: bundle == "pretrain_once")
 @pytest.mark.way("two processes")
 @pytest.mark.parametrize("name", ["pretrain", "train", "evaluate"])
 def test_ranks_end_alike(folder, bundle, name):

@@ -330,7 +330,8 @@ def test_what_failed_in_another_process_meanwhile_is_not_tried_again(settings, t
 
 
 # "debug" does the jobs in this process; "local" in others, as a cluster.
-@pytest.mark.parametrize("cluster", ["debug", pytest.param("local", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", ["debug", "local"])
 def test_jobs_of_a_cluster_do_the_runs(settings, cluster, child_path, monkeypatch):
     pytest.importorskip("submitit", reason="the extra `cluster` is not installed")
     # the jobs unpickle this module's programs
