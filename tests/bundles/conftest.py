@@ -39,8 +39,8 @@ SMALL = {
 }
 
 
-# A way of use that all bundles are tested in is quick with these two, a net of volumes and one of slices.
-QUICK = ("pretrain_once", "transseg")
+# A way of use that all bundles are tested in is quick with this one.
+QUICK = "pretrain_once"
 
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are left out
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             values = item.callspec.params.values() if hasattr(item, "callspec") else ()
             bundles = [mark.kwargs["bundle"]] if "bundle" in mark.kwargs else [v for v in values if v in list(SMALL)]
             assert len(bundles) == 1, f"{item.nodeid} is of no bundle"
-            if "bundle" not in mark.kwargs and bundles[0] not in QUICK:
+            if "bundle" not in mark.kwargs and bundles[0] != QUICK:
                 item.add_marker("slow")
             item.user_properties.append(("way", f"{bundles[0]}: {mark.args[0]}"))
 

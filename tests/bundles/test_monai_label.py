@@ -178,7 +178,7 @@ def test_training_writes_the_weights_and_goes_on_from_them(served, train, caplog
     assert model.read_bytes() != before
 
 
-@pytest.mark.slow_unless(lambda packed: packed in ("pretrain_once", "transseg"))
+@pytest.mark.slow_unless(lambda packed: packed == "pretrain_once")
 @pytest.mark.parametrize("values", [{"max_epochs": "1"}, {"device": "nonsense"}], ids=str)
 def test_values_that_are_no_values_change_nothing(served, train, values):
     """Label before 0.8.8 evaluates what begins with `$` before a bundle sees it; the rest is data or an error."""

@@ -145,7 +145,6 @@ def packed(chosen, small_files, without_common, cohort, quick_start, tmp_path_fa
     return folder / "out", command(folder, bundles, cohort, packed=True, path=quick_start, first=without_common)
 
 
-@pytest.mark.slow_unless(lambda bundle: bundle == "pretrain_once")  # Label's tests run two packs
 @pytest.mark.way("packed")
 def test_runs_packed(packed, bundle):
     folder, results = packed
