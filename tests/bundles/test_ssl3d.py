@@ -401,6 +401,18 @@ def test_a_comparison_of_ages(cohort, tmp_path):
     assert pretrain["task"] == "structures4" and pretrain["num_classes"] == 5
 
 
+def test_every_pretext_is_an_arm_of_a_comparison(cohort, tmp_path):
+    """Those that read scans, label maps, and nothing at all (`shapes`)."""
+    settings = {
+        "bundle": str(CONFIGS.parent), "output": str(tmp_path), "dataset_dir": str(cohort), "seeds": "0", "labels": "1",
+        "config_file": SAMPLE, "steps": 2,
+        "arms": {"scratch": None} | {name: {"pretrain": [f"pretexts/{name}.json"]} for name in PRETEXTS},
+    }  # fmt: skip
+    runs = [one for one in make_plan(read_settings(**settings)).runs if one.stage == "pretrain"]
+    assert [one.arm for one in runs] == list(PRETEXTS)
+    assert len({one.data for one in runs}) == 3  # label maps, scans without labels, no file
+
+
 @pytest.mark.parametrize("pretext", ["mae", "genesis", "shapes"])
 def test_last_layers_of_another_target_are_not_recorded_as_a_tasks(run, tmp_path, pretext):
     files = [SAMPLE, f"pretexts/{pretext}.json", "presets/whole_net.json"]
