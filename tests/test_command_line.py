@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -119,3 +120,18 @@ def test_errors_of_the_system_are_said_without_their_numbers(monkeypatch, error,
     with pytest.raises(SystemExit) as ended:
         run_command({"fail": fail}, "prog")
     assert str(ended.value.code).startswith(f"error: {sentence}")
+
+
+@pytest.mark.parametrize("command", ["auto", "compare", "pack"])
+def test_a_wrong_option_does_not_wait_for_torch(command):
+    """A process of its own, since this one has imported torch. The exit status of the last line is the command's."""
+    code = f"""
+import runpy, sys
+sys.argv = [{command!r}, "--no_such_option", "1"]
+try:
+    runpy.run_module("common.{command}", run_name="__main__")
+except SystemExit as ended:
+    assert ended.code, "the option was accepted"
+assert not {{"torch", "monai"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 from ..command_line import run_command
-from .commands import RunError
-from .pipeline import run
+from .errors import RunError
 
 
 def auto(
@@ -44,6 +43,8 @@ def auto(
         network: the network that it fills, such as vista3d (`python -m common.weights check FILE` names them).
         prepare_as: encoder, or a file by whose record spacing, orientation and intensities are set.
     """
+    from .pipeline import run  # torch and MONAI take seconds, which a wrong option should not cost
+
     label_names, chosen = _label_names(names), (pretrained_encoder, network, prepare_as)
     run(images, masks, output, subject, hours, control, plan, task, bundle, label_names, *chosen)
 

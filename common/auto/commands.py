@@ -20,18 +20,15 @@ from ..child_process import child_environment, failure_reason
 from ..durations import format_duration
 from ..json_files import read_json, write_json
 from ..warm_start import start_child
+from .errors import RunError
 from .plan import RATE, Plan, Speed
 
-__all__ = ["Command", "RunError", "execute", "parse_trial", "training_commands", "trial_command"]
+__all__ = ["Command", "execute", "parse_trial", "training_commands", "trial_command"]
 
 PROGRESS = re.compile(r"^(fine-tuning|inference) epoch .*$")
 TRAINER_EPOCH = re.compile(r"^fine-tuning epoch (\d+)/\d+: loss (\S+), (\S+) s\b", re.MULTILINE)
 EVALUATOR_EPOCH = re.compile(r"SupervisedEvaluator - INFO - Epoch\[\d+\] Complete\. Time taken: (\d+):(\d+):([\d.]+)")
 BEST_DICE = re.compile(r"Epoch\[\d+\] Metrics -- .*?val_mean_dice: (\S+)")
-
-
-class RunError(RuntimeError):
-    """A command failed, in a sentence."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from ..weights.check import encoder_of
 from ..weights.encoder_file import read_record
 from ..weights.hub import is_hub_name
 from ..weights.prepare import prepared_ids, read_preparation, unsaid
-from .commands import Command, RunError, execute, parse_trial, training_commands, trial_command
+from .commands import Command, execute, parse_trial, training_commands, trial_command
+from .errors import RunError
 from .look import look
 from .machine import this_machine
 from .plan import RATE, Plan, PlanError, Prior, Speed, add_time, plan_study, split_sizes

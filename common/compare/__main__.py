@@ -19,10 +19,8 @@ from fire.decorators import SetParseFns
 from ..checks import parse_flags, renamed_sentence
 from ..json_files import read_json
 from .collect import choose_examples, choose_trials, collect, write_example_list
-from .estimate import equal_time, estimate
 from .execute import execute, hold_folder, take_models
 from .plan import make_plan
-from .report import write_report
 from .run import STAGES
 from .settings import OWN, CompareError, read_settings
 
@@ -130,6 +128,10 @@ def compare(
     """
     given = {name: value for name, value in locals().items() if name not in ("plan", "report", "settings")}
     asked = read_settings(settings, **given)
+    # torch and matplotlib take seconds, which a wrong option should not cost
+    from .estimate import equal_time, estimate
+    from .report import write_report
+
     if not report:
         take_models(asked)
     with hold_folder(asked):

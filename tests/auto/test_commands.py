@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from common.auto import __main__ as command_line
-from common.auto.commands import Command, RunError, _lines, execute, parse_trial, training_commands
+from common.auto.commands import Command, _lines, execute, parse_trial, training_commands
+from common.auto.errors import RunError
 from common.auto.plan import Plan
 from common.auto.predict import Prediction
 from common.bundles import bundle_folder

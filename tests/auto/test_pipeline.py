@@ -233,11 +233,12 @@ def test_what_a_chosen_encoder_lacks_is_said(folders, chosen, sentence):
 
 def test_a_stopped_command_says_how_to_go_on(folders, monkeypatch, capsys):
     from common.auto import __main__ as command_line
+    from common.auto import pipeline
 
     def stop(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command_line, "run", stop)
+    monkeypatch.setattr(pipeline, "run", stop)
     monkeypatch.setattr(sys, "argv", ["auto", "--images", "scans"])
     with pytest.raises(SystemExit) as ended:
         command_line.main()
