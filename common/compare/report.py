@@ -15,7 +15,7 @@ from ..durations import format_duration
 from ..files import atomic_write
 from .figures import draw_all, metric_name, metric_title
 from .paper import write_paper
-from .statistics import MOST_SEEDS, mean_and_spread
+from .statistics import MOST_SEEDS, UNTRAINED, mean_and_spread
 from .tables import Tables, plural, span
 
 __all__ = ["write_report"]
@@ -181,7 +181,7 @@ def _verdict(tables: Tables, pair: tuple[str, str], labels: int) -> str:
     verdict = tables.verdicts[pair, labels].text
     if verdict == "equivalent":
         verdict += f" within {tables.about['margin']:g}"
-    one_seed = len(tables.about["seeds"]) == 1 and verdict not in ("identical", "incomplete", "undecided")
+    one_seed = len(tables.about["seeds"]) == 1 and verdict in ("better", "worse", "equivalent")
     return f"{verdict} between these two models" if one_seed else verdict
 
 
@@ -223,6 +223,11 @@ def _reading(tables: Tables) -> str:
     if "incomplete" in verdicts:
         parts.append(
             '"Incomplete" means that an arm lacks seeds; its numbers cover only the seeds that both arms have.'
+        )
+    if "untrained" in verdicts:
+        parts.append(
+            f'"Untrained" means that both arms have a mean Dice below {UNTRAINED:g}: they have not learnt the task, so '
+            "their difference says nothing. Give more --steps or a higher rate."
         )
     if "identical" in verdicts:
         parts.append('"Identical" means that both arms have the same scores to the last digit.')

@@ -36,6 +36,7 @@ ALPHA = 0.05
 POWER = 0.8
 MOST_SEEDS = 100
 DRAWS = 4000
+UNTRAINED = 0.05  # a mean Dice below it says that a net has not learnt the task
 
 Scores = Mapping[tuple[int, str], float]
 """(seed, subject) -> score."""
@@ -76,7 +77,7 @@ class Difference(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """``better``, ``worse``, ``equivalent``, ``undecided``, ``identical`` or ``incomplete``.
+    """``better``, ``worse``, ``equivalent``, ``undecided``, ``identical``, ``incomplete`` or ``untrained``.
 
     ``seeds`` is the number of seeds that would decide an undecided verdict with the same mean and variances; None if
     even ``MOST_SEEDS`` would not.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..json_files import read_json
-from .statistics import Difference, Scores, Verdict, compare_arms, judge
+from .statistics import UNTRAINED, Difference, Scores, Verdict, compare_arms, judge, mean_and_spread
 
 __all__ = ["Tables", "plural", "span"]
 
@@ -109,14 +109,26 @@ class Tables:
 
     @cached_property
     def verdicts(self) -> dict[tuple[tuple[str, str], int], Verdict]:
-        """Verdict for each pair and number of labels, all in one family; an arm that lacks a seed has none."""
+        """Verdict for each pair and number of labels, all in one family; an arm that lacks a seed has none.
+
+        Nor have two arms that have learnt nothing: they are close to each other whatever they started from.
+        """
         keys = [(pair, labels) for labels in self.labels for pair in self.pairs]
         found = [
             None if any(self.missing_seeds(arm, labels) for arm in pair) else self.difference(pair, labels)
             for pair, labels in keys
         ]
         judged = judge(found, self.about.get("margin"), self.metrics[self.main_metric] == "higher")
-        return dict(zip(keys, judged, strict=True))
+        verdicts = dict(zip(keys, judged, strict=True))
+        for (pair, labels), verdict in verdicts.items():
+            if verdict.text != "incomplete" and all(self.untrained(arm, labels) for arm in pair):
+                verdicts[pair, labels] = Verdict("untrained")
+        return verdicts
+
+    def untrained(self, arm: str, labels: int) -> bool:
+        """Whether the main metric is Dice and its mean over subjects and seeds is below ``UNTRAINED``."""
+        scores = self.scores(arm, labels, self.main_metric)
+        return "dice" in self.main_metric and bool(scores) and mean_and_spread(scores)[0] < UNTRAINED
 
     def labelled(self, labels: int) -> str:
         """Text for a number of labels: how many were really used, and subjects if one has several scans."""

@@ -238,6 +238,20 @@ def test_an_arm_that_lacks_a_seed_has_no_verdict(folder):
     assert "**undecided**" in lines[1]
 
 
+def test_arms_that_have_learnt_nothing_have_no_verdict(folder):
+    """They may be as close as any two good nets."""
+    rows = list(csv.DictReader((folder / "subjects.csv").open()))
+    low = [{**row, "value": str(0.04 * float(row["value"]))} if row["labels"] == "1" else row for row in rows]
+    write(folder, "subjects", collect.SUBJECTS, low)
+    text = write_report(folder).read_text()
+    lines = text.split("## Outcome")[1].strip().splitlines()
+    assert "mae against scratch: **untrained** (" in lines[0] and "untrained" not in lines[1]
+    assert "both arms have a mean Dice below 0.05" in text
+    one_learnt = [{**row, "value": "0.5"} if (row["arm"], row["labels"]) == ("mae", "1") else row for row in low]
+    write(folder, "subjects", collect.SUBJECTS, one_learnt)
+    assert "mae against scratch: **better** (" in write_report(folder).read_text()
+
+
 def test_only_the_main_metric_has_verdicts(folder):
     rows = list(csv.DictReader((folder / "subjects.csv").open()))
     write(folder, "subjects", collect.SUBJECTS, [*rows, *({**row, "metric": "val_hd95"} for row in rows)])
