@@ -13,15 +13,19 @@ out, since it needs an encoder of each revision.
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import io
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import torch
+from timing import Row, Side
 
 ROOT = Path(__file__).resolve().parents[1]
 Case = tuple[str, tuple[str, ...], dict[str, Any]]  # bundle, files, ids
@@ -69,93 +73,65 @@ WARM_UP = 1
 
 def main() -> None:
     import run  # not at the top: it puts the code beside this folder before that of an earlier revision
-    from timing import Row
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("revision", help="the earlier revision, as git names it")
-    parser.add_argument("--only", help="pretexts with this in their name; prints them and writes nothing")
+    parser.add_argument("--only", default="", help="pretexts with this in their name; prints them and writes nothing")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each side (default: 3)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     arguments = parser.parse_args()
+    names = [name for name in CASES if arguments.only.lower() in name.lower()]
+    if not names:
+        parser.error(f"no pretext has {arguments.only!r} in its name; there are: {'; '.join(CASES)}.")
+    found = _git("rev-parse", "--short", "--verify", f"{arguments.revision}^{{commit}}")
+    if found.returncode:
+        parser.error(f"git knows no commit {arguments.revision!r}.")
+    commit = found.stdout.decode().strip()
+    torch.set_num_threads(arguments.threads)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        commit = subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "--short", arguments.revision], check=True, capture_output=True
-        ).stdout.decode()
-        archive = Path(folder, "old.tar")
-        subprocess.run(["git", "-C", str(ROOT), "archive", "-o", str(archive), arguments.revision], check=True)
-        old = Path(folder, "old")
-        with tarfile.open(archive) as tar:
-            tar.extractall(old, filter="data")
-        names = [name for name in CASES if (arguments.only or "").lower() in name.lower()]
-        rows = []
+        with tarfile.open(fileobj=io.BytesIO(_git("archive", commit).stdout)) as tar:
+            tar.extractall(folder, filter="data")
         for name in names:
             print(f"{name} ...", file=sys.stderr, flush=True)
-            rows.append(Row(name, *_times(name, old, arguments)))
-    run.torch.set_num_threads(arguments.threads)
-    text = f"Baseline: `{commit.strip()}`.\n\n" + run.table(rows, "cpu")
+            rows.append(_row(name, Path(folder), arguments.steps))
+    text = f"Baseline: `{commit}`.\n\n" + run.table(rows, "cpu")
     print(text)
     if not arguments.only:
         run.write_section(run.HERE / "RESULTS.md", "pretext_step", text)
 
 
-def _times(name: str, old: Path, arguments: argparse.Namespace) -> tuple[float, float]:
-    """Both sides load, and then each makes one step when it is told to."""
-    sides = [_Side(tree, CASES[name], arguments) for tree in (old, ROOT)]
+def _git(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, check=False)
+
+
+def _row(name: str, old: Path, steps: int) -> Row:
+    """Both sides load, and then make steps in turns."""
+    sides = [Side(_work, tree, *CASES[name], WARM_UP + steps) for tree in (old, ROOT)]
     try:
         times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(arguments.steps + WARM_UP):
+        for _ in range(WARM_UP + steps):
             for side, taken in zip(sides, times, strict=True):
-                taken.append(side.step())
-        before, now = (min(taken[WARM_UP:]) for taken in times)
-        return before, now
+                taken.append(side.ask("step"))
+        return Row(name, *(min(taken[WARM_UP:]) for taken in times))
+    except (EOFError, OSError):
+        sys.exit(f"error: a side of {name!r} ended; its own error is printed above.")
     finally:
         for side in sides:
-            side.stop()
+            side.process.kill()
 
 
-class _Side:
-    """The trainer of one tree in a process of its own, which makes a step for each line that it reads."""
-
-    def __init__(self, tree: Path, case: Case, arguments: argparse.Namespace) -> None:
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        steps, threads = arguments.steps + WARM_UP, arguments.threads
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--side", json.dumps([str(tree), *case]), str(steps), str(threads)],
-            cwd=tree / "bundles" / case[0],
-            env=os.environ | {"PYTHONPATH": str(tree)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-        )
-
-    def step(self) -> float:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        try:
-            self.process.stdin.write("step\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the process ended; what it said is printed below
-        for line in self.process.stdout:
-            if line.startswith("seconds "):
-                return float(line.split()[1])
-        self.log.seek(0)
-        raise SystemExit(f"{self.process.args}:\n{self.log.read()[-3000:]}")
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.log.close()
-
-
-def _work(tree: str, bundle: str, files: list[str], override: dict[str, Any], steps: int, threads: int) -> None:
-    """One side: its revision's own `common`, configs and MONAI's own workflow."""
-    import torch
+def _work(
+    pipe: Connection, threads: int, tree: Path, bundle: str, files: Sequence[str], override: dict[str, Any], steps: int
+) -> None:
+    """One side: its revision's own `common`, configs, and MONAI's own workflow."""
+    sys.path.insert(0, str(tree))
     from ignite.engine import Events
     from monai.bundle import ConfigWorkflow
 
     torch.set_num_threads(threads)
-    configs = Path(tree, "bundles", bundle, "configs")
+    clock = time.process_time if threads == 1 else time.perf_counter
+    configs = tree / "bundles" / bundle / "configs"
     with tempfile.TemporaryDirectory() as output:
         workflow = ConfigWorkflow(
             workflow_type="train",
@@ -169,24 +145,18 @@ def _work(tree: str, bundle: str, files: list[str], override: dict[str, Any], st
             **{"num_workers": 0, **override},
         )
         workflow.initialize()
+        started = 0.0
+
+        def wait() -> None:
+            nonlocal started
+            pipe.recv()
+            started = clock()
+
         trainer = workflow.parser.get_parsed_content("train#trainer")
-        clock = time.process_time if threads == 1 else time.perf_counter
-        started = [0.0]
-
-        @trainer.on(Events.ITERATION_STARTED)
-        def wait(_) -> None:
-            sys.stdin.readline()
-            started[0] = clock()
-
-        @trainer.on(Events.ITERATION_COMPLETED)
-        def tell(_) -> None:
-            print("seconds", clock() - started[0], flush=True)
-
+        trainer.add_event_handler(Events.ITERATION_STARTED, wait)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: pipe.send(clock() - started))
         trainer.run()
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--side"]:
-        _work(*json.loads(sys.argv[2]), *map(int, sys.argv[3:]))
-    else:
-        main()
+    main()

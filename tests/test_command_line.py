@@ -124,7 +124,7 @@ def test_errors_of_the_system_are_said_without_their_numbers(monkeypatch, error,
 
 @pytest.mark.parametrize("command", ["auto", "compare", "pack"])
 def test_a_wrong_option_does_not_wait_for_torch(command):
-    """A process of its own, since this one has imported torch. The exit status of the last line is the command's."""
+    """A process of its own, since this one has imported torch."""
     code = f"""
 import runpy, sys
 sys.argv = [{command!r}, "--no_such_option", "1"]

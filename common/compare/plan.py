@@ -575,6 +575,6 @@ def _checkpoint_interval(config: BundleConfig, override: Mapping[str, Any], epoc
 
 def _files(items: Sequence[Mapping[str, Any]]) -> list[str]:
     """The image files of some items, with links resolved. An item that is made on the fly has none."""
-    values = [x["image"] for x in items if "image" in x]
-    images = [value if isinstance(value, list) else [value] for value in values]
-    return list(dict.fromkeys(os.path.realpath(file) for files in images for file in files))
+    from ..data.copies import image_files
+
+    return list(dict.fromkeys(map(os.path.realpath, image_files(items))))

@@ -179,10 +179,10 @@ def outcome(tables: Tables) -> list[str]:
 
 def _verdict(tables: Tables, pair: tuple[str, str], labels: int) -> str:
     verdict = tables.verdicts[pair, labels].text
+    of_two_models = len(tables.about["seeds"]) == 1 and verdict in ("better", "worse", "equivalent")
     if verdict == "equivalent":
         verdict += f" within {tables.about['margin']:g}"
-    one_seed = len(tables.about["seeds"]) == 1 and verdict in ("better", "worse", "equivalent")
-    return f"{verdict} between these two models" if one_seed else verdict
+    return f"{verdict} between these two models" if of_two_models else verdict
 
 
 def _why_not(tables: Tables, pair: tuple[str, str], labels: int) -> list[str]:

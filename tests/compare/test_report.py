@@ -297,6 +297,9 @@ def test_one_seed_is_called_what_it_is(folder):
     text = write_report(folder).read_text()
     assert "**better between these two models**" in text and "the spread of trainings is unknown" in text
     assert "Each 95 % interval covers the spread of subjects" in text
+    close = [{**row, "value": str(0.5 + 1e-4 * number)} for number, row in enumerate(rows)]
+    write(folder, "subjects", collect.SUBJECTS, close)
+    assert "**equivalent within 0.01 between these two models**" in write_report(folder).read_text()
 
 
 def keep_subjects(folder, count, seeds):
