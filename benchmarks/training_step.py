@@ -1,10 +1,11 @@
-"""Training steps in bfloat16 on a CPU, as the bundles run them, against the same step in float32.
+"""Training steps on a CPU, as the bundles run them, against MONAI's network as it comes or an earlier state in float32.
 
-The float32 side is MONAI's network with its defaults for fine-tuning (our own row-major one for dilated ResNets),
-MONAI's ViT over every token for the MAE, and for the other pretexts the earlier state of the bundles (channels_last_3d,
-float32). Both sides have the same weights. With ``--threads 1`` times are CPU times (``time.process_time``), with more
-threads those of the clock: the least of five steps, taken in turns because the machine may have other work. Each side
-has its own process, since the memory allocator's settings hold for a process.
+The bundles compute in bfloat16 if the CPU has instructions for it, else in float32; the name of each row says which.
+The baseline is MONAI's network with its defaults for fine-tuning (our own row-major one for dilated ResNets), MONAI's
+ViT over every token for the MAE, and for the other pretexts the earlier state of the bundles (channels_last_3d,
+float32; left out where ours computes in float32, too). Both sides have the same weights. With ``--threads 1`` times are
+CPU times (``time.process_time``), with more threads those of the clock: the least of five steps, taken in turns because
+the machine may have other work. Each side has its own process, since the memory allocator's settings hold for one.
 """
 
 from __future__ import annotations
@@ -38,11 +39,15 @@ REPEATS = 5
 def rows(quick: bool, device: torch.device) -> list[Row]:
     if device.type != "cpu":
         raise SystemExit("training_step measures CPUs; benchmarks/gpu.py is for GPUs.")
-    return [_row(*case, quick) for case in CASES if not quick or case[1] in QUICK]
+    from common.precision import bfloat16_pays
+
+    ours = "bfloat16" if bfloat16_pays("cpu") else "float32"
+    cases = [case for case in CASES if case[2] != ours and (not quick or case[1] in QUICK)]
+    return [_row(*case, ours, quick) for case in cases]
 
 
-def _row(name: str, kind: str, baseline: str, quick: bool) -> Row:
-    sides = [Side(_work, kind, way, quick) for way in (baseline, "bfloat16")]
+def _row(name: str, kind: str, baseline: str, ours: str, quick: bool) -> Row:
+    sides = [Side(_work, kind, way, quick) for way in (baseline, ours)]
     try:
         taken: tuple[list[float], list[float]] = ([], [])
         for repeat in range(2 if quick else REPEATS + 1):
@@ -50,7 +55,7 @@ def _row(name: str, kind: str, baseline: str, quick: bool) -> Row:
                 seconds = side.ask("step")
                 if repeat:
                     times.append(seconds)
-        return Row(f"{name} (baseline: {BASELINES[baseline]})", *(min(times) for times in taken))
+        return Row(f"{name}, in {ours} (baseline: {BASELINES[baseline]})", *(min(times) for times in taken))
     finally:
         for side in sides:
             side.stop()

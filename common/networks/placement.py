@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
+from ..precision import bfloat16_pays
 from .dense_skips import keep_gradients_dense
 from .memory_format import to_channels_last
 from .padded_convolution import pad_small_images
@@ -36,7 +37,8 @@ def place(
     MONAI's transformers is computed by ``speed_up_windows``, and ``keep_gradients_dense`` acts on decoders. With
     ``amp`` every forward pass runs under ``torch.autocast`` in bfloat16, on any device (MONAI's engines open one for
     CUDA alone), and the outputs are float32 again: losses, metrics and optimisers compute in float32. bfloat16 needs no
-    scaled loss. The engine's own ``amp`` stays off.
+    scaled loss. The engine's own ``amp`` stays off. A device without instructions for bfloat16 imitates it, which is
+    slow; a warning says so.
 
     With ``checkpointing``, training keeps only the input of each transformer block and recomputes its inside for the
     gradient: less memory, more time, the same values and gradients. ``compile`` is ``torch.compile``, in place (a
@@ -59,6 +61,12 @@ def place(
             f"network#checkpointing works on transformer blocks, but {type(network).__name__} has none: leave it out."
         )
     if amp:
+        if kind in ("cpu", "cuda") and not bfloat16_pays(device):
+            logger.warning(
+                "amp is on, but %s has no instructions for bfloat16 and imitates it, which is far slower than float32: "
+                "leave amp out, or set it to false.",
+                device,
+            )
         autocast = _Autocast(kind)
         network.register_forward_pre_hook(autocast.enter)
         network.register_forward_hook(autocast.leave, always_call=True)

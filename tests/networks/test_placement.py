@@ -52,7 +52,8 @@ def test_it_ends_with_an_error_too(image):
         assert not torch.is_autocast_enabled("cpu")
 
 
-def test_without_amp_it_computes_in_float32(image, caplog):
+def test_without_amp_it_computes_in_float32(image, caplog, monkeypatch):
+    monkeypatch.setattr("common.networks.placement.bfloat16_pays", lambda device: True)
     with caplog.at_level("INFO"):
         net = place(Net(), "cpu")
         place(Net(), "cpu", amp=True)
@@ -60,6 +61,16 @@ def test_without_amp_it_computes_in_float32(image, caplog):
     assert net.seen == torch.float32
     assert net.conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
     assert [record.message.split(", in ")[1] for record in caplog.records] == ["float32.", "bfloat16 (amp)."]
+
+
+@pytest.mark.parametrize("pays", [True, False])
+@pytest.mark.parametrize("amp", [True, False])
+def test_a_warning_says_that_a_device_imitates_bfloat16(amp, pays, caplog, monkeypatch):
+    monkeypatch.setattr("common.networks.placement.bfloat16_pays", lambda device: pays)
+    place(Net(), "cpu", amp=amp)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (amp and not pays)
+    assert all("cpu has no instructions for bfloat16" in message for message in warnings)
 
 
 def test_a_copy_has_the_hooks_too(image):
