@@ -71,6 +71,7 @@ def compare(
     validation_from_labels: bool | None = None,
     tune: Any = None,
     tune_trials: int | None = None,
+    tune_seeds: int | None = None,
     patience: int | None = None,
     launcher: Any = None,
     folds: int | None = None,
@@ -119,6 +120,7 @@ def compare(
         tune: values to try in every arm; the best in validation is used: 'id=[a,b] id=[c,d]', or a number of trials of
             learning_rate over one order of magnitude.
         tune_trials: number of combinations to try, drawn at random; default all.
+        tune_seeds: number of seeds that each trial trains on; their mean decides. By default only the first.
         patience: a fine-tuning ends after this many validations without a better one; its steps are then a cap.
         folds: cross-validation with this many parts of all items, each tested once.
         launcher: where to run: local, slurm, or in a settings file a mapping for submitit.

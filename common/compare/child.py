@@ -8,6 +8,7 @@ import hashlib
 import os
 import platform
 import shlex
+import shutil
 import signal
 import threading
 import time
@@ -124,6 +125,11 @@ def _do(
         aside = _aside(run.folder)
         run.folder.rename(aside)
         say(f"{title}: its config or data changed; what was there is now in {aside.name}")
+    taken = _take_trial(run, digest)
+    if taken:
+        _tidy_trials(run, settings)
+        say(f"{title}: its trial {run.trial} is the same training")
+        return
     run.folder.mkdir(parents=True, exist_ok=True)
     outcome: dict[str, Any] = {"digest": digest, "status": "started", "attempts": _attempts(run, before, digest)}
     outcome |= {"machine": machine(), "packages": versions()}
@@ -137,12 +143,36 @@ def _do(
     outcome |= ended
     outcome["seconds"] += outcome["attempts"][-1]["seconds_before"]
     if outcome["status"] == "done":
-        scrap = [] if settings.keep_checkpoints else [*CHECKPOINTS, *["model.pt"] * (run.stage == "tune")]
-        for name in scrap:
+        for name in () if settings.keep_checkpoints else CHECKPOINTS:
             (run.folder / name).unlink(missing_ok=True)
+        _tidy_trials(run, settings)
     _write_outcome(run, outcome)
     ending = f"{outcome['seconds']:.0f} s" if outcome["status"] == "done" else f"FAILED, {outcome['reason']}"
     say(f"{title}: {ending}")
+
+
+def _take_trial(run: Run, digest: str) -> bool:
+    """Make a training of the trial that has the chosen values and the same seed, if it is still whole."""
+    if run.trial is None or not run.tried or any((run.folder / name).is_file() for name in CHECKPOINTS):
+        return False
+    source = run.tried[run.trial]
+    outcome = read_json(source / "tune.json", {})
+    if outcome.get("status") != "done" or outcome.get("digest") != run.digest("tune"):
+        return False
+    if not (source / "model.pt").is_file():  # an earlier version did not keep it
+        return False
+    own = shutil.ignore_patterns("tune.json", "tune.command.txt", "tune.config.json")
+    shutil.copytree(source, run.folder, ignore=own, dirs_exist_ok=True)
+    (run.folder / "tune.log").replace(run.folder / "train.log")
+    write_json(run.folder / "train.config.json", run.config(), default=str)
+    _write_outcome(run, {**outcome, "digest": digest, "trial": run.trial})
+    return True
+
+
+def _tidy_trials(run: Run, settings: Settings) -> None:
+    """Delete the networks of a training's trials, which nothing reads once it is done."""
+    for folder in () if settings.keep_checkpoints else run.tried:
+        (folder / "model.pt").unlink(missing_ok=True)
 
 
 def _attempts(run: Run, before: Mapping[str, Any], digest: str) -> list[dict[str, float]]:

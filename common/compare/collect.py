@@ -44,9 +44,10 @@ COSTS = (
     "cap",
     "fold",
     "peak_gpu_mb",
+    "taken",
 )
 PREDICTIONS = ("arm", "fraction", "labels", "seed", "subject", "truth", "prediction")
-TRIALS = ("arm", "fraction", "labels", "trial", "values", "status", "score", "chosen", "fold")
+TRIALS = ("arm", "fraction", "labels", "trial", "values", "status", "score", "chosen", "fold", "seed")
 PROBES = ("arm", "fraction", "labels", "seed", "probe", "target", "metric", "structure", "value")
 
 
@@ -119,6 +120,7 @@ def collect(plan: Plan, command: str | None) -> None:
             "labelled": plan.labelled(),
             "validation_from_labels": settings.validation_from_labels,
             "trials": list_trials(settings),
+            "tune_seeds": settings.tune_seeds,
             "patience": settings.patience,
             "folds": settings.folds,
             "structure_names": names,
@@ -278,10 +280,13 @@ def mean_rows(subjects: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def trial_rows(plan: Plan) -> list[dict[str, Any]]:
-    """The result of each tuning trial: its best validation, and which trial is best."""
+    """The result of each tuning trial on each seed: its best validation, and which trial is best by mean over seeds.
+
+    A trial that failed on one of its seeds is not the best.
+    """
     metric, direction = next(iter(plan.evaluate.metrics.items()))
     sign, rows = 1 if direction == "higher" else -1, []
-    best: dict[tuple, tuple[float, dict[str, Any]]] = {}
+    found: dict[tuple, dict[int | None, list[tuple[float, dict[str, Any]]]]] = {}
     for run in (run for run in plan.runs if run.stage == "tune"):
         status = read_outcome(run).get("status", "missing")
         scores = [row["value"] for row in curve_rows(run) if row["tag"] == metric] if status == "done" else []
@@ -294,12 +299,16 @@ def trial_rows(plan: Plan) -> list[dict[str, Any]]:
         rows.append({**_key(run), "trial": run.trial, "values": json.dumps(values), "status": status, "chosen": ""})
         if scores:
             rows[-1]["score"] = sign * score if math.isfinite(score) else math.nan
-        key = (run.arm, run.labels, run.fold)
-        if score > best.get(key, (-math.inf, {}))[0]:
-            best[key] = score, rows[-1]
-    for _, row in best.values():
-        row["chosen"] = "yes"
+        found.setdefault((run.arm, run.labels, run.fold), {}).setdefault(run.trial, []).append((score, rows[-1]))
+    for trials in found.values():
+        best = max(trials.values(), key=_mean_score)
+        for _, row in best if _mean_score(best) > -math.inf else ():
+            row["chosen"] = "yes"
     return rows
+
+
+def _mean_score(scores: Sequence[tuple[float, Any]]) -> float:
+    return sum(score for score, _ in scores) / len(scores)
 
 
 def choose_trials(plan: Plan) -> dict[tuple[str, int, int | None], int]:
@@ -357,6 +366,7 @@ def cost_row(run: Run, outcome: dict[str, Any], plan: Plan) -> dict[str, Any]:
         "folder": run.folder.relative_to(plan.settings.output),
         "reason": reason,
         "cap": run.steps if run.stage == "train" else None,
+        "taken": "yes" if outcome.get("trial") is not None else "",
     }
 
 

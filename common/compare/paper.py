@@ -43,7 +43,9 @@ def protocol(tables: Tables) -> str:
         words.append(f"Training ends after {about['patience']} validations without a better one.")
     if about.get("trials"):
         ids = ", ".join(about["trials"][0])
-        words.append(f"{ids} was chosen on validation from {len(about['trials'])} trials in every arm.")
+        seeds = about.get("tune_seeds") or 1
+        each = f", each on {seeds} seeds" if seeds > 1 else ""
+        words.append(f"{ids} was chosen on validation from {len(about['trials'])} trials in every arm{each}.")
     words += [f"{name}: {arm['description']}." for name, arm in about["arms"].items()]
     if about.get("evaluate_override"):
         given = ", ".join(f"{key} {value}" for key, value in about["evaluate_override"].items())

@@ -508,13 +508,20 @@ class _Builder:
 
         length = {"steps": epochs * per_epoch, "epochs": epochs, "items": training}
         length["batch"] = config.batch
-        places = [self.trial_folder(arm, labels, fold, number) for number in range(len(trials))]
-        if seed == settings.seeds[0]:
-            for number, (values, where) in enumerate(zip(trials, places, strict=True)):
+        tuned = settings.seeds[: settings.tune_seeds or 1] if trials else ()
+        tried = [self.trial_folder(arm, labels, fold, number, seed) for number in range(len(trials))]
+        for number, (values, where) in enumerate(zip(trials, tried, strict=True)):
+            if seed in tuned:
                 own = {**train, **values, "resume": True, "output_dir": str(where)}
                 yield run("tune", own, folder=where, trial=number, **length)
-        waits = tuple(where / "tune.json" for number, where in enumerate(places) if choice in (None, number))
-        yield run("train", {**train, "resume": True, **place}, needs=(*pretrained, *waits), **length)
+        waits = tuple(
+            self.trial_folder(arm, labels, fold, number, one) / "tune.json"
+            for number in range(len(trials))
+            for one in tuned
+            if choice in (None, number)
+        )
+        done = {"tried": tuple(tried), "trial": choice} if seed in tuned else {}
+        yield run("train", {**train, "resume": True, **place}, needs=(*pretrained, *waits), **done, **length)
         judged = {**override, **settings.evaluate_override}
         yield run("evaluate", {**judged, **place}, data=self.evaluated)
         shown = seed == settings.seeds[0] and labels == min(self.fractions.values()) and not fold
@@ -532,9 +539,10 @@ class _Builder:
         for target in settings.probe:
             yield run("probe", {**override, **encoder, **place}, target=target)
 
-    def trial_folder(self, arm: Arm, labels: int, fold: int | None, number: int) -> Path:
+    def trial_folder(self, arm: Arm, labels: int, fold: int | None, number: int, seed: int) -> Path:
         folder = self.settings.output / "tune" / arm.name / f"labels-{labels:04d}"
-        return (folder if fold is None else folder / f"fold-{fold}") / f"trial-{number}"
+        name = f"trial-{number}" if seed == self.settings.seeds[0] else f"trial-{number}-seed-{seed}"
+        return (folder if fold is None else folder / f"fold-{fold}") / name
 
     def epochs(self, arm: Arm, labels: int, config: BundleConfig, per_epoch: int) -> int:
         """Whole passes over the labels, so steps are equal up to one pass (and the same in every arm)."""

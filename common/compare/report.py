@@ -294,13 +294,14 @@ def _convergence(tables: Tables):
 def _tuning(tables: Tables):
     """The result of every trial, the choice, and whether the grid was wide enough."""
     yield Block("heading", "Tuning")
-    asked = tables.about["trials"]
+    asked, seeds = tables.about["trials"], tables.about["seeds"][: tables.about.get("tune_seeds") or 1]
+    by_mean = " by mean" if len(seeds) > 1 else ""
     yield Block(
         "text",
-        f"{len(asked)} trials in every arm and number of labels, on seed {tables.about['seeds'][0]}; the "
-        "best in validation (bold) is used for all seeds; the test list is not used. Numbers: best "
-        f"{metric_name(tables.main_metric)} in validation. The intervals do not include the chance in "
-        "this choice.",
+        f"{len(asked)} trials in every arm and number of labels, on {plural(len(seeds), 'seed')} "
+        f"{', '.join(map(str, seeds))}; the best{by_mean} in validation (bold) is used for all seeds; the test list is "
+        f"not used. Numbers: best {metric_name(tables.main_metric)} in validation. The intervals do not include the "
+        "chance in this choice.",
     )
     cells = {(row["labels"], row.get("fold"), row["trial"], row["arm"]): row for row in tables.trials}
     arms = [arm for arm in tables.arms if any(row["arm"] == arm for row in tables.trials)]
@@ -427,7 +428,7 @@ def _cost_table(tables: Tables) -> Block:
                 f"{_spent(sum(train) / len(train))} ({span(steps)} steps)" if train else "-",
                 str(len(train)),
                 _spent(sum(seconds["evaluate"])),
-                _spent(sum(row["seconds"] for row in costs)),
+                _spent(sum(row["seconds"] for row in costs if not row.get("taken"))),
                 *(_most(costs, column) for column in memory),
             ]
         )

@@ -35,7 +35,9 @@ class Run:
         needs: outcomes of the runs that must be done before.
         data: SHA-256 of the datalists.
         target: target of a representation probe.
-        trial: number of the combination of values in a tuning run.
+        trial: number of the combination of values, in a tuning run; in a training, of the chosen one.
+        tried: of a training on a seed that was tuned on: the folders of its trials, by number. The chosen trial is the
+            same training.
         fold: fold of a cross-validation.
     """
 
@@ -56,6 +58,7 @@ class Run:
     data: str = ""
     target: str | None = None
     trial: int | None = None
+    tried: tuple[Path, ...] = ()
     fold: int | None = None
 
     @property
@@ -67,7 +70,7 @@ class Run:
         parts = [self.stage, self.arm]
         parts += [f"{self.labels} {plural(self.labels, 'label')}"] if self.labels is not None else []
         parts += [f"seed {self.seed}"] * (self.seed is not None)
-        parts += [f"fold {self.fold}"] * (self.fold is not None) + [f"trial {self.trial}"] * (self.trial is not None)
+        parts += [f"fold {self.fold}"] * (self.fold is not None) + [f"trial {self.trial}"] * (self.stage == "tune")
         return ", ".join([*parts, self.target] if self.target else parts)
 
     @property
@@ -97,10 +100,14 @@ class Run:
         """The merged files with the overrides."""
         return parsed(self.files, self.override).get()
 
-    def digest(self) -> str:
-        """SHA-256 of what determines the result: the config without ids of paths, datalists and input files."""
+    def digest(self, stage: str | None = None) -> str:
+        """SHA-256 of what determines the result: the config without ids of paths, datalists and input files.
+
+        Args:
+            stage: digest of the same run as another stage.
+        """
         config = {key: value for key, value in self.config().items() if key not in (*PLACES, *_INPUT_IDS)}
-        parts = [json.dumps(config, sort_keys=True, default=str), self.key, self.data]
+        parts = [json.dumps(config, sort_keys=True, default=str), stage or self.key, self.data]
         parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.inputs]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

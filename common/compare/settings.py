@@ -123,6 +123,7 @@ class Settings:
     validation_from_labels: bool = False
     tune: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     tune_trials: int | None = None
+    tune_seeds: int | None = None
     patience: int | None = None
     launcher: Mapping[str, Any] = field(default_factory=dict)
     folds: int | None = None
@@ -154,6 +155,7 @@ _LATER = (
     "validation_from_labels",
     "tune",
     "tune_trials",
+    "tune_seeds",
     "patience",
     "folds",
     "evaluate_override",
@@ -207,11 +209,13 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         margin: arms are equivalent if the main metric differs by less; default 0.01 for Dice.
         validation_from_labels: validate on a fifth of the labels (at least one) instead of the validation list, which
             would need extra labels. Pre-training on the training list has seen these images.
-        tune: ids of fine-tuning with values to try in every arm and number of labels, on the first seed: a mapping from
-            ids to lists, or text ``id=[...] id=[...]``. A text such as ``"x0.3"`` multiplies the arm's own value. The
-            best in validation is used for all seeds. True, or a number of trials, varies ``learning_rate`` over one
+        tune: ids of fine-tuning with values to try in every arm and number of labels: a mapping from ids to lists, or
+            text ``id=[...] id=[...]``. A text such as ``"x0.3"`` multiplies the arm's own value. The best in validation
+            is used for all seeds. True, or a number of trials, varies ``learning_rate`` over one
             order of magnitude.
         tune_trials: number of combinations to try, drawn once for all arms; default all.
+        tune_seeds: number of seeds that every trial trains on, from the first (default 1). Their mean decides, and a
+            trial that fails on one of them is not chosen.
         folds: cross-validation: all items of the datalist are split by subject into this many parts. Each part is
             tested once, by nets that validate on the next part and train on the others.
         launcher: where to run: ``local``, this machine; ``slurm``, jobs through ``submitit``; or a mapping with
@@ -296,6 +300,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         margin=_number(merged["margin"], "margin", 0, math.inf) if merged.get("margin") is not None else None,
         tune=_tune(merged.get("tune")),
         tune_trials=_whole(merged["tune_trials"], "tune_trials", 2) if merged.get("tune_trials") is not None else None,
+        tune_seeds=_whole(merged["tune_seeds"], "tune_seeds", 1) if merged.get("tune_seeds") is not None else None,
         patience=_whole(merged["patience"], "patience", 1) if merged.get("patience") is not None else None,
         launcher=_launcher(merged.get("launcher")),
         folds=_whole(merged["folds"], "folds", 3) if merged.get("folds") is not None else None,
@@ -304,6 +309,13 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         raise CompareError(
             f"--patience {result.patience} ends no fine-tuning of {result.validations} validations: give a larger "
             "--validations, or a smaller patience."
+        )
+    for name in ("tune_trials", "tune_seeds"):
+        if getattr(result, name) is not None and merged.get("tune") is None:  # `--tune False` turns off a file's
+            raise CompareError(f"--{name} goes with --tune: say what to tune, or leave it out.")
+    if result.tune and result.tune_seeds is not None and result.tune_seeds > len(result.seeds):
+        raise CompareError(
+            f"--tune_seeds {result.tune_seeds} is more than --seeds ({len(result.seeds)}): give fewer, or more seeds."
         )
     if result.launcher and result.devices != ("",):
         raise CompareError("--devices goes with the local launcher; the jobs of a cluster have GPUs by gpus_per_node.")

@@ -174,8 +174,19 @@ class Tables:
 
     @cached_property
     def trials(self) -> list[dict[str, Any]]:
-        """Results of the trials of ``--tune``, with their ``values`` by id."""
-        return [{**row, "values": json.loads(row["values"])} for row in self.rows("tune")]
+        """Results of the trials of ``--tune``, with their ``values`` by id and the mean ``score`` over their seeds."""
+        found: dict[tuple, list[dict[str, Any]]] = {}
+        for row in self.rows("tune"):
+            found.setdefault((row["arm"], row["labels"], row.get("fold"), row["trial"]), []).append(row)
+        return [
+            {
+                **rows[0],
+                "values": json.loads(rows[0]["values"]),
+                "status": next((row["status"] for row in rows if row["status"] != "done"), "done"),
+                "score": sum(row["score"] for row in rows) / len(rows),
+            }
+            for rows in found.values()
+        ]
 
     def pretraining_seconds(self, arm: str) -> float:
         """Seconds of one pre-training of an arm, including that of the arm it starts from; 0 if there was none."""

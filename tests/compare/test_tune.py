@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from common.compare.collect import TRIALS, _write_table, choose_trials, trial_rows
+from common.compare.child import _take_trial, read_outcome
+from common.compare.collect import TRIALS, _write_table, choose_trials, cost_row, curve_rows, trial_rows
 from common.compare.execute import execute
+from common.compare.paper import protocol
 from common.compare.plan import make_plan
 from common.compare.report import write_report
 from common.compare.settings import CompareError, read_settings
+from common.compare.tables import Tables
 from common.compare.trials import list_trials
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +90,117 @@ def test_the_best_of_validation_is_chosen_for_all_seeds_and_stages(asked):
     assert [run for run in plan.runs if run.stage == "tune"][2].override["learning_rate"] == 0.00948
 
 
+def test_trials_on_two_seeds_are_judged_by_their_mean_and_one_that_gets_stuck_is_not_chosen(asked):
+    settings = asked(tune_seeds=2, seeds="4,5,6", arms="scratch")
+    plan = make_plan(settings)
+    trials = [run for run in plan.runs if run.stage == "tune"]
+    assert [(run.trial, run.seed, run.override["seed"]) for run in trials] == [
+        (number, seed, seed) for seed in (4, 5) for number in range(3)
+    ]
+    assert len({run.folder for run in trials}) == 6
+    trainings = [run for run in plan.runs if run.stage == "train"]
+    assert [len([path for path in run.needs if path.name == "tune.json"]) for run in trainings] == [6, 6, 6]
+
+    def write(scores, failed=()):
+        for run in trials:
+            finish(type(plan)(None, (run,), None, None, []), {"scratch": {run.trial: [scores[run.seed][run.trial]]}})
+            if (run.seed, run.trial) in failed:
+                run.outcome.write_text(json.dumps({"status": "failed", "reason": "NaN"}))
+
+    # the third is best on the first seed and stuck on the second
+    write({4: [0.5, 0.6, 0.61], 5: [0.5, 0.6, 0.1]})
+    assert choose_trials(plan) == {("scratch", 2, None): 1}
+    rows = trial_rows(plan)
+    assert [(row["trial"], row["seed"]) for row in rows if row["chosen"]] == [(1, 4), (1, 5)]
+    plan = make_plan(settings, chosen=choose_trials(plan))
+    trainings = [run for run in plan.runs if run.stage == "train"]
+    assert [len([path for path in run.needs if path.name == "tune.json"]) for run in trainings] == [2, 2, 2]
+    assert [run.tried[run.trial].name if run.tried else None for run in trainings] == [
+        "trial-1",
+        "trial-1-seed-5",
+        None,
+    ]
+
+
+def test_a_trial_that_failed_on_one_seed_is_not_chosen(asked):
+    plan = make_plan(asked(tune_seeds=2, arms="scratch"))
+    finish(plan, {"scratch": [[0.5], [0.6], [0.9]]})
+    assert choose_trials(plan) == {("scratch", 2, None): 2}
+    last = [run for run in plan.runs if run.stage == "tune" and run.trial == 2][1]
+    last.outcome.write_text(json.dumps({"status": "started"}))
+    assert choose_trials(plan) == {}
+    last.outcome.write_text(json.dumps({"status": "failed", "reason": "NaN"}))
+    assert choose_trials(plan) == {("scratch", 2, None): 1}
+
+
+def _train(folder, plan):
+    """Do the runs of a plan with the comparison's own child processes; what it said."""
+    said = []
+    runs = tuple(run for run in plan.runs if run.stage in ("tune", "train"))
+    execute(type(plan)(plan.settings, runs, plan.train, plan.evaluate, plan.test), said.append)
+    assert not any("FAILED" in line for line in said), said
+    return said
+
+
+def test_a_training_that_a_trial_has_done_is_not_done_again(asked, tmp_path):
+    settings = asked(arms="scratch", tune="learning_rate=[0.001,0.002]", steps=2, validations=1)
+    plan = make_plan(settings)
+    runs = tuple(run for run in plan.runs if run.stage == "tune")
+    _train(settings.output, type(plan)(settings, runs, plan.train, plan.evaluate, plan.test))
+    chosen = choose_trials(plan)
+    plan = make_plan(settings, chosen=chosen)
+    first, second = (run for run in plan.runs if run.stage == "train")
+    assert first.tried[first.trial].joinpath("model.pt").is_file()
+    said = _train(settings.output, plan)
+    number = chosen["scratch", 2, None]
+    assert any(f"seed 4: its trial {number} is the same training" in line for line in said)
+    assert any("seed 5: " in line and line.endswith(" s") for line in said)
+    assert not any(folder.joinpath("model.pt").exists() for folder in first.tried)
+    outcome = read_outcome(first)
+    assert outcome["status"] == "done" and outcome["trial"] == number
+    assert outcome["digest"] == first.digest() and read_outcome(second).get("trial") is None
+    assert {"train.log", "train.config.json", "model.pt", "tensorboard"} <= {
+        path.name for path in first.folder.iterdir()
+    }
+    assert not list(first.folder.glob("tune.*"))
+
+    # the same training, done: the trials' networks are gone
+    shutil.move(first.folder, tmp_path / "taken")
+    said = _train(settings.output, plan)
+    assert not any("is the same training" in line for line in said)
+    one, other = (torch.load(folder / "model.pt", weights_only=True) for folder in (tmp_path / "taken", first.folder))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert [row["value"] for row in curve_rows(replace(first, folder=tmp_path / "taken"))] == [
+        row["value"] for row in curve_rows(first)
+    ]
+    costs = [cost_row(run, read_outcome(run), plan)["taken"] for run in plan.runs if run.stage == "train"]
+    assert costs == ["", ""] and cost_row(first, outcome, plan)["taken"] == "yes"
+
+
+def test_what_another_training_left_is_not_taken(asked):
+    """Whatever changed the training since the trial: it has another digest."""
+    settings = asked(arms="scratch", tune="learning_rate=[0.001,0.002]", steps=2, validations=1)
+    plan = make_plan(settings, chosen={("scratch", 2, None): 0})
+    run = next(run for run in plan.runs if run.stage == "train")
+    source = run.tried[0]
+    source.mkdir(parents=True)
+    for name in ("model.pt", "tune.log"):
+        (source / name).write_text("")
+    for outcome in (
+        {"status": "done", "digest": "other"},
+        {"status": "started", "digest": run.digest("tune")},
+        {"status": "failed", "digest": run.digest("tune")},
+    ):
+        (source / "tune.json").write_text(json.dumps(outcome))
+        assert not _take_trial(run, run.digest()) and not run.folder.exists()
+    (source / "tune.json").write_text(json.dumps({"status": "done", "digest": run.digest("tune")}))
+    run.folder.mkdir(parents=True)
+    (run.folder / "train.ckpt").write_text("")  # it has begun by itself, and goes on
+    assert not _take_trial(run, run.digest())
+    (run.folder / "train.ckpt").unlink()
+    assert _take_trial(run, run.digest()) and (run.folder / "model.pt").is_file()
+
+
 def test_a_trial_that_is_still_to_come_chooses_nothing_and_one_that_failed_is_passed_over(asked):
     plan = make_plan(asked())
     finish(plan, {"scratch": [[0.1], [0.5], [0.9]], "mae": [[0.3], [0.2], [float("nan")]]})
@@ -125,11 +242,19 @@ def test_a_grid_and_a_random_part_of_it(asked):
         ({"tune": {"max_epochs": [1, 2]}}, "'max_epochs' cannot be an override"),
         ({"tune": {"task": ["x1", "x2"]}, "arms": "scratch"}, "task of arm 'scratch' is 'structures4', which is not"),
         ({"tune": {"learning_rat": [1, 2]}}, "learning_rat"),
+        ({"tune": None, "tune_seeds": 2}, "--tune_seeds goes with --tune"),
+        ({"tune": None, "tune_trials": 2}, "--tune_trials goes with --tune"),
+        ({"tune_seeds": 3}, r"--tune_seeds 3 is more than --seeds \(2\)"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(asked, given, sentence):
     with pytest.raises(CompareError, match=sentence):
         make_plan(asked(**given))
+
+
+def test_tuning_can_be_turned_off_whatever_else_is_set(asked):
+    plan = make_plan(asked(tune=False, tune_trials=2, tune_seeds=7))
+    assert not any(run.stage == "tune" or run.tried for run in plan.runs)
 
 
 def test_the_report_has_every_trial_and_warns_at_the_edge(asked):
@@ -146,6 +271,15 @@ def test_the_report_has_every_trial_and_warns_at_the_edge(asked):
     text = write_report(folder).read_text()
     assert "| 2 | learning_rate x1 | **0.500 (0.003)** | 0.200 (0.01) |" in text
     assert "With 2 labels, mae is best at the edge of the grid, learning_rate 0.00316" in text
-    assert "scratch is best at the edge" not in text and "3 trials in every arm" in text
+    assert "scratch is best at the edge" not in text and "3 trials in every arm" in text and "on seed 4;" in text
     with (folder / "tune.csv").open() as file:
-        assert [row["score"][:3] for row in csv.DictReader(file)] == ["0.1", "0.5", "0.4", "0.3", "0.2", "0.1"]
+        rows = list(csv.DictReader(file))
+    assert [row["score"][:3] for row in rows] == ["0.1", "0.5", "0.4", "0.3", "0.2", "0.1"]
+
+    # on two seeds: the mean
+    _write_table(folder / "tune.csv", TRIALS, [*rows, *({**row, "seed": "5", "score": "0.7"} for row in rows)])
+    (folder / "comparison.json").write_text(json.dumps({**about, "tune_seeds": 2}))
+    text = write_report(folder).read_text()
+    assert "| 2 | learning_rate x1 | **0.600 (0.003)** | 0.450 (0.01) |" in text
+    assert "on seeds 4, 5; the best by mean in validation" in text
+    assert "from 3 trials in every arm, each on 2 seeds." in protocol(Tables(folder))
