@@ -8,7 +8,8 @@ the training scans are those of the comparison's arms. It prints the mean absolu
 
 `--maps FOLDER` adds a column. For each scan NAME the folder holds NAME_seg.nii.gz, a map of four tissues, such as the
 included net `synthetic_brain` makes without any mask (its page has the command). Ridge regression reads each tissue's
-share of the brain and its median intensity relative to that of white matter (3).
+share of the brain and its median intensity relative to that of white matter (3). CSF has two shares, that of the
+ventricles and that around the brain, since the ventricles grow with age.
 
 `--scores FILE.csv` writes the errors of ridge regression on volumes, a row for each test subject, as a reference for
 `common.compare` (`--arms scratch,medical_transformer,ridge=FILE.csv`).
@@ -26,6 +27,7 @@ from typing import Any
 import fire
 import nibabel as nib
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -33,6 +35,8 @@ from sklearn.preprocessing import StandardScaler
 from common.data import load_datalist
 
 ALPHAS = np.logspace(-2, 6, 17)
+CSF, DEEP = 4, 1 / 3
+"""CSF counts as that of the ventricles if it lies deeper than this share of the brain's greatest depth."""
 
 
 @cache
@@ -55,10 +59,16 @@ def histogram(image: str, bins: int) -> np.ndarray:
 
 @cache
 def tissues(image: str, folder: str) -> np.ndarray:
-    """Return shares and relative median intensities of the tissues 1 to 4 in the map of a scan."""
+    """Return shares and relative median intensities of the tissues 1 to 4 in the map of a scan.
+
+    CSF has two shares, in the ventricles and outside. Depth is the distance to the surface of the labelled brain.
+    """
     found = np.asarray(nib.load(Path(folder) / f"{Path(image).name.removesuffix('.nii.gz')}_seg.nii.gz").dataobj)
     values = np.asarray(nib.load(image).dataobj, dtype=np.float32)
-    shares = np.array([(found == tissue).sum() for tissue in (1, 2, 3, 4)]) / (found > 0).sum()
+    depth = distance_transform_edt(found > 0)
+    deep = depth >= DEEP * depth.max()
+    parts = [*(found == tissue for tissue in (1, 2, 3)), (found == CSF) & deep, (found == CSF) & ~deep]
+    shares = np.array([part.sum() for part in parts]) / (found > 0).sum()
     medians = np.array([np.median(values[found == tissue]) for tissue in (1, 2, 3, 4)])
     return np.r_[shares, medians / medians[2]]
 

@@ -50,6 +50,22 @@ def test_the_histogram_tells_ages_that_only_intensities_tell(tmp_path, capsys):
     assert abs(np.mean([float(row["value"]) for row in rows]) - volumes) < 0.01
 
 
+def test_csf_of_the_ventricles_is_counted_apart(tmp_path):
+    """A cube of 12 voxels: the greatest depth is 6, so voxels from depth 2 on are deep."""
+    found = np.zeros((14, 14, 14), np.uint8)
+    found[1:13, 1:13, 1:13] = 3
+    found[1, 1:13, 1] = 4  # 12 voxels at the surface
+    found[6:8, 6:8, 6:8] = 4  # 8 in the middle
+    found[2, 5, 5] = 4  # one at depth 2
+    found[1:13, 12, 12], found[4, 4, 4] = 1, 2
+    image = np.choose(found, (0, 50, 60, 100, 20)).astype(np.float32)
+    for name, array in (("a.nii.gz", image), ("a_seg.nii.gz", found)):
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / name)
+    numbers = experiment("ixi_age_references").tissues(str(tmp_path / "a.nii.gz"), str(tmp_path))
+    voxels = [12, 1, 12**3 - 12 - 1 - 12 - 8 - 1, 9, 12]
+    np.testing.assert_allclose(numbers, [*(count / 12**3 for count in voxels), 0.5, 0.6, 1, 0.2])
+
+
 def test_the_paired_t_test_of_the_paper(tmp_path):
     """TransSeg, section 4.2: "a 98% level of significance" of three seeds, which is one side's."""
     values = {"ours": (87.13, 86.52, 86.29), "without": (85.18, 84.88, 85.36)}
