@@ -8,7 +8,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,6 +234,8 @@ def find_prior(
 
 @contextmanager
 def _held(folder: Path):
+    """Keep other runs out of the output folder. What is refused before anything is written leaves no folder."""
+    there = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
@@ -245,6 +247,10 @@ def _held(folder: Path):
     try:
         yield
     finally:
+        if not there and [path.name for path in folder.iterdir()] == [".lock"]:
+            with suppress(OSError):  # Windows keeps a file that is open
+                (folder / ".lock").unlink()
+                folder.rmdir()
         lock.release()
 
 

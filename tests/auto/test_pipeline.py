@@ -109,6 +109,22 @@ def test_what_cannot_be_done_is_said_before_anything_is(folders, tmp_path):
         run(scans, masks, tmp_path / "file" / "out")
 
 
+def test_a_refused_run_leaves_no_folder_behind_but_an_own_one(folders):
+    given = {"say": lambda line: None}
+    for masks, sentence in (("none", "holds no mask"), ("masks", "cannot be split into")):
+        (folders / "none").mkdir(exist_ok=True)
+        scans = folders / "few"
+        scans.mkdir(exist_ok=True)
+        (scans / "p1_a.nii.gz").write_bytes((folders / "scans" / "p1_a.nii.gz").read_bytes())
+        with pytest.raises(ValueError, match=sentence):
+            run(scans, folders / masks, folders / "out", **given)
+        assert not (folders / "out").exists()
+    (folders / "out").mkdir()
+    with pytest.raises(ValueError, match="cannot be split into"):
+        run(folders / "few", folders / "masks", folders / "out", **given)
+    assert (folders / "out").is_dir()
+
+
 def plan_only(folders, output, monkeypatch, scans="scans", masks="masks", **more):
     """A plan without its trial, of a speed that is always the same."""
     monkeypatch.setattr(pipeline, "_trial", lambda plan, *given: Speed(1.0, 0.5, 1.0, {}))
