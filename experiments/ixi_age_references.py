@@ -63,10 +63,11 @@ def tissues(image: str, folder: str) -> np.ndarray:
 
     CSF has two shares, in the ventricles and outside. Depth is the distance to the surface of the labelled brain.
     """
-    found = np.asarray(nib.load(Path(folder) / f"{Path(image).name.removesuffix('.nii.gz')}_seg.nii.gz").dataobj)
+    map_ = nib.load(Path(folder) / f"{Path(image).name.removesuffix('.nii.gz')}_seg.nii.gz")
+    found = np.asarray(map_.dataobj)
     values = np.asarray(nib.load(image).dataobj, dtype=np.float32)
-    depth = distance_transform_edt(found > 0)
-    deep = depth >= DEEP * depth.max()
+    depth = distance_transform_edt(found > 0, sampling=map_.header.get_zooms()[:3])
+    deep = depth > DEEP * depth.max()
     parts = [*(found == tissue for tissue in (1, 2, 3)), (found == CSF) & deep, (found == CSF) & ~deep]
     shares = np.array([part.sum() for part in parts]) / (found > 0).sum()
     medians = np.array([np.median(values[found == tissue]) for tissue in (1, 2, 3, 4)])

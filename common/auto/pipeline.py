@@ -235,7 +235,7 @@ def find_prior(
 @contextmanager
 def _held(folder: Path):
     """Keep other runs out of the output folder. What is refused before anything is written leaves no folder."""
-    there = folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
@@ -247,10 +247,11 @@ def _held(folder: Path):
     try:
         yield
     finally:
-        if not there and [path.name for path in folder.iterdir()] == [".lock"]:
+        if made and [path.name for path in folder.iterdir()] == [".lock"]:
             with suppress(OSError):  # Windows keeps a file that is open
                 (folder / ".lock").unlink()
-                folder.rmdir()
+                for path in made:
+                    path.rmdir()
         lock.release()
 
 

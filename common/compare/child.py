@@ -117,6 +117,7 @@ def _do(
     if before.get("digest") == digest and before.get("status") == "done":
         other = before.get("packages", {}).get("common") not in (None, versions()["common"])
         say(f"{title}: done before ({before['seconds']:.0f} s{', by other code' if other else ''})")
+        _tidy_trials(run, settings)
         return
     if before.get("digest") == digest and before.get("status") == "failed" and before != seen:
         say(f"{title}: FAILED in another process, {before['reason']}")
@@ -125,8 +126,7 @@ def _do(
         aside = _aside(run.folder)
         run.folder.rename(aside)
         say(f"{title}: its config or data changed; what was there is now in {aside.name}")
-    taken = _take_trial(run, digest)
-    if taken:
+    if _take_trial(run, digest, settings):
         _tidy_trials(run, settings)
         say(f"{title}: its trial {run.trial} is the same training")
         return
@@ -145,27 +145,40 @@ def _do(
     if outcome["status"] == "done":
         for name in () if settings.keep_checkpoints else CHECKPOINTS:
             (run.folder / name).unlink(missing_ok=True)
-        _tidy_trials(run, settings)
     _write_outcome(run, outcome)
+    if outcome["status"] == "done":
+        _tidy_trials(run, settings)
     ending = f"{outcome['seconds']:.0f} s" if outcome["status"] == "done" else f"FAILED, {outcome['reason']}"
     say(f"{title}: {ending}")
 
 
-def _take_trial(run: Run, digest: str) -> bool:
-    """Make a training of the trial that has the chosen values and the same seed, if it is still whole."""
-    if run.trial is None or not run.tried or any((run.folder / name).is_file() for name in CHECKPOINTS):
+def _take_trial(run: Run, digest: str, settings: Settings) -> bool:
+    """Make a training of the trial that has the chosen values and the same seed, if it is still whole.
+
+    The folder appears with all of its files: a run that was killed while it copied them begins again.
+    """
+    place = run.folder.with_name(f"{run.folder.name}.part")
+    if not run.folder.exists() and read_json(place / "train.json", {}).get("digest") == digest:
+        place.rename(run.folder)  # killed just before this
+        return True
+    if run.trial is None or not run.is_copied or any((run.folder / name).is_file() for name in CHECKPOINTS):
         return False
     source = run.tried[run.trial]
     outcome = read_json(source / "tune.json", {})
     if outcome.get("status") != "done" or outcome.get("digest") != run.digest("tune"):
         return False
-    if not (source / "model.pt").is_file():  # an earlier version did not keep it
-        return False
+    shutil.rmtree(place, ignore_errors=True)
     own = shutil.ignore_patterns("tune.json", "tune.command.txt", "tune.config.json")
-    shutil.copytree(source, run.folder, ignore=own, dirs_exist_ok=True)
-    (run.folder / "tune.log").replace(run.folder / "train.log")
-    write_json(run.folder / "train.config.json", run.config(), default=str)
-    _write_outcome(run, {**outcome, "digest": digest, "trial": run.trial})
+    shutil.copytree(source, place, ignore=own)
+    (place / "tune.log").replace(place / "train.log")
+    _write_inputs(run, place, settings)
+    command = shlex.join(run.command(settings))
+    write_json(place / "train.json", {**outcome, "command": command, "digest": digest, "trial": run.trial}, default=str)
+    for path in run.folder.iterdir() if run.folder.is_dir() else ():
+        if not (place / path.name).exists():
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, place / path.name)
+    shutil.rmtree(run.folder, ignore_errors=True)
+    place.rename(run.folder)
     return True
 
 
@@ -219,8 +232,7 @@ def run_child(run: Run, settings: Settings, device: str = "", descriptors: Seque
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     command = run.command(settings)
-    (run.folder / f"{run.key}.command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
-    write_json(run.folder / f"{run.key}.config.json", run.config(), default=str)
+    _write_inputs(run, run.folder, settings)
     gpu_record = run.folder / f".{run.key}.gpu"
     environment = child_environment() | {GPU_RECORD: str(gpu_record), RUNS_AT_ONCE: str(len(settings.devices))}
     if device:
@@ -253,6 +265,12 @@ def run_child(run: Run, settings: Settings, device: str = "", descriptors: Seque
     if code:
         outcome["reason"] = failure_reason(log, begin, code)
     return outcome
+
+
+def _write_inputs(run: Run, place: Path, settings: Settings) -> None:
+    command = shlex.join(run.command(settings))
+    (place / f"{run.key}.command.txt").write_text(f"{command}\n", encoding="utf-8")
+    write_json(place / f"{run.key}.config.json", run.config(), default=str)
 
 
 _children: set[int] = set()

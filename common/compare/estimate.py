@@ -72,7 +72,7 @@ def estimate(plan: Plan) -> str:
         if run.stage in ("infer", "probe"):
             lines.append(f"  {run}: a small one, not estimated")
             continue
-        if run.tried:
+        if run.is_copied:
             lines.append(f"  {run}: is one of its trials")
             continue
         training = cost_of(run if run.stage != "evaluate" else _of_stage(plan, "train", run.arm))

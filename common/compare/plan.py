@@ -541,7 +541,7 @@ class _Builder:
 
     def trial_folder(self, arm: Arm, labels: int, fold: int | None, number: int, seed: int) -> Path:
         folder = self.settings.output / "tune" / arm.name / f"labels-{labels:04d}"
-        name = f"trial-{number}" if seed == self.settings.seeds[0] else f"trial-{number}-seed-{seed}"
+        name = f"trial-{number}" + (f"-seed-{seed}" if self.settings.tune_seeds else "")
         return (folder if fold is None else folder / f"fold-{fold}") / name
 
     def epochs(self, arm: Arm, labels: int, config: BundleConfig, per_epoch: int) -> int:

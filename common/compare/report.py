@@ -132,6 +132,8 @@ def _blocks(tables: Tables, pictures: dict[str, Block]):
         yield _probes_table(tables, probes)
     yield Block("heading", "Cost")
     yield _cost_table(tables)
+    if any(row.get("taken") for row in tables.rows("costs")):
+        yield Block("text", "A fine-tuning that was copied from its trial counts once in the last time of an arm.")
     yield Block("heading", "How it was made")
     yield Block("list", items=_making(tables))
     yield Block("code", tables.about["command"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import PLACES
+from ..json_files import read_json
 from .bundle_config import parsed
 from .settings import Settings
 from .tables import plural
@@ -37,7 +38,7 @@ class Run:
         target: target of a representation probe.
         trial: number of the combination of values, in a tuning run; in a training, of the chosen one.
         tried: of a training on a seed that was tuned on: the folders of its trials, by number. The chosen trial is the
-            same training.
+            same training, and its files are copied.
         fold: fold of a cross-validation.
     """
 
@@ -76,6 +77,14 @@ class Run:
     @property
     def outcome(self) -> Path:
         return self.folder / f"{self.key}.json"
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether this training is copied from a trial: one that is still to come, or whose network is still there."""
+        folders = self.tried if self.trial is None else self.tried[self.trial : self.trial + 1]
+        done = [read_json(folder / "tune.json", {}).get("status") == "done" for folder in folders]
+        there = [(folder / "model.pt").is_file() for folder in folders]
+        return bool(folders) and all(model or not over for over, model in zip(done, there, strict=True))
 
     def command(self, settings: Settings) -> list[str]:
         """The command that a user could type."""

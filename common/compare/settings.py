@@ -215,7 +215,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
             order of magnitude.
         tune_trials: number of combinations to try, drawn once for all arms; default all.
         tune_seeds: number of seeds that every trial trains on, from the first (default 1). Their mean decides, and a
-            trial that fails on one of them is not chosen.
+            trial that fails on one of them is not chosen. That of a settings file counts up to the number of seeds.
         folds: cross-validation: all items of the datalist are split by subject into this many parts. Each part is
             tested once, by nets that validate on the next part and train on the others.
         launcher: where to run: ``local``, this machine; ``slurm``, jobs through ``submitit``; or a mapping with
@@ -311,12 +311,17 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
             "--validations, or a smaller patience."
         )
     for name in ("tune_trials", "tune_seeds"):
-        if getattr(result, name) is not None and merged.get("tune") is None:  # `--tune False` turns off a file's
+        if merged.get(name) is not None and merged.get("tune") is None:  # `--tune False` turns off a file's
             raise CompareError(f"--{name} goes with --tune: say what to tune, or leave it out.")
-    if result.tune and result.tune_seeds is not None and result.tune_seeds > len(result.seeds):
-        raise CompareError(
-            f"--tune_seeds {result.tune_seeds} is more than --seeds ({len(result.seeds)}): give fewer, or more seeds."
-        )
+    if result.tune and (result.tune_seeds or 1) > len(result.seeds):
+        if given.get("tune_seeds") is not None:
+            count = len(result.seeds)
+            raise CompareError(f"--tune_seeds {result.tune_seeds} is more than --seeds ({count}): give more seeds.")
+        result = replace(result, tune_seeds=len(result.seeds))  # that of a settings file, for a shorter run
+    if not result.tune:
+        result = replace(result, tune_trials=None, tune_seeds=None)
+    if result.tune_seeds == 1:
+        result = replace(result, tune_seeds=None)
     if result.launcher and result.devices != ("",):
         raise CompareError("--devices goes with the local launcher; the jobs of a cluster have GPUs by gpus_per_node.")
     if result.processes > 1 and len(result.devices) > 1:

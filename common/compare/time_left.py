@@ -96,7 +96,7 @@ def seconds_left(
     never = set(over) - done.keys()
     left = []
     for run in plan.runs:
-        if run.outcome in over or (run.tried and run.stage == "train"):  # copied from its trial
+        if run.outcome in over or run.is_copied:
             continue
         if never.intersection(run.needs):  # it will be skipped, as will what needs it
             never.add(run.outcome)

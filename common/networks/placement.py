@@ -37,8 +37,8 @@ def place(
     MONAI's transformers is computed by ``speed_up_windows``, and ``keep_gradients_dense`` acts on decoders. With
     ``amp`` every forward pass runs under ``torch.autocast`` in bfloat16, on any device (MONAI's engines open one for
     CUDA alone), and the outputs are float32 again: losses, metrics and optimisers compute in float32. bfloat16 needs no
-    scaled loss. The engine's own ``amp`` stays off. A device without instructions for bfloat16 imitates it, which is
-    slow; a warning says so.
+    scaled loss. The engine's own ``amp`` stays off. On a device without instructions for bfloat16, which imitates
+    it slowly, a warning says so.
 
     With ``checkpointing``, training keeps only the input of each transformer block and recomputes its inside for the
     gradient: less memory, more time, the same values and gradients. ``compile`` is ``torch.compile``, in place (a
@@ -63,8 +63,8 @@ def place(
     if amp:
         if kind in ("cpu", "cuda") and not bfloat16_pays(device):
             logger.warning(
-                "amp is on, but %s has no instructions for bfloat16 and imitates it, which is far slower than float32: "
-                "leave amp out, or set it to false.",
+                "amp is on, but torch reports no instructions for bfloat16 on %s. Imitating them can take many times "
+                "as long as float32: leave amp out, or set it to false.",
                 device,
             )
         autocast = _Autocast(kind)

@@ -109,7 +109,7 @@ def test_what_cannot_be_done_is_said_before_anything_is(folders, tmp_path):
         run(scans, masks, tmp_path / "file" / "out")
 
 
-def test_a_refused_run_leaves_no_folder_behind_but_an_own_one(folders):
+def test_a_refused_run_removes_only_the_folders_that_it_made(folders):
     given = {"say": lambda line: None}
     for masks, sentence in (("none", "holds no mask"), ("masks", "cannot be split into")):
         (folders / "none").mkdir(exist_ok=True)
@@ -117,8 +117,8 @@ def test_a_refused_run_leaves_no_folder_behind_but_an_own_one(folders):
         scans.mkdir(exist_ok=True)
         (scans / "p1_a.nii.gz").write_bytes((folders / "scans" / "p1_a.nii.gz").read_bytes())
         with pytest.raises(ValueError, match=sentence):
-            run(scans, folders / masks, folders / "out", **given)
-        assert not (folders / "out").exists()
+            run(scans, folders / masks, folders / "new" / "out", **given)
+        assert not (folders / "new").exists()
     (folders / "out").mkdir()
     with pytest.raises(ValueError, match="cannot be split into"):
         run(folders / "few", folders / "masks", folders / "out", **given)

@@ -20,6 +20,7 @@ from common.compare.plan import make_plan
 from common.compare.report import write_report
 from common.compare.settings import CompareError, read_settings
 from common.compare.tables import Tables
+from common.compare.time_left import seconds_left
 from common.compare.trials import list_trials
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,14 +102,10 @@ def test_trials_on_two_seeds_are_judged_by_their_mean_and_one_that_gets_stuck_is
     trainings = [run for run in plan.runs if run.stage == "train"]
     assert [len([path for path in run.needs if path.name == "tune.json"]) for run in trainings] == [6, 6, 6]
 
-    def write(scores, failed=()):
-        for run in trials:
-            finish(type(plan)(None, (run,), None, None, []), {"scratch": {run.trial: [scores[run.seed][run.trial]]}})
-            if (run.seed, run.trial) in failed:
-                run.outcome.write_text(json.dumps({"status": "failed", "reason": "NaN"}))
-
     # the third is best on the first seed and stuck on the second
-    write({4: [0.5, 0.6, 0.61], 5: [0.5, 0.6, 0.1]})
+    scores = {4: [0.5, 0.6, 0.61], 5: [0.5, 0.6, 0.1]}
+    for run in trials:
+        finish(type(plan)(None, (run,), None, None, []), {"scratch": {run.trial: [scores[run.seed][run.trial]]}})
     assert choose_trials(plan) == {("scratch", 2, None): 1}
     rows = trial_rows(plan)
     assert [(row["trial"], row["seed"]) for row in rows if row["chosen"]] == [(1, 4), (1, 5)]
@@ -116,7 +113,7 @@ def test_trials_on_two_seeds_are_judged_by_their_mean_and_one_that_gets_stuck_is
     trainings = [run for run in plan.runs if run.stage == "train"]
     assert [len([path for path in run.needs if path.name == "tune.json"]) for run in trainings] == [2, 2, 2]
     assert [run.tried[run.trial].name if run.tried else None for run in trainings] == [
-        "trial-1",
+        "trial-1-seed-4",
         "trial-1-seed-5",
         None,
     ]
@@ -133,7 +130,7 @@ def test_a_trial_that_failed_on_one_seed_is_not_chosen(asked):
     assert choose_trials(plan) == {("scratch", 2, None): 1}
 
 
-def _train(folder, plan):
+def _train(plan):
     """Do the runs of a plan with the comparison's own child processes; what it said."""
     said = []
     runs = tuple(run for run in plan.runs if run.stage in ("tune", "train"))
@@ -146,12 +143,12 @@ def test_a_training_that_a_trial_has_done_is_not_done_again(asked, tmp_path):
     settings = asked(arms="scratch", tune="learning_rate=[0.001,0.002]", steps=2, validations=1)
     plan = make_plan(settings)
     runs = tuple(run for run in plan.runs if run.stage == "tune")
-    _train(settings.output, type(plan)(settings, runs, plan.train, plan.evaluate, plan.test))
+    _train(type(plan)(settings, runs, plan.train, plan.evaluate, plan.test))
     chosen = choose_trials(plan)
     plan = make_plan(settings, chosen=chosen)
     first, second = (run for run in plan.runs if run.stage == "train")
     assert first.tried[first.trial].joinpath("model.pt").is_file()
-    said = _train(settings.output, plan)
+    said = _train(plan)
     number = chosen["scratch", 2, None]
     assert any(f"seed 4: its trial {number} is the same training" in line for line in said)
     assert any("seed 5: " in line and line.endswith(" s") for line in said)
@@ -166,7 +163,7 @@ def test_a_training_that_a_trial_has_done_is_not_done_again(asked, tmp_path):
 
     # the same training, done: the trials' networks are gone
     shutil.move(first.folder, tmp_path / "taken")
-    said = _train(settings.output, plan)
+    said = _train(plan)
     assert not any("is the same training" in line for line in said)
     one, other = (torch.load(folder / "model.pt", weights_only=True) for folder in (tmp_path / "taken", first.folder))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
@@ -175,6 +172,110 @@ def test_a_training_that_a_trial_has_done_is_not_done_again(asked, tmp_path):
     ]
     costs = [cost_row(run, read_outcome(run), plan)["taken"] for run in plan.runs if run.stage == "train"]
     assert costs == ["", ""] and cost_row(first, outcome, plan)["taken"] == "yes"
+
+
+def _trial_done(asked, **given):
+    """A training whose first trial, with made up files, was chosen."""
+    settings = asked(arms="scratch", tune="learning_rate=[0.001,0.002]", steps=2, validations=1, **given)
+    plan = make_plan(settings, chosen={("scratch", 2, None): 0})
+    run = next(run for run in plan.runs if run.stage == "train")
+    source = run.tried[0]
+    (source / "tensorboard").mkdir(parents=True)
+    for name in ("model.pt", "tune.log", "train.ckpt", "tensorboard/events", "tune.command.txt"):
+        (source / name).write_text(name)
+    (source / "tune.json").write_text(
+        json.dumps({"status": "done", "digest": run.digest("tune"), "seconds": 3.0, "command": f"in {source}"})
+    )
+    return run, settings, plan
+
+
+@pytest.mark.parametrize("stops_at", ["copytree", "write_json", "rename"])
+def test_a_copy_that_is_killed_begins_again(asked, stops_at, monkeypatch):
+    """Whatever was copied by then, nothing of it counts, not even a checkpoint that is kept."""
+    run, settings, _ = _trial_done(asked, keep_checkpoints=True)
+    run.folder.mkdir(parents=True)
+    (run.folder / "evaluate.json").write_text('{"status": "skipped"}')
+    (run.folder / "train.json").write_text('{"status": "skipped"}')
+    (run.folder / "eval").mkdir()
+
+    def killed(*given, **more):
+        if stops_at == "copytree":
+            Path(given[1]).mkdir()
+            (Path(given[1]) / "train.ckpt").write_text("half")
+        raise KeyboardInterrupt
+
+    names = {"copytree": "shutil.copytree", "write_json": "common.compare.child.write_json"}
+    with monkeypatch.context() as patch:
+        patch.setattr(names.get(stops_at, "pathlib.Path.rename"), killed)
+        with pytest.raises(KeyboardInterrupt):
+            _take_trial(run, run.digest(), settings)
+    assert not (run.folder / "train.ckpt").exists()
+    assert _take_trial(run, run.digest(), settings)
+    assert {path.name: path.read_text() for path in run.folder.glob("train.[cl]*")} == {
+        "train.ckpt": "train.ckpt",
+        "train.log": "tune.log",
+        "train.command.txt": (run.folder / "train.command.txt").read_text(),
+        "train.config.json": (run.folder / "train.config.json").read_text(),
+    }
+    assert (
+        (run.folder / "tensorboard/events").is_file()
+        and (run.folder / "evaluate.json").is_file()
+        and (run.folder / "eval").is_dir()
+    )
+    assert sorted(path.name for path in run.folder.parent.iterdir()) == [run.folder.name]
+    outcome = read_outcome(run)
+    assert outcome["command"] + "\n" == (run.folder / "train.command.txt").read_text()
+    assert str(run.folder) in outcome["command"] and "trial-0" not in outcome["command"]
+
+
+def test_a_folder_of_the_earlier_version_goes_on(asked):
+    """It has trials without networks, so the training is done; the estimates count it."""
+    run, settings, _ = _trial_done(asked)
+    assert run.is_copied
+    (run.tried[0] / "model.pt").unlink()
+    assert not run.is_copied and not _take_trial(run, run.digest(), settings)
+    before = make_plan(asked(arms="scratch", tune="learning_rate=[0.001,0.002]", steps=2, validations=1))
+    first = next(one for one in before.runs if one.stage == "train")
+    assert first.trial is None and not first.is_copied  # one of its trials is done, and its network is gone
+    old = settings.fixed()
+    assert "tune_seeds" not in old and old == asked(tune_seeds=1, **_SHORT).fixed()
+    assert asked(tune_seeds=2, **_SHORT).fixed() == {**old, "tune_seeds": 2}
+    assert "tune_seeds" not in asked(tune_seeds=2, **{**_SHORT, "tune": False}).fixed()
+
+
+_SHORT = {"arms": "scratch", "tune": "learning_rate=[0.001,0.002]", "steps": 2, "validations": 1}
+
+
+def test_trainings_that_are_copied_take_no_time(asked):
+    run, _, plan = _trial_done(asked)
+    assert run.seed == 4
+    trials = [one for one in plan.runs if one.stage == "tune"]
+    trainings = [one for one in plan.runs if one.stage == "train"]
+    other = type(plan)(plan.settings, (*trials, *trainings), plan.train, plan.evaluate, plan.test)
+    outcomes = {one.outcome: {} for one in other.runs}
+    done = {one.outcome: {"status": "done", "seconds": 10.0} for one in trials}
+    # the training of the second seed is left
+    assert seconds_left(other, outcomes | done, set(done), dict.fromkeys(outcomes, 0.0)) == 10.0
+
+
+def test_a_settings_file_that_tunes_on_more_seeds_than_are_asked_for(asked, tmp_path):
+    (tmp_path / "settings.json").write_text(json.dumps({"tune_seeds": 3}))
+    assert asked(settings=str(tmp_path / "settings.json")).tune_seeds == 2
+    assert asked(settings=str(tmp_path / "settings.json"), seeds="4").tune_seeds is None
+
+
+def test_trials_of_folds_are_copied_into_their_folds(asked):
+    settings = asked(tune_seeds=2, folds=3, labels="1", arms="scratch")
+    plan = make_plan(settings, chosen={("scratch", 1, fold): 1 for fold in range(3)})
+    for run in (run for run in plan.runs if run.stage == "train"):
+        assert run.tried[1] == next(
+            one.folder
+            for one in plan.runs
+            if (one.stage, one.trial, one.seed, one.fold) == ("tune", 1, run.seed, run.fold)
+        )
+        assert f"fold-{run.fold}" in run.tried[1].parts
+        trial = next(one for one in plan.runs if one.folder == run.tried[1])
+        assert trial.digest() == run.digest("tune") != run.digest()
 
 
 def test_what_another_training_left_is_not_taken(asked):
@@ -192,13 +293,13 @@ def test_what_another_training_left_is_not_taken(asked):
         {"status": "failed", "digest": run.digest("tune")},
     ):
         (source / "tune.json").write_text(json.dumps(outcome))
-        assert not _take_trial(run, run.digest()) and not run.folder.exists()
+        assert not _take_trial(run, run.digest(), settings) and not run.folder.exists()
     (source / "tune.json").write_text(json.dumps({"status": "done", "digest": run.digest("tune")}))
     run.folder.mkdir(parents=True)
     (run.folder / "train.ckpt").write_text("")  # it has begun by itself, and goes on
-    assert not _take_trial(run, run.digest())
+    assert not _take_trial(run, run.digest(), settings)
     (run.folder / "train.ckpt").unlink()
-    assert _take_trial(run, run.digest()) and (run.folder / "model.pt").is_file()
+    assert _take_trial(run, run.digest(), settings) and (run.folder / "model.pt").is_file()
 
 
 def test_a_trial_that_is_still_to_come_chooses_nothing_and_one_that_failed_is_passed_over(asked):
