@@ -246,6 +246,9 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         if given.get("bundle") is None:
             given["bundle"] = base / merged.get("bundle", ".")
     defined = merged.get("arms")
+    for name, other in (("labels", "fractions"), ("fractions", "labels")):
+        if given.get(name) is not None:  # an argument wins over the file's other way to say it
+            merged.pop(other, None)
     merged |= {name: value for name, value in given.items() if value is not None}
     for name in ("bundle", "output", "arms"):
         if merged.get(name) is None:

@@ -119,6 +119,17 @@ def test_an_argument_wins_over_the_file(tmp_path):
     assert settings.seeds == (7,) and settings.steps == 5
 
 
+@pytest.mark.parametrize("file", [{"fractions": [0.1, 1.0]}, {"labels": [2, 8]}, {}])
+def test_labels_and_fractions_win_over_the_others_of_the_file(file, tmp_path):
+    (tmp_path / "settings.json").write_text(json.dumps({"bundle": str(BUNDLE), "arms": "scratch", **file}))
+    labels = read_settings(str(tmp_path / "settings.json"), output=str(tmp_path), labels="3")
+    assert labels.labels == (3,) and labels.fractions == (1.0,)
+    shares = read_settings(str(tmp_path / "settings.json"), output=str(tmp_path), fractions="0.5")
+    assert shares.labels is None and shares.fractions == (0.5,)
+    with pytest.raises(CompareError, match="give only one of them"):
+        read_settings(str(tmp_path / "settings.json"), output=str(tmp_path), fractions="0.5", labels="3")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "bundles").glob("*/compare*.json")), ids=lambda path: path.name)
 def test_settings_that_the_bundles_ship(path, tmp_path):
     arms = json.loads(path.read_text())["arms"]
