@@ -247,8 +247,8 @@ def _held(folder: Path):
     try:
         yield
     finally:
-        if made and [path.name for path in folder.iterdir()] == [".lock"]:
-            with suppress(OSError):  # Windows keeps a file that is open
+        with suppress(OSError):  # Windows keeps a file that is open
+            if made and [path.name for path in folder.iterdir()] == [".lock"]:
                 (folder / ".lock").unlink()
                 for path in made:
                     path.rmdir()
