@@ -51,18 +51,18 @@ def test_the_histogram_tells_ages_that_only_intensities_tell(tmp_path, capsys):
 
 
 def test_csf_of_the_ventricles_is_counted_apart(tmp_path):
-    """A cube of 12 voxels: the greatest depth is 6, so voxels from depth 2 on are deep."""
+    """A cube of 12 voxels: the greatest depth is 6, so voxels beyond depth 2 are deep."""
     found = np.zeros((14, 14, 14), np.uint8)
     found[1:13, 1:13, 1:13] = 3
     found[1, 1:13, 1] = 4  # 12 voxels at the surface
     found[6:8, 6:8, 6:8] = 4  # 8 in the middle
-    found[2, 5, 5] = 4  # one at depth 2
+    found[2, 5, 5], found[3, 8, 8] = 4, 4  # one at depth 2, one at depth 3
     found[1:13, 12, 12], found[4, 4, 4] = 1, 2
     image = np.choose(found, (0, 50, 60, 100, 20)).astype(np.float32)
     for name, array in (("a.nii.gz", image), ("a_seg.nii.gz", found)):
-        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / name)
+        nib.save(nib.Nifti1Image(array, np.diag([2.0, 2, 2, 1])), tmp_path / name)
     numbers = experiment("ixi_age_references").tissues(str(tmp_path / "a.nii.gz"), str(tmp_path))
-    voxels = [12, 1, 12**3 - 12 - 1 - 12 - 8 - 1, 9, 12]
+    voxels = [12, 1, 12**3 - 12 - 1 - 12 - 8 - 2, 9, 13]
     np.testing.assert_allclose(numbers, [*(count / 12**3 for count in voxels), 0.5, 0.6, 1, 0.2])
 
 
