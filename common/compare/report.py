@@ -144,6 +144,8 @@ def outcome(tables: Tables) -> list[str]:
     if not tables.subjects:
         return ["No evaluation was completed, so there is nothing to compare."]
     if not tables.pairs:
+        if tables.about["baseline"]:
+            return ["Only one arm was compared, so there is no difference to judge."]
         return ["No arm starts from scratch, so there is nothing to compare with."]
     metric = tables.main_metric
     lines = []

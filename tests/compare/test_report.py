@@ -317,7 +317,11 @@ def test_one_score_of_one_seed_is_undecided(folder):
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [({"baseline": None}, "No arm starts from scratch"), ({}, "No evaluation was completed")],
+    [
+        ({"baseline": None}, "No arm starts from scratch"),
+        ({"arms": {"scratch": {"description": ""}}}, "Only one arm was compared"),
+        ({}, "No evaluation was completed"),
+    ],
 )
 def test_a_report_is_written_when_there_is_nothing_to_compare(folder, drawn, change, sentence):
     about = json.loads((folder / "comparison.json").read_text()) | change
