@@ -96,10 +96,12 @@ def seconds_left(
     never = set(over) - done.keys()
     left = []
     for run in plan.runs:
-        if run.outcome in over or run.is_copied:
+        if run.outcome in over:
             continue
         if never.intersection(run.needs):  # it will be skipped, as will what needs it
             never.add(run.outcome)
+            continue
+        if run.is_copied:
             continue
         whole = _duration(run, known, plan)
         if whole is None:
