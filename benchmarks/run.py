@@ -34,6 +34,7 @@ NAMES = (
     "med3d_step",
     "multi_view",
     "nnformer_step",
+    "resize",
     "segmentation_images",
     "slice_inference",
     "token_contrast",

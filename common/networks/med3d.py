@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .dilated_resnet import DilatedResNet
 from .norms import make_norm
+from .resize import resize_linear
 
 __all__ = [
     "BranchDecoder",
@@ -92,7 +93,7 @@ class BranchDecoder(nn.Module):
                 f"The decoder has branches 0 to {len(self.branches) - 1} but was asked for {branch}: every item needs "
                 "the `branch` of its domain (common.data.load_domains gives it)."
             )
-        return upsample(self.branches[branch](maps[-1]), size)
+        return resize_linear(self.branches[branch](maps[-1]), size)
 
 
 class MultiBranchNet(nn.Module):
@@ -113,11 +114,6 @@ class MultiBranchNet(nn.Module):
 
     def forward(self, image: torch.Tensor, branch: int | None = None) -> torch.Tensor:
         return self.decoder(self.encoder(image), image.shape[2:], branch)
-
-
-def upsample(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Resample logits to another grid, trilinearly and in float32 for any precision of the net."""
-    return F.interpolate(logits.float(), tuple(size), mode="trilinear", align_corners=False)
 
 
 class LungDecoder(nn.Module):
@@ -232,7 +228,7 @@ class DenseASPP(nn.Module):
 
     def forward(self, maps: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
         x = F.dropout3d(self.features(maps[-1]), self.dropout, self.training)
-        return upsample(self.classifier(x), size)
+        return resize_linear(self.classifier(x), size)
 
 
 def _fitted(dilation: int, image_size: Sequence[int]) -> tuple[int, int, int]:
@@ -309,4 +305,4 @@ class MedicalNetHead(nn.Module):
 
     def forward(self, maps: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
         logits = self.layers(maps[-1])
-        return logits if self.training else upsample(logits, size)
+        return logits if self.training else resize_linear(logits, size)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from .plane_encoder import PlaneEncoder
 from .planes import PLANES, from_slices, to_slices
+from .resize import resize_linear
 from .slice_transformer import SliceTransformer
 
 __all__ = ["MultiViewClassifier", "MultiViewEncoder", "MultiViewRegressor", "MultiViewSegmenter"]
@@ -228,8 +229,7 @@ class MultiViewSegmenter(nn.Module):
             for stage in range(MAPS):
                 weight = weights[len(PLANES) + MAPS * axis + stage]
                 low = F.conv3d(maps[axis][stage], weight[..., None, None, None])
-                high = F.interpolate(low, size=size, mode="trilinear", align_corners=False)
-                logits = logits + from_slices(high, plane)
+                logits = logits + from_slices(resize_linear(low, size), plane)
         return logits
 
 

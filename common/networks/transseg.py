@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import BeitConfig, UperNetConfig
 from transformers.models.beit.modeling_beit import BeitFPNNeck
 from transformers.models.upernet.modeling_upernet import UperNetHead
 
+from .resize import resize_linear
 from .slice_encoder import SliceEncoder, stack
 from .sync_batch_norm import needs_several_values
 
@@ -96,7 +96,7 @@ class TransSeg(nn.Module):
             )
         logits = self.decoder(self.neck(self.encoder.slice_maps(image)))
         size = [tokens * self.encoder.patch_size for tokens in self.encoder.grid]
-        logits = F.interpolate(logits, size=size, mode="bilinear")[..., : image.shape[2], : image.shape[3]]
+        logits = resize_linear(logits, size)[..., : image.shape[2], : image.shape[3]]
         if self.target == "all":
             return logits.reshape(-1, self.out_channels, self.slices, *logits.shape[2:]).movedim(2, 4)
         return stack(logits, image.shape[0])

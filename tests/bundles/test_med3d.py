@@ -280,6 +280,21 @@ def test_augmentation_is_of_training_alone(run, tmp_path):
     assert ((moved["image"] > 0.5) == (moved["label"] == 1)).float().mean() > 0.99
 
 
+@pytest.mark.parametrize("base", ["pretrain.json", "train.json", "evaluate.json", "inference.json"])
+@pytest.mark.parametrize(("network", "width", "head"), [("resnet10", 64, 256), ("resnet10_small", 16, 64)])
+def test_the_small_net_is_small_in_its_decoder_too(base, network, width, head):
+    parser = ConfigParser()
+    files = ["train.json", base] if base == "evaluate.json" else [base]
+    parser.read_config([str(CONFIGS / name) for name in (*files, "tasks/lung.json", f"networks/{network}.json")])
+    net = parser.get_parsed_content("segmentation_net")
+    assert net.encoder.conv1.out_channels == width
+    assert [layer.out_channels for layer in net.head.layers if isinstance(layer, torch.nn.ConvTranspose3d)] == [
+        head,
+        head // 2,
+        head // 4,
+    ]
+
+
 def test_malignancy_of_lidc():
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "tasks/nodule.json")])
