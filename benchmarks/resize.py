@@ -1,11 +1,20 @@
-"""Class maps brought to the image's grid, with the gradient: products with matrices against torch's own kernels."""
+"""Class maps brought to the image's grid, with the gradient: products with matrices against torch's own kernels.
+
+Then the same in whole steps of Medical Transformer (fine-tuning to masks) and Med3D (pre-training).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from unittest import mock
+
 import torch
 from timing import Row, assert_close, compare
+from torch import nn
 from torch.nn import functional as F
 
+from common.losses import DiceCrossEntropy
+from common.networks import DilatedResNet, MultiBranchNet, MultiViewEncoder, MultiViewSegmenter, to_channels_last
 from common.networks.resize import MODES, resize_linear
 
 CASES = {  # of the fine-tuned nets and of pre-training with 33 structures and background
@@ -17,22 +26,47 @@ QUICK = {"a small map": ((1, 2, 3, 4, 5), (3, 8, 10))}
 
 
 def rows(quick: bool, device: torch.device) -> list[Row]:
-    return [_row(name, *case, device) for name, case in (QUICK if quick else CASES).items()]
+    views, crops = ((2, 20, 24, 22), (2, 16, 24, 16)) if quick else ((2, 80, 104, 80), (4, 48, 64, 48))
+    return [
+        *(_map(name, *case, device) for name, case in (QUICK if quick else CASES).items()),
+        _step("Medical Transformer", "multi_view", MultiViewSegmenter(MultiViewEncoder(), 5), 5, views, device),
+        _step("Med3D", "med3d", MultiBranchNet(DilatedResNet(10, width=16), [34]), 34, crops, device),
+    ]
 
 
-def _row(name: str, shape: tuple[int, ...], size: tuple[int, ...], device: torch.device) -> Row:
+def with_torchs_kernel(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return F.interpolate(x.float(), size=tuple(size), mode=MODES[len(size)], align_corners=False)
+
+
+def _map(name: str, shape: tuple[int, ...], size: tuple[int, ...], device: torch.device) -> Row:
     low = torch.randn(shape, device=device, requires_grad=True)
     gradient = torch.randn(*shape[:2], *size, device=device)
 
     def run(function):
-        return torch.autograd.grad(function(low), low, gradient)[0]
+        return torch.autograd.grad(function(low, size), low, gradient)[0]
 
-    def baseline():
-        return run(lambda x: F.interpolate(x, size=size, mode=MODES[len(size)], align_corners=False))
+    assert_close(run(resize_linear), run(with_torchs_kernel), 1e-3)
+    of, to = ("x".join(map(str, grid)) for grid in (shape[2:], size))
+    name = f"{name}: {shape[0]} x {shape[1]} x {of} to {to} (baseline: torch's kernel)"
+    return compare(name, lambda: run(with_torchs_kernel), lambda: run(resize_linear), 5)
+
+
+def _step(name: str, module: str, net: nn.Module, classes: int, shape: tuple[int, ...], device: torch.device) -> Row:
+    net = to_channels_last(net, device)
+    image = torch.rand(shape[0], 1, *shape[1:], device=device)
+    label = torch.randint(0, classes, image.shape, device=device)
+    loss = DiceCrossEntropy()
 
     def ours():
-        return run(lambda x: resize_linear(x, size))
+        net.zero_grad()
+        value = loss(net(image, 0) if module == "med3d" else net(image), label)
+        value.backward()
+        return value.detach()
 
-    assert_close(ours(), baseline(), 1e-3)
-    of, to = ("x".join(map(str, grid)) for grid in (shape[2:], size))
-    return compare(f"{name}: {shape[0]} x {shape[1]} x {of} to {to} (baseline: torch's kernel)", baseline, ours, 5)
+    def baseline():
+        with mock.patch(f"common.networks.{module}.resize_linear", with_torchs_kernel):
+            return ours()
+
+    assert_close(ours(), baseline(), 1e-4)
+    title = f"{name}, a step on {shape[0]} x {'x'.join(map(str, shape[1:]))} (baseline: torch's kernel in it)"
+    return compare(title, baseline, ours, 3)

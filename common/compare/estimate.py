@@ -21,7 +21,7 @@ from .plan import Plan
 from .run import Run
 from .settings import CompareError
 from .statistics import ALPHA, POWER, Spread, detectable, variances
-from .tables import Tables
+from .tables import Tables, plural
 
 __all__ = ["Cost", "dry_run", "equal_time", "estimate"]
 
@@ -132,9 +132,9 @@ def _least_difference(plan: Plan) -> list[str]:
     comparisons = pairs * len(plan.fractions())
     one, most = (detectable(found, seeds, subjects, ALPHA / count) for count in (1, comparisons))
     return [
-        f"With {seeds} seeds and {subjects} test subjects, a true difference of {one:.3f} in {metric} is "
-        f"found in {100 * POWER:.0f} % of the cases if it is the only comparison, and {most:.3f} if it "
-        f"is the first of {comparisons} in Holm's procedure, based on {source}."
+        f"With {seeds} {plural(seeds, 'seed')} and {subjects} test {plural(subjects, 'subject')}, a true difference of "
+        f"{one:.3f} in {metric} is found in {100 * POWER:.0f} % of the cases if it is the only comparison, and "
+        f"{most:.3f} if it is the first of {comparisons} in Holm's procedure, based on {source}."
     ]
 
 

@@ -337,9 +337,10 @@ def _edges(tables: Tables) -> list[str]:
             tried = {row["values"][key] for row in same if type(row["values"][key]) in (int, float)}
             if len(tried) > 1 and value in (min(tried), max(tried)):
                 fold = "" if best["fold"] is None else f" (fold {best['fold']})"
+                labels = f"{best['labels']} {plural(best['labels'], 'label')}"
                 lines.append(
-                    f"With {best['labels']} labels{fold}, {best['arm']} is best at the edge of the grid, {key} "
-                    f"{value:g}: a wider grid may find a better value."
+                    f"With {labels}{fold}, {best['arm']} is best at the edge of the grid, {key} {value:g}: a wider "
+                    "grid may find a better value."
                 )
     return lines
 
