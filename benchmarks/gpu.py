@@ -33,7 +33,7 @@ PARTS = {"pretrain": "pre-training", "train": "fine-tuning"}
 # Ids that `datasets/sample.json` makes small for CPUs. The base file has the paper's values.
 PAPER = (
     "spacing", "image_size", "roi_size", "mask_size", "map_size", "batch_size", "crops_per_volume", "num_workers",
-    "augmentation", "segmentation_net", "encoder", "head", "pretext", "pretext_loss", "optimizer",
+    "augmentation", "segmentation_net", "encoder", "head", "head_features", "pretext", "pretext_loss", "optimizer",
 )  # fmt: skip
 PLAIN: dict[str, Any] = {"network": "$@network_def.to(@device)"}
 WAYS: dict[str, tuple[dict[str, Any], str]] = {

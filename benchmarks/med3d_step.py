@@ -2,7 +2,7 @@
 
 The settings are memory format (``channels_last_3d`` against row-major), one upsampled branch against all eight, and
 checkpointing, which saves memory and takes time. Checkpointing has a second row: the memory that the step keeps for the
-gradient, in GB instead of seconds.
+gradient, in GB instead of seconds. The last row is a fine-tuning step of the small net, with two decoders.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from timing import Row, assert_close, compare
 from torch import nn
 
-from common.losses import VoxelCrossEntropy
-from common.networks import DilatedResNet, MultiBranchNet, to_channels_last
+from common.losses import DiceCrossEntropy, VoxelCrossEntropy
+from common.networks import DilatedResNet, LungDecoder, Med3DNet, MultiBranchNet, to_channels_last
 
 CLASSES = (4, 3, 3, 3, 2, 3, 3, 2)  # of 3DSeg-8
 LOSS = VoxelCrossEntropy()
@@ -23,7 +23,27 @@ LOSS = VoxelCrossEntropy()
 
 def rows(quick: bool, device: torch.device) -> list[Row]:
     cases = [(10, 4, 24, 1)] if quick else [(10, 64, 64, 1), (50, 32, 48, 1)]
-    return [row for case in cases for row in _rows(*case, quick, device)]
+    return [*(row for case in cases for row in _rows(*case, quick, device)), _decoder(quick, device)]
+
+
+def _decoder(quick: bool, device: torch.device) -> Row:
+    """Fine-tuning of the small net: with a decoder of its own width and with that of the full net, another function."""
+    width, shape = (4, (1, 1, 16, 24, 16)) if quick else (16, (4, 1, 40, 56, 40))
+    image = torch.rand(shape, device=device)
+    label = torch.randint(3, shape, device=device)
+    wide, ours = (
+        to_channels_last(
+            Med3DNet(functools.partial(LungDecoder, num_classes=3, features=features), width=width), device
+        )
+        for features in (16 * width, 4 * width)
+    )
+    what = f"{shape[0]} x {'x'.join(map(str, shape[2:]))}"
+    return compare(
+        f"fine-tuning to masks, ResNet-10 of width {width}, {what}, decoder {4 * width} (baseline: {16 * width})",
+        lambda: DiceCrossEntropy()(wide(image), label).backward(),
+        lambda: DiceCrossEntropy()(ours(image), label).backward(),
+        1 if quick else 3,
+    )
 
 
 def _rows(depth: int, width: int, size: int, batch: int, quick: bool, device: torch.device) -> list[Row]:

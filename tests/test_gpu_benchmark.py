@@ -35,7 +35,8 @@ def test_without_a_gpu_it_says_so_and_measures_nothing(gpu, monkeypatch, capsys,
 def test_it_measures_the_paper_s_size(gpu, bundle, part):
     files, values = gpu.settings(bundle, part, small=False)
     base, sample = (json.loads(Path(file).read_text()) for file in files)
-    for name in set(base) & set(sample) & {"roi_size", "image_size", "batch_size", "segmentation_net", "pretext"}:
+    sizes = {"roi_size", "image_size", "batch_size", "segmentation_net", "head", "head_features", "pretext"}
+    for name in set(base) & set(sample) & sizes:
         assert values[name] == base[name]
     assert base["network"]["compile"] is False  # what one of the ways sets
 

@@ -132,7 +132,7 @@ def _least_difference(plan: Plan) -> list[str]:
     comparisons = pairs * len(plan.fractions())
     one, most = (detectable(found, seeds, subjects, ALPHA / count) for count in (1, comparisons))
     return [
-        f"With {seeds} {plural(seeds, 'seed')} and {subjects} test {plural(subjects, 'subject')}, a true difference of "
+        f"With {seeds} seeds and {subjects} test {plural(subjects, 'subject')}, a true difference of "
         f"{one:.3f} in {metric} is found in {100 * POWER:.0f} % of the cases if it is the only comparison, and "
         f"{most:.3f} if it is the first of {comparisons} in Holm's procedure, based on {source}."
     ]

@@ -72,8 +72,8 @@ class BranchDecoder(nn.Module):
         channels: those of the encoder's maps.
         classes: number of classes of each branch.
 
-    ``forward(maps, size, branch)`` returns logits (B, ``classes[branch]``, *size) in float32. ``branch`` is optional
-    with one branch.
+    ``forward(maps, size, branch)`` returns logits (B, ``classes[branch]``, *size) in float32 (float64 stays).
+    ``branch`` is optional with one branch.
 
     Raises:
         ValueError: there is no branch, or the number of a branch is missing or out of range.
@@ -180,7 +180,7 @@ class DenseASPP(nn.Module):
             cells / 64, rounded, at least 1. So for 24 cells the dilation 24 becomes 9, and no kernel lies outside of
             the map except for its middle.
 
-    ``forward(maps, size)`` returns logits (B, num_classes, *size) in float32, upsampled trilinearly.
+    ``forward(maps, size)`` returns logits (B, num_classes, *size), upsampled trilinearly, in float32 (float64 stays).
     """
 
     def __init__(

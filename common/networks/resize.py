@@ -1,4 +1,4 @@
-"""Linear resampling of class maps, quick on a CPU."""
+"""Linear resampling of maps, quick on a CPU."""
 
 from __future__ import annotations
 
@@ -9,28 +9,34 @@ from torch.nn import functional as F
 
 from .substitution import is_recorded
 
+__all__ = ["resize_linear"]
+
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+LONGEST = 64  # A product takes time in proportion to the old length; from about 100 on, torch's kernel is quicker.
 
 
 def resize_linear(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Resample a map (B, C, *grid) to (B, C, *size) as ``F.interpolate`` does, without aligned corners, in float32 or
-    float64.
+    """Resample a map (B, C, *grid) linearly to (B, C, *size), without aligned corners.
+
+    Half precision becomes float32; float64 stays. The result may be ``x`` itself or a view.
 
     On a CPU, each axis is one product with the matrix of that axis, and an axis that keeps its size costs nothing.
-    torch's own kernels visit every voxel's eight corners, also in the gradient, and took five times as long
-    (``benchmarks/resize.py``). On a GPU, in exports and under ``torch.compile`` they are used all the same.
+    torch's own kernels visit the corners around every voxel one by one, in the gradient too, and are slower on small
+    maps (``benchmarks/resize.py``). They are used for maps longer than 64, on GPUs, in exports and in compiled nets.
+    A product spreads NaN and infinity along its axis; training with them stops anyway.
     """
     x = x if x.dtype == torch.float64 else x.float()
     size = tuple(size)
-    if x.device.type != "cpu" or is_recorded():
+    if x.device.type != "cpu" or is_recorded() or max(x.shape[2:]) > LONGEST:
         return F.interpolate(x, size=size, mode=MODES[len(size)], align_corners=False)
     with torch.autocast("cpu", enabled=False):
-        for axis, number in enumerate(size, start=2):
-            if x.shape[axis] != number:
-                x = torch.matmul(x.transpose(axis, -1), _weights(x.shape[axis], number, x.dtype)).transpose(axis, -1)
+        for axis, length in enumerate(size, start=2):
+            if x.shape[axis] != length:
+                x = torch.matmul(x.transpose(axis, -1), _weights(x.shape[axis], length, x)).transpose(axis, -1)
     return x
 
 
-def _weights(length: int, number: int, dtype: torch.dtype) -> torch.Tensor:
-    """Weights (length, number) of the old values in each new one."""
-    return F.interpolate(torch.eye(length, dtype=dtype)[None], size=number, mode="linear", align_corners=False)[0]
+def _weights(old: int, new: int, like: torch.Tensor) -> torch.Tensor:
+    """Weights (old, new) of the old values in each new one."""
+    one_hot = torch.eye(old, dtype=like.dtype, device=like.device)
+    return F.interpolate(one_hot[None], size=new, mode="linear", align_corners=False)[0]

@@ -28,7 +28,7 @@ class TransSeg(nn.Module):
 
     The decoder is that of ``transformers`` [2]. Maps of one stride, as from BEiT and DINO, first pass a pyramid neck
     (strides p/4, p/2, p and 2p); a pyramid such as Swin's does not need it. The logits are resized bilinearly to the
-    image.
+    image, in float32.
 
     Args:
         in_channels: channels of the image.

@@ -280,19 +280,27 @@ def test_augmentation_is_of_training_alone(run, tmp_path):
     assert ((moved["image"] > 0.5) == (moved["label"] == 1)).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("base", ["pretrain.json", "train.json", "evaluate.json", "inference.json"])
-@pytest.mark.parametrize(("network", "width", "head"), [("resnet10", 64, 256), ("resnet10_small", 16, 64)])
-def test_the_small_net_is_small_in_its_decoder_too(base, network, width, head):
+NETWORKS = sorted(path.stem for path in (CONFIGS / "networks").glob("resnet*.json"))
+
+
+@pytest.mark.parametrize("task", [[], ["tasks/lung.json"]], ids=["own", "lung"])
+@pytest.mark.parametrize("base", ["pretrain.json", "train.json", "inference.json"])
+@pytest.mark.parametrize(
+    "files",
+    [[], ["datasets/sample.json"], ["networks/resnet10_small.json", "presets/short.json"]]
+    + [["networks/resnet10_small.json", f"networks/{name}.json"] for name in NETWORKS],
+    ids=lambda files: "+".join(Path(file).stem for file in files) or "default",
+)
+def test_a_decoder_is_as_wide_as_its_encoder(base, task, files):
+    """Four times the encoder's first layer, whichever network came before."""
     parser = ConfigParser()
-    files = ["train.json", base] if base == "evaluate.json" else [base]
-    parser.read_config([str(CONFIGS / name) for name in (*files, "tasks/lung.json", f"networks/{network}.json")])
-    net = parser.get_parsed_content("segmentation_net")
-    assert net.encoder.conv1.out_channels == width
-    assert [layer.out_channels for layer in net.head.layers if isinstance(layer, torch.nn.ConvTranspose3d)] == [
-        head,
-        head // 2,
-        head // 4,
-    ]
+    parser.read_config([str(CONFIGS / name) for name in (base, *task, *files)])
+    with torch.device("meta"):
+        net = parser.get_parsed_content("segmentation_net")
+    width = net.encoder.conv1.out_channels
+    assert width == (16 if files and ("small" in files[-1] or "sample" in files[-1]) else 64)
+    groups = [layer.out_channels for layer in net.head.layers if isinstance(layer, torch.nn.ConvTranspose3d)]
+    assert groups == [4 * width, 2 * width, width]
 
 
 def test_malignancy_of_lidc():

@@ -78,7 +78,7 @@ def test_the_least_difference_that_can_be_found(plan, dry_runs, tmp_path):
     said = f"With 3 seeds and 10 test subjects, a true difference of {assumed:.3f} in val_mean_dice is found in 80 %"
     assert said in estimate(plan) and "assumed standard deviations" in estimate(plan)
     two = Plan(plan.settings, plan.runs, plan.train, plan.evaluate, [{"image": str(n), "subject": 1} for n in range(9)])
-    assert "and 1 test subjects" in estimate(two)
+    assert "and 1 test subject, a true" in estimate(two)
     arms = {"scratch": {}, "mae": {}}
     about = {"arms": arms, "baseline": "scratch", "metrics": Config.metrics, "seeds": [0, 1]}
     (tmp_path / "comparison.json").write_text(json.dumps(about))

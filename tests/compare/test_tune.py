@@ -358,8 +358,9 @@ def test_tuning_can_be_turned_off_whatever_else_is_set(asked):
     assert not any(run.stage == "tune" or run.tried for run in plan.runs)
 
 
-def test_the_report_has_every_trial_and_warns_at_the_edge(asked):
-    plan = make_plan(asked())
+@pytest.mark.parametrize(("number", "words"), [(2, "2 labels"), (1, "1 label")])
+def test_the_report_has_every_trial_and_warns_at_the_edge(asked, number, words):
+    plan = make_plan(asked(labels=[number]))
     finish(plan, {"scratch": [[0.1], [0.5], [0.4]], "mae": [[0.3], [0.2], [0.1]]})
     folder = plan.settings.output
     _write_table(folder / "tune.csv", TRIALS, trial_rows(plan))
@@ -370,8 +371,8 @@ def test_the_report_has_every_trial_and_warns_at_the_edge(asked):
     about |= {"equal": "steps", "steps": 4, "packages": [], "machine": [], "command": ""}
     (folder / "comparison.json").write_text(json.dumps(about))
     text = write_report(folder).read_text()
-    assert "| 2 | learning_rate x1 | **0.500 (0.003)** | 0.200 (0.01) |" in text
-    assert "With 2 labels, mae is best at the edge of the grid, learning_rate 0.00316" in text
+    assert f"| {number} | learning_rate x1 | **0.500 (0.003)** | 0.200 (0.01) |" in text
+    assert f"With {words}, mae is best at the edge of the grid, learning_rate 0.00316" in text
     assert "scratch is best at the edge" not in text and "3 trials in every arm" in text and "on seed 4;" in text
     with (folder / "tune.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -381,6 +382,6 @@ def test_the_report_has_every_trial_and_warns_at_the_edge(asked):
     _write_table(folder / "tune.csv", TRIALS, [*rows, *({**row, "seed": "5", "score": "0.7"} for row in rows)])
     (folder / "comparison.json").write_text(json.dumps({**about, "tune_seeds": 2}))
     text = write_report(folder).read_text()
-    assert "| 2 | learning_rate x1 | **0.600 (0.003)** | 0.450 (0.01) |" in text
+    assert f"| {number} | learning_rate x1 | **0.600 (0.003)** | 0.450 (0.01) |" in text
     assert "on seeds 4, 5; the best by mean in validation" in text
     assert "from 3 trials in every arm, each on 2 seeds." in protocol(Tables(folder))

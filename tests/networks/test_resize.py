@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from common.networks.resize import resize_linear
 
@@ -33,13 +34,35 @@ def test_values_and_gradients_are_those_of_interpolate(grid, size):
     )
 
 
-def test_half_precision_becomes_single_also_under_autocast():
-    x = torch.randn(1, 2, 3, 4).bfloat16()
-    expected = F.interpolate(x.float(), size=(12, 13), mode="bilinear", align_corners=False)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_precision_under_autocast(dtype):
+    """Half precision is widened before it is resampled; its gradient comes back in half precision."""
+    x = torch.randn(1, 2, 3, 4).to(dtype).requires_grad_()
+    wide = x.detach().to(torch.float64 if dtype == torch.float64 else torch.float32).requires_grad_()
+    expected = F.interpolate(wide, size=(12, 13), mode="bilinear", align_corners=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = resize_linear(x, (12, 13))
-    assert found.dtype == torch.float32
+    assert found.dtype == wide.dtype
     torch.testing.assert_close(found, expected)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    assert x.grad.dtype == dtype
+    torch.testing.assert_close(x.grad, wide.grad.to(dtype))
+
+
+def test_channels_last():
+    x = torch.randn(2, 3, 4, 5, 6).to(memory_format=torch.channels_last_3d)
+    expected = F.interpolate(x, size=(8, 5, 13), mode="trilinear", align_corners=False)
+    torch.testing.assert_close(resize_linear(x, (8, 5, 13)), expected)
+
+
+@pytest.mark.parametrize(("length", "quick"), [(64, True), (65, False)])
+def test_only_short_maps_are_multiplied(length, quick):
+    x = torch.randn(1, 1, 3, length, requires_grad=True)
+    with profile(activities=[ProfilerActivity.CPU]) as events:
+        resize_linear(x, (6, 70)).sum().backward()
+    names = {event.name for event in events.events()}
+    assert ("aten::upsample_bilinear2d" in names) == ("aten::upsample_bilinear2d_backward" in names) == (not quick)
 
 
 def test_an_export_has_torchs_own_operation():
@@ -49,5 +72,7 @@ def test_an_export_has_torchs_own_operation():
 
     x = torch.randn(1, 2, 4, 3, 7)
     traced = torch.jit.trace(Resize(), x)
-    assert "upsample_trilinear3d" in str(traced.graph)
-    torch.testing.assert_close(traced(x), Resize()(x))
+    exported = torch.export.export(Resize(), (x,), strict=False)
+    for graph, run in ((traced.graph, traced), (exported.graph, exported.module())):
+        assert "upsample_trilinear3d" in str(graph)
+        torch.testing.assert_close(run(x), Resize()(x))
