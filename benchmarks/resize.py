@@ -1,11 +1,13 @@
 """Class maps brought to the image's grid, with the gradient: products with matrices against torch's own kernels.
 
 Then the same in forward and backward passes of Medical Transformer (fine-tuning to masks) and Med3D (pre-training), in
-float32. On a GPU both sides are the same, so there is nothing to measure.
+float32. Freed memory is kept, as the bundles do on a CPU: otherwise both sides mostly wait for new pages. On a GPU both
+sides are the same, so there is nothing to measure.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
 from unittest import mock
 
@@ -14,6 +16,7 @@ from timing import Row, assert_close, compare
 from torch import nn
 from torch.nn import functional as F
 
+from common.allocator import keep_freed_memory
 from common.losses import DiceCrossEntropy
 from common.networks import DilatedResNet, MultiBranchNet, MultiViewEncoder, MultiViewSegmenter, to_channels_last
 from common.networks.resize import MODES, resize_linear
@@ -29,11 +32,19 @@ QUICK = {"a small map": ((1, 2, 3, 4, 5), (3, 8, 10))}
 def rows(quick: bool, device: torch.device) -> list[Row]:
     if device.type != "cpu":
         return []
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # keeping memory holds for a whole process
+        return pool.apply(_rows, (quick, torch.get_num_threads()))
+
+
+def _rows(quick: bool, threads: int) -> list[Row]:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    keep_freed_memory(True)
     views, crops = ((2, 20, 24, 22), (2, 16, 24, 16)) if quick else ((2, 80, 104, 80), (4, 48, 64, 48))
     return [
-        *(_map(name, *case, device) for name, case in (QUICK if quick else CASES).items()),
-        _step("Medical Transformer", "multi_view", MultiViewSegmenter(MultiViewEncoder(), 5), 5, views, device),
-        _step("Med3D", "med3d", MultiBranchNet(DilatedResNet(10, width=16), [34]), 34, crops, device),
+        *(_map(name, *case) for name, case in (QUICK if quick else CASES).items()),
+        _step("Medical Transformer", "multi_view", MultiViewSegmenter(MultiViewEncoder(), 5), 5, views),
+        _step("Med3D", "med3d", MultiBranchNet(DilatedResNet(10, width=16), [34]), 34, crops),
     ]
 
 
@@ -41,9 +52,9 @@ def with_torchs_kernel(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return F.interpolate(x.float(), size=tuple(size), mode=MODES[len(size)], align_corners=False)
 
 
-def _map(name: str, shape: tuple[int, ...], size: tuple[int, ...], device: torch.device) -> Row:
-    low = torch.randn(shape, device=device, requires_grad=True)
-    gradient = torch.randn(*shape[:2], *size, device=device)
+def _map(name: str, shape: tuple[int, ...], size: tuple[int, ...]) -> Row:
+    low = torch.randn(shape, requires_grad=True)
+    gradient = torch.randn(*shape[:2], *size)
 
     def run(function):
         return torch.autograd.grad(function(low, size), low, gradient)[0]
@@ -54,10 +65,10 @@ def _map(name: str, shape: tuple[int, ...], size: tuple[int, ...], device: torch
     return compare(name, lambda: run(with_torchs_kernel), lambda: run(resize_linear), 5)
 
 
-def _step(name: str, module: str, net: nn.Module, classes: int, shape: tuple[int, ...], device: torch.device) -> Row:
-    net = to_channels_last(net, device)
-    image = torch.rand(shape[0], 1, *shape[1:], device=device)
-    label = torch.randint(0, classes, image.shape, device=device)
+def _step(name: str, module: str, net: nn.Module, classes: int, shape: tuple[int, ...]) -> Row:
+    net = to_channels_last(net, torch.device("cpu"))
+    image = torch.rand(shape[0], 1, *shape[1:])
+    label = torch.randint(0, classes, image.shape)
     loss, parameters = DiceCrossEntropy(), list(net.parameters())
 
     def ours():

@@ -22,18 +22,23 @@ def resize_linear(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
     On a CPU, each axis is one product with the matrix of that axis, and an axis that keeps its size costs nothing.
     torch's own kernels visit the corners around every voxel one by one, in the gradient too, and are slower on small
-    maps (``benchmarks/resize.py``). They are used for maps longer than 64, on GPUs, in exports and in compiled nets.
+    maps (``benchmarks/resize.py``). They are used where an axis longer than 64 changes, on GPUs, in exports and in
+    compiled nets.
     A product spreads NaN and infinity along its axis; training with them stops anyway.
     """
     x = x if x.dtype == torch.float64 else x.float()
     size = tuple(size)
-    if x.device.type != "cpu" or is_recorded() or max(x.shape[2:]) > LONGEST:
+    if x.device.type != "cpu" or is_recorded() or not _pays(x.shape[2:], size):
         return F.interpolate(x, size=size, mode=MODES[len(size)], align_corners=False)
     with torch.autocast("cpu", enabled=False):
         for axis, length in enumerate(size, start=2):
             if x.shape[axis] != length:
                 x = torch.matmul(x.transpose(axis, -1), _weights(x.shape[axis], length, x)).transpose(axis, -1)
     return x
+
+
+def _pays(old: Sequence[int], new: Sequence[int]) -> bool:
+    return all(before == after or before <= LONGEST for before, after in zip(old, new, strict=True))
 
 
 def _weights(old: int, new: int, like: torch.Tensor) -> torch.Tensor:

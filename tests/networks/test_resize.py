@@ -56,11 +56,15 @@ def test_channels_last():
     torch.testing.assert_close(resize_linear(x, (8, 5, 13)), expected)
 
 
-@pytest.mark.parametrize(("length", "quick"), [(64, True), (65, False)])
-def test_only_short_maps_are_multiplied(length, quick):
-    x = torch.randn(1, 1, 3, length, requires_grad=True)
+@pytest.mark.parametrize(
+    ("grid", "size", "quick"),
+    [((3, 64), (6, 70), True), ((3, 65), (6, 70), False), ((3, 80), (6, 80), True), ((80, 3), (80, 6), True)],
+)
+def test_only_short_axes_are_multiplied(grid, size, quick):
+    """An axis that keeps its length may be long, such as that of the slices in Medical Transformer."""
+    x = torch.randn(1, 1, *grid, requires_grad=True)
     with profile(activities=[ProfilerActivity.CPU]) as events:
-        resize_linear(x, (6, 70)).sum().backward()
+        resize_linear(x, size).sum().backward()
     names = {event.name for event in events.events()}
     assert ("aten::upsample_bilinear2d" in names) == ("aten::upsample_bilinear2d_backward" in names) == (not quick)
 
