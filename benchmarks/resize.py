@@ -17,9 +17,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.allocator import keep_freed_memory
+from common.interpolation import LINEAR
 from common.losses import DiceCrossEntropy
 from common.networks import DilatedResNet, MultiBranchNet, MultiViewEncoder, MultiViewSegmenter, to_channels_last
-from common.networks.resize import MODES, resize_linear
+from common.networks.resize import resize_linear
 
 CASES = {  # of the fine-tuned nets and of pre-training with 33 structures and background
     "Medical Transformer, a plane's finest maps": ((2, 5, 80, 20, 26), (80, 80, 104)),
@@ -49,7 +50,7 @@ def _rows(quick: bool, threads: int) -> list[Row]:
 
 
 def with_torchs_kernel(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    return F.interpolate(x.float(), size=tuple(size), mode=MODES[len(size)], align_corners=False)
+    return F.interpolate(x.float(), size=tuple(size), mode=LINEAR[len(size)], align_corners=False)
 
 
 def _map(name: str, shape: tuple[int, ...], size: tuple[int, ...]) -> Row:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+from ..interpolation import LINEAR
 from .substitution import is_recorded
 
 __all__ = ["resize_linear"]
 
-MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 LONGEST = 64  # A product takes time in proportion to the old length; from about 100 on, torch's kernel is quicker.
 
 
@@ -29,7 +29,7 @@ def resize_linear(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     x = x if x.dtype == torch.float64 else x.float()
     size = tuple(size)
     if x.device.type != "cpu" or is_recorded() or not _pays(x.shape[2:], size):
-        return F.interpolate(x, size=size, mode=MODES[len(size)], align_corners=False)
+        return F.interpolate(x, size=size, mode=LINEAR[len(size)], align_corners=False)
     with torch.autocast("cpu", enabled=False):
         for axis, length in enumerate(size, start=2):
             if x.shape[axis] != length:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+from ..interpolation import LINEAR
+
 __all__ = ["RandomDeformation", "smooth_noise"]
 
-LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 """torch's names of linear interpolation by the number of axes."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from .random_deformation import LINEAR
+from ..interpolation import LINEAR
 from .ranges import check_range, spacing_per_axis
 from .synthetic_contrast import blur
 

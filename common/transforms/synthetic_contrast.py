@@ -7,7 +7,8 @@ import torch
 from monai.networks.layers import separable_filtering
 from torch.nn import functional as F
 
-from .random_deformation import LINEAR, smooth_noise
+from ..interpolation import LINEAR
+from .random_deformation import smooth_noise
 from .ranges import check_range, spacing_per_axis
 
 __all__ = ["SyntheticContrast"]
