@@ -278,6 +278,30 @@ def test_needs_nothing_that_monai_breaks_on(path):
         assert all(isinstance(handler, dict) for handler in handlers)
 
 
+@pytest.mark.parametrize(
+    ("base", "task"),
+    [
+        (base, task)
+        for bundle in BUNDLES
+        for base in sorted(bundle.glob("configs/pretrain*.json"))
+        for task in sorted(bundle.glob("configs/tasks/*.json"))
+    ],
+    ids=ident,
+)
+def test_a_task_leaves_the_loss_of_pretraining_alone(base, task):
+    """Comparisons give both trainings the same files."""
+
+    def loss(*files: Path) -> Any:
+        names = [str(file.relative_to(base.parent)) for file in files]
+        config = merged(base.parents[1], "pretrain.json", *names).get()  # the second stage is an overlay of the first
+        found = look_up(config, "train#trainer#loss_function")
+        while isinstance(found, str):
+            found = look_up(config, found.removeprefix("@"))
+        return found
+
+    assert loss(base, task) == loss(base)
+
+
 @pytest.mark.parametrize("name", IDS)
 @each_bundle
 def test_has_the_common_ids(bundle, name):

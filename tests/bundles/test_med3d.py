@@ -239,6 +239,13 @@ def test_segmentation(run, cohort, one_test_scan, event_images, tmp_path):
     assert check_masks(tmp_path / "predictions", cohort, one_test_scan / "structures4.json") <= set(range(5))
 
 
+def test_pretraining_with_the_files_of_a_classification(run, tmp_path):
+    """Comparisons give both trainings the same files; the task's loss is for one number a scan."""
+    task = ("presets/short.json", "tasks/nodule.json", "tasks/lesion_size.json")
+    run("pretrain.json", "datasets/sample.json", *task, output_dir=str(tmp_path))
+    assert (tmp_path / "encoder.safetensors").is_file()
+
+
 @pytest.mark.parametrize("task", ["age_group", "lesion_size"])
 def test_classification(run, event_images, tmp_path, task):
     lesions = task == "lesion_size"

@@ -66,7 +66,7 @@ def test_dense_aspp_on_2048_channels(hidden, growth, millions):
 
 def test_settings_of_pretraining():
     """Chen et al., arXiv 1904.00625, section 4.1: cross-entropy, SGD at 0.1 with momentum 0.9 and decay 0.001."""
-    assert parsed("pretrain.json")["task_loss"] == parsed("train.json")["task_loss"]
+    assert parsed("pretrain.json")["pretext_loss"] == parsed("train.json")["task_loss"]
     assert type(parsed("pretrain.json").get_parsed_content("loss")).__name__ == "VoxelCrossEntropy"
     loss = parsed("pretrain.json", "presets/dice_cross_entropy.json").get_parsed_content("loss")
     assert type(loss).__name__ == "DiceCrossEntropy"
