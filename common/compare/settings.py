@@ -249,7 +249,18 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
     for name, other in (("labels", "fractions"), ("fractions", "labels")):
         if given.get(name) is not None:  # an argument wins over the file's other way to say it
             merged.pop(other, None)
+    for name in ("override", "pretrain_override", "evaluate_override"):
+        if given.get(name) is not None:  # by id, as everywhere: what the file sets beside it stays
+            own, wanted = _overrides(merged.get(name)), _overrides(given[name])
+            given[name] = {key: value for key, value in own.items() if key not in wanted} | wanted
+            for place in ("dataset_dir", "datalist"):
+                if name == "override" and place in wanted and given.get(place) is not None:
+                    raise CompareError(f"--{place} and --override {place}=... both say where the data are: give one.")
     merged |= {name: value for name, value in given.items() if value is not None}
+    for name in ("dataset_dir", "datalist"):
+        if given.get(name) is not None:  # for every stage, so it wins over the file's ids of fine-tuning
+            own = _overrides(merged.get("override"))
+            merged["override"] = {key: value for key, value in own.items() if key != name}
     for name in ("bundle", "output", "arms"):
         if merged.get(name) is None:
             raise CompareError(f"Give --{name}" + (", or a settings file that has it." if name != "output" else "."))

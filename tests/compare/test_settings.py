@@ -58,6 +58,30 @@ def test_fire_hands_over_numbers_and_tuples(tmp_path):
     assert settings.probe == ("label",)
 
 
+def test_overrides_of_the_command_are_merged_into_those_of_the_file_by_id(tmp_path):
+    content = {
+        "bundle": str(BUNDLE),
+        "arms": {"scratch": None},
+        "override": {"roi_size": [32, 32, 32], "batch_size": 1, "datalist": "$@dataset_dir + '/other.json'"},
+        "pretrain_override": {"max_epochs": 2},
+    }
+    (tmp_path / "settings.json").write_text(json.dumps(content))
+
+    def settings(**given):
+        return read_settings(str(tmp_path / "settings.json"), output=str(tmp_path / "out"), **given)
+
+    assert settings().override == content["override"]
+    found = settings(override="batch_size=3 seed_of_mine=1", pretrain_override={"batch_size": 4})
+    assert found.override == content["override"] | {"batch_size": 3, "seed_of_mine": 1}
+    assert found.pretrain_override == {"max_epochs": 2, "batch_size": 4}
+    found = settings(datalist="mine.json")
+    assert found.datalist == str(Path.cwd() / "mine.json")
+    assert found.override == {"roi_size": [32, 32, 32], "batch_size": 1}
+    assert settings(override="datalist=mine.json").override["datalist"] == "mine.json"
+    with pytest.raises(CompareError, match=r"--datalist and --override datalist=\.\.\. both say where the data are"):
+        settings(datalist="mine.json", override="datalist=other.json")
+
+
 def test_arms_of_every_form(tmp_path):
     encoder = tmp_path / "x.safetensors"
     encoder.write_bytes(b"")
