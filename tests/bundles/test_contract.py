@@ -278,6 +278,14 @@ def test_needs_nothing_that_monai_breaks_on(path):
         assert all(isinstance(handler, dict) for handler in handlers)
 
 
+@pytest.mark.parametrize("base", [bundle / "configs/pretrain.json" for bundle in BUNDLES], ids=ident)
+def test_whole_batches_have_an_id_from_which_the_steps_are_counted(base):
+    """``common.compare`` counts the steps of an epoch from it, and would count a last, smaller batch without it."""
+    sampler = read(base)["train"]["sampler"] or {}
+    if sampler.get("_target_", "").endswith("VolumeSampler"):
+        assert sampler["batches"] == "@batches_per_epoch" and "batches_per_epoch" in read(base)
+
+
 @pytest.mark.parametrize(
     ("base", "task"),
     [
