@@ -16,13 +16,13 @@ from typing import Any
 import fire
 from fire.decorators import SetParseFns
 
-from ..checks import parse_flags, renamed_sentence
+from ..checks import renamed_sentence, split_arguments
 from ..json_files import read_json
 from .collect import choose_examples, choose_trials, collect, write_example_list
 from .execute import execute, hold_folder, take_models
 from .plan import make_plan
 from .run import STAGES
-from .settings import OWN, CompareError, read_settings
+from .settings import OWN, CompareError, read_settings, truth
 
 
 # as typed: fire would cut an override at a '#', and take a folder named 2024 for a number
@@ -37,6 +37,7 @@ from .settings import OWN, CompareError, read_settings
             "dataset_dir",
             "datalist",
             "bundle",
+            "tune",
         ),
         str,
     )
@@ -129,6 +130,7 @@ def compare(
         report: run nothing, only collect and report existing results.
     """
     given = {name: value for name, value in locals().items() if name not in ("plan", "report", "settings")}
+    plan, report = truth(plan, "plan"), truth(report, "report")
     asked = read_settings(settings, **given)
     # torch and matplotlib take seconds, which a wrong option should not cost
     from .estimate import equal_time, estimate
@@ -188,10 +190,19 @@ def check_options(words: Sequence[str]) -> None:
         CompareError: with a suggestion, or how to set an id of the bundle's config.
     """
     options = list(inspect.signature(compare).parameters)
-    flags = parse_flags(words)
+    flags, others = split_arguments(words)
     given = {name: value for name, value, _ in flags}
     if given.keys() & {"help", "h"}:
         return
+    if others:
+        raise CompareError(
+            f"There is no option for {others[0]!r}: write a list without spaces (--seeds 0,1,2), and put a value that "
+            "has spaces in quotes."
+        )
+    names = [name for name, _, _ in flags if name.endswith("override")]  # of others the last counts, as is usual
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise CompareError(f"--{twice} is given twice: give it once, with all values (--{twice} 'id=value id=value').")
     for name, value, typed in flags:
         if name in options or (len(name) == 1 and any(option.startswith(name) for option in options)):
             continue

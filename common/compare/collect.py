@@ -62,7 +62,7 @@ def collect(plan: Plan, command: str | None) -> None:
     names = structure_names(plan)
 
     curves = {id(run): list(curve_rows(run)) for run in done if run.stage in ("pretrain", "train")}
-    for run in done if settings.patience else ():
+    for run in (run for run in done if "patience" in run.override):
         steps = [row["step"] for row in curves.get(id(run), ()) if row["tag"] == "train_loss"]
         outcomes[id(run)] |= {"steps": max(steps)} if steps and run.stage == "train" else {}
     subjects = [row for run in done if run.stage == "evaluate" for row in subject_rows(run, plan, names)]
@@ -83,12 +83,13 @@ def collect(plan: Plan, command: str | None) -> None:
         _write_table(settings.output / "tune.csv", TRIALS, trial_rows(plan))
     _write_table(settings.output / "curves.csv", CURVES, [row for rows in curves.values() for row in rows])
     _write_table(settings.output / "costs.csv", COSTS, [cost_row(run, outcomes[id(run)], plan) for run in plan.runs])
-    predictions = [row for run in done if run.stage == "evaluate" for row in prediction_rows(run)]
-    if predictions:
-        _write_table(settings.output / "predictions.csv", PREDICTIONS, predictions)
+    predictions = [row for run in done if run.stage == "evaluate" for row in prediction_rows(run, plan)]
     probes = [row for run in done if run.stage == "probe" for row in probe_rows(run, names)]
-    if settings.probe:
-        _write_table(settings.output / "probes.csv", PROBES, probes)
+    for name, columns, rows in (("predictions", PREDICTIONS, predictions), ("probes", PROBES, probes)):
+        if rows or (name == "probes" and settings.probe):
+            _write_table(settings.output / f"{name}.csv", columns, rows)
+        else:  # the report would show those of an earlier call
+            (settings.output / f"{name}.csv").unlink(missing_ok=True)
     examples = [row for run in done if run.stage == "infer" for row in example_rows(run, plan)]
     write_json(settings.output / "examples.json", examples, default=str)
     write_json(
@@ -107,6 +108,7 @@ def collect(plan: Plan, command: str | None) -> None:
                 }
                 for arm in settings.arms
             },
+            "stale": [str(run) for run in done if is_stale(run, outcomes[id(run)])],
             "baseline": settings.baseline,
             "fractions": list(plan.fractions()),
             "training_subjects": training_subjects(plan),
@@ -130,6 +132,15 @@ def collect(plan: Plan, command: str | None) -> None:
         },
         default=str,
     )
+
+
+def is_stale(run: Run, outcome: Mapping[str, Any]) -> bool:
+    """Whether a result is of another config or other data than the run now has, as far as its inputs are still there.
+
+    A call runs such a run again; ``--report`` runs nothing.
+    """
+    known = outcome.get("digest")
+    return known is not None and all(path.is_file() for path in run.inputs) and known != run.digest()
 
 
 def _distinct(values: Sequence[Any]) -> list[Any]:
@@ -179,8 +190,7 @@ def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[s
             yield {**_key(run), "metric": metric, "structure": "mean", "subject": whole, "value": value}
             continue
         rows = metric_rows(path)
-        owners = {_first(item["image"]): str(item["subject"]) for item in plan.test if "subject" in item}
-        names_of_files = names_below([row["filename"] for row in rows])
+        owners, names_of_files = owners_of(plan.test), scan_names([row["filename"] for row in rows], plan)
         scores: dict[tuple[str, str], list[float]] = {}
         for row, name in zip(rows, names_of_files, strict=True):
             subject = owners.get(row["filename"], name)
@@ -193,6 +203,33 @@ def subject_rows(run: Run, plan: Plan, names: dict[int, str]) -> Iterator[dict[s
             there = [value for value in found if not math.isnan(value)]
             value = sum(there) / len(there) if there else math.nan
             yield {**_key(run), "metric": metric, "structure": structure, "subject": subject, "value": value}
+
+
+def owners_of(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Image file -> its subject; with the domain where one number is given to people of several domains."""
+    known = [item for item in items if "subject" in item]
+    domains: dict[str, set[str]] = {}
+    for item in known:
+        domains.setdefault(str(item["subject"]), set()).add(str(item.get("domain", "")))
+    return {
+        _first(item["image"]): str(item["subject"])
+        if len(domains[str(item["subject"])]) == 1
+        else f"{item.get('domain', '')}/{item['subject']}"
+        for item in known
+    }
+
+
+def tested_subjects(plan: Plan) -> int:
+    """Number of test subjects, as ``subject_rows`` names them."""
+    owners = owners_of(plan.test)
+    return len({owners.get(file, file) for file in (_first(item["image"]) for item in plan.test)})
+
+
+def scan_names(files: Sequence[str], plan: Plan) -> list[str]:
+    """Names of scans without a subject, the same in each fold, of which a run has only its own scans."""
+    tested = [_first(item["image"]) for item in plan.test]
+    named = dict(zip(tested, names_below(tested), strict=True))
+    return [named[file] for file in files] if named.keys() >= {*files} else names_below(files)
 
 
 def reference_rows(arm: Arm, plan: Plan) -> Iterator[dict[str, Any]]:
@@ -244,7 +281,7 @@ def metric_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def prediction_rows(run: Run) -> Iterator[dict[str, Any]]:
+def prediction_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
     """Rows of the ``common.handlers.PredictionTable`` of an evaluation, if a number is predicted."""
     path = Path(run.override["output_dir"]) / "eval" / "predictions.csv"
     if not path.is_file():
@@ -253,7 +290,7 @@ def prediction_rows(run: Run) -> Iterator[dict[str, Any]]:
         rows = list(csv.DictReader(file))
     if any(name.startswith("probability_") for row in rows for name in row):
         return  # classes
-    for row, name in zip(rows, names_below([row["filename"] for row in rows]), strict=True):
+    for row, name in zip(rows, scan_names([row["filename"] for row in rows], plan), strict=True):
         truth = float(row["label"] or math.nan)
         yield {**_key(run), "subject": name, "truth": truth, "prediction": float(row["prediction"])}
 
@@ -413,6 +450,7 @@ def choose_examples(plan: Plan) -> list[dict[str, Any]]:
 def example_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
     items, scores = plan.shown, shown_scores(plan)
     root = example_root(items)
+    stems = [without_ending(Path(_first(item["image"])).name) for item in items]
     ranks = {1: ["median"], 3: ["worst", "median", "best"]}.get(len(items), [""] * len(items))
     for item, rank in zip(items, ranks, strict=True):
         image = _first(item["image"])
@@ -421,7 +459,7 @@ def example_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
         place = Path(os.path.relpath(image, root))
         stem = without_ending(place.name)
         written = sorted((run.folder / "predictions" / place.parent).glob("*.nii.gz"))
-        prediction = next((path for path in written if path.name.startswith(f"{stem}_")), None)
+        prediction = next((path for path in written if _stem_of(path.name, stems) == stem), None)
         if prediction is not None:
             name = str(place.parent / stem)
             yield {
@@ -437,6 +475,11 @@ def example_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
             }
 
 
+def _stem_of(prediction: str, stems: Sequence[str]) -> str:
+    """Which scan's prediction a file is, by their names; that of scan_2 begins as that of scan does."""
+    return max((stem for stem in stems if prediction.startswith(f"{stem}_")), key=len, default="")
+
+
 def _first(image: Any) -> str:
     """The file of an image, or of its first modality."""
     return image if isinstance(image, str) else image[0]
@@ -444,7 +487,7 @@ def _first(image: Any) -> str:
 
 def mapped_label(item: dict[str, Any], stem: str, plan: Plan) -> str | None:
     """The truth in the classes of the task, through the config's ``label_map`` if it has one."""
-    groups = plan.train.get("label_map")
+    groups = plan.evaluate.get("label_map")
     if not str(item.get("label")).endswith(NIFTI):
         return None
     if not groups:

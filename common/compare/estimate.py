@@ -16,7 +16,7 @@ import torch
 from ..durations import format_duration
 from ..json_files import read_json, write_json
 from .child import read_outcome, run_child
-from .collect import curve_rows
+from .collect import curve_rows, tested_subjects
 from .plan import Plan
 from .run import Run
 from .settings import CompareError
@@ -114,7 +114,7 @@ def _least_difference(plan: Plan) -> list[str]:
     settings, metric = plan.settings, next(iter(plan.evaluate.metrics))
     compared = [arm for arm in settings.arms if not arm.is_reference]
     pairs = (len(compared) - 1 if settings.baseline else 0) + sum(arm.against is not None for arm in compared)
-    seeds, subjects = len(settings.seeds), len({str(item.get("subject", item["image"])) for item in plan.test})
+    seeds, subjects = len(settings.seeds), tested_subjects(plan)
     if not pairs:
         return []
     if seeds == 1:
@@ -194,7 +194,7 @@ def equal_time(plan: Plan, may_run: bool = True) -> dict[tuple[str, int], int]:
     ``equal_time.json``, so a second call plans the same runs.
 
     Args:
-        may_run: measure a step if there is no such file; if false, there are no extra steps.
+        may_run: measure a step for what the file lacks; if false, what it lacks has no extra steps.
     """
     spent = {arm.name: 0.0 for arm in plan.settings.arms}
     for run in plan.runs:
@@ -205,22 +205,21 @@ def equal_time(plan: Plan, may_run: bool = True) -> dict[tuple[str, int], int]:
         spent[arm.name] += spent[arm.pretrain_from] if arm.pretrain_from else 0.0
     record = plan.settings.output / "equal_time.json"
     before = read_json(record, {})
-    if before.get("pretraining_seconds") != spent:
-        if not may_run:
-            return {}
-        steps: dict[tuple, float] = {}
-        extra: dict[str, dict[int, int]] = {}
-        for run in plan.runs:
-            if run.stage == "train" and run.labels is not None:
-                kind = plan.kind(run)
-                if kind not in steps:
-                    steps[kind] = dry_run(run, plan).step
-                more = round((max(spent.values()) - spent[run.arm]) / steps[kind])
-                extra.setdefault(run.arm, {})[run.labels] = more
-        before = {"pretraining_seconds": spent, "extra_steps": extra}
-        write_json(record, before)
-    found = before["extra_steps"]
-    return {(arm, int(labels)): steps for arm, table in found.items() for labels, steps in table.items()}
+    same = before.get("pretraining_seconds") == spent
+    # what was measured stays, so that finished runs keep their lengths; arms and numbers of labels may be added
+    extra: dict[str, dict[str, int]] = before["extra_steps"] if same else {}
+    trained = [run for run in plan.runs if run.stage == "train" and run.labels is not None]
+    missing = [run for run in trained if str(run.labels) not in extra.get(run.arm, {})]
+    steps: dict[tuple, float] = {}
+    for run in missing if may_run else ():
+        kind = plan.kind(run)
+        if kind not in steps:
+            steps[kind] = dry_run(run, plan).step
+        more = round((max(spent.values()) - spent[run.arm]) / steps[kind])
+        extra.setdefault(run.arm, {})[str(run.labels)] = more
+    if missing and may_run:
+        write_json(record, {"pretraining_seconds": spent, "extra_steps": extra})
+    return {(arm, int(labels)): more for arm, table in extra.items() for labels, more in table.items()}
 
 
 def _is_done(run: Run) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -145,6 +146,7 @@ class _Builder:
         self.folds: tuple[int | None, ...] = tuple(range(settings.folds)) if settings.folds else (None,)
         self.pretrained_by_fold: set[str] = set()
         self.configs: dict[str, BundleConfig] = {}
+        self.pretrainings: dict[str, BundleConfig] = {}
         self.examples: tuple[dict[str, Any], ...] = ()
         self.places = {
             name: value
@@ -166,9 +168,8 @@ class _Builder:
         self.source_size = len(self.train.get("data")["training"]) - self.sizes[0]
         self.training = training = min(self.sizes)
         self.fractions = _fractions(settings, training)
-        self.data, self.evaluated = data_digest(self.train), data_digest(self.evaluate)
-        if settings.evaluate_override:  # whose folder, unlike that of all stages, may be what tells two apart
-            self.evaluated += json.dumps(settings.evaluate_override, sort_keys=True, default=str)
+        self.data, self.evaluated = data_digest(self.train), self.judged_on(self.evaluate)
+        if settings.evaluate_override:
             self.check_other_test()
         steps = self.train.steps_per_epoch(training + self.source_size)
         self.full_steps = self.train.get("max_epochs") * steps
@@ -181,6 +182,16 @@ class _Builder:
     def evaluation(self, override: Mapping[str, Any]) -> dict[str, Any]:
         """The overrides of an evaluation whose training has these beside those of all arms."""
         return {**self.settings.override, **override, **self.settings.evaluate_override}
+
+    def judged_on(self, evaluate: BundleConfig) -> str:
+        """What an evaluation reads: its datalists, and where they differ from those of the other stages."""
+        own = self.settings.evaluate_override  # whose folder, unlike that of all stages, may be what tells two apart
+        return data_digest(evaluate) + (json.dumps(own, sort_keys=True, default=str) if own else "")
+
+    def evaluated_by(self, arm: Arm, fold: int | None) -> str:
+        """``judged_on`` of an arm whose override may name other lists."""
+        override = self.evaluation({**arm.override, **self.split(fold)})
+        return self.judged_on(self.read("evaluate", override, arm.overlays))
 
     def check_other_test(self) -> None:
         """Refuse a test list of evaluation's own with scans or subjects that training learns from or is chosen by."""
@@ -244,7 +255,14 @@ class _Builder:
             raise CompareError(problems[0])
 
     def try_items(self) -> None:
-        """Load the first training and test item with each arm's transforms of fine-tuning and evaluation."""
+        """Load the first training and test item with each arm's transforms of fine-tuning and evaluation, and the first
+        one of each pre-training with its own.
+        """
+        for name, config in self.pretrainings.items():
+            try:
+                _load_first(config, config.get("data")["training"])
+            except CompareError as error:
+                raise CompareError(f"Pre-training of arm {name!r}: {error}") from error
         tried: list[Any] = []
         for arm in self.settings.arms:
             override = {**self.settings.override, **arm.override}
@@ -255,11 +273,7 @@ class _Builder:
                 given = override if stage == "train" else self.evaluation(arm.override)
                 config = self.read(stage, given, arm.overlays) if arm.override or arm.overlays else shared
                 section = "training" if stage == "train" else config.get("evaluated_list", "test")
-                transforms = config.get("validate#preprocessing") or dict
-                try:
-                    transforms(dict(config.get("data")[section][0]))
-                except Exception as error:  # MONAI wraps whatever a transform raises
-                    raise CompareError(final_sentence(error) or f"{type(error).__name__}: {error}") from error
+                _load_first(config, config.get("data")[section])
 
     def runs(self) -> Iterator[Run]:
         for arm in self.settings.arms:
@@ -345,6 +359,8 @@ class _Builder:
         config = self.read("pretrain", override, arm.pretrain[1:])
         if arm.pretrain_from is not None and "pretrained_encoder" not in config.ids:
             raise CompareError(f"Arm {arm.name!r}: the bundle's pre-training starts from no encoder file.")
+        started = self.starts_from(config) if arm.pretrain_from is None else None
+        self.pretrainings[arm.name] = config
         epochs = config.get("max_epochs")
         seen = config.get("data")["training"]
         for one in folds:
@@ -362,6 +378,8 @@ class _Builder:
                 path = self.pretrain_folder(earlier, seed, fold) / "encoder.safetensors"
                 own |= {"pretrained_encoder": str(path)}
                 first = {"inputs": (path,), "needs": (path.with_name("pretrain.json"),)}
+            elif started is not None:
+                first = {"inputs": (started,)}
             yield Run(
                 "pretrain",
                 arm.name,
@@ -377,6 +395,16 @@ class _Builder:
                 fold=fold,
                 **first,
             )
+
+    def starts_from(self, config: BundleConfig) -> Path | None:
+        """The encoder file from which a pre-training starts by its own config."""
+        from ..weights.shipped import find_encoder
+
+        named = config.get("pretrained_encoder")
+        try:
+            return Path(find_encoder(named)) if named else None
+        except FileNotFoundError:
+            return None  # the run says so
 
     def held_out(self, arm: Arm, fold: int | None) -> dict[str, Any]:
         """The lists that choose and judge fine-tuning in this arm; its override may draw others."""
@@ -462,11 +490,22 @@ class _Builder:
         folder = folder if fold is None else folder / f"fold-{fold}"
         override = {**self.places, **settings.override, **arm.override, **self.split(fold)}
         config = self.read("train", override, arm.overlays)
+        data, evaluated = self.data, self.evaluated
+        share = fraction if fold is None else labels / self.sizes[fold]
+        if arm.override or arm.overlays:  # which may name other lists
+            data, evaluated = data_digest(config), self.evaluated_by(arm, fold)
+            own_size = len(drawn_from(config))  # 0 in an arm that leaves the target domain out
+            if 0 < own_size < labels:
+                raise CompareError(
+                    f"Arm {arm.name!r}: its training list has only {own_size} items, fewer than the {labels} that all "
+                    "arms train on."
+                )
+            if own_size not in (0, self.training if fold is None else self.sizes[fold]):
+                share = labels / own_size
         trials = [trial_values(trial, config, arm) for trial in list_trials(settings)]
         for values in trials:
             self.read("train", values, arm.overlays)  # which refuses ids that there are not
         choice = self.chosen.get((arm.name, labels, fold))
-        share = fraction if fold is None else labels / self.sizes[fold]
         override |= {"fraction": share, "seed": seed + arm.seed_offset}
         if settings.validation_from_labels:
             override["data#validation_share"] = VALIDATION_SHARE
@@ -494,6 +533,9 @@ class _Builder:
         train["val_interval"] = max(1, epochs // settings.validations)
         if settings.patience:
             train["patience"] = settings.patience * train["val_interval"]  # the handler's is in epochs
+        elif config.get("patience"):  # the bundle's own rule, which counts epochs between validations of its own
+            rounds = math.ceil(config.get("patience") / config.get("val_interval", 1))
+            train["patience"] = rounds * train["val_interval"]
         place = {"output_dir": str(folder)}
         model = (folder / "model.pt",)
 
@@ -502,7 +544,7 @@ class _Builder:
             reads: dict[str, tuple[Path, ...]] = {"inputs": model, "needs": (folder / "train.json",)}
             if stage in ("tune", "train", "probe"):
                 reads = {"inputs": inputs, "needs": pretrained}
-            given = {"folder": folder, "fold": fold, **reads, "data": self.data, **more}
+            given = {"folder": folder, "fold": fold, **reads, "data": data, **more}
             files = self.files(stage, arm.network if stage == "infer" else arm.overlays)
             return Run(stage, arm.name, files, own, seed=seed, fraction=fraction, labels=labels, **given)
 
@@ -523,7 +565,9 @@ class _Builder:
         done = {"tried": tuple(tried), "trial": choice} if seed in tuned else {}
         yield run("train", {**train, "resume": True, **place}, needs=(*pretrained, *waits), **done, **length)
         judged = {**override, **settings.evaluate_override}
-        yield run("evaluate", {**judged, **place}, data=self.evaluated)
+        if "datalist" in settings.evaluate_override:
+            judged.pop("data#validation_share", None)  # of training's list, which this evaluation does not read
+        yield run("evaluate", {**judged, **place}, data=evaluated)
         shown = seed == settings.seeds[0] and labels == min(self.fractions.values()) and not fold
         inference = (settings.bundle / "configs" / "inference.json").is_file()
         if settings.examples and shown and inference and isinstance(self.test[0].get("label"), str):
@@ -551,6 +595,15 @@ class _Builder:
             return settings.epochs or config.get("max_epochs")
         steps = (settings.steps or self.full_steps) + self.extra_steps.get((arm.name, labels), 0)
         return max(1, round(steps / per_epoch))
+
+
+def _load_first(config: BundleConfig, items: Sequence[Mapping[str, Any]]) -> None:
+    """Load the first of some items through the transforms of validation."""
+    transforms = config.get("validate#preprocessing") or dict
+    try:
+        transforms(dict(items[0]))
+    except Exception as error:  # MONAI wraps whatever a transform raises
+        raise CompareError(final_sentence(error) or f"{type(error).__name__}: {error}") from error
 
 
 def example_root(items: Sequence[Mapping[str, Any]]) -> str:

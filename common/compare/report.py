@@ -13,6 +13,7 @@ from typing import Any
 
 from ..durations import format_duration
 from ..files import atomic_write
+from ..volumes import and_more
 from .figures import draw_all, metric_name, metric_title
 from .paper import write_paper
 from .statistics import MOST_SEEDS, UNTRAINED, mean_and_spread
@@ -149,6 +150,12 @@ def outcome(tables: Tables) -> list[str]:
         return ["No arm starts from scratch, so there is nothing to compare with."]
     metric = tables.main_metric
     lines = []
+    stale = tables.about.get("stale")
+    if stale:
+        lines.append(
+            f"Of settings or data that have changed since: {and_more(stale)}. Call the comparison without --report to "
+            "run them again."
+        )
     if tables.about.get("transductive"):
         lines.append("Transductive: pre-training may have seen validation and test scans.")
     if len({packages.get("common") for packages in tables.about["packages"]}) > 1:

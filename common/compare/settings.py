@@ -238,24 +238,27 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
             raise CompareError(f"No settings file {path}.") from None
         except ValueError as error:
             raise CompareError(str(error)) from error
+        if not isinstance(merged, dict):
+            raise CompareError(f"{path} is no JSON object: give a mapping from options to their values.")
         for name in merged:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 raise CompareError(f"{path}: unknown key {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
         base = path.parent
         if given.get("bundle") is None:
-            given["bundle"] = base / merged.get("bundle", ".")
+            named = merged.get("bundle") or "."
+            given["bundle"] = base / named if (base / named).is_dir() else named
     defined = merged.get("arms")
     for name, other in (("labels", "fractions"), ("fractions", "labels")):
         if given.get(name) is not None:  # an argument wins over the file's other way to say it
             merged.pop(other, None)
-    for name in ("override", "pretrain_override", "evaluate_override"):
-        if given.get(name) is not None:  # by id, as everywhere: what the file sets beside it stays
-            own, wanted = _overrides(merged.get(name)), _overrides(given[name])
-            given[name] = {key: value for key, value in own.items() if key not in wanted} | wanted
-            for place in ("dataset_dir", "datalist"):
-                if name == "override" and place in wanted and given.get(place) is not None:
-                    raise CompareError(f"--{place} and --override {place}=... both say where the data are: give one.")
+    typed = {name: _overrides(given.get(name)) for name in ("override", "pretrain_override", "evaluate_override")}
+    for name in (name for name in ("dataset_dir", "datalist") if given.get(name) is not None):
+        if name in typed["override"]:
+            raise CompareError(f"--{name} and --override {name}=... both say where the data are: give one.")
+    for name in (name for name in typed if given.get(name) is not None):
+        own = _overrides(merged.get(name))  # merged by id, as everywhere: what the file sets beside it stays
+        given[name] = {key: value for key, value in own.items() if key not in typed[name]} | typed[name]
     merged |= {name: value for name, value in given.items() if value is not None}
     for name in ("dataset_dir", "datalist"):
         if given.get(name) is not None:  # for every stage, so it wins over the file's ids of fine-tuning
@@ -308,9 +311,9 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         example_slices=_whole(merged.get("example_slices", Settings.example_slices), "example_slices", 1),
         devices=_devices(merged.get("devices")),
         processes=_whole(merged.get("processes", 1), "processes", 1),
-        keep_checkpoints=bool(merged.get("keep_checkpoints", False)),
-        transductive=bool(merged.get("transductive", False)),
-        validation_from_labels=bool(merged.get("validation_from_labels", False)),
+        keep_checkpoints=truth(merged.get("keep_checkpoints"), "keep_checkpoints"),
+        transductive=truth(merged.get("transductive"), "transductive"),
+        validation_from_labels=truth(merged.get("validation_from_labels"), "validation_from_labels"),
         margin=_number(merged["margin"], "margin", 0, math.inf) if merged.get("margin") is not None else None,
         tune=_tune(merged.get("tune")),
         tune_trials=_whole(merged["tune_trials"], "tune_trials", 2) if merged.get("tune_trials") is not None else None,
@@ -343,6 +346,8 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
             "--devices runs several runs of one process each, --processes one run of several: choose one."
         )
     _check_overrides_are_not_ours(result)
+    if settings is not None:
+        _check_arms_keep_what_is_typed(result, typed)
     return _with_preparation(result)
 
 
@@ -404,12 +409,14 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
             override=_overrides(content.get("override")),
             schedule=_schedule(content["schedule"], name, bundle, base) if content.get("schedule") else None,
             seed_offset=_whole(content.get("seed_offset", 0), "seed_offset", 0),
-            pretrain_per_seed=None if content.get("pretrain_per_seed") is None else bool(content["pretrain_per_seed"]),
+            pretrain_per_seed=None
+            if content.get("pretrain_per_seed") is None
+            else truth(content["pretrain_per_seed"], "pretrain_per_seed"),
             pretrain_from=content.get("pretrain_from"),
             against=content.get("against"),
             **_reference(content.get("reference"), name, bundle, base),
         )
-        if "pretrain" not in content:
+        if content.get("pretrain") is None:
             return arm
         if arm.encoder:
             raise CompareError(f"Arm {name!r} has both `pretrain` and `encoder`: choose one.")
@@ -545,16 +552,28 @@ def _launcher(value: Any) -> dict[str, Any]:
 
 def _tune(value: Any) -> dict[str, tuple[Any, ...]]:
     """Id -> the values to try."""
-    if value is None or value is False:
+    word = str(value).lower()  # fire hands over the text that was typed
+    if word in ("none", "false"):
         return {}
-    if value is True or re.fullmatch(r"\d+", str(value)):
-        count = 3 if value is True else _whole(value, "tune", 2)
+    if word == "true" or re.fullmatch(r"\d+", word):
+        count = 3 if word == "true" else _whole(value, "tune", 2)
         return {"learning_rate": tuple(f"x{10 ** (n / (count - 1) - 0.5):.3g}" for n in range(count))}
     found = _overrides(value)
     for key, values in found.items():
         if not isinstance(values, (list, tuple)) or len(values) < 2:
             raise CompareError(f"--tune: {key} needs a list of two or more values to try, such as {key}=[0.001,0.003].")
     return {key: tuple(values) for key, values in found.items()}
+
+
+def _check_arms_keep_what_is_typed(settings: Settings, typed: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse an override of the command that an arm of the settings file would replace without a word."""
+    for arm in settings.arms:
+        for name, own in (("override", arm.override), ("pretrain_override", arm.pretrain_override)):
+            for key in (key for key in own if key in typed[name] and own[key] != typed[name][key]):
+                raise CompareError(
+                    f"--{name} {key}=... has no effect on arm {arm.name!r}, which sets {key} itself: change the arm in "
+                    "the settings file, or leave it out of --arms."
+                )
 
 
 def _check_overrides_are_not_ours(settings: Settings) -> None:
@@ -607,6 +626,15 @@ def _with_preparation(settings: Settings) -> Settings:
 def is_factor(value: Any) -> bool:
     """Whether a value to try is a multiple of the arm's own, such as ``"x0.3"``."""
     return isinstance(value, str) and bool(re.fullmatch(r"x\d*\.?\d+(e-?\d+)?", value))
+
+
+def truth(value: Any, name: str) -> bool:
+    """fire takes only the words True and False for truth values; all others arrive as text."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if str(value).lower() not in ("true", "false"):
+        raise CompareError(f"--{name}: {value!r} must be True or False.")
+    return str(value).lower() == "true"
 
 
 def _probe(value: Any) -> tuple[str, ...]:

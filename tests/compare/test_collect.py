@@ -12,8 +12,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from common.compare.bundle_config import BundleConfig
 from common.compare.collect import (
+    _stem_of,
     choose_examples,
     curve_rows,
+    is_stale,
     mean_rows,
     prediction_rows,
     probe_rows,
@@ -128,6 +130,16 @@ def test_scans_of_one_subject_are_one_subject(run):
     assert found["class 2", "a"] == 0.8 and found["mean", "b"] == 0.5 and len(found) == 6
 
 
+def test_one_number_in_two_domains_is_two_people(run):
+    """As in the datalist's own checks."""
+    table = "filename,class0,class1,mean\n/d/A/1.nii,0.9,0.9,0.9\n/d/B/1.nii,0.1,0.1,0.1\n/d/B/2.nii,0.5,0.5,0.5\n"
+    (run.folder / "eval/val_dice_raw.csv").write_text(table)
+    (run.folder / "eval/metrics.csv").write_text("val_auc\t0.5\n")
+    test = [{"image": f"/d/{domain}/{n}.nii", "subject": n, "domain": domain} for domain, n in ("A1", "B1", "B2")]
+    means = {row["subject"]: row["value"] for row in collected(run, test) if row["structure"] == "mean"}
+    assert means == {"A/1": 0.9, "B/1": 0.1, "2": 0.5, "all": 0.5}
+
+
 def test_a_column_for_the_background_is_class_0(run):
     table = "filename,class0,class1,class2,mean\nx.nii,1,0.5,0.25,0.6\n"
     (run.folder / "eval/val_dice_raw.csv").write_text(table)
@@ -144,13 +156,26 @@ def test_a_metric_that_was_not_saved_is_an_error(run):
 
 def test_predicted_numbers_of_scans(run):
     path = run.folder / "eval/predictions.csv"
-    assert list(prediction_rows(run)) == []  # masks are predicted
+    plan = Plan(None, (run,), None, Config(), [])
+    assert list(prediction_rows(run, plan)) == []  # masks are predicted
     path.write_text("filename,label,prediction\n/d/a.nii,50,47.5\n/d/b.nii,,60\n")
-    rows = list(prediction_rows(run))
+    rows = list(prediction_rows(run, plan))
     assert [(row["subject"], row["prediction"]) for row in rows] == [("a", 47.5), ("b", 60.0)]
     assert rows[0]["truth"] == 50 and math.isnan(rows[1]["truth"]) and rows[0].items() >= KEY.items()
     path.write_text("filename,label,prediction,probability_0,probability_1\n/d/a.nii,1,0,0.9,0.1\n")
-    assert list(prediction_rows(run)) == []  # classes are predicted
+    assert list(prediction_rows(run, plan)) == []  # classes are predicted
+
+
+def test_predictions_are_told_apart_where_one_name_begins_as_another():
+    stems = ["scan", "scan_2"]
+    assert [_stem_of(f"{name}_seg.nii.gz", stems) for name in (*stems, "other")] == [*stems, ""]
+
+
+def test_a_result_of_other_settings_is_named(tmp_path):
+    run = Run("evaluate", "scratch", (), {}, tmp_path, inputs=(tmp_path / "model.pt",))
+    assert not is_stale(run, {"digest": "of a net that was deleted"})
+    (tmp_path / "model.pt").write_bytes(b"x")
+    assert is_stale(run, {"digest": "of another config"}) and not is_stale(run, {"digest": run.digest()})
 
 
 def test_curves_against_steps_and_time_without_the_pause(tmp_path):

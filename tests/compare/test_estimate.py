@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,5 +149,10 @@ def test_equal_time_gives_scratch_the_seconds_of_pretraining(plan, dry_runs, tmp
     assert equal_time(plan, may_run=False) == {} and dry_runs == []
     assert equal_time(plan) == {("scratch", 3): 50, ("mae", 3): 0}
     assert equal_time(plan) == {("scratch", 3): 50, ("mae", 3): 0} and dry_runs == ["train"]  # kept for the next call
+    more = [replace(run, labels=1) for run in plan.runs if run.stage == "train"]
+    added = replace(plan, runs=(*plan.runs, *more))
+    expected = {("scratch", 3): 50, ("mae", 3): 0, ("scratch", 1): 50, ("mae", 1): 0}
+    assert equal_time(added, may_run=False) == {("scratch", 3): 50, ("mae", 3): 0}
+    assert equal_time(added) == expected and dry_runs == ["train", "train"]
     outcome.write_text(json.dumps({"status": "failed", "seconds": 60.0}))
     assert equal_time(plan) == {("scratch", 3): 0, ("mae", 3): 0}

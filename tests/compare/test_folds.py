@@ -111,6 +111,27 @@ def finish(plan, missing=()):
                 (run.folder / "eval" / f"{metric}_raw.csv").write_text("filename,class 1,mean\n" + rows)
 
 
+def test_scans_have_one_name_in_all_folds(plan, cohort, tmp_path):
+    """Also where a fold has one test scan, and no item has a subject."""
+    content = json.loads((cohort / "structures4.json").read_text())
+    items = [item for section in ("training", "validation", "test") for item in content[section]]
+    moved = {"training": [], "validation": [], "test": []}
+    for number, item in enumerate(items[:6]):
+        folder = tmp_path / f"scans/{number}"
+        folder.mkdir(parents=True)
+        for key in ("image", "label"):
+            (folder / f"{key}.nii.gz").symlink_to(cohort / item[key])
+        section = ("training", "validation", "test")[min(number // 2, 2)]
+        moved[section].append({key: str(folder / f"{key}.nii.gz") for key in ("image", "label")})
+    (tmp_path / "list.json").write_text(json.dumps(moved))
+    found = plan(arms="scratch", folds=5, examples=0, datalist=str(tmp_path / "list.json"))
+    finish(found)
+    collect(found, "x")
+    tables = Tables(found.settings.output)
+    subjects = {subject for _, subject in tables.scores("scratch", 1, "val_mean_dice")}
+    assert subjects == {f"{number}/image" for number in range(6)}
+
+
 def test_the_table_pools_the_folds_and_a_seed_that_lacks_one_is_incomplete(plan):
     found = plan(arms="scratch,again=scratch", examples=0)
     finish(found, missing={("again", 1, 2)})

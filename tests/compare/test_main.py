@@ -40,6 +40,11 @@ WORDS = ["--bundle", BUNDLE, "--arms", "scratch", "--output", "out"]
             "There is no option --label_schem; did you mean `--override label_scheme=dlmuse`?",
         ),
         (["--numbering", "dlmuse"], "--numbering was renamed: it is `label_scheme` now, how the masks are"),
+        (
+            ["--override", "a=1", "--override=b=2"],
+            "--override is given twice: give it once, with all values (--o",
+        ),
+        (["--seeds", "0,", "1"], "There is no option for '1': write a list without spaces (--seeds 0,1,2), and put a"),
         (["-x", "1"], "There is no option --x; `python -m common.compare --help` lists them."),
     ],
 )

@@ -71,6 +71,10 @@ def test_numbers_of_labels_are_those_of_the_target_domain(plan):
     assert train.steps == 6 and train.override["max_epochs"] == 3  # two steps a pass over the three
     with pytest.raises(CompareError, match="--labels 3: the training list has only 1 items"):
         plan(labels="3", override="target_domain=site_b")
+    arms = {"scratch": None, "source_only": {"override": {"target_masks": 0}}}  # one that leaves the target out
+    found = plan(labels="1", override="target_domain=site_b", steps=6, arms=arms, examples=0)
+    [train] = runs(found, "train", arm="source_only")
+    assert {item["domain"] for item in found.lists(train)["training"]} == {"site_a"}
 
 
 def test_other_steps_than_asked_for_are_said(plan):
@@ -142,6 +146,11 @@ def test_evaluation_alone_may_have_another_test_list(plan, cohort, tmp_path):
         for one, two in zip(runs(before, stage), runs(after, stage), strict=True):
             assert (one.files, one.override, one.data) == (two.files, two.override, two.data) or not same
             assert (one.data == two.data) == same
+    (other / "one.json").write_text(json.dumps({"test": content["test"]}))  # as a list of another scanner may be
+    from_labels = plan(labels="3", evaluate_override=elsewhere, validation_from_labels=True)
+    [judged] = runs(from_labels, "evaluate", arm="scratch")
+    assert [item["image"] for item in from_labels.config(judged).get("data")["test"]] == [after.test[0]["image"]]
+    (other / "one.json").write_text(json.dumps(content))
     moved = plan(labels="1", evaluate_override={"dataset_dir": str(other)})
     assert runs(moved, "evaluate")[0].data != runs(before, "evaluate")[0].data
     assert not any(key in runs(after, "train")[0].override.items() for key in elsewhere.items())
@@ -163,6 +172,13 @@ def test_evaluation_alone_may_have_another_test_list(plan, cohort, tmp_path):
     ):
         with pytest.raises(CompareError, match=message):
             plan(labels="1", **given)
+
+
+def test_a_scan_that_pretraining_cannot_take_is_refused_before_any_run(plan):
+    given = {"labels": "1", "try_items": True, "examples": 0}
+    assert plan(**given).runs
+    with pytest.raises(CompareError, match=r"Pre-training of arm 'mae': .* has 1 channels, but the network takes 2"):
+        plan(**given, pretrain_override="in_channels=2")
 
 
 def test_a_scan_that_is_held_out_is_refused_in_pretraining(plan, cohort, tmp_path):
@@ -205,6 +221,34 @@ def test_an_arm_with_lists_of_its_own_is_compared_with_these(plan, cohort):
     assert all("transductive" not in run.override for run in plan(**given).runs)
 
 
+def test_an_arm_with_a_datalist_of_its_own_counts_and_is_told_apart_by_it(plan, cohort, tmp_path):
+    """Its labels are of its own list, and its results are not those of the list of all arms, or of an older content."""
+    content = json.loads((cohort / "structures4.json").read_text())
+    for item in (item for section in content.values() if isinstance(section, list) for item in section):
+        item |= {key: str(cohort / item[key]) for key in ("image", "label") if key in item}
+    content["training"] = content["training"][:2]
+
+    def planned(labels="2"):
+        (tmp_path / "few.json").write_text(json.dumps(content))
+        arms = {"scratch": None, "few": {"override": {"datalist": str(tmp_path / "few.json")}}}
+        return plan(labels=labels, arms=arms, examples=0)
+
+    found = planned()
+    digests = {}
+    for stage in ("train", "evaluate"):
+        for arm in ("scratch", "few"):
+            [run] = runs(found, stage, arm=arm)
+            digests[stage, arm] = run.data
+            assert len(found.lists(run)["training"]) == 2
+        assert digests[stage, "scratch"] != digests[stage, "few"]
+    content["training"].reverse()
+    changed = planned()
+    for (stage, arm), data in digests.items():
+        assert (runs(changed, stage, arm=arm)[0].data == data) == (arm == "scratch")
+    with pytest.raises(CompareError, match="Arm 'few': its training list has only 2 items, fewer than the 3"):
+        planned("3")
+
+
 def test_a_test_scan_may_not_choose_the_encoder(plan, cohort):
     """Fine-tuning would refuse such an encoder, after hours of pre-training."""
     content = json.loads((cohort / "structures4.json").read_text())
@@ -236,6 +280,22 @@ def test_another_scan_of_a_held_out_subject_is_refused_in_pretraining(plan, coho
             plan(labels="1", pretrain_override=heads | {"validate#dataset#data": []})
     finally:
         (cohort / "heads.json").unlink()
+
+
+def test_another_encoder_to_start_pretraining_from_is_another_pretraining(tmp_path):
+    given = {"bundle": str(ROOT / "bundles/medical_transformer"), "config_file": "datasets/sample.json,tasks/age.json"}
+    given |= {"output": str(tmp_path / "out"), "labels": "2", "seeds": "0"}
+    for name in "ab":
+        write_state({"x": torch.full((1,), float(ord(name)))}, tmp_path / f"{name}.safetensors", {})
+
+    def digest(name):
+        arm = {"pretrain": ["pretrain_transformer.json"]}
+        arm["pretrain_override"] = {"pretrained_encoder": str(tmp_path / f"{name}.safetensors")}
+        [run] = runs(make_plan(read_settings(arms={"scratch": None, "two": arm}, **given)), "pretrain")
+        return run.inputs, run.digest()
+
+    assert digest("a")[0] == (tmp_path / "a.safetensors",) and digest("a") == digest("a")
+    assert digest("a")[1] != digest("b")[1]
 
 
 def test_an_encoder_made_elsewhere_is_compared_by_its_record(plan, cohort, tmp_path):
@@ -522,7 +582,7 @@ def test_a_second_stage_starts_from_the_arm_before(cohort, tmp_path):
     assert runs(found, "train", arm="both")[0].inputs == (second.folder / "encoder.safetensors",)
     assert not runs(found, "infer"), "an age is no image to show"
     for steps, seeds in ((1, [None]), (100_000, [0, 1])):
-        found = make(seeds="0,1", pretrain_override="max_epochs=1", steps=steps)
+        found = make(seeds="0,1", pretrain_override="max_epochs=9", steps=steps)
         for arm in ("exemplar", "both"):
             assert [run.seed for run in runs(found, "pretrain", arm=arm)] == seeds
     assert runs(found, "pretrain", arm="both", seed=1)[0].inputs[0].parent.name == "seed-1"
@@ -562,6 +622,9 @@ def test_patience_is_in_validations_and_of_every_bundle(plan, bundle):
     handlers = [one for one in config["train"]["handlers"] if one["_target_"] == "common.handlers.EarlyStopping"]
     assert len(handlers) == 1 and handlers[0]["patience"] == "@patience"
     assert config["patience"] == 3 * config["val_interval"] > 0
+    if bundle == "medical_transformer":  # its own rule: 30 epochs, of which each fifth validates
+        [train] = runs(plan(**given | {"patience": None}, validations=2), "train")
+        assert train.config()["patience"] == 6 * train.config()["val_interval"] > train.epochs
     with pytest.raises(CompareError, match="--patience 8 ends no fine-tuning of 8 validations"):
         plan(**given | {"patience": 8}, validations=8)
     with pytest.raises(CompareError, match="beside --patience"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.compare.bundle_config import parsed
 from common.compare.settings import CompareError, read_settings
 from common.weights import shipped_encoders
 from common.weights.encoder_file import write_state
@@ -51,6 +52,17 @@ def test_verdicts_rest_on_a_pretraining_a_seed(path, tmp_path):
     assert len(settings.seeds) == 1 or all(arm.pretrain_per_seed for arm in settings.arms if arm.pretrain)
 
 
+@pytest.mark.parametrize("name", ["adni_age", "adni_diagnosis", "brats"])
+def test_pretraining_on_other_sets_is_not_drawn_or_sized_by_the_target(name, tmp_path):
+    """The target's files set its folds and, for tumours, four channels of 1 mm."""
+    settings = read_settings(str(ROOT / f"bundles/medical_transformer/compare_{name}.json"), output=str(tmp_path))
+    configs = settings.bundle / "configs"
+    config = parsed([str(configs / "pretrain.json"), *settings.config_file], settings.pretrain_override).get()
+    alone = parsed([str(configs / "pretrain.json")], {}).get()
+    for key in ("fold", "pool_test", "in_channels", "spacing", "pooling", "roi_size"):
+        assert config[key] == alone[key], key
+
+
 def test_fire_hands_over_numbers_and_tuples(tmp_path):
     settings = read(tmp_path, fractions=0.5, seeds=(0, 1), steps=7, arms=("scratch", "again=scratch"), probe=True)
     assert settings.fractions == (0.5,) and settings.seeds == (0, 1) and settings.steps == 7
@@ -80,6 +92,48 @@ def test_overrides_of_the_command_are_merged_into_those_of_the_file_by_id(tmp_pa
     assert settings(override="datalist=mine.json").override["datalist"] == "mine.json"
     with pytest.raises(CompareError, match=r"--datalist and --override datalist=\.\.\. both say where the data are"):
         settings(datalist="mine.json", override="datalist=other.json")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"override": "learning_rate=1"}, r"--override learning_rate=\.\.\. has no effect on arm 'mae', which sets"),
+        ({"pretrain_override": "max_epochs=1"}, "--pretrain_override max_epochs=... has no effect on arm 'mae'"),
+    ],
+)
+def test_an_override_that_an_arm_would_replace_is_refused(tmp_path, given, sentence):
+    arm = {"pretrain": [], "override": {"learning_rate": 2}, "pretrain_override": {"max_epochs": 9}}
+    content = {"bundle": "pretrain_once", "arms": {"scratch": None, "mae": arm}}
+    (tmp_path / "settings.json").write_text(json.dumps(content))
+    with pytest.raises(CompareError, match=sentence):
+        read_settings(str(tmp_path / "settings.json"), output=str(tmp_path / "out"), **given)
+    settings = read_settings(str(tmp_path / "settings.json"), output=str(tmp_path / "out"), arms="scratch", **given)
+    assert settings.override or settings.pretrain_override
+
+
+def test_truth_values_may_be_typed_in_small_letters(tmp_path):
+    for text, expected in (("false", False), ("True", True), (True, True)):
+        assert read(tmp_path, transductive=text).transductive is expected
+    with pytest.raises(CompareError, match="--validation_from_labels: 'no' must be True or False"):
+        read(tmp_path, validation_from_labels="no")
+    arms = {"scratch": None, "mae": {"pretrain": [], "pretrain_per_seed": "false"}}
+    assert read(tmp_path, arms=arms).arms[1].pretrain_per_seed is False
+
+
+def test_a_settings_file_may_name_an_included_bundle_and_must_be_a_mapping(tmp_path):
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"bundle": "pretrain_once", "arms": {"scratch": {"pretrain": None}}}))
+    settings = read_settings(str(path), output=str(tmp_path / "out"))
+    assert settings.bundle == BUNDLE and settings.arms[0].is_scratch
+    path.write_text("[]")
+    with pytest.raises(CompareError, match="is no JSON object"):
+        read_settings(str(path), output=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("text", "count"), [("True", 3), ("4", 4), ("False", 0), ("optimizer#lr=[1e-4,1e-3]", 2)])
+def test_what_to_tune_as_typed(tmp_path, text, count):
+    tune = read(tmp_path, tune=text).tune
+    assert sum(map(len, tune.values())) == count and set(tune) <= {"learning_rate", "optimizer#lr"}
 
 
 def test_arms_of_every_form(tmp_path):
