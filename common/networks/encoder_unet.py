@@ -7,7 +7,7 @@ import torch
 from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import nn
 
-__all__ = ["EncoderUNet"]
+__all__ = ["EncoderUNet", "refuse_decoder"]
 
 
 class EncoderUNet(nn.Module):
@@ -86,3 +86,15 @@ class EncoderUNet(nn.Module):
         for up, skip, fine in zip(reversed(self.ups), reversed(self.skips), reversed(maps), strict=True):
             x = up(x, skip(fine))
         return self.head(x)
+
+
+def refuse_decoder(encoder: nn.Module, decoder: bool) -> None:
+    """Refuse ``decoder=True`` for an encoder that has none, so that overlays for U-Nets fit it with ``False``.
+
+    Raises:
+        ValueError: ``decoder`` is true.
+    """
+    if decoder:
+        raise ValueError(
+            f"{type(encoder).__name__} has no decoder of its own: set `decoder` to false, or leave it out."
+        )

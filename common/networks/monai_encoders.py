@@ -14,6 +14,7 @@ from monai.networks.nets import DenseNet, ResNet, SegResNetDS
 from torch import nn
 
 from .dilated_resnet import resnet_depth
+from .encoder_unet import refuse_decoder
 from .foreign import Kind, Source, State, count
 
 __all__ = ["CHECKPOINTS", "DenseNetEncoder", "ResNetEncoder", "SegResNetDSEncoder"]
@@ -24,14 +25,16 @@ class ResNetEncoder(nn.Module):
 
     Args:
         network: such as ``monai.networks.nets.resnet50(spatial_dims=3, n_input_channels=1, conv1_t_stride=2)``.
+        decoder: False, as in the encoders of U-Nets without theirs; this one has none.
 
     ``forward(image (B, C, *spatial))`` returns five maps, finest first: the stem's and those of the four layers.
     """
 
     layer_names: ClassVar[tuple[str, ...]] = (r"(?:conv|bn)1\.", r"layer(\d)\.")
 
-    def __init__(self, network: ResNet) -> None:
+    def __init__(self, network: ResNet, decoder: bool = False) -> None:
         super().__init__()
+        refuse_decoder(self, decoder)
         self.conv1, self.bn1, self.act, self.maxpool = network.conv1, network.bn1, network.act, network.maxpool
         self.no_max_pool = network.no_max_pool
         self.layer1, self.layer2 = network.layer1, network.layer2
@@ -61,6 +64,10 @@ class ResNetEncoder(nn.Module):
 class DenseNetEncoder(nn.Module):
     """The features of MONAI's ``DenseNet``.
 
+    Args:
+        network: the classifier.
+        decoder: False, as in the encoders of U-Nets without theirs; this one has none.
+
     ``forward(image (B, C, *spatial))`` returns the map of the stem and those of the dense blocks, finest first, with
     strides 2, 4, 8, 16, 32; the last one passes a norm and a ReLU, as before the classifier.
     """
@@ -71,8 +78,9 @@ class DenseNetEncoder(nn.Module):
         r"features\.norm5\.",
     )
 
-    def __init__(self, network: DenseNet) -> None:
+    def __init__(self, network: DenseNet, decoder: bool = False) -> None:
         super().__init__()
+        refuse_decoder(self, decoder)
         self.features = network.features
         stem: Any = network.features.conv0
         self.in_channels = stem.in_channels
@@ -101,13 +109,18 @@ class DenseNetEncoder(nn.Module):
 class SegResNetDSEncoder(nn.Module):
     """The encoder of MONAI's ``SegResNetDS``, and of ``SegResNetDS2``, the image encoder of VISTA3D.
 
+    Args:
+        network: the segmentation network.
+        decoder: False, as in the encoders of U-Nets without theirs; this one has none.
+
     ``forward(image (B, C, *spatial))`` returns a map per level, finest first.
     """
 
     layer_names: ClassVar[tuple[str, ...]] = (r"encoder\.conv_init\.", r"encoder\.layers\.(\d+)\.")
 
-    def __init__(self, network: SegResNetDS) -> None:
+    def __init__(self, network: SegResNetDS, decoder: bool = False) -> None:
         super().__init__()
+        refuse_decoder(self, decoder)
         self.encoder = network.encoder
         self.in_channels = network.encoder.in_channels
         levels = len(network.encoder.layers)

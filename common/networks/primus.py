@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..weights.adapt import resample_positions
+from .encoder_unet import refuse_decoder
 from .foreign import Kind, Source, State, count
 from .unet_encoders import plan_of_nnssl
 
@@ -74,6 +75,10 @@ class Primus(nn.Module):
 class PrimusEncoder(nn.Module):
     """All of a :class:`Primus` except its decoder, as a view on its modules.
 
+    Args:
+        network: the segmentation network.
+        decoder: False, as in the encoders of U-Nets without theirs; an encoder file of Primus has none.
+
     ``forward(image (B, C, *img_size))`` returns one map (B, hidden_size, *grid), of the stride of the patches.
     """
 
@@ -83,8 +88,9 @@ class PrimusEncoder(nn.Module):
         r"eva\.norm\.",
     )
 
-    def __init__(self, network: Primus) -> None:
+    def __init__(self, network: Primus, decoder: bool = False) -> None:
         super().__init__()
+        refuse_decoder(self, decoder)
         self.down_projection, self.eva = network.down_projection, network.eva
         projection: Any = network.down_projection["proj"]
         self.in_channels, self.grid = projection.in_channels, network.grid

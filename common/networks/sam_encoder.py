@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .encoder_unet import refuse_decoder
 from .foreign import Kind, Source, State, count
 
 __all__ = ["CHECKPOINTS", "SamEncoder3D"]
@@ -27,6 +28,7 @@ class SamEncoder3D(nn.Module):
         windows: side of the windows of each block in tokens, 0 for all tokens. Incomplete windows are filled with
             zeros, which are attended to, as in the published code.
         maps: blocks (counted from 1) to return tokens of.
+        decoder: False, as in the encoders of U-Nets without theirs; this one has none.
 
     ``forward(image (B, C, *spatial))`` returns maps (B, hidden_size, *grid), all with the stride of the patches.
 
@@ -47,8 +49,10 @@ class SamEncoder3D(nn.Module):
         mlp_dim: int = 3072,
         windows: Sequence[int] = (14, 14, 0) * 4,
         maps: Sequence[int] = (3, 6, 9, 12),
+        decoder: bool = False,
     ) -> None:
         super().__init__()
+        refuse_decoder(self, decoder)
         if len(windows) != num_layers:
             raise ValueError(f"windows needs one side for each of {num_layers} blocks, not {len(windows)}.")
         grid = img_size // patch_size

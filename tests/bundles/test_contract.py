@@ -20,6 +20,7 @@ from monai.bundle.config_item import ConfigComponent
 
 from common.data.label_maps import TASKS
 from common.json_files import to_json
+from common.overlays import find_overlay, merge_files
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent for path in (ROOT / "bundles").glob("*/configs"))
@@ -276,6 +277,26 @@ def test_needs_nothing_that_monai_breaks_on(path):
     for section in ("train", "validate"):
         handlers = config.get(section, {}).get("handlers", [])
         assert all(isinstance(handler, dict) for handler in handlers)
+
+
+@pytest.mark.parametrize(
+    "task", [task for bundle in BUNDLES for task in sorted(bundle.glob("configs/tasks/*.json"))], ids=ident
+)
+def test_inference_compares_the_scan_with_those_of_training_in_every_task(task):
+    config = merged(task.parents[2], "inference.json", f"tasks/{task.name}").get()
+    assert "@scan_check" in json.dumps(config["preprocessing"])
+
+
+@pytest.mark.parametrize("settings", sorted(ROOT.glob("bundles/*/compare*.json")), ids=ident)
+def test_the_files_of_a_reference_fit_training_and_inference(settings):
+    """They lie over both; a part that one of them lacks would end the comparison."""
+    bundle = settings.parent
+    arms = read(settings)["arms"]
+    for arm in arms.values() if isinstance(arms, dict) else ():
+        for name in ((arm or {}).get("reference") or {}).get("network", ()):
+            file = find_overlay(name, bundle, bundle)
+            for base in ("train.json", "inference.json"):
+                assert merge_files([bundle / "configs" / base, file])
 
 
 @pytest.mark.parametrize("base", [bundle / "configs/pretrain.json" for bundle in BUNDLES], ids=ident)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -383,6 +384,26 @@ def test_any_encoder_tells_a_number(parsed, cohort, network, pooled):
     assert all(parameter.grad is not None for parameter in net.parameters())
     groups = parser.get_parsed_content("optimizer").param_groups
     assert {group["part"] for group in groups} == {"encoder", "head"}
+
+
+@pytest.mark.parametrize("network", sorted(path.stem for path in CONFIGS.glob("networks/*.json")))
+def test_every_network_takes_the_files_that_leave_a_decoder_out(network):
+    """Among them encoders that have none."""
+    overlays = (("train.json", "tasks/age.json"), ("pretrain.json", "pretexts/rotation.json"))
+    for base, overlay in overlays:
+        parser = ConfigParser()
+        parser.read_config([str(CONFIGS / name) for name in (base, f"networks/{network}.json", overlay)])
+        parser["roi_size"] = parser["image_size"] = [128, 128, 128]
+        with torch.device("meta"):
+            encoder = parser.get_parsed_content("encoder")
+        assert not re.search("upsample|decod|up_", " ".join(encoder.state_dict()))
+
+
+def test_exemplars_are_of_different_scans_in_validation_of_several_processes():
+    parser = ConfigParser()
+    names = ("pretrain.json", "pretexts/exemplar.json", "multi_gpu_pretrain.json")
+    parser.read_config([str(CONFIGS / name) for name in names])
+    assert parser["validate#dataloader#sampler"]["_target_"] == "common.data.volume_sampler.VolumeSampler"
 
 
 def test_a_comparison_of_ages(cohort, tmp_path):
