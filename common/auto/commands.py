@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from ..child_process import child_environment, failure_reason
+from ..data.cache_key import file_stamps
 from ..durations import format_duration
 from ..json_files import read_json, write_json
 from ..warm_start import start_child
 from .errors import RunError
 from .plan import RATE, Plan, Speed
 
-__all__ = ["Command", "execute", "parse_trial", "training_commands", "trial_command"]
+__all__ = ["Command", "execute", "parse_trial", "scan_root", "training_commands", "trial_command"]
 
 PROGRESS = re.compile(r"^(fine-tuning|inference) epoch .*$")
 TRAINER_EPOCH = re.compile(r"^fine-tuning epoch (\d+)/\d+: loss (\S+), (\S+) s\b", re.MULTILINE)
@@ -65,6 +66,11 @@ class Command:
         for name, value in options.items():
             words += [f"--{name}", value if isinstance(value, str) else _text(value)]
         return words
+
+    def scans(self) -> str:
+        """SHA-256 of which scans and masks its lists name, with their sizes and times; a corrected mask changes it."""
+        lists = [read_json(path) for path in self.inputs if path.suffix == ".json" and path.is_file()]
+        return hashlib.sha256(json.dumps(file_stamps(lists)).encode()).hexdigest()
 
     def digest(self) -> str:
         state = hashlib.sha256(json.dumps(self.words()).encode())
@@ -144,10 +150,18 @@ def training_commands(plan: Plan, bundle: Path, output: Path, control: bool, poo
         predicted["predict_unlabelled"] = (output / "to_predict.json", output / "predictions")
     for name, (listed, folder) in predicted.items():
         # One scan unlike the others is warned of; it ends no run of hours.
-        options = {"dataset_dir": output, "model_path": model, "accept_scans": True, "datalist": listed}
+        options = {"dataset_dir": scan_root(listed), "model_path": model, "accept_scans": True, "datalist": listed}
         inference = (configs / "inference.json", plan_file)
         commands.append(Command(name, bundle, inference, options, folder, folder, (listed, model)))
     return commands
+
+
+def scan_root(datalist: Path) -> Path:
+    """The folder of all scans of a list to label, below which label maps have the scans' own paths."""
+    items = read_json(datalist, {}).get("test", [])
+    images = [item["image"] if isinstance(item["image"], str) else item["image"][0] for item in items]
+    folders = {os.path.dirname(os.path.abspath(datalist.parent / image)) for image in images}
+    return Path(os.path.commonpath(folders)) if folders else datalist.parent
 
 
 def execute(command: Command, output: Path, say: Callable[[str], None], title: str) -> float:
@@ -161,12 +175,13 @@ def execute(command: Command, output: Path, say: Callable[[str], None], title: s
     """
     state_file = output / "state.json"
     state: dict[str, Any] = read_json(state_file, {})
-    digest = command.digest()
+    digest, scans = command.digest(), command.scans()
     before = state.get(command.name, {})
-    if before.get("digest") == digest and before.get("status") == "done" and command.makes.exists():
+    # folders of earlier versions do not know what their scans were
+    same = before.get("digest") == digest and before.get("scans", scans) == scans
+    if same and before.get("status") == "done" and command.makes.exists():
         say(f"{title}: done before ({format_duration(before['seconds'])})")
         return float(before["seconds"])
-    same = before.get("digest") == digest
     resume = command.resumes and same and (command.folder / "train.ckpt").is_file()
     earlier = float(before.get("seconds", 0.0)) if resume else 0.0
     log = output / "logs" / f"{command.name}.log"
@@ -179,13 +194,14 @@ def execute(command: Command, output: Path, say: Callable[[str], None], title: s
         # Read again: the state holds what other steps wrote.
         write_json(
             state_file,
-            read_json(state_file, {}) | {command.name: {"digest": digest, "status": status, "seconds": seconds}},
+            read_json(state_file, {})
+            | {command.name: {"digest": digest, "scans": scans, "status": status, "seconds": seconds}},
         )
         return seconds
 
     record("started")
     with log.open("ab") as file:
-        file.write(f"\n$ {shlex.join(command.words())}\n".encode())
+        file.write(f"\n$ {shlex.join(command.words(resume=resume))}\n".encode())
         file.flush()
         begin = file.tell()
         code, ended = 0, False

@@ -582,6 +582,7 @@ def _single(
     folder: Path | None,
 ) -> Layout:
     """One case per scan, with the mask of the same name, else of a name that differs in the usual words."""
+    folders = {_folder_of(x) for x in scans}
     keys: list[Callable[[_Named], Hashable]] = [
         lambda x: x.key,
         lambda x: (x.words, x.contrast),
@@ -599,6 +600,8 @@ def _single(
         unmatched = []
         for x in rest:
             alike = found.get(key(x), []) if key(x) not in ((), ((), "")) else []
+            # A folder with scans says where its masks belong; a name that is found in another one is another person's.
+            alike = [scan for scan in alike if _folder_of(scan) == _folder_of(x) or _folder_of(x) not in folders]
             if len(alike) == 1:
                 masks_of[alike[0].file].append(x.file)
             else:
@@ -617,6 +620,10 @@ def _single(
         else:
             cases.append(Found(x.bare if plain else x.key, (x.file,), several[0] if several else None))
     return Layout("", images, cases, left_out=left_out)
+
+
+def _folder_of(x: _Named) -> str:
+    return x.key.rpartition("/")[0].lower()
 
 
 def _longer_names(scans: Sequence[_Named], masks: Sequence[_Named], masks_of: dict[Path, list[Path]]) -> list[_Named]:

@@ -26,7 +26,7 @@ from .commands import Command, execute, parse_trial, training_commands, trial_co
 from .errors import RunError
 from .look import look
 from .machine import this_machine
-from .plan import RATE, Plan, PlanError, Prior, Speed, add_time, plan_study, split_sizes
+from .plan import RATE, Plan, PlanError, Prior, Speed, add_time, choose_start, plan_study, split_sizes
 from .study import Study, describe_split
 
 if TYPE_CHECKING:
@@ -325,7 +325,7 @@ def _make_plan(
                 raise
             say(f"  {error}; trying a smaller crop")
     write_json(folder / "trial.json", {"machine": machine.name, **speed.__dict__})
-    halves = asked["control"] and len(plan.candidates) > 1
+    halves = asked["control"] and choose_start(plan, speed)[0] != "scratch"  # what a control is trained against
     plan = add_time(plan, speed, asked["hours"] * (0.5 if halves else 1.0), counts)
     write_json(overlay_file, plan.overlay)
     write_json(record, {"asked": asked, "machine": machine.name, "plan": plan.to_json()})

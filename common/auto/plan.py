@@ -513,7 +513,8 @@ def add_time(plan: Plan, speed: Speed, hours: float, counts: dict[str, int]) -> 
     """
     seconds = hours * 3600
     scored = counts["validation"] * VALIDATIONS + counts["test"] + counts["unlabelled"]
-    fixed = 5 * speed.start + (counts["test"] + counts["unlabelled"]) * speed.volume
+    # test scans are scored by one command and labelled by another
+    fixed = 5 * speed.start + (2 * counts["test"] + counts["unlabelled"]) * speed.volume
     validations = max(
         1, min(VALIDATIONS, int(EVALUATION_SHARE * seconds / max(1e-6, counts["validation"] * speed.volume)))
     )

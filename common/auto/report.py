@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ import numpy as np
 from ..compare.report import Block, page
 from ..durations import format_duration
 from ..files import atomic_write, without_ending
+from ..handlers.score_table import case_names
 from ..json_files import read_json
 from ..nifti import is_nifti, read_nifti
-from .commands import BEST_DICE, TRAINER_EPOCH
+from .commands import BEST_DICE, TRAINER_EPOCH, scan_root
 from .plan import Plan, class_labels
 from .study import Study, describe_split
 
@@ -56,7 +59,7 @@ def _blocks(
 ) -> Iterator[Block]:
     cases = _by_case(scores)
     yield Block("heading", "A model for your scans", level=1)
-    yield Block("list", items=list(_outcome(folder, scores, cases)))
+    yield Block("list", items=list(_outcome(folder, scores, cases, "evaluate_control" in seconds)))
     yield Block("heading", "Scores by structure")
     yield Block(
         "text", "On the test scans, on their own grid; they were not used for training or to choose the weights."
@@ -89,7 +92,7 @@ def _blocks(
     yield Block("list", items=list(_advice(study, folder, cases)))
 
 
-def _outcome(folder: Path, scores: list[dict[str, Any]], cases: dict[str, float]) -> Iterator[str]:
+def _outcome(folder: Path, scores: list[dict[str, Any]], cases: dict[str, float], controlled: bool) -> Iterator[str]:
     values = list(cases.values())
     yield (
         f"**Mean Dice {_mean(values):.3f}** on {len(values)} test scans (the lowest "
@@ -99,7 +102,7 @@ def _outcome(folder: Path, scores: list[dict[str, Any]], cases: dict[str, float]
     if len(values) < FEW_SCANS:
         yield f"{len(values)} test scans are few: on others the mean may differ a lot."
     control = folder / "control" / "eval" / "scores.csv"
-    if control.is_file():
+    if controlled:  # a table may be there from an earlier plan
         other = _by_case(_scores(control))
         scratch = _mean(list(other.values()))
         differences = [cases[name] - other[name] for name in cases if name in other]
@@ -129,14 +132,14 @@ def _structure_rows(
 
 
 def _pairs(folder: Path) -> Iterator[tuple[str, Path, Path, Path]]:
-    """Name, scan, truth and prediction of each test scan, if all are NIfTI files."""
-    predictions = {path.name: path for path in (folder / "test_predictions").rglob("*.nii.gz")}
-    for item in read_json(folder / "datalist.json").get("test", []):
-        image = item["image"][0] if isinstance(item["image"], list) else item["image"]
-        name = without_ending(Path(image).name)
-        predicted = predictions.get(f"{name}_seg.nii.gz")
-        if predicted is not None and is_nifti(image) and is_nifti(item["label"]):
-            yield name, folder / image, folder / item["label"], predicted
+    """Name, scan, truth and prediction of each test scan, if all are NIfTI files; the names are those of the scores."""
+    root, items = scan_root(folder / "datalist.json"), read_json(folder / "datalist.json").get("test", [])
+    images = [folder / (item["image"][0] if isinstance(item["image"], list) else item["image"]) for item in items]
+    for item, image, name in zip(items, images, case_names([str(image) for image in images]), strict=True):
+        place = folder / "test_predictions" / os.path.relpath(image.parent, root)
+        predicted = place / f"{without_ending(image.name)}_seg.nii.gz"
+        if predicted.is_file() and is_nifti(image) and is_nifti(item["label"]):
+            yield name, image, folder / item["label"], predicted
 
 
 def _volumes(folder: Path, names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
@@ -154,7 +157,13 @@ def _volumes(folder: Path, names: Sequence[str]) -> dict[str, list[tuple[float, 
 def _volume(path: Path) -> tuple[np.ndarray, float]:
     """Voxels of a label map and the volume of one in mm³."""
     image = read_nifti(path)
-    return np.asarray(image.dataobj), float(abs(np.linalg.det(image.affine[:3, :3])))
+    return _spatial(image), float(abs(np.linalg.det(image.affine[:3, :3])))
+
+
+def _spatial(image: Any) -> np.ndarray:
+    """Voxels along three axes: the first channel of several, without further axes of length 1."""
+    voxels = np.asarray(image.dataobj)
+    return voxels.reshape(*voxels.shape[:3], -1)[..., 0]
 
 
 def _volume_figure(volumes: dict[str, list[tuple[float, float]]], names: Sequence[str]) -> Block:
@@ -187,8 +196,7 @@ def _pictures(folder: Path, cases: dict[str, float], names: Sequence[str]) -> Bl
     axes = figure.subplots(len(chosen), 3, squeeze=False)
     for row, name in zip(axes, chosen, strict=True):
         scan, truth, predicted = (read_nifti(path) for path in pairs[name])
-        image, drawn = np.asarray(scan.dataobj, np.float32), np.asarray(truth.dataobj)
-        image = image if image.ndim == 3 else image[..., 0]
+        image, drawn = _spatial(scan).astype(np.float32), _spatial(truth)
         mapped = np.zeros(drawn.shape, int)
         for index, labels in groups.items():
             mapped[np.isin(drawn, labels)] = index
@@ -198,7 +206,7 @@ def _pictures(folder: Path, cases: dict[str, float], names: Sequence[str]) -> Bl
         ratio = np.delete(voxel, axis)
         for cell, what, title in zip(
             row,
-            (image, mapped, np.asarray(predicted.dataobj)),
+            (image, mapped, _spatial(predicted)),
             (f"{name}, Dice {cases[name]:.3f}", "drawn", "found"),
             strict=True,
         ):
@@ -220,16 +228,20 @@ def _pictures(folder: Path, cases: dict[str, float], names: Sequence[str]) -> Bl
     )
 
 
-def _validation_dice(folder: Path) -> list[float]:
+def _training_log(folder: Path) -> str:
+    """The log from the last fresh start on: of the present plan, with its resumptions."""
     log = folder / "logs" / "training.log"
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    return [float(value) for value in BEST_DICE.findall(text)]
+    starts = [found.start() for found in re.finditer(r"^\$ .*$", text, re.MULTILINE) if " --resume " not in found[0]]
+    return text[starts[-1] :] if starts else text
+
+
+def _validation_dice(folder: Path) -> list[float]:
+    return [float(value) for value in BEST_DICE.findall(_training_log(folder))]
 
 
 def _curve(folder: Path) -> Block | None:
-    dice = _validation_dice(folder)
-    log = folder / "logs" / "training.log"
-    losses = TRAINER_EPOCH.findall(log.read_text("utf-8", "replace"))
+    dice, losses = _validation_dice(folder), TRAINER_EPOCH.findall(_training_log(folder))
     if not dice or not losses:
         return None
     figure = _empty_figure(6, 3)

@@ -450,7 +450,8 @@ def choose_examples(plan: Plan) -> list[dict[str, Any]]:
 def example_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
     items, scores = plan.shown, shown_scores(plan)
     root = example_root(items)
-    stems = [without_ending(Path(_first(item["image"])).name) for item in items]
+    # of all test scans: label maps of scans that were shown before may still be there
+    stems = [without_ending(Path(_first(item["image"])).name) for item in plan.candidates]
     ranks = {1: ["median"], 3: ["worst", "median", "best"]}.get(len(items), [""] * len(items))
     for item, rank in zip(items, ranks, strict=True):
         image = _first(item["image"])

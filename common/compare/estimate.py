@@ -205,9 +205,13 @@ def equal_time(plan: Plan, may_run: bool = True) -> dict[tuple[str, int], int]:
         spent[arm.name] += spent[arm.pretrain_from] if arm.pretrain_from else 0.0
     record = plan.settings.output / "equal_time.json"
     before = read_json(record, {})
-    same = before.get("pretraining_seconds") == spent
-    # what was measured stays, so that finished runs keep their lengths; arms and numbers of labels may be added
-    extra: dict[str, dict[str, int]] = before["extra_steps"] if same else {}
+    # What was measured for a gap stays, so that finished runs keep their lengths while arms and labels are added.
+    known = before.get("pretraining_seconds", {})
+    extra: dict[str, dict[str, int]] = {
+        arm: dict(table)
+        for arm, table in before.get("extra_steps", {}).items()
+        if arm in spent and max(spent.values()) - spent[arm] == max(known.values()) - known[arm]
+    }
     trained = [run for run in plan.runs if run.stage == "train" and run.labels is not None]
     missing = [run for run in trained if str(run.labels) not in extra.get(run.arm, {})]
     steps: dict[tuple, float] = {}

@@ -260,7 +260,7 @@ class _Builder:
         """
         for name, config in self.pretrainings.items():
             try:
-                _load_first(config, config.get("data")["training"])
+                _load_first(config, config.get("data")["training"], "validate#dataset#transform")
             except CompareError as error:
                 raise CompareError(f"Pre-training of arm {name!r}: {error}") from error
         tried: list[Any] = []
@@ -498,7 +498,7 @@ class _Builder:
             if 0 < own_size < labels:
                 raise CompareError(
                     f"Arm {arm.name!r}: its training list has only {own_size} items, fewer than the {labels} that all "
-                    "arms train on."
+                    f"arms train on: give --labels {own_size} or fewer."
                 )
             if own_size not in (0, self.training if fold is None else self.sizes[fold]):
                 share = labels / own_size
@@ -533,7 +533,9 @@ class _Builder:
         train["val_interval"] = max(1, epochs // settings.validations)
         if settings.patience:
             train["patience"] = settings.patience * train["val_interval"]  # the handler's is in epochs
-        elif config.get("patience"):  # the bundle's own rule, which counts epochs between validations of its own
+        elif config.get("patience") and not any(
+            "patience" in given for given in (settings.override, arm.override, settings.tune)
+        ):  # the bundle's own rule, which counts epochs between validations of its own
             rounds = math.ceil(config.get("patience") / config.get("val_interval", 1))
             train["patience"] = rounds * train["val_interval"]
         place = {"output_dir": str(folder)}
@@ -597,9 +599,11 @@ class _Builder:
         return max(1, round(steps / per_epoch))
 
 
-def _load_first(config: BundleConfig, items: Sequence[Mapping[str, Any]]) -> None:
-    """Load the first of some items through the transforms of validation."""
-    transforms = config.get("validate#preprocessing") or dict
+def _load_first(
+    config: BundleConfig, items: Sequence[Mapping[str, Any]], through: str = "validate#preprocessing"
+) -> None:
+    """Load the first of some items through the transforms of an id."""
+    transforms = config.get(through) or dict
     try:
         transforms(dict(items[0]))
     except Exception as error:  # MONAI wraps whatever a transform raises

@@ -153,8 +153,8 @@ def outcome(tables: Tables) -> list[str]:
     stale = tables.about.get("stale")
     if stale:
         lines.append(
-            f"Of settings or data that have changed since: {and_more(stale)}. Call the comparison without --report to "
-            "run them again."
+            f"Of other settings, config files or data than the present ones: {and_more(stale)}. Call the comparison "
+            "without --report to run them again."
         )
     if tables.about.get("transductive"):
         lines.append("Transductive: pre-training may have seen validation and test scans.")

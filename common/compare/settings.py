@@ -347,7 +347,8 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         )
     _check_overrides_are_not_ours(result)
     if settings is not None:
-        _check_arms_keep_what_is_typed(result, typed)
+        places = {name: given[name] for name in ("dataset_dir", "datalist") if given.get(name) is not None}
+        _check_arms_keep_what_is_typed(result, typed, places)
     return _with_preparation(result)
 
 
@@ -565,15 +566,21 @@ def _tune(value: Any) -> dict[str, tuple[Any, ...]]:
     return {key: tuple(values) for key, values in found.items()}
 
 
-def _check_arms_keep_what_is_typed(settings: Settings, typed: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse an override of the command that an arm of the settings file would replace without a word."""
+def _check_arms_keep_what_is_typed(
+    settings: Settings, typed: Mapping[str, Mapping[str, Any]], places: Mapping[str, Any]
+) -> None:
+    """Refuse an option of the command that an arm of the settings file would replace without a word."""
+    typed = {**typed, "override": {**typed["override"], **places}}
     for arm in settings.arms:
         for name, own in (("override", arm.override), ("pretrain_override", arm.pretrain_override)):
-            for key in (key for key in own if key in typed[name] and own[key] != typed[name][key]):
-                raise CompareError(
-                    f"--{name} {key}=... has no effect on arm {arm.name!r}, which sets {key} itself: change the arm in "
-                    "the settings file, or leave it out of --arms."
-                )
+            for key, value in typed[name].items():
+                by = next((one for one in own if key == one or re.match(rf"{re.escape(one)}(#|::)", key)), None)
+                if by is not None and (by != key or own[by] != value):
+                    option = f"--{key}" if key in places and name == "override" else f"--{name} {key}=..."
+                    raise CompareError(
+                        f"{option} has no effect on arm {arm.name!r}, which sets {by} itself: change the arm in the "
+                        "settings file, or leave it out of --arms."
+                    )
 
 
 def _check_overrides_are_not_ours(settings: Settings) -> None:
@@ -630,16 +637,15 @@ def is_factor(value: Any) -> bool:
 
 def truth(value: Any, name: str) -> bool:
     """fire takes only the words True and False for truth values; all others arrive as text."""
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    if str(value).lower() not in ("true", "false"):
+    words = {"none": False, "false": False, "0": False, "true": True, "1": True}
+    if str(value).lower() not in words:
         raise CompareError(f"--{name}: {value!r} must be True or False.")
-    return str(value).lower() == "true"
+    return words[str(value).lower()]
 
 
 def _probe(value: Any) -> tuple[str, ...]:
-    if isinstance(value, bool):
-        return ("label",) if value else ()
+    if str(value).lower() in ("true", "false", "none"):
+        return ("label",) if str(value).lower() == "true" else ()
     return tuple(str(target) for target in _list(value))
 
 

@@ -46,7 +46,7 @@ def item_key(item: Any, transforms: str, **settings: Any) -> str:
         transforms: digest from `transforms_key`.
         **settings: settings of the cache.
     """
-    return _digest([_describe(item, ()), _files(item), transforms, settings])
+    return _digest([_describe(item, ()), file_stamps(item), transforms, settings])
 
 
 def _digest(value: Any) -> str:
@@ -134,11 +134,12 @@ def _name(value: Any) -> str:
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', getattr(value, '__name__', ''))}"
 
 
-def _files(item: Any) -> list[Any]:
+def file_stamps(item: Any) -> list[Any]:
+    """Path, size and time of each file that an item or a list of items names, in a fixed order."""
     if isinstance(item, Mapping):
         item = [item[name] for name in sorted(item, key=str)]
     if isinstance(item, list | tuple):
-        return [found for one in item for found in _files(one)]
+        return [found for one in item for found in file_stamps(one)]
     # A word such as the name of a subject is no file, though one may be called so.
     if not isinstance(item, str | os.PathLike) or os.sep not in str(item) or not os.path.exists(item):
         return []

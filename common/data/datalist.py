@@ -189,7 +189,13 @@ def load_datalist(
     else:
         lists["training"] = keep_fraction(lists["training"], fraction, seed)
     if validation_share is not None:
-        lists["training"], lists["validation"] = split_validation(lists["training"], validation_share, seed)
+        items = lists["training"]
+        judging = items  # validation is on the target domain, as above
+        if target_domain is not None:
+            judging = [x for x in items if (x.get("domain") == target_domain) != (target_masks == 0)]
+        _, lists["validation"] = split_validation(judging, validation_share, seed)
+        away = {_group(x) for x in lists["validation"]}
+        lists["training"] = [x for x in items if _group(x) not in away]
     problems += [(where, _empty_list(name, target_domain)) for name in required if not lists[name]]
     problems += find_problems([x for section in SECTIONS for x in lists[section]], check, num_classes, known_labels)
     raise_problems(problems, where)

@@ -20,7 +20,16 @@ import numpy as np
 
 from ..checks import renamed_sentence
 from ..nifti import NiftiError, is_nifti, nifti_affine
-from .datalist import SECTIONS, DatalistError, Item, Items, load_datalist, read_datalist
+from .datalist import (
+    SECTIONS,
+    DatalistError,
+    Item,
+    Items,
+    find_overlaps,
+    load_datalist,
+    raise_problems,
+    read_datalist,
+)
 from .label_maps import label_map, surrounding_labels
 
 KEYS = (
@@ -69,7 +78,7 @@ def load_domains(
 
     Raises:
         DatalistError: a domain has no labels, a file is missing or wrong, or a required list is empty; the message
-            names the domain.
+            names the domain. A scan is in the training list of one domain and in the validation list of another.
         ValueError: a domain lacks a key, has an unknown key, or has the name of another domain.
     """
     _check(domains)
@@ -107,6 +116,9 @@ def load_domains(
         for section, items in found.items():
             lists[section] += [{"image": x["image"], "label": x["label"], **own} for x in items if "label" in x]
             lists[section].subjects |= found[section].subjects
+    # Each file was checked by itself; one scan with two kinds of masks must be in one list of both.
+    learnt = {section: list(lists[section]) for section in ("training", "validation")}
+    raise_problems(find_overlaps(learnt, content=check != "none"), ", ".join(domain_datalists(domains)))
     return lists
 
 

@@ -77,7 +77,9 @@ class Checkpoint:
 
     def after_epoch(self, engine: Engine) -> None:
         epoch = engine.state.epoch
-        if idist.get_rank() == 0 and (epoch % self.interval == 0 or epoch == engine.state.max_epochs):
+        if idist.get_rank() == 0 and (
+            epoch % self.interval == 0 or epoch == engine.state.max_epochs or engine.should_terminate  # early stopping
+        ):
             self.save(engine)
 
     def end(self) -> None:

@@ -56,7 +56,7 @@ class ScoreTable:
         }
         if tables:
             first = next(iter(tables.values()))
-            cases = dict(zip(first, _short(list(first)), strict=True))
+            cases = dict(zip(first, case_names(list(first)), strict=True))
             rows = [
                 [cases[file], name, *(_cell(table[file][name]) for table in tables.values())]
                 for file, values in first.items()
@@ -86,7 +86,7 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
     return table
 
 
-def _short(files: list[str]) -> list[str]:
+def case_names(files: list[str]) -> list[str]:
     """Names of the cases: files without endings, or paths below the common folder if a name occurs twice."""
     stems = [without_ending(os.path.basename(file)) for file in files]
     return stems if len(set(stems)) == len(stems) else names_below(files)

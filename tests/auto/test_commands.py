@@ -54,6 +54,25 @@ def test_a_step_runs_once_until_what_it_reads_changes(tmp_path):
     assert said[-2] == "step ..."
 
 
+def test_a_step_runs_again_after_a_mask_was_corrected(tmp_path):
+    (tmp_path / "mask.nii").write_bytes(b"1")
+    (tmp_path / "list.json").write_text("")
+    write_json(tmp_path / "list.json", {"test": [{"image": "/there/is/none.nii", "label": str(tmp_path / "mask.nii")}]})
+    said: list[str] = []
+    command = script(tmp_path, "", inputs=(tmp_path / "list.json",))
+    execute(command, tmp_path, said.append, "step")
+    execute(command, tmp_path, said.append, "step")
+    assert said[-1].startswith("step: done before")
+    (tmp_path / "mask.nii").write_bytes(b"12")
+    execute(command, tmp_path, said.append, "step")
+    assert said[-1] == "step ..."
+    state = read_json(tmp_path / "state.json")
+    del state["step"]["scans"]  # as a version wrote it that did not look at scans
+    write_json(tmp_path / "state.json", state)
+    execute(command, tmp_path, said.append, "step")
+    assert said[-1].startswith("step: done before")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the system tells a child of its parent's death on Linux alone")
 def test_a_killed_run_leaves_no_training_behind(tmp_path):
     """It would go on writing in the folder in which the next call trains."""
@@ -158,6 +177,10 @@ def test_a_control_is_trained_only_where_there_is_something_to_compare(tmp_path)
         plan = Plan("ssl3d", {}, (), start)
         return [one.name for one in training_commands(plan, bundle, tmp_path, control, pool)]
 
+    images = [str(tmp_path / f"scans/{case}/t1.nii") for case in "ab"]
+    write_json(tmp_path / "datalist.json", {"test": [{"image": image} for image in images]})
+    predict = training_commands(Plan("ssl3d", {}, (), "scratch"), bundle, tmp_path, False, False)[-1]
+    assert predict.options["dataset_dir"] == tmp_path / "scans"  # so that both have a place
     assert names("scratch", True, False) == ["training", "evaluate_training", "predict_test"]
     assert names("synthetic_brain", True, True) == [
         "training",

@@ -369,6 +369,21 @@ def test_folders_without_scans(tmp_path):
     assert "is a file: give the folder of the scans." in refusal(images / "case0.nii.gz")
 
 
+def test_masks_of_one_folder_are_not_given_to_scans_of_another(tmp_path):
+    """Their own scans are missing; a number says who it is in its folder alone."""
+    for number in range(8):
+        scan(tmp_path / f"scans/siteA/{number:03}.nii.gz", seed=number)
+        if number < 5:
+            scan(tmp_path / f"scans/siteB/{number:03}.nii.gz", seed=100 + number)
+        mask(tmp_path / f"masks/siteB/{number:03}.nii.gz")
+    study = look(tmp_path / "scans", tmp_path / "masks")
+    found = pairs(study, tmp_path)
+    assert {key: value for key, value in found.items() if value} == {
+        f"scans/siteB/{number:03}.nii.gz": f"masks/siteB/{number:03}.nii.gz" for number in range(5)
+    }
+    assert all("is a mask without a scan" in reasons(study)[f"{number:03}.nii.gz"] for number in (5, 6, 7))
+
+
 def test_masks_of_other_cases(tmp_path):
     images, masks = two_folders(tmp_path)
     mask(masks / "other.nii.gz")

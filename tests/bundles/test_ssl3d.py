@@ -429,7 +429,8 @@ def test_every_pretext_is_an_arm_of_a_comparison(cohort, tmp_path):
         "config_file": SAMPLE, "steps": 2,
         "arms": {"scratch": None} | {name: {"pretrain": [f"pretexts/{name}.json"]} for name in PRETEXTS},
     }  # fmt: skip
-    runs = [one for one in make_plan(read_settings(**settings)).runs if one.stage == "pretrain"]
+    found = make_plan(read_settings(**settings), try_items=True)
+    runs = [one for one in found.runs if one.stage == "pretrain"]
     assert [one.arm for one in runs] == list(PRETEXTS)
     assert len({one.data for one in runs}) == 3  # label maps, scans without labels, no file
 

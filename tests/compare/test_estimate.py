@@ -154,5 +154,10 @@ def test_equal_time_gives_scratch_the_seconds_of_pretraining(plan, dry_runs, tmp
     expected = {("scratch", 3): 50, ("mae", 3): 0, ("scratch", 1): 50, ("mae", 1): 0}
     assert equal_time(added, may_run=False) == {("scratch", 3): 50, ("mae", 3): 0}
     assert equal_time(added) == expected and dry_runs == ["train", "train"]
+    arms = (*plan.settings.arms, Arm("again"))  # another from scratch changes nothing for the others
+    runs = [replace(run, arm="again") for run in added.runs if run.stage == "train" and run.arm == "scratch"]
+    added = replace(added, settings=replace(plan.settings, arms=arms), runs=(*added.runs, *runs))
+    del dry_runs[:]
+    assert equal_time(added) == expected | {("again", 3): 50, ("again", 1): 50} and dry_runs == ["train"]
     outcome.write_text(json.dumps({"status": "failed", "seconds": 60.0}))
-    assert equal_time(plan) == {("scratch", 3): 0, ("mae", 3): 0}
+    assert equal_time(plan) == {("scratch", 3): 0, ("mae", 3): 0, ("mae", 1): 0}

@@ -625,6 +625,8 @@ def test_patience_is_in_validations_and_of_every_bundle(plan, bundle):
     if bundle == "medical_transformer":  # its own rule: 30 epochs, of which each fifth validates
         [train] = runs(plan(**given | {"patience": None}, validations=2), "train")
         assert train.config()["patience"] == 6 * train.config()["val_interval"] > train.epochs
+        [train] = runs(plan(**given | {"patience": None}, validations=8, override="patience=3"), "train")
+        assert train.config()["patience"] == 3  # what a user sets is in epochs
     with pytest.raises(CompareError, match="--patience 8 ends no fine-tuning of 8 validations"):
         plan(**given | {"patience": 8}, validations=8)
     with pytest.raises(CompareError, match="beside --patience"):

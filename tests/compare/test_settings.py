@@ -99,21 +99,25 @@ def test_overrides_of_the_command_are_merged_into_those_of_the_file_by_id(tmp_pa
     [
         ({"override": "learning_rate=1"}, r"--override learning_rate=\.\.\. has no effect on arm 'mae', which sets"),
         ({"pretrain_override": "max_epochs=1"}, "--pretrain_override max_epochs=... has no effect on arm 'mae'"),
+        ({"pretrain_override": "roi_size#0=16"}, "--pretrain_override roi_size#0=... has no effect on arm 'mae'"),
+        ({"datalist": "mine.json"}, "--datalist has no effect on arm 'mae', which sets datalist itself"),
     ],
 )
 def test_an_override_that_an_arm_would_replace_is_refused(tmp_path, given, sentence):
-    arm = {"pretrain": [], "override": {"learning_rate": 2}, "pretrain_override": {"max_epochs": 9}}
+    arm = {"pretrain": [], "override": {"learning_rate": 2, "datalist": "own.json"}}
+    arm["pretrain_override"] = {"max_epochs": 9, "roi_size": [32, 32, 32]}
     content = {"bundle": "pretrain_once", "arms": {"scratch": None, "mae": arm}}
     (tmp_path / "settings.json").write_text(json.dumps(content))
     with pytest.raises(CompareError, match=sentence):
         read_settings(str(tmp_path / "settings.json"), output=str(tmp_path / "out"), **given)
     settings = read_settings(str(tmp_path / "settings.json"), output=str(tmp_path / "out"), arms="scratch", **given)
-    assert settings.override or settings.pretrain_override
+    assert [arm.name for arm in settings.arms] == ["scratch"]
 
 
 def test_truth_values_may_be_typed_in_small_letters(tmp_path):
-    for text, expected in (("false", False), ("True", True), (True, True)):
+    for text, expected in (("false", False), ("True", True), (True, True), (1, True), ("0", False)):
         assert read(tmp_path, transductive=text).transductive is expected
+    assert read(tmp_path, probe="false").probe == () and read(tmp_path, probe="True").probe == ("label",)
     with pytest.raises(CompareError, match="--validation_from_labels: 'no' must be True or False"):
         read(tmp_path, validation_from_labels="no")
     arms = {"scratch": None, "mae": {"pretrain": [], "pretrain_per_seed": "false"}}

@@ -369,6 +369,25 @@ def test_draws_do_not_depend_on_order_or_place(tmp_path):
         assert sorted(names(a["training"])) == sorted(names(b["training"]))
 
 
+@pytest.mark.parametrize("masks", [None, 2, 0])
+def test_validation_from_the_labels_is_of_the_target_domain(tmp_path, masks):
+    """As the validation list is; without target masks it is of the source. No target mask is lost but to validation."""
+    items = []
+    for number in range(10):
+        write_volume(tmp_path / f"{number}.nii.gz", np.full((4, 4, 4), number, np.float32))
+        item = {"image": f"{number}.nii.gz", "subject": str(number), "domain": "target" if number < 4 else "source"}
+        items.append(item | {"label": f"{number}.nii.gz"})
+    path = write_list(tmp_path / "list.json", training=items)
+    for seed in range(20):
+        lists = load_datalist(path, target_domain="target", target_masks=masks, validation_share=0.2, seed=seed)
+        wanted = "source" if masks == 0 else "target"
+        assert {x["domain"] for x in lists["validation"]} == {wanted}
+        domains = [x["domain"] for x in lists["training"]]
+        assert domains.count("target") == {None: 3, 2: 1, 0: 0}[masks] and domains.count("source") == (
+            5 if masks == 0 else 6
+        )
+
+
 def test_target_masks_beside_all_of_the_source(tmp_path):
     paths = [make_study(tmp_path / d, prefix=d, domain=d) for d in ("source", "target")]
     previous: set[str] = set()

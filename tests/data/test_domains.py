@@ -65,6 +65,20 @@ def test_items_know_their_domain_and_branch(domains):
     assert len(load_domains(domains, fraction=0.3)["training"]) == 2  # one of each
 
 
+def test_a_scan_may_not_be_learnt_from_in_one_domain_and_validated_on_in_another(domains, tmp_path):
+    """Two kinds of masks of the same scans, with lists that were drawn apart."""
+    content = json.loads((tmp_path / "a.json").read_text())
+    first, second, third = content["training"]
+    (tmp_path / "a.json").write_text(json.dumps({"training": [first, second], "validation": [third]}))
+    (tmp_path / "other.json").write_text(json.dumps({"training": [third], "validation": [first]}))
+    both = [domains[0], domains[0] | {"name": "other", "datalist": str(tmp_path / "other.json")}]
+    with pytest.raises(DatalistError, match="the same image is in training and in validation") as raised:
+        load_domains(both)
+    assert str(raised.value).count("the same image") == 2 and "other.json" in str(raised.value)
+    (tmp_path / "other.json").write_text(json.dumps({"training": [first, second], "validation": [third]}))
+    assert len(load_domains(both)["training"]) == 4
+
+
 def test_a_known_label_scheme(domains):
     domains[1] = {
         "name": "b",

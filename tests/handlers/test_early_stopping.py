@@ -112,11 +112,12 @@ def test_a_killed_run_resumes_to_stop_at_the_same_epoch(path, kill, interval):
     assert evaluator.state.best_metric_epoch == 4 and evaluator.state.best_metric == 4
 
 
-def test_a_stopped_run_resumed_trains_no_more(path, caplog):
-    make(path, RISES_TO_4, 3)[0].run()
+@pytest.mark.parametrize("interval", [1, 4, 10])
+def test_a_stopped_run_resumed_trains_no_more(path, caplog, interval):
+    make(path, RISES_TO_4, 3, interval=interval)[0].run()
     content = torch.load(path, weights_only=True)
     # What epoch 8 would give is better: training on would not only waste an epoch.
-    resumed, _, seen = make(path, [*RISES_TO_4[:7], 9, 9, 9, 9, 9], 3, resume=True)
+    resumed, _, seen = make(path, [*RISES_TO_4[:7], 9, 9, 9, 9, 9], 3, resume=True, interval=interval)
     steps = []
     resumed.add_event_handler(Events.ITERATION_STARTED, steps.append)
     caplog.set_level(logging.INFO)
