@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from ..child_process import child_environment, failure_reason
-from ..data.cache_key import file_stamps
 from ..durations import format_duration
 from ..json_files import read_json, write_json
 from ..warm_start import start_child
@@ -69,6 +68,8 @@ class Command:
 
     def scans(self) -> str:
         """SHA-256 of which scans and masks its lists name, with their sizes and times; a corrected mask changes it."""
+        from ..data.cache_key import file_stamps  # with torch
+
         lists = [read_json(path) for path in self.inputs if path.suffix == ".json" and path.is_file()]
         return hashlib.sha256(json.dumps(file_stamps(lists)).encode()).hexdigest()
 
