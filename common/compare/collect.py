@@ -108,7 +108,8 @@ def collect(plan: Plan, command: str | None) -> None:
                 }
                 for arm in settings.arms
             },
-            "stale": [str(run) for run in done if is_stale(run, outcomes[id(run)])],
+            # a call has just run what was stale, and need not read every network again
+            "stale": [str(run) for run in done if is_stale(run, outcomes[id(run)])] if command is None else [],
             "baseline": settings.baseline,
             "fractions": list(plan.fractions()),
             "training_subjects": training_subjects(plan),

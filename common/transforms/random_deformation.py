@@ -10,8 +10,6 @@ from ..interpolation import LINEAR
 
 __all__ = ["RandomDeformation", "smooth_noise"]
 
-"""torch's names of linear interpolation by the number of axes."""
-
 
 class RandomDeformation:
     """Random affine map and smooth invertible deformation of label maps, for a batch on its device, one per sample.
