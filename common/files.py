@@ -15,6 +15,7 @@ from pathlib import Path
 __all__ = [
     "atomic_write",
     "cache_folder",
+    "common_folder",
     "names_below",
     "nearest_existing",
     "size_text",
@@ -75,9 +76,14 @@ def without_ending(name: str | os.PathLike) -> str:
     return next((name[: -len(end)] for end in VOLUME_ENDINGS if name.lower().endswith(end)), name)
 
 
+def common_folder(files: Sequence[str]) -> str:
+    """The deepest folder that holds all files, at any depth."""
+    return os.path.commonpath([os.path.dirname(file) for file in files])
+
+
 def names_below(files: Sequence[str]) -> list[str]:
     """Unique names for files: paths below their common folder, without endings if possible."""
-    common = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    common = common_folder(files) if files else ""
     paths = [Path(os.path.relpath(file, common)).as_posix() for file in files]
     names = [without_ending(path) for path in paths]
     return names if len(set(names)) == len(set(paths)) else paths

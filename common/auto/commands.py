@@ -18,6 +18,7 @@ from typing import Any
 
 from ..child_process import child_environment, failure_reason
 from ..durations import format_duration
+from ..files import common_folder
 from ..json_files import read_json, write_json
 from ..warm_start import start_child
 from .errors import RunError
@@ -161,8 +162,8 @@ def scan_root(datalist: Path) -> Path:
     """The folder of all scans of a list to label, below which label maps have the scans' own paths."""
     items = read_json(datalist, {}).get("test", [])
     images = [item["image"] if isinstance(item["image"], str) else item["image"][0] for item in items]
-    folders = {os.path.dirname(os.path.abspath(datalist.parent / image)) for image in images}
-    return Path(os.path.commonpath(folders)) if folders else datalist.parent
+    files = [os.path.abspath(datalist.parent / image) for image in images]
+    return Path(common_folder(files)) if files else datalist.parent
 
 
 def execute(command: Command, output: Path, say: Callable[[str], None], title: str) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import final_sentence, override_problem
+from ..files import common_folder
 from ..json_files import read_json
 from ..overlays import order_problems
 from ..volumes import and_more
@@ -613,7 +614,7 @@ def _load_first(
 def example_root(items: Sequence[Mapping[str, Any]]) -> str:
     """The folder with the images of all items; predictions have the same paths below the output folder."""
     images = [item["image"] if isinstance(item["image"], str) else item["image"][0] for item in items]
-    return os.path.commonpath([os.path.dirname(image) for image in images])
+    return common_folder(images)
 
 
 def _fractions(settings: Settings, training: int) -> dict[float, int]:
