@@ -146,6 +146,7 @@ def domain_label_maps(domains: Sequence[Domain]) -> dict[str, dict[int, list[int
         else:
             groups = label_map(domain["label_scheme"], domain["task"])
             around = surrounding_labels(domain["label_scheme"]) if domain.get("surroundings") else []
+            groups[0] = [label for label in groups[0] if label not in around]
             groups |= {len(groups) + number: [label] for number, label in enumerate(around)}
             maps[domain["name"]] = groups
     return maps

@@ -18,7 +18,7 @@ _TABLES = Path(__file__).with_name("label_maps")
 _TISSUES = {1: "cortex", 2: "subcortical grey matter", 3: "white matter", 4: "CSF"}
 
 _STRUCTURES = ("structures33", "structures34")
-_PARTS = ("structures", "tissues", "skull", "classes")  # of a table: name -> labels
+_PARTS = ("structures", "tissues", "skull", "classes", "surroundings")  # of a table: name -> labels
 
 LABEL_SCHEMES = (
     "binary",

@@ -93,10 +93,12 @@ def test_a_known_label_scheme(domains):
 def test_what_surrounds_the_brain_may_be_classes_of_its_own(domains):
     domains[1] = {"name": "b", "datalist": "b.json", "label_scheme": "freesurfer", "task": "structures33"}
     assert domain_classes(domains) == [3, 34]
+    assert {165, 258} <= set(domain_label_maps(domains)["b"][0])  # skull and head: background
     domains[1]["surroundings"] = True
     assert domain_classes(domains) == [3, 36]
     groups = domain_label_maps(domains)["b"]
     assert (groups[34], groups[35]) == ([165], [258]) and list(groups) == list(range(36))
+    assert not {165, 258} & set(groups[0])
 
 
 def test_median_spacing_is_of_turned_axes_and_of_no_order(domains, tmp_path):

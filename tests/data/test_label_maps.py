@@ -47,7 +47,7 @@ def test_every_class_is_there_and_no_label_is_in_two(label_scheme, task, count):
     labels = [x for group in groups.values() for x in group]
     assert len(labels) == len(set(labels)) and min(labels) > 0
     # Every label that the label scheme knows has a place, in class 0 where the task leaves it out.
-    assert sorted(labels) == label_map(label_scheme, "skull")[1]
+    assert sorted(labels) == sorted(label_map(label_scheme, "skull")[1] + surrounding_labels(label_scheme))
     assert groups[0] == sorted(groups[0]) and 0 not in groups[0]
 
 
@@ -65,8 +65,8 @@ def test_skull_is_what_has_a_tissue():
     for label_scheme in LABEL_SCHEMES:
         if label_scheme != "binary":
             tissues = label_map(label_scheme, "structures4")
-            assert sorted(x for group in tissues.values() for x in group) == label_map(label_scheme, "skull")[1]
-            assert tissues[0] == label_map(label_scheme, "skull")[0] == []
+            assert sorted(x for c, group in tissues.items() if c for x in group) == label_map(label_scheme, "skull")[1]
+            assert tissues[0] == label_map(label_scheme, "skull")[0] == surrounding_labels(label_scheme)
     assert label_map("binary", "skull") == {0: [], 1: list(range(1, 256))}
 
 
@@ -75,8 +75,8 @@ def test_skull_is_what_has_a_tissue():
     [
         # Choroid plexuses.
         ("oasis_seg35", {19, 35}),
-        # CSF, choroid plexuses, fifth ventricle, hypointensities, chiasm, vermis, corpus callosum.
-        ("freesurfer", {24, 31, 63, 72, 77, 80, 81, 82, 85, 172, 251, 252, 253, 254, 255}),
+        # CSF, choroid plexuses, fifth ventricle, hypointensities, chiasm, vermis, corpus callosum; skull, head.
+        ("freesurfer", {24, 31, 63, 72, 77, 80, 81, 82, 85, 172, 251, 252, 253, 254, 255, 165, 258}),
         # CSF and chiasm, vermis, basal forebrain.
         ("malpem", {18, *range(35, 41)}),
         ("dlmuse", {1, 46, 69, 71, 72, 73, 75, 76, 95}),
