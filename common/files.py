@@ -12,10 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock
+
 __all__ = [
     "atomic_write",
     "cache_folder",
     "common_folder",
+    "held_folder",
+    "made_folder",
     "names_below",
     "nearest_existing",
     "size_text",
@@ -68,6 +72,44 @@ def atomic_write(path: str | os.PathLike, suffix: str = "") -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def made_folder(folder: str | os.PathLike) -> Iterator[None]:
+    """Make a folder; what this made, parents included, goes again if it is empty at the end."""
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # another process may have written there
+            for path in made:
+                path.rmdir()
+
+
+@contextmanager
+def held_folder(folder: str | os.PathLike, timeout: float = -1) -> Iterator[None]:
+    """Make a folder and keep other processes that ask for it out, with the file `.lock` in it.
+
+    What is refused leaves no folder: one that this made goes again if nothing was written into it.
+
+    Args:
+        timeout: seconds to wait for another process; without end if negative.
+
+    Raises:
+        filelock.Timeout: another process holds the folder.
+        OSError: the folder cannot be made or written.
+    """
+    folder = Path(folder)
+    new = not folder.exists()
+    with made_folder(folder), FileLock(folder / ".lock", timeout):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps a file that is open
+                if new and os.listdir(folder) == [".lock"]:
+                    (folder / ".lock").unlink()
 
 
 def without_ending(name: str | os.PathLike) -> str:

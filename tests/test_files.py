@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 
 from common import files
-from common.files import atomic_write, cache_folder, names_below
+from common.files import atomic_write, cache_folder, held_folder, names_below
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
@@ -126,6 +127,23 @@ def test_a_suffix_ends_the_temporary_name_and_is_known_again(tmp_path):
         assert temporary.name.endswith(".nii.gz") and temporary.name.startswith(".a.nii.gz.tmp-")
         temporary.write_text("whole")
     assert os.listdir(tmp_path) == ["a.nii.gz"]
+
+
+def test_a_held_folder_keeps_others_out_and_goes_if_nothing_was_written(tmp_path):
+    with pytest.raises(ValueError, match="refused"), held_folder(tmp_path / "a" / "b"):
+        with pytest.raises(Timeout), held_folder(tmp_path / "a" / "b", timeout=0):
+            pass
+        raise ValueError("refused")
+    assert list(tmp_path.iterdir()) == []
+    with held_folder(tmp_path / "a"):
+        (tmp_path / "a" / "result").write_text("kept")
+    with held_folder(tmp_path / "a"):
+        pass
+    assert sorted(os.listdir(tmp_path / "a")) in ([".lock", "result"], ["result"])
+    (tmp_path / "empty").mkdir()
+    with held_folder(tmp_path / "empty"):
+        pass
+    assert (tmp_path / "empty").is_dir()
 
 
 def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):

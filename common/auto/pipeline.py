@@ -8,15 +8,15 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ..bundles import find_bundle
-from ..files import atomic_write
+from ..files import atomic_write, held_folder
 from ..json_files import read_json, write_json
 from ..weights.check import encoder_of
 from ..weights.encoder_file import read_record
@@ -235,24 +235,14 @@ def find_prior(
 @contextmanager
 def _held(folder: Path):
     """Keep other runs out of the output folder. What is refused before anything is written leaves no folder."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise PlanError(f"Another run is working in {folder}: wait for it, or give another --output.") from None
-    except OSError as error:
-        raise PlanError(f"{folder} cannot be written ({error.strerror}): give another --output.") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held_folder(folder, timeout=0))
+        except Timeout:
+            raise PlanError(f"Another run is working in {folder}: wait for it, or give another --output.") from None
+        except OSError as error:
+            raise PlanError(f"{folder} cannot be written ({error.strerror}): give another --output.") from error
         yield
-    finally:
-        with suppress(OSError):  # Windows keeps a file that is open
-            if made and [path.name for path in folder.iterdir()] == [".lock"]:
-                (folder / ".lock").unlink()
-                for path in made:
-                    path.rmdir()
-        lock.release()
 
 
 def _write_lists(study: Study, folder: Path) -> dict[str, list[dict[str, Any]]]:

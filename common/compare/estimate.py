@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from ..durations import format_duration
+from ..files import made_folder
 from ..json_files import read_json, write_json
 from .child import read_outcome, run_child
 from .collect import curve_rows, tested_subjects
@@ -151,8 +151,12 @@ def _pilot(folder: Path) -> Spread | None:
 
 def dry_run(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
     """Run a few steps of a run (one volume of an evaluation) in a folder that is deleted afterwards."""
-    place = Path(tempfile.mkdtemp(prefix=".dry-run-", dir=plan.settings.output))
-    try:
+    output = plan.settings.output
+    with (
+        made_folder(output),
+        tempfile.TemporaryDirectory(prefix=".dry-run-", dir=output, ignore_cleanup_errors=True) as folder,
+    ):
+        place = Path(folder)
         override = {**run.override, "output_dir": str(place)}
         if "pretrained_encoder" in override:  # which is not made yet
             override["pretrained_encoder"] = None
@@ -183,8 +187,6 @@ def dry_run(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
         step = (times[STEPS - 1] - times[0]) / (STEPS - 1)
         first = _first_event(place) - began
         return Cost(max(0.0, first - step), step, peak, disk)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def equal_time(plan: Plan, may_run: bool = True) -> dict[tuple[str, int], int]:

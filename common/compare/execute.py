@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from ..files import held_folder
 from ..json_files import read_json, write_json
 from .child import BUSY, HAS_LOCKS, read_outcome
 from .launchers import make_launcher
@@ -33,8 +32,7 @@ def hold_folder(settings: Settings) -> Iterator[None]:
     """
     if not HAS_LOCKS:
         raise CompareError("common.compare needs the file locks of Linux or macOS; on Windows run it in WSL.")
-    settings.output.mkdir(parents=True, exist_ok=True)
-    with FileLock(settings.output / ".lock"):
+    with held_folder(settings.output):
         changed = _changed(settings, settings.output)
         if changed:
             was = ", ".join(f"{name} {before!r} (now {now!r})" for name, (before, now) in changed.items())

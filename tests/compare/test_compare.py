@@ -231,7 +231,13 @@ def test_plan_lists_and_estimates_and_runs_nothing(cohort, tiny, tmp_path):
     said = call(arguments(cohort, tiny, tmp_path / "out", "--arms", "scratch", "--plan"))
     assert "train, scratch, 1 label, seed 0: 4 steps" in said
     assert "of memory at most per run" in said and "on disk" in said
-    assert not (tmp_path / "out/runs").exists() and not list((tmp_path / "out").glob(".dry-run-*"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_comparison_leaves_no_folder(cohort, tiny, tmp_path):
+    with pytest.raises(SystemExit, match="spelt"):
+        call([*arguments(cohort, tiny, tmp_path / "out", "--arms", "scratch"), "--override", "spelt=1"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_errors_are_one_sentence(tmp_path):
