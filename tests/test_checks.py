@@ -193,6 +193,31 @@ def test_an_output_folder_that_is_a_file_is_refused_before_anything_is_loaded(co
     checks.check_overrides()
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"orientation": "XYZ"}, r"orientation is XYZ: give three capital letters, .* such as RAS\."),
+        ({"orientation": "ras"}, r"orientation is ras: give three capital letters, .* such as RAS\."),
+        ({"orientation": "RLS"}, r"orientation is RLS: give three capital letters, .* such as RAS\."),
+        (
+            {"roi_size": [64, 64, 64], "image_size": [80, 96, 48]},
+            r"roi_size is \[64, 64, 64\], larger than image_size, \[80, 96, 48\]: .* at least that size\.",
+        ),
+        ({"orientation": "LPS", "roi_size": [64, 64, 48], "image_size": [80, 96, 48]}, None),
+        ({"roi_size": [64, 64, 64], "image_size": [48, 48]}, None),
+        ({"orientation": "@other", "roi_size": "$[1, 2, 3]", "image_size": [48, 48, 48]}, None),
+    ],
+)
+def test_an_orientation_that_is_none_and_crops_larger_than_volumes_are_refused(command, given, sentence):
+    Path("train.json").write_text(json.dumps(TRAIN | {"other": "RAS"} | given))
+    command(*FILES)
+    if sentence is None:
+        checks.check_overrides()
+        return
+    with pytest.raises(SystemExit, match=f"^{sentence}$"):
+        checks.check_overrides()
+
+
 def test_an_evaluation_that_sets_an_overlay_back_is_refused(command, tmp_path):
     """The same model has another score, without a word, where the overlay's own windows or mirroring are lost."""
     for name, content in {

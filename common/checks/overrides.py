@@ -95,7 +95,9 @@ def check_overrides() -> None:
             problem = override_problem(key, command.typed[key], config, names)
             if problem:
                 problems.append(problem)
-    problems += _output_problems({**config, **command.overrides}.get("output_dir"))
+    given = {**config, **command.overrides}
+    problems += _output_problems(given.get("output_dir"))
+    problems += _grid_problems(given)
     problems += renamed_problems(config)
     problems += order_problems(command.files, ["#".join(split_id(key)) for key in command.overrides])
     if problems:
@@ -131,6 +133,31 @@ def _output_problems(folder: Any) -> list[str]:
     if there.is_dir():
         return []
     return [f"output_dir is {folder}, and {there} is a file: give a folder."]
+
+
+def _grid_problems(config: Mapping[str, Any]) -> list[str]:
+    """Find an orientation that is none, and crops that do not fit the volumes that they are cut from."""
+    problems = []
+    codes = config.get("orientation")
+    if isinstance(codes, str) and not codes.startswith(("$", "@", "%")):
+        pairs = [set(codes) & set(pair) for pair in ("LR", "PA", "IS")]
+        if len(codes) != 3 or not all(pairs):
+            problems.append(
+                f"orientation is {codes}: give three capital letters, one of L and R, one of P and A, and one of I and "
+                "S, such as RAS."
+            )
+    crop, volume = (_sides(config.get(name)) for name in ("roi_size", "image_size"))
+    if "train" in config and len(crop) == len(volume) and any(a > b for a, b in zip(crop, volume, strict=True)):
+        problems.append(
+            f"roi_size is {crop}, larger than image_size, {volume}: crops are cut from volumes that are padded to "
+            "image_size, so give image_size at least that size."
+        )
+    return problems
+
+
+def _sides(size: Any) -> list[int]:
+    """A size that stands in a config as numbers; nothing if it is an expression."""
+    return size if isinstance(size, list) and all(isinstance(side, int) for side in size) else []
 
 
 def _is_read(name: str, config: Mapping[str, Any]) -> bool:
