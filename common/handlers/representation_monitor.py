@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from statistics import fmean
 from typing import Any
@@ -11,6 +11,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
+from monai.utils import CommonKeys
 from torch import nn
 
 from ..metrics import effective_rank, feature_std, position_cosines, retrieval_rate
@@ -25,7 +26,8 @@ class RepresentationMonitor:
     """Watch an encoder's features during pre-training, and warn when they collapse.
 
     In the last ``batches`` iterations of an epoch the encoder sees the images of the batch once more, in evaluation
-    mode and without gradient; modes and random state are restored afterwards. It measures the tokens (one vector per
+    mode and without gradient; modes and random state are restored afterwards. A pretext that draws its own images
+    returns them as ``drawn``, and the encoder sees these. It measures the tokens (one vector per
     grid cell) and the pooled features (one vector per image) of the last map. At the end of the epoch it writes to
     ``engine.state.metrics``:
 
@@ -157,7 +159,9 @@ class RepresentationMonitor:
         if state.epoch % self.interval or left >= self.batches:
             return
         device = next(self.encoder.parameters()).device
-        image = state.batch[self.image_key].to(device)
+        made = state.output.get(CommonKeys.PRED) if isinstance(state.output, Mapping) else None
+        drawn = made.get("drawn") if isinstance(made, Mapping) else None
+        image = (state.batch[self.image_key] if drawn is None else drawn).to(device)
         image = image.as_tensor() if isinstance(image, MetaTensor) else image
         masked = None
         with _evaluating(self.encoder, device):

@@ -26,6 +26,7 @@ from .slice_transformer import SliceTransformer
 from .strict_loading import require_strict
 from .swin_encoder import SwinEncoder
 from .swin_unetr import SwinUNETR
+from .transformer_unets import SwinUNETREncoder, UNETREncoder
 from .unet_encoders import DynUNetEncoder, MedNeXtEncoder, ResidualUNetEncoder, SegResNetEncoder
 from .unetr import UNETR, SeparablePositions
 from .vit_encoder import ViTEncoder
@@ -75,6 +76,8 @@ __all__ = [
     "SliceTransformer",
     "SwinEncoder",
     "SwinUNETR",
+    "SwinUNETREncoder",
+    "UNETREncoder",
     "ViTEncoder",
     "make_norm",
     "pad_small_images",

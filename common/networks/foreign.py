@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-__all__ = ["Kind", "Source", "State", "count", "move"]
+__all__ = ["HEADS", "Kind", "Source", "State", "count", "move"]
+
+HEADS = "layer of classes"
+"""What messages call the last layers of a segmentation network."""
 
 State = dict[str, torch.Tensor]
 

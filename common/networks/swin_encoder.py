@@ -8,7 +8,7 @@ import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import nn
 
-from .foreign import Kind, Source, State, count
+from .foreign import HEADS, Kind, Source, State, count
 
 __all__ = ["CHECKPOINTS", "SwinEncoder"]
 
@@ -26,6 +26,8 @@ class SwinEncoder(nn.Module):
     2, 4, 8, 16, 32 (for patch size 2); each axis of the image is a multiple of the last stride.
     """
 
+    fresh_weights: ClassVar[dict[str, str]] = {"decoder": r"^(en|de)coder\d+\."}  # of `SwinUNETREncoder`
+    spare_weights = fresh_weights | {HEADS: r"^out\."}
     layer_names: ClassVar[tuple[str, ...]] = (r"swin\.patch_embed\.", r"swin\.layers(\d)c?\.")
 
     def __init__(self, swin: SwinTransformer, normalize: bool = True) -> None:

@@ -18,10 +18,8 @@ import torch
 from monai.networks.nets import DynUNet, MedNeXt, SegResNet
 from torch import nn
 
-from .foreign import Kind, Source, State, count, move
+from .foreign import HEADS, Kind, Source, State, count, move
 from .residual_encoder_unet import ResidualEncoderUNet
-
-HEADS = "layer of classes"
 
 __all__ = [
     "CHECKPOINTS",

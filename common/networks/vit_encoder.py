@@ -8,7 +8,7 @@ import torch
 from monai.networks.nets import ViT
 from torch import nn
 
-from .foreign import Kind, Source, State, count, move
+from .foreign import HEADS, Kind, Source, State, count, move
 
 __all__ = ["CHECKPOINTS", "ViTEncoder"]
 
@@ -31,7 +31,8 @@ class ViTEncoder(nn.Module):
             a convolution.
     """
 
-    spare_weights: ClassVar[dict[str, str]] = {"classification head": r"^vit\.classification_head\."}
+    fresh_weights: ClassVar[dict[str, str]] = {"decoder": r"^(en|de)coder\d+\."}  # of `UNETREncoder`
+    spare_weights = fresh_weights | {HEADS: r"^out\.", "classification head": r"^vit\.classification_head\."}
     layer_names: ClassVar[tuple[str, ...]] = (
         r"vit\.(?:patch_embedding|cls_token|parametrizations)\b",
         r"vit\.blocks\.(\d+)\.",

@@ -31,7 +31,7 @@ class LabelContrast(nn.Module):
         size: length of a vector.
 
     ``forward(image or label map (B, 1, *spatial))`` returns ``vectors`` (B, stages, 2, points, size), ``labels`` (B,
-    stages, points), and for pictures ``shapes`` (B, 1, *spatial), ``first`` and ``second``, the drawn images.
+    stages, points), and for pictures ``shapes`` (B, 1, *spatial), ``drawn`` and ``second``, the drawn images.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class LabelContrast(nn.Module):
             "vectors": torch.stack(vectors, 1),
             "labels": torch.stack(chosen, 1),
             "shapes": labels,
-            "first": first,
+            "drawn": first,
             "second": second,
         }
 
@@ -93,4 +93,4 @@ class LabelContrast(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The label map and the two images from the result of ``forward``, each (B, 1, *spatial)."""
         shapes = prediction["shapes"].float()
-        return shapes / shapes.amax().clamp(min=1), prediction["first"][:, :1], prediction["second"][:, :1]
+        return shapes / shapes.amax().clamp(min=1), prediction["drawn"][:, :1], prediction["second"][:, :1]

@@ -46,6 +46,15 @@ def data():
     return [{"image": torch.randn(2, 1, 4, 4, 4)} for _ in range(5)]
 
 
+def test_images_that_the_pretext_draws_are_measured_instead_of_what_it_draws_them_from(data):
+    encoder = Encoder()
+    drawn = torch.randn(2, 1, 8, 4, 4)
+    engine = Engine(lambda engine, batch: {"image": batch["image"], "pred": {"logits": None, "drawn": drawn}})
+    RepresentationMonitor(encoder, batches=1).attach(engine)
+    engine.run(data)
+    assert [image is drawn for image, _ in encoder.seen] == [True]
+
+
 def test_measures_the_last_batches(data):
     encoder = Encoder()
     metrics = run(encoder, data, batches=3)

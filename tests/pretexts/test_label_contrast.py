@@ -86,12 +86,12 @@ def test_shapes_are_drawn_for_each_step_and_a_seed_repeats_them():
     image = torch.zeros(2, 1, 12, 12, 12)
     torch.manual_seed(0)
     first, other = model(image), model(image)
-    assert not torch.equal(first["shapes"], other["shapes"]) and not torch.equal(first["first"], first["second"])
+    assert not torch.equal(first["shapes"], other["shapes"]) and not torch.equal(first["drawn"], first["second"])
     torch.manual_seed(0)
     again = model(image)
     assert all(torch.equal(first[name], again[name]) for name in first)
     label, one, two = model.pictures(image, first)
-    assert label.amax() == 1 and torch.equal(one, first["first"]) and torch.equal(two, first["second"])
+    assert label.amax() == 1 and torch.equal(one, first["drawn"]) and torch.equal(two, first["second"])
 
 
 def test_no_voxel_is_drawn_twice_and_a_small_stage_leaves_places_out():
