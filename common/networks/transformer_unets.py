@@ -7,6 +7,7 @@ convolutions that join the transformer's maps. A file without it fits, and so do
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from torch import nn
 
@@ -25,7 +26,7 @@ class UNETREncoder(ViTEncoder):
         heads: whether the last layer does, too. A file without it, or for another task, is then refused.
     """
 
-    def __init__(self, network: nn.Module, decoder: bool = True, heads: bool = False) -> None:
+    def __init__(self, network: Any, decoder: bool = True, heads: bool = False) -> None:
         super().__init__(network.vit, getattr(network, "skip_blocks", None))
         self.heads = heads
         _hold(self, network, decoder, heads)
@@ -34,7 +35,7 @@ class UNETREncoder(ViTEncoder):
 class SwinUNETREncoder(SwinEncoder):
     """The transformer of a Swin UNETR; arguments as of :class:`UNETREncoder`."""
 
-    def __init__(self, network: nn.Module, decoder: bool = True, heads: bool = False) -> None:
+    def __init__(self, network: Any, decoder: bool = True, heads: bool = False) -> None:
         super().__init__(network.swinViT, network.normalize)
         self.heads = heads
         _hold(self, network, decoder, heads)
