@@ -4,7 +4,8 @@
         --stage1 runs/age/pretrain/exemplar/encoder.safetensors \
         --stage2 runs/age/pretrain/medical_transformer/encoder.safetensors
 
-The encoders come from `common.compare` with the bundle's `compare_ixi_age.json`. For random and for pre-trained plane
+The encoders come from `common.compare` with the bundle's `compare_ixi_age.json` (for the bundle's page that of commit
+c09b0f0, with a shorter pre-training). For random and for pre-trained plane
 encoders it prints the size (root mean square) of the slices' vectors, and the share of their variance that lies between
 brains at one slice. It also prints the mean absolute error in years of ridge regression on the test list. The
 regression reads the mean vector of each plane, every fourth slice's vector, or the means after the transformer (a

@@ -6,6 +6,11 @@ the training scans are those of the comparison's arms. It prints the mean absolu
 
     python experiments/ixi_age_references.py bundles/medical_transformer/compare_ixi_age.json --dataset_dir /data/ixi
 
+`--seeds 0,1,2` draws the training scans with these seeds instead of those of the file.
+
+`--bezier True` adds two columns: the same histogram after one random Bezier map of each scan's intensities, which are
+those of stage 1 of Medical Transformer. Maps fall in half of the draws (as published), or never.
+
 `--maps FOLDER` adds a column. For each scan NAME the folder holds NAME_seg.nii.gz, a map of four tissues, such as the
 included net `synthetic_brain` makes without any mask (its page has the command). Ridge regression reads each tissue's
 share of the brain and its median intensity relative to that of white matter (3). CSF has two shares, that of the
@@ -19,7 +24,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,12 +32,14 @@ from typing import Any
 import fire
 import nibabel as nib
 import numpy as np
+import torch
 from scipy.ndimage import distance_transform_edt
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from common.data import load_datalist
+from common.transforms import RandomBezier
 
 ALPHAS = np.logspace(-2, 6, 17)
 CSF, DEEP = 4, 1 / 3
@@ -49,12 +56,23 @@ def volumes(label: str) -> dict[int, float]:
 
 
 @cache
-def histogram(image: str, bins: int) -> np.ndarray:
-    """Return the normalised histogram of a skull-stripped scan's voxels above 0, from least to largest intensity."""
+def brain(image: str) -> np.ndarray:
+    """Return the intensities of a skull-stripped scan's voxels above 0."""
     values = np.asarray(nib.load(image).dataobj, dtype=np.float32)
-    values = values[values > 0]
+    return values[values > 0]
+
+
+def histogram(values: np.ndarray, bins: int) -> np.ndarray:
+    """Return the normalised histogram of intensities, from the least to the largest."""
     counts, _ = np.histogram((values - values.min()) / np.ptp(values), bins=bins, range=(0, 1))
     return counts / counts.sum()
+
+
+def mapped(values: np.ndarray, falling: float) -> np.ndarray:
+    """Return intensities, as shares of the largest, after one random map that falls with a probability."""
+    shares = torch.from_numpy(values / values.max())
+    changed: torch.Tensor = RandomBezier(falling, keep_background=False)(shares[None, None])  # no background here
+    return changed[0, 0].numpy()
 
 
 @cache
@@ -87,16 +105,20 @@ def main(
     bins: int = 64,
     maps: str | None = None,
     scores: str | None = None,
+    seeds: Sequence[int] | None = None,
+    bezier: bool = False,
 ) -> None:
     asked = json.loads(Path(settings).read_text(encoding="utf-8"))
     path = datalist or f"{dataset_dir}/ixi.json"
-    names = ["constant", "ridge, volumes", "histogram", *(["tissues found"] if maps else [])]
+    names = ["constant", "ridge, volumes", "histogram", *(["Bezier maps", "rising maps"] if bezier else [])]
+    names += ["tissues found"] if maps else []
     columns = " ".join(f"{name:>16}" for name in names)
     rows: list[dict[str, Any]] = []
     print(f"{'labels':>6} {columns}   years, mean ± deviation over seeds")
     for fraction in asked["fractions"]:
         errors = []
-        for seed in asked["seeds"]:
+        for seed in seeds or asked["seeds"]:
+            torch.manual_seed(seed)
             lists = load_datalist(path, fraction=fraction, seed=seed, required=["training", "test"])
             regions = sorted({region for item in lists["training"] for region in volumes(item["label"])} - {0})
             x, test = (
@@ -104,7 +126,9 @@ def main(
                 for name in ("training", "test")
             )
             age, truth = (np.array([item["age"] for item in lists[name]]) for name in ("training", "test"))
-            kinds = [(x, test), _of(lists, lambda item: histogram(item["image"], bins))]
+            kinds = [(x, test), _of(lists, lambda item: histogram(brain(item["image"]), bins))]
+            for falling in (0.5, 0.0) if bezier else ():
+                kinds.append(_of(lists, lambda item, f=falling: histogram(mapped(brain(item["image"]), f), bins)))
             if maps:
                 kinds.append(_of(lists, lambda item: tissues(item["image"], maps)))
             predictions = [np.full(len(truth), np.median(age))]

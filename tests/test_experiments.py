@@ -21,7 +21,10 @@ def experiment(name: str):
 
 
 def test_the_histogram_tells_ages_that_only_intensities_tell(tmp_path, capsys):
-    """Scans in which the share of dark tissue is the age, with the same labelled volumes in all of them."""
+    """Scans in which the share of dark tissue is the age, with the same labelled volumes in all of them.
+
+    A rising map leaves two clusters of intensities, and their shares. One that falls in half of the scans swaps them.
+    """
     rng = np.random.default_rng(0)
     lists = {"training": [], "validation": [], "test": []}
     for number in range(40):
@@ -38,11 +41,14 @@ def test_the_histogram_tells_ages_that_only_intensities_tell(tmp_path, capsys):
         lists["training" if number < 25 else "validation" if number < 28 else "test"].append(item)
     (tmp_path / "ixi.json").write_text(json.dumps({"name": "made up", **lists}))
     (tmp_path / "settings.json").write_text(json.dumps({"fractions": [1.0], "seeds": [0, 1]}))
-    given = {"bins": 16, "maps": str(tmp_path), "scores": str(tmp_path / "ridge.csv")}
+    given = {"bins": 16, "maps": str(tmp_path), "scores": str(tmp_path / "ridge.csv"), "bezier": True}
     experiment("ixi_age_references").main(str(tmp_path / "settings.json"), str(tmp_path), **given)
     cells = capsys.readouterr().out.splitlines()[1].replace("±", " ").split()
-    labels, constant, volumes, intensities, tissues = cells[0], *map(float, cells[1::2])
-    assert labels == "25" and max(intensities, tissues) < 4 and min(constant, volumes) > 8
+    labels, constant, volumes, intensities, falling, rising, tissues = cells[0], *map(float, cells[1::2])
+    assert labels == "25" and max(intensities, tissues) < 4 and min(constant, volumes, falling) > 8, cells
+    assert rising < falling - 3, cells
+    experiment("ixi_age_references").main(str(tmp_path / "settings.json"), str(tmp_path), seeds=(1, 1), bins=16)
+    assert capsys.readouterr().out.splitlines()[1].split()[3::3] == ["0.00"] * 3  # the same draw twice, three columns
     with (tmp_path / "ridge.csv").open() as file:
         rows = list(csv.DictReader(file))  # a reference of common.compare
     assert len(rows) == 12 * 2 and {(row["labels"], row["seed"]) for row in rows} == {("25", "0"), ("25", "1")}

@@ -376,10 +376,15 @@ def test_settings_of_the_papers_tables(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("network", "thin"), [("i3d", {"encoder#width": 0.05}), ("medicalnet", {"encoder#width": 4, "encoder#depth": 10})]
+    ("network", "thin"),
+    [
+        ("i3d", {"encoder#width": 0.05}),
+        ("medicalnet", {"encoder#width": 4, "encoder#depth": 10}),
+        ("densenet121", {"encoder#network#init_features": 8, "encoder#network#growth_rate": 2}),
+    ],
 )
 def test_comparators_tell_age(run_bundle, tmp_path, network, thin):
-    """Rows of table 1: the comparator's encoder, pooled, in the same training and evaluation."""
+    """Rows of table 1, and a stock net: the comparator's encoder, pooled, in the same training and evaluation."""
     given = {"bundle": "medical_transformer", "max_epochs": 1, "output_dir": str(tmp_path), **thin}
     overlays = (SAMPLE, "tasks/age.json", f"comparators/{network}_age.json")
     run_bundle("train.json", *overlays, **given)
