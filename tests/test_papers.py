@@ -18,7 +18,7 @@ from tools.papers import DOCS, STATES, main, rows
 ROOT = DOCS.parent
 CONTENT = read_json(DOCS / "papers.json")
 ROWS = list(rows(CONTENT))
-
+RESULTS = {path.stem: read_json(path) for path in (DOCS / "results").glob("*.json")}
 
 CONVERTED = ("beit.safetensors",)
 """Weights that a user converts first, and that are not here."""
@@ -38,6 +38,7 @@ def bundle_of(paper, row) -> Path:
 def test_the_page_is_current(tmp_path):
     """``python -m tools.papers`` makes it anew."""
     shutil.copy(DOCS / "papers.json", tmp_path)
+    shutil.copytree(DOCS / "results", tmp_path / "results")
     assert main(["--docs", str(tmp_path)]) == 0
     assert (tmp_path / "papers.md").read_text() == (DOCS / "papers.md").read_text()
 
@@ -53,6 +54,23 @@ def test_every_row_has_a_state_and_a_way_or_a_reason():
             assert len(ways) == 1, f"{where}: one way, got {ways}"
         if row["state"] == "run here":
             assert "not run" not in row.get("note", ""), where
+
+
+def test_every_measurement_names_its_results_and_all_results_are_named():
+    """And the page of the bundle, or of the weights, says the same code as the file, or as the row if it is older."""
+    pages = [path.read_text() for path in (ROOT / "common/weights/encoders").glob("*.md")]
+    for paper, item, row in ROWS:
+        where = f"{paper['title']}, {item['item']}, {row['row']}"
+        names = row.get("results", [])
+        trained = "settings" in row or "bundles/" in row.get("command", "")
+        assert bool(names or "older" in row) == (row["state"] == "run here" and (trained or bool(names))), where
+        assert set(names) <= set(RESULTS), f"{where}: no {set(names) - set(RESULTS)} in docs/results"
+        bundle = bundle_of(paper, row)
+        assert {RESULTS[name]["bundle"] for name in names} <= {bundle.name}, where
+        told = "".join([(bundle / "docs/README.md").read_text(), *pages])
+        codes = {RESULTS[name]["code"] for name in names} | {row.get("older", "")} - {""}
+        assert not [code for code in codes if f"`{code}`" not in told], f"{where}: {bundle.name}'s page has other code"
+    assert set(RESULTS) == {name for _, _, row in ROWS for name in row.get("results", ())}
 
 
 SETTINGS = sorted({(bundle_of(paper, row), row["settings"]) for paper, _, row in ROWS if "settings" in row})

@@ -3,7 +3,8 @@
     python -m tools.papers      # remake the page from docs/papers.json
 
 A row names the arms of a settings file of ``common.compare``, or the config files of one run, or says why there are
-none. ``tests/test_papers.py`` checks that these settings and configs exist.
+none. A row of a measurement names its files of ``docs/results`` (``results``), or the commit of older code (``older``).
+``tests/test_papers.py`` checks that all of these exist.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.papers", description=__doc__.splitlines()[0])
     parser.add_argument("--docs", type=Path, default=DOCS, help=argparse.SUPPRESS)
     docs = parser.parse_args(arguments).docs
-    (docs / "papers.md").write_text(page(read_json(docs / "papers.json")), encoding="utf-8")
+    found = {path.stem: read_json(path) for path in (docs / "results").glob("*.json")}
+    (docs / "papers.md").write_text(page(read_json(docs / "papers.json"), found), encoding="utf-8")
     return 0
 
 
@@ -56,8 +58,16 @@ def how(paper: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     return "-"
 
 
-def page(content: Mapping[str, Any]) -> str:
-    """Return the Markdown of the whole page."""
+def note(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Say with which code a row was measured, and what else there is to say."""
+    codes = sorted({(found[name]["date"], found[name]["code"]) for name in row.get("results", ())})
+    parts = ["measured with " + ", ".join(f"`{code}` ({date})" for date, code in codes)] if codes else []
+    parts += [f"measured with older code, `{row['older']}`"] if "older" in row else []
+    return "; ".join([*parts, *([row["note"]] if "note" in row else [])])
+
+
+def page(content: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Return the Markdown of the whole page; ``found`` holds the files of ``docs/results`` by name."""
     counts = dict.fromkeys(STATES, 0)
     for _, _, row in rows(content):
         counts[row["state"]] += 1
@@ -84,7 +94,7 @@ def page(content: Mapping[str, Any]) -> str:
             lines += ["", f"### {item['item']}: {item['about']}", "", f"Data: {item['data']}", ""]
             lines += ["| row | what reproduces it | state | note |", "|---|---|---|---|"]
             for row in of_item[paper["title"], item["item"]]:
-                lines.append(f"| {row['row']} | {how(paper, row)} | {row['state']} | {row.get('note', '')} |")
+                lines.append(f"| {row['row']} | {how(paper, row)} | {row['state']} | {note(row, found)} |")
     return "\n".join(lines) + "\n"
 
 
