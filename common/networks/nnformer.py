@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 from .window_attention import window_attention
 
 __all__ = ["NNFormer", "NNFormerEncoder"]
+
+logger = logging.getLogger(__name__)
 
 
 class NNFormer(nn.Module):
@@ -180,6 +183,7 @@ class NNFormerEncoder(nn.Module):
                     _PatchMerging(self.channels[stage]) if stage + 1 < len(depths) else None,
                 )
             )
+        _warn_of_unfilled_windows(grid, window, window_size[-1], self.strides[-1])
         self.layers = nn.ModuleList(layers)
         for stage, channels in enumerate(self.channels):
             self.add_module(f"norm{stage}", nn.LayerNorm(channels))
@@ -523,6 +527,29 @@ def relative_position_index(window: int, legacy: bool = False) -> torch.Tensor:
 def _window(grid: Sequence[int], window: int) -> tuple[int, int]:
     """Window and shift of a stage: one window without shift if the grid is no larger than the window."""
     return (min(grid), 0) if min(grid) <= window else (window, window // 2)
+
+
+def _warn_of_unfilled_windows(grid: Sequence[int], window: int, wanted: int, stride: Sequence[int]) -> None:
+    """Say so if the deepest grid does not fill windows of 4, of which finer grids are multiples then."""
+    tokens = " x ".join(map(str, grid))
+    if window < min(wanted, 4):
+        logger.warning(
+            "nnFormer's deepest grid of %s tokens is smaller than its windows of %d, so a token attends to %d in place "
+            "of %d: set roi_size to %s or more, or take a network with smaller strides.",
+            tokens,
+            wanted,
+            window**3,
+            wanted**3,
+            [min(wanted, 4) * step for step in stride],
+        )
+    elif any(side % window for side in grid):
+        logger.warning(
+            "nnFormer pads its deepest grid of %s tokens with zeros to windows of %d, which tells tokens where they "
+            "lie: set roi_size to multiples of %s.",
+            tokens,
+            window,
+            [window * step for step in stride],
+        )
 
 
 def _rates(last: float, count: int) -> list[float]:

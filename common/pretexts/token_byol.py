@@ -8,7 +8,7 @@ from torch import nn
 
 from ..networks.sync_batch_norm import needs_several_values
 from ..transforms import TokenViews
-from .token_contrast import check_strides, to_tokens
+from .token_contrast import check_views, to_tokens
 
 __all__ = ["TokenBYOL"]
 
@@ -52,7 +52,7 @@ class TokenBYOL(nn.Module):
         out_size: int = 256,
     ) -> None:
         super().__init__()
-        check_strides(encoder, views)
+        check_views(encoder, views)
         hidden_size = hidden_size or encoder.channels[-1]
         self.views = views
         self.pooled = pooled

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import logging
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..transforms import TokenViews
+from ..transforms import TokenViews, cell_of_token
 
 __all__ = ["TokenContrast"]
+
+logger = logging.getLogger(__name__)
 
 
 class TokenContrast(nn.Module):
@@ -50,7 +54,7 @@ class TokenContrast(nn.Module):
         super().__init__()
         if pooled and channel_rows:
             raise ValueError("pooled compares one vector per volume, channel_rows many: set only one of them.")
-        check_strides(encoder, views)
+        check_views(encoder, views)
         channels = encoder.channels[-1]
         self.encoder = encoder
         self.views = views
@@ -79,11 +83,23 @@ def to_tokens(map: torch.Tensor, pooled: bool = False) -> torch.Tensor:
     return tokens.mean(dim=1, keepdim=True) if pooled else tokens
 
 
-def check_strides(encoder: Any, views: TokenViews) -> None:
-    """Refuse views that turn axes with unequal strides of the encoder's deepest grid."""
+def check_views(encoder: Any, views: TokenViews) -> None:
+    """Refuse views that turn axes with unequal strides of the deepest map; warn where masks hide whole tokens."""
     stride = encoder.strides[-1]
     if views.group and len({stride[axis] for axis in views.group.axes}) > 1:
         raise ValueError(
             f"the views rotate the plane of axes {list(views.group.axes)}, but the encoder's strides "
             f"{list(stride)} differ along them: set turned_axes to axes of equal strides."
+        )
+    if not views.mask_ratio or len(views.mask_size) != len(stride):
+        return  # nothing is masked, or `noise_mask` will refuse it
+    cells = math.prod(max(1.0, step / side) for step, side in zip(stride, views.mask_size, strict=True))
+    visible = cells * (1 - views.mask_ratio)
+    if visible < 0.999:  # a hair below 1, for ratios such as 0.9
+        logger.warning(
+            "A token of the deepest map covers %.3g mask cells, of which %.2g are left on average, so many tokens see "
+            "noise only: set mask_size to %s.",
+            cells,
+            visible,
+            cell_of_token(encoder),
         )

@@ -39,7 +39,7 @@ from .stored_grid import StoredGridd
 from .synthetic_contrast import SyntheticContrast
 from .texture import RandomTexture, gibbs_noise
 from .tiles import cut_tiles, distant_permutations, pad_tiles
-from .token_views import TokenViews, noise_mask
+from .token_views import TokenViews, cell_of_token, noise_mask
 
 __all__ = [
     "AveragePoold",
@@ -84,6 +84,7 @@ __all__ = [
     "StoredGridd",
     "SyntheticContrast",
     "TokenViews",
+    "cell_of_token",
     "cut_tiles",
     "distant_permutations",
     "foreground_mask",

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from .cube_group import CubeGroup, rot90_batch
 from .grid_mask import random_cell_mask
 
-__all__ = ["TokenViews", "noise_mask"]
+__all__ = ["TokenViews", "cell_of_token", "noise_mask"]
 
 
 class TokenViews:
@@ -33,7 +35,7 @@ class TokenViews:
 
     Raises:
         ValueError: ``mask_ratio`` is not in 0..1, or ``published_restore`` without two axes; when called, crops do not
-            fit the axes or are smaller than a cell.
+            fit the axes, are smaller than a cell, or would be masked whole.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ def noise_mask(
         the image, and the mask (B, *spatial), true where voxels were replaced.
 
     Raises:
-        ValueError: a cell and the image differ in their number of axes, or the cell is larger.
+        ValueError: a cell and the image differ in their number of axes, the cell is larger, or no cell would be left.
     """
     size = image.shape[2:]
     if len(cell) != len(size) or any(not 1 <= side <= voxels for voxels, side in zip(size, cell, strict=True)):
@@ -121,5 +123,24 @@ def noise_mask(
             f"images of {list(size)} voxels cannot be masked in cells of {list(cell)}: set mask_size to {len(size)} "
             "numbers, each no larger than the image, best a divisor of it."
         )
+    cells = math.prod(math.ceil(voxels / side) for voxels, side in zip(size, cell, strict=True))
+    if round(ratio * cells) == cells:
+        raise ValueError(
+            f"a mask_ratio of {ratio} masks every cell of an image ({cells} of {list(cell)} voxels), so nothing can be "
+            "learnt: set a smaller mask_ratio or mask_size."
+        )
     mask = random_cell_mask(len(image), size, cell, ratio, image.device)
     return torch.where(mask[:, None], torch.randn_like(image) * noise, image), mask
+
+
+def cell_of_token(encoder: Any) -> list[int]:
+    """Voxels per axis of mask cells, 4 along each axis of a token of the encoder's deepest map, so 64 in a token.
+
+    Masks of cells of this size leave each token some voxels. Hu et al. (SimTROT) have it for nnFormer: cells of 4 x 8 x 8
+    for tokens of 16 x 32 x 32 (Synapse), of 8 x 8 x 8 for 32 x 32 x 32 (brain tumours). Along an axis with fewer than 4
+    voxels in a token, a cell is one voxel.
+
+    Args:
+        encoder: any encoder; its ``strides`` are read.
+    """
+    return [max(1, step // 4) for step in encoder.strides[-1]]

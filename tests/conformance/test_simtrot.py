@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -102,22 +103,65 @@ def test_settings():
     assert (train["learning_rate"], train["weight_decay"], train["batches_per_epoch"]) == (0.01, 3e-5, 250)
 
 
-def test_a_token_of_the_cpu_preset_sees_as_many_mask_cells_as_the_paper_s():
-    """64 cells per token, and a grid of 4 x 4 x 4 that windows fill: padding to them would tell where a token lies."""
-    for files in ([], ["datasets/hippocampus.json", "presets/hippocampus_cpu.json"]):
-        parser = parsed("pretrain.json", *files)
-        stride = parser.get_parsed_content("encoder").strides[-1]
-        cells = [step // side for step, side in zip(stride, parser["mask_size"], strict=True)]
-        assert math.prod(cells) == 64
-        assert [side // step for side, step in zip(parser["roi_size"], stride, strict=True)] == [4, 4, 4]
+HIPPOCAMPUS, ACDC, SAMPLE, BRATS = (f"datasets/{name}.json" for name in ("hippocampus", "acdc", "sample", "brats"))
 
 
-def test_tokens_of_thick_slices():
-    """A deepest token sees 32 mask cells, 8 of them left, and windows of 4 fill the grid."""
-    parser = parsed("pretrain.json", "datasets/acdc.json", "presets/acdc_cpu.json")
-    stride = parser.get_parsed_content("encoder").strides[-1]
-    assert math.prod(step // side for step, side in zip(stride, parser["mask_size"], strict=True)) == 32
-    assert [side // step for side, step in zip(parser["roi_size"], stride, strict=True)] == [4, 8, 8]
+@pytest.mark.parametrize(
+    ("files", "cells", "grid"),
+    [
+        ([], 64, (4, 4, 4)),
+        (["networks/swin_unetr_synapse.json"], 64, (4, 4, 4)),
+        (["networks/unetr.json"], 8, (8, 8, 8)),
+        ([BRATS, "networks/nnformer_tumour.json"], 64, (4, 4, 4)),
+        ([BRATS, "networks/swin_unetr.json"], 64, (4, 4, 4)),
+        ([HIPPOCAMPUS], 64, (4, 4, 4)),
+        ([HIPPOCAMPUS, "networks/nnformer_small.json"], 64, (4, 4, 4)),
+        ([HIPPOCAMPUS, "networks/nnformer_tiny.json"], 64, (8, 8, 8)),
+        ([HIPPOCAMPUS, "networks/unetr_small.json"], 64, (4, 4, 4)),
+        ([HIPPOCAMPUS, "presets/hippocampus_cpu.json"], 64, (4, 4, 4)),
+        ([ACDC], 32, (8, 16, 16)),
+        ([ACDC, "networks/nnformer_thick_slices.json"], 32, (8, 16, 16)),
+        ([ACDC, "presets/acdc_cpu.json"], 32, (4, 8, 8)),
+        ([SAMPLE], 64, (4, 4, 4)),
+        ([SAMPLE, "networks/nnformer_small.json"], 64, (4, 4, 4)),
+        ([SAMPLE, "networks/nnformer_tiny.json"], 64, (8, 8, 8)),
+        ([SAMPLE, "networks/swin_unetr_small.json"], 64, (2, 2, 2)),
+        ([SAMPLE, "networks/unetr_small.json"], 64, (4, 4, 4)),
+    ],
+)
+def test_a_masked_token_sees_several_cells_and_the_grid_fills_its_windows(files, cells, grid, caplog):
+    """As at the paper's size: padding to the windows would tell a token where it lies."""
+    parser = parsed("pretrain.json", *files)
+    parser["num_classes"] = 2
+    if "swin" in str(files):  # reads numbers off tensors while it is made, so it has weights
+        parser["segmentation_net#feature_size"] = 12
+    with torch.device("cpu" if "swin" in str(files) else "meta"):
+        pretext = parser.get_parsed_content("pretext")
+    stride = pretext.encoder.strides[-1]
+    assert math.prod(step // side for step, side in zip(stride, pretext.views.mask_size, strict=True)) == cells
+    assert tuple(side // step for side, step in zip(parser["roi_size"], stride, strict=True)) == grid
+    for layer, step in zip(getattr(pretext.encoder, "layers", []), pretext.encoder.strides, strict=False):
+        sides = [side // voxels for side, voxels in zip(parser["roi_size"], step, strict=True)]
+        assert layer.blocks[0].window >= 4 and list(layer.blocks[0].padded) == sides
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["networks/nnformer_thick_slices.json"], r"covers 1 mask cells, of which 0.25 .* set mask_size to \[1, 2, 2\]"),
+        ([BRATS, "networks/nnformer_tiny.json"], r"covers 1 mask cells, of which 0.25 .* set mask_size to \[2, 2, 2\]"),
+        ([HIPPOCAMPUS, "networks/nnformer.json"], r"4 x 2 x 2 tokens .* to 8 in place of 64: set roi_size to \[64, 128,"),
+        ([ACDC, "networks/nnformer.json"], r"1 x 4 x 4 tokens is smaller .* a token attends to 1 in place of 64"),
+    ],
+)
+def test_a_combination_that_fits_badly_says_so_in_one_sentence(files, said, caplog):
+    parser = parsed("pretrain.json", *files)
+    parser["num_classes"] = 2
+    with torch.device("meta"):
+        parser.get_parsed_content("pretext")
+    (record,) = caplog.records
+    assert re.search(said, record.message)
 
 
 def test_pretraining_decays_no_norms_biases_and_positions():

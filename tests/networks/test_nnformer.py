@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -35,6 +36,20 @@ def test_parameter_counts_of_the_paper():
     assert synapse.model_down.channels == (192, 384, 768, 1536)
     assert synapse.model_down.strides == ((2, 4, 4), (4, 8, 8), (8, 16, 16), (16, 32, 32))
     assert tumour.strides[-1] == (32, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ((32, 32, 64), None),
+        ((32, 48, 32), r"pads its deepest grid of 4 x 6 x 4 .* windows of 4, .* multiples of \[32, 32, 32\]"),
+        ((16, 32, 32), r"deepest grid of 2 x 4 x 4 .* attends to 8 in place of 512: set roi_size to \[32, 32, 32\] or"),
+    ],
+)
+def test_a_crop_that_does_not_fill_the_windows_is_said(size, said, caplog):
+    small(img_size=size)
+    assert len(caplog.records) == bool(said)
+    assert not said or re.search(said, caplog.text)
 
 
 def test_names_of_the_published_checkpoint():

@@ -17,14 +17,14 @@ def seed():
 def test_shapes_pooled_or_not(cells):
     image = torch.rand(3, 1, 4, 8, 8)
     for pooled, tokens in ((False, 2 * 4 * 4), (True, 1)):
-        prediction = TokenBYOL(cells(), TokenViews(), pooled=pooled, out_size=5)(image)
+        prediction = TokenBYOL(cells(), TokenViews(mask_size=(2, 4, 4)), pooled=pooled, out_size=5)(image)
         assert {name: tuple(value.shape) for name, value in prediction.items()} == {
             name: (3, tokens, 5) for name in ("prediction1", "prediction2", "target1", "target2")
         }
 
 
 def test_the_teacher_starts_equal_and_has_no_gradient(cells):
-    pretext = TokenBYOL(cells(), TokenViews(RandomTexture()))
+    pretext = TokenBYOL(cells(), TokenViews(RandomTexture(), mask_size=(2, 4, 4)))
     for student, teacher in zip(pretext.student.parameters(), pretext.teacher.parameters(), strict=True):
         assert torch.equal(student, teacher) and student is not teacher and not teacher.requires_grad
     prediction = pretext(torch.rand(2, 1, 8, 8, 8))
@@ -65,7 +65,7 @@ def test_only_the_student_s_encoder_is_the_encoder(cells):
 
 def test_a_single_vector_has_no_batch_statistics(cells):
     with pytest.raises(ValueError, match="set batch_size to 2"):
-        TokenBYOL(cells(), TokenViews(), pooled=True)(torch.rand(1, 1, 8, 8, 8))
+        TokenBYOL(cells(), TokenViews(mask_size=(2, 4, 4)), pooled=True)(torch.rand(1, 1, 8, 8, 8))
 
 
 def test_the_teacher_s_encoder_drops_no_paths(cells):

@@ -1,7 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from common.transforms import TokenViews, noise_mask
+from common.transforms import TokenViews, cell_of_token, noise_mask
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +72,9 @@ def test_errors():
             ValueError, match=r"images of \[4, 8, 6\] voxels cannot be masked .*: set mask_size to 3 num"
         ):
             noise_mask(torch.ones(1, 1, 4, 8, 6), 0.5, cell)
+    for cell, ratio in (((2, 4, 3), 1.0), ((4, 8, 6), 0.75)):
+        with pytest.raises(ValueError, match="masks every cell .* set a smaller mask_ratio or mask_size"):
+            noise_mask(torch.ones(1, 1, 4, 8, 6), ratio, cell)
     with pytest.raises(ValueError, match="mask_ratio must be between 0 and 1"):
         TokenViews(mask_ratio=1.5)
     with pytest.raises(ValueError, match="equal sizes"):
@@ -105,3 +110,9 @@ def test_with_the_published_restore_views_are_drawn_alike():
     for axes in (None, (-3, -2, -1)):
         with pytest.raises(ValueError, match="published_restore undoes quarter turns of two axes"):
             TokenViews(axes=axes, published_restore=True)
+
+
+def test_cells_of_a_token():
+    """The paper's, from nnFormer's strides for Synapse and tumours; and one voxel at least."""
+    for stride, cell in (((16, 32, 32), [4, 8, 8]), ((32, 32, 32), [8, 8, 8]), ((2, 8, 14), [1, 2, 3])):
+        assert cell_of_token(SimpleNamespace(strides=((1, 1, 1), stride))) == cell
