@@ -84,6 +84,11 @@ def tested_items(evaluate: BundleConfig) -> list[dict[str, Any]]:
     return evaluate.get("data")[evaluate.get("evaluated_list", "test")]
 
 
+def validated_items(train: BundleConfig) -> list[dict[str, Any]]:
+    """The items of the list that chooses the weights of a fine-tuning."""
+    return train.get("data")[train.get("validated_list", "validation")]
+
+
 def keeps_best_encoder(config: BundleConfig) -> bool:
     """Whether a pre-training keeps the encoder of its best validation."""
     handlers = config.parser.get().get("train", {}).get("handlers") or []

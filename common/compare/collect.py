@@ -122,6 +122,7 @@ def collect(plan: Plan, command: str | None) -> None:
             "margin": plan.margin,
             "labelled": plan.labelled(),
             "validation_from_labels": settings.validation_from_labels,
+            "validated_on_test": plan.validated_on_test,
             "trials": list_trials(settings),
             "tune_seeds": settings.tune_seeds,
             "patience": settings.patience,

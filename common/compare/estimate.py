@@ -15,6 +15,7 @@ import torch
 from ..durations import format_duration
 from ..files import made_folder
 from ..json_files import read_json, write_json
+from .bundle_config import validated_items
 from .child import read_outcome, run_child
 from .collect import curve_rows, tested_subjects
 from .plan import Plan
@@ -55,7 +56,7 @@ def estimate(plan: Plan) -> str:
         CompareError: a dry run failed; the message has the reason, which would also stop the comparison.
     """
     item_seconds, item_bytes = _item(plan)
-    validation = len(plan.train.get("data")["validation"])
+    validation = len(validated_items(plan.train))
     costs: dict[tuple, Cost] = {}
 
     def cost_of(run: Run, training: Cost | None = None) -> Cost:
@@ -167,7 +168,8 @@ def dry_run(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
         else:
             # an epoch of a few steps over few items: what is loaded is counted separately
             override |= {"max_epochs": 1, "train#trainer#epoch_length": STEPS, "resume": False}
-            for name, part, count in (("training", "train", max(2, run.batch)), ("validation", "validate", 2)):
+            validated = plan.config(run).get("validated_list", "validation") if run.stage != "pretrain" else "validation"
+            for name, part, count in (("training", "train", max(2, run.batch)), (validated, "validate", 2)):
                 override[f"{part}#dataset#data"] = {
                     "_target_": "common.data.volume_sampler.first_volumes",
                     "items": f"$@data['{name}']",

@@ -50,6 +50,8 @@ def protocol(tables: Tables) -> str:
     if about.get("evaluate_override"):
         given = ", ".join(f"{key} {value}" for key, value in about["evaluate_override"].items())
         words.append(f"Evaluated with {given}, unlike training.")
+    if about.get("validated_on_test"):
+        words.append("The validation scans are the test scans.")
     if about.get("transductive"):
         words.append("Pre-training may have seen validation and test scans.")
     return " ".join(words)

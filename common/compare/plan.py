@@ -18,7 +18,7 @@ from ..files import common_folder
 from ..json_files import read_json
 from ..overlays import order_problems
 from ..volumes import and_more
-from .bundle_config import BundleConfig, data_digest, drawn_from, keeps_best_encoder, merged_files, tested_items
+from .bundle_config import BundleConfig, data_digest, drawn_from, keeps_best_encoder, merged_files, tested_items, validated_items
 from .run import Run
 from .settings import SPLIT, Arm, CompareError, Settings
 from .trials import list_trials, trial_values
@@ -67,8 +67,13 @@ class Plan:
     def labelled(self) -> dict[int, tuple[int, int]]:
         """Number of labels -> how many of them are trained on and validated on, as in the first run."""
         first = {run.labels: run for run in reversed(self.runs) if run.stage == "train" and run.labels is not None}
-        lists = {labels: self.lists(run) for labels, run in first.items()}
-        return {labels: (len(found["training"]), len(found["validation"])) for labels, found in lists.items()}
+        configs = {labels: self.config(run) for labels, run in first.items()}
+        return {labels: (len(one.get("data")["training"]), len(validated_items(one))) for labels, one in configs.items()}
+
+    @property
+    def validated_on_test(self) -> bool:
+        """Whether the weights are chosen by scans of the test list."""
+        return not set(_files(validated_items(self.train))).isdisjoint(_files(tested_items(self.evaluate)))
 
     def fractions(self) -> dict[float, int]:
         """Share of the training list -> number of its items."""
@@ -159,7 +164,13 @@ class _Builder:
         self.train, self.evaluate = trains[0], evaluates[0]
         _ = self.evaluate.metrics  # refused now rather than after hours
         self.test = [item for evaluate in evaluates for item in tested_items(evaluate)]
-        for name, items in (("validation", self.train.get("data")["validation"]), ("test", self.test)):
+        validated = self.train.get("validated_list", "validation")
+        if settings.validation_from_labels and validated != "validation":
+            raise CompareError(
+                f"--validation_from_labels draws the validation list, but `validated_list` names {validated!r}: leave "
+                "out one of them."
+            )
+        for name, items in (("validation", validated_items(self.train)), ("test", self.test)):
             if len(items) < settings.processes:
                 raise CompareError(
                     f"--processes {settings.processes}: every process needs a {name} item, but there are only "
@@ -198,8 +209,9 @@ class _Builder:
         """Refuse a test list of evaluation's own with scans or subjects that training learns from or is chosen by."""
         from ..data.copies import find_copies
 
-        data, test = self.train.get("data"), tested_items(self.evaluate)
-        for name in ("training", "validation"):
+        test = tested_items(self.evaluate)
+        data = {"training": self.train.get("data")["training"], "validation": validated_items(self.train)}
+        for name in data:
             taken, known = set(_files(data[name])), getattr(data[name], "subjects", {})
             both = [file for file in _files(test) if file in taken]
             both += [file for digest, file in getattr(test, "subjects", {}).items() if digest in known]
@@ -417,7 +429,7 @@ class _Builder:
         judged = {"test": tested_items(evaluate)}
         if self.settings.validation_from_labels:  # parts of the training list, which pre-training may see
             return judged
-        return {"validation": train.get("data")["validation"], **judged}
+        return {"validation": validated_items(train), **judged}
 
     def check_leak(
         self,

@@ -169,6 +169,11 @@ def outcome(tables: Tables) -> list[str]:
         lines.append(
             "Validation scans are part of the labels; pre-training on the training list has seen their images."
         )
+    if tables.about.get("validated_on_test"):
+        lines.append(
+            "The test scans also served as validation scans, which choose the weights and what is tuned: scores on new "
+            "scans may be lower."
+        )
     for arm, base in tables.pairs:
         for labels in tables.labels:
             found = tables.difference((arm, base), labels)

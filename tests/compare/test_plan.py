@@ -340,6 +340,28 @@ def test_validation_from_the_labels_takes_them_out_of_the_number(plan):
         plan(labels="1", validation_from_labels=True)
 
 
+def test_the_published_protocol_validates_on_the_test_list(plan, cohort, tmp_path):
+    """No scan is left for validation: those of training are trained on, and the test scans choose the weights."""
+    content = json.loads((cohort / "structures4.json").read_text())
+    content["training"] += content.pop("validation")
+    (tmp_path / "bcv.json").write_text(json.dumps(content))
+    given = {"bundle": str(ROOT / "bundles/transseg"), "arms": "scratch", "labels": "4", "steps": 20, "validations": 2}
+    given |= {"datalist": str(tmp_path / "bcv.json"), "examples": 1}
+    sample = "datasets/sample.json"
+    with pytest.raises(CompareError, match="the list 'validation' is empty"):
+        plan(**given, config_file=sample)
+    found = plan(**given, config_file=f"{sample},presets/bcv_protocol.json", try_items=True)
+    [train], [evaluate] = runs(found, "train"), runs(found, "evaluate")
+    trained, evaluated = found.config(train), found.config(evaluate)
+    assert trained.get("validate#dataset#data") == evaluated.get("validate#dataset#data") == list(found.test)
+    assert len(found.test) == 2 and found.labelled() == {4: (4, 2)}
+    assert trained.get("transductive") and evaluated.get("transductive") and found.validated_on_test
+    assert runs(found, "infer")
+    with pytest.raises(CompareError, match="`validated_list` names 'test': leave out one"):
+        plan(**given, config_file=f"{sample},presets/bcv_protocol.json", validation_from_labels=True)
+    assert not plan(**given | {"datalist": None, "labels": "3"}, config_file=sample).validated_on_test
+
+
 def test_a_reference_is_a_network_or_scores(plan, tmp_path):
     table = tmp_path / "published.csv"
     table.write_text("subject,value,labels\na,0.5,\nb,0.75,3\n")

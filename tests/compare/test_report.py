@@ -272,6 +272,15 @@ def test_a_pretraining_that_may_have_seen_test_scans_is_said_first(folder):
     assert "## Outcome\n\n- Transductive: pre-training may have seen" in write_report(folder).read_text()
 
 
+def test_test_scans_that_chose_the_weights_are_said_first(folder):
+    about = json.loads((folder / "comparison.json").read_text())
+    assert "served as validation" not in write_report(folder).read_text()
+    (folder / "comparison.json").write_text(json.dumps(about | {"validated_on_test": True}))
+    text = write_report(folder).read_text()
+    assert "## Outcome\n\n- The test scans also served as validation scans, which choose the weights" in text
+    assert "The validation scans are the test scans." in (folder / "paper/tables.md").read_text()
+
+
 def test_results_of_other_settings_are_said_first(folder):
     about = json.loads((folder / "comparison.json").read_text())
     assert "than the present ones" not in write_report(folder).read_text()
