@@ -148,20 +148,22 @@ def test_a_step_of_one_domain_leaves_the_other_branch_alone(run, tmp_path):
 def test_the_encoder_goes_into_every_transfer(run, encoder, tmp_path, caplog):
     path = encoder / "encoder.safetensors"
     state, _ = read_encoder(path)
-    for task in ("lung", "nodule", "liver_coarse", "liver_fine"):
+    coarse = ("networks/stride_32.json", "tasks/liver_coarse.json")
+    for files in (("tasks/lung.json",), ("tasks/nodule.json",), coarse, ("tasks/liver_fine.json",)):
         caplog.clear()
         with caplog.at_level(logging.INFO):
             workflow = run(
                 "train.json",
                 "datasets/sample.json",
-                f"tasks/{task}.json",
+                *files,
                 output_dir=str(tmp_path),
                 pretrained_encoder=str(path),
                 execute=False,
                 data={"training": [{}], "validation": [{}], "test": []},
             )
         report = caplog.text[caplog.text.index("transfer report") :]
-        assert "100.0%" in report and "warning" not in report.lower()
+        assert "100.0%" in report
+        assert ("warning" in report.lower()) == ("made with dilations [2, 4]" in report) == (files == coarse)
         own = workflow.parser.get_parsed_content("segmentation_net").encoder.state_dict()
         assert all(torch.equal(own[name], tensor) for name, tensor in state.items())
 
@@ -207,7 +209,7 @@ def trained(run, folder, *overlays, steps=2, **settings):
 
 def evaluated(run, folder, *overlays, **settings):
     """On the test list."""
-    run("train.json", "evaluate.json", *overlays, **settings, output_dir=str(folder))
+    return run("train.json", "evaluate.json", *overlays, **settings, output_dir=str(folder))
 
 
 def predict(run, folder, *overlays, **settings):
@@ -356,7 +358,8 @@ def liver(run, one_test_scan, tmp_path_factory):
         "segmentation_net#width": 4,
     }
     head = {"head#hidden": 8, "head#growth": 4}
-    trained(run, folder / "coarse", "datasets/sample.json", "tasks/liver_coarse.json", **organ)
+    coarse = ("datasets/sample.json", "networks/stride_32.json", "tasks/liver_coarse.json")
+    trained(run, folder / "coarse", *coarse, **organ)
     trained(run, folder / "fine", "datasets/sample.json", "tasks/liver_fine.json", **organ, **head, margin=2)
     # First stages that call everything liver, and everything background.
     state = torch.load(folder / "coarse/model.pt", weights_only=True)
@@ -374,7 +377,9 @@ def test_two_stages(run, liver, cohort, one_test_scan, caplog):
         "coarse_size": [32] * 3,
         "margin": 2,
     }
-    evaluated(run, folder / "fine", *overlays, "metrics/lits.json", **own)
+    workflow = evaluated(run, folder / "fine", *overlays, "metrics/lits.json", **own)
+    nets = [workflow.parser.get_parsed_content(name) for name in ("coarse_net", "segmentation_net")]
+    assert [net.encoder.strides[-1] for net in nets] == [(32,) * 3, (8,) * 3]
     assert len(rows(folder / "fine/eval/val_mean_dice_raw.csv")) == 1
     overlap, dice = (rows(folder / f"fine/eval/{name}_raw.csv")[0]["mean"] for name in ("val_voe", "val_mean_dice"))
     assert float(overlap) == pytest.approx(1 - float(dice) / (2 - float(dice)), abs=1e-4)  # of one class
