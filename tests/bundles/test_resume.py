@@ -163,6 +163,21 @@ def test_killed_and_resumed_is_uninterrupted(run_bundle, tiny, uninterrupted, tm
     assert set(whole) == names
 
 
+def test_early_stopping_is_where_it_was_in_a_resumed_run(run_bundle, tiny, tmp_path, caplog):
+    """With a rate of 0 the first validation stays the best, also of a run that a kill cuts in between."""
+    settings = {**SIZES, "num_workers": 0, "learning_rate": 0.0, "max_epochs": 9, "patience": 3}
+    files = config("fine_tuning", tiny, tmp_path)
+    with caplog.at_level("INFO"):
+        workflow = run_bundle(*files, output_dir=str(tmp_path / "whole"), **settings)
+    assert workflow.trainer.state.epoch == 4
+    assert "stopped after epoch 4: no better validation since epoch 1 (patience 3)" in caplog.text
+    settings["output_dir"] = str(tmp_path / "killed")
+    with pytest.raises(Killed):
+        run_bundle(*files, before=kill_inside_second, **settings)
+    assert run_bundle(*files, resume=True, **settings).trainer.state.epoch == 4
+    assert differences(result(tmp_path / "killed"), result(tmp_path / "whole")) == []
+
+
 def test_the_comparison_sees_another_seed(run_bundle, tiny, uninterrupted, tmp_path):
     run_bundle(*config("mae", tiny, tmp_path), output_dir=str(tmp_path), seed=1, **SIZES)
     assert any("encoder.safetensors" in place for place in differences(result(tmp_path), uninterrupted("mae", 0)))

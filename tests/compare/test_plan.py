@@ -362,6 +362,34 @@ def test_the_published_protocol_validates_on_the_test_list(plan, cohort, tmp_pat
     assert not plan(**given | {"datalist": None, "labels": "3"}, config_file=sample).validated_on_test
 
 
+SHIPPED = sorted([*ROOT.glob("bundles/simtrot/compare_*.json"), *ROOT.glob("bundles/pretrain_once/compare_ixi*.json")])
+
+
+@pytest.fixture(scope="module")
+def thirty(tmp_path_factory):
+    """A datalist of 30 scans of which planning reads no more than the header."""
+    folder = tmp_path_factory.mktemp("thirty")
+    items = []
+    for number in range(30):
+        item = {key: f"{key}_{number}.nii" for key in ("image", "label")}
+        for name in item.values():
+            nib.save(nib.Nifti1Image(np.full((4, 4, 4), number, np.uint8), np.eye(4)), folder / name)
+        items.append(item)
+    lists = {"training": items[:24], "validation": items[24:27], "test": items[27:]}
+    (folder / "list.json").write_text(json.dumps(lists))
+    return folder
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_settings_that_the_bundles_ship_can_be_planned(path, thirty, tmp_path):
+    given = {"dataset_dir": str(thirty), "datalist": str(thirty / "list.json"), "output": str(tmp_path)}
+    settings = read_settings(str(path), **given)
+    found = make_plan(settings)
+    for arm in settings.arms:
+        for stage in ["train", "evaluate", *(["pretrain"] if arm.pretrain else [])]:
+            assert any(run.arm == arm.name for run in found.runs if run.stage == stage), (arm, stage)
+
+
 def test_a_reference_is_a_network_or_scores(plan, tmp_path):
     table = tmp_path / "published.csv"
     table.write_text("subject,value,labels\na,0.5,\nb,0.75,3\n")
@@ -634,16 +662,18 @@ def test_the_digest_of_a_pretraining_has_its_own_datalists(tmp_path):
     assert digests()[0] != after[0]
 
 
-@pytest.mark.parametrize("bundle", ["pretrain_once", "medical_transformer"])
+@pytest.mark.parametrize("bundle", ["simtrot", "pretrain_once", "medical_transformer"])
 def test_patience_is_in_validations_and_of_every_bundle(plan, bundle):
-    """The one has no such id, the other has it and its own length, in epochs."""
+    """The first has no such id, the others have it, the last with its own length, in epochs."""
     given = {"bundle": str(ROOT / "bundles" / bundle), "arms": "scratch", "labels": "2", "steps": 40, "patience": 3}
-    given |= {"config_file": "datasets/sample.json"} if bundle == "medical_transformer" else {}
+    given |= {"config_file": "datasets/sample.json"} if bundle != "pretrain_once" else {}
     [train] = runs(plan(**given, validations=8), "train")
     config = train.config()
     handlers = [one for one in config["train"]["handlers"] if one["_target_"] == "common.handlers.EarlyStopping"]
     assert len(handlers) == 1 and handlers[0]["patience"] == "@patience"
     assert config["patience"] == 3 * config["val_interval"] > 0
+    [train] = runs(plan(**given | {"patience": None}), "train")
+    assert (train.config().get("patience") is None) == (bundle != "medical_transformer")
     if bundle == "medical_transformer":  # its own rule: 30 epochs, of which each fifth validates
         [train] = runs(plan(**given | {"patience": None}, validations=2), "train")
         assert train.config()["patience"] == 6 * train.config()["val_interval"] > train.epochs
