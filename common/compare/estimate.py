@@ -168,7 +168,9 @@ def dry_run(run: Run, plan: Plan, training: Cost | None = None) -> Cost:
         else:
             # an epoch of a few steps over few items: what is loaded is counted separately
             override |= {"max_epochs": 1, "train#trainer#epoch_length": STEPS, "resume": False}
-            validated = plan.config(run).get("validated_list", "validation") if run.stage != "pretrain" else "validation"
+            validated = (
+                plan.config(run).get("validated_list", "validation") if run.stage != "pretrain" else "validation"
+            )
             for name, part, count in (("training", "train", max(2, run.batch)), (validated, "validate", 2)):
                 override[f"{part}#dataset#data"] = {
                     "_target_": "common.data.volume_sampler.first_volumes",

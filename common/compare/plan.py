@@ -18,7 +18,15 @@ from ..files import common_folder
 from ..json_files import read_json
 from ..overlays import order_problems
 from ..volumes import and_more
-from .bundle_config import BundleConfig, data_digest, drawn_from, keeps_best_encoder, merged_files, tested_items, validated_items
+from .bundle_config import (
+    BundleConfig,
+    data_digest,
+    drawn_from,
+    keeps_best_encoder,
+    merged_files,
+    tested_items,
+    validated_items,
+)
 from .run import Run
 from .settings import SPLIT, Arm, CompareError, Settings
 from .trials import list_trials, trial_values
@@ -68,7 +76,9 @@ class Plan:
         """Number of labels -> how many of them are trained on and validated on, as in the first run."""
         first = {run.labels: run for run in reversed(self.runs) if run.stage == "train" and run.labels is not None}
         configs = {labels: self.config(run) for labels, run in first.items()}
-        return {labels: (len(one.get("data")["training"]), len(validated_items(one))) for labels, one in configs.items()}
+        return {
+            labels: (len(one.get("data")["training"]), len(validated_items(one))) for labels, one in configs.items()
+        }
 
     @property
     def validated_on_test(self) -> bool:

@@ -136,9 +136,9 @@ def noise_mask(
 def cell_of_token(encoder: Any) -> list[int]:
     """Voxels per axis of mask cells, 4 along each axis of a token of the encoder's deepest map, so 64 in a token.
 
-    Masks of cells of this size leave each token some voxels. Hu et al. (SimTROT) have it for nnFormer: cells of 4 x 8 x 8
-    for tokens of 16 x 32 x 32 (Synapse), of 8 x 8 x 8 for 32 x 32 x 32 (brain tumours). Along an axis with fewer than 4
-    voxels in a token, a cell is one voxel.
+    Masks of cells of this size leave each token some voxels. Hu et al. (SimTROT) have it for nnFormer: cells of
+    4 x 8 x 8 for tokens of 16 x 32 x 32 (Synapse), of 8 x 8 x 8 for 32 x 32 x 32 (brain tumours). Along an axis with
+    fewer than 4 voxels in a token, a cell is one voxel.
 
     Args:
         encoder: any encoder; its ``strides`` are read.

@@ -149,9 +149,15 @@ def test_a_masked_token_sees_several_cells_and_the_grid_fills_its_windows(files,
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (["networks/nnformer_thick_slices.json"], r"covers 1 mask cells, of which 0.25 .* set mask_size to \[1, 2, 2\]"),
+        (
+            ["networks/nnformer_thick_slices.json"],
+            r"covers 1 mask cells, of which 0.25 .* set mask_size to \[1, 2, 2\]",
+        ),
         ([BRATS, "networks/nnformer_tiny.json"], r"covers 1 mask cells, of which 0.25 .* set mask_size to \[2, 2, 2\]"),
-        ([HIPPOCAMPUS, "networks/nnformer.json"], r"4 x 2 x 2 tokens .* to 8 in place of 64: set roi_size to \[64, 128,"),
+        (
+            [HIPPOCAMPUS, "networks/nnformer.json"],
+            r"4 x 2 x 2 tokens .* to 8 in place of 64: set roi_size to \[64, 128,",
+        ),
         ([ACDC, "networks/nnformer.json"], r"1 x 4 x 4 tokens is smaller .* a token attends to 1 in place of 64"),
     ],
 )

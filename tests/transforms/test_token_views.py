@@ -73,7 +73,7 @@ def test_errors():
         ):
             noise_mask(torch.ones(1, 1, 4, 8, 6), 0.5, cell)
     for cell, ratio in (((2, 4, 3), 1.0), ((4, 8, 6), 0.75)):
-        with pytest.raises(ValueError, match="masks every cell .* set a smaller mask_ratio or mask_size"):
+        with pytest.raises(ValueError, match=r"masks every cell .* set a smaller mask_ratio or mask_size"):
             noise_mask(torch.ones(1, 1, 4, 8, 6), ratio, cell)
     with pytest.raises(ValueError, match="mask_ratio must be between 0 and 1"):
         TokenViews(mask_ratio=1.5)
