@@ -9,6 +9,7 @@ import importlib.metadata
 import inspect
 import json
 import os
+import threading
 import types
 from collections.abc import Mapping, Set
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import ImageReader
 
 from .stored_item import NotStorableError
 
@@ -110,14 +112,25 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
     if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType | types.ModuleType):
         return _described_code(value, above)
     if hasattr(value, "__dict__"):
-        # Generators of random numbers are those of parts that random transforms share, and no setting.
-        state = {n: v for n, v in vars(value).items() if not isinstance(v, np.random.RandomState)}
+        state = {n: v for n, v in vars(value).items() if _is_setting(value, n, v)}
         return [_name(type(value)), _source(type(value)), _describe(state, above)]
     slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
     if slots:
         state = {name: getattr(value, name, None) for name in slots if name != "__weakref__"}
         return [_name(type(value)), _describe(state, above)]
     raise NotStorableError(f"a value of type {_name(type(value))}")
+
+
+def _is_setting(owner: Any, name: str, value: Any) -> bool:
+    """Whether an attribute changes results.
+
+    Generators of random numbers do not: they are those of parts that random transforms share. Nor does what a transform
+    keeps once it ran, a thread's own values and the files that a reader read last. With these, a key would depend on
+    what was prepared before.
+    """
+    if isinstance(value, np.random.RandomState | threading.local):
+        return False
+    return not (name == "filenames" and isinstance(owner, ImageReader))
 
 
 def _described_code(value: Any, above: tuple[int, ...]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -198,6 +199,33 @@ def test_random_transforms_on_the_device_give_the_same_run(run_bundle, tiny, uni
     workflow = run_bundle(*config("mae", tiny, tmp_path), **overrides)
     assert workflow.trainer.data_loader.in_thread
     assert differences(result(tmp_path), uninterrupted("mae", 0)) == []
+
+
+@pytest.mark.parametrize("kind", ["mae", pytest.param("fine_tuning", marks=pytest.mark.slow)])
+def test_volumes_kept_on_disk_give_the_run_of_those_in_memory(run_bundle, tiny, tmp_path, caplog, kind):
+    """The second run with files makes none, but reads those of the first.
+
+    Training and validation share transforms, which the first run has used when it looks for the files of validation.
+    """
+    overrides = {**SIZES, "num_workers": 0, "cache_dir": str(tmp_path / "volumes")}
+
+    def run(name, cache):
+        caplog.clear()
+        with caplog.at_level("INFO", "common.data.cached_dataset"):
+            run_bundle(*config(kind, tiny, tmp_path), output_dir=str(tmp_path / name), cache=cache, **overrides)
+        log = re.findall(r"cache: (\d+) of (\d+) items made", caplog.text)
+        files = {path: path.stat().st_ino for path in (tmp_path / "volumes").rglob("*.safetensors")}
+        return result(tmp_path / name), [(int(made), int(items)) for made, items in log], files
+
+    expected, log, files = run("memory", "memory")
+    assert not log and not files
+    made, log, files = run("first", "disk")
+    assert differences(made, expected) == []
+    assert len(log) == 2 and all(made == items > 0 for made, items in log)  # of training and validation
+    assert len(files) == sum(items for _, items in log)
+    made, again, same = run("second", "disk")
+    assert differences(made, expected) == []
+    assert again == [(0, items) for _, items in log] and same == files  # none is written anew
 
 
 def test_the_teacher_moves_and_is_saved(uninterrupted):

@@ -216,6 +216,9 @@ def test_files_are_made_once_for_the_same_transforms_and_scans(items, tmp_path, 
 
     assert loaded(items, transforms()) == ["s0", "s1", "s2"]
     assert loaded(items[::-1], transforms(*CROPS["crop"]())) == []  # what is random is not kept
+    used = transforms()
+    used(items[2])
+    assert loaded(items, used) == []  # what a transform keeps once it ran is no setting
     assert loaded(items, transforms(*pos_neg())) == ["s0", "s1", "s2"]
     other = transforms()
     other.transforms[2].normalizer.nonzero = True
