@@ -17,10 +17,15 @@ from torch import nn
 from common import distributed
 from common.losses import (
     BYOLLoss,
+    DiceCrossEntropy,
+    LabelContrastLoss,
     MaskedL1Loss,
     MaskedVectorsLoss,
     PlaneTripletLoss,
+    PredictedCodesLoss,
     RCRLoss,
+    RestorationLoss,
+    SegmentedLabelsLoss,
     SoftmaxDiceFocalLoss,
     TokenContrastiveLoss,
     VoxelCrossEntropy,
@@ -90,6 +95,25 @@ def byol(x, image):
             enumerate(("prediction1", "prediction2", "target1", "target2"), 1)}  # fmt: skip
 
 
+def predicted_codes(x, image):
+    """Two of the eight codes of an image, predicted from two others; other ones in each image."""
+    codes = tokens(x)
+    first = (image.flatten(1).sum(1).abs() * 7).long()[:, None] % 8
+    predicted = torch.cat((first, (first + 3) % 8), 1)
+    return {"codes": codes, "predictions": codes[:, :2] ** 2, "predicted": predicted}
+
+
+def labelled_vectors(x, image):
+    """Vectors at the voxels of two stages; places that do not count differ in number from image to image."""
+    labels = (image[..., ::2, ::2, ::2].flatten(2) * 2).long().clamp(-1, 2).repeat(1, 2, 1)
+    return {"vectors": torch.stack((tokens(x), tokens(x**2)), 1)[:, None].repeat(1, 2, 1, 1, 1), "labels": labels}
+
+
+def segmented(x, image):
+    """Deep supervision, with classes of other shares in each image."""
+    return {"logits": [x, x[..., ::2, ::2, ::2]], "labels": (image[..., ::2, ::2, ::2] * 2).long().clamp(0, 3)}
+
+
 KINDS = {
     "token contrast": (TokenContrastiveLoss(0.3), lambda x, image: {"view1": tokens(x), "view2": tokens(x.flip(2))}),
     "weighted token contrast": (
@@ -99,8 +123,13 @@ KINDS = {
     "exemplar": (PlaneTripletLoss(), lambda x, image: {"anchor": tokens(x), "positive": tokens(x**2)}),
     "masked vectors": (MaskedVectorsLoss(), vectors),
     "masked voxels": (MaskedL1Loss(), half_masked),
+    "damaged voxels": (RestorationLoss(), half_masked),
     "rotation, contrast and reconstruction": (RCRLoss(), rcr),
     "teacher": (BYOLLoss(), byol),
+    "predicted codes": (PredictedCodesLoss(), predicted_codes),
+    "label contrast": (LabelContrastLoss(0.3), labelled_vectors),
+    "segmented labels": (SegmentedLabelsLoss(DiceCrossEntropy(include_background=True)), segmented),
+    "segmented labels, dice of the batch": (SegmentedLabelsLoss(DiceCrossEntropy(batch=True)), segmented),
     "voxels that do not count": (VoxelCrossEntropy(), lambda x, image: x),
     "dice of the batch, deep supervision": (
         DeepSupervisionLoss(DiceCELoss(to_onehot_y=True, softmax=True, batch=True), weights=[0.7, 0.3]),
@@ -108,6 +137,15 @@ KINDS = {
     ),
     "dice and focal": (SoftmaxDiceFocalLoss(), lambda x, image: x),
 }
+
+# Kinds whose loss of a half of the batch is clearly another one.
+ACROSS = (
+    "token contrast",
+    "damaged voxels",
+    "predicted codes",
+    "segmented labels, dice of the batch",
+    "dice of the batch, deep supervision",
+)
 
 
 def data(kind):
@@ -142,7 +180,7 @@ def processes(path):
     half = BATCH // 2
     part = slice(dist.get_rank() * half, (dist.get_rank() + 1) * half)
     found = {(kind, train): step(kind, wrap, part, train) for kind in KINDS for train in (True, False)}
-    found["own"] = step("token contrast", wrap, part, whole=False)
+    found["own"] = {kind: step(kind, wrap, part, whole=False)["loss"] for kind in ACROSS}
     # batches of different sizes, as those of the last batch may be
     norm = sync_batch_norms(nn.BatchNorm3d(1).double(), torch.device("cpu"))
     x = data("exemplar")[0][slice(0, 3) if dist.get_rank() == 0 else slice(3, 4)].requires_grad_()
@@ -205,8 +243,9 @@ def test_two_processes_equal_one_with_the_whole_batch(two, kind, train):
         torch.testing.assert_close(two[kind, train][name], tensor, atol=1e-6, rtol=1e-6, msg=name)
 
 
-def test_without_the_gather_the_negatives_are_of_the_process(two):
-    assert abs(two["own"]["loss"] - step("token contrast")["loss"]) > 0.1
+@pytest.mark.parametrize("kind", ACROSS)
+def test_without_the_gather_a_process_compares_its_own_images(two, kind):
+    assert abs(two["own"][kind] - step(kind)["loss"]) > 0.01
 
 
 def test_norms_of_uneven_batches(two):
