@@ -2,11 +2,11 @@
 
 Each side trains a small network for two epochs in a separate process with workers, on crops of volumes that this script
 makes. Memory is the peak of the process and its workers together (proportional set size, including pages of mapped
-files). Batches come from `common.data.DataLoader`, as in a run of a bundle: its workers start in the first epoch, so the
-second has no start. The trainer counts as busy while it does not wait for a batch in the second epoch.
+files). Batches come from `common.data.DataLoader`, as in a run of a bundle: its workers start in the first epoch, so
+the second has no start. The trainer counts as busy while it does not wait for a batch in the second epoch.
 
-python benchmarks/volume_cache.py --keep disk                   400 volumes of 192^3: 8 GB of scans, 25 GB of cache files
-python benchmarks/volume_cache.py --keep memory --volumes 40    2.5 GB in memory
+python benchmarks/volume_cache.py --keep disk                 400 volumes of 192^3: 8 GB of scans, 25 GB of cache files
+python benchmarks/volume_cache.py --keep memory --volumes 40  2.5 GB in memory
 
 Without `--keep` both sides run with the same volumes, and 400 of them take 25 GB in memory. On a machine that has less,
 measure the sides in two calls, as above. The time of an epoch is then to be divided by the number of volumes; the share

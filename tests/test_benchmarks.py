@@ -1,0 +1,35 @@
+"""`benchmarks/run.py` knows every benchmark; those of whole runs work, tiny."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+def test_every_file_with_rows_is_in_the_list(load):
+    files = {path.stem for path in FOLDER.glob("*.py") if "\ndef rows(quick: bool, device" in path.read_text()}
+    names = load("run").NAMES
+    assert set(names) == files and list(names) == sorted(names)
+
+
+@pytest.mark.slow  # four imports of MONAI
+def test_the_start_of_a_run_takes_longer_than_the_import_that_it_holds(load):
+    processor, clock = load("start_of_a_run").rows(True, torch.device("cpu"))
+    assert 0 < processor.baseline < processor.ours and clock.baseline > 0 and clock.ours > 0
+
+
+@pytest.mark.slow
+def test_the_generator_is_a_part_of_a_step(load):
+    [row] = load("generator_step").rows(True, torch.device("cpu"))
+    assert "1 x 32 x 48 x 32" in row.name and 0 < row.ratio < 1
