@@ -92,7 +92,7 @@ def write_section(path: Path, name: str, text: str) -> None:
 HEAD = """# Benchmarks
 
 `python benchmarks/run.py` writes one section per benchmark. Times are medians; both sides of a row were timed in turns,
-in one run. A ratio above 1 means that ours takes less.
+in one run. A ratio above 1 means that ours takes less; that of `generator_step` is a share.
 
 Each section is of the code of its date. After those of 25 and 26 November 2026, intensities, padding and schedules were
 corrected; they have yet to be measured again.

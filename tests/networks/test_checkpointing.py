@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 
 import pytest
 import torch
-from monai.networks.nets import SwinUNETR
+from monai.networks.nets import DynUNet, SwinUNETR
 from torch import nn
 
 from common.networks import UNETR, NNFormer, SamEncoder3D, SliceTransformer, place
@@ -106,3 +108,25 @@ def test_compiled_it_is_the_same():
     assert seen
     place(copy.deepcopy(net), "cpu")(image)
     assert len(seen) == len(set(map(id, seen)))
+
+
+@pytest.mark.slow  # half a minute of the compiler
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch's inductor needs a C++ compiler")
+def test_inductor_gives_the_same_up_to_rounding(monkeypatch, tmp_path):
+    """A whole DynUNet, in the place that the id `compile` has in the configs."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a kernel of an earlier run would not be compiled
+    torch.manual_seed(0)
+    strides = [1, 2, 2]
+    net = DynUNet(3, 1, 3, [3] * 3, strides, strides[1:], filters=[4, 8, 8], norm_name="instance")
+    image = torch.rand(2, 1, 16, 24, 16)
+    compiled = place(copy.deepcopy(net), "cpu", compile=True)
+    place(net, "cpu")
+    torch._dynamo.reset()
+    results = []
+    for one in (net, compiled):
+        made = one(image)
+        made.square().mean().backward()
+        results.append((made, *(parameter.grad for parameter in one.parameters())))
+    assert list(tmp_path.rglob("*.so"))  # what the compiler made
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
