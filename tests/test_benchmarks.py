@@ -24,9 +24,9 @@ def test_every_file_with_rows_is_in_the_list(load):
 
 
 @pytest.mark.slow  # four imports of MONAI
-def test_the_start_of_a_run_takes_longer_than_the_import_that_it_holds(load):
-    processor, clock = load("start_of_a_run").rows(True, torch.device("cpu"))
-    assert 0 < processor.baseline < processor.ours and clock.baseline > 0 and clock.ours > 0
+def test_a_run_starts_beside_an_import_of_monai(load):
+    rows = load("start_of_a_run").rows(True, torch.device("cpu"))
+    assert [row.unit for row in rows] == ["s", "s"] and all(min(row.baseline, row.ours) > 1 for row in rows)
 
 
 @pytest.mark.slow
