@@ -16,6 +16,7 @@ from .label_maps import (
     num_classes,
     sided_labels,
     surrounding_labels,
+    task_labels,
 )
 from .pretext_batch import prepare_pretext_batch
 from .sample import make_sample
@@ -44,4 +45,5 @@ __all__ = [
     "prepare_pretext_batch",
     "sided_labels",
     "surrounding_labels",
+    "task_labels",
 ]

@@ -209,6 +209,11 @@ def known_labels(label_scheme: str) -> set[int]:
     return {0} | {label for key in _PARTS for labels in table.get(key, {}).values() for label in labels}
 
 
+def task_labels(label_scheme: str, task: str) -> list[int]:
+    """Every label that masks of a label scheme may hold for a task, 0 included; arguments and errors of `label_map`."""
+    return sorted({0}.union(*label_map(label_scheme, task).values()))
+
+
 def label_names(task: str) -> dict[int, str]:
     """Names of the classes of a task, with 0 for the background.
 

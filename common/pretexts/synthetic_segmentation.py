@@ -52,11 +52,16 @@ class SyntheticSegmentation(nn.Module):
         """Images (B, C, *spatial) and the classes (B, 1, *spatial) of their voxels."""
         label_map = label_map.round().long()
         flat = label_map.flatten(1)
-        if (flat.amin(1) == flat.amax(1)).any():
+        if not flat.numel() or (flat.amin(1) == flat.amax(1)).any():
             raise ValueError(
                 "A label map holds only one label, too few to draw an image from: crop around the labels, or "
-                "leave out maps "
-                "that have none."
+                "leave out maps that have none."
+            )
+        highest = int(flat.max())
+        if self.targets is not None and highest >= len(self.targets):
+            raise ValueError(
+                f"A label map holds the label {highest}, but the largest label of its label scheme is "
+                f"{len(self.targets) - 1}: set map_label_scheme to the numbering of the maps (config id)."
             )
         if self.deformation is not None:
             label_map = self.deformation(label_map)
@@ -66,11 +71,6 @@ class SyntheticSegmentation(nn.Module):
         if self.normalize is not None:
             image = normalize_each(self.normalize, image)
         if self.targets is not None:
-            highest = int(label_map.max())
-            if highest >= len(self.targets):
-                raise ValueError(
-                    f"A label map holds the label {highest}, beyond the {len(self.targets)} classes in targets."
-                )
             label_map = self.targets.to(label_map.device)[label_map]
         return image, label_map
 

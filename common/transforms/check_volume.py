@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
-from ..volumes import format_shape, image_problem, label_problem, volume_name, whole_labels
+from ..volumes import format_shape, image_problem, label_problem, unknown_label_problem, volume_name, whole_labels
 
 
 class CheckVolumed(MapTransform):
@@ -23,6 +23,7 @@ class CheckVolumed(MapTransform):
         keys: images.
         label_key: label image, of the same spatial shape as the images, with whole numbers from 0.
         num_classes: the label's values must lie in `[0, num_classes)`. `None` sets no upper bound.
+        known: the only values that the label may have; `None` allows all.
         channels: number of channels that the network takes and the images must have. `None` skips this check.
         allow_missing_keys: whether items may lack keys.
 
@@ -37,11 +38,13 @@ class CheckVolumed(MapTransform):
         num_classes: int | None = None,
         channels: int | None = None,
         allow_missing_keys: bool = False,
+        known: Collection[int] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.label_key = label_key
         self.num_classes = num_classes
         self.channels = channels
+        self.known = None if known is None else frozenset(known)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -81,6 +84,12 @@ class CheckVolumed(MapTransform):
         problem = label_problem(whole, self.num_classes)
         if problem:
             raise ValueError(f"{name} {problem}; correct the label, its map (`MapLabelsd`) or the number of classes.")
+        problem = None if self.known is None else unknown_label_problem(whole, self.known)
+        if problem:
+            raise ValueError(
+                f"{name} {problem}: set the label scheme of the maps (config id `map_label_scheme`), or `map_labels` "
+                "to null to count such labels as background."
+            )
         for key in images:
             if d[key].shape[1:] != label.shape[1:]:
                 raise ValueError(

@@ -499,6 +499,29 @@ def labels_of(*files, **values):
     return [parser.get_parsed_content(name) for name in ("sided", "outside", "fluid")], parser
 
 
+def test_a_label_map_of_another_numbering_is_refused_with_its_file(run, tmp_path):
+    labels = np.zeros((40, 48, 40), np.uint16)
+    labels[10:30, 10:30, 10:30], labels[20:24, 20:24, 20:24] = 2, 9999
+    nib.save(nib.Nifti1Image(labels, np.diag([4, 4, 4, 1])), tmp_path / "one.nii.gz")
+    (tmp_path / "maps.json").write_text(json.dumps({"training": [{"image": "one.nii.gz"}]}))
+    given = {"pretrain_datalist": str(tmp_path / "maps.json"), "dataset_dir": str(tmp_path), "batch_size": 1}
+    given |= {"cache": "none", "output_dir": str(tmp_path / "out"), **THIN["dynunet_small"]}
+    files = ["pretrain.json", SAMPLE, "networks/dynunet_small.json"]
+    dataset = run(*files, execute=False, **given).parser.get_parsed_content("train#dataset")
+    with pytest.raises(RuntimeError) as refused:
+        dataset[0]
+    assert re.search(
+        r"one.nii.gz has labels that no class names \(9999\): .*map_label_scheme", str(first_cause(refused.value))
+    )
+    run(*files, map_labels=None, execute=False, **given).parser.get_parsed_content("train#dataset")[0]
+
+
+def test_images_of_several_channels_are_drawn_from_a_map(run, tmp_path):
+    files = ["pretrain.json", SAMPLE, "networks/dynunet_small.json"]
+    run(*files, output_dir=str(tmp_path), in_channels=2, **THIN["dynunet_small"])
+    assert read_encoder(tmp_path / "encoder.safetensors")[1]["architecture"]["in_channels"] == 2
+
+
 def test_sides_follow_from_the_numbering_of_the_label_maps():
     (sided, outside, fluid), _ = labels_of("datasets/ixi.json")  # mirrored, and both of its hippocampi are classes
     assert [48, 47] in sided and not outside and not fluid

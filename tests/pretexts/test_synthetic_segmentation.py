@@ -86,5 +86,7 @@ def test_pictures_show_classes_image_and_what_was_found(maps):
 def test_maps_it_cannot_draw_from_are_refused(maps):
     with pytest.raises(ValueError, match="only one label"):
         pretext()(torch.ones(1, 1, 4, 4, 4))
-    with pytest.raises(ValueError, match="label 3, beyond the 2"):
+    with pytest.raises(
+        ValueError, match="label 3, but the largest label of its label scheme is 1: set map_label_scheme"
+    ):
         pretext(targets=[0, 1])(maps)

@@ -97,3 +97,10 @@ def test_missing_keys():
     with pytest.raises(KeyError):
         CheckVolumed("image", "label")({"image": volume()})
     CheckVolumed("image", "label", allow_missing_keys=True)({"image": volume()})
+
+
+def test_labels_that_are_not_known_are_refused():
+    label = volume([0, 1, 5])
+    assert CheckVolumed("label", "label", known=[0, 1, 5])({"label": label})["label"] is label
+    with pytest.raises(ValueError, match=r"has labels that no class names \(5\): .*map_label_scheme"):
+        CheckVolumed("label", "label", known=[0, 1])({"label": label})
