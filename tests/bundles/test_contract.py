@@ -480,11 +480,19 @@ def test_the_number_of_classes_follows_from_the_task(path):
 @each_bundle
 def test_images_are_checked_for_the_channels_of_the_network(bundle):
     for path in bundle.rglob("configs/**/*.json"):
-        for where, part in walk(read(path)):
-            steps = [step for step in part if isinstance(step, dict)] if isinstance(part, list) else []
+        config = read(path)
+        for where, part in walk(config):
+            steps = part if isinstance(part, list) else []
+            steps = [config.get("check") if step == "@check" else step for step in steps]
+            steps = [step for step in steps if isinstance(step, dict)]
             loads = [step for step in steps if "LoadVolumed" in str(step.get("_target_")) and "image" in step["keys"]]
+            if "transforms" in str(config.get("check")):  # label maps, from which images of any channels are drawn
+                assert not loads or config["check"] in steps, f"{ident(path)}: {where}"
+                continue
             checked = [step["channels"] for step in steps if "channels" in step]
             assert not loads or checked == ["@in_channels"], f"{ident(path)}: {where}"
+        if "check" in config and config.get("interpolation") == "bilinear":  # scans instead of label maps
+            assert config["check"]["channels"] == "@in_channels", ident(path)
 
 
 @each_bundle
