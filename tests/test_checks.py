@@ -172,6 +172,56 @@ def test_a_datalist_that_is_not_read_is_told(command, caplog, config, expected):
     assert expected in caplog.text and bool(expected) == bool(caplog.records)
 
 
+TEXTS = {
+    "cache": "memory",
+    "data": {"_target_": "common.data.load_datalist", "path": "a.json"},
+    "loss": {"_target_": "torch.nn.L1Loss"},
+    "dataset": {"cache": "@cache"},
+    "names": ["a", "b"],
+    "flags": [True, True],
+    "device": "$'cpu'",
+    "resume": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--amp", "false"), "--amp is read as the text 'false', which counts as true: write False (false without"),
+        (("--amp=FALSE",), "--amp is read as the text 'FALSE', which counts as true: write False (false without"),
+        (("--resume", "none"), "--resume is read as the text 'none', which counts as true: write None (null without"),
+        (("--max_epochs", "null"), "--max_epochs is read as the text 'null', which counts as true: write None"),
+        (("--train#dataloader#pin_memory", "true"), "--train#dataloader#pin_memory is read as the text 'true', which"),
+        (("--data#pool_test", "false"), "--data#pool_test is read as the text 'false', which counts as true: write"),
+        (("--data#fold", "none"), "--data#fold is read as the text 'none', which counts as true: write None"),
+        (("--network_def", "{'_target_': 'UNet', 'bias': false}"), "--network_def is read as the text 'false', which"),
+        (("--flags", "[True, false]"), "--flags is read as the text 'false', which counts as true: write False"),
+        (("--device", "none"), "--device is read as the text 'none', which counts as true: write None"),
+        (("--elsewhere#anything", "false"), "--elsewhere#anything is read as the text 'false', which counts as true"),
+        (("--args_file", "args.json"), "`amp` in args.json is read as the text 'false', which counts as true: write"),
+        (("--amp", "False"), None),
+        (("--cache", "none"), None),
+        (("--dataset#cache", "none"), None),
+        (("--data#check", "none"), None),
+        (("--loss#reduction", "none"), None),
+        (("--loss", "{'_target_': 'torch.nn.L1Loss', 'reduction': none}"), None),
+        (("--names", "[none, true]"), None),
+        (("--output_dir", "false"), None),
+    ],
+)
+def test_a_word_for_a_truth_value_is_refused_where_the_id_holds_no_text(command, arguments, sentence):
+    """fire leaves `false` a text, and `--amp false` turned the mixed precision on."""
+    Path("train.json").write_text(json.dumps(TRAIN | TEXTS))
+    Path("args.json").write_text(json.dumps({"amp": "false", "normalise": False}))
+    command("--config_file", "train.json", *arguments)
+    if sentence is None:
+        checks.check_overrides()
+        return
+    with pytest.raises(SystemExit) as caught:
+        checks.check_overrides()
+    assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
+
+
 def test_names_each_unknown_override_and_all_files(command):
     command(*FILES, "--epoch", "1", "--max_epochs", "2", "--lr", "3")
     with pytest.raises(SystemExit) as caught:

@@ -56,17 +56,20 @@ ALIASES = {
     "split": ("fold",),
     "weights": ("pretrained_encoder",),
 }
+# What people write in small letters for values that fire reads with a capital one, and takes for texts otherwise.
+WORDS = {"false": False, "true": True, "null": None, "none": None}
 
 
 def check_overrides() -> None:
     """Refuse to run ``python -m monai.bundle run`` with an override that would do nothing.
 
     MONAI accepts any ``--name value`` and ignores names that the config lacks. This function compares the names on the
-    command line, and those in ``--args_file``, with the ids of the named config files. It also checks that MONAI and
-    torch are recent enough and that the settings of ``--tracking`` fit the config, and sees to it that a later error
-    ends the output with what it says: MONAI's own last line only names the step of the config. What this package
-    refuses comes without a traceback, and the console shows each fact once (``quiet_console``). Outside of that command
-    (also in a workflow made in Python) it does none of this.
+    command line, and those in ``--args_file``, with the ids of the named config files. It refuses ``false``, ``true``,
+    ``null`` and ``none`` for ids that hold no text, since MONAI reads them as texts, and every text counts as true. It
+    also checks that MONAI and torch are recent enough and that the settings of ``--tracking`` fit the config, and sees
+    to it that a later error ends the output with what it says: MONAI's own last line only names the step of the config.
+    What this package refuses comes without a traceback, and the console shows each fact once (``quiet_console``).
+    Outside of that command (also in a workflow made in Python) it does none of this.
 
     Both there and in a workflow made in Python it does what the id ``prepare_as`` says
     (``common.weights.prepare.prepare_as``).
@@ -92,7 +95,7 @@ def check_overrides() -> None:
     names = " + ".join(Path(file).name for file in command.files)
     for key in command.overrides:
         if split_id(key)[0] not in accepted:
-            problem = override_problem(key, command.typed[key], config, names)
+            problem = override_problem(key, command.typed[key], config, names, value=command.overrides[key])
             if problem:
                 problems.append(problem)
     given = {**config, **command.overrides}
@@ -188,8 +191,10 @@ def _tracking_problems(command: Command, config: Mapping[str, Any]) -> list[str]
     return problems
 
 
-def override_problem(key: str, typed: str, config: Mapping[str, Any], names: str, prefix: str = "--") -> str | None:
-    """Return a sentence if an override sets nothing that the config reads, else None.
+def override_problem(
+    key: str, typed: str, config: Mapping[str, Any], names: str, prefix: str = "--", value: Any = None
+) -> str | None:
+    """Return a sentence if an override sets nothing that the config reads, or sets a word for a truth value, else None.
 
     Args:
         key: an id, nested with ``#`` or ``::``.
@@ -197,6 +202,7 @@ def override_problem(key: str, typed: str, config: Mapping[str, Any], names: str
         config: the merged config files, as ``ConfigParser.load_config_files`` gives them.
         names: what the sentence calls the files.
         prefix: what the user writes before an id.
+        value: what the override sets, as it was read.
     """
     at: Any = config
     path = split_id(key)
@@ -208,12 +214,52 @@ def override_problem(key: str, typed: str, config: Mapping[str, Any], names: str
         elif isinstance(at, Mapping):
             if part not in at:
                 if depth == len(path) - 1 and "_target_" in at:
-                    return _argument_problem(typed, path[:depth], part, at, names, prefix)
+                    unknown = _argument_problem(typed, path[:depth], part, at, names, prefix)
+                    return unknown or _word_problem(typed, value, _own(at, part), config)
                 return _unknown_sentence(typed, path[:depth], part, list(at), config, names, prefix)
             at = at.get(part)
         else:
             return f"{typed} names no id of {names}; `{'#'.join(path[:depth])}` has no parts."
-    return None
+    return _word_problem(typed, value, at, config)
+
+
+def _word_problem(typed: str, value: Any, own: Any, config: Mapping[str, Any]) -> str | None:
+    """Return a sentence if a value is, or holds, a word that is no text of the id.
+
+    Args:
+        own: what the override replaces. Where that is a text, the word may be one, too (``"cache": "none"``).
+    """
+    if isinstance(value, Mapping):
+        target = {"_target_": value["_target_"]} if "_target_" in value else {}
+        owner = {**own, **target} if isinstance(own, Mapping) else target
+        found = (_word_problem(typed, one, _own(owner, name), config) for name, one in value.items())
+        return next(filter(None, found), None)
+    if isinstance(value, list | tuple):
+        first = own[0] if isinstance(own, list) and own else None
+        return next(filter(None, (_word_problem(typed, one, first, config) for one in value)), None)
+    if not isinstance(value, str) or value.lower() not in WORDS:
+        return None
+    seen = set()
+    while isinstance(own, str) and own.startswith("@") and own not in seen:
+        seen.add(own)
+        at: Any = config
+        for part in split_id(own[1:]):
+            at = at.get(part) if isinstance(at, Mapping) else None
+        own = at
+    if isinstance(own, str) and not own.startswith(("$", "@", "%")):
+        return None
+    meant = WORDS[value.lower()]
+    return (
+        f"{typed} is read as the text {value!r}, which counts as true: write {meant} ({json.dumps(meant)} without "
+        "quotes in a JSON file)."
+    )
+
+
+def _own(owner: Mapping[str, Any], name: str) -> Any:
+    """The value that a part of a config has, or that its ``_target_`` gives it where the file does not state it."""
+    if name in owner:
+        return owner[name]
+    return _arguments(owner["_target_"])[0].get(name) if "_target_" in owner else None
 
 
 def _unknown_sentence(
@@ -256,8 +302,8 @@ def _argument_problem(
     return f"{start}; its arguments are {', '.join(arguments) or 'none'}."
 
 
-def _arguments(target: Any) -> tuple[list[str], bool]:
-    """Names of the arguments of a component's ``_target_``, and whether it also takes arguments of unknown names.
+def _arguments(target: Any) -> tuple[dict[str, Any], bool]:
+    """Arguments of a component's ``_target_`` with their defaults, and whether it also takes ones of unknown names.
 
     A class that takes ``**kwargs`` most likely hands them to its base class, so the names of the base class are
     included.
@@ -271,15 +317,17 @@ def _arguments(target: Any) -> tuple[list[str], bool]:
         functions = [found]
         if inspect.isclass(found):
             functions = [vars(base)["__init__"] for base in found.__mro__[:-1] if "__init__" in vars(base)]
-        names: list[str] = []
+        defaults: dict[str, Any] = {}
         takes_any = True
         for number, function in enumerate(functions):
             parameters = inspect.signature(function).parameters.values()
-            names += [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+            for one in parameters:
+                if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) and one.name != "self":
+                    defaults.setdefault(one.name, one.default)
             passes_on = any(one.kind is one.VAR_KEYWORD for one in parameters)
             takes_any = passes_on if number == 0 else takes_any
             if not passes_on:
                 break
     except Exception:  # an expression, or a module or signature that cannot be read: the run itself will say
-        return [], True
-    return [name for name in dict.fromkeys(names) if name != "self"], takes_any
+        return {}, True
+    return defaults, takes_any

@@ -267,10 +267,10 @@ class _Builder:
         names = " + ".join(Path(file).name for file in files)
         option = "--pretrain_override " if stage == "pretrain" else "--override "
         own = self.settings.evaluate_override if stage == "evaluate" else {}
-        for key in override:
+        for key, value in override.items():
             typed = f"--{key}" if key in self.places else option + key
             typed = f"--evaluate_override {key}" if key in own else typed
-            problem = override_problem(key, typed, config, names, prefix="")
+            problem = override_problem(key, typed, config, names, prefix="", value=value)
             if problem:
                 raise CompareError(problem)
         problems = order_problems(files, override)

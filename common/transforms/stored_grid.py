@@ -88,7 +88,7 @@ class StoredGridd(MapTransform):
                 raise ValueError(
                     f"{volume_name(label, self.label_key)} has the shape {format_shape(label.shape[1:])}, "
                     f"but its image {volume_name(d[key], key)} has {format_shape(d[key].shape[1:])}; put image and "
-                    "label on one grid, or set --native false to score on the network's."
+                    "label on one grid, or set --native False to score on the network's."
                 )
             d[self.label_key] = label.to(d[key].device)
         return d
@@ -99,7 +99,7 @@ class StoredGridd(MapTransform):
         if not file:
             raise ValueError(
                 f"The label under the key {self.label_key!r} was not loaded from a file, so it has no stored "
-                "grid to score on: set --native false."
+                "grid to score on: set --native False."
             )
         item = {key: value for key, value in d.items() if not isinstance(value, torch.Tensor)}
         item[self.label_key] = file

@@ -93,7 +93,7 @@ def test_a_label_without_a_file_is_refused(item):
     loaded = transform(item[0])
     pred = predicted(loaded)
     loaded["label"] = loaded["label"].as_tensor()
-    with pytest.raises(ValueError, match=r"was not loaded from a file.*--native false"):
+    with pytest.raises(ValueError, match=r"was not loaded from a file.*--native False"):
         StoredGridd("pred", transform)(loaded | {"pred": pred})
 
 

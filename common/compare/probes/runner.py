@@ -103,7 +103,7 @@ def _read(config_files: str | Sequence[str], overrides: Mapping[str, Any]) -> Co
     files = parse_files(config_files)
     config = merge_files(files)
     names = " + ".join(Path(file).name for file in files)
-    problems = [override_problem(key, f"--{key}", config, names) for key in overrides]
+    problems = [override_problem(key, f"--{key}", config, names, value=value) for key, value in overrides.items()]
     if any(problems):
         raise ValueError("\n".join(filter(None, problems)))
     parser = ConfigParser()
