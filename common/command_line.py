@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import fire
-from fire.decorators import SetParseFns
+from fire.decorators import SetParseFn, SetParseFns
 
 from .checks import renamed_sentence, split_arguments
 
-__all__ = ["UsageError", "check_arguments", "check_values", "run_command"]
+__all__ = ["UsageError", "check_arguments", "read_values", "run_command"]
 
 
 class UsageError(ValueError):
@@ -38,6 +38,8 @@ def run_command(commands: Callable | Mapping[str, Callable], name: str) -> None:
         check_arguments(commands, sys.argv[1:], name)
         for function in [commands] if callable(commands) else commands.values():
             SetParseFns(**_readers(function))(function)
+            if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
+                SetParseFn(str)(function)  # as typed: another function's annotations say what they are
         fire.Fire(commands, name=name)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {_sentence(error)}")
@@ -97,16 +99,18 @@ def check_arguments(commands: Callable | Mapping[str, Callable], words: Sequence
         )
 
 
-def check_values(function: Callable, options: Mapping[str, Any]) -> None:
-    """Refuse values of the wrong type for options that a command passes to another function.
+def read_values(options: Mapping[str, Any], *functions: Callable) -> dict[str, Any]:
+    """Read the text of options that a command passes to other functions, as their annotations say.
+
+    Args:
+        options: the options of a command's ``**options``, which `run_command` leaves as they were typed.
+        functions: the functions that have these options. One that no function has stays a text.
 
     Raises:
         UsageError: the value of an option is not a number, word, True or False as required.
     """
-    readers = _readers(function)
-    for name, value in options.items():
-        if name in readers and value is not None:
-            readers[name](str(value))
+    readers = {name: read for function in functions for name, read in _readers(function).items()}
+    return {name: readers[name](str(value)) if name in readers else value for name, value in options.items()}
 
 
 def _readers(function: Callable) -> dict[str, Callable[[str], Any]]:

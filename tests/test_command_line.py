@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from common.command_line import UsageError, check_arguments, run_command
+from common.command_line import UsageError, check_arguments, read_values, run_command
 
 CALLS: list[tuple] = []
 
@@ -19,7 +20,11 @@ def join(*paths: str, output: str | None = None) -> None:
     CALLS.append((paths, output))
 
 
-COMMANDS = {"draw": draw, "join": join}
+def passed_on(name: str, **options: Any) -> None:
+    CALLS.append((name, read_values(options, draw)))
+
+
+COMMANDS = {"draw": draw, "join": join, "pass": passed_on}
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +42,8 @@ def run(monkeypatch, *words: str) -> list[tuple]:
     ("words", "message"),
     [
         (["drew", "a"], r"prog has no command 'drew'; did you mean 'draw'\?"),
-        (["bogus"], r"prog has no command 'bogus'; there are draw, join\."),
-        (["--path", "a", "draw"], r"--path comes before the command: begin with one of draw, join"),
+        (["bogus"], r"prog has no command 'bogus'; there are draw, join, pass\."),
+        (["--path", "a", "draw"], r"--path comes before the command: begin with one of draw, join, pass"),
         (["draw", "a", "--cuont", "3"], r"prog draw has no option --cuont; did you mean --count\?"),
         (["draw", "a", "--zzz", "3"], r"prog draw has no option --zzz; its options are --path, --output, --count"),
         (["draw"], r"prog draw needs PATH"),
@@ -62,6 +67,14 @@ def test_values_are_what_the_annotations_say(monkeypatch):
     assert run(monkeypatch, "draw", "a", "--output", "None", "--noforce")[-1] == ("a", None, 1, None, False)
     assert run(monkeypatch, "draw", "-p", "a", "-c", "-2")[-1] == ("a", None, -2, None, False)
     assert run(monkeypatch, "join", "a", "b", "--output", "c")[-1] == (("a", "b"), "c")
+
+
+def test_values_that_are_passed_on_are_what_the_annotations_say(monkeypatch):
+    words = ["--path", "2019.10", "--output", "None", "--count=3", "--share", "0.5", "--force", "false"]
+    given = {"path": "2019.10", "output": None, "count": 3, "share": 0.5, "force": False}
+    assert run(monkeypatch, "pass", "1e3", *words) == [("1e3", given)]
+    assert run(monkeypatch, "pass", "a", "--noforce", "--other", "7")[-1] == ("a", {"force": False, "other": "7"})
+    assert run(monkeypatch, "pass", "a", "--output", "a,b")[-1] == ("a", {"output": "a,b"})
 
 
 def test_help_is_left_to_fire():

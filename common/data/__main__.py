@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..command_line import check_values, run_command
+from ..command_line import read_values, run_command
 from .datalist import SECTIONS, DatalistError, find_overlaps, load_datalist, raise_problems, read_datalist
 from .domains import print_spacing
 from .label_maps import LABEL_SCHEMES, TASKS, known_labels, label_map
@@ -43,15 +43,12 @@ def prepare(
     if name == "sample":
         from .sample import make_sample
 
-        check_values(make_sample, options)
-        print(f"The sample is in {make_sample(output, **options)}")
+        print(f"The sample is in {make_sample(output, **read_values(options, make_sample))}")
         return
     if source is None or output is None:
         raise DatalistError("Give the folder of the data set with --source and the file to write with --output.")
-    check_values(prepare_dataset, options)
-    if name in COLLECTORS:
-        check_values(COLLECTORS[name], options)
-    content = prepare_dataset(name, source, output, force=force, **options)
+    values = read_values(options, *([COLLECTORS[name]] if name in COLLECTORS else []), prepare_dataset)
+    content = prepare_dataset(name, source, output, force=force, **values)
     print(f"{describe(content)}\nwritten to {Path(output).absolute()}")
     hint = label_scheme_hint(content)
     if hint:

@@ -891,6 +891,36 @@ def test_command_line(ixi, tmp_path, monkeypatch, capsys):
         run("prepare", "cc359", "--source", tmp_path / "cc", "--output", b, "--test=2", "--force")
 
 
+def test_the_options_of_a_set_are_what_was_typed(tmp_path, monkeypatch):
+    from common.data.__main__ import main
+
+    def run(*arguments: object) -> dict:
+        words = ["prepare", *map(str, arguments), "--output", str(tmp_path / "a.json"), "--validation", "0", "--force"]
+        monkeypatch.setattr(sys, "argv", ["common.data", *words])
+        main()
+        return json.loads((tmp_path / "a.json").read_text())
+
+    def count(content: dict) -> int:
+        return sum(len(content.get(name, [])) for name in (*SECTIONS, "unlabelled"))
+
+    abide(tmp_path / "abide")
+    options = ["abide", "--source", tmp_path / "abide", "--check", "none"]
+    assert [count(run(*options, "--controls", word)) for word in ("true", "True", "false", "False")] == [4, 4, 5, 5]
+    assert [count(run(*options, "--one_scan", word)) for word in ("true", "false")] == [3, 4]
+    names = ("2019.10/a.nii.gz", "2019.10/b.nii.gz", "2020/a1.nii.gz", "2020/b1.nii.gz")
+    touch(tmp_path / "sets", *names)
+    options = ["--source", tmp_path / "sets", "--images", "2019.10", "--labels", "2020", "--label_ending", 1]
+    made = run("folders", *options, "--domain", "1.0", "--test", "1")
+    assert made["test"][0]["domain"] == "1.0"
+    files = {x[key] for x in made["training"] + made["test"] for key in ("image", "label")}
+    assert files == {f"sets/{name}" for name in names}
+    assert count(run("folders", *options[:4], "--labels", "None", "--require", "image,subject")) == 2
+    touch(tmp_path / "acdc", *(f"p/patient00{n}_frame01{end}.nii.gz" for n in range(3) for end in ("", "_gt")))
+    touch(tmp_path / "acdc", "testing/p/patient101_frame01.nii.gz")
+    options = ["acdc", "--source", tmp_path / "acdc", "--test", "1"]
+    assert [count(run(*options, "--transductive", word)) for word in ("True", "false")] == [4, 3]
+
+
 def test_an_open_label_scheme_is_said(ixi, tmp_path, capsys):
     from common.data.__main__ import prepare as command
 
