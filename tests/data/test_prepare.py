@@ -338,6 +338,24 @@ def test_lidc_cuts_nodules_out_and_joins_the_ratings(lidc, rule, rating):
     assert middle[:3] == pytest.approx([100 - 20, 80 - 12, -300 + 15])
 
 
+def test_lidc_cubes_that_are_kept_are_those_of_their_nodules(lidc):
+    """Where a nodule of fewer raters comes first, other raters renumber the rest; another side is another cube."""
+    file = lidc / "LIDC-IDRI-0007/1.3/1.4/069.xml"
+    lone = READING.format(nodule(35, 25, -300 + 6 * 2.5, 1, radius=1))
+    file.write_text(file.read_text().replace("<readingSession>", f"{lone}<readingSession>", 1))
+
+    def cubes(**options) -> list[tuple[float, tuple[int, ...], bool]]:
+        found = []
+        for x in collect("lidc", lidc, **options):
+            array = np.asarray(nib.load(lidc / x["image"]).dataobj)
+            found.append((x["malignancy"], array.shape, 50 in array))
+        return found
+
+    assert cubes(raters=3, side=8) == [(4, (9, 9, 5), True)]
+    assert cubes(raters=1, side=8) == [(1, (9, 9, 5), False), (4, (9, 9, 5), True)]
+    assert cubes(raters=3, side=16) == [(4, (17, 17, 7), True)]
+
+
 def test_lidc_rule_of_the_raters(lidc):
     both = collect("lidc", lidc, raters=1)
     assert [x["raters"] for x in both] == [3, 1]

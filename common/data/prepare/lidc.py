@@ -39,7 +39,8 @@ def collect_lidc(
 
     Args:
         source: folder of the set.
-        crops: folder for the cubes, by default `nodules` in the set's folder; existing cubes are kept.
+        crops: folder for the cubes, by default `nodules` in the set's folder; existing cubes are kept. Their names have
+            the number of the nodule in its XML file, whatever `raters` leaves out, and the side.
         raters: nodules outlined by fewer radiologists are left out.
         rule: how to combine the ratings: `median` (2.5 for 2 and 3), `mean` or `highest`.
         side: side of the cube in mm, larger than the bundle's crop to leave room for rotations and shifts.
@@ -59,17 +60,21 @@ def collect_lidc(
         subject = subject or path.parent.name
         try:
             affine = find_series(path.parent).affine
-            groups = [group for group in _groups(_readings(path, affine)) if len({x.rater for x in group}) >= raters]
+            groups = _groups(_readings(path, affine))
         except (DicomError, ElementTree.ParseError) as error:
             raise DatalistError(f"{path}: {error}".rstrip(".") + "; download it again, or move its folder.") from error
         scan = None
         for number, group in enumerate(groups, start=1):
-            target = folder / f"{subject}_{path.stem}_nodule{number}.nii.gz"
+            count = len({x.rater for x in group})
+            if count < raters:
+                continue
+            # The number among all nodules of the file, and the side: a cube that is kept is that of no other options.
+            target = folder / f"{subject}_{path.stem}_nodule{number}_{side:g}mm.nii.gz"
             if not target.is_file():
                 scan = _volume(path.parent, affine) if scan is None else scan
                 _write_cube(target, scan, affine, np.mean([x.centre for x in group], axis=0), side)
             rating = float(rules[rule]([x.malignancy for x in group]))
-            items.append(item(target, subject=subject, malignancy=rating, raters=len({x.rater for x in group})))
+            items.append(item(target, subject=subject, malignancy=rating, raters=count))
     return items
 
 
