@@ -282,6 +282,20 @@ def test_visceral_puts_the_masks_of_a_scan_into_one(tmp_path):
     assert made["label_scheme"] == "visceral"
 
 
+def test_visceral_keeps_the_masks_of_other_structures(tmp_path):
+    """An earlier datalist names them."""
+    touch(tmp_path, "10000100_1_CTce_ThAb.nii.gz")
+    for number in (58, 1302, 1326):
+        mask(tmp_path / f"10000100_1_CTce_ThAb_{number}_1.nii.gz", (1, number % 4, number % 5))
+    asked = {"58": {58}, "1326,1302": {1302, 1326}, "1302,1326,1302": {1302, 1326}, None: {58, 1302, 1326}}
+    labels = {}
+    for structures in asked:
+        (found,) = collect("visceral", tmp_path, structures=structures)
+        labels[structures] = tmp_path / found["label"]
+    for structures, numbers in asked.items():
+        assert set(np.unique(np.asarray(nib.load(labels[structures]).dataobj)).tolist()) == {0, *numbers}
+
+
 def test_visceral_refuses_masks_that_overlap(tmp_path):
     touch(tmp_path, "10000100_1_CTce_ThAb.nii.gz")
     for number in (58, 86):

@@ -28,14 +28,16 @@ def collect_visceral(source: Path, labels: str | None = None, structures: str | 
         source: folder of the set.
         labels: folder for the label images, by default `labels_radlex` in the set's folder; existing ones are kept.
         structures: RadLex numbers of the wanted structures, separated by commas (`1302,1326`, the lungs); scans that
-            lack one then have no label. By default all structures.
+            lack one then have no label. Their label images lie in a folder of their own (`labels_radlex/1302_1326`), so
+            that those of other structures stay. By default all structures.
 
     Raises:
         DatalistError: masks of a scan overlap or lie on another grid, or a RadLex number is invalid.
     """
-    wanted = None if structures is None else [_number(text) for text in str(structures).strip("()[]").split(",")]
+    wanted = None if structures is None else sorted({_number(x) for x in str(structures).strip("()[]").split(",")})
     folder = Path(labels) if labels else source / COMBINED
     files = [file for file in scans(source, "**/*") if folder not in file.parents]
+    folder = folder if wanted is None else folder / "_".join(map(str, wanted))
     images = {stem(file): file for file in files if _SCAN.fullmatch(stem(file))}
     masks: dict[str, dict[int, Path]] = {}
     for file in files:
