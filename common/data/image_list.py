@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..dicom import holds_dicom
+from ..dicom import dicom_files, holds_dicom
 from ..files import VOLUME_ENDINGS, without_ending
 from .datalist import load_datalist
 
@@ -29,8 +29,8 @@ def list_images(
     Args:
         path: an image file, a folder of images, or a datalist (``.json``). Images of a folder are the image files in
             it, each sub-folder that holds DICOM files, and the folder itself if it does. It skips deeper folders, names
-            that begin with a dot, and label maps that inference wrote beside an image (``scan_seg`` of ``scan``); the
-            last are logged. Several datalists are merged, as in training.
+            that begin with a dot, and label maps that inference wrote beside an image or a series (``scan_seg`` of
+            ``scan``); the last are logged. Several datalists are merged, as in training.
         base_dir: folder that a datalist's paths are relative to, its own folder by default.
         section: list of the datalist.
         option: of the command that took the path, for messages; by default the ids of a bundle.
@@ -48,8 +48,9 @@ def list_images(
         return [{"image": item["image"]} for item in items[section]]
     path = paths[0]
     if path.is_dir():
-        images = _without_outputs(sorted(file for file in path.iterdir() if _is_image(file)))
-        images += [path] if holds_dicom(path) else []
+        images = _without_outputs(sorted(file for file in path.iterdir() if _is_image(file)), path)
+        outputs = {f"{image.name}_{OUTPUT}.dcm" for image in images}
+        images += [path] if any(file.name not in outputs for file in dicom_files(path)) else []
         if not images:
             what = f"no image ({', '.join(VOLUME_ENDINGS)}, or a folder of DICOM files) in {path}"
             deeper = next((file for file in path.rglob("*") if _is_image(file)), None)
@@ -67,9 +68,11 @@ def list_images(
     raise FileNotFoundError(f"no such file or folder: {path}; set {given} to the images.")
 
 
-def _without_outputs(images: list[Path]) -> list[Path]:
+def _without_outputs(images: list[Path], folder: Path) -> list[Path]:
     """The images without label maps of them, which lie there if ``output_dir`` is the images' folder."""
-    stems = {without_ending(file.name) for file in images if not file.is_dir()}
+    # Folders of DICOM series have whole names, as in `KeepFolderTree`; the folder itself may hold one.
+    stems = {file.name if file.is_dir() else without_ending(file.name) for file in images}
+    stems |= {folder.resolve().name} if holds_dicom(folder) else set()
     outputs = [file for file in images if not file.is_dir() and _stem_of_output(file) in stems]
     if outputs:
         logger.info(

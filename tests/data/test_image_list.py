@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from common.data import list_images
+from common.transforms import KeepFolderTree
 
 
 @pytest.fixture
@@ -40,6 +42,32 @@ def test_label_maps_beside_their_images_are_passed_over(folder, caplog):
         assert list_images(folder) == found
     assert "2 files" in caplog.text and "b_seg.nii.gz" in caplog.text
     assert list_images(folder / "b_seg.nii.gz") == paths(folder, "b_seg.nii.gz")
+
+
+def test_label_maps_beside_dicom_series_are_passed_over(tmp_path, write_series, caplog):
+    """Those of a second run, as `KeepFolderTree` names them."""
+    series = [tmp_path / "patient1", tmp_path / "1.2.840.7"]
+    layouts = [KeepFolderTree(tmp_path, tmp_path, "seg", extension) for extension in (".nii.gz", ".dcm")]
+    for folder in series:
+        write_series(folder, np.zeros((3, 4, 2)), np.eye(4))
+        nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), layouts[0].filename(folder))
+    found = paths(tmp_path, "1.2.840.7", "patient1")
+    with caplog.at_level("INFO"):
+        assert list_images(tmp_path) == found
+    assert "2 files" in caplog.text
+    for folder in series:
+        Path(layouts[1].filename(folder)).write_bytes(b"a DICOM SEG")
+    assert list_images(tmp_path) == found
+    (tmp_path / "slice.dcm").write_bytes(b"of a series in the folder itself")
+    assert list_images(tmp_path) == [*found, {"image": str(tmp_path)}]
+
+
+def test_a_label_map_inside_a_series_is_passed_over(tmp_path, write_series):
+    folder = tmp_path / "patient1"
+    write_series(folder, np.zeros((3, 4, 2)), np.eye(4))
+    output = KeepFolderTree(folder, folder, "seg").filename(folder)
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), output)
+    assert list_images(folder) == [{"image": str(folder)}]
 
 
 def write_list(path, **lists):
