@@ -79,7 +79,8 @@ def check(
             it.
     """
     content = read_datalist(path)
-    entries = [x for name in SECTIONS for x in content.get(name) or []]
+    lists = [content.get(name) for name in SECTIONS]  # what is no list, `load_datalist` says below
+    entries = [x for entries in lists if isinstance(entries, list) for x in entries]
     labels = [x[label_key] for x in entries if isinstance(x, dict) and label_key in x]
     key = label_key if labels else None
     known = None
@@ -160,6 +161,8 @@ def _known_labels(path: str, label_scheme: str | None, task: str | None, num_cla
 
 def merge(*paths: str, output: str | None = None, force: bool = False) -> None:
     """Merge datalists list by list, such as a source and a target set; each keeps its `domain`.
+
+    Items without one get the name of their datalist, or of its file. Masks must be numbered alike.
 
     Args:
         paths: the datalists.

@@ -421,7 +421,7 @@ def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
     """Read a datalist file as written; a list `testing` becomes `test`.
 
     Raises:
-        DatalistError: the file is missing, is not JSON, or holds no list of items.
+        DatalistError: the file is missing, is not JSON, holds no list of items, or its `label_scheme` is no name.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -442,6 +442,9 @@ def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
         content["test"] = content.pop("testing")
     if "numbering" in content:  # as files of earlier versions have it
         content.setdefault("label_scheme", content.pop("numbering"))
+    label_scheme = content.get("label_scheme")
+    if not isinstance(label_scheme, str | None):
+        raise DatalistError(f"{path}: `label_scheme` is {label_scheme!r}, which is no name; correct it.")
     if not any(isinstance(content.get(name), list) for name in (*SECTIONS, *_SPELLINGS)):
         raise DatalistError(f"{path} is not a datalist: it has none of the lists {', '.join(SECTIONS)}, unlabelled.")
     return content
@@ -517,7 +520,7 @@ def _merge(
                 unlabelled = name == "test" and not any(isinstance(e, dict) and label_key in e for e in entries)
                 key = None if unlabelled else label_key
                 for number, entry in enumerate(entries):
-                    item = _item(entry, base_dir, image_key, key, problems, f"{path}: {name}[{number}]")
+                    item = datalist_item(entry, base_dir, image_key, key, problems, f"{path}: {name}[{number}]")
                     if item is not None:
                         item[_LIST] = name
                         item[_ORIGIN] = (index, json.dumps(entry[image_key] if isinstance(entry, dict) else entry))
@@ -527,9 +530,10 @@ def _merge(
     return lists
 
 
-def _item(
+def datalist_item(
     entry: Any, base_dir: Path, image_key: str, label_key: str | None, problems: list[Problem], where: str
 ) -> Item | None:
+    """An item as it is written in a datalist, with absolute paths; `None` with a problem if it cannot be used."""
     if isinstance(entry, str):
         entry = {image_key: entry}
     if not isinstance(entry, dict):
@@ -553,9 +557,9 @@ def _item(
         else:
             problems.append((where, f"{key!r} is {value!r}, which is not a path"))
             return None
-    for name in ("subject", "domain"):
+    for name in ("subject", "domain", "diagnosis"):
         value = item.get(name)
-        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        if not isinstance(value, str | int | float | None) or (isinstance(value, bool) and name != "diagnosis"):
             problems.append((where, f"{name!r} is {value!r}, which is neither a word nor a number"))
             return None
     return result | item

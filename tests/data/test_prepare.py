@@ -800,7 +800,7 @@ def test_a_label_scheme_that_is_not_known_is_not_written(ixi, tmp_path):
     assert prepare("ixi", ixi, tmp_path / "b.json", label_scheme="dlmuse")["label_scheme"] == "dlmuse"
     with pytest.raises(DatalistError, match=r"Unknown label scheme 'muse'; known are .*dlmuse"):
         prepare("ixi", ixi, tmp_path / "c.json", label_scheme="muse")
-    write_datalist(tmp_path / "c.json", merge([tmp_path / "a.json", tmp_path / "b.json"]))
+    write_datalist(tmp_path / "c.json", merge([tmp_path / "a.json", tmp_path / "a.json"]))
     assert "label_scheme" not in json.loads((tmp_path / "c.json").read_text())
     assert merge([tmp_path / "b.json", tmp_path / "b.json"])["label_scheme"] == "dlmuse"
 
@@ -892,9 +892,92 @@ def test_merge_keeps_sets_apart(ixi, tmp_path):
     prepare("decathlon", tmp_path / "dec", two)
     merged = merge([one, two])
     write_datalist(tmp_path / "both/merged.json", merged)
-    lists = load_datalist(tmp_path / "both/merged.json", target_domain="decathlon", target_masks=2)
-    assert [x["domain"] for x in lists["training"]] == ["source"] * 7 + ["decathlon"] * 2
+    lists = load_datalist(tmp_path / "both/merged.json", target_domain="two", target_masks=2)
+    assert [x["domain"] for x in lists["training"]] == ["source"] * 7 + ["two"] * 2
     assert len(lists["test"]) == 2 and all("dec/imagesTr" in x["image"] for x in lists["test"])
+
+
+def write_lists(root: Path, contents: dict[str, dict]) -> list[Path]:
+    paths = [root / f"{name}.json" for name in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return paths
+
+
+def test_two_sets_of_one_layout_are_two_domains(tmp_path):
+    """`prepare folders` names every set `folders`, and the same number is another person in another set."""
+    lists = {"training": [{"image": "a.nii.gz", "subject": "1"}]}
+    contents = {name: lists | {"name": "folders"} for name in ("hospital", "public", "deep/public")}
+    one, two, deep = write_lists(tmp_path, contents)
+    merged = merge([one, two])
+    assert [x["domain"] for x in merged["training"]] == ["hospital", "public"] and merged["name"] == "hospital+public"
+    assert merged["training"][0]["image"] == str(tmp_path / "a.nii.gz")
+    with pytest.raises(DatalistError) as error:
+        merge([two, deep])
+    assert str(error.value).startswith(f"{two} and {deep} would both be the domain 'public': rename one")
+    stated = lists | {"name": "folders", "training": [{"image": "a.nii.gz", "domain": "x"}]}
+    write_lists(tmp_path, {"deep/public": stated})
+    assert [x["domain"] for x in merge([two, deep])["training"]] == ["public", "x"]
+    others = write_lists(tmp_path, {"x": lists | {"name": "same"}, "y": lists | {"name": "same"}, "z": lists})
+    assert [x["domain"] for x in merge(others)["training"]] == ["x", "y", "z"]
+    (named,) = write_lists(tmp_path, {"x": lists | {"name": "own"}})
+    assert [x["domain"] for x in merge([named, others[1]])["training"]] == ["own", "same"]
+
+
+def test_masks_numbered_in_several_ways_are_not_merged(tmp_path):
+    masks = {"training": [{"image": "a.nii.gz", "label": "b.nii.gz"}]}
+    contents = {
+        "muse": masks | {"label_scheme": "dlmuse"},
+        "free": masks | {"label_scheme": "freesurfer"},
+        "unsaid": masks,
+        "scans": {"training": [], "unlabelled": ["c.nii.gz"]},
+        "ages": {"training": [{"image": "a.nii.gz", "label": 3}]},
+    }
+    muse, free, unsaid, scans, ages = write_lists(tmp_path, contents)
+    with pytest.raises(DatalistError) as error:
+        merge([muse, free])
+    said = f"The masks are numbered in several ways (in {muse} as 'dlmuse', in {free} as 'freesurfer'): merge those of"
+    assert str(error.value).startswith(said)
+    with pytest.raises(DatalistError, match=rf"in {muse} as 'dlmuse', in {unsaid} it is not stated"):
+        merge([muse, unsaid])
+    assert merge([muse, scans, ages])["label_scheme"] == "dlmuse"  # without masks there is nothing to number
+    assert "label_scheme" not in merge([unsaid, scans])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"training": [], "validation": None}, "'validation' is no list"),
+        ({"training": [], "unlabelled": None}, "'unlabelled' is no list"),
+        ({"training": [], "test": 5}, "'test' is no list"),
+        ({"training": [{"image": None}]}, r"training\[0\]:? has no 'image'"),
+        ({"training": [{"label": "b.nii.gz"}]}, r"training\[0\]:? has no 'image'"),
+        ({"training": [{"image": 5}]}, r"training\[0\]:? 'image' is 5, which is not a path"),
+        ({"training": [{"image": "a.nii.gz", "subject": ["a"]}]}, r"training\[0\]:? 'subject' is \['a'\], which is"),
+        (
+            {"training": [{"image": "a.nii.gz", "diagnosis": ["a"]}]},
+            r"training\[0\]:? 'diagnosis' is \['a'\], which is",
+        ),
+        ({"training": [{"image": "a.nii.gz"}], "label_scheme": ["a"]}, r"`label_scheme` is \['a'\], which is no name"),
+    ],
+)
+def test_what_is_no_datalist_is_said_with_the_file(tmp_path, content, message):
+    from common.data.__main__ import check
+    from common.data.__main__ import merge as command
+
+    touch(tmp_path, "a.nii.gz", "b.nii.gz")
+    path, other = write_lists(tmp_path, {"x": content, "y": {"training": ["b.nii.gz"]}})
+    with pytest.raises(DatalistError, match=rf"{path}: {message}"):
+        command(str(path), str(other), output=str(tmp_path / "z.json"))
+    with pytest.raises(DatalistError, match=rf"{path}: {message}"):
+        check(str(path))
+    assert not (tmp_path / "z.json").exists()
+
+
+def test_diagnoses_of_several_kinds_are_counted():
+    items = [{"image": "a", "diagnosis": x} for x in (1, "AD", 1)]
+    assert "diagnosis 1: 2, diagnosis AD: 1" in describe({"training": items})
 
 
 # --- the command line ---------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from .oasis1 import collect_oasis1
 from .split import split_by_subject
 from .synapse import SYNAPSE_TEST, collect_synapse
 from .visceral import collect_visceral
-from .write import LISTS, write_datalist
+from .write import LAYOUTS, LISTS, write_datalist
 
 # Each takes the folder of its set, and options of its own, and gives items with absolute paths.
 COLLECTORS: dict[str, Callable[..., list[dict[str, Any]]]] = {
@@ -59,7 +59,6 @@ _LABEL_SCHEME_OF = {
 }
 _TEST = "published_test"  # of items that a set is published with as its test part, with labels or without
 _LIST = "published_list"  # of items whose lists somebody published
-_NO_DOMAIN = ("bids", "decathlon", "folders")
 _EACH_FOR_ITSELF = ("decathlon", "folders")  # layouts that do not say what a subject is
 # The split where none is asked for, validation and test: that of Zhang et al., or the one that a set is known by.
 _SPLIT = (0.1, 0.2)
@@ -184,7 +183,7 @@ def prepare(
             chosen_scans.setdefault(x["subject"], x)
         repeated = len(items) - len(chosen_scans)
         items = [x for x in items if chosen_scans[x["subject"]] is x]
-    domain = domain or (None if name in _NO_DOMAIN else name)
+    domain = domain or (None if name in LAYOUTS else name)
     if domain:
         items = [x | {"domain": domain} for x in items]
     raise_problems(find_problems([_as_text(x) for x in items], check), f"of {name} below {folder}")
@@ -301,7 +300,7 @@ def describe(content: dict[str, Any]) -> str:
         diagnoses = Counter(x["diagnosis"] for x in items if "diagnosis" in x)
         text = f"{len(items)} scans of {len({x.get('subject', i) for i, x in enumerate(items)})} subjects"
         text += "".join(f", {n} {what}" for what, n in counts.items() if n)
-        text += "".join(f", diagnosis {k}: {n}" for k, n in sorted(diagnoses.items()))
+        text += "".join(f", diagnosis {k}: {n}" for k, n in sorted(diagnoses.items(), key=lambda pair: str(pair[0])))
         if name == "unlabelled":
             text += f" ({some([_name(x) for x in items])})"
         lines.append(f"{name:<11}{text}")
