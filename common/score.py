@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import math
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from scipy.spatial import KDTree
 from .command_line import run_command
 from .files import atomic_write, without_ending
 from .nifti import NiftiError, nifti_affine, read_nifti
-from .volumes import diagonal, format_shape, label_problem, whole_labels
+from .volumes import diagonal, first_line, format_shape, label_problem, whole_labels
 
 __all__ = ["ScoreError", "match", "score", "score_masks"]
 
@@ -234,8 +233,8 @@ def _compare_headers(cases: Mapping[str, tuple[Path, Path]]) -> None:
                 grids[path] = nifti_affine(path, read[path])
             except NiftiError as error:
                 raise ScoreError(f"{path} {error}.") from error
-            except (OSError, ValueError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-                raise ScoreError(f"{path} cannot be read as NIfTI ({error}): write it again.") from error
+            except Exception as error:  # nibabel, zlib and the OS each raise their own kinds
+                raise ScoreError(f"{path} cannot be read as NIfTI ({first_line(error)}): write it again.") from error
         true, predicted = (read[path] for path in pair)
         if len(true.shape) != 3:
             raise ScoreError(
@@ -264,8 +263,8 @@ def _read(path: Path) -> np.ndarray:
         values = whole_labels(np.asanyarray(read_nifti(path).dataobj), str(path))
     except NiftiError as error:
         raise ScoreError(f"{path} {error}: write it again.") from error
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise ScoreError(f"{path} cannot be read to its end ({error}): write it again.") from error
+    except Exception as error:  # as above
+        raise ScoreError(f"{path} cannot be read to its end ({first_line(error)}): write it again.") from error
     problem = label_problem(values)
     if problem:
         raise ScoreError(f"{path} {problem}: give label maps of whole numbers, 0 or more.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import math
 import subprocess
 import sys
@@ -226,6 +227,19 @@ def test_a_damaged_file_is_refused_as_in_training(folders):
     content[-6] ^= 1  # of the checksum, which nibabel does not reach
     path.write_bytes(content)
     with pytest.raises(ScoreError, match=r"scan1_seg.nii.gz is damaged \(checksum"):
+        run(folders)
+
+
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [(70, 9999), (40, 9)],  # of the header's type of voxels, and of its number of axes
+)
+def test_a_damaged_header_is_refused(folders, place, code):
+    path = folders[1] / "imagesTs" / "scan1_seg.nii.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[place : place + 2] = code.to_bytes(2, "little")
+    path.write_bytes(gzip.compress(content))
+    with pytest.raises(ScoreError, match=r"scan1_seg\.nii\.gz cannot be read as NIfTI \(.*\): write it again\."):
         run(folders)
 
 
