@@ -267,6 +267,8 @@ def _narrowed(value: torch.Tensor, dtype: torch.dtype, name: Any) -> torch.Tenso
     if plain.dtype != torch.float32 or dtype == torch.float32:
         return value
     half = value.to(dtype)
+    if torch.equal(plain.round(), plain) and not torch.equal(half.to(plain.dtype), plain):
+        return value  # whole numbers that need all of float32: no integer type of half its size holds them
     if torch.isfinite(plain).all() and not torch.isfinite(half).all():
         most = max(high, -low)
         raise ValueError(f"{name!r} has values up to {most:g}, which float16 cannot hold: set cache_dtype to float32.")

@@ -172,6 +172,15 @@ def test_float16_is_a_choice_and_gives_the_same_wherever_images_are_kept(items, 
         CachedDataset(large, [Identityd("image")], "none", "float16")[0]
 
 
+@pytest.mark.parametrize("highest", [2049.0, 32_768.0, 65_535.0, 2.0**24])
+@pytest.mark.parametrize("cache", ["memory", "disk", "none"])
+def test_float16_does_not_round_whole_numbers(tmp_path, highest, cache):
+    image = torch.arange(2048.0).view(1, 2, 32, 32)
+    image[0, 0, 0, :3] = torch.tensor([highest, highest - 1, -0.0])
+    made = CachedDataset([{"image": image}], [Identityd("image")], cache, "float16", tmp_path)[0]["image"]
+    assert made.dtype == image.dtype and torch.equal(made, image) and torch.equal(made.signbit(), image.signbit())
+
+
 def test_a_crop_of_the_disk_reads_the_crop(items, tmp_path):
     """Memory that a process has of a mapped file are the pages that were touched."""
     image = torch.rand(1, 128, 128, 128)
