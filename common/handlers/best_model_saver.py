@@ -14,6 +14,7 @@ from torch import nn
 
 from ..data.seen import SeenScans
 from ..fingerprint import FingerprintInTheMaking
+from ..networks.architecture import network_architecture
 from ..preparation import preparation_record
 from ..weights.model_file import save_model
 from .engine_items import output_items
@@ -33,7 +34,8 @@ class BestModelSaver:
 
     Args:
         path: such as ``models/model.pt``; a plain state dict, which MONAI's tools and MONAI Label can load.
-        network: the network, not wrapped by DDP. Rank 0 writes.
+        network: the network, not wrapped by DDP. Rank 0 writes. Its architecture goes into the file's record, which
+            ``load_model`` compares, and into the state dict's metadata.
         preprocessing: transforms of the images. Their effect goes into the file's record, which ``ModelLoader``
             compares, and into the state dict's metadata, which ``require_strict`` compares.
         task: task whose classes the network predicts, for the record.
@@ -55,6 +57,9 @@ class BestModelSaver:
         self.path = Path(path).absolute()
         self.network = network
         self.record = {"preparation": preparation_record(preprocessing, task=task)} if preprocessing is not None else {}
+        architecture = network_architecture(network)
+        if architecture:
+            self.record["architecture"] = architecture
         self.scans, self.encoder = scans, encoder
         self._seen: SeenScans | None = None
         self._fingerprint: FingerprintInTheMaking | None = None

@@ -8,21 +8,47 @@ import torch
 from torch import nn
 
 from ..preparation import check_preparation, preparation_record
+from ..weights.settings import differing_settings
+from .architecture import network_architecture
 
-__all__ = ["fill_shared", "forget_preparation", "mark_preparation", "require_strict"]
+__all__ = ["fill_shared", "forget_notes", "note_record", "refuse_settings", "require_strict"]
 
-KEY = "preparation"
-"""Entry of a state dict's metadata; torch saves and loads it."""
+NOTES = ("preparation", "architecture")
+"""Entries of a state dict's metadata, which torch saves and loads, and of the file's record."""
+
+THEIR_CONFIG = (
+    "use the config that they were trained with: for MONAI Label, pack the bundle with those files "
+    "(python -m common.pack BUNDLE --config_file ...)"
+)
 
 
-def mark_preparation(state: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Note in a state dict how the images were prepared, for readers without the file's record."""
-    state._metadata[""][KEY] = dict(record)  # type: ignore[attr-defined]
+def note_record(state: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Note in a state dict how images were prepared and what the network is, for readers without the file's record."""
+    notes = {name: dict(record[name]) for name in NOTES if record.get(name)}
+    state._metadata[""].update(notes)  # type: ignore[attr-defined]
 
 
-def forget_preparation(state: Mapping[str, Any]) -> None:
-    """Remove the note, if the file's record was already compared."""
-    getattr(state, "_metadata", {}).get("", {}).pop(KEY, None)
+def forget_notes(state: Mapping[str, Any]) -> None:
+    """Remove the notes, if the file's record was already compared."""
+    for name in NOTES:
+        getattr(state, "_metadata", {}).get("", {}).pop(name, None)
+
+
+def refuse_settings(path: Any, made: Mapping[str, Any] | None, used: Mapping[str, Any] | None, what_to_do: str) -> None:
+    """Refuse weights that fit a network by all names and shapes, but were trained in one that computes something else.
+
+    Args:
+        path: of the file, or what messages call the weights.
+        made, used: architectures of the network that was trained, and of the one to fill.
+        what_to_do: end of the sentence.
+
+    Raises:
+        ValueError: settings differ that both state.
+    """
+    differing = differing_settings(made, used)
+    if differing and made and used:
+        settings = ", ".join(f"{key} {made[key]} and not {used[key]}" for key in differing)
+        raise ValueError(f"{path} belongs to another network, which no tensor shows: it has {settings}; {what_to_do}.")
 
 
 def fill_shared(state: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> OrderedDict[str, Any]:
@@ -57,17 +83,18 @@ def require_strict(
     Args:
         network: network to guard.
         preprocessing: transforms of the images that it will see. MONAI Label runs no handlers, so a state dict with a
-            note of another preparation (``mark_preparation``) is refused here.
+            note of another preparation (``note_record``) is refused here.
         accept_preparation: accept differences, with a line in the log for each.
         task: task whose classes it predicts, compared likewise.
 
     Returns:
         the network. Its ``load_state_dict`` now raises a RuntimeError if names are missing or left over, and a
-        ValueError if the weights were trained on images prepared in another way.
+        ValueError if the weights were trained on images prepared in another way, or in a network with other settings.
     """
     if preprocessing is not None:
         guard = _PreparationGuard(preparation_record(preprocessing, task=task), accept_preparation)
         network.register_load_state_dict_pre_hook(guard)
+    network.register_load_state_dict_pre_hook(_refuse_other_settings)
     network.register_load_state_dict_pre_hook(_fill)
     network.register_load_state_dict_post_hook(_refuse_others)
     return network
@@ -80,8 +107,14 @@ class _PreparationGuard:
         self.used, self.accepted = used, accepted
 
     def __call__(self, module: nn.Module, state: Mapping[str, Any], prefix: str, metadata: Mapping, *_: Any) -> None:
-        if KEY in metadata:
+        if NOTES[0] in metadata:
             check_preparation("the model", metadata, self.used, self.accepted)
+
+
+def _refuse_other_settings(
+    module: nn.Module, state: Mapping[str, Any], prefix: str, metadata: Mapping, *_: Any
+) -> None:
+    refuse_settings("the model", metadata.get(NOTES[1]), network_architecture(module), THEIR_CONFIG)
 
 
 def _fill(module: nn.Module, state: MutableMapping[str, Any], *_: Any) -> None:
@@ -94,7 +127,5 @@ def _refuse_others(network: nn.Module, keys: Any) -> None:
         own = len(network.state_dict())
         raise RuntimeError(
             f"these weights belong to another network: {own - len(missing)} of {own} tensors of this "
-            f"{type(network).__name__} are among them (not, for example, {(missing + unexpected)[0]}); use the config "
-            "that they were trained with: for MONAI Label, pack the bundle with those files "
-            "(python -m common.pack BUNDLE --config_file ...)."
+            f"{type(network).__name__} are among them (not, for example, {(missing + unexpected)[0]}); {THEIR_CONFIG}."
         )

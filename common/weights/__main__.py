@@ -80,9 +80,8 @@ def model(path: str, output: str) -> str:
             f"{path} has no last layers to predict classes: fine-tune it with configs/train.json, or pre-train "
             "with presets/whole_net.json."
         )
-    save_model(
-        state, output, {name: record[name] for name in ("preparation", "scans", "fingerprint") if name in record}
-    )
+    kept = ("preparation", "architecture", "scans", "fingerprint")
+    save_model(state, output, {name: record[name] for name in kept if name in record})
     return f"{output} predicts the classes of {task}."
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from .hub import fetch, is_hub_name
 from .images import IMAGENET, source_normalisation
 from .kind import fill, find_kind
 from .prepare import prepared_ids
+from .settings import differing_settings, plain
 from .shipped import shipped_encoders
 from .soundness import refuse_blank, refuse_unsound
 from .source import Foreign, read_source
 
-__all__ = ["architecture_of", "check", "encoder_of", "plain"]
+__all__ = ["architecture_of", "check", "encoder_of", "parts_of"]
 
 ADAPTED = ("name", "in_channels", "grid", "tokens", "slices", "window_size", "norm_eps")
 """Keys of an architecture that need not be equal: loading adapts or compares them."""
@@ -147,8 +148,7 @@ def _takers(architecture: Mapping[str, Any]) -> tuple[list[str], list[tuple[str,
         own = architecture_of(file) if _may_hold(file, str(architecture.get("name"))) else None
         if own is None or own.get("name") != architecture.get("name"):
             continue
-        shared = [key for key in own if key not in ADAPTED and None not in (own[key], architecture.get(key))]
-        keys = [key for key in shared if plain(own[key]) != plain(architecture[key])]
+        keys = differing_settings(own, architecture, ADAPTED)
         differing = [f"{key} {plain(own[key])} there, {plain(architecture[key])} in the file" for key in keys]
         place = file.parents[2].name, file.stem
         if differing:
@@ -176,11 +176,6 @@ def _may_hold(overlay: Path, name: str) -> bool:
     return re.search(rf"\b{name}\b", text) is not None
 
 
-def plain(value: Any) -> Any:
-    """A value of an architecture with lists for tuples, as JSON has it."""
-    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
-
-
 def architecture_of(overlay: Path, options: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
     """The architecture of the encoder that an overlay of a bundle makes; None if it cannot be made.
 
@@ -200,6 +195,11 @@ def encoder_of(overlay: Path, options: Mapping[str, Any] | None = None) -> Any:
         overlay: a file of a bundle's ``configs/networks``.
         options: values by id, as behind ``monai.bundle run``.
     """
+    return parts_of(overlay, ("encoder",), options)[0]
+
+
+def parts_of(overlay: Path, names: Sequence[str], options: Mapping[str, Any] | None = None) -> list[Any]:
+    """Networks by their ids that an overlay of a bundle makes; else as :func:`encoder_of`."""
     import torch
     from monai.bundle import ConfigParser
     from torch.overrides import TorchFunctionMode
@@ -214,4 +214,4 @@ def encoder_of(overlay: Path, options: Mapping[str, Any] | None = None) -> Any:
     parser.read_config([str(overlay.parents[1] / "train.json"), str(overlay)])
     parser.update(dict(options or {}))
     with torch.device("meta"), ValuesOnCPU():
-        return parser.get_parsed_content("encoder")
+        return [parser.get_parsed_content(name) for name in names]

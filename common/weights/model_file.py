@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from ..checkpoint_file import read_checkpoint, save_checkpoint
-from ..networks.strict_loading import fill_shared, forget_preparation, mark_preparation
+from ..networks.architecture import network_architecture
+from ..networks.strict_loading import fill_shared, forget_notes, note_record, refuse_settings
 from .encoder_file import read_encoder
 from .shipped import shipped_encoders
 from .soundness import refuse_unsound
@@ -42,7 +43,8 @@ def load_model(
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is not a readable checkpoint or belongs to another
-            network, or values are NaN, infinite or not floats.
+            network, by its tensors or by settings in its record that no tensor shows, or values are NaN, infinite or
+            not floats.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,10 +69,11 @@ def load_model(
             f"{type(network).__name__} are in "
             f"it with the right shape (not, for example, {example}); {fit_it}."
         )
+    refuse_settings(path, record.get("architecture"), network_architecture(network), fit_it)
     refuse_unsound(path, state, own)
     if judge is not None:
         judge(record)
-    forget_preparation(state)
+    forget_notes(state)
     network.load_state_dict(state)
     return record
 
@@ -81,12 +84,11 @@ def save_model(state: Mapping[str, Any], path: str | os.PathLike, record: Mappin
     Args:
         state: state dict of a network, or one without torch's note of versions; written unchanged.
         path: path of the file; its folders are made.
-        record: JSON values; ``preparation`` is also noted in the state dict (``mark_preparation``).
+        record: JSON values; ``preparation`` and ``architecture`` are also noted in the state dict (``note_record``).
     """
     weights: Any = state
     if not hasattr(weights, "_metadata"):
         weights = OrderedDict(state)
         weights._metadata = OrderedDict({"": {}})
-    if "preparation" in record:
-        mark_preparation(weights, record["preparation"])
+    note_record(weights, record)
     save_checkpoint(weights, path, record)

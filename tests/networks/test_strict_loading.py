@@ -10,7 +10,7 @@ from monai.transforms import Orientationd
 from torch import nn
 
 from common.networks import require_strict
-from common.networks.strict_loading import fill_shared, mark_preparation
+from common.networks.strict_loading import fill_shared, note_record
 from common.preparation import preparation_record
 
 
@@ -52,7 +52,7 @@ def test_refuses_weights_of_images_that_were_prepared_in_another_way(tmp_path, c
     """As MONAI Label reads and loads them, without our handlers. Of other files nothing is known."""
     images = Orientationd("image", "RAS", labels=None)
     state = net(2, 3).state_dict()
-    mark_preparation(state, preparation_record(images, task="lung"))
+    note_record(state, {"preparation": preparation_record(images, task="lung")})
     torch.save(state, tmp_path / "model.pt")
     state = torch.load(tmp_path / "model.pt", weights_only=True)
 

@@ -14,9 +14,10 @@ from transformers import ViTConfig, ViTModel
 from common.command_line import run_command
 from common.networks import SegResNetEncoder
 from common.weights import convert, save_encoder
-from common.weights.check import architecture_of, check, encoder_of, plain
+from common.weights.check import architecture_of, check, encoder_of
 from common.weights.kind import known_kinds
 from common.weights.published import published, published_weights
+from common.weights.settings import plain
 
 ROOT = Path(__file__).parents[2]
 
