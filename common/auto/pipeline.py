@@ -18,10 +18,11 @@ from filelock import Timeout
 from ..bundles import find_bundle
 from ..files import atomic_write, held_folder
 from ..json_files import read_json, write_json
-from ..weights.check import encoder_of
+from ..weights.check import ADAPTED, encoder_of
 from ..weights.encoder_file import read_record
 from ..weights.hub import is_hub_name
 from ..weights.prepare import prepared_ids, read_preparation, unsaid
+from ..weights.settings import differing_settings
 from .commands import Command, execute, parse_trial, training_commands, trial_command
 from .errors import RunError
 from .look import look
@@ -191,7 +192,7 @@ def find_prior(
         say: gets a sentence for each part of the record that no id takes over.
 
     Raises:
-        PlanError: one of them lacks another, there is no such overlay, or its network has another kind of encoder.
+        PlanError: one of them lacks another, there is no such overlay, or its network has another encoder.
         FileNotFoundError, ValueError: there is no such file, or its record does not say how images were prepared.
     """
     if encoder is None and network is None and prepare_as is None:
@@ -220,6 +221,12 @@ def find_prior(
             raise PlanError(
                 f"{encoder} holds a {made['name']}, but --network {stem} has a {own['name']}: "
                 f"`python -m common.weights check {encoder}` names the networks that it fills."
+            )
+        differing = [f"{key} {made[key]} and not {own[key]}" for key in differing_settings(made, own, ADAPTED)]
+        if differing:
+            raise PlanError(
+                f"{encoder} was made with {', '.join(differing)} of --network {stem}: `python -m common.weights check "
+                f"{encoder}` names the networks that it fills."
             )
     source = encoder if prepare_as == "encoder" else prepare_as
     ids: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from .encoder_file import read_encoder
 from .hub import fetch, is_hub_name
 from .images import IMAGENET, source_normalisation
 from .kind import fill, find_kind
+from .load import ADAPTED as WHEN_LOADED
 from .prepare import prepared_ids
 from .settings import differing_settings, plain
 from .shipped import shipped_encoders
@@ -21,8 +22,8 @@ from .source import Foreign, read_source
 
 __all__ = ["architecture_of", "check", "encoder_of", "parts_of"]
 
-ADAPTED = ("name", "in_channels", "grid", "tokens", "slices", "window_size", "norm_eps")
-"""Keys of an architecture that need not be equal: loading adapts or compares them."""
+ADAPTED = (*WHEN_LOADED, "window_size", "norm_eps")
+"""Keys of an architecture that need not be equal: loading adapts them, or only warns."""
 
 
 def check(path: str, kind: str | None = None) -> str:

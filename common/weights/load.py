@@ -17,6 +17,7 @@ from .encoder_file import read_encoder
 from .inflate import CONVERT_AGAIN, INFLATIONS
 from .kind import DERIVED
 from .report import TransferReport
+from .settings import differing_settings
 from .soundness import refuse_blank, refuse_unsound
 
 __all__ = ["compare_architecture", "compare_images", "load_encoder"]
@@ -26,24 +27,11 @@ logger = logging.getLogger(__name__)
 STATED = ("spacing", "orientation", "value_range")
 """Fields of the images that even files without a record of preparation state."""
 
-SHAPELESS = (
-    "depth",  # a shallower net finds all its tensors in a deeper one
-    "depths",
-    "num_layers",
-    "num_heads",
-    "window_size",
-    "patch_merging",
-    "norm_eps",
-    "class_token",
-    "shortcut",
-    "dilations",
-    "preactivation",
-    "norm_scope",
-    "stem_stride",
-    "stem_pool",
-    "norm",
-)
-"""Keys of an encoder's architecture that change the result for weights of equal shapes."""
+ADAPTED = ("name", "in_channels", "grid", "tokens", "slices")
+"""Keys of an architecture that need not be equal: loading adapts tensors to them, or compares them itself."""
+
+RESOLUTION = ("patch_size", "strides")
+"""Keys that say on which grid an encoder computes. With others, weights that fit by shape are those of another one."""
 
 ADVICE = re.compile(f"{CONVERT_AGAIN}|give spatial_size")
 """Reasons that say what to do."""
@@ -67,7 +55,7 @@ def load_encoder(
     slices. Every tensor of the file goes into the encoder. A rule of the encoder (see below) can name exceptions,
     tensors to leave random or to leave out; the report lists them. A refused load does not change ``encoder``. Settings
     that weights do not show, such as the number of attention heads, are compared with the file's record, and
-    differences are logged.
+    differences are logged; another patch size or other strides are refused.
 
     Args:
         encoder: filled in place. It may have ``check_weights(state)``, which raises a ``ValueError`` for weights that
@@ -137,7 +125,8 @@ def load_encoder(
     refuse_preparation(path, differences, accept_preparation, "encoder")
     if zeros:
         differences.append(f"{and_more(zeros)}, kernels and matrices, are 0 throughout.")
-    report.warnings = differences + compare_architecture(record, encoder)
+    settings = compare_architecture(record, encoder)
+    report.warnings = [*differences, *settings.values()]
     _check_inflation(path, state, record, encoder, inflation)
 
     adapt_weight: Any = getattr(encoder, "adapt_weight", None)
@@ -196,6 +185,12 @@ def load_encoder(
             f"({_describe_encoder(encoder)}) lacks and no rule leaves out"
             f"{f': it was {differing}' if differing else ''}; use the network it was made with."
         )
+    for key in RESOLUTION:
+        if key in settings:
+            raise ValueError(
+                f"{path} ({_describe(record)}) fits by shape, but computes something else here: {settings[key][:-1]}; "
+                "use the network it was made with."
+            )
     encoder.load_state_dict(new_state, strict=False)
     logger.info("%s", report)
     for warning in report.warnings:
@@ -231,15 +226,14 @@ def compare_images(path: str | os.PathLike, record: Mapping[str, Any], preproces
     return compare_preparation(made, used)
 
 
-def compare_architecture(record: Mapping[str, Any], encoder: nn.Module) -> list[str]:
-    """One sentence for each differing setting that changes an encoder's features but no tensor's shape."""
+def compare_architecture(record: Mapping[str, Any], encoder: nn.Module) -> dict[str, str]:
+    """One sentence for each setting, by its key, in which an encoder differs from that of a file."""
     architecture: Any = getattr(encoder, "architecture", dict)
-    made, used = record.get("architecture", {}), architecture()
-    return [
-        f"the encoder was made with {key} {made[key]}, but this one has {used[key]}."
-        for key in SHAPELESS
-        if made.get(key) is not None and used.get(key) is not None and made[key] != used[key]
-    ]
+    made, used = record.get("architecture") or {}, architecture()
+    return {
+        key: f"the encoder was made with {key} {made[key]}, but this one has {used[key]}."
+        for key in differing_settings(made, used, ADAPTED)
+    }
 
 
 def _part(name: str, rules: Mapping[str, str], others: Collection[str]) -> str | None:
@@ -320,9 +314,11 @@ def _same_tokens_other_grid(name: str, record: Mapping[str, Any], used: Sequence
 
 def _differing(record: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:
     """The settings in which the file's encoder differs, if any."""
-    made = record.get("architecture", {})
-    known = [key for key in made if key in architecture and key not in ("name", "in_channels")]
-    differing = [f"{key} {made[key]} and not {architecture[key]}" for key in known if made[key] != architecture[key]]
+    made = record.get("architecture") or {}
+    differing = [
+        f"{key} {made[key]} and not {architecture[key]}"
+        for key in differing_settings(made, architecture, ("name", "in_channels"))
+    ]
     return f"made with {', '.join(differing)}" if differing and made.get("name") == architecture.get("name") else ""
 
 

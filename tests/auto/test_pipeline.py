@@ -19,6 +19,7 @@ from common.auto.look import look
 from common.auto.plan import Plan, PlanError, Speed
 from common.bundles import bundle_folder
 from common.json_files import read_json, write_json
+from common.weights.check import encoder_of
 from common.weights.encoder_file import write_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -259,6 +260,19 @@ def test_a_stopped_command_says_how_to_go_on(folders, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         command_line.main()
     assert ended.value.code == 130 and "Repeat the command to go on" in capsys.readouterr().err
+
+
+def test_an_encoder_of_the_right_kind_but_other_settings_is_refused(tmp_path):
+    """With other strides it would compute something else, with other channels its load would fail after the plan."""
+    root, file = bundle_folder("ssl3d"), tmp_path / "theirs.safetensors"
+    own = encoder_of(root / "configs" / "networks" / "dynunet_small.json").architecture()
+    strides = [*own["strides"][:-1], [16, 16, 8]]
+    for setting in ({"strides": strides}, {"channels": [4, 8, 16, 32, 64]}):
+        write_state({"weight": torch.zeros(1)}, file, {"architecture": {**own, **setting}})
+        with pytest.raises(PlanError, match=rf"was made with {next(iter(setting))} .* and not .* of --network dynunet"):
+            pipeline.find_prior(root, file, "dynunet_small", None)
+    write_state({"weight": torch.zeros(1)}, file, {"architecture": {**own, "in_channels": 3}})
+    assert pipeline.find_prior(root, file, "dynunet_small", None).network[0] == "networks/dynunet_small.json"
 
 
 def test_names_of_labels_on_the_command_line(folders, monkeypatch):

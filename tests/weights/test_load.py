@@ -17,9 +17,12 @@ from common.networks import (
     LegacyPatchMerging,
     MedNeXtEncoder,
     MultiViewEncoder,
+    NNFormer,
     ResidualEncoderUNet,
     ResidualUNetEncoder,
     SegResNetEncoder,
+    STUNet,
+    STUNetEncoder,
     SwinEncoder,
     ViTEncoder,
 )
@@ -446,6 +449,53 @@ def test_another_patch_merging_is_warned_of(path):
     save_encoder(swin(downsample=LegacyPatchMerging), path, {})
     (warning,) = load_encoder(swin(), path).warnings
     assert "made with patch_merging LegacyPatchMerging, but this one has PatchMerging." in warning
+
+
+def nnformer(patch_size=4, size=(32, 32, 32), **arguments):
+    sizes = {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": (4, 4)}
+    return NNFormer(1, 2, size, patch_size=patch_size, **sizes, **arguments).model_down
+
+
+def test_relative_positions_numbered_in_another_way_are_warned_of(path):
+    save_encoder(nnformer(legacy_rel_index=True), path, {})
+    (warning,) = load_encoder(nnformer(), path).warnings
+    assert "made with legacy_rel_index True, but this one has False." in warning
+
+
+def dynunet(last, decoder=True):
+    return DynUNetEncoder(DynUNet(3, 1, 2, [3] * 3, [1, 2, last], [2, last], filters=[4, 8, 8]), decoder)
+
+
+def resenc(last, decoder=True):
+    return ResidualUNetEncoder(ResidualEncoderUNet(1, 2, (4, 8, 8), (1, 1, 1), (1, 2, last)), decoder)
+
+
+def stunet(last, decoder=True):
+    return STUNetEncoder(STUNet(1, 2, (4, 8, 8), (1, 1, 1), (2, last)), decoder)
+
+
+@pytest.mark.parametrize("make_one", [dynunet, resenc, stunet])
+def test_other_strides_are_refused(path, make_one):
+    """The encoder alone has the same tensors for any stride."""
+    save_encoder(make_one(2, decoder=False), path, {"method": "MAE"})
+    target = make_one((1, 2, 2))
+    before = clone(target)
+    sentence = r"made with strides .*\[4, 4, 4\]\], but this one has .*\[2, 4, 4\]\]; use the network"
+    with pytest.raises(ValueError, match=sentence):
+        load_encoder(target, path)
+    assert same(target.state_dict(), before)
+    load_encoder(make_one(2), path)
+    edit(path, lambda state, record: record["architecture"].pop("strides"))  # as of an older file
+    load_encoder(target, path)
+
+
+@pytest.mark.parametrize("patch_size", [(2, 4, 4), (1, 4, 4)])
+def test_another_patch_size_is_refused_even_if_its_kernels_have_the_same_shapes(path, patch_size):
+    save_encoder(nnformer(), path, {})
+    with pytest.raises(ValueError, match=r"patch_size \[4, 4, 4\], but this one has \[[12], 4, 4\]; use the network"):
+        load_encoder(nnformer(patch_size), path)
+    edit(path, lambda state, record: record["architecture"].update(patch_size=4))  # one number for all axes
+    assert not load_encoder(nnformer(), path).warnings
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64])
