@@ -267,16 +267,27 @@ def _adapt(
     spatial_size: Sequence[int] | None,
 ) -> tuple[torch.Tensor | None, str]:
     """The source tensor in the target's shape and how it was adapted, or None and why not."""
-    if source.shape == tensor.shape and not _same_tokens_other_grid(name, record, spatial_size):
-        return source, ""
     shapes = f"{tuple(source.shape)} in the file, {tuple(tensor.shape)} in the encoder"
     if name.endswith("position_embeddings") and source.ndim == 3 and source.shape[2] == tensor.shape[2]:
+        same = source.shape == tensor.shape
+        made = record.get("spatial_size")
+        if same and (spatial_size is None or (made and list(made) == list(spatial_size))):
+            return source, ""
         patch = record.get("architecture", {}).get("patch_size", [16, 16, 16])
-        grid = token_grid(source.shape[1], record.get("spatial_size"), patch)
+        grid = token_grid(source.shape[1], made, patch)
         new_grid = token_grid(tensor.shape[1], spatial_size, patch)
+        if same and (grid == new_grid or (grid is None and not made)):  # no cube: most likely of this very size
+            return source, ""
+        if same and not made:
+            return None, (
+                f"it states no spatial_size, and {source.shape[1]} tokens are those of a cube as well as of the grid "
+                f"{new_grid}: {CONVERT_AGAIN} `--spatial_size`"
+            )
         if grid is None or new_grid is None:
             return None, f"token grids of the position tables unknown ({shapes}); give spatial_size"
         return resample_positions(source, grid, new_grid), f"positions resampled from grid {grid} to {new_grid}"
+    if source.shape == tensor.shape:
+        return source, ""
     same_but_channels = (
         source.ndim in (4, 5) and source.shape[0] == tensor.shape[0] and source.shape[2:] == tensor.shape[2:]
     )
@@ -304,12 +315,6 @@ def _check_inflation(
             f"inflation is {inflation!r}, but this encoder ({_describe_encoder(encoder)}) has no patch embedding "
             f"that is inflated: leave inflation at {INFLATIONS[0]!r}."
         )
-
-
-def _same_tokens_other_grid(name: str, record: Mapping[str, Any], used: Sequence[int] | None) -> bool:
-    """Whether ``name`` is a position table whose grid has changed; an equal number of tokens can hide that."""
-    made: Any = record.get("spatial_size")
-    return name.endswith("position_embeddings") and bool(made and used) and list(made) != list(used or ())
 
 
 def _differing(record: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:

@@ -395,6 +395,22 @@ def test_another_size_is_told_where_positions_depend_on_it(path):
     assert not load_encoder(DilatedResNet(10, width=4), path, images(), (48, 16, 32)).warnings
 
 
+def test_a_table_of_an_unstated_size_fills_no_other_grid_of_as_many_tokens(path):
+    """Row by row, it would give each token the position of another one."""
+    save_encoder(make(0, size=(32, 32, 32)), path, {})
+    target = make(1, size=(64, 32, 16))
+    before = clone(target)
+    with pytest.raises(ValueError, match=r"states no spatial_size, and 8 tokens .* grid \(4, 2, 1\).*--spatial_size"):
+        load_encoder(target, path, spatial_size=(64, 32, 16))
+    assert same(target.state_dict(), before)
+    edit(path, lambda state, record: record.update(spatial_size=[32, 32, 32]))
+    assert "from grid (2, 2, 2) to (4, 2, 1)" in str(load_encoder(target, path, spatial_size=(64, 32, 16)).adapted)
+    edit(path, lambda state, record: record.pop("spatial_size"))
+    assert not load_encoder(make(1, size=(32, 32, 32)), path, spatial_size=(32, 32, 32)).adapted
+    save_encoder(make(0), path, {})  # 6 tokens are those of no cube
+    assert not load_encoder(make(1), path, spatial_size=SIZE).adapted
+
+
 def test_old_files_load_and_say_what_they_do_not_know(path, caplog):
     """Their numbers are compared, their words are shown."""
     caplog.set_level(logging.INFO)
