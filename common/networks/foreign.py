@@ -28,6 +28,21 @@ class Source(NamedTuple):
     tensors: State
     beside: Mapping[str, Any] = {}
 
+    def settings(self, *names: str) -> Mapping[str, Any]:
+        """The settings beside the tensors at these nested names; empty if there are none.
+
+        Raises:
+            ValueError: something else has one of the names.
+        """
+        found: Any = self.beside
+        for depth, name in enumerate(names, 1):
+            found = found.get(name) or {}
+            if not isinstance(found, Mapping):
+                raise ValueError(
+                    f"{'.'.join(names[:depth])} beside its weights is a {type(found).__name__}, not settings by name"
+                )
+        return found
+
 
 @dataclass(frozen=True)
 class Kind:

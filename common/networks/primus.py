@@ -263,7 +263,7 @@ def _architecture(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
 def _read(state: State, source: Source) -> dict[str, Any]:
     tokens, patch = state["eva.pos_embed"].shape[1], state["down_projection.proj.weight"].shape[-1]
-    size = (source.beside.get("nnssl_adaptation_plan") or {}).get("recommended_downstream_patchsize")
+    size = source.settings("nnssl_adaptation_plan").get("recommended_downstream_patchsize")
     grid = [int(side) // patch for side in size] if size else [round(tokens ** (1 / 3))] * 3
     if math.prod(grid) != tokens:
         raise ValueError(f"its {tokens} positions are not those of a grid of {grid} tokens")

@@ -27,6 +27,7 @@ __all__ = [
     "MedNeXtEncoder",
     "ResidualUNetEncoder",
     "SegResNetEncoder",
+    "check_size",
     "plan_of_nnssl",
 ]
 
@@ -66,7 +67,7 @@ class DynUNetEncoder(nn.Module):
         self.kernels = [list(_tuple(kernel, network.spatial_dims)) for kernel in network.kernel_size]
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        _check_size(image, self.strides[-1])
+        check_size(image, self.strides[-1])
         return _run([self.input_block, *self.downsamples, self.bottleneck], image)
 
     def architecture(self) -> dict[str, Any]:
@@ -95,7 +96,7 @@ class SegResNetEncoder(nn.Module):
         self.strides = _cumulative([1] + [2] * (stages - 1), axes)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        _check_size(image, self.strides[-1])
+        check_size(image, self.strides[-1])
         return _run(self.down_layers, self.convInit(image))
 
     def architecture(self) -> dict[str, Any]:
@@ -132,7 +133,7 @@ class MedNeXtEncoder(nn.Module):
         self.blocks = [len(stage) for stage in (*network.enc_stages, network.bottleneck)]
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        _check_size(image, self.strides[-1])
+        check_size(image, self.strides[-1])
         maps, x = [], self.stem(image)
         for stage, down in zip(self.enc_stages, self.down_blocks, strict=True):
             maps.append(stage(x))
@@ -196,7 +197,12 @@ def _describe(encoder: Any) -> dict[str, Any]:
     }
 
 
-def _check_size(image: torch.Tensor, stride: tuple[int, ...]) -> None:
+def check_size(image: torch.Tensor, stride: tuple[int, ...]) -> None:
+    """Refuse an image (B, C, *spatial) with a side that is no multiple of the stride.
+
+    Raises:
+        ValueError: with what to set.
+    """
     if any(size % step for size, step in zip(image.shape[2:], stride, strict=True)):
         raise ValueError(
             f"This network needs an image size that is a multiple of {stride}, not {tuple(image.shape[2:])}; set "
@@ -237,12 +243,11 @@ def _steps(source: Source, stages: int) -> list[list[int]]:
     kernels = [source.tensors.get(name) for name in names]  # also where the decoder is left out
     if stages > 1 and all(kernel is not None for kernel in kernels):
         return [[1, 1, 1], *(list(kernel.shape[2:]) for kernel in kernels if kernel is not None)]
-    plan = (source.beside.get("nnssl_adaptation_plan") or {}).get("architecture_plans") or {}
-    if not plan:
-        arguments = source.beside.get("init_args") or {}
-        configurations = (arguments.get("plans") or {}).get("configurations") or {}
-        plan = (configurations.get(arguments.get("configuration")) or {}).get("architecture") or {}
-    strides = (plan.get("arch_kwargs") or {}).get("strides")
+    place: tuple[str, ...] = ("nnssl_adaptation_plan", "architecture_plans")
+    if not source.settings(*place):
+        chosen = str(source.settings("init_args").get("configuration"))
+        place = ("init_args", "plans", "configurations", chosen, "architecture")
+    plan, strides = source.settings(*place), source.settings(*place, "arch_kwargs").get("strides")
     if strides is None and plan.get("arch_class_name") == "ResEncL":
         strides = [1, 2, 2, 2, 2, 2]
     if strides is None or len(strides) != stages:
@@ -348,10 +353,10 @@ def _make_dynunet(architecture: Mapping[str, Any], state: State) -> nn.Module:
 
 def plan_of_nnssl(source: Source) -> dict[str, Any]:
     """The facts about the images in an nnssl adaptation plan, or in the plan of nnU-Net."""
-    plan = source.beside.get("nnssl_adaptation_plan") or {}
+    plan = source.settings("nnssl_adaptation_plan")
     if not plan:
         return _plan_of_nnunet(source)
-    configurations = (plan.get("pretrain_plan") or {}).get("configurations") or {}
+    configurations = source.settings("nnssl_adaptation_plan", "pretrain_plan", "configurations")
     one = configurations if "spacing" in configurations else next(iter(configurations.values()), {})
     schemes, size = one.get("normalization_schemes"), plan.get("recommended_downstream_patchsize")
     found = (plan.get("pretrain_plan") or {}).get("foreground_intensity_properties_per_channel") or {}
@@ -368,18 +373,16 @@ def plan_of_nnssl(source: Source) -> dict[str, Any]:
 
 def _plan_of_nnunet(source: Source) -> dict[str, Any]:
     """The facts about the images in the arguments of nnU-Net's trainer, which stand beside its weights."""
-    arguments = source.beside.get("init_args") or {}
-    plans = arguments.get("plans") or {}
-    configurations = plans.get("configurations") or {}
+    arguments, plans = source.settings("init_args"), source.settings("init_args", "plans")
     one: dict[str, Any] = {}
     name, seen = arguments.get("configuration"), set()
-    while name in configurations and name not in seen:
+    while name and name not in seen:
         seen.add(name)
-        one = {**configurations[name], **one}
-        name = configurations[name].get("inherits_from")
+        found = source.settings("init_args", "plans", "configurations", name)
+        one, name = {**found, **one}, found.get("inherits_from")
     schemes = one.get("normalization_schemes")
-    found = plans.get("foreground_intensity_properties_per_channel") or {}
-    rule, unexpressed = _rule_of_nnunet(schemes or [], one.get("use_mask_for_norm") or [], found)
+    properties = source.settings("init_args", "plans", "foreground_intensity_properties_per_channel")
+    rule, unexpressed = _rule_of_nnunet(schemes or [], one.get("use_mask_for_norm") or [], properties)
     order = plans.get("transpose_forward")
     if order and list(order) != sorted(order):
         turned = f"axes are in the order {list(order)} of the file's"

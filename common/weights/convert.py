@@ -15,6 +15,7 @@ from .hub import fetch, file_digest, is_hub_name
 from .images import inflate, source_normalisation
 from .inflate import INFLATIONS
 from .kind import fill, find_kind
+from .options import check_orientation, numbers
 from .published import find_published, intensity_steps
 from .soundness import refuse_blank, refuse_unsound
 from .source import read_source
@@ -23,6 +24,12 @@ __all__ = ["convert"]
 
 logger = logging.getLogger(__name__)
 
+EMBEDDINGS = ("video_embedding.weight", "patch_embedding.weight")
+"""Names of the patch embeddings of the slice encoders."""
+
+GUESSED_HEADS = ("ViTEncoder", "DinoEncoder", "PrimusEncoder")
+"""Encoders whose tensors do not show the number of attention heads."""
+
 
 def convert(
     source: str | os.PathLike,
@@ -30,8 +37,8 @@ def convert(
     kind: str | None = None,
     num_heads: int | None = None,
     legacy_patch_merging: bool = False,
-    spatial_size: Sequence[int] | None = None,
-    spacing: Sequence[float] | None = None,
+    spatial_size: Sequence[int] | int | None = None,
+    spacing: Sequence[float] | float | None = None,
     orientation: str | None = None,
     intensity: str | None = None,
     data: str | None = None,
@@ -39,8 +46,8 @@ def convert(
     inflation: str = "centring",
     in_channels: int = 1,
     image_size: Sequence[int] | int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
     value_range: Sequence[float] = (-1.0, 1.0),
     leave_out: str | None = None,
     published: str | None = None,
@@ -65,15 +72,16 @@ def convert(
             neighbours (fixed in 1.5); detected by old names (``mlp.fc1``). Such an encoder needs
             ``common.networks.LegacyPatchMerging``. The file records it, and loading into another encoder warns.
         spatial_size, spacing, orientation, intensity, data: properties of the training images, for the record. Give
-            what you know, since fine-tuning warns if its images differ. Intensities are described in words, which
-            fine-tuning shows beside its own.
+            what you know, since fine-tuning warns if its images differ. One number for the size or the spacing stands
+            for all three axes. Intensities are described in words, which fine-tuning shows beside its own.
         slices: K, slices of a window. The default of 1 makes a file that is inflated on loading, to any K and in any
             way. A file for more slices fits nets of that K only, and its record says how it was inflated.
         inflation: ``centring`` or ``average`` (``common.weights.inflate.inflate_depth``), for more than one slice.
         in_channels: channels of your images.
         image_size: side of the slices, or height and width, to resample positions for; by default this happens when the
             file is loaded.
-        mean, std: normalisation of the source's images per channel, for images in 0..1. The default comes from
+        mean, std: normalisation of the source's images, for images in 0..1: a number per channel, or one for all. The
+            default comes from
             ``preprocessor_config.json`` or timm's ``config.json``, or from the names of tensors or of the file: 0.5 for
             BEiT, ImageNet's for BEiT v2, DINO, DeiT, MAE and Swin. The record keeps it with its source.
         value_range: range that the intensity rule of the bundle scales images to; recorded, and compared with the
@@ -89,8 +97,20 @@ def convert(
             kind, tensors that no rule of the kind uses or leaves out, values that are NaN, infinite or not floats, or
             nothing but kernels and matrices of one value each; parts of the encoder are missing; ``slices`` or
             ``inflation`` is given for weights that are not inflated; ``mean`` is given without ``std``, or neither is
-            given or known.
+            given or known; a value is none of its option, or the tensors show another ``num_heads``.
     """
+    spatial_size = numbers("--spatial_size", spatial_size, 3, "axis", whole=True)
+    spacing = numbers("--spacing", spacing, 3, "axis")
+    image_size = numbers("--image_size", image_size, 2, "side of a slice, height and width", whole=True)
+    value_range = numbers("--value_range", value_range, 2, "end", above=None, spread=False) or [-1.0, 1.0]
+    if value_range[0] >= value_range[1]:
+        raise ValueError(f"--value_range is {value_range}: give the lower end first, such as [-1,1].")
+    check_orientation(orientation)
+    for option, count in (("--in_channels", in_channels), ("--slices", slices), ("--num_heads", num_heads)):
+        if count is not None and count < 1:
+            raise ValueError(f"{option} is {count}: give a whole number, 1 or more.")
+    if (mean is None) != (std is None):
+        raise ValueError("--mean and --std belong together: give both, or neither.")
     origin: dict[str, Any] | None = None
     if is_hub_name(source):
         source, origin = fetch(str(source))
@@ -122,10 +142,11 @@ def convert(
     zeros = refuse_blank(source, converted)
     if foreign.others:
         left_out["networks beside the one that is taken"] = foreign.others
-    if num_heads and isinstance(architecture.get("num_heads", ""), int | type(None)):
-        architecture["num_heads"] = num_heads
-    elif known.images and "num_heads" in architecture:
-        architecture["num_heads"] = foreign.config.get("num_attention_heads", architecture["num_heads"])
+    if num_heads is not None:
+        _set_heads(architecture, num_heads, f"--num_heads is {num_heads}")
+    elif known.images and foreign.config.get("num_attention_heads") is not None:
+        stated = foreign.config["num_attention_heads"]
+        _set_heads(architecture, stated, f"config.json beside {source} says num_attention_heads {stated!r}")
     if legacy_patch_merging and "patch_merging" in architecture:
         architecture["patch_merging"] = "LegacyPatchMerging"
     entry = find_published(published, origin, kind)
@@ -136,17 +157,19 @@ def convert(
         raise ValueError(f"{source} is for volumes or videos, which are not inflated: leave out --slices.")
     conversion = None
     if known.images:
-        if (mean is None) != (std is None):
-            raise ValueError("--mean and --std belong together: give both, or neither.")
+        embedding = next(converted[name] for name in EMBEDDINGS if name in converted)
         normalisation: dict[str, Any]
         if mean is not None and std is not None:
-            normalisation = {"mean": list(mean), "std": list(std), "from": "--mean and --std"}
+            normalisation = {"mean": mean, "std": std, "from": "--mean and --std"}
         else:
             try:
                 normalisation = source_normalisation(known, tensors, foreign.name, foreign.config, foreign.preprocessor)
             except ValueError as error:
                 raise ValueError(f"{source}: {error}.") from error
-        size = [image_size] * 2 if isinstance(image_size, int) else image_size
+        said, channels = normalisation["from"], embedding.shape[1]
+        words = ("--mean", "--std") if mean is not None else (f"the mean by {said}", f"the deviation by {said}")
+        for word, part, above in zip(words, ("mean", "std"), (None, 0), strict=True):
+            normalisation[part] = numbers(word, normalisation[part], channels, "channel of the weights", above=above)
         conversion = inflate(
             converted,
             architecture,
@@ -156,11 +179,14 @@ def convert(
             normalisation["mean"],
             normalisation["std"],
             value_range,
-            size,
+            image_size,
         )
         parts = ", ".join(f"{what} ({len(names)})" for what, names in left_out.items())
         conversion.append(f"{len(converted)} tensors made of {len(tensors)}; left out: {parts or 'none'}")
-    stated = known.prepared(foreign.source)
+    try:
+        stated = known.prepared(foreign.source)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}.") from error
     prepared = {**(entry[1]["prepared"] if entry else {}), **{k: v for k, v in stated.items() if v is not None}}
     rule = None if intensity else prepared.get("rule")
     steps = intensity_steps(rule) if rule is not None else None
@@ -168,7 +194,7 @@ def convert(
         "format": FORMAT_VERSION,
         "method": f"converted from {kind} checkpoint {Path(source).name}",
         "architecture": architecture,
-        "spatial_size": list(spatial_size) if spatial_size else prepared.pop("size", None),
+        "spatial_size": spatial_size or prepared.pop("size", None),
         "preparation": asdict(
             Preparation(
                 channels=prepared.get("channels"),
@@ -205,3 +231,20 @@ def convert(
         record["inflation"] = inflation
     write_state({name: tensor.contiguous().clone() for name, tensor in converted.items()}, output, record)
     return record
+
+
+def _set_heads(architecture: dict[str, Any], heads: Any, said: str) -> None:
+    """Set the number of attention heads, if tensors of the kind do not show another one.
+
+    Raises:
+        ValueError: they do, the kind has no attention, or the number does not divide the width.
+    """
+    shown = architecture.get("num_heads", "none")
+    if architecture["name"] not in GUESSED_HEADS:
+        if shown != heads:
+            raise ValueError(f"{said}, but the tensors show {shown}: remove it.")
+        return
+    width = architecture["hidden_size"]
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise ValueError(f"{said}, which does not divide the width of {width}: give the number in its paper or code.")
+    architecture["num_heads"] = heads

@@ -73,13 +73,14 @@ def source_normalisation(
     Raises:
         ValueError: nothing shows them, as for a BEiT that may be of version 1 (0.5) or 2 (ImageNet's).
     """
+    timm = config.get("pretrained_cfg")  # where timm writes it
     settings = (
         ("preprocessor_config.json", preprocessor, "image_mean", "image_std"),
-        ("config.json", config.get("pretrained_cfg") or config, "mean", "std"),  # as timm writes it
+        ("config.json", timm if isinstance(timm, Mapping) else config, "mean", "std"),
     )
     for said, content, mean, std in settings:
         if content.get(mean) is not None and content.get(std) is not None:
-            return {"mean": list(content[mean]), "std": list(content[std]), "from": said}
+            return {"mean": content[mean], "std": content[std], "from": said}
     clues = {"tensor": list(names), "model_type": [str(config.get("model_type", ""))], "file": [file]}
     for clue, pattern, normalisation in kind.images:
         found = next((text for text in clues[clue] if re.search(pattern, text)), None)

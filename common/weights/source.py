@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..checkpoint_file import read_checkpoint
+from ..json_files import read_json
 from ..networks.foreign import Source
 from ..volumes import and_more
 from .encoder_file import read_safetensors
@@ -166,5 +166,10 @@ def _read_folder(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     settings = []
     for name in ("config.json", "preprocessor_config.json"):
         file = folder / name
-        settings.append(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
+        settings.append(read_json(file, {}))
+        if not isinstance(settings[-1], Mapping):
+            raise ValueError(
+                f"{file} holds a {type(settings[-1]).__name__} in place of settings by name: take another copy of it, "
+                "or remove it."
+            )
     return found, settings[0], settings[1]

@@ -621,3 +621,42 @@ def test_settings_and_numbers_beside_the_weights_run_nothing(paths):
     assert convert(*paths)["method"].startswith("converted from swin_unetr_ssl")
     with pytest.raises(ValueError, match="holds Python objects beside tensors"):
         read_checkpoint(paths[0])
+
+
+@pytest.mark.parametrize("heads", [5, 48])
+def test_heads_that_do_not_divide_the_width_are_refused(paths, heads):
+    net = ViTAutoEnc(1, SIZE, 16, hidden_size=HIDDEN, mlp_dim=40, num_layers=DEPTH, num_heads=HEADS)
+    torch.save(randomise(net).state_dict(), paths[0])
+    with pytest.raises(ValueError, match=f"--num_heads is {heads}, which does not divide the width of {HIDDEN}"):
+        convert(*paths, num_heads=heads)
+
+
+@pytest.mark.parametrize(
+    ("beside", "sentence"),
+    [
+        ({"init_args": ["x"]}, "init_args beside its weights is a list"),
+        ({"init_args": {"plans": "nnUNetPlans"}}, "init_args.plans beside its weights is a str"),
+        ({"init_args": {"configuration": "a", "plans": {"configurations": {"a": 3}}}}, "configurations.a beside"),
+        ({"nnssl_adaptation_plan": "x"}, "nnssl_adaptation_plan beside"),
+    ],
+)
+@pytest.mark.parametrize("decoder", [False, True])
+def test_a_plan_that_is_none_is_told_with_the_file(paths, beside, sentence, decoder):
+    state, before = {}, 1
+    for stage, width in enumerate((4, 8, 8)):
+        for number in (0, 1):
+            place = f"encoder.stages.{stage}.0.convs.{number}."
+            state[f"{place}conv.weight"] = torch.randn(width, before, 3, 3, 3)
+            state |= {f"{place}norm.{part}": torch.rand(width) + 0.5 for part in ("weight", "bias")}
+            before = width
+    if decoder:  # shows the strides, so that the plan is read for the images alone
+        for level, (coarse, width) in enumerate(((8, 8), (8, 4))):
+            state[f"decoder.transpconvs.{level}.weight"] = torch.randn(coarse, width, 2, 2, 2)
+            state[f"decoder.transpconvs.{level}.bias"] = torch.randn(width)
+            for number, inputs in ((0, 2 * width), (1, width)):
+                place = f"decoder.stages.{level}.convs.{number}."
+                state[f"{place}conv.weight"] = torch.randn(width, inputs, 3, 3, 3)
+                state |= {f"{place}norm.{part}": torch.rand(width) + 0.5 for part in ("weight", "bias")}
+    torch.save({"network_weights": state, **beside}, paths[0])
+    with pytest.raises(ValueError, match=rf"source\.pt.*{sentence}"):
+        convert(*paths)

@@ -126,19 +126,24 @@ def as_folder(kind, model, tmp_path):
     return tmp_path / "hub", {}
 
 
+def heads(kind):
+    """What has to be said of attention heads: Swin's tensors show them."""
+    return {} if kind == "swin" else {"num_heads": 3}
+
+
 def as_safetensors(kind, model, tmp_path):
     model.save_pretrained(tmp_path / "hub")
-    return tmp_path / "hub" / "model.safetensors", {"mean": MEAN, "std": STD, "num_heads": 3}
+    return tmp_path / "hub" / "model.safetensors", {"mean": MEAN, "std": STD, **heads(kind)}
 
 
 def as_state_dict(kind, model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.pt")
-    return tmp_path / "model.pt", {"mean": MEAN, "std": STD, "num_heads": 3}
+    return tmp_path / "model.pt", {"mean": MEAN, "std": STD, **heads(kind)}
 
 
 def as_published(kind, model, tmp_path):
     torch.save({"model": timm_names(kind, model.state_dict())}, tmp_path / "model.pth")
-    return tmp_path / "model.pth", {"mean": MEAN, "std": STD, "num_heads": 3}
+    return tmp_path / "model.pth", {"mean": MEAN, "std": STD, **heads(kind)}
 
 
 def as_timm(kind, model, tmp_path):
@@ -148,14 +153,14 @@ def as_timm(kind, model, tmp_path):
         re.sub(r"(\d+)\.downsample", lambda found: f"{int(found[1]) + 1}.downsample", n): t for n, t in names.items()
     }
     torch.save(later, tmp_path / "timm.pth")
-    return tmp_path / "timm.pth", {"mean": MEAN, "std": STD, "num_heads": 3}
+    return tmp_path / "timm.pth", {"mean": MEAN, "std": STD, **heads(kind)}
 
 
 def as_teacher(kind, model, tmp_path):
     """As DINO's full checkpoints."""
     state = {f"module.backbone.{name}": tensor for name, tensor in timm_names(kind, model.state_dict()).items()}
     torch.save({"student": {}, "teacher": state, "epoch": 3}, tmp_path / "full.pth")
-    return tmp_path / "full.pth", {"mean": MEAN, "std": STD, "num_heads": 3}
+    return tmp_path / "full.pth", {"mean": MEAN, "std": STD, **heads(kind)}
 
 
 @pytest.mark.parametrize("write", [as_folder, as_safetensors, as_state_dict, as_published, as_timm, as_teacher])
@@ -491,8 +496,12 @@ def test_refusals(models, tmp_path):
         convert(source, tmp_path / "x.safetensors", inflation="average")
     with pytest.raises(ValueError, match="not a checkpoint of the kind vit"):
         convert(source, tmp_path / "x.safetensors", kind="vit")
-    with pytest.raises(ValueError, match="3 channels"):
+    with pytest.raises(
+        ValueError, match=r"--mean is \[0.5\]: give one number for all 3, or 3 numbers, one per channel"
+    ):
         convert(source, tmp_path / "x.safetensors", mean=[0.5], std=[0.5])
+    with pytest.raises(ValueError, match="--num_heads is 7, but the tensors show"):
+        convert(source, tmp_path / "x.safetensors", num_heads=7)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
         convert(tmp_path / "empty", tmp_path / "x.safetensors")
@@ -516,3 +525,69 @@ def test_command_line(models, tmp_path):
     record = fire.Fire({"convert": convert}, command=command)
     assert record == read_encoder(tmp_path / "encoder.safetensors")[1]
     assert record["architecture"]["grid"] == [8, 9] and record["architecture"]["slices"] == 3
+
+
+def test_one_number_stands_for_all_channels_axes_and_sides(models, tmp_path):
+    """As `convert` itself suggests 0.5 for BEiT."""
+    source, _ = as_folder("beit", models["beit"], tmp_path)
+    made = [
+        convert(source, tmp_path / f"{number}.safetensors", **given)
+        for number, given in enumerate(
+            (
+                {"mean": 0.5, "std": 0.25, "spacing": 1.0, "spatial_size": 96, "image_size": 48},
+                {"mean": [0.5] * 3, "std": [0.25] * 3, "spacing": (1, 1, 1), "spatial_size": [96] * 3}
+                | {"image_size": [48, 48]},
+            )
+        )
+    ]
+    assert made[0] == made[1] and made[0]["preparation"]["spacing"] == [1.0, 1.0, 1.0]
+    assert made[0]["spatial_size"] == [96, 96, 96] and made[0]["normalisation"]["mean"] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"mean": "half", "std": 0.5}, "--mean is 'half': give one number"),
+        ({"mean": 0.5, "std": 0}, "--std is 0: give one number for all 3, or 3 numbers above 0"),
+        ({"mean": 0.5, "std": float("nan")}, "--std is nan"),
+        ({"spacing": [1.0, 1.0]}, r"--spacing is \[1.0, 1.0\]: give .* 3 numbers above 0, one per axis"),
+        ({"spacing": [1, -1, 1]}, "--spacing is"),
+        ({"spatial_size": 9.5}, "--spatial_size is 9.5: give .* 3 whole numbers"),
+        ({"spatial_size": [96, 96]}, "--spatial_size is"),
+        ({"value_range": 1}, "--value_range is 1: give 2 numbers, one per end"),
+        ({"value_range": [1, -1]}, "--value_range .* lower end first"),
+        ({"in_channels": 0}, "--in_channels is 0"),
+        ({"slices": 0}, "--slices is 0"),
+        ({"num_heads": 0}, "--num_heads is 0"),
+        ({"image_size": [96, 96, 96]}, "--image_size is .* height and width"),
+        ({"orientation": "ras"}, "--orientation is 'ras': give three capital letters"),
+        ({"orientation": "RAR"}, "--orientation is"),
+        ({"orientation": 5}, "--orientation is"),
+    ],
+)
+def test_values_that_are_none_of_an_option_are_refused(models, tmp_path, given, sentence):
+    source, _ = as_folder("beit", models["beit"], tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        convert(source, tmp_path / "x.safetensors", **given)
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("config.json", "{oops", r"config\.json cannot be read as JSON"),
+        ("config.json", "[1]", r"config\.json holds a list in place of settings"),
+        ("config.json", '{"num_attention_heads": 7}', r"config\.json beside .* num_attention_heads 7, but the tensors"),
+        ("preprocessor_config.json", "1", r"preprocessor_config\.json holds a int"),
+        (
+            "preprocessor_config.json",
+            '{"image_mean": [0.5], "image_std": 0.5}',
+            r"mean by preprocessor_config\.json is",
+        ),
+    ],
+)
+def test_settings_beside_the_weights_that_are_none_are_told_with_their_file(models, tmp_path, name, text, sentence):
+    source, _ = as_folder("beit", models["beit"], tmp_path)
+    (source / name).write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        convert(source, tmp_path / "x.safetensors")
