@@ -5,14 +5,18 @@ import logging
 from typing import Any
 
 import torch
+from monai.networks.nets import DynUNet, MedNeXt, SegResNet
 from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from ..precision import bfloat16_pays
+from .architecture import encoder_in
 from .dense_skips import keep_gradients_dense
 from .memory_format import to_channels_last
 from .padded_convolution import pad_small_images
+from .published_unets import GenesisUNet, STUNet
+from .unet_encoders import check_size
 from .window_attention import speed_up_windows
 
 __all__ = ["place"]
@@ -22,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 BLOCK = ("attn", "attention")
 """Names of the attention in a transformer block."""
+
+UNETS = (DynUNet, SegResNet, MedNeXt, STUNet, GenesisUNet)
+"""Networks that do not check the size of an image themselves."""
 
 
 def place(
@@ -45,7 +52,7 @@ def place(
     string names its backend).
 
     Returns:
-        the network.
+        the network. A U-Net whose upsampled maps have to meet those of its encoder refuses images of other sizes.
 
     Raises:
         ValueError: ``checkpointing`` is set for a network without transformer blocks.
@@ -70,6 +77,10 @@ def place(
         autocast = _Autocast(kind)
         network.register_forward_pre_hook(autocast.enter)
         network.register_forward_hook(autocast.leave, always_call=True)
+    # After autocast, whose end is called with the error, too.
+    encoder: Any = encoder_in(network) if isinstance(network, UNETS) else None
+    if encoder is not None:
+        network.register_forward_pre_hook(_SizeCheck(encoder.strides[-1]))
     if compile:
         network.compile(backend=compile if isinstance(compile, str) else "inductor")
     logger.info("the network computes on %s, in %s.", device, "bfloat16 (amp)" if amp else "float32")
@@ -92,6 +103,17 @@ def _checkpointed(block: nn.Module, *inputs: Any, **named: Any) -> Any:
     if block.training and torch.is_grad_enabled():
         return checkpoint(type(block).forward, block, *inputs, use_reentrant=False, **named)
     return type(block).forward(block, *inputs, **named)
+
+
+class _SizeCheck:
+    """A hook ahead of a forward pass: torch would only say that two of the maps inside differ."""
+
+    def __init__(self, stride: tuple[int, ...]) -> None:
+        self.stride = stride
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        if inputs:
+            check_size(inputs[0], self.stride)
 
 
 class _Autocast:

@@ -7,7 +7,16 @@ import torch
 from monai.networks import nets
 from torch import nn
 
-from common.networks import UNETR, PaddedConv2d, PaddedConv3d, place
+from common.networks import (
+    UNETR,
+    EncoderClassifier,
+    GenesisEncoder,
+    GenesisUNet,
+    PaddedConv2d,
+    PaddedConv3d,
+    STUNet,
+    place,
+)
 
 
 class Net(nn.Module):
@@ -100,3 +109,42 @@ def test_a_placed_unetr_is_monais_in_values_and_gradients():
     assert len(results[0]) == len(results[1]) > 100
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+UNETS = {
+    "DynUNet": (
+        lambda: nets.DynUNet(3, 1, 2, [3] * 3, [1, 2, [1, 2, 2]], [2, [1, 2, 2]], filters=[4, 8, 8]),
+        (2, 4, 4),
+    ),
+    "SegResNet": (lambda: nets.SegResNet(init_filters=8, blocks_down=(1, 1, 1), blocks_up=(1, 1)), (4, 4, 4)),
+    "SegResNet of two axes": (
+        lambda: nets.SegResNet(2, init_filters=8, blocks_down=(1, 1, 1), blocks_up=(1, 1)),
+        (4, 4),
+    ),
+    "MedNeXt": (lambda: nets.MedNeXt(3, 4, 1, 2), (16, 16, 16)),
+    "STUNet": (lambda: STUNet(1, 2, (4, 8, 8), (1, 1, 1), ((1, 2, 2), 2)), (2, 4, 4)),
+    "GenesisUNet": (lambda: GenesisUNet(1, 2, 2), (8, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("name", UNETS)
+def test_a_size_that_does_not_fit_a_u_net_is_told_in_one_sentence(name, amp, recwarn):
+    make, stride = UNETS[name]
+    net = place(make().eval(), "cpu", amp=amp)
+    with torch.no_grad():
+        sizes = [2 * step for step in stride]
+        assert net(torch.rand(1, 1, *sizes)).shape == (1, 2, *sizes)
+        for axis, step in enumerate(stride):
+            other = [size + step // 2 if place == axis else size for place, size in enumerate(sizes)]
+            with pytest.raises(ValueError) as refused:
+                net(torch.rand(1, 1, *other))
+            said = f"image size that is a multiple of {stride}, not {tuple(other)}; set roi_size to such a size."
+            assert said in str(refused.value)
+    assert not torch.is_autocast_enabled("cpu") and not any("hook" in str(one.message) for one in recwarn)
+
+
+def test_networks_for_any_size_keep_it():
+    assert place(nn.Conv3d(1, 2, 3, padding=1), "cpu")(torch.rand(1, 1, 5, 7, 9)).shape == (1, 2, 5, 7, 9)
+    head = EncoderClassifier(GenesisEncoder(GenesisUNet(1, 2, 2), decoder=False), 2)
+    assert place(head.eval(), "cpu")(torch.rand(1, 1, 17, 18, 19)).shape == (1, 2)
