@@ -260,11 +260,14 @@ def _compare_headers(cases: Mapping[str, tuple[Path, Path]]) -> None:
 def _read(path: Path) -> np.ndarray:
     """A label map as whole numbers."""
     try:
-        values = whole_labels(np.asanyarray(read_nifti(path).dataobj), str(path))
+        stored = np.asanyarray(read_nifti(path).dataobj)
     except NiftiError as error:
         raise ScoreError(f"{path} {error}: write it again.") from error
+    except MemoryError:
+        raise
     except Exception as error:  # as above
         raise ScoreError(f"{path} cannot be read to its end ({first_line(error)}): write it again.") from error
+    values = whole_labels(stored, str(path))
     problem = label_problem(values)
     if problem:
         raise ScoreError(f"{path} {problem}: give label maps of whole numbers, 0 or more.")

@@ -117,7 +117,7 @@ def main(
     print(f"{'labels':>6} {columns}   years, mean ± deviation over seeds")
     for fraction in asked["fractions"]:
         errors = []
-        for seed in seeds or asked["seeds"]:
+        for seed in asked["seeds"] if seeds is None else [seeds] if isinstance(seeds, int) else seeds:
             torch.manual_seed(seed)
             lists = load_datalist(path, fraction=fraction, seed=seed, required=["training", "test"])
             regions = sorted({region for item in lists["training"] for region in volumes(item["label"])} - {0})

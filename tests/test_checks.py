@@ -187,18 +187,21 @@ TEXTS = {
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--amp", "false"), "--amp is read as the text 'false', which counts as true: write False (false without"),
-        (("--amp=FALSE",), "--amp is read as the text 'FALSE', which counts as true: write False (false without"),
-        (("--resume", "none"), "--resume is read as the text 'none', which counts as true: write None (null without"),
-        (("--max_epochs", "null"), "--max_epochs is read as the text 'null', which counts as true: write None"),
-        (("--train#dataloader#pin_memory", "true"), "--train#dataloader#pin_memory is read as the text 'true', which"),
-        (("--data#pool_test", "false"), "--data#pool_test is read as the text 'false', which counts as true: write"),
-        (("--data#fold", "none"), "--data#fold is read as the text 'none', which counts as true: write None"),
-        (("--network_def", "{'_target_': 'UNet', 'bias': false}"), "--network_def is read as the text 'false', which"),
-        (("--flags", "[True, false]"), "--flags is read as the text 'false', which counts as true: write False"),
-        (("--device", "none"), "--device is read as the text 'none', which counts as true: write None"),
-        (("--elsewhere#anything", "false"), "--elsewhere#anything is read as the text 'false', which counts as true"),
-        (("--args_file", "args.json"), "`amp` in args.json is read as the text 'false', which counts as true: write"),
+        (("--amp", "false"), "--amp is read as the text 'false', not as False: write False (false without"),
+        (("--amp=FALSE",), "--amp is read as the text 'FALSE', not as False: write False (false without"),
+        (("--resume", "none"), "--resume is read as the text 'none', not as None: write None (null without"),
+        (("--max_epochs", "null"), "--max_epochs is read as the text 'null', not as None: write None"),
+        (
+            ("--train#dataloader#pin_memory", "true"),
+            "--train#dataloader#pin_memory is read as the text 'true', not as True",
+        ),
+        (("--data#pool_test", "false"), "--data#pool_test is read as the text 'false', not as False: write"),
+        (("--data#fold", "none"), "--data#fold is read as the text 'none', not as None: write None"),
+        (("--network_def", "{'_target_': 'UNet', 'bias': false}"), "--network_def is read as the text 'false'"),
+        (("--flags", "[True, false]"), "--flags is read as the text 'false', not as False: write False"),
+        (("--device", "none"), "--device is read as the text 'none', not as None: write None"),
+        (("--elsewhere#anything", "false"), "--elsewhere#anything is read as the text 'false', not as False"),
+        (("--args_file", "args.json"), "`amp` in args.json is read as the text 'false', not as False: write"),
         (("--amp", "False"), None),
         (("--cache", "none"), None),
         (("--dataset#cache", "none"), None),
@@ -249,16 +252,11 @@ def test_an_output_folder_that_is_a_file_is_refused_before_anything_is_loaded(co
         ({"orientation": "XYZ"}, r"orientation is XYZ: give three capital letters, .* such as RAS\."),
         ({"orientation": "ras"}, r"orientation is ras: give three capital letters, .* such as RAS\."),
         ({"orientation": "RLS"}, r"orientation is RLS: give three capital letters, .* such as RAS\."),
-        (
-            {"roi_size": [64, 64, 64], "image_size": [80, 96, 48]},
-            r"roi_size is \[64, 64, 64\], larger than image_size, \[80, 96, 48\]: .* at least that size\.",
-        ),
-        ({"orientation": "LPS", "roi_size": [64, 64, 48], "image_size": [80, 96, 48]}, None),
-        ({"roi_size": [64, 64, 64], "image_size": [48, 48]}, None),
-        ({"orientation": "@other", "roi_size": "$[1, 2, 3]", "image_size": [48, 48, 48]}, None),
+        ({"orientation": "LPS"}, None),
+        ({"orientation": "@other"}, None),
     ],
 )
-def test_an_orientation_that_is_none_and_crops_larger_than_volumes_are_refused(command, given, sentence):
+def test_an_orientation_that_is_none_is_refused(command, given, sentence):
     Path("train.json").write_text(json.dumps(TRAIN | {"other": "RAS"} | given))
     command(*FILES)
     if sentence is None:
@@ -266,6 +264,25 @@ def test_an_orientation_that_is_none_and_crops_larger_than_volumes_are_refused(c
         return
     with pytest.raises(SystemExit, match=f"^{sentence}$"):
         checks.check_overrides()
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        ({"roi_size": [64, 64, 64], "image_size": [80, 96, 48]}, True),
+        ({"roi_size": [64, 64, 48], "image_size": [80, 96, 48]}, False),
+        ({"roi_size": [64, 64, 64], "image_size": [48, 48]}, False),
+        ({"roi_size": "$[64, 64, 64]", "image_size": [80, 96, 48]}, False),
+        ({"roi_size": [64, 64, 64], "image_size": [80, 96, 48], "crop_transforms": [{"_target_": "Resized"}]}, False),
+        ({"roi_size": [64, 64, 64], "image_size": [80, 96, 48], "run": ["$@validate#evaluator.run()"]}, False),
+    ],
+)
+def test_crops_larger_than_the_padded_volumes_are_told(command, caplog, given, warned):
+    cut = {"crop_transforms": [{"_target_": "RandCropByLabelClassesd"}], "run": ["$@train#trainer.run()"]}
+    Path("train.json").write_text(json.dumps(TRAIN | cut | given))
+    command(*FILES)
+    checks.check_overrides()
+    assert ("give image_size at least that size" in caplog.text) == warned
 
 
 def test_an_evaluation_that_sets_an_overlay_back_is_refused(command, tmp_path):

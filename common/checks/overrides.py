@@ -100,7 +100,7 @@ def check_overrides() -> None:
                 problems.append(problem)
     given = {**config, **command.overrides}
     problems += _output_problems(given.get("output_dir"))
-    problems += _grid_problems(given)
+    problems += _orientation_problems(given)
     problems += renamed_problems(config)
     problems += order_problems(command.files, ["#".join(split_id(key)) for key in command.overrides])
     if problems:
@@ -109,6 +109,7 @@ def check_overrides() -> None:
         _prepare([split_id(key)[0] for key in command.overrides])
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
+    _warn_of_large_crops(given)
     workflow = running_workflow()
     if workflow is not None and os.environ.get("RANK", "0") == "0":
         resolver = workflow.parser.ref_resolver  # `get_parsed_content` might parse anew, in the middle of `initialize`
@@ -138,8 +139,8 @@ def _output_problems(folder: Any) -> list[str]:
     return [f"output_dir is {folder}, and {there} is a file: give a folder."]
 
 
-def _grid_problems(config: Mapping[str, Any]) -> list[str]:
-    """Find an orientation that is none, and crops that do not fit the volumes that they are cut from."""
+def _orientation_problems(config: Mapping[str, Any]) -> list[str]:
+    """Find an orientation that is none."""
     problems = []
     codes = config.get("orientation")
     if isinstance(codes, str) and not codes.startswith(("$", "@", "%")):
@@ -149,13 +150,22 @@ def _grid_problems(config: Mapping[str, Any]) -> list[str]:
                 f"orientation is {codes}: give three capital letters, one of L and R, one of P and A, and one of I and "
                 "S, such as RAS."
             )
-    crop, volume = (_sides(config.get(name)) for name in ("roi_size", "image_size"))
-    if "train" in config and len(crop) == len(volume) and any(a > b for a, b in zip(crop, volume, strict=True)):
-        problems.append(
-            f"roi_size is {crop}, larger than image_size, {volume}: crops are cut from volumes that are padded to "
-            "image_size, so give image_size at least that size."
-        )
     return problems
+
+
+def _warn_of_large_crops(config: Mapping[str, Any]) -> None:
+    """Say so if crops are larger than what volumes are padded to; scans that are larger anyway have room for them."""
+    cut, run = json.dumps(config.get("crop_transforms")), json.dumps(config.get("run"))
+    crop, volume = (_sides(config.get(name)) for name in ("roi_size", "image_size"))
+    if "RandCropBy" not in cut or "train#trainer" not in run or len(crop) != len(volume):
+        return
+    if any(a > b for a, b in zip(crop, volume, strict=True)):
+        logger.warning(
+            "roi_size is %s, larger than image_size, %s, to which volumes are padded: a scan without room for such a "
+            "crop ends the run; give image_size at least that size.",
+            crop,
+            volume,
+        )
 
 
 def _sides(size: Any) -> list[int]:
@@ -250,8 +260,8 @@ def _word_problem(typed: str, value: Any, own: Any, config: Mapping[str, Any]) -
         return None
     meant = WORDS[value.lower()]
     return (
-        f"{typed} is read as the text {value!r}, which counts as true: write {meant} ({json.dumps(meant)} without "
-        "quotes in a JSON file)."
+        f"{typed} is read as the text {value!r}, not as {meant}: write {meant} ({json.dumps(meant)} without quotes in "
+        "a JSON file)."
     )
 
 

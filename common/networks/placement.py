@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 import torch
-from monai.networks.nets import DynUNet, MedNeXt, SegResNet
+from monai.networks.nets import DynUNet, MedNeXt, SegResNet, SwinUNETR
 from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 BLOCK = ("attn", "attention")
 """Names of the attention in a transformer block."""
 
-UNETS = (DynUNet, SegResNet, MedNeXt, STUNet, GenesisUNet)
+UNETS = (DynUNet, SegResNet, MedNeXt, SwinUNETR, STUNet, GenesisUNet)
 """Networks that do not check the size of an image themselves."""
 
 

@@ -47,8 +47,8 @@ class TokenViews:
         mask_noise: float = 0.1,
         published_restore: bool = False,
     ) -> None:
-        if not 0 <= mask_ratio <= 1:
-            raise ValueError(f"mask_ratio must be between 0 and 1, not {mask_ratio}.")
+        if not 0 <= mask_ratio < 1:
+            raise ValueError(f"mask_ratio must be at least 0 and below 1, not {mask_ratio}.")
         if published_restore and len(axes or ()) != 2:
             raise ValueError(f"published_restore undoes quarter turns of two axes: set two axes, not {axes}.")
         self.texture = texture

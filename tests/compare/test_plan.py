@@ -548,7 +548,7 @@ def test_what_cannot_be_run_is_said_before_anything_runs(plan, tiny, tmp_path, g
             r"--override label_schem names no id of train.json \+ \S+; did you mean label_scheme?",
         ),
         ({"override": "train#dataloader#batchsize=1"}, "did you mean train#dataloader#batch_size?"),
-        ({"override": "amp=none"}, "--override amp is read as the text 'none', which counts as true: write None"),
+        ({"override": "amp=none"}, "--override amp is read as the text 'none', not as None: write None"),
         ({"override": "model_pth=x"}, "--override model_pth names no id of train.json"),  # of evaluation alone, then
         (
             {"pretrain_override": "max_epoch=1"},

@@ -807,6 +807,8 @@ def test_a_label_scheme_that_is_not_known_is_not_written(ixi, tmp_path):
 
 def test_required_keys_and_domain(ixi, tmp_path):
     content = prepare("ixi", ixi, tmp_path / "a.json", require="age,label", validation=0, test=1, domain="HH")
+    as_list = prepare("ixi", ixi, tmp_path / "list.json", require="['age', label]", validation=0, test=1, domain="HH")
+    assert as_list["training"] == content["training"] and as_list["test"] == content["test"]
     assert [len(content[s]) for s in SECTIONS] == [1, 0, 1] and content["left_out"] == 8
     assert content["test"][0]["domain"] == "HH"
     with pytest.raises(DatalistError, match=r"None of the 10 scans .* has diagnosis"):

@@ -122,6 +122,7 @@ UNETS = {
         (4, 4),
     ),
     "MedNeXt": (lambda: nets.MedNeXt(3, 4, 1, 2), (16, 16, 16)),
+    "SwinUNETR": (lambda: nets.SwinUNETR(1, 2, feature_size=12, depths=(1, 1, 1, 1)), (32, 32, 32)),
     "STUNet": (lambda: STUNet(1, 2, (4, 8, 8), (1, 1, 1), ((1, 2, 2), 2)), (2, 4, 4)),
     "GenesisUNet": (lambda: GenesisUNet(1, 2, 2), (8, 8, 8)),
 }

@@ -75,7 +75,7 @@ def test_errors():
     for cell, ratio in (((2, 4, 3), 1.0), ((4, 8, 6), 0.75)):
         with pytest.raises(ValueError, match=r"masks every cell .* set a smaller mask_ratio or mask_size"):
             noise_mask(torch.ones(1, 1, 4, 8, 6), ratio, cell)
-    with pytest.raises(ValueError, match="mask_ratio must be between 0 and 1"):
+    with pytest.raises(ValueError, match="mask_ratio must be at least 0 and below 1"):
         TokenViews(mask_ratio=1.5)
     with pytest.raises(ValueError, match="equal sizes"):
         TokenViews()(torch.ones(1, 1, 4, 8, 6))

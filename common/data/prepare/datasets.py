@@ -172,7 +172,13 @@ def prepare(
     items = kept
     published_subjects = {x["subject"] for x in items if _first(x) in published and "label" in x}
     found = len(items)
-    required = [] if require is None else require.split(",") if isinstance(require, str) else list(require)
+    required = (
+        []
+        if require is None
+        else re.findall(r"[^\s,()\[\]'\"]+", require)
+        if isinstance(require, str)
+        else list(require)
+    )
     items = [x for x in items if all(key in x for key in required)]
     if not items:
         raise DatalistError(f"None of the {found} scans below {folder} has {' and '.join(required)}.")
