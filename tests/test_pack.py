@@ -146,6 +146,7 @@ def test_takes_the_bundle_and_the_code_and_nothing_else(bundle, tmp_path):
         "weights/images.py",
         "weights/inflate.py",
         "weights/kind.py",
+        "weights/options.py",
         "weights/prepare.py",  # prepare_as, which overrides.py does, reads records of encoders and models
         "weights/published.json",
         "weights/published.py",  # rules of encoders that are known by name, which convert.py reads

@@ -201,6 +201,8 @@ def test_random_shapes_need_no_data(run, tmp_path, event_images):
     assert all(torch.equal(value.cpu(), state[name]) for name, value in encoder.state_dict().items())
 
 
+UNUSED = "norm_cross_attn"
+"""Norms of MONAI's ViT for attention to another input, which no network here has."""
 TILED = ("cpc", "jigsaw", "rpl")
 """Pretexts on tiles much smaller than a crop, which do not fit transformers: a ViT has positions for one size, and the
 last stride of Swin UNETR is 32."""
@@ -225,8 +227,7 @@ def test_any_pretext_over_any_network(run, tmp_path, network, pretext):
     assert torch.isfinite(value)
     value.backward()
     assert sum(float(p.grad.abs().sum()) for p in encoder.parameters() if p.grad is not None) > 0
-    # MONAI's ViT has norms for attention to another input, which no network here has.
-    parts = [name for name, p in encoder.named_parameters() if p.grad is None and "norm_cross_attn" not in name]
+    parts = [name for name, p in encoder.named_parameters() if p.grad is None and UNUSED not in name]
     held = {name.split(".")[0] for name in parts}
     assert not held, "parts that the encoder file would hold, and that nothing trained"
 
@@ -410,7 +411,7 @@ def test_any_encoder_tells_a_number(parsed, cohort, network, pooled):
     widths = encoder.channels if pooled == "all" else encoder.channels[-1:]
     assert net.head[2].in_features == sum(widths)
     net(torch.rand(2, 1, 32, 32, 32)).mean().backward()
-    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert not [name for name, p in net.named_parameters() if p.grad is None and UNUSED not in name]
     groups = parser.get_parsed_content("optimizer").param_groups
     assert {group["part"] for group in groups} == {"encoder", "head"}
 
@@ -423,9 +424,9 @@ def test_every_network_takes_the_files_that_leave_a_decoder_out(network):
         parser = ConfigParser()
         parser.read_config([str(CONFIGS / name) for name in (base, f"networks/{network}.json", overlay)])
         parser["roi_size"] = parser["image_size"] = [128, 128, 128]
-        with torch.device("meta"):
+        with torch.device("cpu" if network == "swin_unetr" else "meta"):  # Swin's transformer reads values when made
             encoder = parser.get_parsed_content("encoder")
-        assert not re.search("upsample|decod|up_", " ".join(encoder.state_dict()))
+        assert not re.search(r"upsample|decod|up_|(^| )encoder\d", " ".join(encoder.state_dict()))
 
 
 def test_exemplars_are_of_different_scans_in_validation_of_several_processes():
