@@ -19,19 +19,20 @@ from timing import Row, Side, compare
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles/ssl3d"
 FILES = ("pretrain.json", "datasets/sample.json", "presets/cpu.json")
-CASES = {
-    "net and sizes of presets/cpu.json": FILES,
-    "default net, sizes of presets/cpu.json": (*FILES, "networks/resenc.json"),
+CASES: dict[str, tuple[tuple[str, ...], dict[str, list[int]]]] = {
+    "net and sizes of presets/cpu.json": (FILES, {}),
+    # the nearest multiples of the net's last stride
+    "default net, nearly the same size": ((*FILES, "networks/resenc.json"), {"roi_size": [64, 96, 64]}),
 }
 
 
 def rows(quick: bool, device: torch.device) -> list[Row]:
-    cases = list(CASES.items())
-    return [_row(*case, quick, device) for case in (cases[:1] if quick else cases)]
+    cases = list(CASES.items())[: 1 if quick else None]
+    return [_row(name, files, sizes, quick, device) for name, (files, sizes) in cases]
 
 
-def _row(name: str, files: tuple[str, ...], quick: bool, device: torch.device) -> Row:
-    side = Side(_work, files, quick, device)  # a process for itself, since the run keeps freed memory
+def _row(name: str, files: tuple[str, ...], sizes: dict[str, list[int]], quick: bool, device: torch.device) -> Row:
+    side = Side(_work, files, sizes, quick, device)  # a process for itself, since the run keeps freed memory
     try:
         text = f"pre-training step on synthetic images, {name}, {side.ask('size')} (baseline: the generator alone)"
         return compare(text, lambda: side.ask("generator"), lambda: side.ask("step"), 1 if quick else 7)
@@ -39,7 +40,14 @@ def _row(name: str, files: tuple[str, ...], quick: bool, device: torch.device) -
         side.stop()
 
 
-def _work(pipe: Connection, threads: int, files: tuple[str, ...], quick: bool, device: torch.device) -> None:
+def _work(
+    pipe: Connection,
+    threads: int,
+    files: tuple[str, ...],
+    sizes: dict[str, list[int]],
+    quick: bool,
+    device: torch.device,
+) -> None:
     from monai.bundle import ConfigWorkflow
     from monai.data import list_data_collate
 
@@ -58,6 +66,7 @@ def _work(pipe: Connection, threads: int, files: tuple[str, ...], quick: bool, d
             dataset_dir=make_sample(f"{folder}/sample", 3, 1, spacing=4.0, progress=False) if quick else make_sample(),
             device=str(device),
             **small,
+            **sizes,
             **{"train#dataset#data": "$@data['training'][:@batch_size]"},
         )
         workflow.initialize()
