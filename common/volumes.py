@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "AXIS_CODES",
     "VolumeError",
     "and_more",
     "diagonal",
@@ -17,6 +18,7 @@ __all__ = [
     "format_shape",
     "format_values",
     "image_problem",
+    "is_orientation",
     "label_problem",
     "non_finite_problem",
     "unknown_label_problem",
@@ -26,6 +28,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+AXIS_CODES = "give three capital letters, one of L and R, one of P and A, and one of I and S, such as RAS"
+"""What an orientation is, as the end of a sentence."""
 NEARLY_WHOLE = 1e-6
 
 
@@ -111,6 +115,11 @@ def volume_name(volume: Any, key: Hashable) -> str:
     if isinstance(file, list | tuple):
         file = ", ".join(map(str, file))
     return str(file) if file else f"The volume under the key {key!r}"
+
+
+def is_orientation(codes: Any) -> bool:
+    """Whether a value is the axis codes of an orientation."""
+    return isinstance(codes, str) and len(codes) == 3 and all(set(codes) & set(pair) for pair in ("LR", "PA", "IS"))
 
 
 def format_values(values: np.ndarray, count: int = 5) -> str:

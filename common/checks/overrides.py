@@ -100,7 +100,7 @@ def check_overrides() -> None:
                 problems.append(problem)
     given = {**config, **command.overrides}
     problems += _output_problems(given.get("output_dir"))
-    problems += _orientation_problems(given)
+    problems += _orientation_problems(given.get("orientation"))
     problems += renamed_problems(config)
     problems += order_problems(command.files, ["#".join(split_id(key)) for key in command.overrides])
     if problems:
@@ -139,18 +139,13 @@ def _output_problems(folder: Any) -> list[str]:
     return [f"output_dir is {folder}, and {there} is a file: give a folder."]
 
 
-def _orientation_problems(config: Mapping[str, Any]) -> list[str]:
-    """Find an orientation that is none."""
-    problems = []
-    codes = config.get("orientation")
-    if isinstance(codes, str) and not codes.startswith(("$", "@", "%")):
-        pairs = [set(codes) & set(pair) for pair in ("LR", "PA", "IS")]
-        if len(codes) != 3 or not all(pairs):
-            problems.append(
-                f"orientation is {codes}: give three capital letters, one of L and R, one of P and A, and one of I and "
-                "S, such as RAS."
-            )
-    return problems
+def _orientation_problems(codes: Any) -> list[str]:
+    """Find an orientation that is none, where it is not an expression."""
+    from ..volumes import AXIS_CODES, is_orientation  # numpy, which a command that only reads options does not need
+
+    if not isinstance(codes, str) or codes.startswith(("$", "@", "%")) or is_orientation(codes):
+        return []
+    return [f"orientation is {codes}: {AXIS_CODES}."]
 
 
 def _warn_of_large_crops(config: Mapping[str, Any]) -> None:

@@ -34,8 +34,8 @@ class TokenViews:
     :meth:`restore`.
 
     Raises:
-        ValueError: ``mask_ratio`` is not in 0..1, or ``published_restore`` without two axes; when called, crops do not
-            fit the axes, are smaller than a cell, or would be masked whole.
+        ValueError: ``mask_ratio`` is below 0, or 1 or more; ``published_restore`` without two axes; when called, crops
+            do not fit the axes, are smaller than a cell, or would be masked whole.
     """
 
     def __init__(

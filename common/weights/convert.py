@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..preparation import Preparation
-from ..volumes import and_more
+from ..volumes import AXIS_CODES, and_more, is_orientation
 from .encoder_file import FORMAT_VERSION, write_state
 from .hub import fetch, file_digest, is_hub_name
 from .images import inflate, source_normalisation
 from .inflate import INFLATIONS
 from .kind import fill, find_kind
-from .options import check_orientation, numbers
+from .options import numbers
 from .published import find_published, intensity_steps
 from .soundness import refuse_blank, refuse_unsound
 from .source import read_source
@@ -105,7 +105,8 @@ def convert(
     value_range = numbers("--value_range", value_range, 2, "end", above=None, spread=False) or [-1.0, 1.0]
     if value_range[0] >= value_range[1]:
         raise ValueError(f"--value_range is {value_range}: give the lower end first, such as [-1,1].")
-    check_orientation(orientation)
+    if orientation is not None and not is_orientation(orientation):
+        raise ValueError(f"--orientation is {orientation!r}: {AXIS_CODES}.")
     for option, count in (("--in_channels", in_channels), ("--slices", slices), ("--num_heads", num_heads)):
         if count is not None and count < 1:
             raise ValueError(f"{option} is {count}: give a whole number, 1 or more.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["check_orientation", "numbers"]
+__all__ = ["numbers"]
 
 
 def numbers(
@@ -42,17 +42,3 @@ def numbers(
         one = f"one number for all {count}, or " if spread else ""
         raise ValueError(f"{option} is {value!r}: give {one}{count} {what}, one per {each}.")
     return list(given)
-
-
-def check_orientation(codes: Any) -> None:
-    """Refuse axis codes that are none.
-
-    Raises:
-        ValueError: with what to give.
-    """
-    text = codes if isinstance(codes, str) else ""
-    if codes is not None and (len(text) != 3 or not all(set(text) & set(pair) for pair in ("LR", "PA", "IS"))):
-        raise ValueError(
-            f"--orientation is {codes!r}: give three capital letters, one of L and R, one of P and A, and one of I and "
-            "S, such as RAS."
-        )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..json_files import write_json
 from ..preparation import PREPARED, compare_preparation, field_text, preparation_record
+from ..volumes import is_orientation
 from .encoder_file import read_record
 from .hub import is_hub_name
 
@@ -151,7 +151,7 @@ def prepared_ids(path: str | os.PathLike, record: Mapping[str, Any]) -> dict[str
             raise ValueError(f"{path} has a malformed record (spacing is {made['spacing']!r}); write the file again.")
         ids["spacing"] = made["spacing"]
     if isinstance(made["orientation"], str):
-        if not re.fullmatch("[LRAPSI]{3}", made["orientation"]):
+        if not is_orientation(made["orientation"]):
             raise ValueError(
                 f"{path} has a malformed record (orientation is {made['orientation']!r}); write the file again."
             )
