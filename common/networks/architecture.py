@@ -9,6 +9,7 @@ from monai.networks.nets import UNETR, DynUNet, MedNeXt, SegResNet, SwinUNETR
 from torch import nn
 
 from ..weights.settings import plain
+from .layer_kinds import layer_kinds
 from .primus import Primus, PrimusEncoder
 from .published_unets import GenesisEncoder, GenesisUNet, STUNet, STUNetEncoder
 from .residual_encoder_unet import ResidualEncoderUNet
@@ -57,4 +58,5 @@ def network_architecture(network: nn.Module) -> dict[str, Any]:
         return {}
     found = {**encoder.architecture(), "out_blocks": getattr(encoder, "out_blocks", None)}
     found |= {name: getattr(network, name, None) for name in FURTHER}
+    found |= {f"all_{key}": kinds for key, kinds in layer_kinds([network]).items()}
     return {name: plain(value) for name, value in found.items() if value is not None}

@@ -43,8 +43,8 @@ def unetr(size=(32, 32, 32), **arguments):
     return UNETR(1, 2, size, feature_size=4, hidden_size=24, mlp_dim=40, num_heads=3, num_layers=6, **arguments)
 
 
-def dynunet(last=2):
-    return DynUNet(3, 1, 2, [3] * 3, [1, 2, last], [2, 2], filters=[4, 8, 8])
+def dynunet(last=2, **arguments):
+    return DynUNet(3, 1, 2, [3] * 3, [1, 2, last], [2, 2], filters=[4, 8, 8], **arguments)
 
 
 def classifier(last=2):
@@ -52,6 +52,15 @@ def classifier(last=2):
 
 
 PAIRS = {
+    "norms ['group of 4'] and not ['instance']": (dynunet(norm_name=("GROUP", {"num_groups": 4})), dynunet()),
+    "norms ['group of 2'] and not ['group of 4']": (
+        dynunet(norm_name=("GROUP", {"num_groups": 2})),
+        dynunet(norm_name=("GROUP", {"num_groups": 4})),
+    ),
+    "activations ['LeakyReLU 0.1'] and not ['LeakyReLU 0.01']": (
+        dynunet(act_name=("LEAKYRELU", {"negative_slope": 0.1})),
+        dynunet(),
+    ),
     "norm_scope volume and not slice": (views(), views(norm_scope="slice")),
     "patch_merging LegacyPatchMerging and not PatchMerging": (swin(downsample=LegacyPatchMerging), swin()),
     "legacy_rel_index True and not False": (nnformer(legacy_rel_index=True), nnformer()),
