@@ -95,12 +95,10 @@ def keeps_best_encoder(config: BundleConfig) -> bool:
     return any("EncoderSaver" in str(x.get("_target_")) and x.get("evaluator") for x in handlers)
 
 
-def data_digest(config: BundleConfig, *ids: str) -> str:
-    """SHA-256 of the datalists that these ids name, by default ``datalist``."""
-    paths: list[Any] = []
-    for name in ids or ("datalist",):
-        value = config.get(name)
-        paths += [value] if isinstance(value, (str, Path)) else value or []
+def data_digest(config: BundleConfig, name: str = "datalist") -> str:
+    """SHA-256 of the datalists that an id names."""
+    value = config.get(name)
+    paths: list[Any] = [value] if isinstance(value, (str, Path)) else value or []
     # those of several sets, each with what its labels mean (`common.data.domains`)
     files = [path["datalist"] if isinstance(path, Mapping) else path for path in paths]
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()

@@ -363,8 +363,8 @@ class _Builder:
                 return
             except CompareError:
                 given = {**self.settings.pretrain_override, **arm.pretrain_override}
-                if "fold" not in self.read("pretrain", given, arm.pretrain[1:]).ids:
-                    raise
+                if "fold" in given or "fold" not in self.read("pretrain", given, arm.pretrain[1:]).ids:
+                    raise  # its lists are those of no fold
         if self.settings.folds:
             self.pretrained_by_fold.add(arm.name)
         for fold in self.folds:
@@ -390,7 +390,7 @@ class _Builder:
             self.check_leak(arm, seen, config.get("data")["validation"] if keeps_best_encoder(config) else [], one)
         items = len(seen)
         override |= _checkpoint_interval(config, override, epochs)
-        data = data_digest(config, "datalist", "pretrain_datalist")
+        data = data_digest(config, "pretrain_datalist" if "pretrain_datalist" in config.ids else "datalist")
         for seed in settings.seeds if arm.pretrain_per_seed else (None,):
             folder = self.pretrain_folder(arm, seed, fold)
             own = {**override, "resume": True, "output_dir": str(folder)}

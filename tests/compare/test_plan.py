@@ -362,34 +362,6 @@ def test_the_published_protocol_validates_on_the_test_list(plan, cohort, tmp_pat
     assert not plan(**given | {"datalist": None, "labels": "3"}, config_file=sample).validated_on_test
 
 
-SHIPPED = sorted([*ROOT.glob("bundles/simtrot/compare_*.json"), *ROOT.glob("bundles/pretrain_once/compare_ixi*.json")])
-
-
-@pytest.fixture(scope="module")
-def thirty(tmp_path_factory):
-    """A datalist of 30 scans of which planning reads no more than the header."""
-    folder = tmp_path_factory.mktemp("thirty")
-    items = []
-    for number in range(30):
-        item = {key: f"{key}_{number}.nii" for key in ("image", "label")}
-        for name in item.values():
-            nib.save(nib.Nifti1Image(np.full((4, 4, 4), number, np.uint8), np.eye(4)), folder / name)
-        items.append(item)
-    lists = {"training": items[:24], "validation": items[24:27], "test": items[27:]}
-    (folder / "list.json").write_text(json.dumps(lists))
-    return folder
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_settings_that_the_bundles_ship_can_be_planned(path, thirty, tmp_path):
-    given = {"dataset_dir": str(thirty), "datalist": str(thirty / "list.json"), "output": str(tmp_path)}
-    settings = read_settings(str(path), **given)
-    found = make_plan(settings)
-    for arm in settings.arms:
-        for stage in ["train", "evaluate", *(["pretrain"] if arm.pretrain else [])]:
-            assert any(run.arm == arm.name for run in found.runs if run.stage == stage), (arm, stage)
-
-
 def test_a_reference_is_a_network_or_scores(plan, tmp_path):
     table = tmp_path / "published.csv"
     table.write_text("subject,value,labels\na,0.5,\nb,0.75,3\n")
