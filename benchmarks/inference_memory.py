@@ -1,12 +1,15 @@
 """Peak memory of inference on a large CT, against three times the size of the scan in float32.
 
-Memory is counted above what Python and its libraries take. The network is one convolution; a larger one adds the memory
-of one batch of windows. The scan is int16, 512 x 512 x 600 voxels, with five classes. Each row is a separate process,
-which measures itself.
+The scan is int16, 512 x 512 x 600 voxels of 1 mm, with five classes. Each row is a separate process, which measures
+itself. The first rows keep the scan's grid, and their network is one convolution; memory is counted above what Python
+and its libraries take. The rows of bundles run `inference.json` with the small network and the voxel size of the
+bundle's `datasets/sample.json`, from the scan to the label map on the disk; memory is counted above that of the process
+with the network built.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +26,15 @@ WAYS = {
     "slices": "runs of slices (transseg)",
     "resized": "runs of slices, resized to 448 x 448 (transseg)",
 }
+BUNDLES: dict[str, list[str]] = {
+    "med3d": [],
+    "medical_transformer": ["configs/tasks/structures4.json"],
+    "pretrain_once": [],
+    "simtrot": [],
+    "ssl3d": [],
+    "transseg": [],
+}
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def rows(quick: bool, device: torch.device) -> list[Row]:
@@ -31,19 +43,57 @@ def rows(quick: bool, device: torch.device) -> list[Row]:
     shape = (48, 48, 40) if quick else SHAPE
     volume = 4 * shape[0] * shape[1] * shape[2] / 1e9
     name = f"inference on {' x '.join(map(str, shape))} voxels of int16, {CLASSES} classes"
-    return [Row(f"{name}, {text} (limit: 3 volumes)", 3 * volume, peak(way, shape), "GB") for way, text in WAYS.items()]
+    texts = WAYS | {bundle: f"{bundle}, small network, whole run" for bundle in BUNDLES}
+    limit = "(limit: 3 volumes)"
+    return [Row(f"{name}, {text} {limit}", 3 * volume, peak(way, shape), "GB") for way, text in texts.items()]
 
 
 def peak(way: str, shape: tuple[int, ...]) -> float:
     """Return the peak in GB, measured in a separate process."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         command = [sys.executable, __file__, way, folder, *map(str, shape)]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def write_scan(path: str, shape: tuple[int, ...]) -> None:
+    """Write noise of int16 as a NIfTI file of 1 mm, slice by slice drawn, so that no larger array is made."""
+    import nibabel as nib
+    import numpy as np
+
+    image = nib.Nifti1Image(np.zeros(shape, np.int16), np.eye(4))
+    for number in range(shape[2]):
+        image.dataobj[..., number] = np.random.default_rng(number).integers(-1000, 1000, shape[:2])
+    nib.save(image, path)
+
+
+def run_bundle(bundle: str, folder: str, shape: tuple[int, ...]) -> float:
+    """Label the scan with a bundle's small network, as `python -m monai.bundle run` does, and return the peak in GB."""
+    import nibabel as nib
+    from monai.bundle import ConfigWorkflow
+
+    torch.set_num_threads(1)
+    os.chdir(ROOT / "bundles" / bundle)
+    files = ["configs/inference.json", *BUNDLES[bundle], "configs/datasets/sample.json"]
+    scans, model, output = (f"{folder}/{name}" for name in ("scans", "model.pt", "eval"))
+    os.mkdir(scans)
+    write_scan(f"{scans}/scan.nii", shape)
+    ids = {"dataset_dir": scans, "datalist": scans, "output_dir": output, "model_path": model, "task": "structures4"}
+    workflow = ConfigWorkflow(files, workflow_type="inference", logging_file=False, **ids)
+    workflow.initialize()
+    network = workflow.parser.get_parsed_content("network_def")
+    torch.save({"model": network.state_dict()}, model)
+    workflow.parser.get_parsed_content("evaluator")
+    with Watch() as watch:
+        workflow.run()
+    workflow.finalize()
+    (written,) = Path(output).rglob("*.nii.gz")
+    if nib.load(written).shape != shape:
+        raise ValueError(f"the label map is {nib.load(written).shape}, not that of the scan.")
+    return watch.peak / 1e9
 
 
 def infer(way: str, folder: str, shape: tuple[int, ...]) -> float:
-    import nibabel as nib
-    import numpy as np
     from monai.transforms import Compose, Orientationd, Resized
 
     from common.inferers import SliceWindowInferer, SlidingWindowInferer
@@ -51,11 +101,7 @@ def infer(way: str, folder: str, shape: tuple[int, ...]) -> float:
 
     torch.set_num_threads(1)
     path = f"{folder}/scan.nii"
-    image = nib.Nifti1Image(np.zeros(shape, np.int16), np.eye(4))
-    for number in range(shape[2]):
-        image.dataobj[..., number] = np.random.default_rng(number).integers(-1000, 1000, shape[:2])
-    nib.save(image, path)
-    del image
+    write_scan(path, shape)
     change = {
         "spacing": [Spacingd("image", [1.25] * 3, mode="bilinear")],
         "slices": [Resized("image", [*shape[:2], -1], mode="area")],
@@ -105,4 +151,5 @@ class Watch:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    print(infer(sys.argv[1], sys.argv[2], tuple(map(int, sys.argv[3:]))))
+    way, folder, *sizes = sys.argv[1:]
+    print((run_bundle if way in BUNDLES else infer)(way, folder, tuple(map(int, sizes))))
