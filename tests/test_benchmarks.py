@@ -33,3 +33,11 @@ def test_a_run_starts_beside_an_import_of_monai(load):
 def test_the_generator_is_a_part_of_a_step(load):
     [row] = load("generator_step").rows(True, torch.device("cpu"))
     assert "1 x 32 x 48 x 32" in row.name and 0 < row.ratio < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bundle", ["medical_transformer", "transseg"])
+def test_the_memory_of_a_bundle_is_that_of_a_whole_run(load, bundle):
+    """The script checks that the label map on the disk has the grid of the scan."""
+    memory = load("inference_memory")
+    assert bundle in memory.BUNDLES and memory.peak(bundle, (48, 40, 32)) > 0
