@@ -1,10 +1,10 @@
 """Peak memory of inference on a large CT, against three times the size of the scan in float32.
 
 The scan is int16, 512 x 512 x 600 voxels of 1 mm, with five classes. Each row is a separate process, which measures
-itself. The first rows keep the scan's grid, and their network is one convolution; memory is counted above what Python
-and its libraries take. The rows of bundles run `inference.json` with the small network and the voxel size of the
-bundle's `datasets/sample.json`, from the scan to the label map on the disk; memory is counted above that of the process
-with the network built.
+itself. The first four rows have one convolution as the network, on the scan's grid or another; memory is counted above
+what Python and its libraries take. The rows of bundles run `inference.json` with the small network and the voxel size
+of the bundle's `datasets/sample.json`, from the scan to the label map on the disk; memory is counted above that of the
+process with the network built.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def peak(way: str, shape: tuple[int, ...]) -> float:
 
 
 def write_scan(path: str, shape: tuple[int, ...]) -> None:
-    """Write noise of int16 as a NIfTI file of 1 mm, slice by slice drawn, so that no larger array is made."""
+    """Write noise of int16 as a NIfTI file of 1 mm, drawn slice by slice to keep the peak low."""
     import nibabel as nib
     import numpy as np
 

@@ -364,7 +364,7 @@ class _Builder:
             except CompareError:
                 given = {**self.settings.pretrain_override, **arm.pretrain_override}
                 if "fold" in given or "fold" not in self.read("pretrain", given, arm.pretrain[1:]).ids:
-                    raise  # its lists are those of no fold
+                    raise  # its lists are the same in every fold
         if self.settings.folds:
             self.pretrained_by_fold.add(arm.name)
         for fold in self.folds:

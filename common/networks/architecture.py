@@ -52,11 +52,13 @@ def encoder_in(network: nn.Module) -> nn.Module | None:
 
 
 def network_architecture(network: nn.Module) -> dict[str, Any]:
-    """The architecture of a network's encoder and settings of its decoder, as JSON values; empty if it states none."""
+    """The architecture of a network's encoder, if it is known, and settings of the whole network, as JSON values.
+
+    ``all_norms`` and ``all_activations`` are the kinds of these layers (``layer_kinds``) in all of it.
+    """
+    found: dict[str, Any] = {f"all_{key}": kinds for key, kinds in layer_kinds([network]).items()}
     encoder: Any = encoder_in(network)
-    if encoder is None:
-        return {}
-    found = {**encoder.architecture(), "out_blocks": getattr(encoder, "out_blocks", None)}
-    found |= {name: getattr(network, name, None) for name in FURTHER}
-    found |= {f"all_{key}": kinds for key, kinds in layer_kinds([network]).items()}
+    if encoder is not None:
+        found |= {**encoder.architecture(), "out_blocks": getattr(encoder, "out_blocks", None)}
+        found |= {name: getattr(network, name, None) for name in FURTHER}
     return {name: plain(value) for name, value in found.items() if value is not None}

@@ -14,8 +14,10 @@ from monai.networks.nets import DenseNet, ResNet, SegResNetDS
 from torch import nn
 
 from .dilated_resnet import resnet_depth
+from .encoder_layers import layer_modules
 from .encoder_unet import refuse_decoder
 from .foreign import Kind, Source, State, count
+from .layer_kinds import layer_kinds
 
 __all__ = ["CHECKPOINTS", "DenseNetEncoder", "ResNetEncoder", "SegResNetDSEncoder"]
 
@@ -144,7 +146,7 @@ class SegResNetDSEncoder(nn.Module):
 
     def architecture(self) -> dict[str, Any]:
         """What an encoder file records of the network: name and arguments."""
-        return _segresnet_ds(self.state_dict())
+        return _segresnet_ds(self.state_dict()) | layer_kinds(layer_modules(self))
 
 
 def _resnet(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:

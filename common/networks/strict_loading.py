@@ -46,6 +46,7 @@ def refuse_settings(path: Any, made: Mapping[str, Any] | None, used: Mapping[str
         ValueError: settings differ that both state.
     """
     differing = differing_settings(made, used)
+    differing = [key for key in differing if not key.startswith("all_") or key[4:] not in differing]  # not twice
     if differing and made and used:
         settings = ", ".join(f"{key} {made[key]} and not {used[key]}" for key in differing)
         raise ValueError(f"{path} belongs to another network, which no tensor shows: it has {settings}; {what_to_do}.")

@@ -18,6 +18,7 @@ import torch
 from monai.networks.nets import DynUNet, MedNeXt, SegResNet
 from torch import nn
 
+from .encoder_layers import layer_modules
 from .foreign import HEADS, Kind, Source, State, count, move
 from .layer_kinds import layer_kinds
 from .residual_encoder_unet import ResidualEncoderUNet
@@ -195,17 +196,9 @@ def _describe(encoder: Any) -> dict[str, Any]:
         "in_channels": encoder.in_channels,
         "channels": list(encoder.channels),
         "strides": [list(stride) for stride in encoder.strides],
-        **layer_kinds(_own_layers(encoder)),
+        # Of the encoder alone: a file with a decoder and one without it state the same.
+        **layer_kinds(layer_modules(encoder)),
     }
-
-
-def _own_layers(encoder: Any) -> list[nn.Module]:
-    """Modules of the encoder alone: a file with a decoder and one without it state the same."""
-    return [
-        module
-        for name, module in encoder.named_modules()
-        if not any(module.children()) and any(re.match(pattern, name) for pattern in encoder.layer_names)
-    ]
 
 
 def check_size(image: torch.Tensor, stride: tuple[int, ...]) -> None:

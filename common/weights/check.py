@@ -160,7 +160,7 @@ def _takers(architecture: Mapping[str, Any]) -> tuple[list[str], list[tuple[str,
     if fits:
         lines.append(f"It fills {', '.join(f'{bundle}: networks/{overlay}.json' for bundle, overlay in fits)}.")
     if others:
-        lines.append(f"With the sizes of the file, these would take it: {', '.join(others)}.")
+        lines.append(f"With the settings of the file, these would take it: {', '.join(others)}.")
     if not lines:
         lines.append("No network of the bundles has such an encoder.")
     return lines, fits

@@ -625,14 +625,14 @@ def test_the_digest_of_a_pretraining_has_its_own_datalists(tmp_path):
 
     def digests():
         parsed = BundleConfig([str(config)], {}, tmp_path)
-        return data_digest(parsed), data_digest(parsed, "datalist", "pretrain_datalist")
+        return data_digest(parsed), data_digest(parsed, "pretrain_datalist")
 
     before = digests()
     lists[2].write_text("changed")
     after = digests()
     assert before[0] == after[0] and before[1] != after[1]
     lists[0].write_text("changed")
-    assert digests()[0] != after[0]
+    assert digests()[0] != after[0] and digests()[1] == after[1]
 
 
 @pytest.mark.parametrize("bundle", ["simtrot", "pretrain_once", "medical_transformer"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.networks.nets import DynUNet
+from monai.networks.nets import DynUNet, UNet
 from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 
 from common.checkpoint_file import read_checkpoint, save_checkpoint
@@ -47,13 +47,18 @@ def dynunet(last=2, **arguments):
     return DynUNet(3, 1, 2, [3] * 3, [1, 2, last], [2, 2], filters=[4, 8, 8], **arguments)
 
 
+def unet(**arguments):
+    """One of which no encoder is known."""
+    return UNet(3, 1, 2, channels=(4, 8), strides=(2,), **{"norm": ("INSTANCE", {"affine": True})} | arguments)
+
+
 def classifier(last=2):
     return EncoderClassifier(DynUNetEncoder(dynunet(last), decoder=False), 2)
 
 
 PAIRS = {
-    "norms ['group of 4'] and not ['instance']": (dynunet(norm_name=("GROUP", {"num_groups": 4})), dynunet()),
-    "norms ['group of 2'] and not ['group of 4']": (
+    "norms ['group (4 groups)'] and not ['instance']": (dynunet(norm_name=("GROUP", {"num_groups": 4})), dynunet()),
+    "norms ['group (2 groups)'] and not ['group (4 groups)']": (
         dynunet(norm_name=("GROUP", {"num_groups": 2})),
         dynunet(norm_name=("GROUP", {"num_groups": 4})),
     ),
@@ -61,6 +66,8 @@ PAIRS = {
         dynunet(act_name=("LEAKYRELU", {"negative_slope": 0.1})),
         dynunet(),
     ),
+    "activations ['SiLU'] and not ['LeakyReLU 0.01']": (dynunet(act_name="swish"), dynunet()),
+    "all_norms ['instance'] and not ['group (2 groups)']": (unet(), unet(norm=("GROUP", {"num_groups": 2}))),
     "norm_scope volume and not slice": (views(), views(norm_scope="slice")),
     "patch_merging LegacyPatchMerging and not PatchMerging": (swin(downsample=LegacyPatchMerging), swin()),
     "legacy_rel_index True and not False": (nnformer(legacy_rel_index=True), nnformer()),
