@@ -26,15 +26,10 @@ WAYS = {
     "slices": "runs of slices (transseg)",
     "resized": "runs of slices, resized to 448 x 448 (transseg)",
 }
-BUNDLES: dict[str, list[str]] = {
-    "med3d": [],
-    "medical_transformer": ["configs/tasks/structures4.json"],
-    "pretrain_once": [],
-    "simtrot": [],
-    "ssl3d": [],
-    "transseg": [],
-}
 ROOT = Path(__file__).resolve().parents[1]
+BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/inference.json"))
+TASKS = {"medical_transformer": ["configs/tasks/structures4.json"]}
+"""Files of the task with five classes, where it is not that of the sample."""
 
 
 def rows(quick: bool, device: torch.device) -> list[Row]:
@@ -74,7 +69,7 @@ def run_bundle(bundle: str, folder: str, shape: tuple[int, ...]) -> float:
 
     torch.set_num_threads(1)
     os.chdir(ROOT / "bundles" / bundle)
-    files = ["configs/inference.json", *BUNDLES[bundle], "configs/datasets/sample.json"]
+    files = ["configs/inference.json", *TASKS.get(bundle, []), "configs/datasets/sample.json"]
     scans, model, output = (f"{folder}/{name}" for name in ("scans", "model.pt", "eval"))
     os.mkdir(scans)
     write_scan(f"{scans}/scan.nii", shape)
@@ -150,6 +145,6 @@ class Watch:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(ROOT))
     way, folder, *sizes = sys.argv[1:]
     print((run_bundle if way in BUNDLES else infer)(way, folder, tuple(map(int, sizes))))

@@ -56,7 +56,7 @@ def network_architecture(network: nn.Module) -> dict[str, Any]:
 
     ``all_norms`` and ``all_activations`` are the kinds of these layers (``layer_kinds``) in all of it.
     """
-    found: dict[str, Any] = {f"all_{key}": kinds for key, kinds in layer_kinds([network]).items()}
+    found: dict[str, Any] = {f"all_{key}": kinds for key, kinds in layer_kinds(network.modules()).items()}
     encoder: Any = encoder_in(network)
     if encoder is not None:
         found |= {**encoder.architecture(), "out_blocks": getattr(encoder, "out_blocks", None)}

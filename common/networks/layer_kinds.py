@@ -35,8 +35,8 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, ...]] = {
 """The name of an activation, and its arguments that change what it computes."""
 
 
-def layer_kinds(parts: Iterable[nn.Module]) -> dict[str, list[str]]:
-    """Kinds of norms and of activations in some modules, each kind once, sorted; a key without any is left out.
+def layer_kinds(modules: Iterable[nn.Module]) -> dict[str, list[str]]:
+    """Kinds of norms and of activations among modules, each kind once, sorted; a key without any is left out.
 
     Faster variants of a norm or activation, and norms that share statistics between processes or freeze them, are of
     its kind.
@@ -44,7 +44,7 @@ def layer_kinds(parts: Iterable[nn.Module]) -> dict[str, list[str]]:
     Returns:
         ``norms``, such as ``["group (8 groups)"]``, and ``activations``, such as ``["LeakyReLU 0.01"]``.
     """
-    modules = [module for part in parts for module in part.modules()]
+    modules = list(modules)
     found = {"norms": set(map(_norm, modules)), "activations": set(map(_activation, modules))}
     return {key: sorted(kinds - {""}) for key, kinds in found.items() if kinds - {""}}
 

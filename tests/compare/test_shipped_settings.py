@@ -23,8 +23,9 @@ PLACE = "/workspace/data"
 """Where the configs look for data."""
 
 OWN = sorted(path for path in ROOT.glob("bundles/*/compare*.json") if "sample.json" not in path.read_text())
-MANY = {"compare_adni_33.json": 600, "compare_oasis.json": 360}
-MANY |= {
+MANY = {
+    "compare_adni_33.json": 600,
+    "compare_oasis.json": 360,
     "compare_adni.json": 300,
     "compare_adni_equal.json": 300,
     "compare_ixi_age.json": 100,

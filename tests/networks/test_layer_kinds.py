@@ -14,8 +14,8 @@ from common.weights import load_encoder, save_encoder
 
 
 def test_norms_and_activations_are_named_once():
-    parts = nn.Sequential(nn.GroupNorm(2, 4), nn.GroupNorm(2, 8), nn.LeakyReLU(0.2), nn.LayerNorm(3), nn.GELU("tanh"))
-    assert layer_kinds([parts, nn.ReLU()]) == {
+    layers = [nn.GroupNorm(2, 4), nn.GroupNorm(2, 8), nn.LeakyReLU(0.2), nn.LayerNorm(3), nn.GELU("tanh"), nn.ReLU()]
+    assert layer_kinds(nn.Sequential(*layers).modules()) == {
         "norms": ["group (2 groups)", "layer"],
         "activations": ["GELU tanh", "LeakyReLU 0.2", "ReLU"],
     }
