@@ -88,6 +88,7 @@ def load_datalist(
     target_domain: str | None = None,
     target_masks: int | None = None,
     source_masks: int | None = None,
+    whole_subjects: bool = False,
     required: Sequence[str] = (),
     seed: int = 0,
     split_seed: int | None = None,
@@ -129,6 +130,9 @@ def load_datalist(
             al., BIBM 2023, section IV-B). A smaller number gives a subset of a larger one. `None` keeps all. With 0 no
             label of the target is seen: validation then keeps the items of the other domains, if there are any.
         source_masks: number of training items of the other domains to keep (same paper, figure 8); `None` keeps all.
+        whole_subjects: draw the items of `fraction`, `target_masks` and `source_masks` subject by subject, so that the
+            next subject begins when all scans of the last one are in. By default scans are drawn, whosever they are,
+            and few scans come from almost as many subjects. It changes nothing if each subject has one scan.
         required: lists that must not be empty in the result: those that the run trains on, validates or evaluates.
         seed: seed of every draw. Draws depend on the items, not on their order or the place of the file.
         split_seed: separate seed for the folds, so runs with several seeds hold out the same items; `None` uses `seed`.
@@ -181,13 +185,15 @@ def load_datalist(
         if fraction < 1:
             target = [x for x in lists["training"] if x.get("domain") == target_domain]
             target_masks = max(1, round(fraction * len(target)))
-        lists["training"] = keep_target_masks(lists["training"], target_domain, target_masks, seed, source_masks)
+        lists["training"] = keep_target_masks(
+            lists["training"], target_domain, target_masks, seed, source_masks, whole_subjects
+        )
         for section in ("validation", "test"):
             of_target = [x.get("domain", target_domain) == target_domain for x in lists[section]]
             from_source = section == "validation" and target_masks == 0 and not all(of_target)
             lists[section] = [x for x, its in zip(lists[section], of_target, strict=True) if its != from_source]
     else:
-        lists["training"] = keep_fraction(lists["training"], fraction, seed)
+        lists["training"] = keep_fraction(lists["training"], fraction, seed, whole_subjects)
     if validation_share is not None:
         items = lists["training"]
         judging = items  # validation is on the target domain, as above
@@ -296,11 +302,16 @@ def _stated_folds(items: Sequence[Item]) -> list[int]:
     return [x["fold"] for x in items]
 
 
-def keep_fraction(items: Sequence[Item], fraction: float, seed: int = 0) -> list[Item]:
-    """Keep a share of the items, at least one, in their order; a smaller fraction is a subset of a larger one."""
+def keep_fraction(
+    items: Sequence[Item], fraction: float, seed: int = 0, whole_subjects: bool = False
+) -> list[Item]:
+    """Keep a share of the items, at least one, in their order; a smaller fraction is a subset of a larger one.
+
+    `whole_subjects` draws subject by subject (see `load_datalist`).
+    """
     if fraction == 1 or not items:
         return list(items)
-    return _draw(items, max(1, round(fraction * len(items))), seed)
+    return _draw(items, max(1, round(fraction * len(items))), seed, whole_subjects)
 
 
 def split_validation(items: Sequence[Item], share: float, seed: int = 0) -> tuple[list[Item], list[Item]]:
@@ -324,9 +335,16 @@ def split_validation(items: Sequence[Item], share: float, seed: int = 0) -> tupl
 
 
 def keep_target_masks(
-    items: Sequence[Item], domain: str, masks: int | None, seed: int = 0, source_masks: int | None = None
+    items: Sequence[Item],
+    domain: str,
+    masks: int | None,
+    seed: int = 0,
+    source_masks: int | None = None,
+    whole_subjects: bool = False,
 ) -> list[Item]:
     """Keep `source_masks` items of other domains and `masks` items of `domain`, in their order; `None` keeps all.
+
+    `whole_subjects` draws subject by subject (see `load_datalist`).
 
     Raises:
         DatalistError: `domain` has no item, or fewer than `masks`; the others are fewer than `source_masks`.
@@ -338,7 +356,7 @@ def keep_target_masks(
                 f"{source_masks} masks of other domains than {domain!r} are requested (config id "
                 f"`source_masks`), but the training list has {len(source)}: set 0 to {len(source)}."
             )
-        drawn = {id(x) for x in _draw(source, source_masks, seed)}
+        drawn = {id(x) for x in _draw(source, source_masks, seed, whole_subjects)}
         items = [x for x in items if x.get("domain") == domain or id(x) in drawn]
     target = [x for x in items if x.get("domain") == domain]
     if not target and masks != 0:
@@ -353,7 +371,7 @@ def keep_target_masks(
             f"{masks} masks of the domain {domain!r} are requested (config id `target_masks`), but the "
             f"training list has {len(target)}: set 0 to {len(target)}."
         )
-    kept = {id(x) for x in _draw(target, masks, seed)}
+    kept = {id(x) for x in _draw(target, masks, seed, whole_subjects)}
     return [x for x in items if x.get("domain") != domain or id(x) in kept]
 
 
@@ -592,9 +610,14 @@ def _image_name(item: Item) -> str:
     return image if isinstance(image, str) else image[0]
 
 
-def _draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+def _draw(items: Sequence[Item], count: int, seed: int, whole_subjects: bool) -> list[Item]:
     order = sorted(range(len(items)), key=lambda i: items[i].get(_ORIGIN, (0, _image_name(items[i]))))
     random.Random(seed).shuffle(order)
+    if whole_subjects:
+        turns: dict[tuple, int] = {}
+        for i in order:
+            turns.setdefault(_group(items[i]), len(turns))
+        order.sort(key=lambda i: turns[_group(items[i])])
     return [items[i] for i in sorted(order[:count])]
 
 

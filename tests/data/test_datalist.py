@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import nibabel as nib
@@ -359,6 +360,40 @@ def test_fractions_are_nested_by_seed(tmp_path):
         previous = set(kept)
     draws = {tuple(names(load_datalist(path, fraction=0.3, seed=s)["training"])) for s in range(5)}
     assert len(draws) > 1
+
+
+@pytest.mark.parametrize("domain", [None, "heart"], ids=["fraction", "target masks"])
+def test_whole_subjects_come_scan_after_scan(tmp_path, domain):
+    """Of n scans, at most the last subject's are not all in; smaller draws lie in larger ones."""
+    keys = {"domain": domain} if domain else {}
+    items = [item(f"{number:02d}", subject=f"p{number // 2}", **keys) for number in range(16)]
+    path = write_list(tmp_path / "list.json", training=items)
+
+    def drawn(count, **options):
+        share = {"target_domain": domain, "target_masks": count} if domain else {"fraction": count / 16}
+        return load_datalist(path, check="none", **share, **options)["training"]
+
+    orders, scattered = set(), 0
+    for seed in range(8):
+        previous: set[str] = set()
+        for count in range(1, 17):
+            found = drawn(count, seed=seed, whole_subjects=True)
+            per_subject = Counter(x["subject"] for x in found)
+            assert sum(per_subject.values()) == count and len(per_subject) == (count + 1) // 2
+            kept = names(found)
+            assert previous <= set(kept) and kept == sorted(kept)
+            previous = set(kept)
+        orders.add(tuple(sorted({x["subject"] for x in drawn(6, seed=seed, whole_subjects=True)})))
+        scattered += len({x["subject"] for x in drawn(6, seed=seed)}) > 3
+    assert len(orders) > 4  # the seed draws the subjects
+    assert scattered > 4  # without it, scans of many subjects
+
+
+def test_whole_subjects_change_nothing_with_one_scan_each(tmp_path):
+    path = make_study(tmp_path, 20)
+    for count in (1, 7, 20):
+        draws = [load_datalist(path, fraction=count / 20, whole_subjects=given)["training"] for given in (False, True)]
+        assert names(draws[0]) == names(draws[1])
 
 
 def test_draws_do_not_depend_on_order_or_place(tmp_path):
