@@ -27,7 +27,7 @@ WAYS = {
     "Label train": "MONAI Label's `BundleTrainTask` trains twice; the second training starts from the weights "
     "of the first",
     "TorchScript": "MONAI's `ckpt_export`; outputs equal the torch net's up to rounding, label maps in all "
-    "but 1 voxel of 10,000",
+    "but fewer than 5 voxels of 10,000",
     "ONNX": "MONAI's `onnx_export`, then `inference_onnx.json`; compared as TorchScript is",
     "DICOM in": "a series, sorted or reversed, gives the same label map as NIfTI, NRRD and MHA files of the volume",
     "DICOM SEG out": "`outputs/dicom_seg.json`; decoded, it is the label map, voxel for voxel",

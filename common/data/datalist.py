@@ -302,9 +302,7 @@ def _stated_folds(items: Sequence[Item]) -> list[int]:
     return [x["fold"] for x in items]
 
 
-def keep_fraction(
-    items: Sequence[Item], fraction: float, seed: int = 0, whole_subjects: bool = False
-) -> list[Item]:
+def keep_fraction(items: Sequence[Item], fraction: float, seed: int = 0, whole_subjects: bool = False) -> list[Item]:
     """Keep a share of the items, at least one, in their order; a smaller fraction is a subset of a larger one.
 
     `whole_subjects` draws subject by subject (see `load_datalist`).
