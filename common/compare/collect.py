@@ -101,6 +101,7 @@ def collect(plan: Plan, command: str | None) -> None:
                 arm.name: {
                     "description": arm.describe() + _whose(arm, subjects, tested),
                     "reference": arm.is_reference,
+                    "scores": bool(arm.scores),
                     "one_pretraining": bool(arm.pretrain or arm.encoder) and not arm.pretrain_per_seed,
                     "pretrain_from": arm.pretrain_from,
                     "made_elsewhere": arm.encoder is not None,

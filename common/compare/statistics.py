@@ -21,6 +21,7 @@ __all__ = [
     "Parts",
     "Spread",
     "Verdict",
+    "best_score",
     "compare_arms",
     "detectable",
     "half_width",
@@ -37,6 +38,7 @@ POWER = 0.8
 MOST_SEEDS = 100
 DRAWS = 4000
 UNTRAINED = 0.05  # a mean Dice below it says that a net has not learnt the task
+BEST = {"dice": 1.0, "nsd": 1.0, "hd95": 0.0, "assd": 0.0, "voe": 0.0, "rvd": 0.0}
 
 Scores = Mapping[tuple[int, str], float]
 """(seed, subject) -> score."""
@@ -87,21 +89,40 @@ class Verdict(NamedTuple):
     seeds: int | None = None
 
 
-def compare_arms(arm: Scores, baseline: Scores, higher_is_better: bool) -> Difference | None:
-    """The paired difference of two arms; None if they share no finite score."""
-    pairs = sorted(key for key in arm.keys() & baseline.keys() if math.isfinite(arm[key] - baseline[key]))
+def best_score(metric: str) -> float | None:
+    """The best score of a metric of masks, by its name (``val_mean_dice``); None for other metrics."""
+    return next((BEST[word] for word in metric.split("_") if word in BEST), None)
+
+
+def compare_arms(
+    arm: Scores, baseline: Scores, higher_is_better: bool, best: float | None = None
+) -> Difference | None:
+    """The paired difference of two arms; None if they share no finite score.
+
+    ``best`` is what a missing score counts beside one of the other arm, for a metric whose score is missing if truth
+    and prediction are empty (``common.metrics.empty_masks``): the other arm has then invented a structure, which would
+    cost it nothing if the pair were left out. Without it, such pairs are left out.
+    """
+    differences = {key: _difference(arm[key], baseline[key], best) for key in arm.keys() & baseline.keys()}
+    pairs = sorted(key for key, difference in differences.items() if math.isfinite(difference))
     if not pairs:
         return None
     seeds = sorted({seed for seed, _ in pairs})
     subjects = sorted({subject for _, subject in pairs})
     table = np.full((len(seeds), len(subjects)), np.nan)
     for seed, subject in pairs:
-        table[seeds.index(seed), subjects.index(subject)] = arm[seed, subject] - baseline[seed, subject]
+        table[seeds.index(seed), subjects.index(subject)] = differences[seed, subject]
     identical, imputed = not np.nan_to_num(table).any(), int(np.isnan(table).sum())
     table = fill(table)
     parts, by_subject = mean_squares(table, imputed), table.mean(axis=0)
     better = float(np.mean(by_subject > 0 if higher_is_better else by_subject < 0))
     return Difference(parts, _interval(parts), _interval(mean_squares(by_subject[None])), better, identical)
+
+
+def _difference(first: float, second: float, best: float | None) -> float:
+    if best is not None and math.isnan(first) != math.isnan(second):
+        first, second = (best if math.isnan(value) else value for value in (first, second))
+    return first - second
 
 
 def _interval(parts: Parts) -> tuple[float, float] | None:

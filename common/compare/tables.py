@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..json_files import read_json
-from .statistics import UNTRAINED, Difference, Scores, Verdict, compare_arms, judge, mean_and_spread
+from .statistics import UNTRAINED, Difference, Scores, Verdict, best_score, compare_arms, judge, mean_and_spread
 
 __all__ = ["Tables", "plural", "span"]
 
@@ -96,7 +96,9 @@ class Tables:
         """Difference of two arms in a metric, by default the main one; None if they share no score."""
         metric = metric or self.main_metric
         first, second = (self.scores(arm, labels, metric, structure) for arm in pair)
-        return compare_arms(first, second, self.metrics.get(metric) == "higher")
+        # In a table from elsewhere a missing score may have any reason.
+        own = not any(self.about["arms"].get(arm, {}).get("scores") for arm in pair)
+        return compare_arms(first, second, self.metrics.get(metric) == "higher", best_score(metric) if own else None)
 
     def missing_seeds(self, arm: str, labels: int) -> list[int]:
         """Seeds of the comparison without a score of the main metric in all folds."""

@@ -181,6 +181,22 @@ def test_a_reference_shows_the_level_and_is_not_judged(folder):
     assert "over 2 comparisons" in text
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_missing_score_is_the_best_one_but_in_a_table_from_elsewhere(folder, elsewhere):
+    """In nine of ten scans the structure is in neither mask; mae invents it, scratch does not (an empty score)."""
+    rows = list(csv.DictReader((folder / "subjects.csv").open()))
+    for row in rows:
+        if row["subject"] != "s0":
+            row["value"] = "nan" if row["arm"] == "scratch" else "0.0"
+    write(folder, "subjects", collect.SUBJECTS, rows)
+    about = json.loads((folder / "comparison.json").read_text())
+    about["arms"]["scratch"]["scores"] = elsewhere
+    (folder / "comparison.json").write_text(json.dumps(about))
+    found = Tables(folder).difference(("mae", "scratch"), 1)
+    assert found.parts.subjects == (1 if elsewhere else 10)
+    assert (found.parts.mean < -0.8) is not elsewhere
+
+
 def test_convergence_is_the_slope_of_the_last_third(folder):
     assert "not converged" not in write_report(folder).read_text()  # four validations tell nothing
     curves = []

@@ -10,6 +10,7 @@ from scipy import stats
 from common.compare.statistics import (
     Parts,
     Spread,
+    best_score,
     compare_arms,
     detectable,
     draw,
@@ -155,6 +156,36 @@ def test_what_is_missing_is_not_taken_for_a_difference():
     found = compare_arms(arm, scores(0 * table), True)
     assert found.parts.mean == pytest.approx(table.mean()) and found.parts.seeds == 3
     assert compare_arms(arm, {(9, "s00"): 1.0}, True) is None
+
+
+def test_an_invented_structure_costs_even_beside_a_missing_score():
+    """Five of ten scans lack the structure. One arm draws it there, the other rightly does not (NaN: in neither mask)."""
+    sick = {(seed, f"s{number}"): 0.9 for seed in range(3) for number in range(5)}
+    healthy = [(seed, f"h{number}") for seed in range(3) for number in range(5)]
+    invents, correct = {**sick, **dict.fromkeys(healthy, 0.0)}, {**sick, **dict.fromkeys(healthy, math.nan)}
+    found = compare_arms(invents, correct, True, best_score("val_mean_dice"))
+    assert found.parts.mean == pytest.approx(-0.5) and found.parts.subjects == 10 and not found.identical
+    assert found.interval[1] < 0
+    # a distance: the diagonal against 0 mm
+    far, near = {**sick, **dict.fromkeys(healthy, 250.0)}, {**sick, **dict.fromkeys(healthy, math.nan)}
+    assert compare_arms(far, near, False, best_score("val_hd95")).parts.mean == pytest.approx(125)
+    # in different seeds
+    turns = {key: math.nan if key[0] else 0.0 for key in healthy}
+    others = {key: 0.0 if key[0] else math.nan for key in healthy}
+    found = compare_arms({**sick, **turns}, {**sick, **others}, True, 1.0)
+    assert found.parts.subjects == 10 and found.parts.mean == pytest.approx(0.5 * (2 - 1) / 3)
+    # both right: nothing to compare; no rule: left out
+    assert compare_arms(correct, correct, True, 1.0).parts.subjects == 5
+    assert compare_arms(invents, correct, True).parts.subjects == 5
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"),
+    [("val_mean_dice", 1.0), ("val_nsd", 1.0), ("val_hd95", 0.0), ("val_assd", 0.0), ("val_mae", None)]
+    + [("val_auc", None), ("val_accuracy", None), ("val_voe", 0.0), ("val_rvd", 0.0)],
+)
+def test_best_scores(metric, best):
+    assert best_score(metric) == best
 
 
 def test_seeds_that_decide_do_and_one_fewer_does_not():
