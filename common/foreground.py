@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 
-__all__ = ["AIR_IN_HU", "RULES", "foreground_mask"]
+__all__ = ["AIR_IN_HU", "RULES", "above_air", "foreground_mask"]
 
 RULES = ("tissue", "nonzero", "all")
 # In Hounsfield units air is -1000, and scanners and resampling fill with -1000 or less. No MR scan goes as low.
@@ -47,14 +47,10 @@ def foreground_mask(channel: torch.Tensor, foreground: str | float = "tissue") -
         raise ValueError(f"foreground must be one of {', '.join(RULES)}, or a number, not {foreground!r}.")
     if channel.numel() == 0:
         return torch.zeros_like(channel, dtype=torch.bool)
-    least = float(channel.min())
-    if least <= AIR_IN_HU:
+    level = air_level(channel)
+    if level == AIR_IN_HU:
         return channel > AIR_IN_HU
-    # A little below 0 is what resampling and offsets leave around air of 0.
-    above = voxels_in(channel, channel > 0)
-    level = 0.0
-    if above.numel() == 0 or least < -AIR_SHARE * float(percentile_of(above, BRIGHTEST)):
-        level, above = least, voxels_in(channel, channel > least)
+    above = voxels_in(channel, channel > level)
     if above.numel() == 0:
         return torch.zeros_like(channel, dtype=torch.bool)
     brightest = float(percentile_of(above, BRIGHTEST)) - level
@@ -63,6 +59,25 @@ def foreground_mask(channel: torch.Tensor, foreground: str | float = "tissue") -
         signal = (part - level).clamp(max=brightest).double()
         squares, cubes = squares + float(signal.square().sum()), cubes + float(signal.pow(3).sum())
     return channel > level + AIR_SHARE * cubes / squares
+
+
+def air_level(channel: torch.Tensor) -> float:
+    """The value of a channel's air: -900 in a CT; 0, or the least value if that is far below 0, in others."""
+    least = float(channel.min())
+    if least <= AIR_IN_HU:
+        return AIR_IN_HU
+    if least >= 0:
+        return 0.0
+    # A little below 0 is what resampling and offsets leave around air of 0.
+    above = voxels_in(channel, channel > 0)
+    return least if above.numel() == 0 or least < -AIR_SHARE * float(percentile_of(above, BRIGHTEST)) else 0.0
+
+
+def above_air(image: torch.Tensor) -> torch.Tensor:
+    """Which voxels of an image (C, *spatial) are above the air of their channel, to crop by with MONAI's
+    ``CropForegroundd``. Its own rule, above 0, cuts tissue off a CT and an image that was standardised before.
+    """
+    return torch.stack([channel > air_level(channel) for channel in image]) if image.numel() else image > 0
 
 
 def voxels_in(channel: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,6 @@ from .transforms.average_pool import AveragePoold
 from .transforms.check_scan import CheckScand
 from .transforms.check_volume import CheckVolumed
 from .transforms.domain_spacing import DomainSpacingd
-from .transforms.noise_background import NoiseBackgroundd
 from .transforms.select_channel import SelectChanneld
 
 __all__ = [
@@ -122,7 +121,7 @@ def preparation_record(transforms: Any, key: str = "image", task: str | None = N
     for transform in _flat(transforms):
         if key not in getattr(transform, "keys", (key,)) or isinstance(transform, SILENT):
             continue
-        if isinstance(transform, RandomizableTrait) and not isinstance(transform, NoiseBackgroundd):
+        if isinstance(transform, RandomizableTrait):
             continue
         if isinstance(transform, CheckVolumed):
             made.channels = transform.channels if transform.channels is not None else made.channels

@@ -20,6 +20,7 @@ __all__ = [
     "image_problem",
     "is_orientation",
     "label_problem",
+    "left_right_axis",
     "non_finite_problem",
     "unknown_label_problem",
     "volume_name",
@@ -120,6 +121,17 @@ def volume_name(volume: Any, key: Hashable) -> str:
 def is_orientation(codes: Any) -> bool:
     """Whether a value is the axis codes of an orientation."""
     return isinstance(codes, str) and len(codes) == 3 and all(set(codes) & set(pair) for pair in ("LR", "PA", "IS"))
+
+
+def left_right_axis(orientation: str) -> int:
+    """The axis, from 0, that runs from left to right, or back, in images of an orientation such as ``"RAS"``.
+
+    Raises:
+        ValueError: the value is no orientation.
+    """
+    if not is_orientation(orientation):
+        raise ValueError(f"orientation is {orientation!r}, which are not the codes of three axes, such as 'RAS'.")
+    return next(axis for axis, code in enumerate(orientation) if code in "LR")
 
 
 def format_values(values: np.ndarray, count: int = 5) -> str:

@@ -646,3 +646,29 @@ def test_targets_of_earlier_versions_are_refused_with_the_new_name(command, tmp_
 def test_what_a_renamed_target_is_called_now_is_there():
     for old, new in checks.renamed.TARGETS.items():
         assert pydoc.locate(f"common.{new}") is not None and pydoc.locate(f"common.{old}") is None
+
+
+SIDES = {"0": "background", "1": "Left-Hippocampus", "2": "Right-Hippocampus"}
+
+
+@pytest.mark.parametrize(
+    ("axes", "orientation", "names"),
+    [
+        ([1, 2], "RAS", SIDES),
+        ([0, 1], "SAR", SIDES),
+        ([0, 1, 2], "RAS", {"1": "right ventricle", "2": "left ventricle", "3": "myocardium"}),
+        ([0, 1, 2], "RAS", {"1": "Left-Hippocampus"}),
+        ([0, 1, 2], "RAS", None),
+    ],
+)
+def test_mirroring_where_sides_are_no_classes(axes, orientation, names):
+    checks.check_mirroring(axes, orientation, names)
+
+
+@pytest.mark.parametrize(
+    ("axes", "orientation", "names"),
+    [([0, 1, 2], "RAS", SIDES), ([2], "SAR", SIDES), ([0], "LPS", {1: "left kidney", 2: "right kidney"})],
+)
+def test_mirroring_where_sides_are_classes_is_refused(axes, orientation, names):
+    with pytest.raises(ValueError, match=r"mirrors left to right, .* such as .* and .*: leave out presets/mirror.json"):
+        checks.check_mirroring(axes, orientation, names)

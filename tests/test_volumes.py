@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common import volumes
-from common.volumes import first_line, format_values, label_problem, whole_labels
+from common.volumes import first_line, format_values, label_problem, left_right_axis, whole_labels
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,14 @@ def test_labels_next_to_whole_numbers_are_rounded_and_it_is_said_once(caplog, mo
     )
     whole = np.array([0.0, 3.0])
     assert whole_labels(whole, "c") is whole
+
+
+@pytest.mark.parametrize(("codes", "axis"), [("RAS", 0), ("LPS", 0), ("SAR", 2), ("PIL", 2), ("ARS", 1)])
+def test_left_right_axis(codes, axis):
+    assert left_right_axis(codes) == axis
+
+
+@pytest.mark.parametrize("codes", ["RAX", "ras", "RA", None, "AAS"])
+def test_what_is_no_orientation(codes):
+    with pytest.raises(ValueError, match=r"orientation is .*such as 'RAS'"):
+        left_right_axis(codes)

@@ -94,9 +94,7 @@ def best_score(metric: str) -> float | None:
     return next((BEST[word] for word in metric.split("_") if word in BEST), None)
 
 
-def compare_arms(
-    arm: Scores, baseline: Scores, higher_is_better: bool, best: float | None = None
-) -> Difference | None:
+def compare_arms(arm: Scores, baseline: Scores, higher_is_better: bool, best: float | None = None) -> Difference | None:
     """The paired difference of two arms; None if they share no finite score.
 
     ``best`` is what a missing score counts beside one of the other arm, for a metric whose score is missing if truth

@@ -149,13 +149,17 @@ def sided_labels(label_scheme: str, task: str) -> list[list[int]]:
     Raises:
         ValueError: the label scheme is unknown, or it is ``task`` and the task is unknown.
     """
-    named = _named(label_scheme, task)
+    return sided_pairs(_named(label_scheme, task))
+
+
+def sided_pairs(named: Mapping[str, Sequence[int]]) -> list[list[int]]:
+    """Pairs of labels, left and right, of structures whose names differ in the side alone."""
     pairs: list[list[int]] = []
     for name, labels in named.items():
         side, part = name[:5].lower(), name[5:]
         if side in ("left-", "left ") and part not in ("atrium", "ventricle"):
             other = named.get(("Right-" if name.startswith("L") else "right ") + part, [])
-            pairs += [list(pair) for pair in zip(labels, other, strict=True)]
+            pairs += [list(pair) for pair in zip(labels, other, strict=True)] if other else []
     return sorted(pairs)
 
 

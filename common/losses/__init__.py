@@ -2,6 +2,7 @@
 
 from .byol import BYOLLoss
 from .contrastive import NTXentLoss
+from .deep_supervision import DeepSupervisionLoss
 from .dice_cross_entropy import DiceCrossEntropy
 from .drawn_class import DrawnClassLoss
 from .label_contrast import LabelContrastLoss
@@ -18,6 +19,7 @@ from .whole_batch import WholeBatchLoss
 
 __all__ = [
     "BYOLLoss",
+    "DeepSupervisionLoss",
     "DiceCrossEntropy",
     "DrawnClassLoss",
     "LabelContrastLoss",

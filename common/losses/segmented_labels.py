@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from monai.losses import DeepSupervisionLoss
 from torch import nn
 from torch.nn.modules.loss import _Loss
+
+from .deep_supervision import DeepSupervisionLoss
 
 __all__ = ["SegmentedLabelsLoss"]
 
@@ -30,6 +31,4 @@ class SegmentedLabelsLoss(nn.Module):
         labels, logits = prediction["labels"], prediction["logits"]
         levels = logits if isinstance(logits, list | tuple) else [logits]
         with torch.autocast(labels.device.type, enabled=False):
-            total = sum(0.5**number for number in range(len(levels)))
-            weights = [0.5**number / total for number in range(len(levels))]
-            return DeepSupervisionLoss(self.loss, weights=weights)(levels, labels.float())
+            return DeepSupervisionLoss(self.loss)(levels, labels.float())

@@ -25,12 +25,15 @@ class RandomDeformation:
         rotation: largest angle about each axis, in degrees.
         shearing: largest shear of each axis along each other.
         translation: largest shift along each axis, in voxels.
-        velocity: the standard deviation of the velocity field's knots is drawn between 0 and this, in voxels.
+        velocity: the standard deviation of the velocity field's knots is drawn between 0 and this, in mm, or in voxels
+            without ``spacing``.
         knots: knots of the lattice for each voxel along an axis.
         size: voxels per axis of the result, which is a window at a random place of the map; None keeps the size of the
             map.
         flip_axis: spatial axis, from 0, along which half of the samples are mirrored; None mirrors none.
         sided: pairs of labels to swap in a mirrored sample, such as left and right hippocampus.
+        spacing: mm per voxel and axis; rotations and shears are then those of the body, whatever the voxels' shape.
+            None takes cubes of 1 mm.
 
     ``deform(labels (B, M, *spatial))`` moves the M label maps of a sample alike and returns a tensor (B, M, *size) of
     the same dtype. With an image (B, C, *spatial) as the second argument, it also moves the image alike, with linear
@@ -51,6 +54,7 @@ class RandomDeformation:
         size: Sequence[int] | None = None,
         flip_axis: int | None = None,
         sided: Sequence[Sequence[int]] = (),
+        spacing: Sequence[float] | None = None,
     ) -> None:
         if not 0 <= scaling < 1:
             raise ValueError(f"scaling must be between 0 and 1, not {scaling}.")
@@ -61,6 +65,9 @@ class RandomDeformation:
             raise ValueError(f"velocity must be 0 or more and knots between 0 and 1, not {velocity} and {knots}.")
         if any(len(pair) != 2 for pair in sided):
             raise ValueError(f"sided must be a list of pairs of labels, not {list(sided)}.")
+        if spacing is not None and not all(size > 0 for size in spacing):
+            raise ValueError(f"spacing must be above 0 mm along each axis, not {list(spacing)}.")
+        self.spacing = None if spacing is None else [float(size) for size in spacing]
         self.scaling, self.rotation, self.shearing = scaling, math.radians(rotation), shearing
         self.translation, self.velocity, self.knots = translation, velocity, knots
         self.size = tuple(size) if size is not None else None
@@ -72,6 +79,8 @@ class RandomDeformation:
         spatial = tuple(labels.shape[2:])
         if self.size and len(self.size) != len(spatial):
             raise ValueError(f"A label map of {list(spatial)} voxels cannot be cropped to {list(self.size)}: set size.")
+        if self.spacing and len(self.spacing) != len(spatial):
+            raise ValueError(f"A label map of {list(spatial)} voxels has no spacing {self.spacing}: set spacing.")
         place, flipped = self.draw_places(len(labels), spatial, labels.device)
         moved = _look_up(labels.float(), place, "nearest").to(labels.dtype)
         if self.sided:
@@ -101,7 +110,7 @@ class RandomDeformation:
         return place, flipped
 
     def draw_affine(self, batch: int, axes: int, device: torch.device) -> torch.Tensor:
-        """Random matrices (B, axes, axes): scaling after shearing after rotation."""
+        """Random matrices (B, axes, axes) between places in voxels: scaling after shearing after rotation."""
 
         def draw(*shape: int) -> torch.Tensor:
             return 2 * torch.rand(batch, *shape, device=device) - 1
@@ -116,11 +125,14 @@ class RandomDeformation:
                 plane[:, i, i] = plane[:, j, j] = angle.cos()
                 plane[:, i, j], plane[:, j, i] = -angle.sin(), angle.sin()
                 turn = turn @ plane
-        return torch.diag_embed(1 + self.scaling * draw(axes)) @ shear @ turn
+        matrix = torch.diag_embed(1 + self.scaling * draw(axes)) @ shear @ turn
+        voxels = torch.tensor(self.spacing or [1.0] * axes, device=device)
+        return matrix * (voxels / voxels[:, None])
 
     def draw_displacement(self, batch: int, size: Sequence[int], device: torch.device) -> torch.Tensor:
         """Random displacements in voxels (B, axes, *size), smooth and invertible."""
         std = self.velocity * torch.rand(batch, 1, device=device)
+        std = std / torch.tensor(self.spacing or [1.0] * len(size), device=device)
         # Half of the resolution is enough for a field that varies this slowly, and an eighth of the cost.
         coarse = [max(2, math.ceil(n / 2)) for n in size]
         ratio = torch.tensor([(m - 1) / max(n - 1, 1) for m, n in zip(coarse, size, strict=True)], device=device)

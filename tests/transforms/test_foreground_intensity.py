@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import ScaleIntensityRangePercentilesd
+from monai.transforms import CropForegroundd, ScaleIntensityRangePercentilesd
 
+from common.foreground import above_air
 from common.transforms import NormalizeForegroundd, ScaleForegroundPercentilesd, foreground_mask
 
 KINDS = ("head", "brain", "ct")
@@ -176,3 +177,35 @@ def test_arguments_are_checked():
         NormalizeForegroundd("image", lower=1)
     with pytest.raises(ValueError, match="foreground is one of tissue, nonzero, all"):
         NormalizeForegroundd("image", foreground="brain")
+
+
+def standardised_head(kind):
+    """Tissue of three kinds around a bright core, the outer one darker than the mean; and where it lies."""
+    grid = np.stack(np.meshgrid(*[np.arange(24)] * 3, indexing="ij")) - 11.5
+    radius = np.sqrt((grid**2).sum(0))
+    image = np.where(radius < 6, 300.0, np.where(radius < 10, 60.0, 0.0))
+    if kind == "standardised":
+        inside = image[image > 0]
+        image = np.where(image > 0, (image - inside.mean()) / inside.std(), -3.0)
+    if kind == "ct":
+        image = np.where(radius < 6, 40.0, np.where(radius < 10, -100.0, -1000.0))
+    if kind == "lung":
+        image = np.where(radius < 6, -400.0, np.where(radius < 10, -700.0, -1000.0))
+    return torch.from_numpy(image).float()[None], radius < 10
+
+
+@pytest.mark.parametrize("kind", ["plain", "standardised", "ct", "lung"])
+def test_a_crop_keeps_all_tissue(kind):
+    """MONAI's rule, above 0, would cut off what is darker than the mean, or than water."""
+    image, tissue = standardised_head(kind)
+    assert np.array_equal(above_air(image)[0].numpy(), tissue)
+    crop = CropForegroundd("image", source_key="image", select_fn=above_air, allow_smaller=True)
+    wide = int(tissue.any((1, 2)).sum())
+    assert crop({"image": image})["image"].shape == (1, wide, wide, wide)
+
+
+def test_each_channel_has_its_own_air():
+    image = torch.cat([standardised_head("plain")[0], standardised_head("standardised")[0]])
+    assert torch.equal(above_air(image)[0], above_air(image)[1])
+    noisy = torch.randn(1, 8, 8, 8) * 0.01 + torch.tensor([0.0, 1.0]).repeat(4)  # a little below 0 is air
+    assert torch.equal(above_air(noisy), noisy > 0)

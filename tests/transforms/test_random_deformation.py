@@ -46,6 +46,38 @@ def test_it_looks_up_where_scipy_does(labels):
         assert (moved[sample, 0].numpy() == whole).mean() > 0.999
 
 
+def test_thick_slices_turn_in_millimetres():
+    """Angles and lengths are those of the body: voxels of 2 x 2 x 10 mm are turned like cubes."""
+    spacing = torch.tensor([2.0, 2.0, 10.0])
+    torch.manual_seed(0)
+    in_voxels = RandomDeformation(scaling=0, shearing=0, rotation=20, spacing=spacing.tolist())
+    matrices = in_voxels.draw_affine(200, 3, torch.device("cpu"))
+    turns = torch.diag(spacing) @ matrices @ torch.diag(1 / spacing)  # places in mm to places in mm
+    torch.testing.assert_close(turns @ turns.mT, torch.eye(3).expand_as(turns), atol=1e-5, rtol=0)
+    torch.manual_seed(0)
+    torch.testing.assert_close(
+        turns, RandomDeformation(scaling=0, shearing=0, rotation=20).draw_affine(200, 3, torch.device("cpu"))
+    )
+
+
+def test_velocity_is_in_millimetres():
+    size = (24, 24, 24)
+    moves = {}
+    for name, given in {"1 mm": [1.0] * 3, "none": None, "2 mm": [2.0] * 3, "slices": [1.0, 1.0, 8.0]}.items():
+        torch.manual_seed(0)
+        moves[name] = RandomDeformation(velocity=4, spacing=given).draw_displacement(64, size, torch.device("cpu"))
+    assert torch.equal(moves["1 mm"], moves["none"])
+    rms = {name: move.square().mean((0, 2, 3, 4)).sqrt() for name, move in moves.items()}
+    torch.testing.assert_close(rms["2 mm"] * 2, rms["1 mm"], rtol=0.05, atol=0)  # alike in mm
+    assert rms["slices"][2] * 8 == pytest.approx(float(rms["1 mm"][2]), rel=0.1)
+
+
+@pytest.mark.parametrize(("spacing", "sentence"), [([1.0, 0.0, 1.0], "above 0 mm"), ([1.0, 1.0], "has no spacing")])
+def test_bad_spacing(labels, spacing, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        RandomDeformation(spacing=spacing)(labels)
+
+
 @pytest.mark.parametrize("axes", [2, 3])
 def test_affine_maps_stay_in_their_ranges(axes):
     torch.manual_seed(0)
