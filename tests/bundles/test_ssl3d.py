@@ -272,6 +272,16 @@ def test_mirroring_is_of_training_and_of_inference(run, tmp_path, cohort):
         assert sum(seen) == 8
 
 
+def test_mirroring_is_refused_where_sides_are_classes(run, tmp_path):
+    """A mirrored crop would name them wrongly."""
+    files = [SAMPLE, "networks/dynunet_small.json", "presets/mirror.json"]
+    names = {"0": "background", "1": "left kidney", "2": "right kidney", "3": "liver", "4": "spleen"}
+    with pytest.raises(Exception) as caught:
+        run("train.json", *files, output_dir=str(tmp_path), structure_names=names, **THIN["dynunet_small"])
+    assert "mirrors left to right" in str(first_cause(caught.value))
+    assert not list(tmp_path.glob("*.pt"))
+
+
 def test_fine_tuning_goes_on_with_the_layers_of_the_classes(run, tmp_path, cohort):
     """With ``heads``, fine-tuning for the same task begins where pre-training ended; for another, it is refused."""
     files, thin = [SAMPLE, "presets/whole_net.json"], THIN["dynunet_small"]
