@@ -23,6 +23,7 @@ from monai.bundle import ConfigWorkflow
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from common.evaluation_mode import evaluation_mode  # noqa: E402
 from common.metrics import effective_rank, position_cosines, retrieval_rate  # noqa: E402
 from common.transforms.token_views import noise_mask  # noqa: E402
 
@@ -63,19 +64,16 @@ def measure(datalist: Path, **overrides: Any) -> tuple[list[float], list[float]]
         )
         images = torch.stack([torch.as_tensor(data[number]["image"]) for number in range(VOLUMES)])
 
-        @torch.no_grad()
         def look() -> list[float]:
             def tokens(image: torch.Tensor) -> torch.Tensor:
                 return encoder(image)[-1].flatten(2).transpose(1, 2)
 
-            encoder.eval()
-            torch.manual_seed(0)
-            whole = tokens(images)
-            masked = [noise_mask(images, ratio, pretext.views.mask_size)[0] for ratio in (0.75, 0.4)]
-            found = [retrieval_rate(tokens(image), whole) for image in masked]
-            result = [float(x) for x in (*found, *position_cosines(whole), effective_rank(whole.flatten(0, 1)))]
-            encoder.train()
-            return result
+            with evaluation_mode(encoder):
+                torch.manual_seed(0)
+                whole = tokens(images)
+                masked = [noise_mask(images, ratio, pretext.views.mask_size)[0] for ratio in (0.75, 0.4)]
+                found = [retrieval_rate(tokens(image), whole) for image in masked]
+                return [float(x) for x in (*found, *position_cosines(whole), effective_rank(whole.flatten(0, 1)))]
 
         before = look()
         workflow.run()

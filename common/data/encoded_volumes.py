@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..evaluation_mode import evaluation_mode
+
 __all__ = ["EncodedVolumes"]
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,6 @@ class EncodedVolumes(Dataset):
             self._vectors = self._encode()
         return {**self.data[index], "image": self._vectors[index]}
 
-    @torch.no_grad()
     def _encode(self) -> list[torch.Tensor]:
         logger.info("encoding %d volumes once, for all epochs.", len(self.data))
         loader = DataLoader(
@@ -62,16 +63,11 @@ class EncodedVolumes(Dataset):
             num_workers=self.num_workers,
             generator=torch.Generator(),  # a loader draws a seed, which would shift the training's random numbers
         )
-        training = self.encoder.training
-        self.encoder.eval()
-        try:
-            with torch.autocast(self.device.type, enabled=False):
-                return [
-                    torch.cat(self.encoder.encode_planes(image[None].to(self.device, torch.float32)), dim=1)[0].cpu()
-                    for image in loader
-                ]
-        finally:
-            self.encoder.train(training)
+        with evaluation_mode(self.encoder), torch.autocast(self.device.type, enabled=False):
+            return [
+                torch.cat(self.encoder.encode_planes(image[None].to(self.device, torch.float32)), dim=1)[0].cpu()
+                for image in loader
+            ]
 
 
 class _Loaded(Dataset):

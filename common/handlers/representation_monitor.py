@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
@@ -14,6 +13,7 @@ from monai.data import MetaTensor
 from monai.utils import CommonKeys
 from torch import nn
 
+from ..evaluation_mode import evaluation_mode
 from ..metrics import effective_rank, feature_std, position_cosines, retrieval_rate
 from ..transforms import TokenViews
 
@@ -164,7 +164,8 @@ class RepresentationMonitor:
         image = (state.batch[self.image_key] if drawn is None else drawn).to(device)
         image = image.as_tensor() if isinstance(image, MetaTensor) else image
         masked = None
-        with _evaluating(self.encoder, device):
+        own = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(own), evaluation_mode(self.encoder):
             features = self.encoder(image)[-1].flatten(2)
             if self.views and len(features) > 1:
                 view = self.views.texture(image) if self.views.texture else image
@@ -177,16 +178,3 @@ class RepresentationMonitor:
         if masked is not None:
             rate = retrieval_rate(masked.transpose(1, 2), features.transpose(1, 2))
             self._retrieved.append((float(rate), 1 / len(features)))
-
-
-@contextmanager
-def _evaluating(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without gradient; afterwards every sub-module's mode and the random state are as before."""
-    modes = {part: part.training for part in module.modules()}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-        module.eval()
-        try:
-            yield
-        finally:
-            for part, training in modes.items():
-                part.training = training

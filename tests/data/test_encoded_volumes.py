@@ -73,12 +73,20 @@ def test_in_evaluation_mode_without_gradient_a_volume_at_a_time(training):
     assert not item["image"].requires_grad and type(item["image"]) is torch.Tensor
 
 
+def test_a_frozen_part_stays_in_evaluation_mode():
+    encoder = Means().train()
+    encoder.dropout.eval()
+    EncodedVolumes(DATA, load, encoder)[0]
+    assert encoder.training and not encoder.dropout.training
+
+
 def test_the_mode_is_put_back_after_an_error():
     encoder = Means().train()
+    encoder.dropout.eval()
     volumes = EncodedVolumes([{"image": 0}, {}], load, encoder)
     with pytest.raises(KeyError, match="image"):
         volumes[0]
-    assert encoder.training
+    assert encoder.training and not encoder.dropout.training
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

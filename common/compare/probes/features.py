@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from monai.utils import ensure_tuple_rep
 from torch import nn
 from torch.nn import functional as F
+
+from ...evaluation_mode import evaluation_mode
 
 
 def pooled_features(encoder: nn.Module, image: torch.Tensor) -> torch.Tensor:
@@ -26,7 +26,7 @@ def pooled_features(encoder: nn.Module, image: torch.Tensor) -> torch.Tensor:
     Returns:
         (B, F), F the sum of the maps' channels, float32.
     """
-    with _frozen(encoder):
+    with evaluation_mode(encoder):
         return torch.cat([x.float().flatten(2).mean(dim=2) for x in encoder(plain_tensor(image))], dim=1)
 
 
@@ -56,7 +56,7 @@ def voxel_features(encoder: nn.Module, image: torch.Tensor, index: torch.Tensor)
             f"{tuple(image.shape)} and {tuple(index.shape)}."
         )
     index = index.to(image.device, torch.float32)
-    with _frozen(encoder):
+    with evaluation_mode(encoder):
         features = [x.float() for x in encoder(plain_tensor(image))]
     strides: Any = encoder.strides
     gathered = []
@@ -70,19 +70,6 @@ def voxel_features(encoder: nn.Module, image: torch.Tensor, index: torch.Tensor)
         sampled = F.grid_sample(x, points, mode="bilinear", padding_mode="border", align_corners=False)
         gathered.append(sampled.flatten(2)[0].T)
     return torch.cat(gathered, dim=1)
-
-
-@contextlib.contextmanager
-def _frozen(encoder: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, so neither weights nor batch-norm statistics change."""
-    modes = {module: module.training for module in encoder.modules()}
-    encoder.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def plain_tensor(volume: torch.Tensor) -> torch.Tensor:
