@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
-import tempfile
+import secrets
+import stat
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -53,13 +54,13 @@ def atomic_write(path: str | os.PathLike, suffix: str = "") -> Iterator[Path]:
     _remove_stale(path, suffix)
     temporary = None
     try:
-        handle, name = tempfile.mkstemp(suffix, f".{path.name}.tmp-{_host()}-{os.getpid()}-", path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        chosen = path.parent / f".{path.name}.tmp-{_host()}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
+        chosen.touch(exist_ok=False)
+        temporary = chosen
+        # The mode that a new file gets. To read the umask itself, one must set it, for all threads at once.
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp and safetensors both give 0600
+        os.chmod(temporary, mode)  # safetensors gives 0600
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

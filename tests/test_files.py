@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,31 @@ def test_content_and_mode(tmp_path, umask, mode):
         os.umask(before)
     assert path.read_text() == "whole" and os.listdir(path.parent) == ["a.txt"]
     assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_threads_leave_the_umask_and_the_modes_alone(tmp_path, monkeypatch):
+    umask = os.umask
+
+    def slow(mask):
+        before = umask(mask)
+        time.sleep(0.02)
+        return before
+
+    def write(number):
+        path = tmp_path / str(number) / "a.txt"
+        with atomic_write(path) as temporary:
+            temporary.write_text("whole")
+        return [stat.S_IMODE(made.stat().st_mode) for made in (path.parent, path)]
+
+    before = umask(0o027)
+    monkeypatch.setattr(os, "umask", slow)
+    try:
+        with ThreadPool(4) as pool:
+            modes = pool.map(write, range(8), chunksize=1)
+        assert umask(0o027) == 0o027
+    finally:
+        umask(before)
+    assert modes == [[0o750, 0o640]] * 8
 
 
 def test_the_content_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
@@ -67,10 +93,10 @@ def test_a_full_disk_is_named_with_the_file(tmp_path):
 
 
 def test_a_folder_without_permission_is_named_with_the_file(tmp_path, monkeypatch):
-    def refuse(*arguments):
+    def refuse(*arguments, **named):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "temporary")
 
-    monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(Path, "touch", refuse)
     with pytest.raises(PermissionError) as caught, atomic_write(tmp_path / "model.pt"):
         pass
     assert str(caught.value) == f"[Errno 13] {tmp_path / 'model.pt'} could not be written (Permission denied)"
