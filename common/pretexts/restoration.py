@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from ..volumes import format_shape
+
 __all__ = ["Restoration"]
 
 
@@ -23,7 +25,7 @@ class Restoration(nn.Module):
     *spatial), and ``mask`` (B, *spatial).
 
     Raises:
-        ValueError: when called: the number of channels differs between the network's output and the image.
+        ValueError: when called: the network's output has another number of channels or another size than the image.
     """
 
     def __init__(self, network: nn.Module, damage: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -34,6 +36,12 @@ class Restoration(nn.Module):
         damaged, mask = self.damage(image)
         made = self.network(damaged)
         made = made[0] if isinstance(made, list | tuple) else made  # deep supervision: the finest
+        if made.shape[2:] != image.shape[2:]:
+            raise ValueError(
+                f"The network returns {format_shape(made.shape[2:])} voxels for images of "
+                f"{format_shape(image.shape[2:])}: set roi_size to multiples of its strides, or take a network that "
+                "returns the image's size."
+            )
         if made.shape != image.shape:
             raise ValueError(
                 f"The network returns {made.shape[1]} channels for images with {image.shape[1]}: set num_classes to "

@@ -72,3 +72,9 @@ def test_deep_supervision_counts_the_finest(image):
 def test_another_number_of_channels_is_refused(image):
     with pytest.raises(ValueError, match="num_classes to in_channels"):
         Restoration(nn.Conv3d(1, 3, 1), CellMask(0.5, (4, 4, 4)))(image)
+
+
+def test_another_size_is_refused_as_such(image):
+    match = r"returns 6x6x6 voxels for images of 12x12x12: set roi_size to multiples"
+    with pytest.raises(ValueError, match=match):
+        Restoration(nn.Conv3d(1, 1, 2, 2), CellMask(0.5, (4, 4, 4)))(image)
