@@ -18,7 +18,7 @@ class RandRegionCropd(Randomizable, MapTransform):
 
     Args:
         keys: images and labels, channel first, on one grid.
-        label_key: label image; its voxels other than 0 are the region. If it has none, nothing is cropped.
+        label_key: label image; its voxels above 0 are the region. If it has none, nothing is cropped.
         expansion: least and largest expansion of a side in voxels.
         allow_missing_keys: whether items may lack keys.
 
