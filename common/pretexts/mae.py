@@ -145,12 +145,6 @@ class MAE(nn.Module):
             target = (target.float() - mean) / deviation
         return {"patches": patches, "target": target, "masked": masked}
 
-    @torch.no_grad()
-    def reconstruct(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The image with masked patches replaced by predictions, and with masked patches blanked; for pictures."""
-        _, blanked, filled = self.pictures(image, self(image))
-        return filled, blanked
-
     def pictures(
         self, image: torch.Tensor, prediction: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
