@@ -132,10 +132,7 @@ def model_card(
     lines += ["`docs/README.md` has the rest: origin, training, evaluation.", "", "## Results", ""]
     lines += _table(scores) if scores is not None else ["None were measured for this pack."]
     lines += ["", "## Limits", "", str(metadata.get("intended_use", "Not a medical device and not for diagnosis."))]
-    lines += [
-        "The scores hold for images like those of the data set above; scanners, protocols, ages and diseases that it"
-    ]
-    lines += ["does not have may give worse ones, and a mask does not tell.", "", "## Licence", ""]
+    lines += [LIMITS, "", "## Licence", ""]
     lines += ["The code is under the Apache License 2.0 (`LICENSE`).", "", data_licence.strip()]
     if metadata.get("references"):
         lines += ["", "## References", "", *(f"- {reference}" for reference in metadata["references"])]
