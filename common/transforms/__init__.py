@@ -9,7 +9,7 @@ from .damage import CellMask, GenesisDamage
 from .dicom_reader import DicomReader
 from .domain_spacing import DomainSpacingd
 from .encode_target import EncodeTargetd
-from .foreground_intensity import NormalizeForegroundd, ScaleForegroundPercentilesd, foreground_mask
+from .foreground_intensity import NormalizeForegroundd, ScaleForegroundPercentilesd
 from .foreground_volume import ForegroundVolumed
 from .grid_mask import random_grid_mask, random_keep_indices, upsample_mask
 from .ignored import ClearIgnoredd, LabelIndicesd
@@ -87,7 +87,6 @@ __all__ = [
     "cell_of_token",
     "cut_tiles",
     "distant_permutations",
-    "foreground_mask",
     "gibbs_noise",
     "noise_mask",
     "pad_tiles",

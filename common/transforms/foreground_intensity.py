@@ -12,7 +12,7 @@ from monai.utils import convert_to_dst_type
 from ..foreground import PART, RULES, foreground_mask, percentile_of, voxels_in
 from ..volumes import volume_name
 
-__all__ = ["NormalizeForegroundd", "ScaleForegroundPercentilesd", "foreground_mask"]
+__all__ = ["NormalizeForegroundd", "ScaleForegroundPercentilesd"]
 
 ROWS = 4
 

@@ -6,8 +6,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import CropForegroundd, ScaleIntensityRangePercentilesd
 
-from common.foreground import above_air
-from common.transforms import NormalizeForegroundd, ScaleForegroundPercentilesd, foreground_mask
+from common.foreground import above_air, foreground_mask
+from common.transforms import NormalizeForegroundd, ScaleForegroundPercentilesd
 
 KINDS = ("head", "brain", "ct")
 
