@@ -79,5 +79,5 @@ def _command(name: str, folder: Path, changed: Mapping[str, str]) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """The text that ``_value`` reads as this value."""
+    """The text that ``parse_value`` reads as this value."""
     return value if isinstance(value, str) and parse_value(value) == value else json.dumps(value)
