@@ -65,6 +65,7 @@ IDS = {
     "channels": "in_channels",
     "orientation": "orientation",
     "spacing": "spacing",
+    "pooling": "pooling",
     "size": "image_size",
     "intensity": "intensity",
     "value_range": "intensity",
@@ -86,6 +87,8 @@ class Preparation:
         channels: channels of the image, as checked by the pipeline.
         orientation: axis codes.
         spacing: in mm, after pooling; a mapping if each domain has its own.
+        pooling: voxels per axis that become one; compared only without a spacing, which contains it. Older records lack
+            it, and their mappings of spacings are those before pooling.
         size: size that images are resized to.
         intensity: transforms that change values, in order, each with class and arguments, including unknown ones.
         value_range: range that the last of them scales images to; None if it does not.
@@ -97,6 +100,7 @@ class Preparation:
     channels: int | None = None
     orientation: str | None = None
     spacing: Any = None
+    pooling: int | None = None
     size: Any = None
     intensity: list[dict[str, Any]] | None = field(default_factory=list)
     value_range: list[float] | None = None
@@ -139,8 +143,11 @@ def preparation_record(transforms: Any, key: str = "image", task: str | None = N
             made.crops.append(_step(transform))
         else:
             intensity.append(_step(transform))
-    if isinstance(made.spacing, list):
-        made.spacing = [round(pooling * value, 6) for value in made.spacing]
+    if isinstance(made.spacing, dict):
+        made.spacing = {name: _pooled(one, pooling) for name, one in made.spacing.items()}
+    elif made.spacing is not None:
+        made.spacing = _pooled(made.spacing, pooling)
+    made.pooling = pooling
     made.intensity = intensity
     made.value_range = _range(intensity[-1]) if intensity else None
     return json.loads(json.dumps(asdict(made)))
@@ -164,6 +171,10 @@ def compare_preparation(made: Mapping[str, Any], used: Mapping[str, Any]) -> lis
     for name in IDS:
         there, here = made.get(name), used.get(name)
         if name == "value_range" and made.get("intensity") is not None and used.get("intensity") is not None:
+            continue
+        if name == "pooling" and (made.get("spacing") is not None or used.get("spacing") is not None):
+            continue
+        if name == "spacing" and isinstance(there, dict) and "pooling" not in made and used.get("pooling", 1) > 1:
             continue
         if there is None or here is None or _agree(there, here):
             continue
@@ -270,6 +281,10 @@ def _flat(transforms: Any) -> Iterator[Any]:
 
 def _pixdim(transform: Spacingd) -> list[float]:
     return [float(value) for value in np.atleast_1d(transform.spacing_transform.pixdim)]
+
+
+def _pooled(spacing: list[float], pooling: int) -> list[float]:
+    return [round(pooling * value, 6) for value in spacing]
 
 
 def _step(transform: Any) -> dict[str, Any]:

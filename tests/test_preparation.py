@@ -40,6 +40,7 @@ def test_the_record_is_read_off_the_transforms():
         "channels": 1,
         "orientation": "RAS",
         "spacing": [2.0, 2.0, 2.0],
+        "pooling": 1,
         "size": None,
         "intensity": [
             {"transform": "ScaleIntensityRanged", "a_max": 250, "a_min": -175, "b_max": 1.0, "b_min": 0.0, "clip": True}
@@ -57,6 +58,8 @@ def test_spacings_of_domains_pooling_and_sizes():
     assert record["intensity"] == [{"transform": "NoiseBackgroundd"}]
     record = preparation_record([Spacingd("image", (1.0, 1.0, 1.5)), AveragePoold("image", 2)])
     assert record["spacing"] == [2.0, 2.0, 3.0]
+    record = preparation_record([DomainSpacingd("image", spacings), AveragePoold("image", 2)])
+    assert record["spacing"] == {"a": [2.0, 2.0, 2.0], "b": [4.0, 4.0, 4.0]} and record["pooling"] == 2
     assert preparation_record(Resized("image", (64, 64, -1)))["size"] == [64, 64, -1]
 
 
@@ -89,6 +92,26 @@ def test_a_difference_is_a_sentence_with_the_id(change, name):
     assert compare_preparation(made, preparation_record(pipeline())) == []
     (sentence,) = compare_preparation(made, preparation_record(pipeline(**change)))
     assert f"made with {name} " in sentence and "(id `" in sentence
+
+
+def test_pooling_is_a_difference_where_no_spacing_holds_it():
+    one, two = (preparation_record([AveragePoold("image", k), NormalizeIntensityd("image")]) for k in (1, 2))
+    assert compare_preparation(two, two) == []
+    assert compare_preparation(one, two) == ["it was made with pooling 1, the images have 2 (id `pooling`)."]
+    whole = preparation_record([Spacingd("image", (2, 2, 2)), NormalizeIntensityd("image")])
+    halves = preparation_record([Spacingd("image", (1, 1, 1)), NormalizeIntensityd("image"), AveragePoold("image", 2)])
+    assert compare_preparation(whole, halves) == compare_preparation(one, halves) == []
+
+
+def test_older_records_do_not_know_the_pooling():
+    plain = preparation_record(AveragePoold("image", 2))
+    domains = preparation_record([DomainSpacingd("image", {"a": [1, 1, 1]}), AveragePoold("image", 2)])
+    older = {"spacing": {"a": [1.0, 1.0, 1.0]}}  # as it was written for the same transforms
+    for new in (plain, domains):
+        old = {name: value for name, value in new.items() if name != "pooling"}
+        assert compare_preparation(old, new) == compare_preparation(new, old) == []
+        assert compare_preparation(old | older, new) == []
+    assert len(compare_preparation(older, preparation_record(Spacingd("image", (2, 2, 2))))) == 1
 
 
 def test_newer_records_are_refused():
