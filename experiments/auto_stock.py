@@ -44,6 +44,7 @@ from monai.transforms import (
 from monai.utils import set_determinism
 
 from common.auto.plan import crop_and_network
+from common.files import common_folder
 from common.json_files import read_json, write_json
 from common.score import score
 
@@ -111,14 +112,20 @@ def main() -> None:
     for item in CacheDataset(lists["validation"], Compose(fixed(both)), progress=False, cache_rate=0.0):
         found = infer(item["image"][None]).argmax(1, keepdim=True)
         dice(one_hot(found, classes), one_hot(item["label"][None], classes))
-    folder = options.output / "test"
+    folder, root = options.output / "test", common_folder([item["image"] for item in lists["test"]])
     preprocessing = Compose(fixed(["image"]))
     saving = Compose(
         [
             Invertd("pred", preprocessing, "image", nearest_interp=False, to_tensor=True),
             AsDiscreted("pred", argmax=True),
             SaveImaged(
-                "pred", output_dir=folder, output_postfix="", separate_folder=False, print_log=False, resample=False
+                "pred",
+                output_dir=folder,
+                output_postfix="",
+                separate_folder=False,
+                data_root_dir=root,
+                print_log=False,
+                resample=False,
             ),
         ]
     )
@@ -133,11 +140,11 @@ def main() -> None:
     )
     print(json.dumps(read_json(options.output / "stock.json")))
     truth = options.output / "truth"
-    truth.mkdir(parents=True, exist_ok=True)
     for item in lists["test"]:
-        name = Path(item["image"]).name
-        (truth / name).unlink(missing_ok=True)
-        (truth / name).symlink_to(item["label"])
+        link = truth / Path(item["image"]).relative_to(root)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(item["label"])
     score(str(truth), str(folder), str(options.output / "scores.csv"))
 
 

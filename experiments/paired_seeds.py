@@ -18,11 +18,18 @@ from scipy import stats
 
 
 def main(folder: str, first: str, second: str, metric: str | None = None, labels: int | None = None) -> str:
-    """Return a line with both means, their difference, and its one-sided and two-sided p-values."""
+    """Return a line with both means, their difference, and its one-sided and two-sided p-values.
+
+    Raises:
+        ValueError: the arms share less than two seeds, or have scores with several numbers of labels and none is given.
+    """
     with (Path(folder) / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["structure"] == "mean"]
     metric = metric or next(row["metric"] for row in rows)
     rows = [row for row in rows if row["metric"] == metric and (labels is None or int(row["labels"]) == labels)]
+    counts = sorted({int(row["labels"]) for row in rows if row["arm"] in (first, second)})
+    if len(counts) > 1:
+        raise ValueError(f"{folder} has scores with {', '.join(map(str, counts))} labels: choose with --labels.")
     scores = {arm: {row["seed"]: float(row["value"]) for row in rows if row["arm"] == arm} for arm in (first, second)}
     seeds = sorted(set(scores[first]) & set(scores[second]), key=int)
     if len(seeds) < 2:

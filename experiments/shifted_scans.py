@@ -28,6 +28,8 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import map_coordinates
 
+from common.files import common_folder
+
 Array = np.ndarray
 
 
@@ -75,7 +77,10 @@ def shift_scan(image: Array, name: str, identity: str) -> Array:
 
 
 def write_scans(datalist: Path, dataset_dir: Path, output: Path, name: str) -> Path:
-    """Write the changed test scans and a datalist that names them, and return its path."""
+    """Write the changed test scans and a datalist that names them, and return its path.
+
+    They keep their names, or their paths below their common folder if a name occurs twice.
+    """
     content: dict[str, Any] = json.loads(datalist.read_text(encoding="utf-8"))
     folder = output / name
     for section in ("training", "validation", "test"):
@@ -83,11 +88,15 @@ def write_scans(datalist: Path, dataset_dir: Path, output: Path, name: str) -> P
             for key in ("image", "label"):
                 if isinstance(item.get(key), str):
                     item[key] = str((dataset_dir / item[key]).resolve())
-    for item in content["test"]:
+    files = [item["image"] for item in content["test"]]
+    names = [Path(file).name for file in files]
+    if len(set(names)) < len(set(files)):
+        names = [Path(file).relative_to(common_folder(files)).as_posix() for file in files]
+    for item, place in zip(content["test"], names, strict=True):
         scan = nib.load(item["image"])
-        changed = shift_scan(scan.get_fdata(), name, Path(item["image"]).name)
-        item["image"] = Path(item["image"]).name
-        folder.mkdir(parents=True, exist_ok=True)
+        changed = shift_scan(scan.get_fdata(), name, place)
+        item["image"] = place
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
         header = scan.header.copy()
         header.set_data_dtype(np.float32)
         header.set_slope_inter(1, 0)

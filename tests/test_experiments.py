@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -85,6 +86,12 @@ def test_the_paired_t_test_of_the_paper(tmp_path):
     text = experiment("paired_seeds").main(str(tmp_path), "ours", "without")
     assert "seeds 910, 1234, 5678: ours 86.6467 ± 0.4341 and without 85.1400" in text
     assert "difference +1.5067, p 0.019 that ours is not larger, 0.038 on both sides" in text
+    rows += [row.replace("1.0,18", "0.5,9").replace(",8", ",7") for row in rows]
+    rows.append("other,0.1,2,910,val_pooled_dice,mean,1.0,12,25000,1")
+    (tmp_path / "results.csv").write_text("\n".join([header, *rows]))
+    with pytest.raises(ValueError, match="scores with 9, 18 labels: choose with --labels"):
+        experiment("paired_seeds").main(str(tmp_path), "ours", "without")
+    assert experiment("paired_seeds").main(str(tmp_path), "ours", "without", labels=18) == text
 
 
 def test_shifted_scans_are_what_their_formulas_say(tmp_path):
@@ -118,3 +125,40 @@ def test_shifted_scans_are_what_their_formulas_say(tmp_path):
     assert found["training"][0]["image"] == found["training"][0]["label"] == str(tmp_path / "s0.nii.gz")
     assert found["test"][0] == {"image": "s2.nii.gz", "label": str(tmp_path / "s2.nii.gz")}
     np.testing.assert_array_equal(nib.load(path.parent / "s2.nii.gz").get_fdata(), shifted["thick"])
+
+
+def test_shifted_scans_of_one_name_keep_their_folders(tmp_path):
+    module, rng = experiment("shifted_scans"), np.random.default_rng(0)
+    images = {place: rng.uniform(50, 100, (6, 7, 12)) for place in ("sub-1/t1.nii.gz", "sub-2/t1.nii.gz")}
+    for place, image in images.items():
+        (tmp_path / place).parent.mkdir()
+        nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / place)
+    lists = {"training": [], "validation": [], "test": [{"image": place} for place in images]}
+    (tmp_path / "list.json").write_text(json.dumps(lists))
+    path = module.write_scans(tmp_path / "list.json", tmp_path, tmp_path / "shifted", "noise")
+    assert [item["image"] for item in json.loads(path.read_text())["test"]] == list(images)
+    for place, image in images.items():  # each its own draw
+        expected = module.shift_scan(image, "noise", place)
+        np.testing.assert_array_equal(nib.load(path.parent / place).get_fdata(dtype=np.float32), expected)
+
+
+def test_the_stock_net_is_scored_on_each_scan_of_one_name(tmp_path, monkeypatch):
+    """Without a step of training: this is about the files."""
+    items = []
+    for subject in ("sub-1", "sub-2"):
+        paths = {kind: tmp_path / "data" / subject / f"{kind}.nii.gz" for kind in ("image", "label")}
+        paths["image"].parent.mkdir(parents=True)
+        image = np.random.default_rng(len(items)).uniform(1, 2, (16, 16, 16))
+        for path, array in zip(paths.values(), (image, (image > 1.5).astype(np.uint8)), strict=True):
+            nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+        items.append({kind: str(path) for kind, path in paths.items()})
+    run = tmp_path / "run"
+    run.mkdir()
+    plan = {"num_classes": 2, "spacing": [1.0, 1.0, 1.0], "label_map": {"1": [1]}, "in_channels": 1}
+    (run / "plan.json").write_text(json.dumps(plan))
+    lists = {"training": items[:1], "validation": items[:1], "test": items}
+    (run / "datalist.json").write_text(json.dumps(lists))
+    monkeypatch.setattr("sys.argv", ["auto_stock", str(run), "--minutes", "0", "--output", str(tmp_path / "stock")])
+    experiment("auto_stock").main()
+    with (tmp_path / "stock" / "scores.csv").open() as file:
+        assert [row["case"] for row in csv.DictReader(file)] == ["sub-1/image", "sub-2/image"]
