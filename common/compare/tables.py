@@ -24,6 +24,7 @@ class Tables:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.about: dict[str, Any] = read_json(folder / "comparison.json")
+        self._read: dict[str, list[dict[str, Any]]] = {}
 
     @property
     def arms(self) -> list[str]:
@@ -51,14 +52,12 @@ class Tables:
         return next(iter(self.metrics))
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """A table with numbers as numbers; empty if there is none."""
-        path = self.folder / f"{name}.csv"
-        if not path.is_file():
-            return []
-        with path.open(encoding="utf-8", newline="") as file:
-            return [{key: _number(key, value) for key, value in row.items()} for row in csv.DictReader(file)]
+        """A table with numbers as numbers, read once; empty if there is none."""
+        if name not in self._read:
+            self._read[name] = _rows(self.folder / f"{name}.csv")
+        return self._read[name]
 
-    @cached_property
+    @property
     def subjects(self) -> list[dict[str, Any]]:
         return self.rows("subjects")
 
@@ -215,6 +214,13 @@ class Tables:
         entries = read_json(path, [])
         for subject in dict.fromkeys(entry["subject"] for entry in entries):
             yield subject, {entry["arm"]: entry for entry in entries if entry["subject"] == subject}
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{key: _number(key, value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def _number(key: str, value: str) -> Any:

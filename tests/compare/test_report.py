@@ -245,6 +245,14 @@ def test_validation_from_the_labels_is_said_first(folder):
     assert "## Outcome\n\n- Validation scans are part of the labels; pre-training" in write_report(folder).read_text()
 
 
+def test_each_table_is_read_once(folder, monkeypatch):
+    read = []
+    reader = csv.DictReader
+    monkeypatch.setattr("common.compare.tables.csv.DictReader", lambda file: read.append(file.name) or reader(file))
+    write_report(folder)
+    assert read and len(read) == len(set(read))
+
+
 def test_an_arm_that_lacks_a_seed_has_no_verdict(folder):
     rows = list(csv.DictReader((folder / "subjects.csv").open()))
     kept = [row for row in rows if (row["arm"], row["labels"], row["seed"]) != ("mae", "1", "2")]
