@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from ..files import atomic_write
+from .cells import escaped, interval_cell, scores_table
 from .figures import metric_name
-from .statistics import mean_and_spread
 from .tables import Tables, plural
 
 __all__ = ["protocol", "write_paper"]
@@ -15,8 +15,7 @@ __all__ = ["protocol", "write_paper"]
 
 def write_paper(tables: Tables) -> None:
     """Write ``paper/tables.tex`` (for ``booktabs``) and ``paper/tables.md``."""
-    header, rows = _scores(tables)
-    parts = [(header, rows, protocol(tables))]
+    parts = [(*scores_table(tables, tables.main_metric), protocol(tables))]
     if tables.pairs:
         parts.append((*_differences(tables), judgement(tables)))
     latex = "\n".join(_latex(*part) for part in parts)
@@ -68,37 +67,21 @@ def judgement(tables: Tables) -> str:
     )
 
 
-def _scores(tables: Tables) -> tuple[list[str], list[list[str]]]:
-    rows = []
-    for labels in tables.labels:
-        row = [tables.labelled(labels)]
-        for arm in tables.arms:
-            mean, spread, seeds = mean_and_spread(tables.scores(arm, labels, tables.main_metric))
-            row.append(f"{mean:.3f}{f' ± {spread:.3f}' if spread is not None else ''}" if seeds else "-")
-        rows.append(row)
-    return ["labels", *tables.arms], rows
-
-
 def _differences(tables: Tables) -> tuple[list[str], list[list[str]]]:
     rows = []
     for (pair, labels), verdict in tables.verdicts.items():
         found = tables.difference(pair, labels)
         cells = ["-", "-"]
         if found is not None:
-            low, high = found.interval or (found.parts.mean,) * 2
-            cells = [f"{found.parts.mean:+.3f}", f"{low:+.3f} to {high:+.3f}"]
+            cells = [f"{found.parts.mean:+.3f}", interval_cell(found.interval or (found.parts.mean,) * 2)]
         rows.append([str(labels), " - ".join(pair), *cells, verdict.text])
     return ["labels", "difference", "mean", "95 % interval", "verdict"], rows
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    table = "\n".join(f"| {' | '.join(_plain(cell).replace('|', '/') for cell in line)} |" for line in lines)
-    return f"{_plain(caption)}\n\n{table}"
-
-
-def _plain(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+    table = "\n".join(f"| {' | '.join(escaped(cell).replace('|', '/') for cell in line)} |" for line in lines)
+    return f"{escaped(caption)}\n\n{table}"
 
 
 def _latex(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:

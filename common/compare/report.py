@@ -14,6 +14,7 @@ from typing import Any
 from ..durations import format_duration
 from ..files import atomic_write
 from ..volumes import and_more
+from .cells import escaped, interval_cell, mean_cell, scores_table
 from .figures import draw_all, metric_name, metric_title
 from .paper import write_paper
 from .statistics import MOST_SEEDS, UNTRAINED, mean_and_spread
@@ -100,7 +101,8 @@ def _blocks(tables: Tables, pictures: dict[str, Block]):
             yield pictures["differences"]
     for metric, direction in tables.metrics.items() if tables.subjects else ():
         yield Block("heading", f"{metric_title(metric)}, {direction} is better")
-        yield _scores_table(tables, metric)
+        header, rows = scores_table(tables, metric)
+        yield Block("table", header=header, rows=rows)
         if tables.pairs:
             yield _differences_table(tables, metric)
         if metric == tables.main_metric:
@@ -185,7 +187,7 @@ def outcome(tables: Tables) -> list[str]:
                 details += [
                     f"{metric_name(metric)} {ours:.3f} against {theirs:.3f}",
                     f"difference {parts.mean:+.3f}",
-                    *([f"95 % interval {_interval(found.interval)}"] if found.interval else []),
+                    *([f"95 % interval {interval_cell(found.interval)}"] if found.interval else []),
                     f"{parts.seeds} {plural(parts.seeds, 'seed')}",
                     f"{parts.subjects} {plural(parts.subjects, 'subject')}",
                 ]
@@ -266,13 +268,6 @@ def _reading(tables: Tables) -> str:
             "another training may reverse it."
         )
     return " ".join(parts)
-
-
-def _scores_table(tables: Tables, metric: str) -> Block:
-    rows = []
-    for labels in tables.labels:
-        rows.append([tables.labelled(labels), *(_mean_cell(tables, arm, labels, metric) for arm in tables.arms)])
-    return Block("table", header=["labels", *tables.arms], rows=rows)
 
 
 def _convergence(tables: Tables):
@@ -363,11 +358,6 @@ def _rise(rise: float | None, margin: float | None) -> str:
     return f"{rise:+.3f}" + ("" if margin is None else ", not converged" if rise >= margin else ", converged")
 
 
-def _mean_cell(tables: Tables, arm: str, labels: int, metric: str, structure: str = "mean") -> str:
-    mean, spread, seeds = mean_and_spread(tables.scores(arm, labels, metric, structure))
-    return f"{mean:.3f}{f' ± {spread:.3f}' if spread is not None else ''}" if seeds else "-"
-
-
 def _differences_table(tables: Tables, metric: str) -> Block:
     rows = []
     judged = metric == tables.main_metric
@@ -376,7 +366,7 @@ def _differences_table(tables: Tables, metric: str) -> Block:
             cells = ["-"] * 4
             found = tables.difference(pair, labels, metric)
             if found is not None:
-                cells = [f"{found.parts.mean:+.3f}", _interval(found.interval), _interval(found.over_subjects)]
+                cells = [f"{found.parts.mean:+.3f}", interval_cell(found.interval), interval_cell(found.over_subjects)]
                 cells.append(f"{round(found.better * found.parts.subjects)} of {found.parts.subjects}")
             verdict = [_verdict(tables, pair, labels)] if judged else []
             rows.append([str(labels), " - ".join(pair), *cells, *verdict])
@@ -387,10 +377,10 @@ def _differences_table(tables: Tables, metric: str) -> Block:
 def _structures_table(tables: Tables, labels: int) -> Block:
     rows = []
     for name in tables.structures:
-        cells = [_mean_cell(tables, arm, labels, tables.main_metric, name) for arm in tables.arms]
+        cells = [mean_cell(tables, arm, labels, tables.main_metric, name) for arm in tables.arms]
         for pair in tables.pairs:
             found = tables.difference(pair, labels, structure=name)
-            cells.append(f"{found.parts.mean:+.3f} ({_interval(found.interval)})" if found else "-")
+            cells.append(f"{found.parts.mean:+.3f} ({interval_cell(found.interval)})" if found else "-")
         rows.append([name, *cells])
     heads = [" - ".join(pair) for pair in tables.pairs]
     return Block("table", header=[tables.labelled(labels), *tables.arms, *heads], rows=rows)
@@ -472,37 +462,28 @@ def _making(tables: Tables) -> list[str]:
     ]
 
 
-def _interval(interval: tuple[float, float] | None) -> str:
-    return f"{interval[0]:+.3f} to {interval[1]:+.3f}" if interval else "-"
-
-
 def markdown(blocks: Sequence[Block]) -> str:
     parts = []
     for block in blocks:
         if block.kind == "heading":
-            parts.append(f"{'#' * block.level} {_without_tags(block.text)}")
+            parts.append(f"{'#' * block.level} {escaped(block.text)}")
         elif block.kind == "list":
-            parts.append("\n".join(f"- {_without_tags(item)}" for item in block.items))
+            parts.append("\n".join(f"- {escaped(item)}" for item in block.items))
         elif block.kind == "table":
             rows = [block.header, ["---"] * len(block.header), *block.rows]
             parts.append("\n".join(_row(row) for row in rows))
         elif block.kind == "figure":
-            caption = _without_tags(block.text)
+            caption = escaped(block.text)
             parts.append(f"![{caption}](figures/{block.items[0]}.png)\n\n*{caption}*")
         elif block.kind == "code":
             parts.append(f"```\n{block.text}\n```")
         else:
-            parts.append(_without_tags(block.text))
+            parts.append(escaped(block.text))
     return "\n\n".join(parts) + "\n"
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(_without_tags(cell.replace('|', '/')) for cell in cells)} |"
-
-
-def _without_tags(text: str) -> str:
-    """Escape text so that Markdown makes no HTML of it: names come from files and from the command line."""
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+    return f"| {' | '.join(escaped(cell.replace('|', '/')) for cell in cells)} |"
 
 
 def page(blocks: Sequence[Block], title: str) -> str:

@@ -449,6 +449,16 @@ def test_tables_for_a_paper_have_the_numbers_and_the_protocol(folder):
     assert re.search(r"\+0\.\d{3} & \+0\.\d{3} to \+0\.\d{3} & better", latex)
 
 
+def test_tables_for_a_paper_have_the_cells_of_the_report(folder):
+    report = write_report(folder).read_text().splitlines()
+    paper = (folder / "paper" / "tables.md").read_text().splitlines()
+    tables = [[line for line in lines if line.startswith("| ")] for lines in (report, paper)]
+    (of_report, differences), (of_paper, briefly) = ((rows[:4], rows[4:8]) for rows in tables)
+    assert of_paper == of_report and of_report[0] == "| labels | scratch | mae |"
+    for long, short in zip(differences, briefly, strict=True):
+        assert long.split(" | ")[:4] == short.split(" | ")[:4]
+
+
 def test_names_that_are_programs_are_shown_and_do_nothing(folder, drawn):
     """Subjects, structures and reasons come from files, and may be anything."""
     name = "<script>alert('$x$ & |')</script>"
