@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from monai.networks.layers import DropPath
 from torch import nn
 from torch.nn import functional as F
 
@@ -164,7 +165,7 @@ class _Transformer(nn.Module):
 class _Block(nn.Module):
     def __init__(self, width: int, num_heads: int, scale: float | None, attention_norm: bool, drop_path: float) -> None:
         super().__init__()
-        self.drop_path = drop_path
+        self.drop_path = DropPath(drop_path)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn, self.mlp = _Attention(width, num_heads, attention_norm), _GatedMLP(width)
         self.gamma_1 = self.gamma_2 = None
@@ -177,11 +178,7 @@ class _Block(nn.Module):
         return x + self._scaled(self.mlp(self.norm2(x)), self.gamma_2)
 
     def _scaled(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-        x = x if scale is None else scale * x
-        if not self.training or self.drop_path == 0:
-            return x
-        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_path
-        return x * kept / (1 - self.drop_path)
+        return self.drop_path(x if scale is None else scale * x)
 
 
 class _Attention(nn.Module):
