@@ -17,6 +17,7 @@ import numpy as np
 from ..files import atomic_write, names_below, without_ending
 from ..json_files import read_json, write_json
 from ..nifti import nifti_affine, read_nifti
+from ..saved_scores import saved_scores
 from .child import machine, read_outcome, versions
 from .plan import Plan, example_root
 from .run import Run
@@ -264,24 +265,15 @@ def _whose(arm: Arm, subjects: Sequence[dict[str, Any]], tested: set[str]) -> st
 
 
 def metric_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a table of MONAI's ``MetricsSaver``, which does not quote a path with a comma.
+    """``saved_scores`` of a run.
 
     Raises:
         CompareError: a row has fewer cells than the header.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    header = next(csv.reader(lines[:1], skipinitialspace=True), [])
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
-        cells = next(csv.reader([line], skipinitialspace=True))
-        if len(cells) != len(header):  # the numbers are the last cells, the rest is the path
-            cells = [cell.strip() for cell in line.rsplit(",", len(header) - 1)]
-        if len(cells) != len(header):
-            raise CompareError(f"{path}, line {number} has fewer cells than its header; evaluate that run again.")
-        rows.append(dict(zip(header, cells, strict=True)))
-    return rows
+    try:
+        return saved_scores(path)
+    except ValueError as error:
+        raise CompareError(str(error)) from None
 
 
 def prediction_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:

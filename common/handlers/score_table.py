@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 
 from ..files import atomic_write, names_below, without_ending
 from ..metrics import PooledDice
+from ..saved_scores import saved_scores
 
 __all__ = ["ScoreTable"]
 
@@ -76,13 +77,11 @@ class ScoreTable:
 
 
 def _read(path: Path) -> dict[str, dict[str, float]]:
-    """Values by file and class. MONAI does not quote a path with a comma."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    header = next(csv.reader(lines[:1], skipinitialspace=True))
+    """Values by file and class, without the last column, their mean."""
     table = {}
-    for line in lines[1:]:
-        file, *values = line.rsplit(",", len(header) - 1)
-        table[file.strip()] = dict(zip(header[1:-1], map(float, values[:-1]), strict=True))  # the last is the mean
+    for row in saved_scores(path):
+        file, *values = row.values()
+        table[file] = dict(zip(list(row)[1:-1], map(float, values[:-1]), strict=True))
     return table
 
 
