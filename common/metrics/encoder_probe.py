@@ -89,7 +89,9 @@ class EncoderProbe(Metric):
         """Of the batch itself, since what the network made of it does not name its scans."""
         state: Any = engine.state
         image, values = state.output["image"], state.batch[self.target]
-        self.update((self.features(image), self.encoded(list(values))))
+        # As the items name them: classes that are numbers come as tensors from the collated batch.
+        found = [value.item() if isinstance(value, torch.Tensor) else value for value in values]
+        self.update((self.features(image), self.encoded(found)))
 
     def update(self, output: tuple[torch.Tensor, torch.Tensor]) -> None:
         found, truth = output

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.data import DataLoader, Dataset
 from sklearn.linear_model import Ridge
 
 from common.metrics import EncoderProbe, left_out_predictions
@@ -62,6 +63,17 @@ def test_classes_count_alike_whatever_their_number():
     assert run(EncoderProbe(lambda x: x, "diagnosis", items, "class"), items) == 0
     blind = [item | {"x": [0.0, 0.1 * (n % 3)]} for n, item in enumerate(items)]
     assert run(EncoderProbe(lambda x: x, "diagnosis", blind, "class"), blind) == 0.5  # all are called NC
+
+
+@pytest.mark.parametrize("classes", [(0, 1), (False, True), (0.5, 1.5)], ids=["int", "bool", "float"])
+def test_classes_that_the_loader_collates_into_a_tensor_are_those_of_the_list(classes):
+    items = [{"diagnosis": classes[n < 4], "image": torch.tensor([float(n < 4), 0.1 * (n % 3)])} for n in range(12)]
+    probe = EncoderProbe(lambda x: x, "diagnosis", items, "class")
+    engine = Engine(lambda engine, batch: {"image": batch["image"]})
+    probe.attach(engine, "probe")
+    engine.run(DataLoader(Dataset(items), batch_size=4))
+    assert isinstance(engine.state.batch["diagnosis"], torch.Tensor)
+    assert engine.state.metrics["probe"] == 0
 
 
 def test_features_that_are_not_finite_are_no_best(caplog):
