@@ -493,7 +493,7 @@ def mapped_label(item: dict[str, Any], stem: str, plan: Plan) -> str | None:
     path = plan.settings.output / "examples" / f"{stem}.nii.gz"
     source = read_nifti(item["label"])
     values = np.asarray(source.dataobj)
-    classes = np.zeros(values.shape, np.uint8)
+    classes = np.zeros(values.shape, np.min_scalar_type(max(map(int, groups))))
     for number, labels in groups.items():
         classes[np.isin(values, labels)] = number
     path.parent.mkdir(exist_ok=True)

@@ -1,30 +1,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from monai.config import KeysCollection
 from monai.data import FolderLayoutBase
-from monai.transforms import MapTransform
 from monai.utils import convert_to_numpy
 
 from .. import __version__
 from ..dicom import DicomError, find_series
 from ..files import atomic_write
 from ..volumes import format_shape, label_problem
+from .save_each import SaveEach
 
 __all__ = ["SaveDicomSegd"]
 
 TISSUE = ("85756007", "SCT", "Tissue")
 MANUFACTURER = "MONAI Transfer Bundles"
 OTHER_OUTPUT = "write NIfTI instead, with the overlay outputs/nifti.json or without an overlay of outputs/"
+MAX_SEGMENTS = 65535
+"""Segment numbers are unsigned and have 16 bits (DICOM PS3.3, C.8.20.4)."""
 MAX_OFFSET = 0.01
 """How far a voxel of the label map may lie from its source's, in parts of the smallest spacing."""
 
 
-class SaveDicomSegd(MapTransform):
+class SaveDicomSegd(SaveEach):
     """Write label maps of DICOM series as DICOM Segmentation objects that refer to the slices.
 
     The label map, shape (1, columns, rows, slices), must lie on the grid of its series, as after `Invertd`. Each class
@@ -45,7 +47,8 @@ class SaveDicomSegd(MapTransform):
     Raises:
         ImportError: `highdicom` is not installed; raised on construction.
         DicomError: the image was not a DICOM series, or its headers lack a field that the object must repeat.
-        ValueError: labels have no name, or lie on another grid than the series.
+        ValueError: `segment_names` has a gap, or more than the 65535 classes that a DICOM SEG can number; labels have
+            no name, or lie on another grid than the series.
     """
 
     def __init__(
@@ -70,22 +73,20 @@ class SaveDicomSegd(MapTransform):
         names = {int(number): str(name) for number, name in segment_names.items() if int(number) > 0}
         if sorted(names) != list(range(1, len(names) + 1)):
             raise ValueError(f"segment_names must name the classes 1, 2, ... without a gap, not {sorted(names)}.")
+        if len(names) > MAX_SEGMENTS:
+            raise ValueError(
+                f"segment_names has {len(names)} classes, and a DICOM SEG holds up to {MAX_SEGMENTS}; {OTHER_OUTPUT}."
+            )
         self.segment_names = [names[number] for number in sorted(names)]
         self.algorithm_name = algorithm_name
         self.category, self.kind = tuple(category), tuple(kind)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            self._save(d[key])
-        return d
-
-    def _save(self, label: Any) -> None:
-        source = str(label.meta["filename_or_obj"])
+    def _save(self, volume: Any) -> None:
+        source = str(volume.meta["filename_or_obj"])
         if not os.path.isdir(source):
             raise DicomError(f"{source} is not the folder of a DICOM series, which a DICOM SEG needs; {OTHER_OUTPUT}.")
         series = find_series(source)
-        labels = convert_to_numpy(label)
+        labels = convert_to_numpy(volume)
         problem = label_problem(labels, len(self.segment_names) + 1)
         if problem:
             raise ValueError(f"The label map of {source} {problem}; name its classes with segment_names.")
@@ -95,13 +96,14 @@ class SaveDicomSegd(MapTransform):
                 f"The label map of {source} has the shape {shapes}; take it back to the image's grid with Invertd."
             )
         corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*(n - 1 for n in series.shape), 1]
-        offsets = np.linalg.norm(corners @ (np.asarray(label.affine) - series.affine).T, axis=1)
+        offsets = np.linalg.norm(corners @ (np.asarray(volume.affine) - series.affine).T, axis=1)
         if offsets.max() > MAX_OFFSET * np.linalg.norm(series.affine[:3, :3], axis=0).min():
             raise ValueError(
                 f"The label map of {source} lies up to {offsets.max():.3g} mm away from its series; take it back to "
                 "the image's grid with Invertd."
             )
-        segmentation = self._segmentation(source, series.files, labels[0].astype(np.uint8).transpose(2, 1, 0))
+        frames = labels[0].astype(np.min_scalar_type(len(self.segment_names))).transpose(2, 1, 0)
+        segmentation = self._segmentation(source, series.files, frames)
         with atomic_write(self.folder_layout.filename(subject=source)) as path:
             segmentation.save_as(path)
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,20 @@ import numpy as np
 from monai.config import DtypeLike, KeysCollection
 from monai.data import FolderLayoutBase, NibabelWriter
 from monai.transforms import SaveImaged
+from monai.utils import convert_to_numpy, get_equivalent_dtype
 
 from ..files import atomic_write
+from ..volumes import format_values
+from .save_each import SaveEach
 
 __all__ = ["SaveVolumed"]
 
 EXTENSIONS = (".nii.gz", ".nii")
+NIFTI_DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
+"""Types that readers of NIfTI know; nibabel writes none of 64-bit integers unasked, and ITK reads none of float16."""
 
 
-class SaveVolumed(SaveImaged):
+class SaveVolumed(SaveEach, SaveImaged):
     """Write volumes as NIfTI, each completely or not at all.
 
     MONAI's ``SaveImaged`` reports any write error as "no suitable writer" and logs it. In the engines the run then ends
@@ -28,37 +32,57 @@ class SaveVolumed(SaveImaged):
     Args:
         keys: volumes (C, *spatial) with their affine; their ``filename_or_obj`` names the image.
         folder_layout: names the files, as ``KeepFolderTree`` does, ending in ``.nii.gz`` or ``.nii``.
-        output_dtype: type of the stored voxels.
+        output_dtype: type of the stored voxels. None takes uint8 where it holds every value, as for label maps of up to
+            256 classes, else the volume's own type, or the next larger one that NIfTI readers know.
         allow_missing_keys: whether items may lack keys.
 
     Raises:
         OSError: a file cannot be written; names it.
-        ValueError: the layout names another format.
+        ValueError: the layout names another format, or ``output_dtype`` cannot hold the values.
     """
 
     def __init__(
         self,
         keys: KeysCollection,
         folder_layout: FolderLayoutBase,
-        output_dtype: DtypeLike = np.uint8,
+        output_dtype: DtypeLike = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, folder_layout=folder_layout, allow_missing_keys=allow_missing_keys)
         self.folder_layout, self.output_dtype = folder_layout, output_dtype
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            self._save(d[key])
-        return d
 
     def _save(self, volume: Any) -> None:
         path = Path(self.folder_layout.filename(subject=volume.meta["filename_or_obj"]))
         extension = next((end for end in EXTENSIONS if path.name.endswith(end)), None)
         if extension is None:
             raise ValueError(f"{path} is not a NIfTI path: set the layout's extension to .nii.gz.")
-        writer = NibabelWriter(output_dtype=self.output_dtype)
-        writer.set_data_array(volume, channel_dim=0)
+        values = convert_to_numpy(volume)
+        writer = NibabelWriter(output_dtype=self._stored_dtype(values, path))
+        writer.set_data_array(values, channel_dim=0)
         writer.set_metadata(volume.meta, resample=False)
         with atomic_write(path, suffix=extension) as temporary:
             writer.write(os.fspath(temporary))
+
+    def _stored_dtype(self, values: np.ndarray, path: Path) -> np.dtype:
+        own = [values.dtype] * (values.dtype in NIFTI_DTYPES)
+        asked = [np.uint8, *own, np.int32, np.float32] if self.output_dtype is None else [self.output_dtype]
+        dtypes = [np.dtype(get_equivalent_dtype(dtype, np.ndarray)) for dtype in asked]
+        for dtype in dtypes:
+            lost = _lost(values, dtype)
+            if not lost.size:
+                return dtype
+        raise ValueError(
+            f"{path} cannot hold {format_values(lost)} as {dtypes[-1]}: set output_dtype to a type that can, or leave "
+            "it out."
+        )
+
+
+def _lost(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The values that a type cannot hold; a float may be rounded to one of fewer digits."""
+    if values.dtype == dtype:
+        return values[:0]
+    with np.errstate(invalid="ignore", over="ignore"):
+        stored = values.astype(dtype)
+    if all(np.issubdtype(kind, np.inexact) for kind in (values.dtype, dtype)):
+        return values[np.isfinite(values) & ~np.isfinite(stored)]
+    return values[stored != values]

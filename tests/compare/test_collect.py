@@ -7,6 +7,8 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import nibabel as nib
+import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
@@ -16,6 +18,7 @@ from common.compare.collect import (
     choose_examples,
     curve_rows,
     is_stale,
+    mapped_label,
     mean_rows,
     prediction_rows,
     probe_rows,
@@ -215,6 +218,17 @@ def test_examples_are_the_worst_the_median_and_the_best(tmp_path, count, shown):
     found = choose_examples(Plan(settings, tuple(runs), None, evaluate, test))
     assert "".join(item["image"][6] for item in found) == shown
     assert choose_examples(Plan(settings, (), None, evaluate, test)) == []
+
+
+def test_a_true_map_of_more_than_256_classes_is_shown(tmp_path):
+    label = tmp_path / "case.nii.gz"
+    nib.save(nib.Nifti1Image(np.array([[[0, 7], [8, 9]]], np.int16), np.eye(4)), label)
+    plan = SimpleNamespace(
+        evaluate={"label_map": {0: [0], 5: [7], 300: [8, 9]}}, settings=SimpleNamespace(output=tmp_path)
+    )
+    (tmp_path / "examples").mkdir()
+    shown = nib.load(mapped_label({"label": str(label)}, "case", plan))
+    assert np.asarray(shown.dataobj).tolist() == [[[0, 5], [300, 300]]]
 
 
 def test_rows_of_a_probe_name_their_structures(run):

@@ -131,6 +131,24 @@ def test_labels_may_be_bytes(tmp_path, series):
     assert np.array_equal(labels, LABELS)
 
 
+def test_labels_above_255_come_back(tmp_path, series):
+    folder, _, _ = series
+    labels = np.where(LABELS == 2, 300, LABELS)
+    pred = on_the_grid_of(folder, labels, affine_of("axial"))
+    names = {number: f"label {number}" for number in range(1, 301)}
+    SaveDicomSegd("pred", KeepFolderTree(tmp_path / "out", tmp_path / "data", "seg", ".dcm"), names, "a test")(
+        {"pred": pred}
+    )
+    found, _, _ = decoded(tmp_path / "out/series_seg.dcm", SHAPE, affine_of("axial"))
+    assert np.array_equal(found, labels)
+
+
+def test_more_classes_than_segments_can_be_numbered_are_refused(tmp_path):
+    names = dict.fromkeys(range(65537), "one")
+    with pytest.raises(ValueError, match="has 65536 classes, and a DICOM SEG holds up to 65535; write NIfTI instead"):
+        SaveDicomSegd("pred", KeepFolderTree(tmp_path, tmp_path), names, "a test")
+
+
 def moved(pred):
     affine = pred.affine.clone()
     affine[0, 3] += 1

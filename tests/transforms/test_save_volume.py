@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import sys
 from pathlib import Path
@@ -22,8 +23,17 @@ def label():
     return MetaTensor(values.float(), affine=affine, meta={"filename_or_obj": "/scans/case.nii.gz"})
 
 
-def save(folder, extension=".nii.gz"):
-    return SaveVolumed("pred", KeepFolderTree(folder, "/scans", "seg", extension))
+def save(folder, extension=".nii.gz", **arguments):
+    return SaveVolumed("pred", KeepFolderTree(folder, "/scans", "seg", extension), **arguments)
+
+
+def saved(folder, values, **arguments):
+    """Type and values of the file of a volume with these voxels."""
+    meta = {"filename_or_obj": "/scans/case.nii.gz"}
+    volume = MetaTensor(torch.as_tensor(values).reshape(1, 1, 2, 2), affine=torch.eye(4), meta=meta)
+    save(folder, **arguments)({"pred": volume})
+    file = nib.load(folder / "case_seg.nii.gz")
+    return str(file.get_data_dtype()), np.asarray(file.dataobj).reshape(-1).tolist()
 
 
 @pytest.mark.parametrize("extension", [".nii.gz", ".nii"])
@@ -37,6 +47,45 @@ def test_the_file_is_monais(tmp_path, label, extension):
     np.testing.assert_array_equal(np.asarray(ours.dataobj), label[0].numpy())
     assert ours.header == theirs.header and ours.get_data_dtype() == np.uint8
     assert [path.name for path in (tmp_path / "ours").iterdir()] == [f"case_seg{extension}"]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "stored"),
+    [
+        ([0, 5, 255, 7], torch.int16, "uint8"),
+        ([0, 5, 255, 7], torch.int64, "uint8"),
+        ([0, 1, 1, 0], torch.bool, "uint8"),
+        ([0, 5, 256, 300], torch.int16, "int16"),
+        ([0, 5, -1, 3], torch.int16, "int16"),
+        ([0, 5, 256, 70000], torch.int64, "int32"),
+        ([0, 0.25, 0.5, 2], torch.float32, "float32"),
+        ([0, 0.25, 0.5, 2], torch.float16, "float32"),
+        ([0, 0.25, math.inf, 2], torch.float64, "float64"),
+    ],
+)
+def test_every_value_is_stored(tmp_path, values, dtype, stored):
+    assert saved(tmp_path, torch.tensor(values, dtype=dtype)) == (stored, values)
+
+
+@pytest.mark.parametrize("asked", [np.uint8, torch.uint8, "uint8"])
+def test_a_type_that_cannot_hold_the_values_is_refused(tmp_path, asked):
+    assert saved(tmp_path, [0.0, 1, 2, 255], output_dtype=asked) == ("uint8", [0, 1, 2, 255])
+    (tmp_path / "case_seg.nii.gz").unlink()
+    with pytest.raises(ValueError, match=r"case_seg.nii.gz cannot hold 256, 300 as uint8: set output_dtype to a type"):
+        saved(tmp_path, [0, 5, 256, 300], output_dtype=asked)
+    with pytest.raises(ValueError, match=r"cannot hold 0.5 as uint8"):
+        saved(tmp_path, [0, 0.5, 1, 2], output_dtype=asked)
+    assert not os.listdir(tmp_path)
+
+
+def test_an_asked_float_may_round_but_not_overflow(tmp_path):
+    assert saved(tmp_path, [0.1, math.nan, 0.5, 1], output_dtype=np.float64)[0] == "float64"
+    third = torch.tensor([1 / 3, 0, 0, 0], dtype=torch.float64)
+    assert saved(tmp_path, third, output_dtype=np.float32) == ("float32", [float(np.float32(1 / 3)), 0, 0, 0])
+    with pytest.raises(ValueError, match=r"cannot hold 1e\+300 as float32"):
+        saved(tmp_path, third * 3e300, output_dtype=np.float32)
+    with pytest.raises(ValueError, match=r"cannot hold 16777217 as float32"):  # a label that would become another
+        saved(tmp_path, [0, 1, 2, 2**24 + 1], output_dtype=np.float32)
 
 
 def test_a_full_disk_ends_with_the_files_name_and_leaves_nothing(tmp_path, label, monkeypatch):
