@@ -28,8 +28,9 @@ __all__ = [
     "without_ending",
 ]
 
-VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
-"""Endings of the formats that inference accepts, longer ones first."""
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+VOLUME_ENDINGS = (*NIFTI_ENDINGS, ".nrrd", ".mha", ".mhd")
+"""Endings of the formats that inference accepts, in lower case, longer ones first."""
 
 
 STALE_SECONDS = 600

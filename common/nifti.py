@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from .files import NIFTI_ENDINGS
 from .volumes import VolumeError, format_shape
 
 __all__ = ["NiftiError", "is_nifti", "nifti_affine", "read_nifti"]
@@ -25,8 +26,8 @@ class NiftiError(VolumeError):
 
 
 def is_nifti(file: str | os.PathLike) -> bool:
-    """Whether a file has a NIfTI name."""
-    return os.fspath(file).endswith((".nii", ".nii.gz"))
+    """Whether a file has a NIfTI name, in small letters or capitals."""
+    return os.fspath(file).lower().endswith(NIFTI_ENDINGS)
 
 
 def read_nifti(file: str | os.PathLike, **kwargs: Any) -> Any:
@@ -40,7 +41,7 @@ def read_nifti(file: str | os.PathLike, **kwargs: Any) -> Any:
         NiftiError: the checksum does not match the content.
         Exception: any error of nibabel, gzip or zlib for a file that is cut off or not a NIfTI file.
     """
-    if not os.fspath(file).endswith(".gz"):
+    if not os.fspath(file).lower().endswith(".gz"):
         return nib.load(file, **kwargs)  # type: ignore[attr-defined]
     with open(file, "rb") as stream:
         compressed = stream.read()

@@ -19,12 +19,11 @@ from scipy.spatial import KDTree
 
 from .command_line import run_command
 from .files import atomic_write, without_ending
-from .nifti import NiftiError, nifti_affine, read_nifti
+from .nifti import NiftiError, is_nifti, nifti_affine, read_nifti
 from .volumes import diagonal, first_line, format_shape, label_problem, whole_labels
 
 __all__ = ["ScoreError", "match", "score", "score_masks"]
 
-ENDINGS = (".nii.gz", ".nii")
 SCORES = ("dice", "nsd", "hd95")
 
 
@@ -135,7 +134,7 @@ def _files(folder: str | os.PathLike) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ScoreError(f"{folder} is not a folder: give the folder of the NIfTI files.")
-    found = sorted(x for x in folder.rglob("*") if x.name.endswith(ENDINGS) and not x.name.startswith("."))
+    found = sorted(x for x in folder.rglob("*") if is_nifti(x) and not x.name.startswith("."))
     if not found:
         raise ScoreError(f"{folder} has no NIfTI file (.nii.gz, .nii): give the folder with the files.")
     return found

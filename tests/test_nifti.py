@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from common.data import DatalistError, load_datalist
 from common.data.domains import median_spacing
-from common.nifti import nifti_affine
+from common.nifti import NiftiError, is_nifti, nifti_affine, read_nifti
 from common.transforms import LoadVolumed
 
 SHAPE = (4, 5, 6)
@@ -69,6 +71,35 @@ def test_check_spacing_and_loading_read_one_geometry(tmp_path, header, sizes):
     else:
         with pytest.raises(DatalistError, match="mm away"):
             check(plain, file)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".NII", ".NII.GZ", ".nii.GZ"])
+def test_capitals_change_nothing(tmp_path, ending):
+    """ITK, which reads what is no NIfTI file, would take the sizes of 3 from pixdim."""
+    assert is_nifti(tmp_path / f"scan{ending}")
+    content = Path(write(tmp_path / "scan", sizes=(1, 1, 2), pixdim=(3, 3, 3))).read_bytes()
+    if ending.lower().endswith(".gz"):
+        content = gzip.compress(content)
+    file = tmp_path / f"scan{ending}"
+    file.write_bytes(content)
+    assert np.allclose(median_spacing([{"image": str(file)}]), (1, 1, 2))
+    loaded = LoadVolumed("image", ensure_channel_first=True)({"image": str(file)})["image"]
+    assert np.allclose(loaded.pixdim, (1, 1, 2)) and np.array_equal(loaded[0], VALUES)
+    check(str(file), str(file), check="full")
+    bad = tmp_path / f"bad{ending}"
+    write(tmp_path / "bad", qform=1, pixdim=(3, 3, 3))
+    bad.write_bytes(gzip.compress((tmp_path / "bad").read_bytes()) if ending.lower().endswith(".gz") else b"no volume")
+    with pytest.raises(DatalistError, match=rf"\n  {bad}: (has two valid matrices|is not a readable NIfTI file)"):
+        check(str(bad))
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "SCAN.NII.GZ"])
+def test_a_checksum_is_compared_whatever_the_case_of_the_name(tmp_path, name):
+    packed = bytearray(gzip.compress(Path(write(tmp_path / "scan")).read_bytes()))
+    packed[-8] ^= 1
+    (tmp_path / name).write_bytes(packed)
+    with pytest.raises(NiftiError, match="is damaged"):
+        read_nifti(tmp_path / name)
 
 
 NAN = np.diag([np.nan, 1, 1, 1])

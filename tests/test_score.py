@@ -139,6 +139,13 @@ def test_names_that_occur_twice_match_by_path(tmp_path):
     assert list(match(tmp_path / "truth", tmp_path / "predicted")) == ["a/T1w", "b/T1w"]
 
 
+def test_names_may_be_in_capitals(tmp_path):
+    for folder, name in (("truth", "scan.NII.GZ"), ("predicted", "scan_seg.nii.gz")):
+        write(tmp_path / folder / "scan.nii.gz", labels(0))
+        (tmp_path / folder / "scan.nii.gz").rename(tmp_path / folder / name)
+    assert [row["dice"] for row in run((tmp_path / "truth", tmp_path / "predicted"))] == ["1.0", "1.0"]
+
+
 def test_a_truth_may_end_in_the_postfix(tmp_path):
     for folder in ("truth", "predicted"):
         write(tmp_path / folder / "BraTS_1_seg.nii.gz", labels(0))

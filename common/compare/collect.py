@@ -16,7 +16,7 @@ import numpy as np
 
 from ..files import atomic_write, names_below, without_ending
 from ..json_files import read_json, write_json
-from ..nifti import nifti_affine, read_nifti
+from ..nifti import is_nifti, nifti_affine, read_nifti
 from ..saved_scores import saved_scores
 from .child import machine, read_outcome, versions
 from .plan import Plan, example_root
@@ -26,7 +26,6 @@ from .trials import list_trials
 
 __all__ = ["collect", "write_example_list"]
 
-NIFTI = (".nii", ".nii.gz")
 SUBJECTS = ("arm", "fraction", "labels", "seed", "metric", "structure", "subject", "value")
 # What came later stands last: folders of comparisons from before have no such columns.
 RESULTS = ("arm", "fraction", "labels", "seed", "metric", "structure", "value", "subjects", "steps", "seconds")
@@ -450,7 +449,7 @@ def example_rows(run: Run, plan: Plan) -> Iterator[dict[str, Any]]:
     ranks = {1: ["median"], 3: ["worst", "median", "best"]}.get(len(items), [""] * len(items))
     for item, rank in zip(items, ranks, strict=True):
         image = _first(item["image"])
-        if not image.endswith(NIFTI):
+        if not is_nifti(image):
             continue  # the report draws with nibabel
         place = Path(os.path.relpath(image, root))
         stem = without_ending(place.name)
@@ -484,7 +483,7 @@ def _first(image: Any) -> str:
 def mapped_label(item: dict[str, Any], stem: str, plan: Plan) -> str | None:
     """The truth in the classes of the task, through the config's ``label_map`` if it has one."""
     groups = plan.evaluate.get("label_map")
-    if not str(item.get("label")).endswith(NIFTI):
+    if not is_nifti(str(item.get("label"))):
         return None
     if not groups:
         return item["label"]

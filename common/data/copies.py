@@ -92,7 +92,7 @@ def content_digest(file: str, most: int | None = None) -> str:
 
 
 def _is_packed(file: str) -> bool:
-    return str(file).endswith(".gz")
+    return str(file).lower().endswith(".gz")
 
 
 def _unpacked_size(file: str) -> int | None:

@@ -14,6 +14,7 @@ from monai.config import KeysCollection
 from monai.transforms import LoadImaged
 
 from ..dicom import DicomError
+from ..nifti import is_nifti
 from ..volumes import VolumeError, first_line
 from .checked_readers import ArrayReader, MetaImageReader, NrrdReader
 from .dicom_reader import DicomReader
@@ -115,7 +116,7 @@ def _file_problem(loader: Any, file: str, reader: Any = None) -> str | None:
 
 
 def _reason(file: str, error: Exception) -> str:
-    if file.endswith((".nii", ".nii.gz")):  # nibabel's own words are plainer than the list of readers that were tried
+    if is_nifti(file):  # nibabel's own words are plainer than the list of readers that were tried
         try:
             volume: Any = nib.load(file)
             np.asanyarray(volume.dataobj)

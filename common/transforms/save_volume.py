@@ -10,13 +10,13 @@ from monai.data import FolderLayoutBase, NibabelWriter
 from monai.transforms import SaveImaged
 from monai.utils import convert_to_numpy, get_equivalent_dtype
 
-from ..files import atomic_write
+from ..files import atomic_write, without_ending
+from ..nifti import is_nifti
 from ..volumes import format_values
 from .save_each import SaveEach
 
 __all__ = ["SaveVolumed"]
 
-EXTENSIONS = (".nii.gz", ".nii")
 NIFTI_DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 """Types that readers of NIfTI know; nibabel writes none of 64-bit integers unasked, and ITK reads none of float16."""
 
@@ -53,14 +53,13 @@ class SaveVolumed(SaveEach, SaveImaged):
 
     def _save(self, volume: Any) -> None:
         path = Path(self.folder_layout.filename(subject=volume.meta["filename_or_obj"]))
-        extension = next((end for end in EXTENSIONS if path.name.endswith(end)), None)
-        if extension is None:
+        if not is_nifti(path):
             raise ValueError(f"{path} is not a NIfTI path: set the layout's extension to .nii.gz.")
         values = convert_to_numpy(volume)
         writer = NibabelWriter(output_dtype=self._stored_dtype(values, path))
         writer.set_data_array(values, channel_dim=0)
         writer.set_metadata(volume.meta, resample=False)
-        with atomic_write(path, suffix=extension) as temporary:
+        with atomic_write(path, suffix=path.name.removeprefix(without_ending(path.name))) as temporary:
             writer.write(os.fspath(temporary))
 
     def _stored_dtype(self, values: np.ndarray, path: Path) -> np.dtype:

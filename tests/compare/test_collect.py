@@ -220,9 +220,11 @@ def test_examples_are_the_worst_the_median_and_the_best(tmp_path, count, shown):
     assert choose_examples(Plan(settings, (), None, evaluate, test)) == []
 
 
-def test_a_true_map_of_more_than_256_classes_is_shown(tmp_path):
-    label = tmp_path / "case.nii.gz"
-    nib.save(nib.Nifti1Image(np.array([[[0, 7], [8, 9]]], np.int16), np.eye(4)), label)
+@pytest.mark.parametrize("name", ["case.nii.gz", "CASE.NII.GZ"])
+def test_a_true_map_of_more_than_256_classes_is_shown(tmp_path, name):
+    label = tmp_path / name
+    nib.save(nib.Nifti1Image(np.array([[[0, 7], [8, 9]]], np.int16), np.eye(4)), tmp_path / "map.nii.gz")
+    (tmp_path / "map.nii.gz").rename(label)
     plan = SimpleNamespace(
         evaluate={"label_map": {0: [0], 5: [7], 300: [8, 9]}}, settings=SimpleNamespace(output=tmp_path)
     )

@@ -55,7 +55,7 @@ def test_links_small_files_and_missing_ones_are_passed_over(scans, tmp_path):
 
 
 def test_a_copy_is_found_packed_unpacked_and_packed_anew(scans, tmp_path):
-    packed, anew, parts = (str(tmp_path / name) for name in ("packed.nii.gz", "anew.nii.gz", "parts.nii.gz"))
+    packed, anew, parts = (str(tmp_path / name) for name in ("packed.nii.gz", "ANEW.NII.GZ", "parts.nii.gz"))
     content = Path(scans[0]).read_bytes()
     for file, level, mtime in ((packed, 9, 1), (anew, 1, 2)):
         Path(file).write_bytes(gzip.compress(content, level, mtime=mtime))

@@ -121,6 +121,17 @@ def test_adni(tmp_path):
     ]
 
 
+def test_adni_of_files_in_capitals(tmp_path):
+    scan = "ADNI_005_S_2390_MR_MT1__GradWarp__N3m_Br_20110701094138392_S112699_I242887"
+    touch(tmp_path, f"{scan}.nii", f"MALPEM-{scan}.nii.gz")
+    for name in (f"{scan}.nii", f"MALPEM-{scan}.nii.gz"):
+        stem, dot, ending = name.partition(".")
+        (tmp_path / name).rename(tmp_path / f"{stem}{dot}{ending.upper()}")
+    (tmp_path / "ADNI_search.csv").write_text('"Image Data ID","Group","Age"\n"I242887","LMCI","71"\n')
+    (found,) = collect("adni", tmp_path)
+    assert (found["image"], found["label"]) == (f"{scan}.NII", f"MALPEM-{scan}.NII.GZ") and found["age"] == 71
+
+
 @pytest.mark.parametrize(("masks", "suffix"), [("machine_learning", "ss"), ("staple", "staple")])
 def test_cc359(tmp_path, masks, suffix):
     name = "CC0001_philips_15_55_M"

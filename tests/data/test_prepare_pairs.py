@@ -183,6 +183,16 @@ def test_nnunet(tmp_path, version, channels):
     load_datalist(root.parent / "list.json")
 
 
+def test_nnunets_files_in_capitals(tmp_path):
+    root = tmp_path / "Dataset001_Heart"
+    touch(root, *(f"{d}Tr/la_{i}{end}" for i in range(8) for d, end in (("images", "_0000.nii"), ("labels", ".nii"))))
+    for file in root.rglob("*.nii"):
+        file.rename(file.with_suffix(".NII"))
+    (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "a"}, "file_ending": ".NII"}))
+    pairs, _, _ = made("decathlon", root)
+    assert pairs == {f"imagesTr/la_{i}_0000.NII": f"labelsTr/la_{i}.NII" for i in range(8)}
+
+
 def test_nnunets_own_test_scans_stay_the_test_list(tmp_path):
     root = tmp_path / "Dataset001_Heart"
     touch(root, *(f"{d}Tr/la_{i}{end}" for i in range(8) for d, end in (("images", "_0000.nii"), ("labels", ".nii"))))

@@ -120,6 +120,13 @@ def test_a_limit_of_the_system_is_a_full_disk_too(tmp_path):
     assert not list(tmp_path.rglob("*seg*"))
 
 
+@pytest.mark.parametrize("extension", [".NII.GZ", ".NII"])
+def test_an_extension_may_be_in_capitals(tmp_path, label, extension):
+    save(tmp_path, extension)({"pred": label})
+    assert os.listdir(tmp_path) == [f"case_seg{extension}"]
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / f"case_seg{extension}").dataobj), label[0].numpy())
+
+
 def test_other_formats_are_refused(tmp_path, label):
     with pytest.raises(ValueError, match="not a NIfTI path"):
         save(tmp_path, ".png")({"pred": label})

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .files import add_once, item, number, read_table, scans
+from .files import add_once, item, number, read_table, scans, stem
 
 _SUBJECT = re.compile(r"\d{3}_S_\d{4,5}")
 _IMAGE_ID = re.compile(r"_I(\d+)$")
@@ -53,4 +53,4 @@ def collect_adni(source: Path) -> list[dict[str, Any]]:
 
 
 def _key(path: Path) -> str:
-    return re.sub(r"\.nii(\.gz)?$", "", path.name).removeprefix(_PREFIX)
+    return stem(path).removeprefix(_PREFIX)

@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ...files import NIFTI_ENDINGS
 from ..datalist import SECTIONS, DatalistError, load_datalist, read_dictionary
-from .files import NIFTI, by_stem, item, scans, some, stem
+from .files import by_stem, item, scans, some, stem
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -84,8 +85,8 @@ def _collect(source: Path) -> list[dict[str, Any]]:
     description: dict[str, Any] = {}
     if (source / "dataset.json").is_file():
         description = read_dictionary(source / "dataset.json")
-        ending = description.get("file_ending", NIFTI[0])
-        if ending not in NIFTI:
+        ending = description.get("file_ending", NIFTI_ENDINGS[0])
+        if str(ending).lower() not in NIFTI_ENDINGS:
             raise DatalistError(f"{source / 'dataset.json'} has files that end in {ending!r}: convert them to .nii.gz.")
         if names_its_files(source, description):
             lists = load_datalist(source / "dataset.json", check="none", label_key=None)

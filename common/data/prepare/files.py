@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ...files import without_ending
+from ...nifti import is_nifti
 from ..datalist import DatalistError
 
-NIFTI = (".nii.gz", ".nii")
 MASK_FOLDER = re.compile(
     r"(labels?|masks?|gts?|ground_?truths?|segs?|segmentations?|annotations?)(Tr|Ts)?", re.IGNORECASE
 )
@@ -31,8 +31,8 @@ def scans(folder: Path, pattern: str = "*") -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    files = folder.glob(pattern + ".nii*")
-    return sorted(p for p in files if p.name.endswith(NIFTI) and not p.name.startswith("."))
+    files = folder.glob(pattern + ".[nN][iI][iI]*")
+    return sorted(p for p in files if is_nifti(p) and not p.name.startswith("."))
 
 
 def first_folder(source: Path, names: Iterable[str]) -> Path | None:
