@@ -12,6 +12,8 @@ __all__ = ["EncoderClassifier", "EncoderRegressor"]
 class EncoderClassifier(nn.Module):
     """Classifier over any encoder: global average pooling of its maps, layer norm, dropout, one linear layer.
 
+    What follows the encoder is computed in float32 under autocast, too.
+
     Args:
         encoder: module that returns a list of maps, finest first, and states their ``channels``.
         num_classes: number of logits.
@@ -40,13 +42,13 @@ class EncoderClassifier(nn.Module):
         self.head = _head(encoder, num_classes, dropout, maps, hidden)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.head(_pooled(self.encoder, image, self.maps))
+        return _of_means(self.head, self.encoder(image), self.maps)
 
 
 class EncoderRegressor(nn.Module):
     """Regressor of one number over any encoder, with the layers of :class:`EncoderClassifier`.
 
-    The head works on a standardised scale, and its output is scaled back to the target's unit in float32. So an
+    The head works on a standardised scale, and its output is scaled back to the target's unit, in float32. So an
     untrained net starts near the mean, and the loss can use that unit, such as years.
 
     Args:
@@ -83,8 +85,7 @@ class EncoderRegressor(nn.Module):
         self.register_buffer("std", torch.tensor(float(std)))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        # bfloat16 cannot tell an age of 70.0 years from one of 70.2.
-        return self.head(_pooled(self.encoder, image, self.maps)).float() * self.std + self.mean
+        return _of_means(self.head, self.encoder(image), self.maps).float() * self.std + self.mean
 
 
 class _Norms(nn.ModuleList):
@@ -112,7 +113,12 @@ def _head(encoder: Any, outputs: int, dropout: float, maps: str, hidden: int | N
     return nn.Sequential(norm, nn.Dropout(dropout), nn.Linear(sum(channels), outputs))
 
 
-def _pooled(encoder: nn.Module, image: torch.Tensor, maps: str) -> torch.Tensor:
-    """Means over the grids of the maps, (B, C)."""
-    found = encoder(image)
-    return torch.cat([one.flatten(2).mean(dim=2) for one in (found if maps == "all" else found[-1:])], dim=1)
+def _of_means(head: nn.Module, found: Sequence[torch.Tensor], maps: str) -> torch.Tensor:
+    """The head on the means over the grids of an encoder's maps (B, C), in float32 under autocast, too.
+
+    bfloat16 cannot tell an age of 70.0 years from one of 70.2, and the head is too small for its speed to matter.
+    """
+    dtype = next(head.parameters()).dtype
+    with torch.autocast(found[-1].device.type, enabled=False):
+        means = [one.flatten(2).mean(dim=2, dtype=dtype) for one in (found if maps == "all" else found[-1:])]
+        return head(torch.cat(means, dim=1))

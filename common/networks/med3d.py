@@ -264,7 +264,7 @@ class PooledClassifier(nn.Module):
         channels: those of the encoder's maps.
         num_classes: number of logits.
 
-    ``forward(maps, size)`` returns logits (B, num_classes), in single precision even under autocast, so their
+    ``forward(maps, size)`` returns logits (B, num_classes), computed in single precision even under autocast, so their
     probabilities sum to one.
     """
 
@@ -273,7 +273,9 @@ class PooledClassifier(nn.Module):
         self.fc = nn.Conv3d(channels[-1], num_classes, 1)
 
     def forward(self, maps: Sequence[torch.Tensor], size: Sequence[int] | None = None) -> torch.Tensor:
-        return self.fc(maps[-1].mean(dim=(2, 3, 4), keepdim=True)).flatten(1).float()
+        with torch.autocast(maps[-1].device.type, enabled=False):
+            mean = maps[-1].mean(dim=(2, 3, 4), keepdim=True, dtype=self.fc.weight.dtype)
+            return self.fc(mean).flatten(1).float()
 
 
 class MedicalNetHead(nn.Module):

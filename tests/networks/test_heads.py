@@ -3,7 +3,7 @@ import torch
 from monai.networks.nets import UNETR
 from torch import nn
 
-from common.networks import EncoderClassifier, EncoderRegressor, ViTEncoder
+from common.networks import EncoderClassifier, EncoderRegressor, ViTEncoder, place
 
 
 class TwoMaps(nn.Module):
@@ -87,6 +87,35 @@ def test_regressor_keeps_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = net(torch.rand(1, 1, 4, 4, 4))
     assert output.dtype == torch.float32 and output.item() == 70.203125
+
+
+class Convolved(TwoMaps):
+    """Maps of bfloat16 under autocast."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv3d(1, 3, 1)
+
+    def forward(self, image):
+        return [image.expand(-1, 2, -1, -1, -1), self.convolution(image)]
+
+
+@pytest.mark.parametrize("maps", ["last", "all"])
+@pytest.mark.parametrize("hidden", [None, 7])
+@pytest.mark.parametrize("regressor", [True, False])
+def test_the_head_computes_in_float32_with_amp(maps, hidden, regressor):
+    """64 ages stay 64, as near to those of the same maps in float32 as that can tell."""
+    made = {"mean": 60.0, "std": 12.0} if regressor else {"num_classes": 1}
+    net = (EncoderRegressor if regressor else EncoderClassifier)(Convolved(), maps=maps, hidden=hidden, **made).eval()
+    image = torch.linspace(-1, 1, 64).view(-1, 1, 1, 1, 1) * torch.rand(1, 1, 4, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = net.encoder(image)
+    assert found[-1].dtype == torch.bfloat16
+    means = torch.cat([one.float().mean((2, 3, 4)) for one in found[-1 if maps == "last" else 0 :]], dim=1)
+    expected = net.head(means) * 12 + 60 if regressor else net.head(means)
+    ages = place(net, "cpu", amp=True)(image)
+    assert ages.dtype == torch.float32 and len(ages.unique()) == len(expected.unique()) > 50
+    torch.testing.assert_close(ages, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_dropout_acts_in_training_only():

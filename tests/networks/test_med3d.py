@@ -14,6 +14,7 @@ from common.networks import (
     MedicalNetHead,
     MultiBranchNet,
     PooledClassifier,
+    place,
 )
 
 SIZE = (17, 24, 30)
@@ -154,6 +155,14 @@ def test_chances_sum_to_one_under_autocast(image):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         chances = net(image).softmax(1)
     torch.testing.assert_close(chances.sum(1), torch.ones(2))
+
+
+def test_logits_of_a_scan_are_computed_in_float32_with_amp():
+    torch.manual_seed(0)
+    head = PooledClassifier([8], 3)
+    maps = [torch.rand(16, 8, 3, 4, 5).bfloat16()]
+    expected = maps[0].float().mean((2, 3, 4)) @ head.fc.weight[:, :, 0, 0, 0].T + head.fc.bias
+    torch.testing.assert_close(place(head, "cpu", amp=True)(maps), expected)
 
 
 def test_medicalnet_head_is_coarse_in_training(image):
