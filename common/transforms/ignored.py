@@ -10,9 +10,18 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-__all__ = ["ClearIgnoredd", "LabelIndicesd"]
+__all__ = ["ClearIgnoredd", "LabelIndicesd", "signed"]
 
 IGNORED = -1
+
+
+def signed(label: Any) -> torch.Tensor:
+    """A label image in a type that holds -1 and one more than its largest label: at least int16.
+
+    Bytes, in which -1 is 255, become int16; float types stay as they are.
+    """
+    label = torch.as_tensor(label)
+    return label.to(torch.promote_types(label.dtype, torch.int16))
 
 
 class LabelIndicesd(MapTransform):

@@ -7,7 +7,7 @@ from monai.config import KeysCollection
 from monai.transforms import RandAffined
 from monai.utils import ensure_tuple
 
-from .ignored import IGNORED
+from .ignored import IGNORED, signed
 
 __all__ = ["RandAffineWithind"]
 
@@ -33,5 +33,5 @@ class RandAffineWithind(RandAffined):
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         labels = [key for key in self.key_iterator(dict(data)) if key in self.label_keys]
         # 0 is what the resampling has for places outside.
-        d = super().__call__({**data, **{key: data[key] - IGNORED for key in labels}}, lazy=False)
+        d = super().__call__({**data, **{key: signed(data[key]) - IGNORED for key in labels}}, lazy=False)
         return d | {key: d[key] + IGNORED for key in labels}

@@ -10,7 +10,7 @@ from monai.transforms import MapTransform, Randomizable
 
 from ..random_state import seeded
 from ..volumes import volume_name
-from .ignored import IGNORED
+from .ignored import IGNORED, signed
 from .synthetic_contrast import SyntheticContrast
 
 __all__ = ["RandSyntheticImaged"]
@@ -25,7 +25,7 @@ class RandSyntheticImaged(Randomizable, MapTransform):
     Args:
         keys: the images to replace; each gets its own contrast. An item need not have them.
         label_key: label map (1, *spatial) of the item, 0 or more; -1, which does not count, is drawn as background. The
-            deformed map replaces the item's; voxels from outside of it become -1.
+            deformed map replaces the item's; voxels from outside of it become -1. Bytes become int16 in every item.
         source_key: label map that the images are drawn from, on the grid of the label. It may hold more labels than the
             network segments (skull, scalp). None draws from ``label_key``.
         deformation: moves label maps; None leaves them as they are.
@@ -67,6 +67,8 @@ class RandSyntheticImaged(Randomizable, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
+        if self.label_key in d:
+            d[self.label_key] = signed(d[self.label_key])  # in items that stay, too: a batch has one type
         if self.domains is not None:
             if self.domain_key not in d:
                 raise ValueError(

@@ -26,6 +26,13 @@ def test_what_comes_from_outside_does_not_count(padding_mode):
     assert torch.equal(made["label"].affine, monais["label"].affine) and torch.equal(item["label"], label)
 
 
+def test_a_label_of_255_counts():
+    label = MetaTensor(torch.full((1, 12, 12, 12), 255, dtype=torch.uint8))
+    item = {"image": torch.ones(1, 12, 12, 12), "label": label}
+    made = RandAffineWithind(["image", "label"], prob=1, **TURN).set_random_state(0)(item)
+    assert set(made["label"].unique().tolist()) == {-1, 255}
+
+
 def test_one_padding_mode_is_of_the_images_alone():
     item = {"image": torch.ones(1, 8, 8, 8), "label": torch.zeros(1, 8, 8, 8)}
     made = RandAffineWithind(["image", "label"], prob=1, padding_mode="border", **TURN).set_random_state(0)(item)

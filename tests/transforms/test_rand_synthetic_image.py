@@ -77,6 +77,18 @@ def test_what_does_not_count_is_drawn_as_background(item, deformation):
     assert deformation is not None or torch.equal(label, item["label"])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int8])
+def test_a_label_map_of_bytes_holds_minus_1(item, dtype):
+    item["label"] = item["label"].clamp(max=1).to(dtype)
+    transform = RandSyntheticImaged(deformation=RandomDeformation(), prob=0.5)
+    transform.set_random_state(0)
+    made = [transform(item) for _ in range(12)]
+    drawn = [one["label"] for one in made if one["image"] is not item["image"]]
+    assert 0 < len(drawn) < 12 and {one["label"].dtype for one in made} == {torch.int16}
+    assert set(torch.stack(drawn).unique().tolist()) == {-1, 0, 1}
+    assert torch.equal(drawn[0].affine, item["label"].affine)
+
+
 def test_prob_keeps_real_images(item):
     transform = RandSyntheticImaged(prob=0.4)
     transform.set_random_state(0)
