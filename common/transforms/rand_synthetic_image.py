@@ -28,7 +28,9 @@ class RandSyntheticImaged(Randomizable, MapTransform):
             deformed map replaces the item's; voxels from outside of it become -1. Bytes become int16 in every item.
         source_key: label map that the images are drawn from, on the grid of the label. It may hold more labels than the
             network segments (skull, scalp). None draws from ``label_key``.
-        deformation: moves label maps; None leaves them as they are.
+        deformation: moves label maps, as ``common.transforms.RandomDeformation`` does; None leaves them as they are.
+            The labels of its ``sided`` are those of the source: a label map of other numbers keeps them, so do not
+            mirror if its classes have sides.
         contrast: draws images from label maps.
         normalize: the transform that normalises the ``image`` of an item, such as
             ``common.transforms.NormalizeForegroundd``; None leaves images in 0..1.
@@ -48,7 +50,7 @@ class RandSyntheticImaged(Randomizable, MapTransform):
         keys: KeysCollection = "image",
         label_key: str = "label",
         source_key: str | None = None,
-        deformation: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        deformation: Callable[..., torch.Tensor] | None = None,
         contrast: Callable[[torch.Tensor], torch.Tensor] | None = None,
         normalize: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]] | None = None,
         prob: float = 1.0,
@@ -96,12 +98,13 @@ class RandSyntheticImaged(Randomizable, MapTransform):
             raise ValueError(f"{name} holds no label but {int(source.max())}: an image needs at least two labels.")
         # One draw of MONAI's generator decides all others, and torch's own goes on as if nothing had happened.
         with seeded(self.R.randint(2**31), label.device):
-            counted = label != IGNORED
+            counted, dtype = label != IGNORED, label.dtype
             label, source = (_plain(part).clamp_min(0) for part in (label, source))
             if self.deformation is not None:
-                maps = torch.cat((label, source, _plain(counted).to(label.dtype)))
-                label, source, counted = self.deformation(maps[None])[0][:, None]  # 0 where they come from outside
-            label = label.where(counted != 0, IGNORED)
+                maps = torch.cat((label, source, _plain(counted).to(label.dtype)))[None]
+                swapped = [0, 1] if self.source_key == self.label_key else [1]
+                label, source, counted = self.deformation(maps, swapped=swapped)[0][:, None]  # 0 from outside
+            label = label.to(dtype).where(counted != 0, IGNORED)
             images = {key: self.contrast(source[None])[0] for key in self.keys}
         if self.normalize is not None:
             images = {key: torch.as_tensor(self.normalize({"image": image})["image"]) for key, image in images.items()}

@@ -37,7 +37,8 @@ class RandomDeformation:
 
     ``deform(labels (B, M, *spatial))`` moves the M label maps of a sample alike and returns a tensor (B, M, *size) of
     the same dtype. With an image (B, C, *spatial) as the second argument, it also moves the image alike, with linear
-    interpolation, and returns both.
+    interpolation, and returns both. ``swapped`` lists those of the M maps, from 0, whose labels ``sided`` means; None
+    means all of them.
 
     Raises:
         ValueError: an argument is out of its range; when called, the map has another number of axes than ``size``.
@@ -74,7 +75,7 @@ class RandomDeformation:
         self.flip_axis, self.sided = flip_axis, [tuple(pair) for pair in sided]
 
     def __call__(
-        self, labels: torch.Tensor, image: torch.Tensor | None = None
+        self, labels: torch.Tensor, image: torch.Tensor | None = None, swapped: Sequence[int] | None = None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         spatial = tuple(labels.shape[2:])
         if self.size and len(self.size) != len(spatial):
@@ -84,7 +85,10 @@ class RandomDeformation:
         place, flipped = self.draw_places(len(labels), spatial, labels.device)
         moved = _look_up(labels.float(), place, "nearest").to(labels.dtype)
         if self.sided:
-            moved = self._swap_sides(moved, flipped)
+            if swapped is None:
+                moved = self._swap_sides(moved, flipped)
+            else:
+                moved[:, list(swapped)] = self._swap_sides(moved[:, list(swapped)], flipped)
         if image is None:
             return moved
         return moved, _look_up(image, place.to(image.dtype), "bilinear")

@@ -60,6 +60,34 @@ def test_another_map_may_hold_more_than_is_segmented(item):
     assert torch.equal(transform(item)["label"], made["label"])  # moved by the same draw, with whatever source
 
 
+def test_a_mirrored_map_of_other_numbers_keeps_them(item):
+    """Class 2 is the left hippocampus' number of the source, and 1 is what marks voxels that count."""
+    item["map"] = torch.where(item["label"].as_tensor() == 2, 41, item["label"].as_tensor().to(torch.int16))
+    drawn = []
+
+    def contrast(source):
+        drawn.append(source[0])
+        return source.float()
+
+    still = {"scaling": 0, "rotation": 0, "shearing": 0, "velocity": 0}
+    deformation = RandomDeformation(**still, flip_axis=1, sided=[[2, 41], [1, 0]])
+    transform = RandSyntheticImaged(source_key="map", deformation=deformation, contrast=contrast)
+    transform.set_random_state(0)
+    item["label"][:, 0, 0] = -1
+    item["label"][:, 3, 3] = 2  # the mirror image has it elsewhere
+    swapped = item["map"].flip(2).apply_(lambda value: {2: 41, 41: 2, 1: 0, 0: 1}[value])
+    mirrored = 0
+    for _ in range(8):
+        label = transform(item)["label"].as_tensor()
+        plain = item["label"].as_tensor()
+        assert label.dtype == plain.dtype
+        if not torch.equal(label, plain):
+            mirrored += 1
+            assert torch.equal(label, plain.flip(2))
+            assert torch.equal(drawn[-1], swapped)
+    assert 0 < mirrored < 8
+
+
 @pytest.mark.parametrize("deformation", [None, RandomDeformation(velocity=0, sided=[[1, 2]], flip_axis=0)])
 def test_what_does_not_count_is_drawn_as_background(item, deformation):
     item["label"][:, :, 14:] = -1

@@ -152,6 +152,17 @@ def test_mirrored_samples_change_sides():
     assert torch.equal(kept, sides.repeat(20, 1, 1, 1, 1))
 
 
+def test_maps_of_other_numbers_are_mirrored_alone():
+    sides = torch.zeros(20, 3, 10, 6, 6, dtype=torch.int16)
+    sides[:, :, :5], sides[:, :, 5:] = 1, 2
+    torch.manual_seed(0)
+    plain = still(flip_axis=0)(sides)
+    torch.manual_seed(0)
+    found = still(flip_axis=0, sided=[(1, 2)])(sides, swapped=[1])
+    assert torch.equal(found[:, [0, 2]], plain[:, [0, 2]]) and not torch.equal(plain, sides)
+    assert torch.equal(found[:, 1], sides[:, 1])
+
+
 @pytest.mark.parametrize(
     "wrong", [{"scaling": 1}, {"rotation": -1}, {"velocity": -1}, {"knots": 0}, {"sided": [[1, 2, 3]]}]
 )
