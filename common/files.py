@@ -1,7 +1,8 @@
-"""Write files atomically, and find the folder for cached data."""
+"""Write files atomically, digest them, and find the folder for cached data."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -19,6 +20,7 @@ __all__ = [
     "atomic_write",
     "cache_folder",
     "common_folder",
+    "file_digest",
     "held_folder",
     "made_folder",
     "names_below",
@@ -112,6 +114,15 @@ def held_folder(folder: str | os.PathLike, timeout: float = -1) -> Iterator[None
             with suppress(OSError):  # Windows keeps a file that is open
                 if new and os.listdir(folder) == [".lock"]:
                     (folder / ".lock").unlink()
+
+
+def file_digest(*files: str | os.PathLike) -> str:
+    """SHA-256 of the content of files, one after the other, in hexadecimal digits; no file is in memory as a whole."""
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest()
 
 
 def without_ending(name: str | os.PathLike) -> str:

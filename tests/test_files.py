@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import subprocess
 import sys
 import time
+import tracemalloc
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pytest
 from filelock import Timeout
 
 from common import files
-from common.files import atomic_write, cache_folder, held_folder, names_below
+from common.files import atomic_write, cache_folder, file_digest, held_folder, names_below
+from common.pack.weights import large_files
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
@@ -170,6 +173,29 @@ def test_a_held_folder_keeps_others_out_and_goes_if_nothing_was_written(tmp_path
     with held_folder(tmp_path / "empty"):
         pass
     assert (tmp_path / "empty").is_dir()
+
+
+def test_a_digest_is_of_all_files_in_their_order(tmp_path):
+    contents = [b"one" * 300_000, b"", b"two"]
+    paths = [tmp_path / str(number) for number in range(3)]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    assert file_digest(paths[0]) == hashlib.sha256(contents[0]).hexdigest()
+    assert file_digest(*paths) == hashlib.sha256(b"".join(contents)).hexdigest()
+    assert file_digest(*paths[::-1]) != file_digest(*paths)
+
+
+@pytest.mark.parametrize("digest", [file_digest, lambda path: large_files({path: "https://a.b/c"})])
+def test_a_digest_needs_no_memory_for_the_file(tmp_path, digest):
+    (tmp_path / "large").write_bytes(bytes(16_000_000))
+    tracemalloc.start()
+    try:
+        assert hashlib.sha256(bytes(16_000_000)).hexdigest() in digest(tmp_path / "large")
+        tracemalloc.reset_peak()
+        digest(tmp_path / "large")
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from ..checks import first_cause, own_sentence
 from ..data.image_list import list_images
 from ..durations import format_duration
-from ..files import VOLUME_ENDINGS, atomic_write, without_ending
+from ..files import VOLUME_ENDINGS, atomic_write, file_digest, without_ending
 from ..json_files import read_json
 from ..volumes import first_line
 
@@ -299,11 +299,7 @@ def _digest(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
-            one = hashlib.sha256()
-            with open(file, "rb") as stream:
-                while block := stream.read(1 << 20):
-                    one.update(block)
-            digest.update(one.digest())
+            digest.update(bytes.fromhex(file_digest(file)))
     return digest.hexdigest()
 
 

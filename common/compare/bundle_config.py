@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..checks import first_cause
+from ..files import file_digest
 from ..overlays import merge_files
 from .settings import CompareError
 
@@ -101,7 +101,7 @@ def data_digest(config: BundleConfig, name: str = "datalist") -> str:
     paths: list[Any] = [value] if isinstance(value, (str, Path)) else value or []
     # those of several sets, each with what its labels mean (`common.data.domains`)
     files = [path["datalist"] if isinstance(path, Mapping) else path for path in paths]
-    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
+    return file_digest(*files)
 
 
 def parsed(files: Sequence[str], override: Mapping[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import PLACES
+from ..files import file_digest
 from ..json_files import read_json
 from .bundle_config import parsed
 from .settings import Settings
@@ -117,7 +118,7 @@ class Run:
         """
         config = {key: value for key, value in self.config().items() if key not in (*PLACES, *_INPUT_IDS)}
         parts = [json.dumps(config, sort_keys=True, default=str), stage or self.key, self.data]
-        parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.inputs]
+        parts += [file_digest(path) for path in self.inputs]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

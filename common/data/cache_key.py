@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from monai.data import ImageReader
 
+from ..files import file_digest
 from .stored_item import NotStorableError
 
 __all__ = ["item_key", "transforms_key"]
@@ -59,10 +60,8 @@ def _digest(value: Any) -> str:
 def _code() -> list[str]:
     """Digest of this package's code that transforms run, with the versions of other packages."""
     root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for file in sorted([*root.glob("*.py"), *root.glob("transforms/*.py"), *root.glob("data/*.py")]):
-        digest.update(file.read_bytes())
-    return [digest.hexdigest(), *(f"{name} {_version(name)}" for name in PACKAGES)]
+    files = sorted([*root.glob("*.py"), *root.glob("transforms/*.py"), *root.glob("data/*.py")])
+    return [file_digest(*files), *(f"{name} {_version(name)}" for name in PACKAGES)]
 
 
 def _version(name: str) -> str | None:
@@ -82,9 +81,7 @@ def _source(kind: type) -> str | None:
         return None
 
 
-@functools.lru_cache
-def _file_digest(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+_file_digest = functools.lru_cache(file_digest)
 
 
 def _describe(value: Any, above: tuple[int, ...]) -> Any:

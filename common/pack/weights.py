@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import json
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import first_cause
+from ..files import file_digest
 from ..volumes import first_line
 
 __all__ = ["check_networks", "check_urls", "check_weights", "compare_weights", "large_files", "models_of"]
@@ -188,11 +188,10 @@ def check_urls(urls: Mapping[Path, str]) -> None:
 def large_files(urls: Mapping[Path, str]) -> str:
     lines = ["large_files:"]
     for path, url in urls.items():
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         lines += [
             f"  - path: {json.dumps('models/' + path.name)}",  # a JSON text is one of YAML
             f"    url: {json.dumps(url)}",
-            f'    hash_val: "{digest}"',
+            f'    hash_val: "{file_digest(path)}"',
             '    hash_type: "sha256"',
         ]
     return "\n".join(lines) + "\n"

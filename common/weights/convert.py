@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..files import file_digest
 from ..preparation import Preparation
 from ..volumes import AXIS_CODES, and_more, is_orientation
 from .encoder_file import FORMAT_VERSION, write_state
-from .hub import fetch, file_digest, is_hub_name
+from .hub import fetch, is_hub_name
 from .images import inflate, source_normalisation
 from .inflate import INFLATIONS
 from .kind import fill, find_kind

@@ -7,16 +7,16 @@ where it stopped.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..files import file_digest
 from ..volumes import first_line
 from .source import HUB_FILES
 
-__all__ = ["HubFile", "fetch", "file_digest", "is_hub_name"]
+__all__ = ["HubFile", "fetch", "is_hub_name"]
 
 NAME = re.compile(r"^hf://([\w.-]+/[\w.-]+)/([^@#]+?)(?:@([^@#]+))?(?:#sha256=([0-9a-f]{64}))?$")
 
@@ -98,15 +98,6 @@ def fetch(name: str) -> HubFile:
     found = re.search(r"/snapshots/([^/]+)/", path.as_posix())
     origin = {"name": name, "commit": found and found[1], "sha256": digest, "licence": _licence(repository, settings)}
     return HubFile(path, origin)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _beside(repository: str, file: str, settings: dict[str, Any]) -> Path | None:
