@@ -86,13 +86,17 @@ def fetch(name: str) -> HubFile:
         raise ConnectionError(f"{name} could not be fetched ({first_line(error)}): try again.") from error
     digest, stored = file_digest(path), path.resolve().name
     # Large files lie in the cache under the digest that the hub states for them.
-    for stated in (wanted, stored if re.fullmatch("[0-9a-f]{64}", stored) else None):
-        if stated not in (None, digest):
-            path.resolve().unlink(missing_ok=True)
-            raise ValueError(
-                f"{name} is damaged or has changed (its SHA-256 is {digest}, not {stated}): it was removed from the "
-                "cache, fetch it again."
-            )
+    if re.fullmatch("[0-9a-f]{64}", stored) and stored != digest:
+        path.resolve().unlink(missing_ok=True)
+        raise ValueError(
+            f"{name} is damaged (its SHA-256 is {digest}, but the hub states {stored}): it was removed from the "
+            "cache, fetch it again."
+        )
+    if wanted not in (None, digest):
+        raise ValueError(
+            f"{name} asks for another file than the hub has (its SHA-256 is {digest}): correct the digest, or name "
+            "the revision that has it."
+        )
     for beside in ("config.json", "preprocessor_config.json") if path.name in HUB_FILES else ():
         _beside(repository, str(Path(file).with_name(beside)), settings)
     found = re.search(r"/snapshots/([^/]+)/", path.as_posix())
