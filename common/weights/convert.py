@@ -25,6 +25,12 @@ __all__ = ["convert"]
 
 logger = logging.getLogger(__name__)
 
+VERSION = 1
+"""Of the converter; raise it with each change after which a checkpoint makes another encoder file.
+
+``common.weights.find_encoder`` keeps encoders that it converted under this number, too.
+"""
+
 EMBEDDINGS = ("video_embedding.weight", "patch_embedding.weight")
 """Names of the patch embeddings of the slice encoders."""
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..files import file_digest
 from ..volumes import first_line
-from .source import HUB_FILES
+from .source import HUB_FILES, HUB_SETTINGS
 
 __all__ = ["HubFile", "fetch", "is_hub_name"]
 
@@ -97,7 +97,7 @@ def fetch(name: str) -> HubFile:
             f"{name} asks for another file than the hub has (its SHA-256 is {digest}): correct the digest, or name "
             "the revision that has it."
         )
-    for beside in ("config.json", "preprocessor_config.json") if path.name in HUB_FILES else ():
+    for beside in HUB_SETTINGS if path.name in HUB_FILES else ():
         _beside(repository, str(Path(file).with_name(beside)), settings)
     found = re.search(r"/snapshots/([^/]+)/", path.as_posix())
     origin = {"name": name, "commit": found and found[1], "sha256": digest, "licence": _licence(repository, settings)}

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 
-from ..files import cache_folder
+from ..files import cache_folder, file_digest
 
 __all__ = ["find_encoder", "shipped_encoders"]
 
@@ -18,7 +20,8 @@ def shipped_encoders() -> list[str]:
 def find_encoder(path: str | os.PathLike) -> Path:
     """Find the file of an encoder by its path, the name of an included one, or the name of a file on the hub.
 
-    A foreign checkpoint from the hub is converted once, with the defaults of ``common.weights.convert``.
+    A foreign checkpoint from the hub is converted once, with the defaults of ``common.weights.convert``, and again if
+    its settings, its origin or the converter have changed.
 
     Raises:
         FileNotFoundError: there is neither such a file nor such a name.
@@ -42,15 +45,20 @@ def find_encoder(path: str | os.PathLike) -> Path:
 def _from_hub(name: str) -> Path:
     from safetensors import safe_open
 
-    from .convert import convert
+    from .convert import VERSION, convert
     from .hub import fetch
+    from .published import published_weights
+    from .source import HUB_FILES, HUB_SETTINGS
 
     file, origin = fetch(name)
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as content:
             if "record" in (content.metadata() or {}):  # an encoder file already
                 return file
-    made = cache_folder() / "encoders" / f"{origin['sha256']}.safetensors"
+    beside = [file.with_name(name) for name in HUB_SETTINGS if file.name in HUB_FILES]
+    settings = {one.name: file_digest(one) for one in beside if one.is_file()}
+    key = json.dumps([VERSION, published_weights(), origin, settings])  # all that makes the encoder file
+    made = cache_folder() / "encoders" / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
     if not made.is_file():
         convert(name, made)
     return made

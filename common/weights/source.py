@@ -19,6 +19,9 @@ __all__ = ["Foreign", "read_source"]
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of the file of weights in a folder of the hub."""
 
+HUB_SETTINGS = ("config.json", "preprocessor_config.json")
+"""Files beside it that say what its tensors do not show."""
+
 HOLDERS = (
     "teacher",
     "model_ema",
@@ -164,7 +167,7 @@ def _read_folder(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
             "that was downloaded from the hub, with its weights in one file."
         )
     settings = []
-    for name in ("config.json", "preprocessor_config.json"):
+    for name in HUB_SETTINGS:
         file = folder / name
         settings.append(read_json(file, {}))
         if not isinstance(settings[-1], Mapping):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from monai.networks.nets import SegResNet
+from transformers import ViTConfig, ViTModel
 
 from common.networks import SegResNetEncoder
 from common.weights import convert, load_encoder, read_encoder, save_encoder
@@ -118,6 +120,46 @@ def test_it_is_loaded_by_name_and_then_from_the_cache(hub, monkeypatch):
     assert hub.asked == []
     with pytest.raises(FileNotFoundError, match=r"sub/other\.pt is not in the cache, and HF_HUB_OFFLINE forbids"):
         load_encoder(encoder, "hf://org/name/sub/other.pt")
+
+
+@pytest.fixture
+def conversions(monkeypatch):
+    """Sources that were converted."""
+    module, done = sys.modules["common.weights.convert"], []
+    whole = module.convert
+    monkeypatch.setattr(module, "convert", lambda source, made: done.append(source) or whole(source, made))
+    return done
+
+
+def test_an_encoder_is_converted_again_for_another_name_or_converter(hub, conversions, monkeypatch):
+    for name in (NAME, NAME, "hf://org/name/sub/net.pt@main", NAME):
+        assert read_encoder(name)[1]["origin"]["name"] == name
+    assert conversions == [NAME, "hf://org/name/sub/net.pt@main"]
+    monkeypatch.setattr(sys.modules["common.weights.convert"], "VERSION", 0)
+    read_encoder(NAME)
+    assert conversions[2:] == [NAME]
+
+
+def test_an_encoder_is_converted_again_for_other_settings_and_another_licence(hub, conversions, tmp_path, monkeypatch):
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "intermediate_size": 24, "image_size": 16, "patch_size": 8}
+    ViTModel(ViTConfig(**sizes, num_attention_heads=3), add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    hub.files["model.safetensors"] = (tmp_path / "vit/model.safetensors").read_bytes()
+    hub.files["config.json"] = b'{"num_attention_heads": 3}'
+    hub.files["preprocessor_config.json"] = b'{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}'
+
+    def found(cache):
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / cache))  # the commit and the weights are the same
+        record = [read_encoder("hf://org/name/model.safetensors")[1] for _ in range(2)][1]
+        return record["architecture"]["num_heads"], record["normalisation"]["mean"][0], record["origin"]["licence"]
+
+    assert found("first") == (3, 0.5, "cc-by-nc-4.0")
+    hub.files["config.json"] = b'{"num_attention_heads": 2}'
+    assert found("second") == (2, 0.5, "cc-by-nc-4.0")
+    hub.files["preprocessor_config.json"] = b'{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.5, 0.5]}'
+    assert found("third") == (2, 0.1, "cc-by-nc-4.0")
+    hub.files["README.md"] = CARD.replace(b"cc-by-nc-4.0", b"mit")
+    assert found("fourth") == (2, 0.1, "mit")
+    assert len(conversions) == 4
 
 
 def test_encoder_files_are_taken_as_they_are(hub):
