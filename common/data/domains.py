@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 
 from ..checks import renamed_sentence
-from ..nifti import NiftiError, is_nifti, nifti_affine
+from ..volumes import VolumeError
 from .datalist import (
     SECTIONS,
     DatalistError,
@@ -27,6 +27,7 @@ from .datalist import (
     Items,
     find_overlaps,
     load_datalist,
+    open_volume,
     raise_problems,
     read_datalist,
 )
@@ -179,7 +180,8 @@ def median_spacing(items: Sequence[Item], orientation: str = "RAS", statistic: s
 
     Raises:
         ValueError: there are no items, or the statistic is unknown.
-        NiftiError: a header has no possible geometry.
+        VolumeError: a file cannot be read, its header has no possible geometry, or slices of a DICOM series are missing
+            or uneven; names the file.
     """
     if not items:
         raise ValueError(
@@ -207,14 +209,12 @@ def median_spacing(items: Sequence[Item], orientation: str = "RAS", statistic: s
 
 
 def _affine(file: str) -> np.ndarray:
-    if is_nifti(file):
-        try:
-            return nifti_affine(file)
-        except NiftiError as error:
-            raise NiftiError(f"{file} {error}.") from error
-    from monai.transforms import LoadImage
-
-    return np.asarray(LoadImage(image_only=True)(file).affine)
+    try:
+        volume = open_volume(file)
+    except VolumeError as error:
+        raise VolumeError(f"{file}: {str(error).removesuffix('.')}.") from error
+    assert volume is not None  # opened in full
+    return volume.affine
 
 
 def _check_labels(domain: Domain, key: str, sections: Sequence[str]) -> None:

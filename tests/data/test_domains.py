@@ -120,6 +120,25 @@ def test_median_spacing_is_of_turned_axes_and_of_no_order(domains, tmp_path):
         median_spacing(first, statistic="mode")
 
 
+def test_the_spacing_is_read_as_training_reads_the_files(tmp_path, write_series):
+    """ITK takes a series with slices missing for one of thicker slices."""
+    volume = np.random.default_rng(0).integers(0, 100, (4, 5, 8))
+    files = write_series(tmp_path / "series", volume, np.diag([-1.0, -1, 2, 1]))
+    item = {"image": str(tmp_path / "series")}
+    assert median_spacing([item]) == [1, 1, 2]
+    for file in files[3:6]:
+        file.unlink()
+    with pytest.raises(ValueError, match=rf"^{tmp_path / 'series'}: .* 3 slices are missing there.*[^.]\.$"):
+        median_spacing([item])
+
+
+def test_a_scan_without_a_spacing_is_named(tmp_path):
+    (tmp_path / "bad.nii").write_bytes(b"no volume")
+    for name, problem in (("none.nii", "does not exist"), ("bad.nii", "is not a readable NIfTI file")):
+        with pytest.raises(ValueError, match=rf"^{tmp_path / name}: {problem}.*\.$"):
+            median_spacing([{"image": str(tmp_path / name)}])
+
+
 def test_resampling_to_the_domains_spacing_keeps_the_labels(domains):
     """New size = size * spacing / median (section 3.1), and no label comes or goes."""
     items = load_domains(domains)["training"]
