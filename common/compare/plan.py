@@ -149,6 +149,40 @@ def make_plan(
     return plan
 
 
+@dataclass(frozen=True)
+class _FineTuning:
+    """What the runs of one fine-tuning share.
+
+    Args:
+        data: digest of the lists that it trains and validates on.
+        folder: folder of its runs, except those of trials.
+        encoder: the encoder file that it starts from, if any.
+    """
+
+    arm: Arm
+    fraction: float
+    labels: int
+    seed: int
+    fold: int | None
+    data: str
+    folder: Path
+    encoder: tuple[Path, ...]
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """The override that names its encoder file."""
+        return {"pretrained_encoder": str(self.encoder[0])} if self.encoder else {}
+
+    @property
+    def pretrained(self) -> tuple[Path, ...]:
+        """The result of its pre-training, without which it does not start."""
+        return (self.encoder[0].with_name("pretrain.json"),) if self.arm.pretrain else ()
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model.pt"
+
+
 class _Builder:
     """Builds the runs, with the data that they share."""
 
@@ -509,104 +543,140 @@ class _Builder:
 
     def fine_tuning(self, arm: Arm, fraction: float, labels: int, seed: int, fold: int | None = None) -> Iterator[Run]:
         settings = self.settings
-        folder = settings.output / "runs" / arm.name / f"labels-{labels:04d}" / f"seed-{seed}"
-        folder = folder if fold is None else folder / f"fold-{fold}"
         override = {**self.places, **settings.override, **arm.override, **self.split(fold)}
         config = self.read("train", override, arm.overlays)
-        data, evaluated = self.data, self.evaluated
-        share = fraction if fold is None else labels / self.sizes[fold]
-        if arm.override or arm.overlays:  # which may name other lists
-            data, evaluated = data_digest(config), self.evaluated_by(arm, fold)
-            own_size = len(drawn_from(config))  # 0 in an arm that leaves the target domain out
-            if 0 < own_size < labels:
-                raise CompareError(
-                    f"Arm {arm.name!r}: its training list has only {own_size} items, fewer than the {labels} that all "
-                    f"arms train on: give --labels {own_size} or fewer."
-                )
-            if own_size not in (0, self.training if fold is None else self.sizes[fold]):
-                share = labels / own_size
+        share, data, evaluated = self.drawn(arm, config, fraction, labels, fold)
         trials = [trial_values(trial, config, arm) for trial in list_trials(settings)]
         for values in trials:
             self.read("train", values, arm.overlays)  # which refuses ids that there are not
-        choice = self.chosen.get((arm.name, labels, fold))
-        override |= {"fraction": share, "seed": seed + arm.seed_offset}
-        if settings.validation_from_labels:
-            override["data#validation_share"] = VALIDATION_SHARE
-        if settings.transductive and "transductive" in config.ids:
-            override["transductive"] = True
-        if arm.seed_offset:
-            override["data#seed"] = seed  # the labels that the other arms have
+        override |= self.draw(arm, config, share, seed)
+        folder, encoder = self.folder(arm, labels, seed, fold), self.encoder(arm, seed, fold)
+        one = _FineTuning(arm, fraction, labels, seed, fold, data, folder, encoder)
 
-        encoder = {}
-        inputs: tuple[Path, ...] = ()
-        if arm.pretrain or arm.encoder:
-            path = Path(arm.encoder or self.pretrain_folder(arm, seed, fold) / "encoder.safetensors")
-            encoder, inputs = {"pretrained_encoder": str(path)}, (path,)
-        pretrained = (inputs[0].with_name("pretrain.json"),) if arm.pretrain else ()
         training = labels
         if settings.validation_from_labels or self.source_size:
             training = len(self.read("train", override, arm.overlays).get("data")["training"])
         per_epoch = config.steps_per_epoch(training)
         epochs = self.epochs(arm, labels, config, per_epoch)
         interval = _checkpoint_interval(config, override, epochs)
+        choice = self.chosen.get((arm.name, labels, fold))
         override |= trials[choice] if choice is not None else {}
-        train = {**override, **encoder, **interval, "max_epochs": epochs}
-        if settings.validation_from_labels and encoder and "transductive" in config.ids:
+        train = {**override, **one.start, **interval, "max_epochs": epochs}
+        if settings.validation_from_labels and one.start and "transductive" in config.ids:
             train["transductive"] = True  # of the test list there is nothing: check_leak and check_encoder
-        train["val_interval"] = max(1, epochs // settings.validations)
-        if settings.patience:
-            train["patience"] = settings.patience * train["val_interval"]  # the handler's is in epochs
-        elif config.get("patience") and not any(
-            "patience" in given for given in (settings.override, arm.override, settings.tune)
-        ):  # the bundle's own rule, which counts epochs between validations of its own
-            rounds = math.ceil(config.get("patience") / config.get("val_interval", 1))
-            train["patience"] = rounds * train["val_interval"]
-        place = {"output_dir": str(folder)}
-        model = (folder / "model.pt",)
+        train |= self.validation_rule(arm, config, epochs)
+        length = {"steps": epochs * per_epoch, "epochs": epochs, "items": training, "batch": config.batch}
+        place = {"output_dir": str(one.folder)}
 
-        def run(stage: str, own: dict[str, Any], **more: Any) -> Run:
-            # a net of a training that failed half-way is none to evaluate, although its file is there
-            reads: dict[str, tuple[Path, ...]] = {"inputs": model, "needs": (folder / "train.json",)}
-            if stage in ("tune", "train", "probe"):
-                reads = {"inputs": inputs, "needs": pretrained}
-            given = {"folder": folder, "fold": fold, **reads, "data": data, **more}
-            files = self.files(stage, arm.network if stage == "infer" else arm.overlays)
-            return Run(stage, arm.name, files, own, seed=seed, fraction=fraction, labels=labels, **given)
-
-        length = {"steps": epochs * per_epoch, "epochs": epochs, "items": training}
-        length["batch"] = config.batch
         tuned = settings.seeds[: settings.tune_seeds or 1] if trials else ()
-        tried = [self.trial_folder(arm, labels, fold, number, seed) for number in range(len(trials))]
-        for number, (values, where) in enumerate(zip(trials, tried, strict=True)):
-            if seed in tuned:
+        numbers = range(len(trials))
+        tried = tuple(self.trial_folder(arm, labels, fold, number, seed) for number in numbers)
+        if seed in tuned:
+            for number, (values, where) in enumerate(zip(trials, tried, strict=True)):
                 own = {**train, **values, "resume": True, "output_dir": str(where)}
-                yield run("tune", own, folder=where, trial=number, **length)
-        waits = tuple(
-            self.trial_folder(arm, labels, fold, number, one) / "tune.json"
-            for number in range(len(trials))
-            for one in tuned
+                yield self.run(one, "tune", own, folder=where, trial=number, **length)
+        waits = [
+            self.trial_folder(arm, labels, fold, number, other) / "tune.json"
+            for number in numbers
+            for other in tuned
             if choice in (None, number)
+        ]
+        done = {"tried": tried, "trial": choice} if seed in tuned else {}
+        yield self.run(
+            one, "train", {**train, "resume": True, **place}, needs=(*one.pretrained, *waits), **done, **length
         )
-        done = {"tried": tuple(tried), "trial": choice} if seed in tuned else {}
-        yield run("train", {**train, "resume": True, **place}, needs=(*pretrained, *waits), **done, **length)
         judged = {**override, **settings.evaluate_override}
         if "datalist" in settings.evaluate_override:
             judged.pop("data#validation_share", None)  # of training's list, which this evaluation does not read
-        yield run("evaluate", {**judged, **place}, data=evaluated)
-        shown = seed == settings.seeds[0] and labels == min(self.fractions.values()) and not fold
-        inference = (settings.bundle / "configs" / "inference.json").is_file()
-        if settings.examples and shown and inference and isinstance(self.test[0].get("label"), str):
-            ids = self.read("infer", {}, arm.network).ids
-            ids.discard("data")  # the images to label: nothing that training's lists and their draw have
-            own = {key: value for key, value in judged.items() if re.split("#|::", key)[0] in ids}
-            examples = self.examples or tested_items(self.evaluate)[: settings.examples]
-            images = [str(item["image"]) for item in examples]
-            own |= {"dataset_dir": example_root(examples)}
-            own |= {"datalist": str(settings.output / "examples.datalist.json")}
-            own |= {"model_path": str(model[0]), "output_dir": str(folder / "predictions")}
-            yield run("infer", own, data=hashlib.sha256("\n".join(images).encode()).hexdigest())
+        yield self.run(one, "evaluate", {**judged, **place}, data=evaluated)
+        if self.is_shown(one):
+            yield self.inference(one, judged)
         for target in settings.probe:
-            yield run("probe", {**override, **encoder, **place}, target=target)
+            yield self.run(one, "probe", {**override, **one.start, **place}, target=target)
+
+    def drawn(
+        self, arm: Arm, config: BundleConfig, fraction: float, labels: int, fold: int | None
+    ) -> tuple[float, str, str]:
+        """The share of the training list that is drawn, and what training and evaluation read."""
+        share = fraction if fold is None else labels / self.sizes[fold]
+        if not (arm.override or arm.overlays):  # which may name other lists
+            return share, self.data, self.evaluated
+        data, evaluated = data_digest(config), self.evaluated_by(arm, fold)
+        own_size = len(drawn_from(config))  # 0 in an arm that leaves the target domain out
+        if 0 < own_size < labels:
+            raise CompareError(
+                f"Arm {arm.name!r}: its training list has only {own_size} items, fewer than the {labels} that all "
+                f"arms train on: give --labels {own_size} or fewer."
+            )
+        if own_size not in (0, self.training if fold is None else self.sizes[fold]):
+            share = labels / own_size
+        return share, data, evaluated
+
+    def draw(self, arm: Arm, config: BundleConfig, share: float, seed: int) -> dict[str, Any]:
+        """The ids that draw the labels and start the generators."""
+        override: dict[str, Any] = {"fraction": share, "seed": seed + arm.seed_offset}
+        if self.settings.validation_from_labels:
+            override["data#validation_share"] = VALIDATION_SHARE
+        if self.settings.transductive and "transductive" in config.ids:
+            override["transductive"] = True
+        if arm.seed_offset:
+            override["data#seed"] = seed  # the labels that the other arms have
+        return override
+
+    def validation_rule(self, arm: Arm, config: BundleConfig, epochs: int) -> dict[str, int]:
+        """How often a training validates, and when it ends without a better validation, in epochs."""
+        settings = self.settings
+        interval = max(1, epochs // settings.validations)
+        if settings.patience:
+            return {"val_interval": interval, "patience": settings.patience * interval}
+        if config.get("patience") and not any(
+            "patience" in given for given in (settings.override, arm.override, settings.tune)
+        ):  # the bundle's own rule, which counts epochs between validations of its own
+            rounds = math.ceil(config.get("patience") / config.get("val_interval", 1))
+            return {"val_interval": interval, "patience": rounds * interval}
+        return {"val_interval": interval}
+
+    def run(self, one: _FineTuning, stage: str, own: dict[str, Any], **more: Any) -> Run:
+        """A run of a fine-tuning; ``more`` are fields of it that differ from those of the others."""
+        reads = {"inputs": one.encoder, "needs": one.pretrained}
+        if stage in ("evaluate", "infer"):
+            # a net of a training that failed half-way is none to evaluate, although its file is there
+            reads = {"inputs": (one.model,), "needs": (one.folder / "train.json",)}
+        arm = one.arm
+        files = self.files(stage, arm.network if stage == "infer" else arm.overlays)
+        where = {"seed": one.seed, "fraction": one.fraction, "labels": one.labels, "fold": one.fold}
+        given = {"folder": one.folder, **where, **reads, "data": one.data, **more}
+        return Run(stage, arm.name, files, own, **given)
+
+    def is_shown(self, one: _FineTuning) -> bool:
+        """Whether its net labels the test items that the report shows."""
+        settings = self.settings
+        first = one.seed == settings.seeds[0] and one.labels == min(self.fractions.values()) and not one.fold
+        inference = (settings.bundle / "configs" / "inference.json").is_file()
+        return bool(settings.examples and first and inference and isinstance(self.test[0].get("label"), str))
+
+    def inference(self, one: _FineTuning, judged: Mapping[str, Any]) -> Run:
+        """The run that labels the test items that the report shows; ``judged`` are the overrides of evaluation."""
+        settings = self.settings
+        ids = self.read("infer", {}, one.arm.network).ids
+        ids.discard("data")  # the images to label: nothing that training's lists and their draw have
+        own = {key: value for key, value in judged.items() if re.split("#|::", key)[0] in ids}
+        examples = self.examples or tested_items(self.evaluate)[: settings.examples]
+        images = [str(item["image"]) for item in examples]
+        own |= {"dataset_dir": example_root(examples)}
+        own |= {"datalist": str(settings.output / "examples.datalist.json")}
+        own |= {"model_path": str(one.model), "output_dir": str(one.folder / "predictions")}
+        return self.run(one, "infer", own, data=hashlib.sha256("\n".join(images).encode()).hexdigest())
+
+    def encoder(self, arm: Arm, seed: int, fold: int | None) -> tuple[Path, ...]:
+        """The encoder file that its fine-tuning starts from, if any."""
+        if not (arm.pretrain or arm.encoder):
+            return ()
+        return (Path(arm.encoder or self.pretrain_folder(arm, seed, fold) / "encoder.safetensors"),)
+
+    def folder(self, arm: Arm, labels: int, seed: int, fold: int | None) -> Path:
+        folder = self.settings.output / "runs" / arm.name / f"labels-{labels:04d}" / f"seed-{seed}"
+        return folder if fold is None else folder / f"fold-{fold}"
 
     def trial_folder(self, arm: Arm, labels: int, fold: int | None, number: int, seed: int) -> Path:
         folder = self.settings.output / "tune" / arm.name / f"labels-{labels:04d}"
