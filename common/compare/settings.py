@@ -6,7 +6,7 @@ import csv
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -227,50 +227,81 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
     Raises:
         CompareError: a value, file or name that does not exist or does not fit.
     """
-    known = [name for name in Settings.__dataclass_fields__ if name != "output"]
-    merged: dict[str, Any] = {}
     base = Path.cwd()
+    stated: dict[str, Any] = {}
     if settings is not None:
         path = Path(settings).absolute()
-        try:
-            merged = read_json(path)
-        except FileNotFoundError:
-            raise CompareError(f"No settings file {path}.") from None
-        except ValueError as error:
-            raise CompareError(str(error)) from error
-        if not isinstance(merged, dict):
-            raise CompareError(f"{path} is no JSON object: give a mapping from options to their values.")
-        for name in merged:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                raise CompareError(f"{path}: unknown key {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
-        base = path.parent
+        base, stated = path.parent, _read_file(path)
         if given.get("bundle") is None:
-            named = merged.get("bundle") or "."
+            named = stated.get("bundle") or "."
             given["bundle"] = base / named if (base / named).is_dir() else named
-    defined = merged.get("arms")
-    for name, other in (("labels", "fractions"), ("fractions", "labels")):
-        if given.get(name) is not None:  # an argument wins over the file's other way to say it
-            merged.pop(other, None)
     typed = {name: _overrides(given.get(name)) for name in ("override", "pretrain_override", "evaluate_override")}
-    for name in (name for name in ("dataset_dir", "datalist") if given.get(name) is not None):
-        if name in typed["override"]:
-            raise CompareError(f"--{name} and --override {name}=... both say where the data are: give one.")
-    for name in (name for name in typed if given.get(name) is not None):
-        own = _overrides(merged.get(name))  # merged by id, as everywhere: what the file sets beside it stays
-        given[name] = {key: value for key, value in own.items() if key not in typed[name]} | typed[name]
-    merged |= {name: value for name, value in given.items() if value is not None}
-    for name in ("dataset_dir", "datalist"):
-        if given.get(name) is not None:  # for every stage, so it wins over the file's ids of fine-tuning
-            own = _overrides(merged.get("override"))
-            merged["override"] = {key: value for key, value in own.items() if key != name}
+    merged = _merge(stated, given, typed)
     for name in ("bundle", "output", "arms"):
         if merged.get(name) is None:
             raise CompareError(f"Give --{name}" + (", or a settings file that has it." if name != "output" else "."))
+    result = _build(merged, stated.get("arms"), {name for name in given if given[name] is not None}, base)
+    result = _check_together(result, merged, given)
+    if settings is not None:
+        places = {name: given[name] for name in ("dataset_dir", "datalist") if given.get(name) is not None}
+        _check_arms_keep_what_is_typed(result, typed, places)
+    return _with_preparation(result)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """What a settings file says."""
+    known = [name for name in Settings.__dataclass_fields__ if name != "output"]
+    try:
+        stated = read_json(path)
+    except FileNotFoundError:
+        raise CompareError(f"No settings file {path}.") from None
+    except ValueError as error:
+        raise CompareError(str(error)) from error
+    if not isinstance(stated, dict):
+        raise CompareError(f"{path} is no JSON object: give a mapping from options to their values.")
+    for name in stated:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise CompareError(f"{path}: unknown key {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+    return stated
+
+
+def _merge(stated: Mapping[str, Any], given: Mapping[str, Any], typed: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a settings file says under the arguments; ``typed`` are the overrides of the arguments, by id."""
+    merged = dict(stated)
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, other in (("labels", "fractions"), ("fractions", "labels")):
+        if name in given:  # an argument wins over the file's other way to say it
+            merged.pop(other, None)
+    places = [name for name in ("dataset_dir", "datalist") if name in given]
+    for name in places:
+        if name in typed["override"]:
+            raise CompareError(f"--{name} and --override {name}=... both say where the data are: give one.")
+    for name in (name for name in typed if name in given):
+        own = _overrides(merged.get(name))  # merged by id, as everywhere: what the file sets beside it stays
+        given[name] = {key: value for key, value in own.items() if key not in typed[name]} | typed[name]
+    merged |= given
+    for name in places:  # for every stage, so it wins over the file's ids of fine-tuning
+        own = _overrides(merged.get("override"))
+        merged["override"] = {key: value for key, value in own.items() if key != name}
+    return merged
+
+
+def _build(merged: Mapping[str, Any], defined: Any, given: Collection[str], base: Path) -> Settings:
+    """Settings of values that are checked one by one.
+
+    Args:
+        merged: values by option.
+        defined: the arms of the settings file, if it has some.
+        given: options whose paths are relative to the working folder.
+        base: folder that the paths of the others are relative to.
+    """
 
     def place(name: str) -> Path:
-        """The folder that paths of an option are relative to."""
-        return Path.cwd() if given.get(name) is not None else base
+        return Path.cwd() if name in given else base
+
+    def whole(name: str, low: int) -> int | None:
+        return _whole(merged[name], name, low) if merged.get(name) is not None else None
 
     bundle = find_bundle(merged["bundle"])
     if not (bundle / "configs" / "train.json").is_file():
@@ -286,7 +317,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
     labels = merged.get("labels")
     if labels is not None and merged.get("fractions") is not None:
         raise CompareError("--fractions and --labels both set how much to train on: give only one of them.")
-    result = Settings(
+    return Settings(
         bundle=bundle,
         output=Path(merged["output"]).absolute(),
         arms=_arms(merged["arms"], defined if isinstance(defined, Mapping) else {}, bundle, (place("arms"), base)),
@@ -294,8 +325,8 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         labels=tuple(sorted({_whole(value, "labels", 1) for value in _list(labels)})) if labels is not None else None,
         seeds=tuple(dict.fromkeys(_whole(value, "seeds", 0) for value in _list(merged.get("seeds", (0, 1, 2))))),
         equal=equal,
-        steps=_whole(merged["steps"], "steps", 1) if merged.get("steps") is not None else None,
-        epochs=_whole(merged["epochs"], "epochs", 1) if merged.get("epochs") is not None else None,
+        steps=whole("steps", 1),
+        epochs=whole("epochs", 1),
         validations=_whole(merged.get("validations", 9), "validations", 1),
         config_file=tuple(
             _config(name, bundle, place("config_file")) for name in parse_files(merged.get("config_file") or ())
@@ -316,12 +347,16 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
         validation_from_labels=truth(merged.get("validation_from_labels"), "validation_from_labels"),
         margin=_number(merged["margin"], "margin", 0, math.inf) if merged.get("margin") is not None else None,
         tune=_tune(merged.get("tune")),
-        tune_trials=_whole(merged["tune_trials"], "tune_trials", 2) if merged.get("tune_trials") is not None else None,
-        tune_seeds=_whole(merged["tune_seeds"], "tune_seeds", 1) if merged.get("tune_seeds") is not None else None,
-        patience=_whole(merged["patience"], "patience", 1) if merged.get("patience") is not None else None,
+        tune_trials=whole("tune_trials", 2),
+        tune_seeds=whole("tune_seeds", 1),
+        patience=whole("patience", 1),
         launcher=_launcher(merged.get("launcher")),
-        folds=_whole(merged["folds"], "folds", 3) if merged.get("folds") is not None else None,
+        folds=whole("folds", 3),
     )
+
+
+def _check_together(result: Settings, merged: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
+    """Refuse settings that do not fit each other; those of tuning without an effect are removed."""
     if result.patience is not None and result.patience >= result.validations:
         raise CompareError(
             f"--patience {result.patience} ends no fine-tuning of {result.validations} validations: give a larger "
@@ -346,10 +381,7 @@ def read_settings(settings: str | None = None, **given: Any) -> Settings:
             "--devices runs several runs of one process each, --processes one run of several: choose one."
         )
     _check_overrides_are_not_ours(result)
-    if settings is not None:
-        places = {name: given[name] for name in ("dataset_dir", "datalist") if given.get(name) is not None}
-        _check_arms_keep_what_is_typed(result, typed, places)
-    return _with_preparation(result)
+    return result
 
 
 def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, bases: tuple[Path, Path]) -> tuple[Arm, ...]:
