@@ -159,9 +159,7 @@ def plan_study(
     """
     facts = [case.facts for case in study.labelled]
     ids = prior.ids if prior is not None else {}
-    orientation = ids.get("orientation", "RAS")
-    spacings = [_along(orientation, by_anatomy(one, one.spacing)) for one in facts]
-    shapes = [_along(orientation, by_anatomy(one, one.shape)) for one in facts]
+    as_theirs = f"as those of {prior.file} (--prepare_as)" if prior is not None else ""
     decisions = [
         Decision(
             "bundle",
@@ -169,68 +167,23 @@ def plan_study(
             "its nets fit any voxel size, and its recipe was measured here on sets of several kinds",
         )
     ]
-    spacing, image, why = grid(spacings, shapes, machine.device)
-    as_theirs = f"as those of {prior.file} (--prepare_as)" if prior is not None else ""
+    orientation = ids.get("orientation", "RAS")
+    head = prior is None and _may_be_head(study, facts)
+    spacing, image, on_shipped_grid, why = _voxels(facts, orientation, machine, head)
     if "spacing" in ids:
         image = [max(1, round(n * old / new)) for n, old, new in zip(image, spacing, ids["spacing"], strict=True)]
         spacing, why = list(ids["spacing"]), as_theirs
-    head = prior is None and _may_be_head(study, facts)
-    on_shipped_grid = head and all(abs(size - SHIPPED_GRID) <= 0.15 * SHIPPED_GRID for size in spacing)
-    if on_shipped_grid:
-        image = [round(n * old / SHIPPED_GRID) for n, old in zip(image, spacing, strict=True)]
-        spacing, why = [SHIPPED_GRID] * 3, f"{why}, resampled to the grid of {SHIPPED}"
     decisions.append(Decision("voxel size", f"{_sizes(spacing)} mm", why))
     if "orientation" in ids:
         decisions.append(Decision("orientation", orientation, as_theirs))
-    limit, why = crop_limit(machine, crop_share)
-    crop, strides, kernels = crop_and_network(image, spacing, limit, 5 if machine.device == "cpu" else 6)
-    filters = wider_filters(int(np.prod(crop))) if machine.device == "cpu" else FULL_FILTERS
-    if on_shipped_grid and crop_share == 1.0:
-        crop, filters = list(SHIPPED_CROP), SMALL_FILTERS
-        strides, kernels = [[1] * 3, *[[2] * 3] * 4], [[3] * 3] * 5
-        why = f"the size that {SHIPPED} was trained on"
-    filters = filters[: len(strides)]
-    network: dict[str, Any] = {
-        "segmentation_net": {
-            "_target_": "DynUNet",
-            "spatial_dims": 3,
-            "in_channels": "@in_channels",
-            "out_channels": "@num_classes",
-            "kernel_size": kernels,
-            "strides": strides,
-            "upsample_kernel_size": strides[1:],
-            "filters": list(filters),
-            "norm_name": ["INSTANCE", {"affine": True}],
-        },
-        "encoder": {"_target_": "common.networks.DynUNetEncoder", "network": "@segmentation_net"},
-    }
-    if prior is not None and prior.network is not None:
-        network = dict(prior.network[1])
-        if "roi_size" in network:
-            crop, why = list(network.pop("roi_size")), f"the size that {prior.network[0]} takes"
-        elif prior.stride is not None:
-            whole = [math.ceil(n / step) * step for n, step in zip(crop, prior.stride, strict=True)]
-            if whole == list(prior.stride):  # norms need more than one voxel in the deepest map
-                whole = [2 * step for step in prior.stride]
-            if whole != crop:
-                crop, why = whole, f"{why}, in multiples of the {_sizes(prior.stride)} that {prior.network[0]} asks for"
-        network.pop("image_size", None)
-    decisions.append(Decision("crop", f"{_sizes(crop)} voxels", why))
-    decisions.append(
-        Decision("network", prior.network[0], f"{prior.file} fills its encoder (--network)")
-        if prior is not None and prior.network is not None
-        else Decision(
-            "network",
-            f"DynUNet, {len(strides)} level{'s' if len(strides) > 1 else ''}, {filters[0]} to {filters[-1]} channels",
-            "levels, strides and kernels follow voxel size and crop as in nnU-Net; "
-            + ("nnU-Net's channels" if machine.device == "cuda" else "few channels on a CPU, more for a small crop"),
-        )
-    )
+    shipped = on_shipped_grid and crop_share == 1.0
+    crop, network, chosen = _crop_and_overlay(image, spacing, machine, crop_share, shipped, prior)
+    decisions += chosen
     intensity, why = intensity_rule(study, facts)
     if "intensity" in ids:
         intensity, why = dict(ids["intensity"]), as_theirs
     decisions.append(Decision("intensities", _names_of(intensity), why))
-    candidates: tuple[str, ...] = ("scratch", SHIPPED) if on_shipped_grid and crop_share == 1.0 else ("scratch",)
+    candidates: tuple[str, ...] = ("scratch", SHIPPED) if shipped else ("scratch",)
     if prior is not None and prior.network is not None:
         candidates = ("scratch", prior.file)
     decisions.append(_start_decision(study, head, candidates, prior))
@@ -273,6 +226,76 @@ def plan_study(
         )
     decisions.append(_step_decision())
     return Plan("ssl3d", overlay, tuple(decisions), "scratch", candidates)
+
+
+def _voxels(
+    facts: Sequence[Any], orientation: str, machine: Machine, head: bool
+) -> tuple[list[float], list[int], bool, str]:
+    """Voxel size in mm, the median shape on that grid, whether it is the grid of ``SHIPPED``, and the reason."""
+    spacings = [_along(orientation, by_anatomy(one, one.spacing)) for one in facts]
+    shapes = [_along(orientation, by_anatomy(one, one.shape)) for one in facts]
+    spacing, image, why = grid(spacings, shapes, machine.device)
+    if not head or any(abs(size - SHIPPED_GRID) > 0.15 * SHIPPED_GRID for size in spacing):
+        return spacing, image, False, why
+    image = [round(n * old / SHIPPED_GRID) for n, old in zip(image, spacing, strict=True)]
+    return [SHIPPED_GRID] * 3, image, True, f"{why}, resampled to the grid of {SHIPPED}"
+
+
+def _crop_and_overlay(
+    image: Sequence[int],
+    spacing: Sequence[float],
+    machine: Machine,
+    crop_share: float,
+    shipped: bool,
+    prior: Prior | None,
+) -> tuple[list[int], dict[str, Any], list[Decision]]:
+    """Crop, the network's ids, and the decisions on both; ``shipped`` for those of ``SHIPPED``."""
+    limit, why = crop_limit(machine, crop_share)
+    crop, strides, kernels = crop_and_network(image, spacing, limit, 5 if machine.device == "cpu" else 6)
+    filters = wider_filters(int(np.prod(crop))) if machine.device == "cpu" else FULL_FILTERS
+    if shipped:
+        crop, filters = list(SHIPPED_CROP), SMALL_FILTERS
+        strides, kernels = [[1] * 3, *[[2] * 3] * 4], [[3] * 3] * 5
+        why = f"the size that {SHIPPED} was trained on"
+    filters = filters[: len(strides)]
+    if prior is not None and prior.network is not None:
+        network = dict(prior.network[1])
+        if "roi_size" in network:
+            crop, why = list(network.pop("roi_size")), f"the size that {prior.network[0]} takes"
+        elif prior.stride is not None:
+            whole = [math.ceil(n / step) * step for n, step in zip(crop, prior.stride, strict=True)]
+            if whole == list(prior.stride):  # norms need more than one voxel in the deepest map
+                whole = [2 * step for step in prior.stride]
+            if whole != crop:
+                crop, why = whole, f"{why}, in multiples of the {_sizes(prior.stride)} that {prior.network[0]} asks for"
+        network.pop("image_size", None)
+        choice = Decision("network", prior.network[0], f"{prior.file} fills its encoder (--network)")
+    else:
+        network = _dynunet(kernels, strides, filters)
+        choice = Decision(
+            "network",
+            f"DynUNet, {len(strides)} level{'s' if len(strides) > 1 else ''}, {filters[0]} to {filters[-1]} channels",
+            "levels, strides and kernels follow voxel size and crop as in nnU-Net; "
+            + ("nnU-Net's channels" if machine.device == "cuda" else "few channels on a CPU, more for a small crop"),
+        )
+    return crop, network, [Decision("crop", f"{_sizes(crop)} voxels", why), choice]
+
+
+def _dynunet(kernels: list[list[int]], strides: list[list[int]], filters: Sequence[int]) -> dict[str, Any]:
+    return {
+        "segmentation_net": {
+            "_target_": "DynUNet",
+            "spatial_dims": 3,
+            "in_channels": "@in_channels",
+            "out_channels": "@num_classes",
+            "kernel_size": kernels,
+            "strides": strides,
+            "upsample_kernel_size": strides[1:],
+            "filters": list(filters),
+            "norm_name": ["INSTANCE", {"affine": True}],
+        },
+        "encoder": {"_target_": "common.networks.DynUNetEncoder", "network": "@segmentation_net"},
+    }
 
 
 def _step_decision() -> Decision:
