@@ -12,7 +12,7 @@ from ..bundles import bundles_root
 from .encoder_file import read_encoder
 from .hub import fetch, is_hub_name
 from .images import IMAGENET, source_normalisation
-from .kind import fill, find_kind
+from .kind import recognise
 from .load import ADAPTED as WHEN_LOADED
 from .prepare import prepared_ids
 from .settings import differing_settings, plain
@@ -42,20 +42,12 @@ def check(path: str, kind: str | None = None) -> str:
     if state_and_record is not None:
         return _of_encoder_file(path, *state_and_record)
     foreign = read_source(file)
-    try:
-        name, known = find_kind(foreign.source.tensors, kind, foreign.name)
-    except ValueError as error:
-        raise ValueError(f"{path} {error}.") from error
-    try:
-        state, architecture, left_out = fill(known, foreign.source)
-    except (KeyError, ValueError) as error:
-        why = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{path} looks like {name}, but {why}.") from error
-    attention = _attention(path, state)
-    if foreign.others:
-        left_out["networks beside the one that is taken"] = foreign.others
+    name, known, _, architecture, left_out, zeros = recognise(path, foreign, kind, misfit="looks like {}, but {}")
     parts = "; ".join(f"{what} ({len(names)})" for what, names in left_out.items())
-    lines = [f"{path} is of the kind {name}, {_describe(architecture)}. Left out: {parts or 'nothing'}.", *attention]
+    lines = [
+        f"{path} is of the kind {name}, {_describe(architecture)}. Left out: {parts or 'nothing'}.",
+        *_attention(zeros),
+    ]
     lines += _takers(architecture)[0]
     words = ["python", "-m", "common.weights", "convert", path, "encoder.safetensors"]
     words += ["--kind", kind] if kind else []
@@ -74,10 +66,8 @@ def check(path: str, kind: str | None = None) -> str:
     return "\n".join([*lines, f"Make an encoder file of it: {shlex.join(words)}"])
 
 
-def _attention(path: str, state: Mapping[str, Any]) -> list[str]:
-    """A line on weights that are 0, if there are any; what ``convert`` refuses is refused."""
-    refuse_unsound(path, state)
-    zeros = refuse_blank(path, state)
+def _attention(zeros: Sequence[str]) -> list[str]:
+    """A line on weights that are 0, if there are any."""
     if not zeros:
         return []
     return [f"Attention: {len(zeros)} of its kernels and matrices are 0 throughout, such as {zeros[0]}."]
@@ -94,7 +84,8 @@ def _normalisation_shows(known: Any, foreign: Foreign) -> bool:
 def _of_encoder_file(path: str, state: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     architecture = record.get("architecture") or {}
     lines = [f"{path} is an encoder file: {record.get('method')}, {_describe(architecture)}."]
-    lines += _attention(path, state)
+    refuse_unsound(path, state)
+    lines += _attention(refuse_blank(path, state))
     takers, fits = _takers(architecture)
     lines += takers
     file = path if path in shipped_encoders() or is_hub_name(path) else str(Path(path).absolute())

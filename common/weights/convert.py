@@ -2,24 +2,23 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..files import file_digest
+from ..networks.foreign import Kind
 from ..preparation import Preparation
 from ..volumes import AXIS_CODES, and_more, is_orientation
 from .encoder_file import FORMAT_VERSION, write_state
 from .hub import fetch, is_hub_name
 from .images import inflate, source_normalisation
 from .inflate import INFLATIONS
-from .kind import fill, find_kind
+from .kind import recognise
 from .options import numbers
 from .published import find_published, intensity_steps
-from .soundness import refuse_blank, refuse_unsound
-from .source import read_source
+from .source import Foreign, read_source
 
 __all__ = ["convert"]
 
@@ -110,74 +109,24 @@ def convert(
     spacing = numbers("--spacing", spacing, 3, "axis")
     image_size = numbers("--image_size", image_size, 2, "side of a slice, height and width", whole=True)
     value_range = numbers("--value_range", value_range, 2, "end", above=None, spread=False) or [-1.0, 1.0]
-    if value_range[0] >= value_range[1]:
-        raise ValueError(f"--value_range is {value_range}: give the lower end first, such as [-1,1].")
-    if orientation is not None and not is_orientation(orientation):
-        raise ValueError(f"--orientation is {orientation!r}: {AXIS_CODES}.")
-    for option, count in (("--in_channels", in_channels), ("--slices", slices), ("--num_heads", num_heads)):
-        if count is not None and count < 1:
-            raise ValueError(f"{option} is {count}: give a whole number, 1 or more.")
-    if (mean is None) != (std is None):
-        raise ValueError("--mean and --std belong together: give both, or neither.")
+    _check_options(value_range, orientation, in_channels, slices, num_heads, mean, std, inflation)
     origin: dict[str, Any] | None = None
     if is_hub_name(source):
         source, origin = fetch(str(source))
     foreign = read_source(source)
     origin = origin or {"name": foreign.file.name, "sha256": file_digest(foreign.file), "licence": None}
-    tensors = foreign.source.tensors
-    if inflation not in INFLATIONS:
-        raise ValueError(f"--inflation is {inflation!r}; it must be one of {', '.join(INFLATIONS)}.")
-    if slices == 1 and inflation != INFLATIONS[0]:
-        raise ValueError(
-            f"--inflation {inflation} is for more than one slice: give --slices, or leave it out and set inflation "
-            "when you fine-tune."
-        )
-    try:
-        kind, known = find_kind(tensors, kind, foreign.name)
-    except ValueError as error:
-        raise ValueError(f"{source} {error}.") from error
-    try:
-        converted, architecture, left_out = fill(known, foreign.source, leave_out)
-    except KeyError as error:
-        raise ValueError(
-            f"{source} is not a checkpoint of the kind {kind}: it lacks tensors ({error}), and has such as "
-            f"{', '.join(list(tensors)[:3])}."
-        ) from error
-    except (ValueError, re.error) as error:
-        raise ValueError(f"{source} is not a checkpoint of the kind {kind}: {error}.") from error
-    # Of what is taken only: masks of attention that are left out may hold infinities.
-    refuse_unsound(source, converted)
-    zeros = refuse_blank(source, converted)
-    if foreign.others:
-        left_out["networks beside the one that is taken"] = foreign.others
-    if num_heads is not None:
-        _set_heads(architecture, num_heads, f"--num_heads is {num_heads}")
-    elif known.images and foreign.config.get("num_attention_heads") is not None:
-        stated = foreign.config["num_attention_heads"]
-        _set_heads(architecture, stated, f"config.json beside {source} says num_attention_heads {stated!r}")
-    if legacy_patch_merging and "patch_merging" in architecture:
-        architecture["patch_merging"] = "LegacyPatchMerging"
+    kind, known, converted, architecture, left_out, zeros = recognise(source, foreign, kind, leave_out)
+    _set_hidden(architecture, source, foreign, known, num_heads, legacy_patch_merging)
     entry = find_published(published, origin, kind)
     for key, value in (entry[1].get("architecture") or {} if entry else {}).items():
         if key == "patch_merging" or architecture.get(key) is None:
             architecture[key] = value
     if slices != 1 and (not known.images or architecture["name"] == "VideoSwinEncoder"):
         raise ValueError(f"{source} is for volumes or videos, which are not inflated: leave out --slices.")
-    conversion = None
+    normalisation, conversion = None, None
     if known.images:
-        embedding = next(converted[name] for name in EMBEDDINGS if name in converted)
-        normalisation: dict[str, Any]
-        if mean is not None and std is not None:
-            normalisation = {"mean": mean, "std": std, "from": "--mean and --std"}
-        else:
-            try:
-                normalisation = source_normalisation(known, tensors, foreign.name, foreign.config, foreign.preprocessor)
-            except ValueError as error:
-                raise ValueError(f"{source}: {error}.") from error
-        said, channels = normalisation["from"], embedding.shape[1]
-        words = ("--mean", "--std") if mean is not None else (f"the mean by {said}", f"the deviation by {said}")
-        for word, part, above in zip(words, ("mean", "std"), (None, 0), strict=True):
-            normalisation[part] = numbers(word, normalisation[part], channels, "channel of the weights", above=above)
+        channels = next(converted[name] for name in EMBEDDINGS if name in converted).shape[1]
+        normalisation = _normalise(source, foreign, known, channels, mean, std)
         conversion = inflate(
             converted,
             architecture,
@@ -190,37 +139,21 @@ def convert(
             image_size,
         )
         parts = ", ".join(f"{what} ({len(names)})" for what, names in left_out.items())
-        conversion.append(f"{len(converted)} tensors made of {len(tensors)}; left out: {parts or 'none'}")
-    try:
-        stated = known.prepared(foreign.source)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}.") from error
-    prepared = {**(entry[1]["prepared"] if entry else {}), **{k: v for k, v in stated.items() if v is not None}}
-    rule = None if intensity else prepared.get("rule")
-    steps = intensity_steps(rule) if rule is not None else None
+        conversion.append(
+            f"{len(converted)} tensors made of {len(foreign.source.tensors)}; left out: {parts or 'none'}"
+        )
     record: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "method": f"converted from {kind} checkpoint {Path(source).name}",
         "architecture": architecture,
-        "spatial_size": spatial_size or prepared.pop("size", None),
-        "preparation": asdict(
-            Preparation(
-                channels=prepared.get("channels"),
-                spacing=[float(value) for value in spacing] if spacing else prepared.get("spacing"),
-                orientation=orientation or prepared.get("orientation"),
-                intensity=steps,
-                value_range=[float(value) for value in value_range] if conversion is not None else None,
-            )
-        ),
-        "intensity": intensity or (prepared.get("words") if steps is None else None),
-        "unexpressed": prepared.get("unexpressed") or (entry[1]["unexpressed"] if entry else None),
+        **_images(source, foreign, known, entry, spatial_size, spacing, orientation, intensity, value_range),
         "published": entry[0] if entry else None,
         "origin": origin,
         "data": data,
         "left_out": {what: len(names) for what, names in left_out.items()},
     }
     passed = [name for part in left_out.values() for name in part]
-    total = len(tensors) + len(foreign.others)
+    total = len(foreign.source.tensors) + len(foreign.others)
     logger.info(
         "%s: %d tensors of %d converted as %s of a %s%s.",
         source,
@@ -241,6 +174,53 @@ def convert(
     return record
 
 
+def _check_options(
+    value_range: Sequence[float],
+    orientation: str | None,
+    in_channels: int,
+    slices: int,
+    num_heads: int | None,
+    mean: Sequence[float] | float | None,
+    std: Sequence[float] | float | None,
+    inflation: str,
+) -> None:
+    """Refuse values that are none of their option, before a file is fetched and read."""
+    if value_range[0] >= value_range[1]:
+        raise ValueError(f"--value_range is {value_range}: give the lower end first, such as [-1,1].")
+    if orientation is not None and not is_orientation(orientation):
+        raise ValueError(f"--orientation is {orientation!r}: {AXIS_CODES}.")
+    for option, count in (("--in_channels", in_channels), ("--slices", slices), ("--num_heads", num_heads)):
+        if count is not None and count < 1:
+            raise ValueError(f"{option} is {count}: give a whole number, 1 or more.")
+    if (mean is None) != (std is None):
+        raise ValueError("--mean and --std belong together: give both, or neither.")
+    if inflation not in INFLATIONS:
+        raise ValueError(f"--inflation is {inflation!r}; it must be one of {', '.join(INFLATIONS)}.")
+    if slices == 1 and inflation != INFLATIONS[0]:
+        raise ValueError(
+            f"--inflation {inflation} is for more than one slice: give --slices, or leave it out and set inflation "
+            "when you fine-tune."
+        )
+
+
+def _set_hidden(
+    architecture: dict[str, Any],
+    source: str | os.PathLike,
+    foreign: Foreign,
+    known: Kind,
+    num_heads: int | None,
+    legacy_patch_merging: bool,
+) -> None:
+    """Set what the tensors do not show: the number of attention heads, and an older patch merging."""
+    if num_heads is not None:
+        _set_heads(architecture, num_heads, f"--num_heads is {num_heads}")
+    elif known.images and foreign.config.get("num_attention_heads") is not None:
+        stated = foreign.config["num_attention_heads"]
+        _set_heads(architecture, stated, f"config.json beside {source} says num_attention_heads {stated!r}")
+    if legacy_patch_merging and "patch_merging" in architecture:
+        architecture["patch_merging"] = "LegacyPatchMerging"
+
+
 def _set_heads(architecture: dict[str, Any], heads: Any, said: str) -> None:
     """Set the number of attention heads, if tensors of the kind do not show another one.
 
@@ -256,3 +236,68 @@ def _set_heads(architecture: dict[str, Any], heads: Any, said: str) -> None:
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise ValueError(f"{said}, which does not divide the width of {width}: give the number in its paper or code.")
     architecture["num_heads"] = heads
+
+
+def _normalise(
+    source: str | os.PathLike,
+    foreign: Foreign,
+    known: Kind,
+    channels: int,
+    mean: Sequence[float] | float | None,
+    std: Sequence[float] | float | None,
+) -> dict[str, Any]:
+    """``mean`` and ``std`` by which the source's images were normalised, for each channel, and where they are ``from``.
+
+    Raises:
+        ValueError: they are neither given nor known, or their numbers do not fit.
+    """
+    normalisation: dict[str, Any]
+    if mean is not None and std is not None:
+        normalisation = {"mean": mean, "std": std, "from": "--mean and --std"}
+    else:
+        try:
+            normalisation = source_normalisation(
+                known, foreign.source.tensors, foreign.name, foreign.config, foreign.preprocessor
+            )
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}.") from error
+    said = normalisation["from"]
+    words = ("--mean", "--std") if mean is not None else (f"the mean by {said}", f"the deviation by {said}")
+    for word, part, above in zip(words, ("mean", "std"), (None, 0), strict=True):
+        normalisation[part] = numbers(word, normalisation[part], channels, "channel of the weights", above=above)
+    return normalisation
+
+
+def _images(
+    source: str | os.PathLike,
+    foreign: Foreign,
+    known: Kind,
+    entry: tuple[str, dict[str, Any]] | None,
+    spatial_size: Sequence[int] | None,
+    spacing: Sequence[float] | None,
+    orientation: str | None,
+    intensity: str | None,
+    value_range: Sequence[float],
+) -> dict[str, Any]:
+    """What the record says of the training images: as given, else as the file says, else as its entry does."""
+    try:
+        stated = known.prepared(foreign.source)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}.") from error
+    prepared = {**(entry[1]["prepared"] if entry else {}), **{k: v for k, v in stated.items() if v is not None}}
+    rule = None if intensity else prepared.get("rule")
+    steps = intensity_steps(rule) if rule is not None else None
+    return {
+        "spatial_size": spatial_size or prepared.get("size"),
+        "preparation": asdict(
+            Preparation(
+                channels=prepared.get("channels"),
+                spacing=[float(value) for value in spacing] if spacing else prepared.get("spacing"),
+                orientation=orientation or prepared.get("orientation"),
+                intensity=steps,
+                value_range=[float(value) for value in value_range] if known.images else None,
+            )
+        ),
+        "intensity": intensity or (prepared.get("words") if steps is None else None),
+        "unexpressed": prepared.get("unexpressed") or (entry[1]["unexpressed"] if entry else None),
+    }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -11,8 +12,10 @@ from torch import nn
 from ..networks.foreign import Kind, Source, State
 from ..volumes import and_more, first_line
 from .adapt import match_position_form
+from .soundness import refuse_blank, refuse_unsound
+from .source import Foreign
 
-__all__ = ["Filled", "fill", "find_kind", "known_kinds", "nearest_kind", "refuse_gaps"]
+__all__ = ["Filled", "Recognised", "fill", "find_kind", "known_kinds", "nearest_kind", "recognise", "refuse_gaps"]
 
 MODULES = (
     "vit_encoder",
@@ -44,6 +47,64 @@ class Filled(NamedTuple):
     state: State
     architecture: dict[str, Any]
     left_out: dict[str, list[str]]
+
+
+class Recognised(NamedTuple):
+    """A foreign checkpoint of a known kind.
+
+    Attributes:
+        name: name of the kind.
+        kind: the kind.
+        state, architecture, left_out: as in ``Filled``, with the tensors of further networks in the file left out, too.
+        zeros: names of the kernels and matrices that are 0 throughout.
+    """
+
+    name: str
+    kind: Kind
+    state: State
+    architecture: dict[str, Any]
+    left_out: dict[str, list[str]]
+    zeros: list[str]
+
+
+def recognise(
+    path: str | os.PathLike,
+    foreign: Foreign,
+    kind: str | None = None,
+    leave_out: str | None = None,
+    misfit: str = "is not a checkpoint of the kind {}: {}",
+) -> Recognised:
+    """Find the kind of a checkpoint, and fill an encoder with its tensors.
+
+    Args:
+        path: the checkpoint, for errors.
+        foreign: what ``read_source`` read from it.
+        kind: name of the kind; found from the tensors by default.
+        leave_out: as for ``fill``.
+        misfit: what to say of a checkpoint that ``fill`` refuses, with places for the kind and the reason.
+
+    Raises:
+        ValueError: as ``find_kind``, ``fill``, ``refuse_unsound`` and ``refuse_blank``; or ``leave_out`` is not a
+            regular expression.
+    """
+    tensors = foreign.source.tensors
+    try:
+        name, known = find_kind(tensors, kind, foreign.name)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}.") from error
+    try:
+        state, architecture, left_out = fill(known, foreign.source, leave_out)
+    except (KeyError, ValueError, re.error) as error:
+        why = str(error)
+        if isinstance(error, KeyError):
+            why = f"it lacks tensors ({error}), and has such as {', '.join(list(tensors)[:3])}"
+        raise ValueError(f"{path} {misfit.format(name, why)}.") from error
+    # Of what is taken only: masks of attention that are left out may hold infinities.
+    refuse_unsound(path, state)
+    zeros = refuse_blank(path, state)
+    if foreign.others:
+        left_out["networks beside the one that is taken"] = foreign.others
+    return Recognised(name, known, state, architecture, left_out, zeros)
 
 
 def known_kinds() -> Iterator[tuple[str, Kind]]:
