@@ -7,6 +7,8 @@ import torch
 from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import nn
 
+from .stages import check_size
+
 __all__ = ["EncoderUNet", "refuse_decoder"]
 
 
@@ -72,11 +74,7 @@ class EncoderUNet(nn.Module):
         self.head = nn.Conv3d(widths[0], out_channels, 1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        if any(size % stride for size, stride in zip(image.shape[2:], self.stride, strict=True)):
-            raise ValueError(
-                f"this network needs an image size that is a multiple of {self.stride}, not {tuple(image.shape[2:])}; "
-                "set roi_size to such a size."
-            )
+        check_size(image.shape[2:], self.stride)
         maps = list(self.encoder(image))
         if self.lifts is not None:
             maps = [*(lift(one) for lift, one in zip(self.lifts, maps, strict=False)), maps[-1]]

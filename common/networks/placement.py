@@ -16,7 +16,7 @@ from .dense_skips import keep_gradients_dense
 from .memory_format import to_channels_last
 from .padded_convolution import pad_small_images
 from .published_unets import GenesisUNet, STUNet
-from .unet_encoders import check_size
+from .stages import check_size
 from .window_attention import speed_up_windows
 
 __all__ = ["place"]
@@ -113,7 +113,7 @@ class _SizeCheck:
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
         if inputs:
-            check_size(inputs[0], self.stride)
+            check_size(inputs[0].shape[2:], self.stride)
 
 
 class _Autocast:

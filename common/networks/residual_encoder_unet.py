@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .stages import check_size
+
 __all__ = ["ResidualEncoder", "ResidualEncoderUNet"]
 
 
@@ -94,11 +96,7 @@ class ResidualEncoder(nn.Module):
         self.blocks = tuple(blocks)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        if any(size % stride for size, stride in zip(image.shape[2:], self.strides[-1], strict=True)):
-            raise ValueError(
-                f"This residual U-Net needs an image size that is a multiple of {self.strides[-1]}, not "
-                f"{tuple(image.shape[2:])}; set roi_size to such a size."
-            )
+        check_size(image.shape[2:], self.strides[-1], "This residual U-Net")
         maps, x = [], self.stem(image)
         for stage in self.stages:
             x = stage(x)

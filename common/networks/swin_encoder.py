@@ -9,6 +9,7 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import nn
 
 from .foreign import HEADS, Kind, Source, State, count
+from .stages import check_size
 
 __all__ = ["CHECKPOINTS", "SwinEncoder"]
 
@@ -41,12 +42,7 @@ class SwinEncoder(nn.Module):
         self.strides = tuple(tuple(size * 2**stage for size in self.patch_size) for stage in range(5))
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        deepest = self.strides[-1]
-        if any(size % stride for size, stride in zip(image.shape[2:], deepest, strict=True)):
-            raise ValueError(
-                f"Swin UNETR needs an image size that is a multiple of {deepest}, not {tuple(image.shape[2:])}; "
-                "set roi_size to such a size."
-            )
+        check_size(image.shape[2:], self.strides[-1], "Swin UNETR")
         return self.swin(image, self.normalize)
 
     def check_weights(self, state: Mapping[str, torch.Tensor]) -> None:

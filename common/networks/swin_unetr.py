@@ -7,6 +7,8 @@ from monai.networks.blocks import UnetrUpBlock
 from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 from monai.utils import ensure_tuple_rep
 
+from .stages import check_size
+
 __all__ = ["SwinUNETR"]
 
 
@@ -55,8 +57,4 @@ class SwinUNETR(MonaiSwinUNETR):
             self.decoder1 = UnetrUpBlock(3, feature_size, feature_size, 3, patch, norm_name, res_block=True)
 
     def _check_input_size(self, spatial_shape: Sequence[int]) -> None:
-        if any(side % step for side, step in zip(spatial_shape, self.sides, strict=True)):
-            raise ValueError(
-                f"Swin UNETR needs an image size that is a multiple of {self.sides}, not {tuple(spatial_shape)}; "
-                "set roi_size to such a size."
-            )
+        check_size(spatial_shape, self.sides, "Swin UNETR")

@@ -22,6 +22,7 @@ from .encoder_layers import layer_modules
 from .foreign import HEADS, Kind, Source, State, count, move
 from .layer_kinds import layer_kinds
 from .residual_encoder_unet import ResidualEncoderUNet
+from .stages import check_size
 
 __all__ = [
     "CHECKPOINTS",
@@ -29,7 +30,6 @@ __all__ = [
     "MedNeXtEncoder",
     "ResidualUNetEncoder",
     "SegResNetEncoder",
-    "check_size",
     "plan_of_nnssl",
 ]
 
@@ -69,7 +69,7 @@ class DynUNetEncoder(nn.Module):
         self.kernels = [list(_tuple(kernel, network.spatial_dims)) for kernel in network.kernel_size]
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        check_size(image, self.strides[-1])
+        check_size(image.shape[2:], self.strides[-1])
         return _run([self.input_block, *self.downsamples, self.bottleneck], image)
 
     def architecture(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class SegResNetEncoder(nn.Module):
         self.strides = _cumulative([1] + [2] * (stages - 1), axes)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        check_size(image, self.strides[-1])
+        check_size(image.shape[2:], self.strides[-1])
         return _run(self.down_layers, self.convInit(image))
 
     def architecture(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class MedNeXtEncoder(nn.Module):
         self.blocks = [len(stage) for stage in (*network.enc_stages, network.bottleneck)]
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        check_size(image, self.strides[-1])
+        check_size(image.shape[2:], self.strides[-1])
         maps, x = [], self.stem(image)
         for stage, down in zip(self.enc_stages, self.down_blocks, strict=True):
             maps.append(stage(x))
@@ -199,19 +199,6 @@ def _describe(encoder: Any) -> dict[str, Any]:
         # Of the encoder alone: a file with a decoder and one without it state the same.
         **layer_kinds(layer_modules(encoder)),
     }
-
-
-def check_size(image: torch.Tensor, stride: tuple[int, ...]) -> None:
-    """Refuse an image (B, C, *spatial) with a side that is no multiple of the stride.
-
-    Raises:
-        ValueError: with what to set.
-    """
-    if any(size % step for size, step in zip(image.shape[2:], stride, strict=True)):
-        raise ValueError(
-            f"This network needs an image size that is a multiple of {stride}, not {tuple(image.shape[2:])}; set "
-            "roi_size to such a size."
-        )
 
 
 def _read_segresnet(state: State, source: Source) -> dict[str, Any]:
