@@ -9,12 +9,12 @@ import torch
 from monai.data import MetaTensor
 from monai.metrics import CumulativeIterationMetric
 
-from .empty_masks import Empty, check_empty, mean_of_cases, score_empty
+from .empty_masks import Empty, MeanOfCases, check_empty, score_empty
 
 __all__ = ["ClassDice", "PooledDice"]
 
 
-class ClassDice(CumulativeIterationMetric):
+class ClassDice(MeanOfCases):
     """Dice of each volume and class, with the same rule for empty masks as ``HD95``.
 
     A missed or invented class scores 0. MONAI's ``MeanDice`` leaves out an invented class, so false positives in a scan
@@ -43,11 +43,6 @@ class ClassDice(CumulativeIterationMetric):
         both = (y_pred * y).sum(2, dtype=torch.float64)
         sizes = y_pred.sum(2, dtype=torch.float64) + y.sum(2, dtype=torch.float64)
         return score_empty(2 * both / sizes, y_pred, y, 0.0, 1.0, self.empty).float()
-
-    def aggregate(self) -> torch.Tensor:
-        """The mean, a scalar."""
-        scores: Any = self.get_buffer()
-        return mean_of_cases(scores)
 
 
 class PooledDice(CumulativeIterationMetric):

@@ -18,8 +18,9 @@ import math
 from typing import Any, Literal, get_args
 
 import torch
+from monai.metrics import CumulativeIterationMetric
 
-__all__ = ["Empty", "check_empty", "mean_of_cases", "score_empty"]
+__all__ = ["Empty", "MeanOfCases", "check_empty", "score_empty"]
 
 Empty = Literal["leave_out", "perfect"]
 
@@ -54,6 +55,13 @@ def score_empty(
     return torch.where(predicted | true, score, torch.full_like(score, neither))
 
 
-def mean_of_cases(scores: torch.Tensor) -> torch.Tensor:
-    """Mean over cases of the mean over counting classes (B, C); NaN if no class counts in any case."""
-    return scores.nanmean(1).nanmean()
+class MeanOfCases(CumulativeIterationMetric):
+    """A metric whose scores (B, C) are NaN where a class does not count in a case."""
+
+    def aggregate(self, reduction: Any = None) -> torch.Tensor:
+        """Mean over cases of the mean over counting classes, a scalar; NaN if no class counts in any case.
+
+        ``reduction``, an argument of MONAI's metrics, changes nothing.
+        """
+        scores: Any = self.get_buffer()
+        return scores.nanmean(1).nanmean()

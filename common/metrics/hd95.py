@@ -1,22 +1,21 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.metrics import HausdorffDistanceMetric
-from monai.metrics.utils import get_edge_surface_distance
 
 from ..volumes import diagonal
-from .empty_masks import Empty, check_empty, mean_of_cases, score_empty
+from .empty_masks import Empty, MeanOfCases, check_empty, score_empty
+from .surfaces import of_distances, volume_spacing
 
-__all__ = ["HD95", "volume_spacing"]
+__all__ = ["HD95"]
 
 
-class HD95(HausdorffDistanceMetric):
+class HD95(MeanOfCases, HausdorffDistanceMetric):
     """95th percentile of the symmetric Hausdorff distance in mm, with a stated rule for empty masks.
 
     A structure in only one of truth and prediction scores the length of the image's diagonal, the worst possible
@@ -58,37 +57,14 @@ class HD95(HausdorffDistanceMetric):
         spacing = self.spacing or volume_spacing(y, "HD95")
         y_pred, y = (mask.as_tensor() if isinstance(mask, MetaTensor) else mask for mask in (y_pred, y))
         if self.definition == "pooled":
-            distance = self._pooled(y_pred[:, first:], y[:, first:], spacing)
+            pooled = of_distances(y_pred[:, first:], y[:, first:], spacing, _percentile)
+            distance = pooled.to(torch.get_default_dtype())
         else:
             distance = super()._compute_tensor(y_pred, y, spacing=spacing, **kwargs).to(y.device)
         worst = diagonal(y.shape[2:], spacing)
         return score_empty(distance, y_pred[:, first:], y[:, first:], worst, 0.0, self.empty)
 
-    def aggregate(self, reduction: Any = None) -> torch.Tensor:  # type: ignore[override]
-        """The mean, a scalar."""
-        scores: Any = self.get_buffer()
-        return mean_of_cases(scores)
 
-    def _pooled(self, y_pred: torch.Tensor, y: torch.Tensor, spacing: Sequence[float]) -> torch.Tensor:
-        found = torch.full(y.shape[:2], math.nan, device=y.device)
-        for sample, label in np.ndindex(*y.shape[:2]):
-            masks = y_pred[sample, label], y[sample, label]
-            if all(mask.any() for mask in masks):
-                _, distances, _ = get_edge_surface_distance(*masks, spacing=list(spacing), symmetric=True)
-                # numpy, since torch.quantile refuses more than 16 million values
-                both = np.concatenate([np.asarray(torch.as_tensor(x).cpu()) for x in distances])
-                found[sample, label] = float(np.percentile(both, 95))
-        return found
-
-
-def volume_spacing(y: torch.Tensor, metric: str) -> list[float]:
-    """Spacing of a volume, mm per voxel and axis.
-
-    Raises:
-        ValueError: it has none.
-    """
-    if not isinstance(y, MetaTensor) or y.affine.ndim != 2:
-        raise ValueError(
-            f"{metric} has no `spacing` and the truth carries none (an affine): give {metric} the `spacing` in mm."
-        )
-    return [float(size) for size in torch.linalg.norm(y.affine[:3, :3].double(), dim=0)]
+def _percentile(distances: np.ndarray) -> float:
+    # numpy, since torch.quantile refuses more than 16 million values
+    return float(np.percentile(distances, 95))

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.metrics import CumulativeIterationMetric
-from monai.metrics.utils import get_edge_surface_distance
 
 from ..volumes import diagonal
-from .empty_masks import Empty, check_empty, mean_of_cases, score_empty
-from .hd95 import volume_spacing
+from .empty_masks import Empty, MeanOfCases, check_empty, score_empty
+from .surfaces import of_distances, volume_spacing
 
 __all__ = ["ASSD", "RVD", "VOE"]
 
 
-class _OfMasks(CumulativeIterationMetric):
+class _OfMasks(MeanOfCases):
     """One number per volume and class, by the rule for empty masks."""
 
     def __init__(self, include_background: bool = False, empty: Empty = "leave_out") -> None:
@@ -40,11 +37,6 @@ class _OfMasks(CumulativeIterationMetric):
 
     def _worst(self, whole: torch.Tensor) -> float:
         return 1.0
-
-    def aggregate(self) -> torch.Tensor:
-        """The mean, a scalar."""
-        scores: Any = self.get_buffer()
-        return mean_of_cases(scores)
 
 
 class VOE(_OfMasks):
@@ -96,14 +88,7 @@ class ASSD(_OfMasks):
 
     def _score(self, y_pred: torch.Tensor, y: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
         spacing = self.spacing or volume_spacing(whole, "ASSD")
-        found = torch.full(y.shape[:2], math.nan, dtype=torch.float64, device=y.device)
-        for sample, label in np.ndindex(*y.shape[:2]):
-            masks = y_pred[sample, label], y[sample, label]
-            if all(bool(mask.any()) for mask in masks):
-                _, distances, _ = get_edge_surface_distance(*masks, spacing=list(spacing), symmetric=True)
-                both = np.concatenate([np.asarray(torch.as_tensor(x).cpu()) for x in distances])
-                found[sample, label] = float(both.mean(dtype=np.float64))
-        return found
+        return of_distances(y_pred, y, spacing, lambda distances: float(distances.mean(dtype=np.float64)))
 
     def _worst(self, whole: torch.Tensor) -> float:
         return diagonal(whole.shape[2:], self.spacing or volume_spacing(whole, "ASSD"))

@@ -5,16 +5,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.metrics import CumulativeIterationMetric
 
 from ..score import score_masks
-from .empty_masks import Empty, check_empty, mean_of_cases
-from .hd95 import volume_spacing
+from .empty_masks import Empty, MeanOfCases, check_empty
+from .surfaces import volume_spacing
 
 __all__ = ["NSD"]
 
 
-class NSD(CumulativeIterationMetric):
+class NSD(MeanOfCases):
     """Normalised surface Dice of each volume and class, as in ``python -m common.score``.
 
     It is the share of the voxels of both surfaces that lie within ``tolerance`` mm of the other surface. MONAI's
@@ -57,8 +56,3 @@ class NSD(CumulativeIterationMetric):
             masks = truth[sample, label + first], prediction[sample, label + first]
             found[sample, label] = score_masks(*masks, spacing, self.tolerance, empty=self.empty)["nsd"]
         return torch.as_tensor(found, device=y.device)
-
-    def aggregate(self) -> torch.Tensor:
-        """The mean, a scalar."""
-        scores: Any = self.get_buffer()
-        return mean_of_cases(scores)
