@@ -12,6 +12,7 @@ from transformers.models.beit.modeling_beit import BeitLayer, BeitRelativePositi
 from .foreign import Kind, Source, State
 from .slice_encoder import SliceTransformerEncoder, initialise, to_map, to_tokens
 from .slice_names import HALVES, HEADS, IMAGENET, RENAMES, layers_architecture, split_projections
+from .stages import depth_rates
 from .substitution import is_recorded
 
 __all__ = ["CHECKPOINTS", "BeitEncoder", "RelativePositionBias"]
@@ -80,7 +81,7 @@ class BeitEncoder(SliceTransformerEncoder):
             use_relative_position_bias=False,  # ours is handed in as the attention mask
         )
         config._attn_implementation = "sdpa"
-        rates = [drop_path * number / max(num_layers - 1, 1) for number in range(num_layers)]
+        rates = depth_rates(drop_path, num_layers)
         self.layers = nn.ModuleList(BeitLayer(config, drop_path_rate=rate) for rate in rates)
         self.position_biases = nn.ModuleList(RelativePositionBias(self.grid, num_heads) for _ in range(num_layers))
         initialise(self)

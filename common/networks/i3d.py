@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .foreign import Kind, Source, State
+from .stages import triple
 
 __all__ = ["CHECKPOINTS", "I3DEncoder"]
 
@@ -105,7 +106,7 @@ class _Mixed(nn.Module):
 
 def _pool(x: torch.Tensor, kernel: Any, stride: Any) -> torch.Tensor:
     # 0 is what the published code pads with, and the least that a ReLU gives.
-    return F.max_pool3d(_padded(x, _triple(kernel), _triple(stride)), kernel, stride)
+    return F.max_pool3d(_padded(x, triple(kernel), triple(stride)), kernel, stride)
 
 
 def _padded(x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int]) -> torch.Tensor:
@@ -115,10 +116,6 @@ def _padded(x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int]) -> to
         lacking = max(side - step if size % step == 0 else side - size % step, 0)
         pads += [lacking // 2, lacking - lacking // 2]
     return F.pad(x, pads)
-
-
-def _triple(value: Any) -> tuple[int, ...]:
-    return (value,) * 3 if isinstance(value, int) else tuple(value)
 
 
 def _read(state: State, source: Source) -> dict[str, Any]:

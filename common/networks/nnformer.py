@@ -11,6 +11,7 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 from torch.nn import functional as F
 
+from .stages import depth_rates
 from .window_attention import window_attention
 
 __all__ = ["NNFormer", "NNFormerEncoder"]
@@ -159,7 +160,7 @@ class NNFormerEncoder(nn.Module):
         }
         self._check(img_size)
         self.patch_embed = _PatchEmbedding(in_channels, embed_dim, self.patch_size)
-        rates = _rates(drop_path_rate, sum(depths))
+        rates = depth_rates(drop_path_rate, sum(depths))
         layers = []
         for stage, depth in enumerate(depths):
             grid = grid_of(img_size, self.strides[stage])
@@ -231,7 +232,7 @@ class _Decoder(nn.Module):
     ) -> None:
         super().__init__()
         # As published: the rates grow from the deepest stage to the finest.
-        rates = _rates(drop_path_rate, sum(depths))
+        rates = depth_rates(drop_path_rate, sum(depths))
         layers = []
         for stage, depth in enumerate(depths):
             channels, first = embed_dim * 2**stage, sum(depths[stage + 1 :])
@@ -550,8 +551,3 @@ def _warn_of_unfilled_windows(grid: Sequence[int], window: int, wanted: int, str
             window,
             [window * step for step in stride],
         )
-
-
-def _rates(last: float, count: int) -> list[float]:
-    """Stochastic depth of each block, from 0 to ``last``."""
-    return [last * number / max(count - 1, 1) for number in range(count)]

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .foreign import Kind, State, count
+from .stages import run_stages
 
 __all__ = ["CHECKPOINTS", "GenesisEncoder", "GenesisUNet", "STUNet", "STUNetEncoder"]
 
@@ -54,7 +55,7 @@ class STUNet(nn.Module):
         self.steps = steps
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        maps = _run(self.conv_blocks_context, image)
+        maps = run_stages(self.conv_blocks_context, image)
         x = maps.pop()
         for up, stage, step in zip(self.upsample_layers, self.conv_blocks_localization, self.steps[::-1], strict=True):
             x = F.interpolate(x, scale_factor=[float(size) for size in step], mode="nearest")
@@ -92,7 +93,7 @@ class STUNetEncoder(nn.Module):
         self.strides = tuple(strides)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        return _run(self.conv_blocks_context, image)
+        return run_stages(self.conv_blocks_context, image)
 
     def architecture(self) -> dict[str, Any]:
         """What an encoder file records of the network: name and arguments."""
@@ -193,14 +194,6 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: Sequence[int]) -> nn.
 
 def _pair(inputs: int, between: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(_Convolution(inputs, between), _Convolution(between, outputs))
-
-
-def _run(stages: Any, x: torch.Tensor) -> list[torch.Tensor]:
-    maps = []
-    for stage in stages:
-        x = stage(x)
-        maps.append(x)
-    return maps
 
 
 def _descend(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .stages import check_size
+from .stages import check_size, run_stages, triple
 
 __all__ = ["ResidualEncoder", "ResidualEncoderUNet"]
 
@@ -89,7 +89,7 @@ class ResidualEncoder(nn.Module):
         self.stem = _Convolutions(in_channels, features[0], kernels[0], 1, 1)
         for width, count, stride, kernel in zip(features, blocks, strides, kernels, strict=True):
             stages.append(_Stage(previous, width, kernel, stride, count))
-            above, step = self.strides[-1] if self.strides else (1, 1, 1), _triple(stride)
+            above, step = self.strides[-1] if self.strides else (1, 1, 1), triple(stride)
             self.strides += ((above[0] * step[0], above[1] * step[1], above[2] * step[2]),)
             previous = width
         self.stages = nn.Sequential(*stages)
@@ -97,11 +97,7 @@ class ResidualEncoder(nn.Module):
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         check_size(image.shape[2:], self.strides[-1], "This residual U-Net")
-        maps, x = [], self.stem(image)
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
+        return run_stages(self.stages, self.stem(image))
 
 
 class _Decoder(nn.Module):
@@ -116,7 +112,7 @@ class _Decoder(nn.Module):
         super().__init__()
         self.transpconvs, self.stages, self.seg_layers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for stage, count in zip(range(len(features) - 1, 0, -1), convs, strict=True):
-            below, width, stride = features[stage], features[stage - 1], _triple(strides[stage])
+            below, width, stride = features[stage], features[stage - 1], triple(strides[stage])
             self.transpconvs.append(nn.ConvTranspose3d(below, width, stride, stride))
             self.stages.append(_Convolutions(2 * width, width, kernels[stage - 1], 1, count))
             self.seg_layers.append(nn.Conv3d(width, out_channels, 1))
@@ -137,9 +133,9 @@ class _Convolution(nn.Module):
         self, inside: int, outside: int, kernel: Any, stride: Any = 1, bias: bool = True, act: bool = True
     ) -> None:
         super().__init__()
-        x, y, z = _triple(kernel)
+        x, y, z = triple(kernel)
         padding = ((x - 1) // 2, (y - 1) // 2, (z - 1) // 2)
-        self.conv = nn.Conv3d(inside, outside, (x, y, z), _triple(stride), padding, bias=bias)
+        self.conv = nn.Conv3d(inside, outside, (x, y, z), triple(stride), padding, bias=bias)
         self.norm = nn.InstanceNorm3d(outside, affine=True)
         self.nonlin = nn.LeakyReLU(inplace=True) if act else nn.Identity()
 
@@ -164,7 +160,7 @@ class _Block(nn.Module):
 
     def __init__(self, inside: int, outside: int, kernel: Any, stride: Any) -> None:
         super().__init__()
-        stride = _triple(stride)
+        stride = triple(stride)
         self.conv1 = _Convolution(inside, outside, kernel, stride)
         self.conv2 = _Convolution(outside, outside, kernel, act=False)
         skip: list[nn.Module] = [nn.AvgPool3d(stride, stride)] if max(stride) > 1 else []
@@ -185,13 +181,6 @@ class _Stage(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.blocks(x)
-
-
-def _triple(value: int | Sequence[int]) -> tuple[int, int, int]:
-    if isinstance(value, int):
-        return (value, value, value)
-    x, y, z = value
-    return (x, y, z)
 
 
 def _initialize(module: nn.Module) -> None:

@@ -1,10 +1,14 @@
-"""What encoders that work in stages have in common: the image size that their strides allow."""
+"""What encoders that work in stages have in common: the image size that their strides allow, their maps, and rates that
+grow with depth."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-__all__ = ["check_size"]
+import torch
+from torch import nn
+
+__all__ = ["check_size", "depth_rates", "run_stages", "triple"]
 
 
 def check_size(size: Sequence[int], stride: Sequence[int], network: str = "This network") -> None:
@@ -23,3 +27,23 @@ def check_size(size: Sequence[int], stride: Sequence[int], network: str = "This 
             f"{network} needs an image size that is a multiple of {stride}, not {tuple(size)}; set roi_size to such a "
             "size."
         )
+
+
+def run_stages(stages: Iterable[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
+    """The map after each stage, of which each takes that of the one before."""
+    maps = []
+    for stage in stages:
+        x = stage(x)
+        maps.append(x)
+    return maps
+
+
+def depth_rates(last: float, count: int) -> list[float]:
+    """Rates of stochastic depth of ``count`` blocks, from 0 to ``last``."""
+    return [last * number / max(count - 1, 1) for number in range(count)]
+
+
+def triple(value: int | Sequence[int]) -> tuple[int, int, int]:
+    """A number for all three axes, or one for each."""
+    x, y, z = (value,) * 3 if isinstance(value, int) else value
+    return (x, y, z)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from .foreign import Kind, Source, State, count
 from .slice_encoder import SliceEmbedding, SliceEncoder, initialise
 from .slice_names import HEADS, IMAGENET
+from .stages import depth_rates
 
 __all__ = ["CHECKPOINTS", "SwinSliceEncoder", "VideoSwinEncoder"]
 
@@ -193,7 +194,7 @@ def swin_stages(
     embed_dim: int, depths: Sequence[int], num_heads: Sequence[int], window_size: Sequence[int], drop_path: float
 ) -> nn.ModuleList:
     """Blocks of each stage; every second one is shifted by half a window."""
-    rates = [drop_path * number / max(sum(depths) - 1, 1) for number in range(sum(depths))]
+    rates = depth_rates(drop_path, sum(depths))
     stages = nn.ModuleList()
     for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
         blocks = nn.ModuleList()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +22,7 @@ from .encoder_layers import layer_modules
 from .foreign import HEADS, Kind, Source, State, count, move
 from .layer_kinds import layer_kinds
 from .residual_encoder_unet import ResidualEncoderUNet
-from .stages import check_size
+from .stages import check_size, run_stages
 
 __all__ = [
     "CHECKPOINTS",
@@ -70,7 +70,7 @@ class DynUNetEncoder(nn.Module):
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         check_size(image.shape[2:], self.strides[-1])
-        return _run([self.input_block, *self.downsamples, self.bottleneck], image)
+        return run_stages([self.input_block, *self.downsamples, self.bottleneck], image)
 
     def architecture(self) -> dict[str, Any]:
         """What an encoder file records of the network: name and arguments."""
@@ -99,7 +99,7 @@ class SegResNetEncoder(nn.Module):
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         check_size(image.shape[2:], self.strides[-1])
-        return _run(self.down_layers, self.convInit(image))
+        return run_stages(self.down_layers, self.convInit(image))
 
     def architecture(self) -> dict[str, Any]:
         """What an encoder file records of the network: name and arguments."""
@@ -170,14 +170,6 @@ class ResidualUNetEncoder(nn.Module):
     def architecture(self) -> dict[str, Any]:
         """What an encoder file records of the network: name and arguments."""
         return {**_describe(self), "depths": list(self.encoder.blocks)}
-
-
-def _run(stages: Iterable[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
-    maps = []
-    for stage in stages:
-        x = stage(x)
-        maps.append(x)
-    return maps
 
 
 def _tuple(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
