@@ -129,8 +129,38 @@ def load_encoder(
     report.warnings = [*differences, *settings.values()]
     _check_inflation(path, state, record, encoder, inflation)
 
+    new_state, lacking, surplus = _match(state, target, record, encoder, spatial_size, inflation, report)
+    logger.debug("all names of the %s", report.text())
+    if lacking or surplus:
+        logger.warning("%s", report)
+    _refuse_misfit(path, record, encoder, architecture, report, lacking, surplus, settings)
+    encoder.load_state_dict(new_state, strict=False)
+    logger.info("%s", report)
+    for warning in report.warnings:
+        logger.warning("%s: %s", path, warning)
+    if any(f"(id `{name}`)" in warning for name in PREPARED for warning in differences):
+        ids = ", ".join(PREPARED)
+        logger.warning("--prepare_as encoder prepares images as those of %s were (%s, as it states them).", path, ids)
+    return report
+
+
+def _match(
+    state: Mapping[str, torch.Tensor],
+    target: Mapping[str, torch.Tensor],
+    record: Mapping[str, Any],
+    encoder: nn.Module,
+    spatial_size: Sequence[int] | None,
+    inflation: str,
+    report: TransferReport,
+) -> tuple[dict[str, torch.Tensor], dict[str, str], list[str]]:
+    """Find a tensor of the file for each of the encoder, and note in the report what became of both.
+
+    Returns:
+        The tensors to load; those of the encoder that should come from the file but cannot, with why; and those of the
+        file that no rule leaves out.
+    """
     adapt_weight: Any = getattr(encoder, "adapt_weight", None)
-    new_state = {}
+    new_state: dict[str, torch.Tensor] = {}
     lacking: dict[str, str] = {}
     for name, tensor in target.items():
         source = state.get(name)
@@ -158,13 +188,26 @@ def load_encoder(
         report.unused[name] = spare or "no tensor of this name in the encoder"
         surplus += [] if spare else [name]
     report.unused = {name: report.unused[name] for name in state if name in report.unused}
+    return new_state, lacking, sorted(surplus)
 
-    logger.debug("all names of the %s", report.text())
+
+def _refuse_misfit(
+    path: str | os.PathLike,
+    record: Mapping[str, Any],
+    encoder: nn.Module,
+    architecture: Mapping[str, Any],
+    report: TransferReport,
+    lacking: Mapping[str, str],
+    surplus: list[str],
+    settings: Mapping[str, str],
+) -> None:
+    """Refuse a file that does not fill the encoder, holds more, or computes something else in it.
+
+    Raises:
+        ValueError: with how they differ.
+    """
     made = record.get("architecture", {}).get("name")
     same_kind = not made or architecture.get("name", made) == made
-    surplus.sort()
-    if lacking or surplus:
-        logger.warning("%s", report)
     # What to do about it says more than what else differs.
     if same_kind and lacking and all(ADVICE.search(why) for why in lacking.values()):
         name, why = next(iter(lacking.items()))
@@ -191,14 +234,6 @@ def load_encoder(
                 f"{path} ({_describe(record)}) fits by shape, but computes something else here: {settings[key][:-1]}; "
                 "use the network it was made with."
             )
-    encoder.load_state_dict(new_state, strict=False)
-    logger.info("%s", report)
-    for warning in report.warnings:
-        logger.warning("%s: %s", path, warning)
-    if any(f"(id `{name}`)" in warning for name in PREPARED for warning in differences):
-        ids = ", ".join(PREPARED)
-        logger.warning("--prepare_as encoder prepares images as those of %s were (%s, as it states them).", path, ids)
-    return report
 
 
 def compare_images(path: str | os.PathLike, record: Mapping[str, Any], preprocessing: Any) -> list[str]:
