@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,32 +123,9 @@ def prepare(
             is broken, subjects seem to have several scans each but `subject` is not given, all scans belong to a test
             part without labels, the split is impossible, or the output exists.
     """
-    if name not in COLLECTORS:
-        raise DatalistError(f"Unknown data set {name!r}; known are {', '.join(COLLECTORS)}.")
     folder = Path(source).expanduser().absolute()
-    if not folder.is_dir():
-        raise DatalistError(f"No folder at {folder}: give the folder of the data set with --source.")
-    if Path(output).exists() and not force:
-        raise DatalistError(f"{Path(output).absolute()} exists: choose another output, or replace it with --force.")
+    _check_options(name, folder, output, force, label_scheme, options)
     collect = COLLECTORS[name]
-    known = [p for p in inspect.signature(collect).parameters if p != "source"]
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        general = [p.name for p in inspect.signature(prepare).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        renamed = [renamed_sentence(f"--{option}", option, general, prefix="--") for option in unknown]
-        if any(renamed):
-            raise DatalistError(" ".join(sentence for sentence in renamed if sentence))
-        close = [difflib.get_close_matches(option, [*known, *general], n=1) for option in unknown]
-        if all(close):
-            listed = f"did you mean {', '.join(f'--{match}' for (match,) in close)}?"
-        else:
-            own = f"its options are {', '.join(known)}" if known else "it has no options of its own"
-            listed = f"{own}, and those of all sets are {', '.join(general)}."
-        raise DatalistError(f"{name} has no option {', '.join(map(repr, unknown))}; {listed}")
-
-    if label_scheme is not None and label_scheme not in LABEL_SCHEMES:
-        raise DatalistError(f"Unknown label scheme {label_scheme!r}; known are {', '.join(LABEL_SCHEMES)}.")
-
     items = collect(folder, **options)
     if not items:
         layout = (inspect.getdoc(collect) or "").partition("Args:")[0].strip()
@@ -169,26 +146,10 @@ def prepare(
             f"All {len(items)} scans below {folder} belong to the published test part, which has no labels: "
             "add the training part, or use them for pre-training with --transductive True."
         )
-    items = kept
-    published_subjects = {x["subject"] for x in items if _first(x) in published and "label" in x}
-    found = len(items)
-    required = (
-        []
-        if require is None
-        else re.findall(r"[^\s,()\[\]'\"]+", require)
-        if isinstance(require, str)
-        else list(require)
-    )
-    items = [x for x in items if all(key in x for key in required)]
-    if not items:
-        raise DatalistError(f"None of the {found} scans below {folder} has {' and '.join(required)}.")
-    repeated = 0
-    if one_scan:
-        chosen_scans: dict[Any, dict[str, Any]] = {}
-        for x in sorted(items, key=lambda x: (x.get("age", math.inf), str(_first(x)))):
-            chosen_scans.setdefault(x["subject"], x)
-        repeated = len(items) - len(chosen_scans)
-        items = [x for x in items if chosen_scans[x["subject"]] is x]
+    published_subjects = {x["subject"] for x in kept if _first(x) in published and "label" in x}
+    found = len(kept)
+    required = _keys(require)
+    items, repeated = _select(kept, folder, required, one_scan)
     domain = domain or (None if name in LAYOUTS else name)
     if domain:
         items = [x | {"domain": domain} for x in items]
@@ -200,14 +161,14 @@ def prepare(
     label_scheme = label_scheme or _LABEL_SCHEME_OF.get(name, "").format(**chosen.arguments)
     if label_scheme and any("label" in x for x in items):
         content["label_scheme"] = label_scheme
-    split = _SPLIT_OF.get(name, _SPLIT)
-    if published_subjects:
-        split = split[0], tuple(sorted({x["subject"] for x in items} & published_subjects))
     if list_of:
         content |= {name: [x for x in items if list_of.get(_first(x)) == name] for name in SECTIONS}
         if transductive:
             content["unlabelled"] = [x for x in items if _first(x) not in list_of]
     else:
+        split = _SPLIT_OF.get(name, _SPLIT)
+        if published_subjects:
+            split = split[0], tuple(sorted({x["subject"] for x in items} & published_subjects))
         content |= split_by_subject(
             items,
             split[0] if validation is None else validation,
@@ -224,6 +185,62 @@ def prepare(
         content["masks_without_scan"] = lone
     write_datalist(output, content, force)
     return content
+
+
+def _check_options(
+    name: str,
+    folder: Path,
+    output: str | os.PathLike,
+    force: bool,
+    label_scheme: str | None,
+    options: Mapping[str, Any],
+) -> None:
+    """Refuse an unknown set, folder, option or label scheme, and an output that exists."""
+    if name not in COLLECTORS:
+        raise DatalistError(f"Unknown data set {name!r}; known are {', '.join(COLLECTORS)}.")
+    if not folder.is_dir():
+        raise DatalistError(f"No folder at {folder}: give the folder of the data set with --source.")
+    if Path(output).exists() and not force:
+        raise DatalistError(f"{Path(output).absolute()} exists: choose another output, or replace it with --force.")
+    known = [p for p in inspect.signature(COLLECTORS[name]).parameters if p != "source"]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        general = [p.name for p in inspect.signature(prepare).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        renamed = [renamed_sentence(f"--{option}", option, general, prefix="--") for option in unknown]
+        if any(renamed):
+            raise DatalistError(" ".join(sentence for sentence in renamed if sentence))
+        close = [difflib.get_close_matches(option, [*known, *general], n=1) for option in unknown]
+        if all(close):
+            listed = f"did you mean {', '.join(f'--{match}' for (match,) in close)}?"
+        else:
+            own = f"its options are {', '.join(known)}" if known else "it has no options of its own"
+            listed = f"{own}, and those of all sets are {', '.join(general)}."
+        raise DatalistError(f"{name} has no option {', '.join(map(repr, unknown))}; {listed}")
+
+    if label_scheme is not None and label_scheme not in LABEL_SCHEMES:
+        raise DatalistError(f"Unknown label scheme {label_scheme!r}; known are {', '.join(LABEL_SCHEMES)}.")
+
+
+def _keys(require: Any) -> list[str]:
+    """The keys of ``require``."""
+    if require is None:
+        return []
+    return re.findall(r"[^\s,()\[\]'\"]+", require) if isinstance(require, str) else list(require)
+
+
+def _select(
+    items: list[dict[str, Any]], folder: Path, required: list[str], one_scan: bool
+) -> tuple[list[dict[str, Any]], int]:
+    """The items with the required keys, and how many further scans of the same subjects ``one_scan`` leaves out."""
+    selected = [x for x in items if all(key in x for key in required)]
+    if not selected:
+        raise DatalistError(f"None of the {len(items)} scans below {folder} has {' and '.join(required)}.")
+    if not one_scan:
+        return selected, 0
+    chosen: dict[Any, dict[str, Any]] = {}
+    for x in sorted(selected, key=lambda x: (x.get("age", math.inf), str(_first(x)))):
+        chosen.setdefault(x["subject"], x)
+    return [x for x in selected if chosen[x["subject"]] is x], len(selected) - len(chosen)
 
 
 def _first(x: dict[str, Any]) -> Path:
