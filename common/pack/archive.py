@@ -8,7 +8,8 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,44 +107,10 @@ def pack(
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=f".{name}.") as made:
         draft = Path(made) / name
-        targets: set[str] = set()
-        metadata, terms = "{}", ""
-        for path in _bundle_files(bundle):
-            part = path.relative_to(bundle)
-            if part.parts[0] == "configs" and path.suffix == ".json":
-                text = changed.get(path.name) if len(part.parts) == 2 else None
-                read_json(path)  # what is no JSON is refused by its name
-                text = path.read_text(encoding="utf-8-sig") if text is None else text
-                if path.name == "metadata.json":
-                    text = metadata = _with_scores(_about_weights(text, files), scores)
-                else:
-                    text = rewrite_config(text, str(part))
-                    targets |= config_targets(text)
-                _write(draft / part, text)
-            elif part.as_posix() == "docs/README.md":
-                text = note(bundle, version, config_file, override or {}, changed, weights, urls, by_name)
-                title, _, rest = path.read_text(encoding="utf-8").partition("\n")
-                _write(draft / part, f"{title}\n\n{text}\n---\n{_about_weights(rest, files)}")
-            elif part.as_posix() == "docs/data_license.txt":
-                terms = _about_weights(path.read_text(encoding="utf-8"), files)
-                _write(draft / part, terms)
-            else:
-                _copy(path, draft / part)
-        code = draft / "scripts" / "common"
-        _write(code.parent / "__init__.py", "")
-        for place, content in package_files(targets).items():
-            (code / place).parent.mkdir(parents=True, exist_ok=True)
-            (code / place).write_bytes(content)
-        needed = [str(requirement) for requirement in doctor.requirements() if requirement.marker is None]
-        _write(code / "requirements.txt", "\n".join(needed) + "\n")
-        for path in weights:
-            _copy(path, draft / "models" / path.name)
-        for encoder in named:
-            _copy(encoder, code / "weights" / "encoders" / encoder.name)
-        for path in [*weights, *named]:
-            about = path.with_suffix(".md")  # what it was made from, its licence and limits
-            if path.resolve().parent == shipped.FOLDER.resolve() and about.is_file():
-                _copy(about, draft / "docs" / about.name)
+        about = partial(note, bundle, version, config_file, override or {}, changed, weights, urls, by_name)
+        targets, metadata, terms = _write_bundle(bundle, draft, changed, about, files, scores)
+        _write_code(draft / "scripts" / "common", targets)
+        _copy_weights(draft, weights, named)
         if card:
             page = model_card(name, json.loads(metadata), scores, licence, bool(files), terms)
             _write(draft / "README.md", page)
@@ -156,6 +123,73 @@ def pack(
         os.replace(draft, folder)
         os.replace(draft_archive, archive)
     return folder, archive
+
+
+def _write_bundle(
+    bundle: Path,
+    draft: Path,
+    changed: Mapping[str, str],
+    about: Callable[[], str],
+    files: Sequence[Path],
+    scores: Scores | None,
+) -> tuple[set[str], str, str]:
+    """Write the bundle's own files as packed.
+
+    Args:
+        changed: text of the configs that overlays or values change, by name.
+        about: makes what ``docs/README.md`` says of the pack, if there is such a file.
+        files: the weights.
+
+    Returns:
+        The names in ``common`` that the configs use, ``metadata.json`` and ``docs/data_license.txt``.
+    """
+    targets: set[str] = set()
+    metadata, terms = "{}", ""
+    for path in _bundle_files(bundle):
+        part = path.relative_to(bundle)
+        if part.parts[0] == "configs" and path.suffix == ".json":
+            text = changed.get(path.name) if len(part.parts) == 2 else None
+            read_json(path)  # what is no JSON is refused by its name
+            text = path.read_text(encoding="utf-8-sig") if text is None else text
+            if path.name == "metadata.json":
+                text = metadata = _with_scores(_about_weights(text, files), scores)
+            else:
+                text = rewrite_config(text, str(part))
+                targets |= config_targets(text)
+            _write(draft / part, text)
+        elif part.as_posix() == "docs/README.md":
+            title, _, rest = path.read_text(encoding="utf-8").partition("\n")
+            _write(draft / part, f"{title}\n\n{about()}\n---\n{_about_weights(rest, files)}")
+        elif part.as_posix() == "docs/data_license.txt":
+            terms = _about_weights(path.read_text(encoding="utf-8"), files)
+            _write(draft / part, terms)
+        else:
+            _copy(path, draft / part)
+    return targets, metadata, terms
+
+
+def _write_code(code: Path, targets: set[str]) -> None:
+    """Write the modules of ``common`` that the targets need, and what they require."""
+    _write(code.parent / "__init__.py", "")
+    for place, content in package_files(targets).items():
+        (code / place).parent.mkdir(parents=True, exist_ok=True)
+        (code / place).write_bytes(content)
+    needed = [str(requirement) for requirement in doctor.requirements() if requirement.marker is None]
+    _write(code / "requirements.txt", "\n".join(needed) + "\n")
+
+
+def _copy_weights(draft: Path, weights: Sequence[Path], named: Sequence[Path]) -> None:
+    """Copy files of weights, and those of included encoders (``named``), with the pages of the latter."""
+    from ..weights import shipped  # loads torch
+
+    for path in weights:
+        _copy(path, draft / "models" / path.name)
+    for encoder in named:
+        _copy(encoder, draft / "scripts" / "common" / "weights" / "encoders" / encoder.name)
+    for path in [*weights, *named]:
+        about = path.with_suffix(".md")  # what it was made from, its licence and limits
+        if path.resolve().parent == shipped.FOLDER.resolve() and about.is_file():
+            _copy(about, draft / "docs" / about.name)
 
 
 def _packed(bundle: Path, part: str, changed: Mapping[str, str]) -> dict[str, Any]:
