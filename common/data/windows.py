@@ -9,6 +9,7 @@ from monai.data import MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import Compose, RandRotate90, RandRotate90d, apply_transform
 from torch.utils.data import Dataset
 
+from ..tensors import plain_tensor
 from .cached_dataset import CachedDataset, moved, restore
 
 __all__ = ["SliceWindows", "cut_window"]
@@ -91,7 +92,7 @@ class SliceWindows(Dataset):
         volume = self._volume(window["volume"])
         cut = dict(volume)
         for key in self.keys:
-            whole = volume[key].as_tensor() if isinstance(volume[key], MetaTensor) else volume[key]
+            whole = plain_tensor(volume[key])
             cut[key] = cut_window(whole, window["slice"], self.cut_slices, self.stride)
         item: Any = moved(restore(cut), self.volumes.augment_on)
         if self.window_transform is not None:

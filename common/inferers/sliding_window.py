@@ -12,6 +12,7 @@ from monai.utils import fall_back_tuple
 from torch.nn import functional as F
 
 from ..gathered import drop_pages, gathered
+from ..tensors import plain_tensor
 
 __all__ = ["SlidingWindowInferer", "with_meta"]
 
@@ -30,7 +31,7 @@ class SlidingWindowInferer(MonaiSlidingWindowInferer):
             self.buffer_steps or self.with_coord or self.sw_device or self.device or self.cpu_thresh is not None
         )
         if plain and not kwargs.keys() & {"condition", "device", "buffer_steps", "buffer_dim"}:
-            image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+            image = plain_tensor(inputs)
             made = self._gather(image, network, *args, **kwargs)
             if made is not None:
                 return with_meta(made, inputs)
@@ -69,7 +70,7 @@ class SlidingWindowInferer(MonaiSlidingWindowInferer):
             made = network(torch.cat([image[place] for place in places]), *args, **kwargs)
             if not isinstance(made, torch.Tensor) or made.shape[2:] != tuple(roi):
                 return None
-            made = made.as_tensor() if isinstance(made, MetaTensor) else made
+            made = plain_tensor(made)
             if total is None:
                 total = gathered((batch, made.shape[1], *padded), image.dtype, image.device)
             made = (made * weight).to(total)

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from monai.data import MetaTensor
 from torch import nn
+
+from ..tensors import plain_tensor
 
 __all__ = ["WholeBatchLoss"]
 
@@ -64,7 +65,7 @@ def _gather(value: Any) -> Any:
         return [_gather(part) for part in value]
     if not isinstance(value, torch.Tensor) or value.ndim == 0:
         return value
-    return _AllGather.apply(value.as_tensor() if isinstance(value, MetaTensor) else value)
+    return _AllGather.apply(plain_tensor(value))
 
 
 class _AllGather(torch.autograd.Function):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
 from monai.metrics import CumulativeIterationMetric
 
+from ..tensors import plain_tensor
 from .empty_masks import Empty, MeanOfCases, check_empty, score_empty
 
 __all__ = ["ClassDice", "PooledDice"]
@@ -38,7 +38,7 @@ class ClassDice(MeanOfCases):
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         assert y is not None
-        y_pred, y = (mask.as_tensor() if isinstance(mask, MetaTensor) else mask for mask in (y_pred, y))
+        y_pred, y = (plain_tensor(mask) for mask in (y_pred, y))
         y_pred, y = y_pred[:, self.chosen].flatten(2), y[:, self.chosen].flatten(2)
         both = (y_pred * y).sum(2, dtype=torch.float64)
         sizes = y_pred.sum(2, dtype=torch.float64) + y.sum(2, dtype=torch.float64)
@@ -68,7 +68,7 @@ class PooledDice(CumulativeIterationMetric):
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         assert y is not None
-        y_pred, y = (mask.as_tensor() if isinstance(mask, MetaTensor) else mask for mask in (y_pred, y))
+        y_pred, y = (plain_tensor(mask) for mask in (y_pred, y))
         both, predicted, true = (mask.flatten(2).sum(2, dtype=torch.float64) for mask in (y_pred * y, y_pred, y))
         return torch.stack((both, predicted + true, true, *_slices(y)), dim=2)
 

@@ -5,9 +5,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.metrics import HausdorffDistanceMetric
 
+from ..tensors import plain_tensor
 from ..volumes import diagonal
 from .empty_masks import Empty, MeanOfCases, check_empty, score_empty
 from .surfaces import of_distances, volume_spacing
@@ -55,7 +55,7 @@ class HD95(MeanOfCases, HausdorffDistanceMetric):
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor, **kwargs) -> torch.Tensor:  # type: ignore[override]
         first = 0 if self.include_background else 1
         spacing = self.spacing or volume_spacing(y, "HD95")
-        y_pred, y = (mask.as_tensor() if isinstance(mask, MetaTensor) else mask for mask in (y_pred, y))
+        y_pred, y = (plain_tensor(mask) for mask in (y_pred, y))
         if self.definition == "pooled":
             pooled = of_distances(y_pred[:, first:], y[:, first:], spacing, _percentile)
             distance = pooled.to(torch.get_default_dtype())

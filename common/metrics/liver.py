@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 
+from ..tensors import plain_tensor
 from ..volumes import diagonal
 from .empty_masks import Empty, MeanOfCases, check_empty, score_empty
 from .surfaces import of_distances, volume_spacing
@@ -28,7 +28,7 @@ class _OfMasks(MeanOfCases):
         assert y is not None
         whole = y
         first = 0 if self.include_background else 1
-        y_pred, y = (mask.as_tensor() if isinstance(mask, MetaTensor) else mask for mask in (y_pred, y))
+        y_pred, y = (plain_tensor(mask) for mask in (y_pred, y))
         y_pred, y = y_pred[:, first:], y[:, first:]
         return score_empty(self._score(y_pred, y, whole), y_pred, y, self._worst(whole), 0.0, self.empty).float()
 

@@ -7,6 +7,8 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import SpatialPadd
 
+from ..tensors import plain_tensor
+
 __all__ = ["BackgroundPadd"]
 
 NOTE = "background"
@@ -44,7 +46,7 @@ class BackgroundPadd(SpatialPadd):
             values = before.flatten(1).amin(1).tolist() if noted is None else list(noted)
             if isinstance(image, MetaTensor):
                 image.meta = {**image.meta, NOTE: values}
-            voxels = image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
+            voxels = torch.as_tensor(plain_tensor(image))
             least = torch.tensor(values, dtype=voxels.dtype, device=voxels.device)
             widths = self.padder.compute_pad_width(before.shape[1:])
             for axis, (start, end) in enumerate(widths):

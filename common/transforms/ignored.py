@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform
+
+from ..tensors import plain_tensor
 
 __all__ = ["ClearIgnoredd", "LabelIndicesd", "signed"]
 
@@ -49,7 +50,7 @@ class LabelIndicesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            label = d[key].as_tensor() if isinstance(d[key], MetaTensor) else torch.as_tensor(d[key])
+            label = torch.as_tensor(plain_tensor(d[key]))
             label = label.flatten()
             foreground = (label > 0).nonzero().flatten().cpu()
             if self.per_class is not None and len(foreground):
@@ -85,7 +86,7 @@ class ClearIgnoredd(MapTransform):
         if self.label_key not in d and self.allow_missing_keys:
             return d
         ignored = torch.as_tensor(d[self.label_key]) == IGNORED
-        ignored = ignored.as_tensor() if isinstance(ignored, MetaTensor) else ignored
+        ignored = plain_tensor(ignored)
         for key in self.key_iterator(d):
             d[key] = d[key].masked_fill(ignored.to(d[key].device), 0)
         return d

@@ -6,7 +6,6 @@ from typing import Any
 import nibabel as nib
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import (
     Activations,
     Compose,
@@ -18,6 +17,7 @@ from monai.transforms import (
 )
 
 from ..gathered import drop_pages, gathered
+from ..tensors import plain_tensor
 from ..volumes import format_shape, volume_name
 from .scan_grid import ScanGrid
 
@@ -72,7 +72,7 @@ class StoredGridd(MapTransform):
             if grid is None:
                 d |= self._invert({self.image_key: d[self.image_key], key: self._softmax(d[key])})
                 continue
-            scores = d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key]
+            scores = plain_tensor(d[key])
             made = gathered((len(scores), *grid.shape), device=scores.device)
             for rows, probabilities in grid.slabs(scores):
                 made[:, rows] = probabilities
