@@ -42,10 +42,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name in ("dataset_dir", "stage1", "stage2"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--datalist", help="by default ixi.json in the folder of the data set")
+    parser.add_argument("--spacing", type=float, nargs=3, help="mm, if pre-training had others than 2 mm")
+    parser.add_argument("--pooling", type=int)
+    parser.add_argument("--roi_size", type=int, nargs=3)
     arguments = parser.parse_args()
     config = ConfigParser()
     config.read_config([str(CONFIGS / name) for name in FILES])
-    config["dataset_dir"] = arguments.dataset_dir
+    for name in ("dataset_dir", "datalist", "spacing", "pooling", "roi_size"):
+        if getattr(arguments, name) is not None:
+            config[name] = getattr(arguments, name)
     lists = config.get_parsed_content("data")
     transform = config.get_parsed_content("validate#preprocessing")
     sizes = config.get_parsed_content("roi_size")
