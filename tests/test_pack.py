@@ -133,7 +133,6 @@ def test_takes_the_bundle_and_the_code_and_nothing_else(bundle, tmp_path):
         "transforms/domain_spacing.py",
         "transforms/load_volume.py",
         "transforms/nifti_reader.py",
-        "transforms/noise_background.py",
         "transforms/resampling.py",
         "transforms/select_channel.py",
         "transforms/spacing.py",
