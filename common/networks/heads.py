@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..precision import without_autocast
+
 __all__ = ["EncoderClassifier", "EncoderRegressor"]
 
 
@@ -119,6 +121,6 @@ def _of_means(head: nn.Module, found: Sequence[torch.Tensor], maps: str) -> torc
     bfloat16 cannot tell an age of 70.0 years from one of 70.2, and the head is too small for its speed to matter.
     """
     dtype = next(head.parameters()).dtype
-    with torch.autocast(found[-1].device.type, enabled=False):
+    with without_autocast(found[-1].device):
         means = [one.flatten(2).mean(dim=2, dtype=dtype) for one in (found if maps == "all" else found[-1:])]
         return head(torch.cat(means, dim=1))

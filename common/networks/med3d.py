@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..precision import without_autocast
 from .dilated_resnet import DilatedResNet
 from .norms import make_norm
 from .resize import resize_linear
@@ -273,7 +274,7 @@ class PooledClassifier(nn.Module):
         self.fc = nn.Conv3d(channels[-1], num_classes, 1)
 
     def forward(self, maps: Sequence[torch.Tensor], size: Sequence[int] | None = None) -> torch.Tensor:
-        with torch.autocast(maps[-1].device.type, enabled=False):
+        with without_autocast(maps[-1].device):
             mean = maps[-1].mean(dim=(2, 3, 4), keepdim=True, dtype=self.fc.weight.dtype)
             return self.fc(mean).flatten(1).float()
 

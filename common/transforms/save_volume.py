@@ -57,7 +57,7 @@ class SaveVolumed(SaveEach, SaveImaged):
             raise ValueError(f"{path} is not a NIfTI path: set the layout's extension to .nii.gz.")
         values = convert_to_numpy(volume)
         writer = NibabelWriter(output_dtype=self._stored_dtype(values, path))
-        writer.set_data_array(values, channel_dim=0)
+        writer.set_data_array(volume, channel_dim=0)
         writer.set_metadata(volume.meta, resample=False)
         with atomic_write(path, suffix=path.name.removeprefix(without_ending(path.name))) as temporary:
             writer.write(os.fspath(temporary))

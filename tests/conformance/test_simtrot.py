@@ -99,7 +99,8 @@ def test_settings():
         assert (teacher["momentum"], teacher["ramp"]) == (0.99, True)
     assert base["lists"] == ["training"]  # "only use the data in training set within each task"
     train = json.loads((CONFIGS / "train.json").read_text())
-    assert [round(7 * weight) for weight in train["loss"]["weights"]] == [4, 2, 1]
+    weights = ConfigParser(train).get_parsed_content("loss").get_weights(3)  # of the nnFormer's three heads
+    assert [round(7 * weight) for weight in weights] == [4, 2, 1] and sum(weights) == pytest.approx(1)
     assert (train["learning_rate"], train["weight_decay"], train["batches_per_epoch"]) == (0.01, 3e-5, 250)
 
 
