@@ -18,14 +18,13 @@ def check_mirroring(
     Raises:
         ValueError: one of the axes runs from left to right, and a class has a counterpart on the other side.
     """
-    from ..data.label_maps import sided_pairs
+    from ..data.label_maps import other_side
     from ..volumes import left_right_axis
 
-    names = {int(number): str(name) for number, name in (structure_names or {}).items()}
-    pairs = sided_pairs({name: [number] for number, name in names.items()})
-    if pairs and left_right_axis(orientation) in mirror_axes:
-        left, right = (names[number] for number in pairs[0])
+    names = [str(name) for name in (structure_names or {}).values()]
+    left = next((name for name in names if other_side(name) in names), None)
+    if left is not None and left_right_axis(orientation) in mirror_axes:
         raise ValueError(
             f"`mirror_axes` {list(mirror_axes)} mirrors left to right, but the task has classes of either side, such "
-            f"as {left!r} and {right!r}: leave out presets/mirror.json."
+            f"as {left!r} and {other_side(left)!r}: leave out presets/mirror.json."
         )

@@ -149,18 +149,21 @@ def sided_labels(label_scheme: str, task: str) -> list[list[int]]:
     Raises:
         ValueError: the label scheme is unknown, or it is ``task`` and the task is unknown.
     """
-    return sided_pairs(_named(label_scheme, task))
-
-
-def sided_pairs(named: Mapping[str, Sequence[int]]) -> list[list[int]]:
-    """Pairs of labels, left and right, of structures whose names differ in the side alone."""
+    named = _named(label_scheme, task)
     pairs: list[list[int]] = []
     for name, labels in named.items():
-        side, part = name[:5].lower(), name[5:]
-        if side in ("left-", "left ") and part not in ("atrium", "ventricle"):
-            other = named.get(("Right-" if name.startswith("L") else "right ") + part, [])
-            pairs += [list(pair) for pair in zip(labels, other, strict=True)] if other else []
+        other = other_side(name)
+        if other is not None:
+            pairs += [list(pair) for pair in zip(labels, named.get(other, []), strict=True)]
     return sorted(pairs)
+
+
+def other_side(name: str) -> str | None:
+    """The name on the right of a structure on the left; None for other names, and for sides of the heart."""
+    side, part = name[:5].lower(), name[5:]
+    if side not in ("left-", "left ") or part in ("atrium", "ventricle"):
+        return None
+    return ("Right-" if name.startswith("L") else "right ") + part
 
 
 def fluid_labels(label_scheme: str, task: str) -> list[int]:
