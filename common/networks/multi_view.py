@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..precision import without_autocast
 from .plane_encoder import PlaneEncoder
 from .planes import PLANES, from_slices, to_slices
 from .resize import resize_linear
@@ -159,7 +160,7 @@ class MultiViewClassifier(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         vectors, _ = self.encoder.encode(image)
         # In float32 under autocast too: half precision has 8 bits for an age, and the layer is too small to matter.
-        with torch.autocast(image.device.type, enabled=False):
+        with without_autocast(image.device):
             return self.head(torch.cat([v.mean(dim=1, dtype=self.head.weight.dtype) for v in vectors], dim=1))
 
 
