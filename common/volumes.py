@@ -130,7 +130,7 @@ def left_right_axis(orientation: str) -> int:
         ValueError: the value is no orientation.
     """
     if not is_orientation(orientation):
-        raise ValueError(f"orientation is {orientation!r}, which are not the codes of three axes, such as 'RAS'.")
+        raise ValueError(f"orientation is {orientation!r}: {AXIS_CODES}.")
     return next(axis for axis, code in enumerate(orientation) if code in "LR")
 
 

@@ -55,5 +55,5 @@ def test_left_right_axis(codes, axis):
 
 @pytest.mark.parametrize("codes", ["RAX", "ras", "RA", None, "AAS"])
 def test_what_is_no_orientation(codes):
-    with pytest.raises(ValueError, match=r"orientation is .*such as 'RAS'"):
+    with pytest.raises(ValueError, match=r"orientation is .*: give three capital letters, .*such as RAS\."):
         left_right_axis(codes)

@@ -81,7 +81,9 @@ class RandomDeformation:
         if self.size and len(self.size) != len(spatial):
             raise ValueError(f"A label map of {list(spatial)} voxels cannot be cropped to {list(self.size)}: set size.")
         if self.spacing and len(self.spacing) != len(spatial):
-            raise ValueError(f"A label map of {list(spatial)} voxels has no spacing {self.spacing}: set spacing.")
+            raise ValueError(
+                f"A label map of {list(spatial)} voxels has no spacing {self.spacing}: give a number for each axis."
+            )
         place, flipped = self.draw_places(len(labels), spatial, labels.device)
         moved = _look_up(labels.float(), place, "nearest").to(labels.dtype)
         if self.sided:
