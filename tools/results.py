@@ -56,9 +56,9 @@ def summary(runs: Path, on: str, code: str) -> dict[str, Any]:
             if found is None:
                 continue
             ours, theirs = (mean_and_spread(tables.scores(arm, labels, tables.main_metric))[0] for arm in pair)
-            rises = [tables.last_thirds.get((arm, labels)) for arm in pair]
+            gains = [tables.last_thirds.get((arm, labels)) for arm in pair]
             margin = about.get("margin")
-            known = margin is not None and None not in rises
+            known = margin is not None and None not in gains
             rows.append(
                 {
                     "arm": pair[0],
@@ -71,7 +71,7 @@ def summary(runs: Path, on: str, code: str) -> dict[str, Any]:
                     "verdict": tables.verdicts[pair, labels].text,
                     "seeds": found.parts.seeds,
                     "subjects": found.parts.subjects,
-                    "converged": [rise < margin for rise in rises] if known else None,
+                    "converged": [gain < margin for gain in gains] if known else None,
                 }
             )
     train = [row for row in tables.rows("costs") if row["stage"] == "train" and row["status"] == "done"]

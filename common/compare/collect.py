@@ -102,8 +102,9 @@ def collect(plan: Plan, command: str | None) -> None:
                     "description": arm.describe() + _whose(arm, subjects, tested),
                     "reference": arm.is_reference,
                     "scores": bool(arm.scores),
-                    "one_pretraining": bool(arm.pretrain or arm.encoder) and not arm.pretrain_per_seed,
-                    "pretrain_from": arm.pretrain_from,
+                    "one_pretraining": bool(arm.pretrain or arm.encoder or arm.encoder_of)
+                    and not arm.pretrain_per_seed,
+                    "pretrain_from": arm.pretrain_from or arm.encoder_of,
                     "made_elsewhere": arm.encoder is not None,
                     "against": arm.against,
                 }

@@ -208,7 +208,8 @@ def equal_time(plan: Plan, may_run: bool = True) -> dict[tuple[str, int], int]:
         if run.stage == "pretrain" and outcome.get("status") == "done":
             spent[run.arm] = max(spent[run.arm], outcome["seconds"])
     for arm in plan.settings.arms:  # in the order in which they start from each other
-        spent[arm.name] += spent[arm.pretrain_from] if arm.pretrain_from else 0.0
+        first = arm.pretrain_from or arm.encoder_of
+        spent[arm.name] += spent[first] if first else 0.0
     record = plan.settings.output / "equal_time.json"
     before = read_json(record, {})
     # What was measured for a gap stays, so that finished runs keep their lengths while arms and labels are added.

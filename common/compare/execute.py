@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ def execute(plan: Plan, say: Callable[[str], None] = print, whole: Plan | None =
     elsewhere: dict[int, float] = {}  # runs that another process works on, and when to look again
     launcher = make_launcher(settings)
     clock = TimeLeft(whole or plan, plan.runs, launcher.slots)
+    waits_for = _waits_for(plan.runs)  # once: the loop below looks often
 
     def left(run: Run) -> str:
         return "" if settings.launcher else clock.begin(run)  # how long jobs of a cluster wait is unknown
@@ -113,9 +114,8 @@ def execute(plan: Plan, say: Callable[[str], None] = print, whole: Plan | None =
                     say(f"{titles[id(run)]}: another process works on it")
                 elsewhere[id(run)] = time.time() + 1.0
                 waiting = [one for one in plan.runs if one is run or any(one is other for other in waiting)]
-            # A run waits for those before it that write into its folder or write what it reads.
-            unfinished = {id(run) for run in working.values()}
-            ready = [run for run in waiting if not _blocked(run, plan.runs, waiting, unfinished)]
+            unfinished = {id(run) for run in (*waiting, *working.values())}
+            ready = [run for run in waiting if unfinished.isdisjoint(waits_for[id(run)])]
             ready = [run for run in ready if elsewhere.get(id(run), 0.0) < time.time()]
             batch = ready[: launcher.slots - len(working)]
             for run in batch:
@@ -130,12 +130,12 @@ def execute(plan: Plan, say: Callable[[str], None] = print, whole: Plan | None =
         raise
 
 
-def _blocked(run: Run, runs: tuple[Run, ...], waiting: list[Run], unfinished: set[int]) -> bool:
-    for other in runs:
-        if other is run:
-            return False
-        if any(other is one for one in waiting) or id(other) in unfinished:
-            written = other.folder
-            if written == run.folder or any(written in path.parents for path in (*run.inputs, *run.needs)):
-                return True
-    return False
+def _waits_for(runs: Sequence[Run]) -> dict[int, set[int]]:
+    """For each run, by its ``id``, those before it that write into its folder or write what it reads."""
+    found: dict[int, set[int]] = {}
+    written: dict[Path, set[int]] = {}
+    for run in runs:
+        places = {run.folder, *(parent for path in (*run.inputs, *run.needs) for parent in path.parents)}
+        found[id(run)] = set().union(*(written.get(place, ()) for place in places))
+        written.setdefault(run.folder, set()).add(id(run))
+    return found

@@ -176,7 +176,8 @@ class _FineTuning:
     @property
     def pretrained(self) -> tuple[Path, ...]:
         """The result of its pre-training, without which it does not start."""
-        return (self.encoder[0].with_name("pretrain.json"),) if self.arm.pretrain else ()
+        made_here = self.arm.pretrain or self.arm.encoder_of
+        return (self.encoder[0].with_name("pretrain.json"),) if made_here else ()
 
     @property
     def model(self) -> Path:
@@ -386,6 +387,8 @@ class _Builder:
                 elif len(settings.seeds) > 1 and "seed" not in given:
                     spent = sum(self.pretraining_items(one) for one in (arm, *self.later(arm)))
                     per_seed = spent <= self.fine_tuning_items(arm)
+            elif arm.encoder_of:
+                per_seed = found[arm.encoder_of].pretrain_per_seed
             found[arm.name] = replace(arm, pretrain_per_seed=bool(per_seed))
         return tuple(found.values())
 
@@ -420,8 +423,10 @@ class _Builder:
         self.pretrainings[arm.name] = config
         epochs = config.get("max_epochs")
         seen = config.get("data")["training"]
-        for one in folds:
-            self.check_leak(arm, seen, config.get("data")["validation"] if keeps_best_encoder(config) else [], one)
+        chosen_by = config.get("data")["validation"] if keeps_best_encoder(config) else []
+        users = [arm, *(other for other in settings.arms if other.encoder_of == arm.name)]
+        for user, one in itertools.product(users, folds):
+            self.check_leak(user, seen, chosen_by, one)
         items = len(seen)
         override |= _checkpoint_interval(config, override, epochs)
         data = data_digest(config, "pretrain_datalist" if "pretrain_datalist" in config.ids else "datalist")
@@ -670,6 +675,8 @@ class _Builder:
 
     def encoder(self, arm: Arm, seed: int, fold: int | None) -> tuple[Path, ...]:
         """The encoder file that its fine-tuning starts from, if any."""
+        if arm.encoder_of:
+            arm = next(other for other in self.settings.arms if other.name == arm.encoder_of)
         if not (arm.pretrain or arm.encoder):
             return ()
         return (Path(arm.encoder or self.pretrain_folder(arm, seed, fold) / "encoder.safetensors"),)

@@ -272,7 +272,7 @@ def _reading(tables: Tables) -> str:
 
 def _convergence(tables: Tables):
     """Whether fine-tuning was long enough to compare more than speed of learning."""
-    rises, margin, patience = tables.last_thirds, tables.about.get("margin"), tables.about.get("patience")
+    gains, margin, patience = tables.last_thirds, tables.about.get("margin"), tables.about.get("patience")
     if patience:
         yield Block(
             "text",
@@ -286,18 +286,18 @@ def _convergence(tables: Tables):
                 [tables.labelled(labels), *(f"{ended} of {count}" if count else "-" for ended, count in counts)]
             )
         yield Block("table", header=["labels", *tables.arms], rows=rows)
-    if not rises:
+    if not gains:
         return
     enough = f"; {margin:g} or more: not converged" if margin is not None else ""
     yield Block(
         "text",
-        f"Rise of {metric_name(tables.main_metric)} in validation over the last third of fine-tuning, mean over seeds"
-        f"{enough}. For arms that have not converged, the comparison shows how fast they learn.",
+        f"Improvement in {metric_name(tables.main_metric)} in validation over the last third of fine-tuning, mean over "
+        f"seeds{enough}. For arms that have not converged, the comparison shows how fast they learn.",
     )
-    arms = [arm for arm in tables.arms if any((arm, labels) in rises for labels in tables.labels)]
+    arms = [arm for arm in tables.arms if any((arm, labels) in gains for labels in tables.labels)]
     rows = []
     for labels in tables.labels:
-        cells = [_rise(rises.get((arm, labels)), margin) for arm in arms]
+        cells = [_gain(gains.get((arm, labels)), margin) for arm in arms]
         rows.append([tables.labelled(labels), *cells])
     yield Block("table", header=["labels", *arms], rows=rows)
 
@@ -352,10 +352,10 @@ def _edges(tables: Tables) -> list[str]:
     return lines
 
 
-def _rise(rise: float | None, margin: float | None) -> str:
-    if rise is None:
+def _gain(gain: float | None, margin: float | None) -> str:
+    if gain is None:
         return "-"
-    return f"{rise:+.3f}" + ("" if margin is None else ", not converged" if rise >= margin else ", converged")
+    return f"{gain:+.3f}" + ("" if margin is None else ", not converged" if gain >= margin else ", converged")
 
 
 def _differences_table(tables: Tables, metric: str) -> Block:

@@ -41,6 +41,8 @@ class Arm:
             fine-tunings of the seed (``common.compare.plan``).
         pretrain_from: name of an earlier arm; its encoder starts this arm's pre-training. For methods that pre-train in
             two stages.
+        encoder_of: name of an earlier arm with pre-training; fine-tuning starts from its encoder, which is not trained
+            again. For another schedule or other overrides.
         against: name of another arm to compare with, beside the baseline.
         network: config files of another network, trained from scratch as a reference: in the tables, without a verdict.
         scores: CSV file with scores per subject instead of runs; also a reference.
@@ -55,6 +57,7 @@ class Arm:
     seed_offset: int = 0
     pretrain_per_seed: bool | None = None
     pretrain_from: str | None = None
+    encoder_of: str | None = None
     against: str | None = None
     network: tuple[str, ...] = ()
     scores: str | None = None
@@ -71,7 +74,7 @@ class Arm:
 
     @property
     def is_scratch(self) -> bool:
-        return not (self.pretrain or self.encoder or self.is_reference)
+        return not (self.pretrain or self.encoder or self.encoder_of or self.is_reference)
 
     def describe(self) -> str:
         if self.scores:
@@ -80,6 +83,8 @@ class Arm:
             text = "reference, from scratch with " + " + ".join(Path(file).name for file in self.network)
         elif self.encoder:
             text = f"encoder file {self.encoder}"
+        elif self.encoder_of:
+            text = f"from the encoder of {self.encoder_of}"
         elif self.pretrain:
             text = "pre-trained by " + " + ".join(Path(file).name for file in self.pretrain)
             text += f" from the encoder of {self.pretrain_from}" if self.pretrain_from else ""
@@ -394,7 +399,7 @@ def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, bases: tuple[Pat
         for name, content in entries
     )
     for arm in arms:
-        more = (arm.pretrain, arm.encoder, arm.against)
+        more = (arm.pretrain, arm.encoder, arm.encoder_of, arm.against)
         if arm.is_reference and (any(more) or (arm.network and arm.scores)):
             raise CompareError(f"Arm {arm.name!r}: a `reference` is a network or scores, and nothing else.")
     names = [arm.name for arm in arms]
@@ -410,6 +415,8 @@ def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, bases: tuple[Pat
                 f"Arm {arm.name!r}: `pretrain_from` must name an earlier arm with pre-training, in an arm with "
                 f"`pretrain`; {arm.pretrain_from!r} is not one."
             )
+        if arm.encoder_of is not None:
+            _check_borrowed(arm, arms[:number])
         if first is not None and first.pretrain_per_seed != arm.pretrain_per_seed:
             raise CompareError(f"Arms {first.name!r} and {arm.name!r}: set `pretrain_per_seed` for both or for none.")
         others = {*names, *defined} - {arm.name}
@@ -419,6 +426,18 @@ def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, bases: tuple[Pat
                 f"{arm.against!r} is not one."
             )
     return arms
+
+
+def _check_borrowed(arm: Arm, earlier: Sequence[Arm]) -> None:
+    """Refuse an arm that borrows the encoder of an arm that makes none, or has a start of its own as well."""
+    if not any(other.name == arm.encoder_of and other.pretrain for other in earlier):
+        raise CompareError(
+            f"Arm {arm.name!r}: `encoder_of` must name an earlier arm with pre-training; {arm.encoder_of!r} is not one."
+        )
+    own = [key for key in ("pretrain", "encoder", "pretrain_override") if getattr(arm, key)]
+    own += ["pretrain_per_seed"] if arm.pretrain_per_seed is not None else []
+    if own:
+        raise CompareError(f"Arm {arm.name!r} has both `encoder_of` and `{own[0]}`: choose one.")
 
 
 def _split_arm(text: Any) -> tuple[str, Any]:
@@ -446,6 +465,7 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
             if content.get("pretrain_per_seed") is None
             else truth(content["pretrain_per_seed"], "pretrain_per_seed"),
             pretrain_from=content.get("pretrain_from"),
+            encoder_of=content.get("encoder_of"),
             against=content.get("against"),
             **_reference(content.get("reference"), name, bundle, base),
         )

@@ -140,7 +140,7 @@ class Tables:
 
     @cached_property
     def last_thirds(self) -> dict[tuple[str, int], float]:
-        """Arm and number of labels -> rise of the main metric in validation over the last third of fine-tuning.
+        """Arm and number of labels -> improvement in the main metric in validation over the last third of fine-tuning.
 
         It is the slope of a line through the last third times its length, averaged over seeds; above zero is better.
         Curves with fewer than nine validations are left out: two points give no reliable slope.
@@ -156,8 +156,8 @@ class Tables:
         for key, seeds in curves.items():
             ends = [np.array(sorted(curve)[-(len(curve) // 3) :]) for curve in seeds.values() if len(curve) >= 9]
             if ends:
-                rises = [np.polyfit(end[:, 0], end[:, 1], 1)[0] * (end[-1, 0] - end[0, 0]) for end in ends]
-                found[key] = sign * float(np.mean(rises))
+                gains = [np.polyfit(end[:, 0], end[:, 1], 1)[0] * (end[-1, 0] - end[0, 0]) for end in ends]
+                found[key] = sign * float(np.mean(gains))
         return found
 
     def stopped(self, arm: str, labels: int) -> tuple[int, int]:

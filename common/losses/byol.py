@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..precision import without_autocast
+
 __all__ = ["BYOLLoss"]
 
 
@@ -21,7 +23,7 @@ class BYOLLoss(nn.Module):
         def distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
             return 2 - 2 * F.cosine_similarity(student.float(), teacher.detach().float(), dim=-1).mean()
 
-        with torch.autocast(prediction["prediction1"].device.type, enabled=False):
+        with without_autocast(prediction["prediction1"].device):
             return distance(prediction["prediction1"], prediction["target2"]) + distance(
                 prediction["prediction2"], prediction["target1"]
             )

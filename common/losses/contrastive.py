@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..precision import without_autocast
+
 
 class NTXentLoss(nn.Module):
     """Normalised temperature-scaled cross entropy between two views of a batch.
@@ -47,7 +49,7 @@ class NTXentLoss(nn.Module):
                 "The contrastive loss takes two views of one shape (B, C) with at least one sample, "
                 f"got {tuple(view1.shape)} and {tuple(view2.shape)}."
             )
-        with torch.autocast(view1.device.type, enabled=False):
+        with without_autocast(view1.device):
             vectors = torch.cat([view1, view2])
             vectors = F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
             # Scaling the (2B, C) factor is cheaper than scaling the (2B, 2B) product.

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..precision import without_autocast
+
 __all__ = ["DrawnClassLoss"]
 
 
@@ -17,5 +19,5 @@ class DrawnClassLoss(nn.Module):
 
     def forward(self, prediction: Mapping[str, torch.Tensor], image: torch.Tensor | None = None) -> torch.Tensor:
         logits = prediction["logits"]
-        with torch.autocast(logits.device.type, enabled=False):
+        with without_autocast(logits.device):
             return F.cross_entropy(logits.float(), prediction["labels"])

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..precision import without_autocast
+
 __all__ = ["LEFT_OUT", "LabelContrastLoss"]
 
 LEFT_OUT = -1
@@ -39,7 +41,7 @@ class LabelContrastLoss(nn.Module):
 
     def forward(self, prediction: Mapping[str, torch.Tensor], image: torch.Tensor | None = None) -> torch.Tensor:
         vectors, labels = prediction["vectors"], prediction["labels"]
-        with torch.autocast(vectors.device.type, enabled=False):
+        with without_autocast(vectors.device):
             unit = F.normalize(vectors.float().flatten(2, 3).flatten(0, 1), dim=-1)
             labels = labels.flatten(0, 1).repeat(1, 2)
             counts = labels != LEFT_OUT

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..precision import without_autocast
+
 __all__ = ["MaskedL1Loss", "MaskedReconstructionLoss", "MaskedVectorsLoss"]
 
 
@@ -19,7 +21,7 @@ class MaskedL1Loss(nn.Module):
     """
 
     def forward(self, prediction: dict[str, torch.Tensor], image: torch.Tensor | None = None) -> torch.Tensor:
-        with torch.autocast(prediction["target"].device.type, enabled=False):
+        with without_autocast(prediction["target"].device):
             error = (prediction["reconstruction"].float() - prediction["target"].float()).abs()
             mask = prediction["mask"][:, None]
             # A sum of products instead of an index: no wait for the device to count the masked voxels.
@@ -34,7 +36,7 @@ class MaskedReconstructionLoss(nn.Module):
     """
 
     def forward(self, prediction: dict[str, torch.Tensor], image: torch.Tensor | None = None) -> torch.Tensor:
-        with torch.autocast(prediction["patches"].device.type, enabled=False):
+        with without_autocast(prediction["patches"].device):
             return nn.functional.mse_loss(prediction["patches"].float(), prediction["target"].float())
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..precision import without_autocast
+
 __all__ = ["PredictedCodesLoss"]
 
 
@@ -22,7 +24,7 @@ class PredictedCodesLoss(nn.Module):
 
     def forward(self, prediction: Mapping[str, torch.Tensor], image: torch.Tensor | None = None) -> torch.Tensor:
         codes, made, number = (prediction[name] for name in ("codes", "predictions", "predicted"))
-        with torch.autocast(codes.device.type, enabled=False):
+        with without_autocast(codes.device):
             logits = made.float().flatten(0, 1) @ codes.float().flatten(0, 1).T
             first = torch.arange(len(codes), device=codes.device)[:, None] * codes.shape[1]
             return F.cross_entropy(logits, (first + number).flatten())

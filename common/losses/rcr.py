@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..precision import without_autocast
 from .contrastive import NTXentLoss
 
 __all__ = ["RCRLoss"]
@@ -29,7 +30,7 @@ class RCRLoss(nn.Module):
         self.contrast = NTXentLoss(temperature)
 
     def forward(self, prediction: dict[str, torch.Tensor], image: torch.Tensor | None = None) -> torch.Tensor:
-        with torch.autocast(prediction["target"].device.type, enabled=False):
+        with without_autocast(prediction["target"].device):
             rotation = F.cross_entropy(prediction["rotation_logits"].float(), prediction["rotation"])
             contrast = self.contrast(prediction["contrast1"], prediction["contrast2"])
             reconstruction = F.l1_loss(prediction["reconstruction"].float(), prediction["target"].float())

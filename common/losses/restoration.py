@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ..precision import without_autocast
+
 __all__ = ["RestorationLoss"]
 
 
@@ -24,7 +26,7 @@ class RestorationLoss(nn.Module):
         self.masked_only = masked_only
 
     def forward(self, prediction: Mapping[str, torch.Tensor], image: torch.Tensor | None = None) -> torch.Tensor:
-        with torch.autocast(prediction["target"].device.type, enabled=False):
+        with without_autocast(prediction["target"].device):
             error = (prediction["reconstruction"].float() - prediction["target"].float()).square()
             if not self.masked_only:
                 return error.mean()

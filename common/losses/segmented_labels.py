@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.loss import _Loss
 
+from ..precision import without_autocast
 from .deep_supervision import DeepSupervisionLoss
 
 __all__ = ["SegmentedLabelsLoss"]
@@ -30,5 +31,5 @@ class SegmentedLabelsLoss(nn.Module):
     def forward(self, prediction: Mapping[str, Any], image: torch.Tensor) -> torch.Tensor:
         labels, logits = prediction["labels"], prediction["logits"]
         levels = logits if isinstance(logits, list | tuple) else [logits]
-        with torch.autocast(labels.device.type, enabled=False):
+        with without_autocast(labels.device):
             return DeepSupervisionLoss(self.loss)(levels, labels.float())

@@ -5,6 +5,8 @@ from monai.losses import DiceLoss, FocalLoss
 from monai.networks import one_hot
 from torch import nn
 
+from ..precision import without_autocast
+
 __all__ = ["SoftmaxDiceFocalLoss"]
 
 
@@ -35,7 +37,7 @@ class SoftmaxDiceFocalLoss(nn.Module):
         self.ignore_index = ignore_index
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(logits.device.type, enabled=False):
+        with without_autocast(logits.device):
             logits = logits.float()
             counted = label != self.ignore_index
             label = label.where(counted, 0)

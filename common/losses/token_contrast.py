@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..precision import without_autocast
+
 __all__ = ["TokenContrastiveLoss"]
 
 
@@ -88,7 +90,7 @@ class TokenContrastiveLoss(nn.Module):
                 f"{tuple(view1.shape)} and {tuple(view2.shape)}."
             )
         volumes, tokens = view1.shape[:2]
-        with torch.autocast(view1.device.type, enabled=False):
+        with without_autocast(view1.device):
             vectors = torch.cat((view1, view2)).flatten(0, 1)
             vectors = F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
             weight = self.weight_for(volumes, tokens)

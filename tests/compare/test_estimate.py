@@ -159,5 +159,10 @@ def test_equal_time_gives_scratch_the_seconds_of_pretraining(plan, dry_runs, tmp
     added = replace(added, settings=replace(plan.settings, arms=arms), runs=(*added.runs, *runs))
     del dry_runs[:]
     assert equal_time(added) == expected | {("again", 3): 50, ("again", 1): 50} and dry_runs == ["train"]
+    arms = (*added.settings.arms, Arm("slower", encoder_of="mae"))  # has cost the seconds of that encoder as well
+    runs = [replace(run, arm="slower") for run in added.runs if run.stage == "train" and run.arm == "mae"]
+    borrowed = replace(added, settings=replace(plan.settings, arms=arms), runs=(*added.runs, *runs))
+    again = {("again", 3): 50, ("again", 1): 50}
+    assert equal_time(borrowed) == expected | again | {("slower", 3): 0, ("slower", 1): 0}
     outcome.write_text(json.dumps({"status": "failed", "seconds": 60.0}))
     assert equal_time(plan) == {("scratch", 3): 0, ("mae", 3): 0, ("mae", 1): 0}

@@ -20,7 +20,7 @@ import pytest
 from common.checks import REFUSED
 from common.child_process import failure_reason
 from common.compare.child import read_outcome, run_child
-from common.compare.execute import execute, hold_folder, take_models
+from common.compare.execute import _waits_for, execute, hold_folder, take_models
 from common.compare.plan import Plan
 from common.compare.run import Run
 from common.compare.settings import Arm, CompareError, Settings
@@ -387,6 +387,19 @@ def test_several_devices_work_at_once_and_keep_the_order_of_what_depends(setting
     run_all(settings, first, second, third)
     assert [read_outcome(run)["status"] for run in (first, second, third)] == ["done"] * 3
     assert {a.read_text(), b.read_text()} == {"0", "1"}
+
+
+def test_runs_wait_for_those_that_write_what_they_read(settings):
+    out = settings.output
+    pretraining = program(settings, "pretrain/mae", "", "pretrain")
+    encoder = pretraining.folder / "seed-0" / "encoder.safetensors"
+    train = program(settings, "runs/mae", "", inputs=(encoder,), needs=(pretraining.folder / "pretrain.json",))
+    scratch = program(settings, "runs/scratch", "")
+    evaluation = program(settings, "runs/mae", "", "evaluate", inputs=(train.folder / "model.pt",))
+    again = program(settings, "runs/scratch", "", "evaluate", inputs=(out / "elsewhere" / "model.pt",))
+    runs = (pretraining, train, scratch, evaluation, again)
+    found = [[other for other in runs if id(other) in _waits_for(runs)[id(run)]] for run in runs]
+    assert found == [[], [pretraining], [], [train], [scratch]]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")

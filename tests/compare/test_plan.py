@@ -615,6 +615,35 @@ def test_a_second_stage_starts_from_the_arm_before(cohort, tmp_path):
         make(arms={**arms, "both": {**arms["both"], "pretrain_per_seed": True}})
 
 
+@pytest.mark.parametrize("per_seed", [False, True])
+def test_an_arm_may_fine_tune_from_the_encoder_of_another(plan, per_seed):
+    arms = {
+        "scratch": None,
+        "mae": {"pretrain": [], "pretrain_per_seed": per_seed},
+        "slower": {"encoder_of": "mae", "schedule": "layer_decay"},
+    }
+    found = plan(arms=arms, labels="1", seeds="0,1")
+    assert {run.arm for run in runs(found, "pretrain")} == {"mae"}, "the encoder is not trained again"
+    for seed in (0, 1):
+        [own], [borrowed] = (runs(found, "train", arm=arm, seed=seed) for arm in ("mae", "slower"))
+        assert own.inputs == borrowed.inputs and own.needs == borrowed.needs != ()
+        assert own.override["pretrained_encoder"] == borrowed.override["pretrained_encoder"]
+        assert own.folder != borrowed.folder and Path(borrowed.files[-1]).name == "layer_decay.json"
+        assert (own.inputs[0].parent.name == f"seed-{seed}") == per_seed
+    assert not found.settings.arms[2].is_scratch
+    for wrong, message in (
+        ({"encoder_of": "scratch"}, "'slower': `encoder_of` must name an earlier arm with pre-training; 'scratch'"),
+        ({"encoder_of": "mea"}, "must name an earlier arm with pre-training; 'mea' is not one"),
+        ({"encoder_of": "mae", "pretrain": []}, "has both `encoder_of` and `pretrain`: choose one"),
+        ({"encoder_of": "mae", "pretrain_override": {"max_epochs": 1}}, "has both `encoder_of` and `pretrain_overr"),
+        ({"encoder_of": "mae", "pretrain_per_seed": True}, "has both `encoder_of` and `pretrain_per_seed`"),
+    ):
+        with pytest.raises(CompareError, match=message):
+            plan(arms={**arms, "slower": wrong}, labels="1")
+    with pytest.raises(CompareError, match="'slower': `encoder_of` must name an earlier arm"):
+        plan(arms=dict(reversed(arms.items())), labels="1")
+
+
 def test_the_digest_of_a_pretraining_has_its_own_datalists(tmp_path):
     """A bundle may pre-train on others than it fine-tunes on, and on several."""
     lists = [tmp_path / f"{name}.json" for name in "abc"]
