@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 from typing import Any
 
@@ -13,6 +14,8 @@ from .files import NIFTI_ENDINGS
 from .volumes import VolumeError, format_shape
 
 __all__ = ["NiftiError", "is_nifti", "nifti_affine", "read_nifti"]
+
+logger = logging.getLogger(__name__)
 
 # In mm. Outside of it is no scan of a body, but a unit that was forgotten or a header that was never filled in.
 VOXEL_SIZES = (0.002, 500.0)
@@ -107,7 +110,25 @@ def nifti_affine(file: str | os.PathLike, image: Any = None) -> np.ndarray:
             "the code of the wrong one to 0"
         )
     affine[:3] *= size
+    if not (sform or qform):
+        _say_guessed(file)
     return affine
+
+
+_told: set[str] = set()
+"""Folders of which a file was reported to have no orientation; their others are taken for alike."""
+
+
+def _say_guessed(file: str | os.PathLike) -> None:
+    folder = os.path.dirname(os.fspath(file))
+    if folder not in _told:
+        _told.add(folder)
+        logger.warning(
+            "%s states no orientation (sform_code and qform_code are 0): its axes are taken to run to the left, to the "
+            "front and up, so left and right may be exchanged. Set a code if you know how they run. Other files of the "
+            "folder are not named.",
+            os.fspath(file),
+        )
 
 
 def _written_sizes(file: str | os.PathLike, header: Any) -> np.ndarray:

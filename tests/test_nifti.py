@@ -146,3 +146,17 @@ def test_a_mask_of_channels_is_named(tmp_path):
     check(hot)
     with pytest.raises(DatalistError, match=rf"\n  {hot}: has 2 channels \(4x5x6x2\), but a mask has one"):
         check(image, hot)
+
+
+def test_a_scan_without_orientation_is_said_once_per_folder(tmp_path, caplog):
+    for name in "abc":
+        scan = nib.Nifti1Image(np.ones((3, 4, 5), np.int16), np.eye(4))
+        scan.set_qform(np.eye(4), 2 if name == "c" else 0)
+        scan.set_sform(np.eye(4), 0)
+        nib.save(scan, tmp_path / f"{name}.nii")
+    nifti_affine(tmp_path / "c.nii")
+    assert not caplog.records
+    affines = [nifti_affine(tmp_path / f"{name}.nii") for name in "ab"]
+    assert affines[0][0, 0] == -1, "the first axis is taken to run to the left"
+    [record] = caplog.records
+    assert record.getMessage().startswith(f"{tmp_path / 'a.nii'} states no orientation")

@@ -11,14 +11,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-import nibabel as nib
 import numpy as np
 
 from ..data.copies import same_content
-from ..data.datalist import Volume, find_problems, grid_problem, open_volume, shape_problem
+from ..data.datalist import find_problems, open_volume, shape_problem
 from ..data.label_maps import known_labels
 from ..data.prepare.files import read_table, some
 from ..durations import format_duration
+from ..grids import grid_problem, in_anatomical_order
 from ..nifti import is_nifti
 from ..volumes import VolumeError, label_problem, whole_labels
 from .layouts import Found, Layout, find_layout
@@ -228,8 +228,8 @@ def _label_volumes(case: Found) -> dict[int, float]:
         # Of other formats the headers were not compared; how their axes are stored is no difference.
         scan = open_volume(str(case.images[0]))
         assert scan is not None
-        turned, reference = _turned(mask), _turned(scan)
-        problem = grid_problem(*turned, str(case.images[0]), *reference)
+        reference = in_anatomical_order(scan.shape, scan.affine)
+        problem = grid_problem(*in_anatomical_order(mask.shape, mask.affine), str(case.images[0]), *reference)
     if problem is None:
         values = whole_labels(mask.values(), file)
         problem = label_problem(values)
@@ -255,15 +255,6 @@ def _counts(values: np.ndarray) -> tuple[Sequence[int], Sequence[int]]:
     counts = np.bincount(values.astype(np.int64, copy=False).ravel(order="K"), minlength=most + 1)
     labels = counts.nonzero()[0]
     return labels.tolist(), counts[labels].tolist()
-
-
-def _turned(volume: Volume) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine for axes in right-anterior-superior order."""
-    shape = tuple(volume.shape[:3])
-    turn = nib.orientations.io_orientation(volume.affine)
-    order = np.argsort(turn[:, 0])
-    affine = volume.affine @ nib.orientations.inv_ornt_aff(turn, shape)
-    return tuple(shape[i] for i in order), affine
 
 
 def _of_equal_channels(cases: Sequence[Case], reasons: list[tuple[Path, str]]) -> list[Case]:

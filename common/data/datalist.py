@@ -24,6 +24,7 @@ import nibabel as nib
 import numpy as np
 
 from ..dicom import holds_dicom
+from ..grids import grid_problem
 from ..json_files import read_json
 from ..nifti import NiftiError, is_nifti, nifti_affine, read_nifti
 from ..volumes import (
@@ -43,8 +44,6 @@ Problem = tuple[str, str]  # what is wrong with which file
 
 SECTIONS = ("training", "validation", "test")
 MAX_PROBLEMS_PRINTED = 20
-# Writers round affines differently; a tenth of a voxel is far from what would misplace a label.
-MAX_OFFSET_IN_VOXELS = 0.1
 
 OTHER_PEOPLE = "if these are other people, from another set, give its items a `domain`"
 """Advice if equal names of subjects are wrongly taken for one person (see `Items`)."""
@@ -729,24 +728,6 @@ def shape_problem(shape: Sequence[int], is_label: bool) -> str | None:
             f"has {shape[3]} channels ({format_shape(shape)}), but a mask has one, with a number for each "
             "class: merge the channels (argmax)"
         )
-    return None
-
-
-def grid_problem(
-    shape: Sequence[int],
-    affine: np.ndarray,
-    reference_file: str,
-    reference_shape: Sequence[int],
-    reference_affine: np.ndarray,
-) -> str | None:
-    shape, expected = tuple(shape[:3]), tuple(reference_shape[:3])
-    if shape != expected:
-        return f"has the shape {format_shape(shape)}, but {reference_file} has {format_shape(expected)}"
-    corners = np.array(np.meshgrid(*([0, n - 1] for n in (*shape, 1, 1)[:3]), indexing="ij")).reshape(3, -1)
-    difference = affine - reference_affine
-    offset = np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max()
-    if not offset <= MAX_OFFSET_IN_VOXELS * np.linalg.norm(reference_affine[:3, :3], axis=0).min():
-        return f"lies up to {offset:.3g} mm away from {reference_file} (their affines differ)"
     return None
 
 

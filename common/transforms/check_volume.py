@@ -3,25 +3,38 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
+import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
+from ..grids import grid_problem, in_anatomical_order
 from ..volumes import format_shape, image_problem, label_problem, unknown_label_problem, volume_name, whole_labels
+
+
+def _offset(image: Any, label: Any, key: Hashable) -> str | None:
+    """How far a label lies from its image (C, *spatial) by their affines, if it does."""
+    affines = [getattr(volume, "affine", None) for volume in (image, label)]
+    if any(affine is None or affine.ndim != 2 for affine in affines):
+        return None  # arrays without a place
+    (image_affine, label_affine) = (np.asarray(affine, float) for affine in affines)
+    reference = in_anatomical_order(image.shape[1:], image_affine)
+    grid = in_anatomical_order(label.shape[1:], label_affine)
+    return grid_problem(*grid, volume_name(image, key), *reference)
 
 
 class CheckVolumed(MapTransform):
     """Refuse volumes that a network cannot take or that would silently spoil training.
 
     It refuses a wrong number of axes or channels, voxels that are not finite, constant images, and labels that do not
-    fit.
+    fit, or lie elsewhere than their image by their affines.
 
     Use it right after loading, while volumes are channel first, shape (C, *spatial). They pass through unchanged,
     except that labels within 1e-6 of a whole number are rounded.
 
     Args:
         keys: images.
-        label_key: label image, of the same spatial shape as the images, with whole numbers from 0.
+        label_key: label image, on the grid of the images, with whole numbers from 0.
         num_classes: the label's values must lie in `[0, num_classes)`. `None` sets no upper bound.
         known: the only values that the label may have; `None` allows all.
         channels: number of channels that the network takes and the images must have. `None` skips this check.
@@ -96,4 +109,7 @@ class CheckVolumed(MapTransform):
                     f"{name} has the shape {format_shape(label.shape[1:])}, but its image {volume_name(d[key], key)} "
                     f"has {format_shape(d[key].shape[1:])}; image and label must be on one grid."
                 )
+            problem = _offset(d[key], label, key)
+            if problem:
+                raise ValueError(f"{name} {problem}; image and label must be on one grid: correct the header.")
         return d

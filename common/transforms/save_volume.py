@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from monai.config import DtypeLike, KeysCollection
 from monai.data import FolderLayoutBase, NibabelWriter
@@ -11,12 +12,16 @@ from monai.transforms import SaveImaged
 from monai.utils import convert_to_numpy, get_equivalent_dtype
 
 from ..files import atomic_write, without_ending
-from ..nifti import is_nifti
+from ..grids import grid_problem
+from ..nifti import is_nifti, nifti_affine
 from ..volumes import format_values
 from .save_each import SaveEach
 
 __all__ = ["SaveVolumed"]
 
+PLACE = ("sform_code", "srow_x", "srow_y", "srow_z", "qform_code", "quatern_b", "quatern_c", "quatern_d")
+PLACE += ("qoffset_x", "qoffset_y", "qoffset_z", "xyzt_units")
+"""Fields of a NIfTI header that say where its voxels are, beside ``pixdim``."""
 NIFTI_DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 """Types that readers of NIfTI know; nibabel writes none of 64-bit integers unasked, and ITK reads none of float16."""
 
@@ -28,6 +33,9 @@ class SaveVolumed(SaveEach, SaveImaged):
     as if nothing had happened, and the part written so far stays. Here a full disk or a folder without permission ends
     the run with the file's name, and a file gets its name only when it is complete. The class derives from
     ``SaveImaged`` so that MONAI Label, which writes its own files, skips it.
+
+    A volume on the grid of its NIfTI image has that image's sform, qform and their codes: where these differ, programs
+    disagree on which counts, and each must see both files in one place.
 
     Args:
         keys: volumes (C, *spatial) with their affine; their ``filename_or_obj`` names the image.
@@ -61,6 +69,7 @@ class SaveVolumed(SaveEach, SaveImaged):
         writer.set_metadata(volume.meta, resample=False)
         with atomic_write(path, suffix=path.name.removeprefix(without_ending(path.name))) as temporary:
             writer.write(os.fspath(temporary))
+            _place_as(temporary, volume.meta["filename_or_obj"])
 
     def _stored_dtype(self, values: np.ndarray, path: Path) -> np.dtype:
         own = [values.dtype] * (values.dtype in NIFTI_DTYPES)
@@ -74,6 +83,22 @@ class SaveVolumed(SaveEach, SaveImaged):
             f"{path} cannot hold {format_values(lost)} as {dtypes[-1]}: set output_dtype to a type that can, or leave "
             "it out."
         )
+
+
+def _place_as(file: Path, source: Any) -> None:
+    """Give a NIfTI file the place of its image in every field of the header that states it, if their grids are one."""
+    if not isinstance(source, str | os.PathLike) or not (is_nifti(source) and os.path.isfile(source)):
+        return
+    image: Any = nib.load(source)
+    written: Any = nib.load(file)
+    same = nifti_affine(source, image)
+    if grid_problem(written.shape, written.affine, os.fspath(source), image.shape, same):
+        return
+    placed = nib.Nifti1Image(np.asanyarray(written.dataobj), None, written.header)
+    for field in PLACE:
+        placed.header[field] = image.header[field]
+    placed.header["pixdim"][:4] = image.header["pixdim"][:4]
+    nib.save(placed, file)
 
 
 def _lost(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

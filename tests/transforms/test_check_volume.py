@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -104,3 +105,28 @@ def test_labels_that_are_not_known_are_refused():
     assert CheckVolumed("label", "label", known=[0, 1, 5])({"label": label})["label"] is label
     with pytest.raises(ValueError, match=r"has labels that no class names \(5\): .*map_label_scheme"):
         CheckVolumed("label", "label", known=[0, 1])({"label": label})
+
+
+def placed(shape, affine, name, label=False):
+    values = torch.zeros(shape) if label else torch.rand(shape)
+    return MetaTensor(values, affine=torch.as_tensor(affine), meta={"filename_or_obj": name})
+
+
+def test_a_mask_elsewhere_than_its_image_is_refused():
+    """Whatever the format: the headers of other than NIfTI files are first read here."""
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    image = placed(SHAPE, affine, "/data/scan.nrrd")
+    there = affine.copy()
+    there[2, 3] = 9.0
+    with pytest.raises(ValueError, match=r"^/data/mask.nrrd lies up to 9 mm away from /data/scan.nrrd .* header\.$"):
+        CheckVolumed("image", "label", 4)({"image": image, "label": placed(SHAPE, there, "/data/mask.nrrd", True)})
+    there[2, 3] = 0.1  # rounding
+    CheckVolumed("image", "label", 4)({"image": image, "label": placed(SHAPE, there, "/data/mask.nrrd", True)})
+    # The same grid, stored from left to right in one file and from right to left in the other.
+    mirrored = affine @ np.array([[-1.0, 0, 0, 3], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    CheckVolumed("image", "label", 4)({"image": image, "label": placed(SHAPE, mirrored, "/data/mask.nrrd", True)})
+    mirrored[0, 3] -= 2
+    with pytest.raises(ValueError, match="lies up to 2 mm away"):
+        CheckVolumed("image", "label", 4)({"image": image, "label": placed(SHAPE, mirrored, "/data/mask.nrrd", True)})
+    plain = torch.zeros(SHAPE)
+    CheckVolumed("image", "label", 4)({"image": image, "label": plain})  # an array has no place
