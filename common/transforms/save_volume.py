@@ -19,8 +19,10 @@ from .save_each import SaveEach
 
 __all__ = ["SaveVolumed"]
 
-PLACE = ("sform_code", "srow_x", "srow_y", "srow_z", "qform_code", "quatern_b", "quatern_c", "quatern_d")
-PLACE += ("qoffset_x", "qoffset_y", "qoffset_z", "xyzt_units")
+PLACE = (
+    *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+)
 """Fields of a NIfTI header that say where its voxels are, beside ``pixdim``."""
 NIFTI_DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 """Types that readers of NIfTI know; nibabel writes none of 64-bit integers unasked, and ITK reads none of float16."""
