@@ -117,7 +117,7 @@ def segmented(x, image):
 KINDS = {
     "token contrast": (TokenContrastiveLoss(0.3), lambda x, image: {"view1": tokens(x), "view2": tokens(x.flip(2))}),
     "weighted token contrast": (
-        TokenContrastiveLoss(0.3, weight="auto"),
+        TokenContrastiveLoss(0.3, weight="auto", weight_form="sum"),
         lambda x, image: {"view1": tokens(x), "view2": tokens(x**2)},
     ),
     "exemplar": (PlaneTripletLoss(), lambda x, image: {"anchor": tokens(x), "positive": tokens(x**2)}),

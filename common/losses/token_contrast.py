@@ -16,18 +16,19 @@ class TokenContrastiveLoss(nn.Module):
     """Contrastive loss of tokens, with a weight on tokens at the same position in other volumes.
 
     Each view has N = B * T tokens, so there are 2N unit vectors ``u``. Let ``p(a)`` be the token at the same volume and
-    position in the other view. The loss is the mean over all ``a`` of ``-s(a, p(a)) + log(sum over b != a of w(a, b)
-    exp(s(a, b)))`` with ``s = u.u / temperature``. ``w(a, b)`` is ``weight`` if ``b`` is at the same position in
-    another volume (in either view), else 1. With a weight of 1 it is NT-Xent over all tokens. With one volume the
-    weight has no effect. With one token per volume (pooled features) and a weight of 1 it is SimCLR's loss.
+    position in the other view. The loss is the mean over all ``a`` of ``-s(a, p(a)) + log(sum over b != a of
+    e(a, b))`` with ``s = u.u / temperature``. ``e(a, b)`` is ``exp(s(a, b))``, except for pairs at the same position of
+    two volumes (in either view). For these it is ``exp((1 + weight) s(a, b))``, or with ``weight_form="sum"`` ``weight
+    exp(s(a, b))``. With no weight (0, or 1 in the sum) it is NT-Xent over all tokens. With one volume the weight has no
+    effect. With one token per volume (pooled features) and no weight it is SimCLR's loss.
 
     Source: Hu et al., "Enhancing 3D Transformer Segmentation Model for Medical Image with Token-level Representation
-    Learning", equations (1) and (3). The index sets of (3) are garbled in print. Here the weight multiplies the terms
-    ``z_m^i . z_m^j``, as the text says. The published code multiplies the similarities themselves, ``exp((1 + w) s)``.
-    For w = 5 that is a temperature of 0.083 for these pairs, and it finds only some of them. The two forms reward
-    different things. At a temperature of 0.5, the first barely distinguishes a code of the position alone from a code
-    of the content: with 2 volumes of 64 tokens, the loss of an ideal position code is only 0.21 larger. With the second
-    form it is 7.1 larger.
+    Learning", equations (1) and (3). The index sets of (3) are garbled in print; as the text says, its weight
+    multiplies the terms ``z_m^i . z_m^j`` in the sum. The published code multiplies the similarities themselves,
+    ``exp((1 + w) s)``. For w = 5 that is a temperature of 0.083 for these pairs, and it finds only some of them. The
+    two forms reward different things. At a temperature of 0.5, the sum barely distinguishes a code of the position
+    alone from a code of the content: with 2 volumes of 64 tokens, the loss of an ideal position code is only 0.21
+    larger, and tokens collapse to such codes. With the exponent it is 7.1 larger, so the exponent is the default.
 
     Similarities are computed one block of rows at a time and not kept. The gradient is accumulated along with the
     value, so memory grows with ``rows * 2N`` instead of ``(2N)^2``. The arithmetic is in float32 (float64 for float64
@@ -36,14 +37,14 @@ class TokenContrastiveLoss(nn.Module):
 
     Args:
         temperature: divisor of the cosine similarities, larger than 0.
-        weight: w; 1 in the sum and 0 in the exponent have no effect. The effect of the paper's value, 5, in the sum
+        weight: w; 0 in the exponent and 1 in the sum have no effect. The effect of the paper's value, 5, in the sum
             depends on the number of tokens: pairs at the same position make up 3.8 % of the denominator with 2 volumes
             of 64 tokens, but 0.5 % with 512 tokens (at equal similarities). ``"auto"``, for the sum only, picks the
             weight that gives these pairs ``target_share``.
         target_share: see ``weight``.
         rows: vectors per block.
-        weight_form: ``"sum"``, ``w exp(s)`` as in the equation, or ``"exponent"``, ``exp((1 + w) s)`` as in the
-            published code, here for all pairs of the same position.
+        weight_form: ``"exponent"``, ``exp((1 + w) s)`` as in the published code, here for all pairs of the same
+            position, or ``"sum"``, ``w exp(s)`` as in the equation.
 
     ``forward(prediction, image)`` reads ``view1`` and ``view2`` (B, T, C) of the prediction, which need not be
     normalised, and returns a scalar; ``image`` is there because MONAI's trainer passes it.
@@ -58,17 +59,19 @@ class TokenContrastiveLoss(nn.Module):
         weight: float | str = 5.0,
         target_share: float = 0.038,
         rows: int = 2048,
-        weight_form: str = "sum",
+        weight_form: str = "exponent",
     ) -> None:
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"The temperature must be larger than 0, got {temperature}.")
-        if weight_form not in ("sum", "exponent"):
-            raise ValueError(f'weight_form must be "sum" or "exponent", not {weight_form!r}.')
+        if weight_form not in ("exponent", "sum"):
+            raise ValueError(f'weight_form must be "exponent" or "sum", not {weight_form!r}.')
+        if weight_form == "exponent" and weight == "auto":
+            raise ValueError('weight "auto" is for the sum: also set weight_form to "sum", or give a number.')
         if weight_form == "exponent" and not (isinstance(weight, (int, float)) and weight >= 0):
             raise ValueError(f'With weight_form "exponent" weight is a number, 0 or larger, got {weight!r}.')
         if weight_form == "sum" and weight != "auto" and not (isinstance(weight, (int, float)) and weight > 0):
-            raise ValueError(f'weight is a number larger than 0 or "auto", got {weight!r}.')
+            raise ValueError(f'With weight_form "sum" weight is a number larger than 0 or "auto", got {weight!r}.')
         if not 0 < target_share < 1 or rows < 1:
             raise ValueError(f"target_share must be between 0 and 1 and rows 1 or more, not {target_share} and {rows}.")
         self.temperature, self.weight, self.target_share, self.rows = temperature, weight, target_share, rows

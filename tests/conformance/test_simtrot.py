@@ -91,7 +91,8 @@ def test_settings():
     for name in ("simclr", "byol"):
         pretext = read(name)["pretext"]
         assert pretext["pooled"] and pretext["views"]["axes"] is None and pretext["views"]["mask_ratio"] == 0
-    assert read("simclr")["pretext_loss"]["weight"] == 1
+    simclr = read("simclr")["pretext_loss"]
+    assert (simclr["temperature"], simclr["weight"], simclr["weight_form"]) == (0.5, 0, "exponent")
     # On two vectors batch norm leaves plus and minus one, and no gradient.
     assert read("byol")["batch_size"] >= 8
     for name in ("byol", "btrot"):

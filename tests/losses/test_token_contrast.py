@@ -37,6 +37,10 @@ def loss_of(view1, view2, **settings):
     return TokenContrastiveLoss(**settings)({"view1": view1, "view2": view2})
 
 
+def summed_loss_of(view1, view2, **settings):
+    return loss_of(view1, view2, weight_form="sum", **settings)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
@@ -48,48 +52,55 @@ def test_equals_the_slow_reference(shape, weight):
     view1, view2 = torch.randn(2, *shape)
     for temperature in (0.1, 0.5):
         expected = float(slow_loss(view1, view2, weight, temperature))
-        ours = loss_of(view1, view2, weight=weight, temperature=temperature)
+        ours = summed_loss_of(view1, view2, weight=weight, temperature=temperature)
         assert ours.item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_gradient_equals_the_slow_reference_and_autograd_checks():
     views = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     ours, slow = views.clone().requires_grad_(), views.clone().requires_grad_()
-    loss_of(*ours, weight=5.0).backward()
+    summed_loss_of(*ours, weight=5.0).backward()
     slow_loss(*slow, 5.0).backward()
     torch.testing.assert_close(ours.grad, slow.grad)
     small = torch.randn(2, 2, 2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda v: loss_of(*v, weight=5.0), small)
+    assert torch.autograd.gradcheck(lambda v: summed_loss_of(*v, weight=5.0), small)
 
 
+@pytest.mark.parametrize("form", ["exponent", "sum"])
 @pytest.mark.parametrize("rows", [1, 7, 24, 100])
-def test_in_blocks_or_whole(rows):
+def test_in_blocks_or_whole(rows, form):
     views = torch.randn(2, 3, 4, 5)
     whole, blocks = views.clone().requires_grad_(), views.clone().requires_grad_()
-    expected, got = loss_of(*whole), loss_of(*blocks, rows=rows)
+    expected, got = loss_of(*whole, weight_form=form), loss_of(*blocks, rows=rows, weight_form=form)
     expected.backward()
     got.backward()
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(blocks.grad, whole.grad)
 
 
-def test_weight_1_is_ntxent_over_all_tokens():
+NO_WEIGHT = pytest.mark.parametrize("none", [{"weight": 0}, {"weight": 1, "weight_form": "sum"}])
+
+
+@NO_WEIGHT
+def test_without_weight_it_is_ntxent_over_all_tokens(none):
     view1, view2 = torch.randn(2, 3, 4, 5)
     flat = view1.flatten(0, 1), view2.flatten(0, 1)
-    assert loss_of(view1, view2, weight=1).item() == pytest.approx(NTXentLoss()(*flat).item(), abs=1e-6)
-    assert loss_of(view1, view2, weight=1).item() == pytest.approx(ContrastiveLoss(0.5)(*flat).item(), abs=1e-6)
+    assert loss_of(view1, view2, **none).item() == pytest.approx(NTXentLoss()(*flat).item(), abs=1e-6)
+    assert loss_of(view1, view2, **none).item() == pytest.approx(ContrastiveLoss(0.5)(*flat).item(), abs=1e-6)
 
 
-def test_one_token_a_volume_and_weight_1_is_simclr():
+@NO_WEIGHT
+def test_one_token_a_volume_and_no_weight_is_simclr(none):
     view1, view2 = torch.randn(2, 6, 1, 5)
-    assert loss_of(view1, view2, weight=1).item() == pytest.approx(
+    assert loss_of(view1, view2, **none).item() == pytest.approx(
         NTXentLoss()(view1[:, 0], view2[:, 0]).item(), abs=1e-6
     )
 
 
-def test_one_volume_does_not_depend_on_the_weight():
+def test_one_volume_does_not_depend_on_the_weight_nor_on_its_form():
     view1, view2 = torch.randn(2, 1, 6, 5)
-    assert loss_of(view1, view2, weight=100).item() == loss_of(view1, view2, weight=1).item()
+    expected = loss_of(view1, view2, weight=0).item()
+    assert loss_of(view1, view2, weight=100).item() == summed_loss_of(view1, view2, weight=100).item() == expected
 
 
 def test_symmetric_in_views_and_in_the_order_of_volumes():
@@ -110,26 +121,34 @@ def test_punishes_collapse_by_position():
         e = math.exp(2)
         # positive and, for the collapsed, two same-position terms of similarity 1 beside 12 of similarity 0
         expected = math.log(e + 2 * weight * e + 12) - 2
+        assert summed_loss_of(collapsed, collapsed, weight=weight).item() == pytest.approx(expected, abs=1e-5)
+        expected = math.log(e + 2 * weight + 12) - 2
+        assert summed_loss_of(apart, apart, weight=weight).item() == pytest.approx(expected, abs=1e-5)
+        # In the exponent, the two terms of similarity 1 weigh more, and those of similarity 0 as the others.
+        expected = math.log(e + 2 * math.exp(2 * (1 + weight)) + 12) - 2
         assert loss_of(collapsed, collapsed, weight=weight).item() == pytest.approx(expected, abs=1e-5)
-        assert loss_of(apart, apart, weight=weight).item() == pytest.approx(math.log(e + 2 * weight + 12) - 2, abs=1e-5)
+        assert loss_of(apart, apart, weight=weight).item() == pytest.approx(math.log(e + 14) - 2, abs=1e-5)
 
 
 def test_derivative_for_a_weighted_pair_is_the_weight_times_that_of_another():
     """Of the denominator at equal similarities: d/ds of log sum w exp(s) is w / sum w for each term."""
     vectors = torch.eye(8, dtype=torch.float64).reshape(2, 2, 2, 8).requires_grad_()
-    loss_of(*vectors, weight=5.0).backward()
+    summed_loss_of(*vectors, weight=5.0).backward()
     gradient = vectors.grad[0, 0, 0]  # view 1, volume 0, position 0; its own coordinate is 0
     same_place, another_place = gradient[2], gradient[3]  # volume 1 of view 1, positions 0 and 1
     assert same_place / another_place == pytest.approx(5.0)
 
 
 def test_auto_weight_gives_the_share():
-    assert TokenContrastiveLoss(weight="auto", target_share=10 / 263).weight_for(2, 64) == pytest.approx(5.0)
+    def auto(**settings):
+        return TokenContrastiveLoss(weight="auto", weight_form="sum", **settings)
+
+    assert auto(target_share=10 / 263).weight_for(2, 64) == pytest.approx(5.0)
     for volumes, tokens in ((2, 512), (8, 64)):
-        weight = TokenContrastiveLoss(weight="auto", target_share=0.1).weight_for(volumes, tokens)
+        weight = auto(target_share=0.1).weight_for(volumes, tokens)
         weighted = weight * 2 * (volumes - 1)
         assert weighted / (weighted + 2 * volumes * tokens - 1 - 2 * (volumes - 1)) == pytest.approx(0.1)
-    assert TokenContrastiveLoss(weight="auto").weight_for(1, 64) == 1.0
+    assert auto().weight_for(1, 64) == 1.0
 
 
 def test_finite_at_small_temperatures_and_under_autocast():
@@ -159,12 +178,13 @@ def test_two_views_of_two_volumes_of_2048_tokens_fit():
     "settings, text",
     [
         ({"temperature": 0}, "temperature must be larger than 0"),
-        ({"weight": 0}, 'larger than 0 or "auto"'),
-        ({"weight": "automatic"}, "auto"),
+        ({"weight": 0, "weight_form": "sum"}, 'larger than 0 or "auto"'),
+        ({"weight": "automatic", "weight_form": "sum"}, 'larger than 0 or "auto", got .automatic'),
         ({"target_share": 1.0}, "target_share must be between 0 and 1"),
-        ({"weight_form": "product"}, 'weight_form must be "sum" or "exponent"'),
-        ({"weight": "auto", "weight_form": "exponent"}, "a number, 0 or larger"),
-        ({"weight": -1, "weight_form": "exponent"}, "a number, 0 or larger"),
+        ({"weight_form": "product"}, 'weight_form must be "exponent" or "sum"'),
+        ({"weight": "auto"}, 'weight "auto" is for the sum: also set weight_form to "sum", or give a number'),
+        ({"weight": "automatic"}, "a number, 0 or larger, got .automatic"),
+        ({"weight": -1}, "a number, 0 or larger"),
     ],
 )
 def test_settings_out_of_range(settings, text):
@@ -178,7 +198,8 @@ def test_wrong_shapes(shapes):
         loss_of(torch.ones(shapes[0]), torch.ones(shapes[1]))
 
 
-def test_the_published_form_multiplies_similarities():
+def test_the_published_form_multiplies_similarities_and_is_the_default():
+    assert TokenContrastiveLoss().weight_form == "exponent"
     view1, view2 = torch.randn(2, 2, 3, 4, dtype=torch.float64)
     unit = torch.nn.functional.normalize(torch.cat((view1, view2)).flatten(0, 1), dim=1)
     similarity = unit @ unit.T / 0.5
@@ -186,15 +207,9 @@ def test_the_published_form_multiplies_similarities():
     same = (place[:, None] == place) & (volume[:, None] != volume)
     logits = torch.where(same, 6 * similarity, similarity).masked_fill(torch.eye(12, dtype=torch.bool), -torch.inf)
     expected = (logits.logsumexp(1) - similarity[torch.arange(12), torch.arange(12).roll(6)]).mean()
-    assert loss_of(view1, view2, weight_form="exponent").item() == pytest.approx(expected.item())
+    assert loss_of(view1, view2).item() == pytest.approx(expected.item())
     views = torch.stack((view1, view2)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda v: loss_of(*v, weight_form="exponent"), views)
-
-
-def test_without_weight_both_forms_are_one():
-    view1, view2 = torch.randn(2, 2, 3, 4)
-    summed = loss_of(view1, view2, weight=1.0)
-    torch.testing.assert_close(loss_of(view1, view2, weight=0.0, weight_form="exponent"), summed)
+    assert torch.autograd.gradcheck(lambda v: loss_of(*v), views)
 
 
 @pytest.mark.parametrize("form, least, most", [("sum", 0.1, 0.5), ("exponent", 5.0, 8.0)])
