@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import nibabel as nib
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.data import decollate_batch
 from monai.networks.nets import SwinUNETR
 from monai.transforms import LoadImaged, SaveImaged
 
 from common.checks import first_cause
 from common.data import label_names
+from common.pretexts import RCR
 from common.visualize.panels import CAPTION
 from common.weights import convert, read_encoder
 
@@ -246,6 +249,23 @@ def test_inference_on_one_file_writes_into_the_output_folder(run_bundle, tiny, f
     )
     assert [path.name for path in tmp_path.rglob("*.nii.gz")] == ["ras_seg.nii.gz"]
     assert (tmp_path / "deep/out/ras_seg.nii.gz").exists()
+
+
+@pytest.mark.parametrize(("given", "crops"), [(None, 4), (1, 1)])
+def test_negatives_of_rcr_are_of_other_scans_only_by_choice(run_bundle, tiny, tmp_path, given, crops):
+    """By default four crops of each scan of a batch are contrasted, as published; with one crop, all are of others."""
+    given = given or json.loads((CONFIGS / "pretrain.json").read_text())["crops_per_volume"]
+    workflow = run_bundle(
+        "pretrain.json", tiny["swin_unetr"], output_dir=str(tmp_path), crops_per_volume=given, execute=False
+    )
+    assert isinstance(workflow.parser.get_parsed_content("network_def"), RCR)
+    batches = [
+        Counter(item["image"].meta["filename_or_obj"] for item in decollate_batch(batch))
+        for _ in range(4)
+        for batch in workflow.parser.get_parsed_content("train#dataloader")
+    ]
+    assert max(map(len, batches)) == 2  # scans: the tiny batch_size
+    assert {count for batch in batches for count in batch.values()} == {crops}
 
 
 def test_rcr_on_swin_unetr_and_fine_tuning_from_it(run_bundle, tiny, tmp_path):

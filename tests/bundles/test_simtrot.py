@@ -255,3 +255,25 @@ def test_the_sampler_goes_with_the_data_set(name):
     """Whoever shortens the data set, as the estimate of a comparison does, shortens what is drawn from it."""
     sampler = json.loads((CONFIGS / name).read_text())["train"]["sampler"]
     assert sampler["data"] == "@train#dataset#data"
+
+
+def test_the_published_protocol_trains_on_all_scans_and_notes_that_the_test_scans_chose(run, cohort, tmp_path, caplog):
+    """Without a validation list: pre-training makes do without, and fine-tuning validates on the test list."""
+    content = json.loads((cohort / "structures4.json").read_text())
+    content["training"] += content.pop("validation")
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    lists = {"datalist": str(tmp_path / "all.json"), "output_dir": str(tmp_path)}
+    files, protocol = ("datasets/sample.json", "networks/nnformer_tiny.json"), "presets/synapse_protocol.json"
+    workflow = run("pretrain.json", *files, **lists, pretrain_datalist=lists["datalist"])
+    assert len(workflow.parser.get_parsed_content("train#dataset")) == 4
+    encoder = {"pretrained_encoder": str(tmp_path / "encoder.safetensors")}
+    with pytest.raises(RuntimeError) as refused:
+        run("train.json", *files, **lists, **encoder)
+    assert "the list 'validation' is empty" in str(first_cause(refused.value))
+    trained = run("train.json", *files, protocol, **lists, **encoder)
+    assert len(trained.parser.get_parsed_content("train#dataset")) == 4
+    assert len(trained.parser.get_parsed_content("validate#dataset")) == 2
+    run("train.json", "evaluate.json", *files, protocol, **lists)
+    assert "of the test list" in (tmp_path / "eval/transductive.txt").read_text()
+    with (tmp_path / "eval/val_mean_dice_raw.csv").open() as table:
+        assert len(list(csv.DictReader(table))) == 2

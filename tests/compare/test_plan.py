@@ -340,26 +340,52 @@ def test_validation_from_the_labels_takes_them_out_of_the_number(plan):
         plan(labels="1", validation_from_labels=True)
 
 
-def test_the_published_protocol_validates_on_the_test_list(plan, cohort, tmp_path):
-    """No scan is left for validation: those of training are trained on, and the test scans choose the weights."""
+@pytest.mark.parametrize(
+    ("bundle", "files", "preset", "arms"),
+    [
+        ("transseg", "datasets/sample.json", "bcv_protocol", {"scratch": None}),
+        (
+            "simtrot",
+            "datasets/sample.json,networks/nnformer_tiny.json",
+            "synapse_protocol",
+            {
+                "scratch": None,
+                "simtrot": {
+                    "pretrain": ["pretexts/simtrot.json"],
+                    "pretrain_override": {"pretrain_datalist": "@datalist"},
+                },
+            },
+        ),
+    ],
+)
+def test_the_published_protocol_validates_on_the_test_list(plan, cohort, tmp_path, bundle, files, preset, arms):
+    """No scan is left for validation: those of training are trained on, and the test scans choose the weights.
+
+    Pre-training reads the training list and nothing else.
+    """
     content = json.loads((cohort / "structures4.json").read_text())
     content["training"] += content.pop("validation")
-    (tmp_path / "bcv.json").write_text(json.dumps(content))
-    given = {"bundle": str(ROOT / "bundles/transseg"), "arms": "scratch", "labels": "4", "steps": 20, "validations": 2}
-    given |= {"datalist": str(tmp_path / "bcv.json"), "examples": 1}
-    sample = "datasets/sample.json"
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    given = {"bundle": str(ROOT / "bundles" / bundle), "arms": arms, "labels": "4", "steps": 20, "validations": 2}
+    given |= {"datalist": str(tmp_path / "all.json"), "examples": 1}
     with pytest.raises(CompareError, match="the list 'validation' is empty"):
-        plan(**given, config_file=sample)
-    found = plan(**given, config_file=f"{sample},presets/bcv_protocol.json", try_items=True)
-    [train], [evaluate] = runs(found, "train"), runs(found, "evaluate")
-    trained, evaluated = found.config(train), found.config(evaluate)
-    assert trained.get("validate#dataset#data") == evaluated.get("validate#dataset#data") == list(found.test)
-    assert len(found.test) == 2 and found.labelled() == {4: (4, 2)}
-    assert trained.get("transductive") and evaluated.get("transductive") and found.validated_on_test
+        plan(**given, config_file=files)
+    protocol = f"{files},presets/{preset}.json"
+    found = plan(**given, config_file=protocol, try_items=True)
+    for arm in arms:
+        [train], [evaluate] = runs(found, "train", arm=arm), runs(found, "evaluate", arm=arm)
+        trained, evaluated = found.config(train), found.config(evaluate)
+        assert trained.get("validate#dataset#data") == evaluated.get("validate#dataset#data") == list(found.test)
+        assert trained.get("transductive") and evaluated.get("transductive")
+    assert len(found.test) == 2 and found.labelled() == {4: (4, 2)} and found.validated_on_test
     assert runs(found, "infer")
+    for run in runs(found, "pretrain"):
+        lists = found.lists(run)
+        scans = {item["image"] for item in lists["training"]}
+        assert len(scans) == 4 and scans.isdisjoint(item["image"] for item in found.test) and not lists["validation"]
     with pytest.raises(CompareError, match="`validated_list` names 'test': leave out one"):
-        plan(**given, config_file=f"{sample},presets/bcv_protocol.json", validation_from_labels=True)
-    assert not plan(**given | {"datalist": None, "labels": "3"}, config_file=sample).validated_on_test
+        plan(**given, config_file=protocol, validation_from_labels=True)
+    assert not plan(**given | {"datalist": None, "labels": "3"}, config_file=files).validated_on_test
 
 
 def test_a_reference_is_a_network_or_scores(plan, tmp_path):

@@ -7,10 +7,17 @@ import math
 import re
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from common.compare.plan import Plan, make_plan
+from common.compare.settings import CompareError, read_settings
+from common.data.prepare import prepare
+from common.data.prepare.split import split_by_subject
+from common.data.volume_sampler import VolumeSampler
 from common.losses import TokenContrastiveLoss
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "simtrot" / "configs"
@@ -186,3 +193,78 @@ def test_pretraining_decays_no_norms_biases_and_positions():
 def test_crops_of_fine_tuning_choose_a_class_first():
     crops = json.loads((CONFIGS / "train.json").read_text())["train"]["crop_transforms"]
     assert crops[0]["per_class"] >= 1000
+
+
+@pytest.fixture(scope="module")
+def synapse(tmp_path_factory) -> Path:
+    """A made-up tree of BTCV's 30 labelled scans, prepared without validation scans: the paper's 18 and 12."""
+    folder = tmp_path_factory.mktemp("synapse")
+    scan = nib.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)).to_bytes()
+    for number in (*range(1, 11), *range(21, 41)):
+        for name in ("img", "label"):
+            path = folder / f"RawData/Training/{name}/{name}{number:04d}.nii"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(scan[:-4] + np.float32(number).tobytes())
+    content = prepare("synapse", folder / "RawData", folder / "synapse.json", validation=0)
+    assert [len(content[name]) for name in ("training", "validation", "test")] == [18, 0, 12]
+    return folder
+
+
+def planned(name: str, synapse: Path, output: Path, **given) -> Plan:
+    place = {"dataset_dir": str(synapse), "datalist": str(synapse / "synapse.json"), "output": str(output)}
+    return make_plan(read_settings(str(CONFIGS.parent / name), **place, **given))
+
+
+def test_shares_of_the_labels_are_the_paper_s_numbers_of_volumes(synapse, tmp_path):
+    """Figure 5, of 18: "10%, that is only one labeled volume", so shares are rounded down. Pre-training sees all 18."""
+    shares = (10, 30, 50, 70, 100)
+    found = planned("compare_synapse_labels.json", synapse, tmp_path)
+    assert list(found.settings.labels) == [18 * share // 100 for share in shares] == [1, 5, 9, 12, 18]
+    trained = {run.labels: found.lists(run) for run in found.runs if run.stage == "train" and run.arm == "simtrot_w"}
+    assert {labels: len(lists["training"]) for labels, lists in trained.items()} == {
+        n: n for n in found.settings.labels
+    }
+    [pretrain] = [run for run in found.runs if run.stage == "pretrain"]
+    assert len(found.lists(pretrain)["training"]) == 18
+    assert found.validated_on_test and len(found.test) == 12
+
+
+@pytest.mark.parametrize("table", ["", "_parts", "_mask_and_weight", "_unetr", "_swin_unetr"])
+def test_the_paper_s_lists_train_on_all_18_scans(table, synapse, tmp_path):
+    """By the preset that the bundle's page adds to each settings file of a table; without it the run is refused."""
+    name = f"compare_synapse{table}.json"
+    own = json.loads((CONFIGS.parent / name).read_text())["config_file"]
+    with pytest.raises(CompareError, match="the list 'validation' is empty"):
+        planned(name, synapse, tmp_path, arms="scratch")
+    files = ",".join([*own, "presets/synapse_protocol.json"])
+    found = planned(name, synapse, tmp_path, arms="scratch", config_file=files)
+    [train] = [run for run in found.runs if run.stage == "train"]
+    assert len(found.lists(train)["training"]) == train.labels == 18
+    assert found.validated_on_test and len(found.test) == 12
+
+
+def test_numbers_of_tumours():
+    """484 in "three parts, train/validation/test, with ratio 80%/15%/5%", as the bundle's page prepares them."""
+    readme = (CONFIGS.parent / "docs/README.md").read_text()
+    shares = re.search(r"Task01_BrainTumour/brats.json \\\n *--validation (\S+) --test (\S+)", readme).groups()
+    lists = split_by_subject([{"subject": str(n), "label": "mask"} for n in range(484)], *map(float, shares))
+    assert [len(lists[name]) for name in ("training", "validation", "test")] == [387, 73, 24]
+    papers = (CONFIGS.parents[2] / "docs/papers.json").read_text()
+    assert len(re.findall(r"Task01 \(`prepare decathlon .*? --validation {} --test {}`".format(*shares), papers)) == 3
+
+
+@pytest.mark.parametrize(("table", "scans", "epochs"), [("Table 1", 18, 1000), ("Table 2", 387, 500)])
+def test_the_papers_page_says_how_many_steps_byol_makes(table, scans, epochs):
+    """Batches of 8 in place of the others' 2, in as many epochs."""
+    data = [{"image": str(number)} for number in range(scans)]
+    steps = []
+    for files in ([], ["pretexts/byol.json"]):
+        parser = parsed("pretrain.json", *files)
+        size, batches = (parser.get_parsed_content(name) for name in ("batch_size", "batches_per_epoch"))
+        steps.append(VolumeSampler(data, size, batches).batches)
+    papers = json.loads((CONFIGS.parents[2] / "docs/papers.json").read_text())["papers"]
+    [item] = [x for paper in papers if paper["bundle"] == "simtrot" for x in paper["items"] if x["item"] == table]
+    [row] = [row for row in item["rows"] if row["row"] == "nnFormer, BYOL"]
+    assert f"{steps[1]} steps an epoch in place of {steps[0]}" in row["note"]
+    equal = int(re.search(r'"max_epochs": (\d+)', row["note"])[1])
+    assert equal * steps[1] == pytest.approx(epochs * steps[0], rel=0.001)
