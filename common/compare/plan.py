@@ -338,6 +338,7 @@ class _Builder:
             if arm.pretrain:
                 yield from self.pretraining(arm)
             self.check_encoder(arm)
+            self.check_scratch(arm)
         for fraction, labels in self.fractions.items():
             for seed, fold in itertools.product(self.settings.seeds, self.folds):
                 for arm in (arm for arm in self.settings.arms if not arm.scores):
@@ -420,6 +421,12 @@ class _Builder:
         if arm.pretrain_from is not None and "pretrained_encoder" not in config.ids:
             raise CompareError(f"Arm {arm.name!r}: the bundle's pre-training starts from no encoder file.")
         started = self.starts_from(config) if arm.pretrain_from is None else None
+        if config.get("norm") == "frozen" and arm.pretrain_from is None and started is None:
+            from ..networks.norms import NO_STATISTICS  # loads torch
+
+            raise CompareError(
+                f"Pre-training of arm {arm.name!r}: {NO_STATISTICS}set norm to batch or group in its pretrain_override."
+            )
         self.pretrainings[arm.name] = config
         epochs = config.get("max_epochs")
         seen = config.get("data")["training"]
@@ -540,6 +547,16 @@ class _Builder:
                 f"Arm {arm.name!r}: {arm.encoder} {', and '.join(found)}: take an encoder that has not seen them, or "
                 f"{ALLOW}."
             )
+
+    def check_scratch(self, arm: Arm) -> None:
+        """Refuse frozen norms in an arm that starts from random weights, before the others train for hours."""
+        if not arm.is_scratch:
+            return
+        config = self.read("train", {**self.settings.override, **arm.override}, arm.overlays)
+        if config.get("norm") == "frozen":
+            from ..networks.norms import NO_STATISTICS  # loads torch
+
+            raise CompareError(f"Arm {arm.name!r}: {NO_STATISTICS}set norm to batch or group in this arm's override.")
 
     def pretrain_folder(self, arm: Arm, seed: int | None, fold: int | None) -> Path:
         folder = self.settings.output / "pretrain" / arm.name

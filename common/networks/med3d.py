@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..precision import without_autocast
 from .dilated_resnet import DilatedResNet
-from .norms import make_norm
+from .norms import make_norm, refuse_no_statistics
 from .resize import resize_linear
 
 __all__ = [
@@ -106,10 +106,14 @@ class MultiBranchNet(nn.Module):
 
     ``forward(image (B, C, D, H, W), branch)`` returns the logits (B, ``classes[branch]``, D, H, W) of one branch; a
     batch holds one domain.
+
+    Raises:
+        ValueError: the encoder has frozen norms that nothing has filled: pre-training makes their statistics.
     """
 
     def __init__(self, encoder: nn.Module, classes: Sequence[int]) -> None:
         super().__init__()
+        refuse_no_statistics(encoder, "pre-train with norm batch or group; frozen is for the transfer")
         self.encoder = encoder
         self.decoder = BranchDecoder(encoder.channels, classes)  # type: ignore[arg-type]
 
@@ -289,19 +293,21 @@ class MedicalNetHead(nn.Module):
         channels: those of the encoder's maps.
         num_classes: number of logits.
         features: channels of the first two convolutions.
+        norm: as in ``LungDecoder``.
 
     ``forward(maps, size)`` returns logits (B, num_classes, *size / 4) in training; ``common.losses.VoxelCrossEntropy``
     resamples the label to their grid. In evaluation they are upsampled to ``size``, as in the published test script.
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int, features: int = 32) -> None:
+    def __init__(self, channels: Sequence[int], num_classes: int, features: int = 32, norm: str = "batch") -> None:
         super().__init__()
+        norm = _of_head(norm)
         self.layers = nn.Sequential(
             nn.ConvTranspose3d(channels[-1], features, 2, stride=2),
-            nn.BatchNorm3d(features),
+            make_norm(norm, features),
             nn.ReLU(inplace=True),
             nn.Conv3d(features, features, 3, padding=1, bias=False),
-            nn.BatchNorm3d(features),
+            make_norm(norm, features),
             nn.ReLU(inplace=True),
             nn.Conv3d(features, num_classes, 1, bias=False),
         )

@@ -8,9 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["NORMS", "FrozenBatchNorm", "make_norm"]
+__all__ = ["NORMS", "NO_STATISTICS", "FrozenBatchNorm", "make_norm", "refuse_no_statistics"]
 
 NORMS = ("batch", "group", "frozen")
+
+NO_STATISTICS = (
+    "norm is frozen, but the net starts from random weights, whose statistics (mean 0, variance 1) normalise nothing: "
+)
+"""Start of the sentence that refuses such a training; what to do follows."""
 
 
 class FrozenBatchNorm(nn.Module):
@@ -18,7 +23,8 @@ class FrozenBatchNorm(nn.Module):
 
     Weight and bias train. So statistics of small batches do not replace those of pre-training. Use it for pre-trained
     nets only: a net with random weights has no statistics (mean 0, variance 1). Names and shapes in the state dict are
-    those of ``torch.nn.BatchNorm3d``, and in evaluation both are the same function.
+    those of ``torch.nn.BatchNorm3d``, and in evaluation both are the same function. ``refuse_no_statistics`` refuses to
+    train a net with random weights.
 
     Args:
         num_features: channels.
@@ -39,6 +45,26 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+def refuse_no_statistics(network: nn.Module, what_to_do: str) -> None:
+    """Refuse to train a network whose frozen norms have only the statistics that they were made with.
+
+    Args:
+        network: its norms are looked at; tensors without memory (the device ``meta``) count as filled.
+        what_to_do: end of the sentence.
+
+    Raises:
+        ValueError: no frozen norm was filled, though there are some.
+    """
+    frozen = [part for part in network.modules() if isinstance(part, FrozenBatchNorm)]
+    if frozen and not any(_is_filled(norm) for norm in frozen):
+        raise ValueError(f"{NO_STATISTICS}{what_to_do}.")
+
+
+def _is_filled(norm: FrozenBatchNorm) -> bool:
+    mean, variance = norm.running_mean, norm.running_var
+    return mean.is_meta or bool(mean.any()) or bool((variance != 1).any())
 
 
 def make_norm(name: str, channels: int) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..data.seen import refuse_seen
+from ..networks.norms import refuse_no_statistics
 from ..preparation import PREPARED, compare_preparation, field_text, preparation_record, refuse_preparation
 from ..volumes import and_more
 from .adapt import adapt_channels, match_position_form, resample_positions, token_grid
@@ -84,13 +85,15 @@ def load_encoder(
     Raises:
         FileNotFoundError, ValueError: as ``read_encoder``; the file lacks a tensor of the encoder, or holds one of
             another shape or one that the encoder lacks; its architecture or the task of its last layers differs; it
-            holds unsound tensors (``refuse_unsound``); ``inflation`` is unknown, or other than ``centring`` although
-            file or encoder cannot be inflated; it was trained on scans of ``held_out``, or on images prepared in
-            another way and that is not accepted.
+            holds unsound tensors (``refuse_unsound``); there is no file and ``encoder`` has frozen norms
+            (``refuse_no_statistics``); ``inflation`` is unknown, or other than ``centring`` although file or encoder
+            cannot be inflated; it was trained on scans of ``held_out``, or on images prepared in another way and that
+            is not accepted.
     """
     if inflation not in (*INFLATIONS, "random"):
         raise ValueError(f"inflation is {inflation!r}; it must be one of {', '.join(INFLATIONS)}, random.")
     if not path:
+        refuse_no_statistics(encoder, "set pretrained_encoder, or norm to batch or group")
         logger.info("no pretrained encoder: training from scratch.")
         return None
     state, record = read_encoder(path)

@@ -17,6 +17,8 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from common.checks import first_cause
+from common.networks import BranchDecoder, DenseASPP, FrozenBatchNorm, LungDecoder, Med3DNet, MedicalNetHead
+from common.networks.sync_batch_norm import SyncBatchNorm
 from common.weights import read_encoder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "med3d" / "configs"
@@ -310,6 +312,109 @@ def test_a_decoder_is_as_wide_as_its_encoder(base, task, files):
     assert width == (16 if files and ("small" in files[-1] or "sample" in files[-1]) else 64)
     groups = [layer.out_channels for layer in net.head.layers if isinstance(layer, torch.nn.ConvTranspose3d)]
     assert groups == [4 * width, 2 * width, width]
+
+
+NORMS = {"batch": torch.nn.BatchNorm3d, "group": torch.nn.GroupNorm, "frozen": FrozenBatchNorm}
+KINDS = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.GroupNorm, FrozenBatchNorm)
+HEADS_WITH_NORMS = (LungDecoder, DenseASPP, MedicalNetHead)
+# Every file that has a net or a head of its own.
+NETS = sorted(
+    str(path.relative_to(CONFIGS))
+    for path in CONFIGS.glob("*/*.json")
+    if any(name.partition("#")[0] in ("segmentation_net", "head") for name in json.loads(path.read_text()))
+)
+
+
+def norms(part) -> list:
+    return [module for module in part.modules() if isinstance(module, KINDS)]
+
+
+@pytest.mark.parametrize("files", [[], *([name] for name in NETS)], ids=lambda files: "+".join(files) or "default")
+@pytest.mark.parametrize("base", ["pretrain.json", "train.json", "inference.json"])
+def test_norm_reaches_encoder_and_head(base, files):
+    """Of every file with a net or a head of its own; heads have no statistics to freeze."""
+    for name in ("group", "frozen"):  # batch is the default
+        parser = ConfigParser()
+        parser.read_config([str(CONFIGS / file) for file in (base, *files)])
+        parser["norm"] = name
+        with torch.device("meta"):
+            net = parser.get_parsed_content("segmentation_net")
+        assert {type(norm) for norm in norms(net.encoder)} == {NORMS[name]}
+        expected = {NORMS["batch" if name == "frozen" else name]} if isinstance(net.head, HEADS_WITH_NORMS) else set()
+        assert {type(norm) for norm in norms(net.head)} == expected
+
+
+def test_files_with_a_net_or_a_head_are_found():
+    assert {"datasets/sample.json", "presets/short.json", "presets/medicalnet_demo.json", "tasks/liver_fine.json"} < {
+        *NETS
+    }
+    assert {f"networks/{name}.json" for name in [*NETWORKS, "stride_32"]} < {*NETS}
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "train", "evaluate"])
+def test_batch_norms_are_synchronised_with_several_processes(stage):
+    """Encoder and head; group norms need not be, and frozen ones exchange nothing."""
+    files = ["train.json", "evaluate.json"] if stage == "evaluate" else [f"{stage}.json"]
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for name, kind in {**NORMS, "batch": SyncBatchNorm}.items():
+            parser = ConfigParser()
+            parser.read_config([str(CONFIGS / file) for file in (*files, f"multi_gpu_{stage}.json")])
+            parser.update({"norm": name, "device": torch.device("cpu"), "amp": False, "branch_classes": [2, 3]})
+            parser.update({"segmentation_net#depth": 10, "segmentation_net#width": 4, "head_features": 8})
+            if (stage, name) == ("pretrain", "frozen"):  # which is refused
+                continue
+            net = parser.get_parsed_content("network").module
+            assert {type(norm) for norm in norms(net.encoder)} == {kind}
+            if stage != "pretrain":  # whose branches have no norms
+                assert {type(norm) for norm in norms(net.head)} == {SyncBatchNorm if name == "frozen" else kind}
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("made", ["batch", "group"])
+def test_the_coarse_net_has_the_norm_of_its_file(tmp_path, made):
+    """The fine net has that of the configs."""
+    net = Med3DNet(lambda channels: BranchDecoder(channels, [2]), width=4, norm=made)
+    torch.save(net.state_dict(), tmp_path / "model.pt")
+    for name, kind in NORMS.items():
+        parser = ConfigParser()
+        parser.read_config(
+            [str(CONFIGS / file) for file in ("inference.json", "tasks/liver_fine.json", "tasks/liver_two_stage.json")]
+        )
+        parser.update({"norm": name, "coarse_model_path": str(tmp_path / "model.pt"), "num_classes": 2})
+        parser.update({"segmentation_net#depth": 10, "segmentation_net#width": 4})
+        coarse, fine = (parser.get_parsed_content(id) for id in ("coarse_net", "segmentation_net"))
+        assert {type(norm) for norm in norms(coarse)} == {NORMS[made]}
+        assert {type(norm) for norm in norms(fine.encoder)} == {kind}
+
+
+@pytest.mark.parametrize("base", ["train.json", "pretrain.json"])
+def test_frozen_norms_from_scratch_are_refused(run, tmp_path, base):
+    with pytest.raises(RuntimeError) as raised:
+        run(base, "datasets/sample.json", output_dir=str(tmp_path), norm="frozen", **SMALL)
+    text = str(first_cause(raised.value))
+    assert text.startswith("norm is frozen, but the net starts from random weights") and "batch or group" in text
+    assert ("pretrained_encoder" in text) == (base == "train.json")
+    assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("*.pt"))
+
+
+def test_frozen_norms_keep_the_statistics_of_pretraining(run, encoder, cohort, one_test_scan, tmp_path):
+    """Training, evaluation and inference; the file also fits a net with batch norms, which then does the same."""
+    path, data = encoder / "encoder.safetensors", {"datalist": str(one_test_scan / "structures4.json")}
+    trained(run, tmp_path, "datasets/sample.json", **data, norm="frozen", pretrained_encoder=str(path))
+    state, (made, _) = torch.load(tmp_path / "model.pt", weights_only=True), read_encoder(path)
+    state = state.get("model", state)
+    kept = [name for name in made if "running" in name]
+    assert kept and all(torch.equal(state[f"encoder.{name}"], made[name]) for name in kept)
+    assert not torch.equal(state["encoder.bn1.weight"], made["bn1.weight"])  # which trains
+    scores = []
+    for norm in ("frozen", "batch"):
+        evaluated(run, tmp_path, "datasets/sample.json", **data, norm=norm)
+        scores.append((tmp_path / "eval/val_mean_dice_raw.csv").read_text())
+    assert scores[0] == scores[1]
+    predict(run, tmp_path, "datasets/sample.json", **data, norm="frozen")
+    assert check_masks(tmp_path / "predictions", cohort, one_test_scan / "structures4.json") <= set(range(5))
 
 
 def test_malignancy_of_lidc():

@@ -711,3 +711,18 @@ def test_patience_is_in_validations_and_of_every_bundle(plan, bundle):
         plan(**given | {"patience": 8}, validations=8)
     with pytest.raises(CompareError, match="beside --patience"):
         plan(**given, validations=8, override="patience=3")
+
+
+MED3D = {"bundle": str(ROOT / "bundles/med3d"), "config_file": "datasets/sample.json"}
+
+
+def test_frozen_norms_from_scratch_are_refused(plan):
+    """Before the other arms pre-train; the arm with an encoder may have them."""
+    sentence = "norm is frozen, but the net starts from random weights.* set norm to batch or group in"
+    with pytest.raises(CompareError, match=f"^Arm 'scratch': {sentence} this arm's override.$"):
+        plan(**MED3D, arms="scratch,med3d", override="norm=frozen")
+    with pytest.raises(CompareError, match=f"^Pre-training of arm 'med3d': {sentence} its pretrain_override.$"):
+        plan(**MED3D, arms="scratch,med3d", pretrain_override="norm=frozen")
+    found = plan(**MED3D, arms={"scratch": None, "frozen": {"pretrain": [], "override": {"norm": "frozen"}}})
+    assert {run.override.get("norm") for run in runs(found, "train", arm="frozen")} == {"frozen"}
+    assert {run.override.get("norm") for run in found.runs if run.arm == "scratch" or run.stage == "pretrain"} == {None}
