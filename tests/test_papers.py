@@ -131,6 +131,41 @@ def test_config_files_are_there_and_have_the_ids(bundle, files, override):
     assert not order_problems([bundle / "configs" / name for name in files], override)
 
 
+def test_transfers_of_med3d_start_and_learn_as_their_rows_say():
+    """From scratch at ten times the rate (the paper's "Transfer learning experiments")."""
+    rows = [row for paper, item, row in ROWS if (paper["bundle"], item["item"]) == ("med3d", "Table 2")]
+    assert len(rows) == 30  # seven depths, two tasks, two starts; and Kinetics
+    for row in rows:
+        own = {"learning_rate": 0.01} if "from scratch" in row["row"] else {}
+        given = row["override"]
+        assert {key: value for key, value in given.items() if key != "pretrained_encoder"} == own, row["row"]
+        assert ("pretrained_encoder" in given) == (not own), row["row"]
+    assert read_json(ROOT / "bundles/med3d/configs/train.json")["learning_rate"] == 0.001
+
+
+def test_the_liver_nets_of_med3d_are_pretrained_and_then_evaluated_together():
+    """All of ResNet-152 (the paper's "LiTS challenge"); the third row reads what the first two wrote."""
+    rows = [row for paper, item, row in ROWS if (paper["bundle"], item["item"]) == ("med3d", "Table 3")]
+    coarse, fine, both = rows[:3]
+    assert all("networks/resnet152.json" in row["files"] for row in (coarse, fine, both))
+    assert coarse["override"]["pretrained_encoder"] == fine["override"]["pretrained_encoder"] == "encoder.safetensors"
+    assert both["override"]["output_dir"] == fine["override"]["output_dir"]
+    assert both["override"]["coarse_model_path"] == f"{coarse['override']['output_dir']}/model.pt"
+    names = [str(ROOT / "bundles/med3d/configs" / name) for name in both["files"]]
+    parser = ConfigParser()
+    parser.read_config(names)
+    parser.update(both["override"])
+    assert parser.get_parsed_content("model_path") == f"{fine['override']['output_dir']}/model.pt"
+
+
+def test_random_in_transsegs_table_4_is_the_whole_encoder():
+    """As the published code's `use_pretrained`, which loads all or nothing."""
+    (row,) = [row for paper, _, row in ROWS if paper["bundle"] == "transseg" and row["row"] == "(b) random"]
+    assert "presets/random_init.json" in row["files"] and "override" not in row
+    page = (ROOT / "bundles/transseg/docs/README.md").read_text()
+    assert "`random_embedding.json` (only the patch embedding starts at random; not in the paper)" in page
+
+
 def check(bundle: Path, base: str, files, override) -> None:
     parser = ConfigParser()
     configs = bundle / "configs"

@@ -16,7 +16,7 @@ from common.compare.collect import SUBJECTS
 from common.compare.estimate import ASSUMED, Cost, equal_time, estimate
 from common.compare.plan import Plan
 from common.compare.run import Run
-from common.compare.settings import Arm, Settings
+from common.compare.settings import Arm, CompareError, Settings
 from common.compare.statistics import detectable, variances
 from common.compare.tables import Tables
 
@@ -166,3 +166,14 @@ def test_equal_time_gives_scratch_the_seconds_of_pretraining(plan, dry_runs, tmp
     assert equal_time(borrowed) == expected | again | {("slower", 3): 0, ("slower", 1): 0}
     outcome.write_text(json.dumps({"status": "failed", "seconds": 60.0}))
     assert equal_time(plan) == {("scratch", 3): 0, ("mae", 3): 0, ("mae", 1): 0}
+
+
+def test_a_dry_run_of_frozen_norms_has_batch_norms(plan, monkeypatch):
+    """Its encoder is not made yet, and frozen norms are refused without it."""
+    seen = []
+    monkeypatch.setattr(Plan, "config", lambda self, run: Config())
+    monkeypatch.setattr(module, "run_child", lambda run, *_: seen.append(run.override) or {"status": "", "reason": "x"})
+    for override in ({"pretrained_encoder": "x", "norm": "frozen"}, {"pretrained_encoder": "x", "norm": "group"}):
+        with pytest.raises(CompareError, match="would fail: x"):
+            module.dry_run(replace(plan.runs[1], override=override), plan)
+    assert [(one["pretrained_encoder"], one["norm"]) for one in seen] == [(None, "batch"), (None, "group")]

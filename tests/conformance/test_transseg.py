@@ -181,6 +181,101 @@ def test_classes_and_intensities_of_each_set(name):
     assert values == [0, 0, 0.5, 1, 1] and (step["a_min"], step["a_max"], step["clip"]) == (low, high, True)
 
 
+# Table 6, "Details of the experimental settings". GPUs and hours are not of the configs.
+BATCH_SIZE, PATCH_SIZE = 16, (16, 16, 5)
+LEARNING_RATE, WEIGHT_DECAY = 3e-5, 5e-2
+STEPS, WARMUP_STEPS = 25_000, 20
+ZOOM, FLIP, ROTATION, SHIFT, SHIFTED = (0.5, 2), 0.1, 0.1, (-0.1, 0.1), 0.5
+CT, MADE = (-175, 250), (-1, 1)
+
+
+def test_hyperparameters_of_table_6():
+    """Batch, patch, loss, optimiser, rate, decay, schedule, steps, and no ensemble.
+
+    The published code also clips gradients at 1 and lets biases escape decay; the paper does not say so.
+    """
+    parser = configs()
+    assert parser["batch_size"] == BATCH_SIZE and parser["train#dataloader#batch_size"] == "@batch_size"
+    assert parser["train#trainer#accumulation_steps"] == 1
+    shared = read("multi_gpu_train.json")["train#dataloader#batch_size"]
+    assert shared == {"_target_": "common.distributed.share_of_batch", "batch_size": "@batch_size"}  # of all GPUs
+    assert net().encoder.patch_embedding.weight.shape[2:] == PATCH_SIZE and parser["slices"] == PATCH_SIZE[2]
+    assert parser["max_epochs"] * parser["batches_per_epoch"] == STEPS
+
+    loss = parser.get_parsed_content("loss")
+    truth = torch.randint(0, 3, (2, 1, 8, 8, 1))
+    logits = torch.nn.functional.one_hot(truth[:, 0], 3).movedim(-1, 1) * 20.0
+    assert type(loss).__name__ == "SoftmaxDiceFocalLoss" and loss(logits, truth) < 1e-3 < 1 < loss(-logits, truth)
+
+    parser["network"] = torch.nn.Linear(2, 1)
+    optimizer, schedule = (parser.get_parsed_content(name) for name in ("optimizer", "lr_scheduler"))
+    weights, biases = optimizer.param_groups
+    assert type(optimizer) is torch.optim.AdamW
+    assert (weights["weight_decay"], biases["weight_decay"]) == (WEIGHT_DECAY, 0)
+    assert schedule.base_lrs == [LEARNING_RATE] * 2
+    schedule.begin(STEPS)
+    middle = (WARMUP_STEPS + STEPS) / 2
+    rates = [schedule.factor(step) for step in (0, WARMUP_STEPS / 2, WARMUP_STEPS, middle, STEPS)]
+    assert rates == pytest.approx([0, 0.5, 1, 0.5, 0])  # a slanted triangle
+
+    (clipping,) = [x for x in parser["train#handlers"] if x["_target_"].endswith("GradientClipping")]
+    assert clipping["max_norm"] == 1.0
+    for inferer in (parser["validate#inferer"], read("inference.json")["inferer"]):
+        assert inferer["_target_"] == "common.inferers.SliceWindowInferer"  # one net, one view, one scale
+
+
+@pytest.mark.parametrize("name", ["compare_bcv.json", "compare_acdc.json"])
+def test_rates_are_not_tuned_in_table_2(name):
+    """ "Hyperparam Tuning: No". Comparisons of small nets, which are not the paper's, do tune."""
+    settings = json.loads((CONFIGS.parent / name).read_text())
+    assert "tune" not in settings and settings["steps"] == STEPS
+    assert "tune" in json.loads((CONFIGS.parent / "compare_hippocampus.json").read_text())
+
+
+def test_augmentation_of_table_6():
+    """The paper pads last; here padding comes before the shift, as the bundle's page says.
+
+    Intensities are scaled before all of it, once for each volume.
+    """
+    parser = configs()
+    parser["image_size"] = [16, 16]
+    zoom, crop, *flips, turn, pad, pad_label, shift = parser.get_parsed_content("augmentation")
+    steps = [zoom, crop, *flips, turn, pad, pad_label, shift]
+    names = ["RandZoomd", "RandSpatialCropd", *["RandFlipd"] * 3, "RandRotate90d", *["SpatialPadd"] * 2]
+    assert [type(step).__name__ for step in steps] == [*names, "RandShiftIntensityd"]
+    assert (*zoom.rand_zoom.min_zoom, *zoom.rand_zoom.max_zoom) == ZOOM and zoom.prob == 1
+    assert {flip.prob for flip in flips} == {FLIP} and turn.prob == ROTATION
+    assert [flip.flipper.spatial_axis for flip in flips] == [0, 1, 2]
+    assert (shift.shifter.offsets, shift.prob) == (SHIFT, SHIFTED)
+    page = (CONFIGS.parent / "docs/README.md").read_text()
+    assert "padding is the lowest intensity" in page and "comes before the shift" in page
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_intensities_of_table_6(name):
+    """CT as in the paper. MRI by percentiles instead of from 0 to the maximum, as the bundle's page says.
+
+    Inference is as training.
+    """
+    parsers = []
+    for base in ("train.json", "inference.json"):
+        parser = ConfigParser()
+        parser.read_config([str(CONFIGS / file) for file in (base, f"datasets/{name}.json")])
+        parsers.append(parser)
+    steps = [parser.get_parsed_content("intensity") for parser in parsers]
+    image = torch.linspace(-300, 400, 701)[None, :, None, None]
+    for step in steps:
+        made = step({"image": image.clone()})["image"]
+        assert (float(made.min()), float(made.max())) == MADE
+        if name not in MRI:
+            assert float(made[0, 300 + CT[0], 0, 0]) == MADE[0] < float(made[0, 301 + CT[0], 0, 0])
+            assert float(made[0, 299 + CT[1], 0, 0]) < MADE[1] == float(made[0, 300 + CT[1], 0, 0])
+    kinds = {type(step).__name__ for step in steps}
+    assert kinds == {"ScaleForegroundPercentilesd" if name in MRI else "ScaleIntensityRanged"}
+    page = (CONFIGS.parent / "docs/README.md").read_text()
+    assert "| MRI | [0, MAX] |" in page and "percentiles 0.5 to 99.5 of the foreground" in page
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "datasets").glob("*.json")))
 def test_slices_of_every_set_can_be_masked_for_pretraining(name):
     """Also 240 x 240, which cells of 32 do not divide. A patch is hidden or seen, not in part."""
