@@ -27,7 +27,7 @@ BUNDLES = sorted(path.parent for path in (ROOT / "bundles").glob("*/configs"))
 CONFIGS = [path for bundle in BUNDLES for path in sorted(bundle.rglob("configs/**/*.json"))]
 SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
 
-SCHEDULES = ("scratch", "warmup", "sawtooth", "frozen", "layer_decay")
+SCHEDULES = ("scratch", "warmup", "sawtooth", "frozen", "layer_decay", "two_rates")
 BASE = ("pretrain.json", "train.json", "evaluate.json", "inference.json")
 FILES = (
     "LICENSE",
@@ -527,6 +527,7 @@ def test_schedules_are_alike_and_take_what_the_bundle_states(bundle):
         assert groups["learning_rate"] == "$@rate_factor * @learning_rate" and groups["weight_decay"] == "@weight_decay"
         frozen = [one for one in parser["train#handlers"] if one["_target_"] == "common.handlers.FrozenEncoder"]
         assert len(frozen) == (name in ("sawtooth", "frozen")), name
+    assert parser["optimizer#params#rates"] == {"encoder": "@encoder_rate"}  # of the last of them
 
 
 @each_bundle

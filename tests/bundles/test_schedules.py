@@ -20,6 +20,7 @@ SCHEDULES = {
     "sawtooth": (0.1, 1.0, (0.0, TOOTH), (0.02, TOOTH)),
     "frozen": (0.1, 1.0, (0.02, FALL_10), (0.02, FALL_10)),
     "layer_decay": (1.0, 0.75, (0.02, FALL), (0.02, FALL)),
+    "two_rates": (1.0, 1.0, (0.1 * 0.02, 0.1 * FALL), (0.02, FALL)),
 }
 # An epoch of two steps, of three scans.
 TWO_STEPS = {"medical_transformer": {}, "pretrain_once": {"fraction": 0.6}}
