@@ -45,6 +45,10 @@ COSTS = (
     "fold",
     "peak_gpu_mb",
     "taken",
+    "processes",
+    "device",
+    "device_hours",
+    "epochs",
 )
 PREDICTIONS = ("arm", "fraction", "labels", "seed", "subject", "truth", "prediction")
 TRIALS = ("arm", "fraction", "labels", "trial", "values", "status", "score", "chosen", "fold", "seed")
@@ -387,19 +391,40 @@ def cost_row(run: Run, outcome: dict[str, Any], plan: Plan) -> dict[str, Any]:
     reason = outcome.get("reason", "")
     if status == "started":
         status, reason = "missing", "it was interrupted; call the comparison again to resume"
+    seconds, steps = outcome.get("seconds"), outcome.get("steps")
+    processes, device = devices_of(outcome)
     return {
         **_key(run),
         "stage": run.stage,
         "status": status,
-        "seconds": outcome.get("seconds"),
+        "seconds": seconds,
         "peak_memory_mb": outcome.get("peak_memory_mb"),
         "peak_gpu_mb": outcome.get("peak_gpu_mb"),
-        "steps": outcome.get("steps"),
+        "steps": steps,
         "folder": run.folder.relative_to(plan.settings.output),
         "reason": reason,
         "cap": run.steps if run.stage == "train" else None,
         "taken": "yes" if outcome.get("trial") is not None else "",
+        "processes": processes,
+        "device": device,
+        "device_hours": None if seconds is None or processes is None else round(processes * seconds / 3600, 6),
+        # a run that patience ended stands at the epoch of its last step
+        "epochs": round(run.epochs * steps / run.steps) if steps and run.epochs else None,
     }
+
+
+def devices_of(outcome: Mapping[str, Any]) -> tuple[int | None, str | None]:
+    """Number of processes of a run, each with a device of its own, and the kind of device: the GPU's name, or the CPU.
+
+    Both are of the run itself, whatever ``--processes`` a later call has; None of a run that never began.
+    """
+    if not outcome.get("command"):
+        return None, None
+    found = re.search(r"--nproc_per_node=(\d+)", outcome["command"])
+    name = str(outcome.get("machine", "CPU"))
+    on_gpu = outcome.get("peak_gpu_mb") is not None and not name.startswith("CPU")
+    device = name.rpartition(", ")[0] if on_gpu else name if name.startswith("CPU") else "CPU"
+    return int(found[1]) if found else 1, device
 
 
 def probe_rows(run: Run, names: dict[int, str]) -> Iterator[dict[str, Any]]:

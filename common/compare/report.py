@@ -18,7 +18,7 @@ from .cells import escaped, interval_cell, mean_cell, scores_table
 from .figures import draw_all, metric_name, metric_title
 from .paper import write_paper
 from .statistics import MOST_SEEDS, UNTRAINED, mean_and_spread
-from .tables import Tables, plural, span
+from .tables import Tables, device_hours, kind_of, plural, span
 
 __all__ = ["write_report"]
 
@@ -137,6 +137,8 @@ def _blocks(tables: Tables, pictures: dict[str, Block]):
     yield _cost_table(tables)
     if any(row.get("taken") for row in tables.rows("costs")):
         yield Block("text", "A fine-tuning that was copied from its trial counts once in the last time of an arm.")
+    for kind in tables.device_kinds:
+        yield from _device_hours(tables, kind)
     yield Block("heading", "How it was made")
     yield Block("list", items=_making(tables))
     yield Block("code", tables.about["command"])
@@ -418,6 +420,7 @@ def _cost_table(tables: Tables) -> Block:
     memory = {"peak_memory_mb": "peak memory", "peak_gpu_mb": "of GPUs"}
     if not any(row.get("peak_gpu_mb", math.nan) > 0 for row in tables.rows("costs")):
         del memory["peak_gpu_mb"]
+    kinds = tables.device_kinds
     for arm in tables.arms:
         costs = [row for row in tables.rows("costs") if row["arm"] == arm and row["status"] == "done"]
         seconds = {
@@ -436,11 +439,39 @@ def _cost_table(tables: Tables) -> Block:
                 str(len(train)),
                 _spent(sum(seconds["evaluate"])),
                 _spent(sum(row["seconds"] for row in costs if not row.get("taken"))),
+                *(_hours(device_hours([row for row in costs if not row.get("taken")], kind)) for kind in kinds),
                 *(_most(costs, column) for column in memory),
             ]
         )
-    header = ["arm", "pre-training", "a fine-tuning", "fine-tunings", "evaluations", "all", *memory.values()]
+    hours = [f"all, {kind} hours" for kind in kinds]
+    header = ["arm", "pre-training", "a fine-tuning", "fine-tunings", "evaluations", "all", *hours, *memory.values()]
     return Block("table", header=header, rows=rows)
+
+
+def _hours(hours: float) -> str:
+    return (f"{hours:.3g}" if hours < 100 else f"{hours:.0f}") if hours else "-"
+
+
+def _device_hours(tables: Tables, kind: str):
+    """Hours of a pre-training and of a fine-tuning with each number of labels, as papers report them."""
+    names = sorted({row["device"] for row in tables.rows("costs") if kind_of(row) == kind})
+    yield Block(
+        "text",
+        f"{kind} hours of one pre-training and of one fine-tuning (mean over its runs, with the epoch at which they "
+        f"ended). A run of several processes counts the hours of each. On {', '.join(names)}.",
+    )
+    rows = []
+    for arm in tables.arms:
+        unknown = arm in tables.made_elsewhere
+        cells = ["unknown" if unknown else _hours(tables.pretraining_hours(arm, kind))]
+        for labels in tables.labels:
+            runs = [row for row in tables.fine_tunings(arm, labels) if kind_of(row) == kind]
+            epochs = sorted({row["epochs"] for row in runs if row["epochs"] is not None})
+            ended = f" (epoch {span(epochs)})" if epochs else ""
+            cells.append(f"{_hours(device_hours(runs, kind) / len(runs))}{ended}" if runs else "-")
+        rows.append([arm, *cells])
+    header = ["arm", "a pre-training", *(f"a fine-tuning: {tables.labelled(labels)}" for labels in tables.labels)]
+    yield Block("table", header=header, rows=rows)
 
 
 def _most(costs: Sequence[dict[str, Any]], column: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,22 @@ import numpy as np
 from ..json_files import read_json
 from .statistics import UNTRAINED, Difference, Scores, Verdict, best_score, compare_arms, judge, mean_and_spread
 
-__all__ = ["Tables", "plural", "span"]
+__all__ = ["Tables", "device_hours", "kind_of", "plural", "span"]
+
+GPU, CPU = "GPU", "CPU-process"
+"""Kinds of devices, as the report names their hours."""
+
+FLOATS = (
+    "fraction",
+    "value",
+    "score",
+    "seconds",
+    "peak_memory_mb",
+    "peak_gpu_mb",
+    "device_hours",
+    "truth",
+    "prediction",
+)
 
 
 class Tables:
@@ -162,15 +177,7 @@ class Tables:
 
     def stopped(self, arm: str, labels: int) -> tuple[int, int]:
         """Number of fine-tunings that patience ended before the cap of steps, and of all finished ones."""
-        fractions = {row["fraction"] for row in self.subjects if row["labels"] == labels}
-        done = [
-            row
-            for row in self.rows("costs")
-            if row["stage"] == "train"
-            and row["status"] == "done"
-            and row["arm"] == arm
-            and row["fraction"] in fractions
-        ]
+        done = self.fine_tunings(arm, labels)
         return sum(row["steps"] < (row.get("cap") or 0) for row in done), len(done)
 
     @cached_property
@@ -191,12 +198,38 @@ class Tables:
 
     def pretraining_seconds(self, arm: str) -> float:
         """Seconds of one pre-training of an arm, including that of the arm it starts from; 0 if there was none."""
+        return self._pretraining(arm, lambda row: row["seconds"])
+
+    def pretraining_hours(self, arm: str, kind: str) -> float:
+        """The same in hours of devices of a kind."""
+        return self._pretraining(arm, lambda row: device_hours([row], kind))
+
+    def _pretraining(self, arm: str, cost: Callable[[dict[str, Any]], float]) -> float:
         spent = 0.0
         while arm:
-            own = [row["seconds"] for row in self.rows("costs") if row["arm"] == arm and row["stage"] == "pretrain"]
-            spent += max((seconds for seconds in own if not math.isnan(seconds)), default=0.0)
+            own = [cost(row) for row in self.rows("costs") if row["arm"] == arm and row["stage"] == "pretrain"]
+            spent += max((one for one in own if not math.isnan(one)), default=0.0)
             arm = self.about["arms"][arm].get("pretrain_from")
         return spent
+
+    @cached_property
+    def device_kinds(self) -> list[str]:
+        """Kinds of devices whose hours tell more than the clock: GPUs, and CPUs that several processes shared."""
+        done = [row for row in self.rows("costs") if row["status"] == "done"]
+        several = any((row.get("processes") or 1) > 1 for row in done if kind_of(row) == CPU)
+        return [GPU] * any(kind_of(row) == GPU for row in done) + [CPU] * several
+
+    def fine_tunings(self, arm: str, labels: int) -> list[dict[str, Any]]:
+        """Costs of the finished fine-tunings of an arm with a number of labels."""
+        fractions = {row["fraction"] for row in self.subjects if row["labels"] == labels}
+        return [
+            row
+            for row in self.rows("costs")
+            if row["stage"] == "train"
+            and row["status"] == "done"
+            and row["arm"] == arm
+            and row["fraction"] in fractions
+        ]
 
     @property
     def made_elsewhere(self) -> list[str]:
@@ -216,6 +249,17 @@ class Tables:
             yield subject, {entry["arm"]: entry for entry in entries if entry["subject"] == subject}
 
 
+def kind_of(row: dict[str, Any]) -> str | None:
+    """Kind of the devices of a run, of its row in ``costs.csv``; None where it has none, as in older folders."""
+    return (CPU if row["device"].startswith("CPU") else GPU) if row.get("device") else None
+
+
+def device_hours(rows: Sequence[dict[str, Any]], kind: str) -> float:
+    """Hours of all devices of a kind in rows of ``costs.csv``."""
+    hours = [row["device_hours"] for row in rows if kind_of(row) == kind]
+    return sum(value for value in hours if not math.isnan(value))
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
@@ -224,9 +268,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _number(key: str, value: str) -> Any:
-    if key in ("seed", "labels", "step", "steps", "subjects", "trial", "cap", "fold"):
+    if key in ("seed", "labels", "step", "steps", "subjects", "trial", "cap", "fold", "processes", "epochs"):
         return int(value) if value else None
-    if key in ("fraction", "value", "score", "seconds", "peak_memory_mb", "peak_gpu_mb", "truth", "prediction"):
+    if key in FLOATS:
         return float(value) if value else math.nan
     return value
 

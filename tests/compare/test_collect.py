@@ -16,6 +16,7 @@ from common.compare.bundle_config import BundleConfig
 from common.compare.collect import (
     _stem_of,
     choose_examples,
+    cost_row,
     curve_rows,
     is_stale,
     mapped_label,
@@ -246,3 +247,26 @@ def test_a_trial_that_measured_something_else_cannot_be_chosen(run, tmp_path):
     (tmp_path / "tune.json").write_text(json.dumps({"status": "done"}))
     with pytest.raises(CompareError, match=r"its validation has no val_dice, which --tune needs to choose"):
         trial_rows(Plan(None, (replace(run, stage="tune", epochs=1),), None, Config(), []))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        ({"machine": "NVIDIA H200, Linux", "peak_gpu_mb": 900.0}, (1, "NVIDIA H200", 0.5)),
+        ({"machine": "NVIDIA H200, Linux", "peak_gpu_mb": 900.0, "nproc": 4}, (4, "NVIDIA H200", 2.0)),
+        ({"machine": "NVIDIA H200, Linux"}, (1, "CPU", 0.5)),  # the GPU of its machine was not used
+        ({"machine": "CPU, 16 cores, x86_64, Linux", "nproc": 2}, (2, "CPU, 16 cores, x86_64, Linux", 1.0)),
+    ],
+)
+def test_a_run_has_the_hours_of_each_of_its_devices(tmp_path, outcome, expected):
+    """As its own command says, whatever ``--processes`` the call has that writes the table."""
+    run = Run("train", "scratch", (), {}, tmp_path / "run", 0, 0.5, 2, steps=40, epochs=10)
+    plan = SimpleNamespace(settings=SimpleNamespace(output=tmp_path, processes=8))
+    count = outcome.get("nproc")
+    several = f"-m torch.distributed.run --standalone --nproc_per_node={count} " if count else ""
+    given = {**outcome, "command": f"python {several}-m monai.bundle run", "seconds": 1800.0, "status": "done"}
+    row = cost_row(run, {**given, "steps": 40}, plan)
+    assert (row["processes"], row["device"], row["device_hours"]) == expected and row["epochs"] == 10
+    assert cost_row(run, {**given, "steps": 12}, plan)["epochs"] == 3  # patience ended it
+    waiting = cost_row(run, {}, plan)
+    assert [waiting[key] for key in ("processes", "device", "device_hours", "epochs")] == [None] * 4

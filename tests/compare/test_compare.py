@@ -223,7 +223,8 @@ def test_patience_ends_a_fine_tuning_before_its_cap(cohort, tiny, tmp_path):
     words = ["--arms", "scratch", "--steps", "8", "--validations", "8", "--patience", "2"]
     call([*arguments(cohort, tiny, tmp_path / "out", *words), "--override", "learning_rate=0.0"])
     row = next(row for row in table(tmp_path / "out/costs.csv") if row["stage"] == "train")
-    assert (row["status"], row["steps"], row["cap"]) == ("done", "3", "8")
+    assert (row["status"], row["steps"], row["cap"], row["epochs"]) == ("done", "3", "8", "3")
+    assert row["processes"] == "1" and row["device"] and float(row["device_hours"]) > 0
     assert "| 1 training + 1 validation labels | 1 of 1 |" in (tmp_path / "out/report.md").read_text()
 
 

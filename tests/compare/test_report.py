@@ -331,6 +331,35 @@ def test_memory_of_gpus_has_a_column_where_there_was_one(folder):
     assert "| peak memory | of GPUs |" in text and "| 2.0 GiB | 1.5 GiB |" in text
 
 
+def test_hours_of_devices_are_shown_where_they_are_not_those_of_the_clock(folder):
+    """Four GPUs for half an hour are two GPU hours; each number of labels has its own, as in the paper's table III."""
+    rows = list(csv.DictReader((folder / "costs.csv").open()))
+    own = {"processes": 1, "device": "CPU, 2 cores, x86_64, Linux", "device_hours": 0.1, "epochs": 4}
+    write(folder, "costs", collect.COSTS, [{**row, **own} for row in rows])
+    assert "hours of one pre-training" not in write_report(folder).read_text()  # a single CPU: the clock says it all
+
+    gpus = {"processes": 4, "device": "NVIDIA H200", "epochs": 4}
+    mine = [{**row, **gpus, "device_hours": 5.0 if row["stage"] == "pretrain" else 2.0} for row in rows]
+    longer = [
+        {**row, "fraction": 0.5, "device_hours": 3.0 + int(row["seed"]), "epochs": 7 + int(row["seed"])}
+        for row in mine
+        if row["stage"] == "train" and row["arm"] == "mae"
+    ]
+    copied = {**longer[0], "taken": "yes"}
+    write(folder, "costs", collect.COSTS, [*mine, copied, *longer[1:]])
+    text = write_report(folder).read_text()
+    assert "| all | all, GPU hours | peak memory |" in text
+    line = next(line for line in text.splitlines() if line.startswith("| mae | 10 min |"))
+    assert "| 20 |" in line  # 5 of the pre-training, 3 times 2, and 4 + 5 that no trial had done
+    assert "| arm | a pre-training | a fine-tuning: 1 training + 4 validation labels |" in text
+    assert "| scratch | - | 2 (epoch 4) | - |" in text and "| mae | 5 | 2 (epoch 4) | 4 (epoch 7 to 9) |" in text
+    assert "On NVIDIA H200." in text
+
+    shared = [{**row, "processes": 2, "device": "CPU", "device_hours": 0.2, "epochs": 4} for row in rows]
+    write(folder, "costs", collect.COSTS, shared)
+    assert "all, CPU-process hours" in write_report(folder).read_text()
+
+
 def test_one_seed_is_called_what_it_is(folder):
     rows = [row for row in csv.DictReader((folder / "subjects.csv").open()) if row["seed"] == "0"]
     write(folder, "subjects", collect.SUBJECTS, rows)
