@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -17,12 +18,15 @@ from monai.networks.nets import SwinUNETR
 from monai.transforms import LoadImaged, SaveImaged
 
 from common.checks import first_cause
+from common.compare.bundle_config import parsed
+from common.compare.settings import read_settings
 from common.data import label_names
 from common.pretexts import RCR
 from common.visualize.panels import CAPTION
 from common.weights import convert, read_encoder
 
-CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "pretrain_once" / "configs"
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "pretrain_once"
+CONFIGS = BUNDLE / "configs"
 CLASSES = range(1, 5)
 NAMES = label_names("structures4")
 
@@ -397,6 +401,16 @@ def test_source_and_target_presets_take_what_prepare_writes(tmp_path, preset):
     assert len(groups[target]) == parser.get_parsed_content("num_classes")
     skull = [Path(x["image"]).name for x in data["training"] if x["domain"] == "oasis1"]
     assert set(skull) == {"orig.nii.gz"}  # the target's scans have their skulls
+
+    # The paper pre-trains on three sets, whichever two fine-tuning reads; nothing that is held out is among them.
+    before = ConfigParser()
+    names = ("pretrain.json", f"presets/{preset}.json", "presets/three_sets.json")
+    before.read_config([str(CONFIGS / name) for name in names])
+    before["dataset_dir"] = str(tmp_path)
+    seen = before.get_parsed_content("data")["training"]
+    assert {x["domain"] for x in seen} == {"oasis1", "adni", "cc359"}
+    assert not {x["image"] for x in seen} & {x["image"] for x in data["validation"] + data["test"]}
+
     parser["source_masks"] = 3
     parser.parse(True)
     assert [x["domain"] for x in parser.get_parsed_content("data")["training"]].count("oasis1") == 3
@@ -419,6 +433,36 @@ def test_source_and_target_presets_take_what_prepare_writes(tmp_path, preset):
         alone.get_parsed_content("data")
     assert isinstance(error.value.__cause__, DatalistError)
     assert "config id `label_scheme` is 'oasis_seg4'" in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize("network", [(), ("networks/swin_unetr.json",)])
+@pytest.mark.parametrize("path", sorted(BUNDLE.glob("compare_[aco]*.json")), ids=lambda path: path.stem)
+def test_the_papers_settings_pretrain_on_its_three_sets(path, network, tmp_path):
+    content = json.loads(path.read_text())
+    settings = read_settings(str(path), output=str(tmp_path), config_file=[*content["config_file"], *network])
+    arms = [arm for arm in settings.arms if arm.pretrain]
+    assert arms
+    for arm in arms:
+        base, *overlays = arm.pretrain
+        config = parsed([base, *settings.config_file, *overlays], {"dataset_dir": "/data"})
+        lists = config.get_parsed_content("pretrain_datalist")
+        assert lists == [f"/data/{name}.json" for name in ("oasis1/oasis1_orig", "adni/adni", "cc359/cc359")]
+
+
+@pytest.mark.parametrize("path", sorted(BUNDLE.glob("compare*.json")), ids=lambda path: path.stem)
+def test_settings_train_the_patch_projection(path):
+    """As the base files do: the trials in which a trained one did worse had patches of eight times the voxels."""
+    assert "freeze_patch_embed" not in path.read_text()
+
+
+def test_the_command_of_the_measured_runs_has_the_frozen_projection_that_they_had(tmp_path):
+    page = (BUNDLE / "docs/README.md").read_text()
+    command = next(block for block in page.split("```") if "runs/one_mask" in block).split("python -m ")[1]
+    words = shlex.split(command.replace("\\\n", " "))
+    given = {word[2:]: words[number + 1] for number, word in enumerate(words) if word.startswith("--")}
+    override = given["pretrain_override"].replace("$GRID", "")
+    settings = read_settings(str(BUNDLE / given["settings"]), output=str(tmp_path), pretrain_override=override)
+    assert settings.pretrain_override["freeze_patch_embed"] is True
 
 
 def test_pretraining_reads_unlabelled_scans_too(tmp_path):
