@@ -36,6 +36,7 @@ from .scan_labels import ScanLabelsd
 from .select_channel import SelectChanneld
 from .spacing import Spacingd
 from .stored_grid import StoredGridd
+from .surrounding_labels import SurroundingLabelsd
 from .synthetic_contrast import SyntheticContrast
 from .texture import RandomTexture, gibbs_noise
 from .tiles import cut_tiles, distant_permutations, pad_tiles
@@ -82,6 +83,7 @@ __all__ = [
     "SelectChanneld",
     "Spacingd",
     "StoredGridd",
+    "SurroundingLabelsd",
     "SyntheticContrast",
     "TokenViews",
     "cell_of_token",

@@ -15,7 +15,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import decollate_batch
 from monai.networks.nets import SwinUNETR
-from monai.transforms import LoadImaged, SaveImaged
+from monai.transforms import Compose, LoadImaged, SaveImaged
 
 from common.checks import first_cause
 from common.compare.bundle_config import parsed
@@ -544,6 +544,27 @@ def test_synthseg_trains_on_no_real_image(run_bundle, tiny, tmp_path):
     assert between > 0.01 and first["image"].min() == 0 and first["image"].max() == 1
     # scaled by percentiles as scans are, so that more than one voxel lies at either end
     assert all((first["image"] == end).sum() > 10 for end in (0, 1))
+
+
+@pytest.mark.parametrize("surroundings", [3, 0])
+def test_drawn_images_have_a_skull_where_the_scans_have_one(run_bundle, tiny, tmp_path, surroundings):
+    """Around the labels there is tissue of its own contrast; with `--surroundings 0`, all of it is drawn as air is."""
+    overrides = {"output_dir": str(tmp_path), "surroundings": surroundings, "spacing": [4.0, 4.0, 4.0]}
+    workflow = run_bundle("train.json", tiny["unetr"], "presets/synthseg.json", execute=False, **overrides)
+    lines = torch.arange(40.0) - 19.5
+    x, y, z = torch.meshgrid(lines, lines, lines, indexing="ij")
+    radius = (x * x + y * y + z * z).sqrt()
+    scalp, brain = (radius >= 14) & (radius < 18), radius < 10
+    image = 0.9 * scalp + 0.5 * brain
+    apart = []
+    draw = Compose(workflow.parser.get_parsed_content("augmentation")).set_random_state(0)
+    for transform in draw.flatten().transforms[1:2]:
+        transform.deformation = None  # so that we know where the scalp is
+    for _ in range(12):
+        made = draw({"image": image[None].clone(), "label": (brain * 1)[None].to(torch.uint8)})
+        assert set(made) == {"image", "label"} and set(made["label"].unique().tolist()) == {0, 1}
+        apart.append(float((made["image"][0][scalp].mean() - made["image"][0][radius > 19].mean()).abs()))
+    assert (max(apart) > 0.3) == (surroundings > 0) and (np.median(apart) > 0.1) == (surroundings > 0), apart
 
 
 def test_mae_predicts_normalised_patches(run_bundle, tiny, tmp_path):
