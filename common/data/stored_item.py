@@ -1,7 +1,8 @@
 """One item of a data set in a file; only the accessed parts of its arrays are read.
 
 The file is a safetensors file, which other programs can open: a JSON header, then the bytes of each array. A record in
-the header holds the rest of the item, with metadata and operations of its images, and small arrays.
+the header holds the rest of the item, with metadata and operations of its images, small arrays, and the checksum of the
+large ones. The header begins with the checksum of the rest of it, which is compared whenever the file is opened.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ SMALL = 1024
 ALIGNMENT = 4096
 """Arrays begin at multiples of this in the file."""
 BLOCK = 1 << 24
+BEGIN = b'{"__metadata__": {"header_crc32": "'
+"""Of each header; eight hexadecimal digits follow. Files of earlier versions begin otherwise, and hold no item."""
+DIGITS = 8
 
 DTYPES = {
     "BOOL": np.dtype(bool),
@@ -52,7 +56,7 @@ class StoredItemError(ValueError):
 
 
 def write_item(path: str | os.PathLike, item: Any, key: str, slices_first: bool = False) -> None:
-    """Write an item to a file, atomically, with a checksum of its arrays.
+    """Write an item to a file, atomically, with checksums of its header and of its arrays.
 
     Args:
         path: the file; parent folders are made.
@@ -67,7 +71,8 @@ def write_item(path: str | os.PathLike, item: Any, key: str, slices_first: bool 
     arrays: list[np.ndarray] = []
     content = _encode(item, arrays, slices_first)
     order = sorted(range(len(arrays)), key=lambda number: -arrays[number].itemsize)  # each begins at its alignment
-    header: dict[str, Any] = {}
+    metadata = {"header_crc32": "0" * DIGITS}
+    header: dict[str, Any] = {"__metadata__": metadata}
     end = checksum = 0
     codes = {dtype: code for code, dtype in DTYPES.items()}
     for number in order:
@@ -75,10 +80,10 @@ def write_item(path: str | os.PathLike, item: Any, key: str, slices_first: bool 
         begin, end = end, end + array.nbytes
         header[str(number)] = {"dtype": codes[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
         checksum = zlib.crc32(_bytes(array), checksum)
-    record = {"key": key, "crc32": checksum, "item": content}
-    header["__metadata__"] = {"record": json.dumps(record)}
+    metadata["record"] = json.dumps({"key": key, "crc32": checksum, "item": content})
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    text = BEGIN + _header_checksum(text) + text[len(BEGIN) + DIGITS :]
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for number in order:
@@ -93,18 +98,16 @@ def read_item(path: str | os.PathLike, key: str, check: bool = False) -> Any:
     Args:
         path: the file.
         key: identity given to `write_item`.
-        check: whether to read everything and compare the checksum.
+        check: whether to read the large arrays, too, and compare their checksum.
 
     Raises:
         FileNotFoundError: there is no such file.
-        StoredItemError: it is cut short, damaged, or holds another item.
+        StoredItemError: it is cut short, was written by another version, holds another item, or its header is damaged;
+            with ``check`` also if an array is.
     """
-    try:
-        header, start = _header(Path(path))
-        record = json.loads(header.pop("__metadata__")["record"])
-        size = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (KeyError, TypeError, ValueError, struct.error) as error:
-        raise StoredItemError("has no header that can be read") from error
+    header, start = _header(Path(path))
+    record = json.loads(header.pop("__metadata__")["record"])
+    size = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if record.get("key") != key:
         raise StoredItemError("holds another item")
     if os.path.getsize(path) != size:
@@ -119,13 +122,22 @@ def read_item(path: str | os.PathLike, key: str, check: bool = False) -> Any:
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header, and where the arrays begin."""
+    """The header, whose checksum is right, and where the arrays begin."""
     with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > os.fstat(file.fileno()).st_size:
-            raise ValueError("cut short")
-        header = json.loads(file.read(length))
-    return header, 8 + length
+        first = file.read(8)
+        length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
+        # Ahead of reading it: a damaged length may be larger than the memory.
+        text = file.read(length) if length <= os.fstat(file.fileno()).st_size else b""
+    if not text.startswith(BEGIN):
+        raise StoredItemError("has no header that can be read")
+    if len(text) != length or text[len(BEGIN) :][:DIGITS] != _header_checksum(text):
+        raise StoredItemError("has a header that does not match its checksum")
+    return json.loads(text), 8 + length
+
+
+def _header_checksum(text: bytes) -> bytes:
+    """Hexadecimal digits for a header's text, of all but these digits themselves."""
+    return b"%08x" % zlib.crc32(text[len(BEGIN) + DIGITS :])
 
 
 def _checksum(path: Path, start: int) -> int:

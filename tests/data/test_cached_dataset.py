@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from monai.transforms import (
     SpatialPadd,
     Transform,
 )
+from safetensors.torch import load_file
 
 from common.data import cached_dataset
 from common.data.cached_dataset import CachedDataset, restore
@@ -252,6 +254,45 @@ def test_damaged_files_are_made_anew(items, tmp_path, monkeypatch, caplog, damag
     again = CachedDataset(items, transforms(), "disk", cache_dir=tmp_path / "cache")
     assert loads == ["s0"] and f"{path} " in caplog.text and "is made anew" in caplog.text
     assert [flat(again[number]) for number in range(3)] == expected
+
+
+def test_no_bit_of_the_header_can_change_unnoticed(items, tmp_path, caplog):
+    """The header holds affines, metadata, operations and small arrays; a bit of each byte in turn, evenly spread."""
+    folder = tmp_path / "cache"
+    dataset = CachedDataset(items[:1], transforms(), "disk", cache_dir=folder)
+    expected, path = flat(dataset[0]), dataset.kept.path(0)
+    whole = path.read_bytes()
+    end = len(whole[: 8 + int.from_bytes(whole[:8], "little")].rstrip())
+    positions = [*range(8), *range(8, end, -(-end // 120)), end - 1, end]
+    for number, position in enumerate(positions):
+        content = bytearray(whole)
+        content[position] ^= 1 << number % 8
+        path.write_bytes(content)
+        caplog.clear()
+        if number % 2:  # damaged during a run
+            assert flat(dataset[0]) == expected, position
+        assert flat(CachedDataset(items[:1], transforms(), "disk", cache_dir=folder)[0]) == expected, position
+        assert f"{path} has " in caplog.text and path.read_bytes() == whole, position
+
+
+def test_files_of_the_version_without_a_checksum_of_the_header_are_made_anew(items, tmp_path, caplog):
+    dataset = CachedDataset(items[:1], transforms(), "disk", cache_dir=tmp_path / "cache")
+    expected, path = flat(dataset[0]), dataset.kept.path(0)
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    header["__metadata__"] = {"record": header["__metadata__"]["record"]}
+    header = {name: header[name] for name in sorted(header)}  # the metadata were last
+    path.write_bytes(whole[:8] + json.dumps(header).encode().ljust(length) + whole[8 + length :])
+    assert flat(CachedDataset(items[:1], transforms(), "disk", cache_dir=tmp_path / "cache")[0]) == expected
+    assert f"{path} has no header that can be read; it is made anew." in caplog.text and path.read_bytes() == whole
+
+
+def test_other_programs_can_open_the_files(items, tmp_path):
+    dataset = CachedDataset(items[:1], transforms(), "disk", cache_dir=tmp_path)
+    arrays = load_file(dataset.kept.path(0))
+    shapes = {tuple(array.shape) for array in arrays.values()}
+    assert shapes == {tuple(dataset[0][key].shape) for key in BOTH}
 
 
 def test_files_that_are_removed_during_a_run_are_made_anew(items, tmp_path):
