@@ -56,8 +56,8 @@ class CachedDataset(Dataset):
       same with the same files. MONAI's ``PersistentDataset`` reads a whole volume where a crop of it is wanted.
     - ``gpu``: ``CacheDataset`` on the device, where the random transforms run, too; for loaders without workers.
     - ``none``: MONAI's ``Dataset``; all transforms run each time.
-    - ``auto``: ``memory`` where the set takes half of the free memory at most, otherwise ``disk`` where the disk has
-      the room, otherwise ``none``. The log says which, and why. All processes of a run choose alike, by the one with
+    - ``auto``: ``memory`` where the set takes half of the free memory at most, otherwise ``disk`` where it takes half
+      of the free room at most, otherwise ``none``. The log says which, and why. All processes of a run choose alike, by the one with
       the least room; in a comparison with several runs at a time, each counts on its share of the memory.
 
     The size of the set is that of its first item times their number. Where the first random transform is a crop, the
@@ -326,7 +326,8 @@ def _choose(on_disk: _OnDisk) -> str:
         choice, why = "disk", f"are more than half of the free memory; files lie in {on_disk.folder}"
     else:
         choice = "none"
-        why = f"are more than half of the free memory and of the {size_text(room)} free at {on_disk.folder}"
+        why = f"are more than half of the free memory and of the {size_text(room)} free at {on_disk.folder}; "
+        why += "each is prepared anew each time"
     if idist.get_rank() == 0:
         free = "" if memory is None else f", {size_text(memory)}"
         logger.info("cache: %s (%s, %s%s).", choice, needed, why, free)

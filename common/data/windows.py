@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.data import MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import Compose, RandRotate90, RandRotate90d, apply_transform
@@ -13,6 +15,8 @@ from ..tensors import plain_tensor
 from .cached_dataset import CachedDataset, moved, restore
 
 __all__ = ["SliceWindows", "cut_window"]
+
+logger = logging.getLogger(__name__)
 
 
 class SliceWindows(Dataset):
@@ -26,7 +30,7 @@ class SliceWindows(Dataset):
         data: items, as for ``CachedDataset``.
         transform: deterministic transforms of a volume; their result is cached. ``disk`` stores it slice by slice, so a
             window reads only its slices. With ``none`` each volume is loaded once for its number of slices, and again
-            for each window.
+            for each window, with all transforms of the whole volume; a warning says so, since ``auto`` may choose it.
         slices: K, odd.
         stride: step between slices of a window.
         target: ``"centre"`` keeps the centre slice of the label, ``"all"`` all its slices.
@@ -72,6 +76,11 @@ class SliceWindows(Dataset):
             raise ValueError(f"target must be 'centre' or 'all', not {target!r}.")
         self.data = data
         self.volumes = CachedDataset(data, transform, slices_first=True, **kwargs)
+        if self.volumes.cache == "none" and len(data) and idist.get_rank() == 0:
+            logger.warning(
+                "cache is none, so each window loads and prepares a whole volume: set cache to disk, and cache_dir to "
+                "a folder with room."
+            )
         self.slices, self.stride, self.target = slices, stride, target
         self.window_transform, self.cut_slices = window_transform, cut_slices
         self.keys, self.label_key = tuple(keys), label_key

@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 from monai.data.utils import set_rnd
 from monai.transforms import Compose, RandFlipd, RandRotate90d, Transform
 
+from common.data import cached_dataset
 from common.data.windows import SliceWindows, cut_window
 
 DEPTHS = (6, 2)
@@ -108,6 +109,17 @@ def test_images_without_labels():
 def test_volumes_that_are_not_cached():
     cached, loaded = windows(), windows(cache="none")
     assert all(torch.equal(cached[i]["image"], loaded[i]["image"]) for i in range(len(cached)))
+
+
+@pytest.mark.parametrize(("room", "slow"), [(1e9, False), (0, True)])
+def test_a_warning_says_that_each_window_prepares_its_volume(tmp_path, monkeypatch, caplog, room, slow):
+    """Also where nobody asked for ``none``, since nothing else has room."""
+    monkeypatch.setattr(cached_dataset, "available_memory", lambda: 0)
+    monkeypatch.setattr(cached_dataset, "_room", lambda folder: room)
+    caplog.set_level("INFO")
+    windows(cache="auto", cache_dir=tmp_path)
+    assert ("cache is none, so each window loads and prepares a whole volume: set cache to disk" in caplog.text) == slow
+    assert ("; each is prepared anew each time" in caplog.text) == slow
 
 
 class Load(Transform):
