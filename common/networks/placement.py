@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ..precision import bfloat16_pays
 from .architecture import encoder_in
 from .dense_skips import keep_gradients_dense
+from .float_layer_norm import float_layer_norms
 from .memory_format import to_channels_last
 from .padded_convolution import pad_small_images
 from .published_unets import GenesisUNet, STUNet
@@ -43,9 +44,16 @@ def place(
     The format is that of ``to_channels_last``; on a CPU, ``pad_small_images`` keeps gradients right, attention of
     MONAI's transformers is computed by ``speed_up_windows``, and ``keep_gradients_dense`` acts on decoders. With
     ``amp`` every forward pass runs under ``torch.autocast`` in bfloat16, on any device (MONAI's engines open one for
-    CUDA alone), and the outputs are float32 again: losses, metrics and optimisers compute in float32. bfloat16 needs no
-    scaled loss. The engine's own ``amp`` stays off. On a device without instructions for bfloat16, which imitates
-    it slowly, a warning says so.
+    CUDA alone), and the outputs are float32 again: losses, metrics and optimisers compute in float32, and weights and
+    their gradients are float32. bfloat16 needs no scaled loss. The engine's own ``amp`` stays off.
+
+    Inside, with ``amp``: convolutions and products read and return bfloat16. Norms read the bfloat16 maps of the layer
+    before, and compute statistics, their sums, and the gradients of weight and bias in float32; the running statistics
+    of batch norms are float32, too. What a norm returns is rounded to bfloat16, and so is the gradient of its input. So
+    a norm equals the float32 norm of the same bfloat16 map, but for this rounding (relative, at most 2^-8). On a CPU
+    ``float_layer_norms`` sees to this for layer norms, since torch's own would add up gradients in bfloat16. On CUDA
+    autocast computes layer norms in float32, and returns that. Attention by ``speed_up_windows`` has scores and
+    softmaxes of float32. On a device without instructions for bfloat16, which imitates it slowly, a warning says so.
 
     With ``checkpointing``, training keeps only the input of each transformer block and recomputes its inside for the
     gradient: less memory, more time, the same values and gradients. ``compile`` is ``torch.compile``, in place (a
@@ -68,6 +76,8 @@ def place(
             f"network#checkpointing works on transformer blocks, but {type(network).__name__} has none: leave it out."
         )
     if amp:
+        if kind == "cpu":
+            float_layer_norms(network)
         if kind in ("cpu", "cuda") and not bfloat16_pays(device):
             logger.warning(
                 "amp is on, but torch reports no instructions for bfloat16 on %s. Imitating them can take many times "

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..weights.adapt import resample_positions
 from .encoder_unet import refuse_decoder
+from .float_layer_norm import layer_norm
 from .foreign import Kind, Source, State, count
 from .unet_encoders import plan_of_nnssl
 
@@ -219,7 +220,7 @@ class _ChannelNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, 1e-6).movedim(-1, 1)
+        return layer_norm(x.movedim(1, -1), list(self.weight.shape), self.weight, self.bias, 1e-6).movedim(-1, 1)
 
 
 def _decoder(width: int, out_channels: int, patch_size: int) -> nn.Sequential:

@@ -16,6 +16,7 @@ from common.networks import (
     PaddedConv3d,
     STUNet,
     place,
+    primus,
 )
 
 
@@ -51,6 +52,53 @@ def test_gradients_and_weights_stay_in_float32(image):
     net = place(Net(), "cpu", amp=True)
     net(image)["maps"][0].square().mean().backward()
     assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 for p in net.conv.parameters())
+
+
+NORMS = {
+    "layer": (lambda: nn.LayerNorm(24), (2, 5000, 24)),
+    "layer over channels": (lambda: primus._ChannelNorm(24), (1, 24, 20, 25, 20)),
+    "batch": (lambda: nn.BatchNorm3d(8), (2, 8, 24, 20, 16)),
+    "instance": (lambda: nn.InstanceNorm3d(8, affine=True), (2, 8, 24, 20, 16)),
+    "instance with statistics": (
+        lambda: nn.InstanceNorm3d(8, affine=True, track_running_stats=True),
+        (2, 8, 24, 20, 16),
+    ),
+    "group": (lambda: nn.GroupNorm(2, 8), (2, 8, 24, 20, 16)),
+}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_of_bfloat16_is_that_of_float64_but_for_the_rounding_of_maps(name, memory_format):
+    """Sums over 10,000 voxels and more, of gradients with a mean: in bfloat16 they would stop growing far below."""
+    make, shape = NORMS[name]
+    if memory_format == torch.channels_last_3d and len(shape) < 5:
+        memory_format = torch.contiguous_format
+    torch.manual_seed(0)
+    norm = make()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    image = (2 * torch.randn(shape) + 3).bfloat16().contiguous(memory_format=memory_format)
+    gradient = (torch.randn(shape) + 0.3).bfloat16().contiguous(memory_format=memory_format)
+    results = []
+    for module, precision in (
+        (copy.deepcopy(norm).double(), torch.float64),
+        (place(nn.Sequential(norm), "cpu", amp=True), torch.bfloat16),
+    ):
+        given = image.to(precision).requires_grad_()
+        made = module(given)
+        made.backward(gradient.to(made.dtype))
+        results.append((made, given.grad, module))
+    (expected, by_input, exact), (found, made_by_input, placed) = results
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-4 * scale)
+    assert torch.equal(found, found.bfloat16().float()) and made_by_input.dtype == torch.bfloat16
+    assert (made_by_input - by_input).norm() < 2**-8 * by_input.norm()
+    for one, other in zip(exact.parameters(), placed.parameters(), strict=True):
+        assert other.grad.dtype == torch.float32
+        assert (other.grad - one.grad).norm() < 1e-3 * one.grad.norm()
+    for one, other in zip(exact.buffers(), placed.buffers(), strict=True):
+        torch.testing.assert_close(other, one.to(other.dtype), rtol=1e-4, atol=1e-5)
 
 
 def test_it_ends_with_an_error_too(image):
