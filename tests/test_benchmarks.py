@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,17 @@ def test_every_file_with_rows_is_in_the_list(load):
     files = {path.stem for path in FOLDER.glob("*.py") if "\ndef rows(quick: bool, device" in path.read_text()}
     names = load("run").NAMES
     assert set(names) == files and list(names) == sorted(names)
+
+
+def test_the_page_has_the_text_of_the_script_and_names_what_has_no_section(load):
+    run = load("run")
+    page = (FOLDER / "RESULTS.md").read_text()
+    assert page.startswith(run.HEAD)
+    sections = re.findall(r"^## (\w+)$", page, re.MULTILINE)
+    others = {path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text()} - {"run"}
+    for name in {*run.NAMES, *sections, *others}:
+        by_run = name in run.NAMES and name in sections
+        assert by_run or f"`{name}`" in run.HEAD or f"`{name}.py`" in run.HEAD, name
 
 
 @pytest.mark.slow  # four imports of MONAI

@@ -57,8 +57,9 @@ class CachedDataset(Dataset):
     - ``gpu``: ``CacheDataset`` on the device, where the random transforms run, too; for loaders without workers.
     - ``none``: MONAI's ``Dataset``; all transforms run each time.
     - ``auto``: ``memory`` where the set takes half of the free memory at most, otherwise ``disk`` where it takes half
-      of the free room at most, otherwise ``none``. The log says which, and why. All processes of a run choose alike, by the one with
-      the least room; in a comparison with several runs at a time, each counts on its share of the memory.
+      of the free room at most, otherwise ``none``. The log says which, and why. All processes of a run choose alike,
+      by the one with the least room; in a comparison with several runs at a time, each counts on its share of the
+      memory.
 
     The size of the set is that of its first item times their number. Where the first random transform is a crop, the
     crop alone is read and converted: ``RandSpatialCropd``, ``RandSpatialCropSamplesd``, and with indices that were

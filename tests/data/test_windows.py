@@ -111,23 +111,23 @@ def test_volumes_that_are_not_cached():
     assert all(torch.equal(cached[i]["image"], loaded[i]["image"]) for i in range(len(cached)))
 
 
-@pytest.mark.parametrize(("room", "slow"), [(1e9, False), (0, True)])
-def test_a_warning_says_that_each_window_prepares_its_volume(tmp_path, monkeypatch, caplog, room, slow):
-    """Also where nobody asked for ``none``, since nothing else has room."""
-    monkeypatch.setattr(cached_dataset, "available_memory", lambda: 0)
-    monkeypatch.setattr(cached_dataset, "_room", lambda folder: room)
-    caplog.set_level("INFO")
-    windows(cache="auto", cache_dir=tmp_path)
-    assert ("cache is none, so each window loads and prepares a whole volume: set cache to disk" in caplog.text) == slow
-    assert ("; each is prepared anew each time" in caplog.text) == slow
-
-
 class Load(Transform):
     """A volume of 256 slices of 4 KB and its label, as a deterministic transform."""
 
     def __call__(self, item):
         image = torch.arange(256.0).expand(1, 32, 32, -1) + 0.25
         return item | {"image": MetaTensor(image.clone()), "label": MetaTensor((image % 3).floor())}
+
+
+@pytest.mark.parametrize(("room", "slow"), [(1e9, False), (0, True)])
+def test_a_warning_says_that_each_window_prepares_its_volume(tmp_path, monkeypatch, caplog, room, slow):
+    """Also where nobody asked for ``none``, since nothing else has room."""
+    monkeypatch.setattr(cached_dataset, "available_memory", lambda: 0)
+    monkeypatch.setattr(cached_dataset, "_room", lambda folder: room)
+    caplog.set_level("INFO")
+    SliceWindows([{"id": 0}], Load(), cache="auto", cache_dir=tmp_path)
+    assert ("cache is none, so each window loads and prepares a whole volume: set cache to disk" in caplog.text) == slow
+    assert ("; each is prepared anew each time" in caplog.text) == slow
 
 
 @pytest.mark.parametrize("transform", [None, RandFlipd(["image", "label"], prob=0.5, spatial_axis=2)])
