@@ -20,8 +20,8 @@ CONTENT = read_json(DOCS / "papers.json")
 ROWS = list(rows(CONTENT))
 RESULTS = {path.stem: read_json(path) for path in (DOCS / "results").glob("*.json")}
 
-CONVERTED = ("beit.safetensors",)
-"""Weights that a user converts first, and that are not here."""
+CONVERTED = ("beit.safetensors", "supervised.safetensors")
+"""Weights that a user converts or trains first, and that are not here."""
 
 
 @pytest.fixture(autouse=True)
