@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from common.compare.settings import read_settings
+from common.data.prepare import COLLECTORS
 from common.json_files import read_json
 from common.overlays import order_problems
 from common.weights import shipped
@@ -71,6 +73,17 @@ def test_every_measurement_names_its_results_and_all_results_are_named():
         codes = {RESULTS[name]["code"] for name in names} | {row.get("older", "")} - {""}
         assert not [code for code in codes if f"`{code}`" not in told], f"{where}: {bundle.name}'s page has other code"
     assert set(RESULTS) == {name for _, _, row in ROWS for name in row.get("results", ())}
+
+
+def test_the_data_are_prepared_by_commands_that_there_are():
+    for paper, item, _ in ROWS:
+        for quoted in re.findall("`([^`]+)`", item["data"]):
+            first, *words = quoted.split()
+            if "." in first:  # a script or a module, not ``python -m common.data``
+                places = (ROOT / first, ROOT / first.replace(".", "/"), ROOT / f"{first.replace('.', '/')}.py")
+                assert any(place.exists() for place in places), f"{paper['title']}, {item['item']}: no {first}"
+            else:
+                assert (first, words[0] in COLLECTORS) == ("prepare", True), f"{item['item']}: `{quoted}`"
 
 
 SETTINGS = sorted({(bundle_of(paper, row), row["settings"]) for paper, _, row in ROWS if "settings" in row})
