@@ -44,7 +44,8 @@ class Arm:
         encoder_of: name of an earlier arm with pre-training; fine-tuning starts from its encoder, which is not trained
             again. For another schedule or other overrides.
         against: name of another arm to compare with, beside the baseline.
-        network: config files of another network, trained from scratch as a reference: in the tables, without a verdict.
+        network: config files of another network, trained as a reference: in the tables, without a verdict. It starts
+            from scratch, or from ``encoder``.
         scores: CSV file with scores per subject instead of runs; also a reference.
     """
 
@@ -80,7 +81,8 @@ class Arm:
         if self.scores:
             text = f"reference, scores of {self.scores}"
         elif self.network:
-            text = "reference, from scratch with " + " + ".join(Path(file).name for file in self.network)
+            start = f"encoder file {self.encoder}" if self.encoder else "from scratch"
+            text = f"reference, {start} with " + " + ".join(Path(file).name for file in self.network)
         elif self.encoder:
             text = f"encoder file {self.encoder}"
         elif self.encoder_of:
@@ -399,9 +401,12 @@ def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, bases: tuple[Pat
         for name, content in entries
     )
     for arm in arms:
-        more = (arm.pretrain, arm.encoder, arm.encoder_of, arm.against)
-        if arm.is_reference and (any(more) or (arm.network and arm.scores)):
-            raise CompareError(f"Arm {arm.name!r}: a `reference` is a network or scores, and nothing else.")
+        more = (arm.pretrain, arm.encoder_of, arm.against, arm.scores and (arm.network or arm.encoder))
+        if arm.is_reference and any(more):
+            raise CompareError(
+                f"Arm {arm.name!r}: a `reference` is a network, which may have an `encoder`, or scores, and nothing "
+                "else."
+            )
     names = [arm.name for arm in arms]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -454,9 +459,14 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
         for key in content:
             if key not in fields:
                 raise CompareError(f"Arm {name!r}: unknown key {key!r}; known are {', '.join(fields)}.")
+        reference = _reference(content.get("reference"), name, bundle, base)
+        if reference and content.get("encoder"):
+            raise CompareError(f"Arm {name!r}: write the `encoder` of a `reference` beside its `network`.")
         arm = Arm(
             name,
-            encoder=_encoder(content["encoder"], name, base) if content.get("encoder") else None,
+            encoder=_encoder(content["encoder"], name, base)
+            if content.get("encoder")
+            else reference.pop("encoder", None),
             pretrain_override=_overrides(content.get("pretrain_override")),
             override=_overrides(content.get("override")),
             schedule=_schedule(content["schedule"], name, bundle, base) if content.get("schedule") else None,
@@ -467,11 +477,11 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
             pretrain_from=content.get("pretrain_from"),
             encoder_of=content.get("encoder_of"),
             against=content.get("against"),
-            **_reference(content.get("reference"), name, bundle, base),
+            **reference,
         )
         if content.get("pretrain") is None:
             return arm
-        if arm.encoder:
+        if arm.encoder and not arm.network:
             raise CompareError(f"Arm {name!r} has both `pretrain` and `encoder`: choose one.")
         return replace(arm, pretrain=_pretraining(name, _list(content["pretrain"]), bundle, base))
     if content is None or content == "scratch":
@@ -494,13 +504,26 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
 
 
 def _reference(content: Any, name: str, bundle: Path, base: Path) -> dict[str, Any]:
-    """The fields of an arm that is a reference: ``{"network": [files]}``, ``{"scores": file}`` or the file alone."""
+    """The fields of an arm that is a reference.
+
+    Args:
+        content: ``{"network": [files]}``, beside which ``encoder`` may name the file that it starts from;
+            ``{"scores": file}`` or the file alone.
+    """
     content = {"scores": content} if isinstance(content, str) else content or {}
-    if not isinstance(content, Mapping) or content.keys() - {"network", "scores"}:
-        raise CompareError(f"Arm {name!r}: `reference` is a CSV file, or a mapping with `network` or `scores`.")
+    if not isinstance(content, Mapping) or content.keys() - {"network", "encoder", "scores"}:
+        raise CompareError(
+            f"Arm {name!r}: `reference` is a CSV file, or a mapping with `network` (and `encoder`) or `scores`."
+        )
     found: dict[str, Any] = {}
     if content.get("network"):
         found["network"] = tuple(_config(file, bundle, base) for file in _list(content["network"]))
+    if content.get("encoder"):
+        if "network" not in found:
+            raise CompareError(
+                f"Arm {name!r}: `reference` has an `encoder` without its `network`: name its config files."
+            )
+        found["encoder"] = _encoder(content["encoder"], name, base)
     if content.get("scores"):
         path = (base / str(content["scores"])).absolute()
         if not path.is_file():

@@ -320,6 +320,39 @@ def test_an_encoder_made_elsewhere_is_compared_by_its_record(plan, cohort, tmp_p
         plan(labels="1", arms=arms)
 
 
+def test_a_reference_network_may_start_from_weights(plan, cohort, tmp_path):
+    lists = load_datalist(cohort / "structures4.json")
+    path = tmp_path / "theirs.safetensors"
+    network = ["networks/swin_unetr_small.json"]
+    arms = {
+        "scratch": None,
+        "swin": {"reference": {"network": network}},
+        "theirs": {"reference": {"network": network, "encoder": str(path)}},
+    }
+
+    def save(seen):
+        scans = SeenScans({"training": seen}, ("training",)).record()
+        write_state({"weight": torch.zeros(1)}, path, {"scans": scans})
+
+    save(lists["training"])
+    found = plan(arms=arms, labels="1,3", tune={"learning_rate": [0.1, 0.2]}, probe="label")
+    for run in (run for run in found.runs if run.arm == "theirs"):
+        starts = run.stage in ("tune", "train", "probe")
+        assert run.override.get("pretrained_encoder") == (str(path) if starts else None), run.stage
+        assert (path in run.inputs) == starts and not any("pretrain.json" in str(need) for need in run.needs)
+        assert run.files[-1].endswith("networks/swin_unetr_small.json")
+    [own], [theirs] = (runs(found, "train", arm=arm, labels=1) for arm in ("swin", "theirs"))
+    changed = {"pretrained_encoder", "output_dir"}
+    assert {key for key in theirs.override if theirs.override[key] != own.override.get(key)} == changed
+    assert {run.stage for run in found.runs if run.arm == "theirs"} >= {"tune", "train", "evaluate", "infer", "probe"}
+    reference = found.settings.arms[2]
+    assert reference.is_reference and not reference.is_scratch
+    assert reference.describe() == f"reference, encoder file {path} with swin_unetr_small.json"
+    save([*lists["training"], lists["test"][0]])
+    with pytest.raises(CompareError, match=rf"'theirs': {path} was trained on \S+ of the test list: .*transductive"):
+        plan(labels="1", arms=arms)
+
+
 def test_validation_from_the_labels_takes_them_out_of_the_number(plan):
     found = plan(labels="2,3", validation_from_labels=True, steps=6)
     assert found.labelled() == {2: (1, 1), 3: (2, 1)} != plan(labels="2,3").labelled()
@@ -420,7 +453,7 @@ def test_a_reference_is_a_network_or_scores(plan, tmp_path):
     for wrong, sentence in (
         ({"reference": {"net": []}}, "`reference` is a CSV file, or a mapping"),
         ({"reference": "nowhere.csv"}, "there is no .*nowhere.csv"),
-        ({"reference": str(table), "pretrain": []}, "a `reference` is a network or scores, and nothing else"),
+        ({"reference": str(table), "pretrain": []}, "a `reference` is a network, .* or scores, and nothing else"),
     ):
         with pytest.raises(CompareError, match=sentence):
             plan(arms={"scratch": None, "it": wrong})

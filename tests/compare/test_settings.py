@@ -215,7 +215,9 @@ def test_labels_and_fractions_win_over_the_others_of_the_file(file, tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "bundles").glob("*/compare*.json")), ids=lambda path: path.name)
 def test_settings_that_the_bundles_ship(path, tmp_path):
     arms = json.loads(path.read_text())["arms"]
-    files = [arm["encoder"] for arm in arms.values() if arm and "encoder" in arm] if isinstance(arms, dict) else []
+    arms = [arm for arm in arms.values() if arm] if isinstance(arms, dict) else []
+    starts = [*arms, *(arm["reference"] for arm in arms if isinstance(arm.get("reference"), dict))]
+    files = [start["encoder"] for start in starts if "encoder" in start]
     written = [file for file in files if file not in shipped_encoders()]
     if any(not (path.parent / file).is_file() for file in written):  # pre-training writes them first
         with pytest.raises(CompareError, match="no encoder file"):
@@ -236,6 +238,26 @@ def test_settings_that_the_bundles_ship(path, tmp_path):
         ({"arms": "x=/none.json"}, "No config file /none.json"),
         ({"arms": {"x": {"pretrian": []}}}, "unknown key 'pretrian'"),
         ({"arms": {"x": {"pretrain": [], "encoder": "synthetic_brain"}}}, "'x' has both `pretrain` and `encoder`"),
+        (
+            {"arms": {"x": {"reference": {"network": ["pretrain.json"], "encoder": "/none.safetensors"}}}},
+            "'x': no encoder file /none.safetensors",
+        ),
+        (
+            {"arms": {"x": {"reference": {"encoder": "synthetic_brain"}}}},
+            "'x': `reference` has an `encoder` without its `network`",
+        ),
+        (
+            {"arms": {"x": {"reference": {"network": ["pretrain.json"]}, "encoder": "synthetic_brain"}}},
+            "'x': write the `encoder` of a `reference` beside its `network`",
+        ),
+        (
+            {
+                "arms": {
+                    "x": {"reference": {"network": ["pretrain.json"], "encoder": "synthetic_brain"}, "pretrain": []}
+                }
+            },
+            "'x': a `reference` is a network, which may have an `encoder`, or scores, and nothing else",
+        ),
         (
             {"arms": {"x": {"schedule": "warm"}}},
             "'warm'; known to pretrain_once are frozen, layer_decay, sawtooth, scratch",
