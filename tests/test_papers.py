@@ -31,6 +31,15 @@ CONVERTED = (
 )
 """Weights that a user converts or trains first, and that are not here."""
 
+NO_DATA_SET = ("/workspace/data/brain_mri", "/workspace/data/healthy_brains")
+"""Folders that base files name where no file of `datasets/` does. They hold no data set that a table is about."""
+
+TABLES = {"classification": ("diagnosis", "adni"), "age": ("age", "adni"), "tumours": ("brats", "brats2020")}
+"""Word in a row of Medical Transformer's tables -> its task and the folder of its data."""
+
+HEALTHY = [f"/workspace/data/{name}" for name in ("ixi", "camcan", "abide")]
+"""What Medical Transformer and the methods that it compares with pre-train on."""
+
 
 @pytest.fixture(autouse=True)
 def converted(monkeypatch):
@@ -115,11 +124,51 @@ def test_settings_have_the_arms(bundle, name, tmp_path):
     named = [row for paper, _, row in ROWS if (bundle_of(paper, row), row.get("settings")) == (bundle, name)]
     assert {arm for row in named for arm in row["arms"]} <= set(arms)
     for arm in settings.arms:
-        check(bundle, "train.json", (*settings.config_file, *arm.overlays), {**settings.override, **arm.override})
+        check(bundle, *tuned(settings, arm))
         if arm.pretrain:
-            base, *overlays = arm.pretrain
-            own = {**settings.pretrain_override, **arm.pretrain_override}
-            check(bundle, base, (*settings.config_file, *overlays), own)
+            check(bundle, *pretrained(settings, arm))
+
+
+OF_TABLES = {
+    (bundle_of(paper, row), row["settings"], word)
+    for paper, item, row in ROWS
+    for word in TABLES
+    if paper["bundle"] == "medical_transformer" and item["item"] in ("Table 1", "Table 4", "Table 5")
+    if "settings" in row and word in re.split("[ ,:]+", row["row"])
+}
+
+
+@pytest.mark.parametrize(("bundle", "name", "word"), sorted(OF_TABLES), ids=lambda value: getattr(value, "name", value))
+def test_rows_of_medical_transformer_have_its_task_and_data(bundle, name, word, tmp_path):
+    """In fine-tuning and in pre-training, also of the methods that other bundles run."""
+    settings = read_settings(str(bundle / name), output=str(tmp_path))
+    task, folder = TABLES[word]
+    for arm in settings.arms:
+        found = check(bundle, *tuned(settings, arm))
+        assert (found["task"], found["dataset_dir"]) == (task, f"/workspace/data/{folder}"), arm.name
+        assert found["in_channels"] == (4 if word == "tumours" else 1), arm.name
+        if arm.pretrain:
+            found = check(bundle, *pretrained(settings, arm))
+            assert found["dataset_dir"] == HEALTHY and found["in_channels"] == 1, arm.name
+            assert [str(Path(path).parent) for path in found["pretrain_datalist"]] == HEALTHY, arm.name
+
+
+def test_all_rows_of_medical_transformers_table_of_results_are_looked_at():
+    rows = [row for paper, item, row in ROWS if (paper["bundle"], item["item"]) == ("medical_transformer", "Table 1")]
+    rows = [row for row in rows if row["state"] != "not expressible"]
+    assert len(rows) > 6 and all("settings" in row for row in rows)
+    assert all(any(word in re.split("[ ,]+", row["row"]) for word in TABLES) for row in rows)
+
+
+def tuned(settings, arm):
+    """Base file, overlays and values of an arm's fine-tuning."""
+    return "train.json", (*settings.config_file, *arm.overlays), {**settings.override, **arm.override}
+
+
+def pretrained(settings, arm):
+    """The same of its pre-training."""
+    base, *overlays = arm.pretrain
+    return base, (*settings.config_file, *overlays), {**settings.pretrain_override, **arm.pretrain_override}
 
 
 ARMS = sorted(
@@ -187,12 +236,17 @@ def test_random_in_transsegs_table_4_is_the_whole_encoder():
     assert "`random_embedding.json` (only the patch embedding starts at random; not in the paper)" in page
 
 
-def check(bundle: Path, base: str, files, override) -> None:
+def check(bundle: Path, base: str, files, override) -> dict:
+    """The config with its values, after a look at its ids and at where its data are."""
     parser = ConfigParser()
     configs = bundle / "configs"
     parser.read_config([str(configs / base), *(str(configs / name) for name in files)])
     lacking = [name for name in override if name not in parser and not is_argument(parser, name)]
-    assert not lacking, f"{bundle.name}, {base} with {', '.join(map(str, files))} has no ids {lacking}"
+    what = f"{bundle.name}, {base} with {', '.join(map(str, files))}"
+    assert not lacking, f"{what} has no ids {lacking}"
+    found = {**parser.get(), **override}
+    assert found["dataset_dir"] not in NO_DATA_SET, f"{what} names no data set"
+    return found
 
 
 def is_argument(parser: ConfigParser, name: str) -> bool:

@@ -17,7 +17,7 @@ from common.checks import first_cause
 from common.compare.bundle_config import BundleConfig
 from common.compare.plan import make_plan
 from common.compare.settings import read_settings
-from common.weights import read_encoder
+from common.weights import read_encoder, shipped
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "medical_transformer"
 SAMPLE = "datasets/sample.json"
@@ -365,14 +365,32 @@ def test_settings_isolate_the_stages_of_pretraining(cohort, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["adni_diagnosis", "adni_age", "brats"])
-def test_settings_of_the_papers_tables(name, tmp_path):
+def test_settings_of_the_papers_tables(name, tmp_path, monkeypatch):
     """Tables 1, 4 and 5: five folds, shares of the labels, 150 epochs, and both arms of table 5 pre-trained."""
+    files = {"i3d_kinetics": "i3d_kinetics.safetensors", "medicalnet_pretrained": "resnet18_medicalnet.safetensors"}
+    monkeypatch.setattr(shipped, "find_encoder", Path)  # as if a user had converted them
     settings = read_settings(str(BUNDLE / f"compare_{name}.json"), output=str(tmp_path))
+    assert {arm.name: Path(arm.encoder).name for arm in settings.arms if arm.encoder} == (
+        files if name != "brats" else {}
+    )
+    assert all(arm.is_reference for arm in settings.arms if arm.encoder)
     arms = {arm.name: arm for arm in settings.arms}
     assert settings.folds == 5 and settings.fractions == (0.1, 0.3, 0.5, 0.7, 1.0)
     assert (settings.epochs, settings.patience) == (150, 30)
     assert arms["without_transformer"].pretrain and arms["without_transformer"].override == {"encoder#num_layers": 0}
     assert arms["medical_transformer"].pretrain_from == "exemplar"
+
+
+def test_settings_of_ixi_are_as_long_for_masks_as_for_ages():
+    """And the command of the page that repeats a shorter measurement says its own length."""
+    ages, masks = (json.loads((BUNDLE / f"compare_ixi_{name}.json").read_text()) for name in ("age", "structures"))
+    for key in ("steps", "patience", "validations"):
+        assert masks[key] == ages[key], key
+    for arm in ("exemplar", "medical_transformer"):
+        assert masks["arms"][arm] == ages["arms"][arm]
+    page = (BUNDLE / "docs" / "README.md").read_text().replace("\\\n", "")
+    commands = [line for line in page.splitlines() if "--settings compare_ixi_structures.json" in line]
+    assert ["--steps 150" in line and "patience=null" in line for line in commands] == [True, False]
 
 
 @pytest.mark.parametrize(

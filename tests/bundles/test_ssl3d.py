@@ -475,6 +475,20 @@ def test_every_pretext_is_an_arm_of_a_comparison(cohort, tmp_path):
     assert len({one.data for one in runs}) == 3  # label maps, scans without labels, no file
 
 
+@pytest.mark.parametrize("pretext", ["rpl", "genesis"])
+def test_a_pretext_beside_a_task_of_scans_writes_an_encoder_for_it(run, tmp_path, pretext):
+    """As `common.compare` runs `compare_adni_*.json`: the task's file is one of pre-training as well."""
+    files, thin = [SAMPLE, "networks/dynunet_small.json", "tasks/diagnosis.json"], THIN["dynunet_small"]
+    given = {"output_dir": str(tmp_path), "batch_size": 2, **thin}
+    run("pretrain.json", *files, f"pretexts/{pretext}.json", learnt_task=None, **given)
+    state, record = read_encoder(tmp_path / "encoder.safetensors")
+    assert record["method"] == {"rpl": "RelativeLocation", "genesis": "Restoration"}[pretext]
+    path = str(tmp_path / "encoder.safetensors")
+    tuned = run("train.json", *files, num_classes=2, pretrained_encoder=path, execute=False, **given)
+    now = tuned.parser.get_parsed_content("encoder").state_dict()
+    assert now.keys() == state.keys() and all(torch.equal(now[name].cpu(), value) for name, value in state.items())
+
+
 @pytest.mark.parametrize("pretext", ["mae", "genesis", "shapes"])
 def test_last_layers_of_another_target_are_not_recorded_as_a_tasks(run, tmp_path, pretext):
     files = [SAMPLE, f"pretexts/{pretext}.json", "presets/whole_net.json"]
