@@ -9,7 +9,7 @@ import torch
 
 from common.compare.bundle_config import parsed
 from common.compare.settings import CompareError, read_settings
-from common.weights import shipped_encoders
+from common.weights import shipped, shipped_encoders
 from common.weights.encoder_file import write_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,21 +46,23 @@ def test_shipped_settings_pretrain_on_no_list_that_is_held_out(path):
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("bundles/med*/compare_*.json")), ids=lambda path: path.stem)
-def test_verdicts_rest_on_a_pretraining_a_seed(path, tmp_path):
+def test_verdicts_rest_on_a_pretraining_a_seed(path, tmp_path, monkeypatch):
     """Where pre-training is short enough; those of the paper's sets have one seed, and folds in its place."""
+    monkeypatch.setattr(shipped, "find_encoder", Path)  # a user converts some first
     settings = read_settings(str(path), output=str(tmp_path))
     assert len(settings.seeds) == 1 or all(arm.pretrain_per_seed for arm in settings.arms if arm.pretrain)
 
 
+@pytest.mark.parametrize("bundle", ["medical_transformer", "ssl3d"])
 @pytest.mark.parametrize("name", ["adni_age", "adni_diagnosis", "brats"])
-def test_pretraining_on_other_sets_is_not_drawn_or_sized_by_the_target(name, tmp_path):
+def test_pretraining_on_other_sets_is_not_drawn_or_sized_by_the_target(bundle, name, tmp_path):
     """The target's files set its folds and, for tumours, four channels of 1 mm."""
-    settings = read_settings(str(ROOT / f"bundles/medical_transformer/compare_{name}.json"), output=str(tmp_path))
+    settings = read_settings(str(ROOT / f"bundles/{bundle}/compare_{name}.json"), output=str(tmp_path), arms="scratch")
     configs = settings.bundle / "configs"
     config = parsed([str(configs / "pretrain.json"), *settings.config_file], settings.pretrain_override).get()
     alone = parsed([str(configs / "pretrain.json")], {}).get()
-    for key in ("fold", "pool_test", "in_channels", "spacing", "pooling", "roi_size"):
-        assert config[key] == alone[key], key
+    for key in ("fold", "pool_test", "in_channels", "spacing", "pooling", "roi_size", "map_size"):
+        assert config.get(key) == alone.get(key), key
 
 
 def test_fire_hands_over_numbers_and_tuples(tmp_path):
