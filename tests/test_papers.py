@@ -27,9 +27,8 @@ CONVERTED = (
     "i3d_kinetics.safetensors",
     "resnet18_medicalnet.safetensors",
     "resnet50_medicalnet.safetensors",
-    "supervised.safetensors",
 )
-"""Weights that a user converts or trains first, and that are not here."""
+"""Weights that a user converts first, and that are not here."""
 
 NO_DATA_SET = ("/workspace/data/brain_mri", "/workspace/data/healthy_brains")
 """Folders that base files name where no file of `datasets/` does. They hold no data set that a table is about."""
