@@ -97,6 +97,7 @@ def test_the_data_are_prepared_by_commands_that_there_are():
                 continue  # an option of a comparison
             if "." in first:  # a script or a module, not ``python -m common.data``
                 places = (ROOT / first, ROOT / first.replace(".", "/"), ROOT / f"{first.replace('.', '/')}.py")
+                places += (ROOT / "bundles" / paper["bundle"] / "configs" / first,)
                 assert any(place.exists() for place in places), f"{paper['title']}, {item['item']}: no {first}"
             else:
                 assert (first, words[0] in COLLECTORS) == ("prepare", True), f"{item['item']}: `{quoted}`"
