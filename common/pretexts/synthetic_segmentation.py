@@ -29,7 +29,8 @@ class SyntheticSegmentation(nn.Module):
     deep supervision, the target ``labels`` (B, 1, *spatial), and the ``drawn`` image.
 
     Raises:
-        ValueError: when called: a label is beyond ``targets``, or a map holds only one label.
+        ValueError: when called: a label is beyond ``targets``, or the maps have no voxels. A crop that one label fills is
+            drawn, too; files with only one label are refused by ``CheckVolumed`` on loading.
     """
 
     def __init__(
@@ -51,13 +52,9 @@ class SyntheticSegmentation(nn.Module):
     def draw(self, label_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (B, C, *spatial) and the classes (B, 1, *spatial) of their voxels."""
         label_map = label_map.round().long()
-        flat = label_map.flatten(1)
-        if not flat.numel() or (flat.amin(1) == flat.amax(1)).any():
-            raise ValueError(
-                "A label map holds only one label, too few to draw an image from: crop around the labels, or "
-                "leave out maps that have none."
-            )
-        highest = int(flat.max())
+        if not label_map.numel():
+            raise ValueError("A label map has no voxels to draw an image from: change the crop.")
+        highest = int(label_map.max())
         if self.targets is not None and highest >= len(self.targets):
             raise ValueError(
                 f"A label map holds the label {highest}, but the largest label of its label scheme is "

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from torch.nn import functional as F
 
+from common.checks import first_cause
 from common.data import load_datalist
 from common.metrics import HD95, ClassDice
 
@@ -49,6 +53,7 @@ def faces(volume: torch.Tensor) -> torch.Tensor:
         ("medical_transformer", ["pretrain.json", SAMPLE]),
         ("ssl3d", ["train.json", SAMPLE]),
         ("ssl3d", ["pretrain.json", SAMPLE, "pretexts/mae.json"]),
+        ("ssl3d", ["pretrain.json", SAMPLE, "pretexts/exemplar.json"]),
     ],
 )
 def test_padding_is_the_background_and_of_no_class(cohort, bundle, files):
@@ -67,6 +72,39 @@ def test_padding_is_the_background_and_of_no_class(cohort, bundle, files):
         assert image.min() < image[item["label"].expand_as(image) > 0].median()
     else:
         assert image.min() < image.mean()
+
+
+def maps(folder: Path, **labels: np.ndarray) -> ConfigParser:
+    """The pre-training of ``ssl3d`` on label maps of 4 mm, each in a file of its name; the last one is to validate."""
+    for name, values in labels.items():
+        nib.save(nib.Nifti1Image(values.astype(np.uint8), np.diag([4.0, 4.0, 4.0, 1.0])), folder / f"{name}.nii.gz")
+    *items, last = ({"image": f"{name}.nii.gz"} for name in labels)
+    (folder / "maps.json").write_text(json.dumps({"training": items, "validation": [last]}))
+    sizes = {"spacing": [4.0] * 3, "map_size": [40, 48, 40], "roi_size": [32] * 3, "image_size": [32] * 3}
+    given = {"dataset_dir": str(folder), "pretrain_datalist": str(folder / "maps.json"), "cache": "none"}
+    return parsed("ssl3d", "pretrain.json", "presets/cpu.json", **sizes, **given)
+
+
+def test_a_label_map_is_padded_with_background(tmp_path):
+    """Its labels 2 and 3 fill their box. It was padded with 2, a structure; a map of one structure was refused."""
+    box = np.zeros((40, 48, 40))
+    box[10:30, 10:30, 10:30] = 2
+    two = box.copy()
+    two[20:30, 10:30, 10:30] = 3
+    parser = maps(tmp_path, box=box, two=two, last=two)
+    halves = {2: 4000, 3: 4000}
+    for part, number, values in (("train", 0, {2: 8000}), ("train", 1, halves), ("validate", 0, halves)):
+        made = parser.get_parsed_content(f"{part}#dataset")[number]["image"]
+        assert made.shape == (1, 40, 48, 40)
+        found = {int(value): int((made == value).sum()) for value in made.unique()}
+        assert found == {0: made.numel() - 8000, **values}
+
+
+def test_a_label_map_of_one_label_is_refused_by_name(tmp_path):
+    parser = maps(tmp_path, full=np.full((40, 48, 40), 3), last=np.full((40, 48, 40), 2))
+    with pytest.raises(Exception) as caught:
+        parser.get_parsed_content("train#dataset")[0]
+    assert "full.nii.gz is constant (every voxel is 3)" in str(first_cause(caught.value))
 
 
 def background(bundle: str, files: list[str], value: float, shape: list[int]) -> MetaTensor:

@@ -83,9 +83,18 @@ def test_pictures_show_classes_image_and_what_was_found(maps):
     assert torch.equal(found[:, 0], prediction["logits"].argmax(1) / 2)
 
 
+def test_a_crop_that_one_label_fills_is_drawn(maps):
+    """The inside of a large structure, or a crop of air, beside a map of several labels."""
+    maps[1] = 2
+    model = pretext(targets=[0, 1, 2, 2])
+    prediction = model(maps)
+    assert (prediction["labels"][1] == 2).all() and torch.isfinite(prediction["logits"]).all()
+    assert prediction["drawn"][1].unique().numel() > 100  # a Gaussian of its own
+
+
 def test_maps_it_cannot_draw_from_are_refused(maps):
-    with pytest.raises(ValueError, match="only one label"):
-        pretext()(torch.ones(1, 1, 4, 4, 4))
+    with pytest.raises(ValueError, match="no voxels to draw an image from"):
+        pretext()(torch.ones(1, 1, 4, 0, 4))
     with pytest.raises(
         ValueError, match="label 3, but the largest label of its label scheme is 1: set map_label_scheme"
     ):

@@ -30,6 +30,18 @@ def test_as_monai_but_for_the_value(size, method):
         assert padding[channel].any() and (made[channel][padding[channel]] == least).all()
 
 
+def test_label_maps_are_padded_with_label_0():
+    """Labels that fill the map leave no background in it, so its least label is a structure."""
+    labels = MetaTensor(torch.full((1, 4, 4, 4), 2, dtype=torch.uint8))
+    labels[:, 2:] = 3
+    pad = BackgroundPadd("image", 8, interpolation="nearest")
+    made = pad({"image": labels})["image"]
+    assert made.dtype == torch.uint8 and torch.equal(made, SpatialPadd("image", 8)({"image": labels})["image"])
+    assert set(made.unique().tolist()) == {0, 2, 3} and (made == 0).sum() == 8**3 - 4**3
+    scan = BackgroundPadd("image", 8, interpolation="bilinear")({"image": labels})["image"]
+    assert set(scan.unique().tolist()) == {2, 3}
+
+
 def test_inverse():
     pad = BackgroundPadd("image", 12)
     image = volume()
