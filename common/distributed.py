@@ -59,7 +59,7 @@ def wrap(
         sync_batch_norm: whether batch norms use the batches of all processes, like one process with the whole batch.
 
     Raises:
-        RuntimeError: ``start`` has not run, because a later config file replaced ``initialize``.
+        RuntimeError: ``start`` has not run, because a later config file set ``processes`` back.
     """
     if not dist.is_initialized():
         raise RuntimeError(

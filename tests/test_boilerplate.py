@@ -73,9 +73,7 @@ def test_what_follows_from_the_base_files(bundle):
     read = {path.name: json.loads(path.read_text()) for path in configs.rglob("*.json")}
     assert "multi_gpu_pretrain.json" not in read
     several = read["multi_gpu_train.json"]
-    start = {"_target_": "common.distributed.start"}
-    assert [step for step in several["initialize"] if step != start] == train["initialize"]
-    assert str(several["initialize"][several["initialize"].index(start) + 1]).startswith("$monai.utils.set_determinism")
+    assert several["processes"] == {"_target_": "common.distributed.start"} and "initialize" not in several
     assert "train#sampler" not in several and "validate#sampler" in several
     assert read["inference_trt.json"]["trt_args"]["dynamic_batchsize"] == [1, 7, 7]
     assert read["nifti.json"]["save_output"]["folder_layout"]["postfix"] == "mask"
@@ -84,9 +82,11 @@ def test_what_follows_from_the_base_files(bundle):
 
 
 def test_base_files_that_lack_something(bundle):
-    edit(bundle / "configs/train.json", initialize=["$print()"])
-    status, text = make(bundle)
-    assert status == 1 and "`initialize` of train.json has no step $monai.utils.set_determinism" in text
+    seed = "$monai.utils.set_determinism(0)"
+    for steps, lacks in ((["$print()"], "$monai.utils.set_determinism"), ([seed, "@processes"], "@processes before")):
+        edit(bundle / "configs/train.json", initialize=steps)
+        status, text = make(bundle)
+        assert status == 1 and f"`initialize` of train.json has no step {lacks}" in text
     (bundle / "configs/inference.json").unlink()
     status, text = make(bundle)
     assert status == 1 and "inference.json" in text and "Traceback" not in text

@@ -366,6 +366,22 @@ def test_every_initialize_checks_the_overrides_first(bundle):
             assert loads == ("pretrained_encoder" in read(base)), path.name
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "train", "evaluate"])
+@each_bundle
+def test_what_an_overlay_adds_to_initialize_stays_with_several_processes(bundle, stage, tmp_path):
+    """A check of a preset, such as that of mirroring. The processes still start before the first random number."""
+    configs = bundle / "configs"
+    (tmp_path / "preset.json").write_text(json.dumps({"+initialize": ["$'added'"]}))
+    files = [configs / "train.json"] if stage == "evaluate" else []
+    files += [configs / f"{stage}.json", tmp_path / "preset.json"]
+    one, several = merge_files(files), merge_files([*files, configs / f"multi_gpu_{stage}.json"])
+    assert several["initialize"] == one["initialize"] and several["initialize"][-1] == "$'added'"
+    assert one["processes"] is None and several["processes"] == {"_target_": "common.distributed.start"}
+    steps = [str(step) for step in several["initialize"]]
+    seeds = next(number for number, step in enumerate(steps) if step.startswith("$monai.utils.set_determinism("))
+    assert steps.index("@processes") < seeds
+
+
 @each_bundle
 def test_a_run_says_where_its_files_are(bundle):
     evaluate, inference = (read(bundle / "configs" / name) for name in ("evaluate.json", "inference.json"))

@@ -282,6 +282,16 @@ def test_mirroring_is_refused_where_sides_are_classes(run, tmp_path):
     assert not list(tmp_path.glob("*.pt"))
 
 
+def test_mirroring_is_refused_with_several_processes_too():
+    parser = ConfigParser()
+    files = ("train.json", SAMPLE, "presets/mirror.json", "multi_gpu_train.json")
+    parser.read_config([str(CONFIGS / name) for name in files])
+    parser["structure_names"] = {"1": "left kidney", "2": "right kidney"}
+    with pytest.raises(Exception) as caught:
+        parser.get_parsed_content(f"initialize#{len(parser['initialize']) - 1}")
+    assert "mirrors left to right" in str(first_cause(caught.value))
+
+
 def test_fine_tuning_goes_on_with_the_layers_of_the_classes(run, tmp_path, cohort):
     """With ``heads``, fine-tuning for the same task begins where pre-training ended; for another, it is refused."""
     files, thin = [SAMPLE, "presets/whole_net.json"], THIN["dynunet_small"]

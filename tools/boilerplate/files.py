@@ -13,6 +13,7 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 # Stages that run in several processes, each with the template of its `multi_gpu_*.json`.
 STAGES = {"pretrain": "multi_gpu_train", "train": "multi_gpu_train", "evaluate": "multi_gpu_evaluate"}
 SEEDING = "$monai.utils.set_determinism("
+STARTING = "@processes"
 
 
 def boilerplate(bundle: Path, license_file: Path) -> dict[str, str]:
@@ -57,14 +58,18 @@ def _template(name: str, bundle: Path) -> dict[str, Any]:
 
 
 def _multi_gpu(bundle: Path, stage: str, template: str) -> dict[str, Any]:
-    """Make the overlay for several processes. They start before the first random number is drawn."""
+    """Make the overlay for several processes. They start before the first random number is drawn.
+
+    It sets the base file's step ``@processes`` and leaves `initialize` itself alone, to which other overlays may add.
+    """
     base = read_json(bundle / "configs" / f"{stage}.json")
     made = _template(template, bundle)
     steps = base["initialize"]
     seeding = next((n for n, step in enumerate(steps) if str(step).startswith(SEEDING)), None)
     if seeding is None:
         raise ValueError(f"`initialize` of {stage}.json has no step {SEEDING}...)")
-    made["initialize"] = [*steps[:seeding], *made["initialize"], *steps[seeding:]]
+    if STARTING not in steps[:seeding]:
+        raise ValueError(f"`initialize` of {stage}.json has no step {STARTING} before {SEEDING}...)")
     network = base.get("network", {})
     made["network"] |= {key: network[key] for key in ("checkpointing", "compile") if key in network}
     # Our own samplers already divide their batches among processes.
