@@ -496,10 +496,15 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
         return Arm(name, pretrain=_pretraining(name, [], bundle, base))
     if (bundle / "configs" / "pretexts" / f"{content}.json").is_file():
         return Arm(name, pretrain=_pretraining(name, [f"pretexts/{content}.json"], bundle, base))
+    from ..weights.shipped import shipped_encoders  # loads torch
+
+    if content in shipped_encoders():
+        return Arm(name, encoder=_encoder(content, name, base))
     known = ["scratch", bundle.name, *sorted(path.stem for path in bundle.glob("configs/pretexts/*.json"))]
     raise CompareError(
-        f"Unknown arm {content!r}. Known to {bundle.name}: {', '.join(known)}; or NAME=FILE.safetensors, or "
-        "NAME=overlay.json+overlay.json for pre-training with these files."
+        f"Unknown arm {content!r}. Known to {bundle.name}: {', '.join(known)}; included encoders: "
+        f"{', '.join(shipped_encoders())}; or NAME=FILE.safetensors, or NAME=overlay.json+overlay.json for pre-training "
+        "with these files."
     )
 
 

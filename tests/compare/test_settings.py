@@ -9,7 +9,7 @@ import torch
 
 from common.compare.bundle_config import parsed
 from common.compare.settings import CompareError, read_settings
-from common.weights import shipped, shipped_encoders
+from common.weights import find_encoder, shipped, shipped_encoders
 from common.weights.encoder_file import write_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -229,11 +229,26 @@ def test_settings_that_the_bundles_ship(path, tmp_path):
     assert settings.bundle == path.parent and settings.baseline == "scratch" and len(settings.arms) > 1
 
 
+def test_an_included_encoder_is_an_arm_by_its_name(tmp_path):
+    """On the command line as in a settings file; an arm of the same name in the file comes first."""
+    (tmp_path / "s.json").write_text(json.dumps({"bundle": str(BUNDLE), "arms": {"synthetic_brain": None}}))
+    for arms in ("scratch,synthetic_brain,x=synthetic_brain", {"x": {"encoder": "synthetic_brain"}}):
+        *_, arm = read(tmp_path, arms=arms).arms
+        assert arm.encoder == str(find_encoder("synthetic_brain")) and not arm.pretrain
+    assert read(tmp_path, arms="scratch,synthetic_brain").arms[1].name == "synthetic_brain"
+    (own,) = read_settings(str(tmp_path / "s.json"), arms="synthetic_brain", output=str(tmp_path)).arms
+    assert own.encoder is None
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
         ({"bundle": "/nowhere"}, "/nowhere is not a bundle: it has no configs/train.json"),
-        ({"arms": "scratch,simclr"}, "Unknown arm 'simclr'. Known to pretrain_once: scratch, pretrain_once"),
+        (
+            {"arms": "scratch,simclr"},
+            "Unknown arm 'simclr'. Known to pretrain_once: scratch, pretrain_once; included encoders: synthetic_brain;",
+        ),
+        ({"arms": "x=nosuch"}, "included encoders: synthetic_brain; or NAME=FILE.safetensors"),
         ({"arms": "scratch,scratch"}, "names 'scratch' twice"),
         ({"arms": "a/b=scratch"}, "unlike 'a/b'"),
         ({"arms": "x=/none.safetensors"}, "no encoder file /none.safetensors"),
