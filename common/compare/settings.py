@@ -503,8 +503,8 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
     known = ["scratch", bundle.name, *sorted(path.stem for path in bundle.glob("configs/pretexts/*.json"))]
     raise CompareError(
         f"Unknown arm {content!r}. Known to {bundle.name}: {', '.join(known)}; included encoders: "
-        f"{', '.join(shipped_encoders())}; or NAME=FILE.safetensors, or NAME=overlay.json+overlay.json for pre-training "
-        "with these files."
+        f"{', '.join(shipped_encoders())}; or NAME=FILE.safetensors, or NAME=overlay.json+overlay.json for "
+        "pre-training with these files."
     )
 
 

@@ -29,8 +29,8 @@ class SyntheticSegmentation(nn.Module):
     deep supervision, the target ``labels`` (B, 1, *spatial), and the ``drawn`` image.
 
     Raises:
-        ValueError: when called: a label is beyond ``targets``, or the maps have no voxels. A crop that one label fills is
-            drawn, too; files with only one label are refused by ``CheckVolumed`` on loading.
+        ValueError: when called: a label is beyond ``targets``, or the maps have no voxels. A crop that one label fills
+            is drawn, too; ``CheckVolumed`` refuses files with only one label on loading.
     """
 
     def __init__(
