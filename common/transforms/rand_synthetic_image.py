@@ -28,9 +28,11 @@ class RandSyntheticImaged(Randomizable, MapTransform):
             deformed map replaces the item's; voxels from outside of it become -1. Bytes become int16 in every item.
         source_key: label map that the images are drawn from, on the grid of the label. It may hold more labels than the
             network segments (skull, scalp). None draws from ``label_key``.
+        source_extends_label: the source has the label's numbers, and others where the label has none. Then both have
+            their sides exchanged when they are mirrored.
         deformation: moves label maps, as ``common.transforms.RandomDeformation`` does; None leaves them as they are.
             The labels of its ``sided`` are those of the source: a label map of other numbers keeps them, so do not
-            mirror if its classes have sides.
+            mirror if its classes have sides, unless ``source_extends_label``.
         contrast: draws images from label maps.
         normalize: the transform that normalises the ``image`` of an item, such as
             ``common.transforms.NormalizeForegroundd``; None leaves images in 0..1.
@@ -50,6 +52,7 @@ class RandSyntheticImaged(Randomizable, MapTransform):
         keys: KeysCollection = "image",
         label_key: str = "label",
         source_key: str | None = None,
+        source_extends_label: bool = False,
         deformation: Callable[..., torch.Tensor] | None = None,
         contrast: Callable[[torch.Tensor], torch.Tensor] | None = None,
         normalize: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]] | None = None,
@@ -62,6 +65,7 @@ class RandSyntheticImaged(Randomizable, MapTransform):
         if not 0 <= prob <= 1:
             raise ValueError(f"prob must be a probability between 0 and 1, not {prob}.")
         self.label_key, self.source_key, self.prob = label_key, source_key or label_key, prob
+        self.one_numbering = source_extends_label or self.source_key == label_key
         self.deformation = deformation
         self.contrast, self.normalize = contrast or SyntheticContrast(), normalize
         self.domains, self.domain_key = None if domains is None else tuple(domains), domain_key
@@ -102,7 +106,7 @@ class RandSyntheticImaged(Randomizable, MapTransform):
             label, source = (_plain(part).clamp_min(0) for part in (label, source))
             if self.deformation is not None:
                 maps = torch.cat((label, source, _plain(counted).to(label.dtype)))[None]
-                swapped = [0, 1] if self.source_key == self.label_key else [1]
+                swapped = [0, 1] if self.one_numbering else [1]
                 label, source, counted = self.deformation(maps, swapped=swapped)[0][:, None]  # 0 from outside
             label = label.to(dtype).where(counted != 0, IGNORED)
             images = {key: self.contrast(source[None])[0] for key in self.keys}

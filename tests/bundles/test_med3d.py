@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from common.checks import first_cause
+from common.data import label_names
 from common.networks import BranchDecoder, DenseASPP, FrozenBatchNorm, LungDecoder, Med3DNet, MedicalNetHead
 from common.networks.sync_batch_norm import SyncBatchNorm
 from common.weights import read_encoder
@@ -542,6 +543,28 @@ def test_deterministic_transforms_are_cached(run, tmp_path):
         first = transforms.get_index_of_first(lambda step: hasattr(step, "R"))
         after = [type(step).__name__ for step in transforms.transforms[first:]]
         assert after == ["RandCropByPosNegLabeld", "DeleteItemsd"]
+
+
+def test_drawn_heads_are_mirrored_and_exchange_their_sides():
+    """As the published generator does by default. Left and right labels stay on their side of the head."""
+    names = label_names("structures33")
+    left, right = (number for number, name in names.items() if name.endswith("Hippocampus"))
+    assert names[left].startswith("Left")
+    parser = ConfigParser()
+    files = ("pretrain.json", "datasets/sample.json", "datasets/synthetic.json")
+    parser.read_config([str(CONFIGS / name) for name in files])
+    transform = parser.get_parsed_content("synthetic_images")
+    transform.deformation.scaling = transform.deformation.rotation = transform.deformation.shearing = 0
+    transform.deformation.velocity = 0
+    label = torch.zeros(1, 12, 8, 8)
+    label[:, 1:3, 1:4], label[:, 7:11, 2:7], label[:, 5, 5] = left, right, 34  # RAS: the left side comes first
+    mirrored = label.flip(1)
+    mirrored[:, 1:5, 2:7], mirrored[:, 9:11, 1:4] = left, right
+    transform.set_random_state(0)
+    item = {"image": torch.rand(1, 12, 8, 8), "label": label, "domain": "synthetic"}
+    made = [transform(item)["label"] for _ in range(10)]
+    kept = sum(torch.equal(one, label) for one in made)
+    assert 0 < kept < 10 and sum(torch.equal(one, mirrored) for one in made) == 10 - kept
 
 
 def test_synthetic_images_are_a_domain_of_their_own(run, tmp_path):

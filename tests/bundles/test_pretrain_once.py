@@ -567,6 +567,28 @@ def test_drawn_images_have_a_skull_where_the_scans_have_one(run_bundle, tiny, tm
     assert (max(apart) > 0.3) == (surroundings > 0) and (np.median(apart) > 0.1) == (surroundings > 0), apart
 
 
+def test_synthseg_mirrors_heads_and_exchanges_their_sides():
+    """As the published generator does by default. Left and right labels stay on their side of the head."""
+    names = label_names("structures33")
+    left, right = (number for number, name in names.items() if name.endswith("Hippocampus"))
+    assert names[left].startswith("Left")
+    parser = ConfigParser()
+    files = ("train.json", "presets/synthseg.json", "tasks/structures33.json")
+    parser.read_config([str(CONFIGS / name) for name in files])
+    labels, transform, remove = parser.get_parsed_content("augmentation")
+    transform.deformation.scaling = transform.deformation.rotation = transform.deformation.shearing = 0
+    transform.deformation.velocity = 0
+    label = torch.zeros(1, 12, 8, 8)
+    label[:, 1:3, 1:4], label[:, 7:11, 2:7] = left, right  # RAS: the left side comes first
+    mirrored = label.flip(1)
+    mirrored[:, 1:5, 2:7], mirrored[:, 9:11, 1:4] = left, right
+    transform.set_random_state(0)
+    item = labels({"image": torch.rand(1, 12, 8, 8), "label": label})
+    made = [remove(transform(dict(item)))["label"] for _ in range(10)]
+    kept = sum(torch.equal(one, label) for one in made)
+    assert 0 < kept < 10 and sum(torch.equal(one, mirrored) for one in made) == 10 - kept
+
+
 def test_mae_predicts_normalised_patches(run_bundle, tiny, tmp_path):
     """With the preset, after the network: targets of mean 0 and deviation 1, whatever the image's intensities."""
     overlays = (tiny["unetr"], "presets/normalised_patches.json")
