@@ -46,9 +46,10 @@ class SyntheticContrast:
         thick_slices: largest voxel size in mm of an acquisition that is coarse along one axis.
         isotropic: probability that an acquisition is coarse along all axes, not just one.
         sharp: probability that the resolution stays that of the map.
+        blur_jitter: each width of the blur is multiplied by a factor between the inverse of this and this.
         noise: the standard deviation of noise at the resolution of the acquisition is drawn between 0 and this, for
             intensities in 0..1. SynthSeg has none.
-        channels: number of contrasts of an image, each drawn on its own.
+        channels: number of contrasts of an image, each drawn on its own, with a resolution of its own.
 
     ``paint(labels (B, 1, *spatial))`` returns images (B, channels, *spatial) in float32, in 0..1.
 
@@ -76,6 +77,7 @@ class SyntheticContrast:
         thick_slices: float = 8.0,
         isotropic: float = 0.1,
         sharp: float = 0.05,
+        blur_jitter: float = 1.03,
         noise: float = 0.0,
         channels: int = 1,
     ) -> None:
@@ -92,12 +94,14 @@ class SyntheticContrast:
                 raise ValueError(f"{name} must be a probability between 0 and 1, not {share}.")
         if parts < 1 or channels < 1:
             raise ValueError(f"parts and channels must be 1 or more, not {parts} and {channels}.")
+        if not blur_jitter >= 1:
+            raise ValueError(f"blur_jitter is the largest factor of the blur and must be 1 or more, not {blur_jitter}.")
         self.mean, self.std, self.parts, self.channels = tuple(mean), tuple(std), parts, channels
         self.known, self.known_share = [(list(ids), tuple(pair)) for ids, pair in known], known_share
         self.shared = [sorted(group) for group in shared]
         self.outside, self.strip = torch.as_tensor(list(outside), dtype=torch.long), strip
         self.black, self.dark, self.bias, self.bias_knots, self.gamma = black, dark, bias, bias_knots, gamma
-        self.spacing = spacing
+        self.spacing, self.blur_jitter = spacing, blur_jitter
         self.thick, self.thick_slices, self.isotropic, self.sharp, self.noise = (
             thick,
             thick_slices,
@@ -118,10 +122,12 @@ class SyntheticContrast:
         if self.gamma:
             exponent = (self.gamma * torch.randn(*image.shape[:2], *[1] * axes, device=image.device)).exp()
             image = image.pow(exponent)
-        voxel, thickness = self.draw_resolution(len(image), spacing, image.device)
-        return torch.stack(
-            [self.acquire(*sample, spacing) for sample in zip(image, voxel.tolist(), thickness.tolist(), strict=True)]
-        )
+        each = image.flatten(0, 1)[:, None]  # channels are acquired one by one
+        voxel, thickness = self.draw_resolution(len(each), spacing, image.device)
+        least = 1 / self.blur_jitter
+        jitter = least + (self.blur_jitter - least) * torch.rand(len(each), axes, device=image.device)
+        drawn = zip(each, voxel.tolist(), thickness.tolist(), jitter.tolist(), strict=True)
+        return torch.stack([self.acquire(*one, spacing, factors) for *one, factors in drawn]).view_as(image)
 
     def draw_intensities(self, labels: torch.Tensor) -> torch.Tensor:
         """Draw an image (B, channels, *spatial) with one Gaussian for each label."""
@@ -183,7 +189,7 @@ class SyntheticContrast:
     def draw_resolution(
         self, batch: int, spacing: Sequence[float], device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Voxel size and slice thickness of the acquisition in mm, each (B, axes)."""
+        """Voxel size and slice thickness of ``batch`` acquisitions in mm, each (B, axes)."""
         axes = len(spacing)
         # In double precision: what keeps the map's own resolution is told by equality.
         own = torch.tensor(spacing, dtype=torch.float64, device=device).expand(batch, -1)
@@ -198,16 +204,23 @@ class SyntheticContrast:
         return voxel, own + (voxel - own) * torch.rand(batch, axes, device=device)
 
     def acquire(
-        self, image: torch.Tensor, voxel: Sequence[float], thickness: Sequence[float], spacing: Sequence[float]
+        self,
+        image: torch.Tensor,
+        voxel: Sequence[float],
+        thickness: Sequence[float],
+        spacing: Sequence[float],
+        jitter: Sequence[float] | None = None,
     ) -> torch.Tensor:
         """Simulate another voxel size and slice thickness for one image (C, *spatial); its grid stays.
 
         Args:
             image: intensities in 0..1.
             voxel, thickness, spacing: voxel size and slice thickness of the acquisition and spacing of the image, mm.
+            jitter: factor of the blur's width, one per axis; None leaves it as it is.
         """
         size = tuple(image.shape[1:])
-        image = blur(image, [0.5 if t == s else 0.75 * t / s for t, s in zip(thickness, spacing, strict=True)])
+        widths = [0.5 if t == s else 0.75 * t / s for t, s in zip(thickness, spacing, strict=True)]
+        image = blur(image, [width * factor for width, factor in zip(widths, jitter or [1] * len(widths), strict=True)])
         coarse = [max(1, int(n * s / v + 1e-6)) for n, s, v in zip(size, spacing, voxel, strict=True)]
         if tuple(coarse) != size:
             image = _nearest(image, coarse)

@@ -56,6 +56,15 @@ def test_shuffling_keeps_the_values_of_each_cell():
     assert not torch.equal(moved, image)
 
 
+def test_the_defaults_are_those_of_the_published_code():
+    """MrGiovanni/ModelsGenesis, ``pytorch/config.py`` and the half of ``nonlinear_transformation`` in ``utils.py``."""
+    made = GenesisDamage()
+    assert made.shuffle_prob == 0.5  # local_rate
+    assert made.curve_prob == 0.9  # nonlinear_rate
+    assert (made.paint_prob, made.outside_prob) == (0.9, 0.8)  # paint_rate, outpaint_rate
+    assert made.curve.falling == 0.5 and made.curve.keep_background is False and made.curve.strength == 1
+
+
 def test_nothing_is_the_identity(image):
     damaged, mask = GenesisDamage(**OFF)(image)
     torch.testing.assert_close(damaged, image)

@@ -22,6 +22,16 @@ def still(**kwargs):
     return RandomDeformation(**{"scaling": 0, "rotation": 0, "shearing": 0, "velocity": 0, **kwargs})
 
 
+def test_the_defaults_are_those_of_the_published_generator():
+    """The arguments of ``BrainGenerator``: BBillot/SynthSeg, master, ``brain_generator.py``."""
+    made = RandomDeformation()
+    assert (made.scaling, made.shearing, made.translation) == (0.2, 0.012, 0)
+    assert made.rotation == pytest.approx(np.deg2rad(15))
+    assert (made.velocity, made.knots) == (4, 0.04)  # nonlin_std, nonlin_scale
+    # Its `flipping` is on; here it needs the axis, which the configs state.
+    assert made.flip_axis is None
+
+
 def test_without_a_range_nothing_moves(labels):
     image = torch.rand(3, 2, *SIZE)
     moved, with_it = still()(labels, image)

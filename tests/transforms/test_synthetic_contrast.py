@@ -8,7 +8,7 @@ from scipy import ndimage as ndi
 from common.transforms import SyntheticContrast
 from common.transforms.synthetic_contrast import blur, rescale
 
-PLAIN = {"std": (0, 0), "black": 0, "dark": 0, "bias": 0, "gamma": 0, "sharp": 1}
+PLAIN = {"std": (0, 0), "black": 0, "dark": 0, "bias": 0, "gamma": 0, "sharp": 1, "blur_jitter": 1}
 
 
 @pytest.fixture
@@ -170,6 +170,51 @@ def test_channels_have_contrasts_of_their_own(labels):
     assert image.shape == (1, 3, 32, 32, 32) and not torch.equal(image[:, 0], image[:, 1])
 
 
+def test_each_channel_has_a_resolution_of_its_own(labels, monkeypatch):
+    """Labels to images, channel by channel: each is drawn in a voxel size, a thickness and a blur of its own."""
+    seen, paint = [], SyntheticContrast(channels=3, sharp=0)
+    plain = paint.acquire
+    monkeypatch.setattr(paint, "acquire", lambda image, *drawn: seen.append(drawn) or plain(image, *drawn))
+    torch.manual_seed(0)
+    image = paint(labels.repeat(2, 1, 1, 1, 1))
+    assert image.shape == (2, 3, 32, 32, 32) and len(seen) == 6
+    for part, count in zip(zip(*seen, strict=True), (6, 6, 1, 6), strict=True):  # voxel, thickness, spacing, blur
+        assert len({tuple(values) for values in part}) == count
+    monkeypatch.setattr(paint, "acquire", lambda image, *drawn: image)
+    torch.manual_seed(0)
+    sharp = paint(labels.repeat(2, 1, 1, 1, 1))
+    monkeypatch.setattr(paint, "acquire", plain)
+    for number, drawn in enumerate(seen):  # in the order of samples and channels
+        sample, channel = divmod(number, 3)
+        alone = paint.acquire(sharp[sample, channel : channel + 1], *drawn)
+        assert torch.equal(alone[0], image[sample, channel])
+
+
+def test_the_blur_varies_within_its_factor(labels, monkeypatch):
+    widths = []
+    monkeypatch.setattr("common.transforms.synthetic_contrast.blur", lambda image, sigma: widths.extend(sigma) or image)
+    torch.manual_seed(0)
+    SyntheticContrast(**{**PLAIN, "blur_jitter": 1.1})(labels.repeat(100, 1, 1, 1, 1))
+    factors = torch.tensor(widths) / 0.5
+    assert 1 / 1.1 <= factors.min() < 0.92 and 1.09 < factors.max() <= 1.1 and len(set(widths)) == 300
+
+
+def test_the_defaults_are_those_of_the_published_generator():
+    """BBillot/SynthSeg, master: ``brain_generator.py`` (arguments), ``labels_to_image_model.py`` (``gamma_std``),
+    ``model_inputs.py`` (means, deviations, background) and ``ext/lab2im/layers.py`` (``SampleResolution``, blur)."""
+    made = SyntheticContrast()
+    assert (made.mean, made.std) == ((25, 225), (5, 25))  # prior_means, prior_stds
+    assert (made.black, made.dark) == (0.05, 0.25)  # random_coef > 0.95, else > 0.7
+    assert (made.bias, made.bias_knots) == (0.7, 0.025)  # bias_field_std, bias_scale
+    assert made.gamma == 0.5  # gamma_std
+    assert (made.thick, made.thick_slices) == (4, 8)  # max_res_iso, max_res_aniso
+    assert (made.isotropic, made.sharp) == (0.1, 0.05)  # prob_iso, prob_min
+    assert made.blur_jitter == 1.03  # blur_range
+    # What the generator lacks is off.
+    assert (made.noise, made.parts, made.known_share, made.strip, made.channels) == (0, 1, 0, 0, 1)
+    assert (made.known, made.shared, len(made.outside)) == ([], [], 0)
+
+
 def test_a_constant_image_becomes_0():
     assert (rescale(torch.full((2, 1, 3, 3), 7.0)) == 0).all()
 
@@ -177,6 +222,7 @@ def test_a_constant_image_becomes_0():
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [({"mean": (5, 1)}, "mean"), ({"std": (-1, 1)}, "std"), ({"sharp": 2}, "sharp"), ({"parts": 0}, "parts"),
+     ({"blur_jitter": 0.9}, "blur_jitter"),
      ({"black": 0.8, "dark": 0.8}, "black")],
 )  # fmt: skip
 def test_wrong_ranges_are_refused(wrong, word):
