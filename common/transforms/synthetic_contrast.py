@@ -127,7 +127,7 @@ class SyntheticContrast:
         least = 1 / self.blur_jitter
         jitter = least + (self.blur_jitter - least) * torch.rand(len(each), axes, device=image.device)
         drawn = zip(each, voxel.tolist(), thickness.tolist(), jitter.tolist(), strict=True)
-        return torch.stack([self.acquire(*one, spacing, factors) for *one, factors in drawn]).view_as(image)
+        return torch.stack([self.acquire(one, v, t, spacing, j) for one, v, t, j in drawn]).view_as(image)
 
     def draw_intensities(self, labels: torch.Tensor) -> torch.Tensor:
         """Draw an image (B, channels, *spatial) with one Gaussian for each label."""
