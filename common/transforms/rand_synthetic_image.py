@@ -28,8 +28,6 @@ class RandSyntheticImaged(Randomizable, MapTransform):
             deformed map replaces the item's; voxels from outside of it become -1. Bytes become int16 in every item.
         source_key: label map that the images are drawn from, on the grid of the label. It may hold more labels than the
             network segments (skull, scalp). None draws from ``label_key``.
-        source_extends_label: the source has the label's numbers, and others where the label has none. Then both have
-            their sides exchanged when they are mirrored.
         deformation: moves label maps, as ``common.transforms.RandomDeformation`` does; None leaves them as they are.
             The labels of its ``sided`` are those of the source: a label map of other numbers keeps them, so do not
             mirror if its classes have sides, unless ``source_extends_label``.
@@ -41,6 +39,8 @@ class RandSyntheticImaged(Randomizable, MapTransform):
             all domains.
         domain_key: key of an item that names its domain.
         keep_uniform: keep items with fewer than two labels unchanged, such as crops of air, instead of refusing them.
+        source_extends_label: the source has the label's numbers, and others where the label has none. Then both have
+            their sides exchanged when they are mirrored.
 
     Raises:
         ValueError: the item has no such label map, it has fewer than two labels or more than one channel, or the source
@@ -52,7 +52,6 @@ class RandSyntheticImaged(Randomizable, MapTransform):
         keys: KeysCollection = "image",
         label_key: str = "label",
         source_key: str | None = None,
-        source_extends_label: bool = False,
         deformation: Callable[..., torch.Tensor] | None = None,
         contrast: Callable[[torch.Tensor], torch.Tensor] | None = None,
         normalize: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]] | None = None,
@@ -60,6 +59,7 @@ class RandSyntheticImaged(Randomizable, MapTransform):
         domains: Sequence[str] | None = None,
         domain_key: str = "domain",
         keep_uniform: bool = False,
+        source_extends_label: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys=True)
         if not 0 <= prob <= 1:

@@ -88,6 +88,32 @@ def test_a_mirrored_map_of_other_numbers_keeps_them(item):
     assert 0 < mirrored < 8
 
 
+def test_a_mirrored_source_that_extends_the_label_exchanges_the_sides_of_both(item):
+    """The source is the label, and 3 where the label has none, which has no side."""
+    item["map"] = item["label"].as_tensor().clone()
+    item["map"][item["map"] == 0] = 3
+    still = {"scaling": 0, "rotation": 0, "shearing": 0, "velocity": 0}
+    drawn = []
+
+    def contrast(source):
+        drawn.append(source[0])
+        return source.float()
+
+    transform = RandSyntheticImaged(
+        source_key="map",
+        deformation=RandomDeformation(**still, flip_axis=0, sided=[[1, 2]]),
+        contrast=contrast,
+        source_extends_label=True,
+    )
+    transform.set_random_state(0)
+    exchanged = item["label"].as_tensor().flip(1).apply_(lambda value: {0: 0, 1: 2, 2: 1}[value])
+    made = [transform(item)["label"].as_tensor() for _ in range(8)]
+    mirrored = sum(torch.equal(label, exchanged) for label in made)
+    assert 0 < mirrored < 8 and sum(torch.equal(label, item["label"].as_tensor()) for label in made) == 8 - mirrored
+    for label, source in zip(made, drawn, strict=True):
+        assert torch.equal(source, torch.where(label == 0, 3, label))
+
+
 @pytest.mark.parametrize("deformation", [None, RandomDeformation(velocity=0, sided=[[1, 2]], flip_axis=0)])
 def test_what_does_not_count_is_drawn_as_background(item, deformation):
     item["label"][:, :, 14:] = -1
