@@ -41,7 +41,7 @@ def test_a_new_bundle_gets_the_files_of_the_others(bundle):
     assert make(bundle, "--check") == (0, "")
     made = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     made -= {f"configs/{name}.json" for name in BASE}
-    assert len(made) == 15
+    assert len(made) == 16
     for name in made:
         text = (ROOT / "bundles/pretrain_once" / name).read_text()
         assert (bundle / name).read_text() == text.replace('"pretrain_once"', '"mine"'), name
