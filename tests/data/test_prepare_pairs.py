@@ -118,6 +118,46 @@ def test_frames_of_one_patient_are_not_split(tmp_path, name, folders):
     assert sum(map(len, subjects.values())) == 20
 
 
+@pytest.mark.parametrize(
+    ("form", "pattern"),
+    [
+        ("P{0}_v{1}_T1w", r"P\d+"),
+        ("P{0}_ses-{1}_T1w", r"P\d+"),
+        ("v{1}/P{0}", r"P\d+"),
+        ("P{0}/2020010{1}/T1w", r"P\d+"),
+        ("2020010{1}_{0}", "[^/_-]*$"),
+        ("v{1}/{0}", "[^/]*$"),
+        ("ADNI_002_S_00{0}_br_raw_201{1}0101_S1{0}_I{0}{1}", r"\d+_S_\d+"),
+    ],
+)
+def test_visits_of_one_patient_are_not_split_and_the_suggested_pattern_keeps_them_together(tmp_path, form, pattern):
+    root = tmp_path / "study"
+    names = {form.format(f"{who:02}", visit): who for who in range(1, 11) for visit in (1, 2)}
+    touch(root, *(f"{folder}/{name}.nii.gz" for name in names for folder in ("images", "labels")))
+    with pytest.raises(DatalistError, match="20 scans seem to belong to 10 subjects") as refused:
+        made("folders", root)
+    assert f"a regular expression such as '{pattern}', so that" in str(refused.value)
+    _, subjects, content = made("folders", root, subject=pattern)
+    whose = {
+        x["subject"]: names[x["image"].partition("images/")[2].removesuffix(".nii.gz")] for x in content["training"]
+    }
+    assert sum(map(len, subjects.values())) == 10 and len(set(whose.values())) == len(whose) == len(
+        subjects["training"]
+    )
+    assert not subjects["training"] & (subjects["test"] | subjects["validation"])
+
+
+def test_names_with_two_readings_need_a_subject(tmp_path):
+    root = tmp_path / "study"
+    names = [f"{year}/P{who}.nii.gz" for year in (2019, 2020) for who in range(5)]
+    touch(root, *(f"{folder}/{name}" for name in names for folder in ("images", "labels")))
+    with pytest.raises(
+        DatalistError, match=r"^2019/P0 and 2020/P0 may be two visits of one subject or scans of two: name"
+    ):
+        made("folders", root)
+    assert sum(map(len, made("folders", root, subject=".*")[1].values())) == 10
+
+
 def test_the_subject_of_any_set_can_be_named(tmp_path):
     root = tmp_path / "ixi"
     touch(root, *(f"t1/IXI{i:03d}-HH-{i % 5:04d}-T1.nii.gz" for i in range(10)))

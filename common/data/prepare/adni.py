@@ -6,7 +6,7 @@ from typing import Any
 
 from .files import add_once, item, number, read_table, scans, stem
 
-_SUBJECT = re.compile(r"\d{3}_S_\d{4,5}")
+SUBJECT = re.compile(r"\d{3}_S_\d{4,5}")
 _IMAGE_ID = re.compile(r"_I(\d+)$")
 _PREFIX = "MALPEM-"
 _DIAGNOSES = {"CN": 0, "SMC": 0, "MCI": 1, "EMCI": 1, "LMCI": 1, "AD": 2}
@@ -35,7 +35,7 @@ def collect_adni(source: Path) -> list[dict[str, Any]]:
             add_once(labels, _key(file), file, "masks")
     items = []
     for image in files:
-        subject = _SUBJECT.search(image.name)
+        subject = SUBJECT.search(image.name)
         if image.name.startswith(_PREFIX) or subject is None:
             continue
         image_id = _IMAGE_ID.search(_key(image))

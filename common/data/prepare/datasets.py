@@ -26,6 +26,7 @@ from .ixi import collect_ixi
 from .lidc import collect_lidc
 from .oasis1 import collect_oasis1
 from .split import split_by_subject
+from .subjects import subjects_of_names
 from .synapse import SYNAPSE_TEST, collect_synapse
 from .visceral import collect_visceral
 from .write import LAYOUTS, LISTS, write_datalist
@@ -59,6 +60,7 @@ _LABEL_SCHEME_OF = {
 }
 _TEST = "published_test"  # of items that a set is published with as its test part, with labels or without
 _LIST = "published_list"  # of items whose lists somebody published
+_ADVICE = "name the subject with --subject, a regular expression such as "
 _EACH_FOR_ITSELF = ("decathlon", "folders")  # layouts that do not say what a subject is
 # The split where none is asked for, validation and test: that of Zhang et al., or the one that a set is known by.
 _SPLIT = (0.1, 0.2)
@@ -137,7 +139,7 @@ def prepare(
     if subject is not None:
         items = with_subjects(items, subject, folder)
     elif name in _EACH_FOR_ITSELF:
-        _refuse_several_a_subject(items)
+        _refuse_several_a_subject(items, folder)
     lone = [] if name == "bids" else _lone_masks(items, folder)
     kept = [x for x in items if transductive or "label" in x or _first(x) not in published]
     hidden = len(items) - len(kept)
@@ -269,26 +271,57 @@ def with_subjects(items: list[dict[str, Any]], pattern: str, folder: Path) -> li
     return result
 
 
-def _refuse_several_a_subject(items: list[dict[str, Any]]) -> None:
+def _refuse_several_a_subject(items: list[dict[str, Any]], folder: Path) -> None:
     """Refuse scans that the layout counts as one subject each, although their names suggest fewer subjects.
 
-    Names suggest that if there are several groups of names that differ only in their last part.
+    Names suggest that by the rule of `subjects_of_names`, or if most are in groups that differ only in their last part.
     """
-    groups: dict[str, list[str]] = {}
-    for x in items:
-        name = str(x["subject"])
+    names = [str(x["subject"]) for x in items]
+    for x, name in zip(items, names, strict=True):
         if name != stem(_first(x)) and not stem(_first(x)).startswith(f"{Path(name).name}"):
             return  # the set's own file says what a subject is
-        groups.setdefault(re.sub(r"[_/-]?[^_/-]*$", "", name), []).append(name)
-    together = {group: names for group, names in groups.items() if group and len(names) > 1}
-    if len(together) < 2 or 2 * sum(map(len, together.values())) < len(items):
-        return
-    group, names = next(iter(sorted(together.items())))
+    several = dict.fromkeys(names)
+    subjects = dict(zip(several, (found := subjects_of_names(list(several))).of, strict=True))
+    if len(set(subjects.values())) == len(subjects):
+        if found.doubt is not None:
+            raise DatalistError(
+                f"{found.doubt[0]} and {found.doubt[1]} may be two visits of one subject or scans of two: {_ADVICE}"
+                "'patient[0-9]+'; if each scan is a separate subject, give --subject '.*'."
+            )
+        last = {name: re.sub(r"[_/-]?[^_/-]*$", "", name) or name for name in several}
+        sizes = [count for count in Counter(last.values()).values() if count > 1]
+        if len(sizes) < 2 or 2 * sum(sizes) < len(items):
+            return
+        subjects = last
+    of = [subjects[name] for name in names]
+    one = min(subject for subject, count in Counter(of).items() if count > 1)
+    of_one = some([name for name in names if subjects[name] == one], 3)
     raise DatalistError(
-        f"{len(items)} scans seem to belong to {len(groups)} subjects ({some(names, 3)} of {group}): "
-        "name the subject with --subject, a regular expression such as '([^/]*)[_-][^/]*$', so that "
-        "none is in two lists; if each scan is a separate subject, give --subject '.*'."
+        f"{len(items)} scans seem to belong to {len(set(of))} subjects ({of_one} of {one}): "
+        f"{_ADVICE}{_pattern(items, of, folder)}, so that none is in two lists; "
+        "if each scan is a separate subject, give --subject '.*'."
     )
+
+
+def _pattern(items: list[dict[str, Any]], subjects: list[str], folder: Path) -> str:
+    """A regular expression that finds these subjects in the paths of the items."""
+    like = re.sub(r"\d+", r"\\d+", re.sub(r"([^\w/ -])", r"\\\1", subjects[0]))
+    tried = (like, r"[^/]*$", r"([^/]*)[_-][^/]*$", r"([^/]*)/[^/]*$", r"([^/_-]*)[^/]*$", r"[^/_-]*$")
+    wanted = _partition(subjects)
+    for pattern in tried:
+        try:
+            found = [str(x["subject"]) for x in with_subjects(items, pattern, folder)]
+        except DatalistError:
+            continue
+        if _partition(found) == wanted:
+            return f"'{pattern}'"
+    return "'patient[0-9]+'"
+
+
+def _partition(names: list[str]) -> list[int]:
+    """For each name, the place of the first that is equal."""
+    first: dict[str, int] = {}
+    return [first.setdefault(name, i) for i, name in enumerate(names)]
 
 
 def _lone_masks(items: list[dict[str, Any]], folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ def collect_folders(
     others given with `--images` and `--labels`.
 
     Sub-folders are part of the names. Scans without a mask are for pre-training. Each scan is a separate subject,
-    unless `--subject` defines subjects.
+    unless `--subject` defines subjects; if the names tell of several scans of a subject, `--subject` is asked for.
 
     Args:
         source: folder that holds both.
