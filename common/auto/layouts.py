@@ -18,6 +18,7 @@ from ..data.datalist import SECTIONS, read_datalist, read_dictionary
 from ..data.prepare.bids import belongs
 from ..data.prepare.decathlon import channel_cases, names_its_files
 from ..data.prepare.files import MASK_FOLDER, is_mask_folder, read_table, some, stem
+from ..data.prepare.subjects import CONTRASTS, has_visit
 from ..dicom import holds_dicom
 from ..files import VOLUME_ENDINGS, without_ending
 from .study import StudyError
@@ -35,10 +36,6 @@ _MASK_WORDS = _words(
     "manual dseg roi rois contour contours delineation msk lesion lesions"
 )
 _SCAN_WORDS = _words("img imgs image images scan scans vol volume volumes orig imaging data raw")
-_CONTRASTS = _words(
-    "t1 t1w t1c t1ce t1gd t1n t1post t1pre t1wce t2 t2w t2f t2n t2star t2s flair pd pdw adc dwi trace swi dce ct cta "
-    "pet suv mr mri bssfp lge de c0 inphase outphase opposed water fat inv1 inv2 mp2rage mprage"
-)
 _WORD_AND_NUMBER = re.compile(rf"({'|'.join(sorted(_MASK_WORDS | _SCAN_WORDS, key=len, reverse=True))})(\d+)")
 _SCAN_FOLDER = re.compile(r"(img|image|scan|vol|volume)s?(Tr|Ts)?", re.IGNORECASE)
 _MASK_ENDING = re.compile(rf"[_\-. ]({'|'.join(sorted(_MASK_WORDS, key=len, reverse=True))})$", re.IGNORECASE)
@@ -48,6 +45,8 @@ _NO_SCANS = {
     **dict.fromkeys((".hdr", ".img"), "Analyze files"),
     **dict.fromkeys((".mgz", ".mgh"), "FreeSurfer files"),
 }
+MOST_GUESSED = 5
+"""Largest number of guessed pairs that a note lists."""
 _RESULTS = ("study.txt", "datalist.json", "unlabelled.json")
 """Files in the output folder of an automatic run."""
 _BIDS_FOLDERS = ("anat", "dwi", "perf", "pet", "ct")
@@ -496,7 +495,7 @@ def _named(file: Path, root: Path) -> _Named:
             is_mask = is_mask or kind in _MASK_WORDS
             if kind in _MASK_WORDS | _SCAN_WORDS:
                 own += [rest] if rest else []
-            elif word in _CONTRASTS:
+            elif word in CONTRASTS:
                 contrast = f"{contrast} {word}".strip()
             elif word:
                 own.append(word)
@@ -581,19 +580,28 @@ def _single(
     images: Path,
     folder: Path | None,
 ) -> Layout:
-    """One case per scan, with the mask of the same name, else of a name that differs in the usual words."""
+    """One case per scan, with the mask of the same name, else of a name that differs in the usual words.
+
+    Masks that have more than that in common with no scan are matched by the file's name alone, or by the scan's folder,
+    if no folder of the masks has the name of one of the scans. A note lists such pairs.
+    """
     folders = {_folder_of(x) for x in scans}
-    keys: list[Callable[[_Named], Hashable]] = [
+    apart = not folders & {_folder_of(x) for x in masks}
+    of_paths: list[Callable[[_Named], Hashable]] = [
         lambda x: x.key,
         lambda x: (x.words, x.contrast),
         lambda x: x.words,
+    ]
+    of_names: list[Callable[[_Named], Hashable]] = [
         lambda x: x.key.rpartition("/")[2].lower(),
         lambda x: _named(x.file, x.file.parent).words,
         lambda x: _MASK_ENDING.sub("", x.key.partition("/")[0]).lower(),  # one scan in a folder of its own
     ]
     masks_of: dict[Path, list[Path]] = defaultdict(list)
     rest = list(masks)
-    for key in keys:
+    guessed: list[Path] = []
+    for key in (*of_paths, *of_names):
+        by_name = key in of_names
         found: dict[Hashable, list[_Named]] = defaultdict(list)
         for x in scans:
             found[key(x)].append(x)
@@ -601,13 +609,18 @@ def _single(
         for x in rest:
             alike = found.get(key(x), []) if key(x) not in ((), ((), "")) else []
             # A folder with scans says where its masks belong; a name that is found in another one is another person's.
-            alike = [scan for scan in alike if _folder_of(scan) == _folder_of(x) or _folder_of(x) not in folders]
+            elsewhere = apart if by_name else _folder_of(x) not in folders
+            alike = [scan for scan in alike if elsewhere or _folder_of(scan) == _folder_of(x)]
             if len(alike) == 1:
                 masks_of[alike[0].file].append(x.file)
+                if by_name or (x.contrast and x.contrast != alike[0].contrast):
+                    guessed.append(x.file)
             else:
                 unmatched.append(x)
         rest = unmatched
-    rest = _longer_names(scans, rest, masks_of)
+    unmatched = _longer_names(scans, rest, masks_of)
+    guessed += [x.file for x in rest if x not in unmatched]
+    rest = unmatched
     if masks and not masks_of:
         raise _strangers([x.key for x in masks], [x.key for x in scans], folder or images, images)
     left_out += [(x.file, f"is a mask without a scan of its name in {images}") for x in rest]
@@ -619,17 +632,27 @@ def _single(
             left_out.append((x.file, _several(several)))
         else:
             cases.append(Found(x.bare if plain else x.key, (x.file,), several[0] if several else None))
-    return Layout("", images, cases, left_out=left_out)
+    notes = _guessed_note([x for x in cases if x.mask in set(guessed)], images, folder or images)
+    return Layout("", images, cases, left_out=left_out, notes=notes)
+
+
+def _guessed_note(cases: Sequence[Found], images: Path, masks: Path) -> list[str]:
+    if not cases:
+        return []
+    pairs = [f"{x.images[0].relative_to(images)} with {x.mask.relative_to(masks)}" for x in cases if x.mask]
+    are = "1 pair is" if len(pairs) == 1 else f"{len(pairs)} pairs are"
+    return [f"{are} a guess, since the names differ: {some(pairs, MOST_GUESSED)}."]
 
 
 def _folder_of(x: _Named) -> str:
-    return x.key.rpartition("/")[0].lower()
+    """The folder below the scans' or the masks', without folders whose names say which of both they hold."""
+    return x.bare.rpartition("/")[0].lower()
 
 
 def _longer_names(scans: Sequence[_Named], masks: Sequence[_Named], masks_of: dict[Path, list[Path]]) -> list[_Named]:
     """Match masks whose names extend the scan's (`a_liver`), or the other way round; returns the rest.
 
-    The extension has no digit, since it could be the number of another scan.
+    The extension has no digit, since it could be the number of another scan, and no word for a visit (`post`).
     """
     counts = Counter(x.bare for x in scans)
     by_name = {x.bare: x for x in scans if counts[x.bare] == 1}
@@ -654,7 +677,11 @@ def _longer_names(scans: Sequence[_Named], masks: Sequence[_Named], masks_of: di
 
 
 def _begin(name: str, names: Collection[str]) -> str | None:
-    """The longest of the names that this name begins with, without a digit after it."""
+    """The longest of the names that this name begins with, without a digit or a visit after it."""
     ends = [match.start() for match in re.finditer(r"[_\-. ]", name)]
-    found = [name[:end] for end in ends if name[:end] in names and not re.search(r"\d", name[end:])]
+    found = [
+        name[:end]
+        for end in ends
+        if name[:end] in names and not re.search(r"\d", name[end:]) and not has_visit(name[end:])
+    ]
     return found[-1] if found else None
