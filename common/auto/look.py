@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,14 +16,14 @@ import numpy as np
 
 from ..data.copies import same_content
 from ..data.datalist import find_problems, open_volume, shape_problem
-from ..data.label_maps import known_labels
+from ..data.label_maps import known_labels, label_map, label_names
 from ..data.prepare.files import read_table, some
 from ..durations import format_duration
 from ..grids import grid_problem, in_anatomical_order
 from ..nifti import is_nifti
 from ..volumes import VolumeError, label_problem, whole_labels
 from .layouts import Found, Layout, find_layout
-from .study import MIN_SUBJECTS, Case, LabelVolume, Study, StudyError
+from .study import MIN_SUBJECTS, Case, LabelVolume, Study, StudyError, of_head_size
 from .subjects import find_subjects
 
 __all__ = ["look"]
@@ -93,8 +94,15 @@ def look(
             "structures."
         )
     named = _names(layout, volumes, names or {})
-    label_scheme = layout.label_scheme or _label_scheme(volumes)
+    label_scheme, possible_scheme = layout.label_scheme, None
+    if label_scheme is None:
+        label_scheme, possible_scheme = _label_scheme(volumes, cases, named)
     notes = [*layout.notes, *_notes(cases, volumes, layout, label_scheme)]
+    if possible_scheme:
+        notes.append(
+            f"The masks may be numbered like {possible_scheme}, but their labels do not prove it, so each is learnt as "
+            "a class: --task structures34 merges them if they are."
+        )
     return Study(
         layout.name,
         tuple(cases),
@@ -105,6 +113,7 @@ def look(
         tuple(notes),
         grouping,
         label_scheme,
+        possible_scheme,
     )
 
 
@@ -308,12 +317,46 @@ def _names(layout: Layout, found: Mapping[int, LabelVolume], given: Mapping[int,
     return {label: named.get(label, f"label {label}") for label in found}
 
 
-def _label_scheme(found: dict[int, LabelVolume]) -> str | None:
-    """The atlas of the masks' numbers: the only one with all their labels, of which they hold at least half."""
+def _label_scheme(
+    found: Mapping[int, LabelVolume], cases: Sequence[Case], named: Mapping[int, str]
+) -> tuple[str | None, str | None]:
+    """The atlas of the masks' numbers, and else the one that it may be.
+
+    It is the only atlas with all their labels, of which they hold at least half, for MR scans of the size of a head. An
+    atlas that counts from 1 without gaps has the numbers of any other such list, so it is at best possible. Names that
+    are not the atlas's own rule it out.
+    """
     fits = [
         name for name in _ATLASES if found.keys() <= known_labels(name) and 2 * len(found) >= len(known_labels(name))
     ]
-    return fits[0] if len(fits) == 1 and len(found) > 20 else None
+    facts = [x.facts for x in cases if x.mask]
+    if (
+        len(fits) != 1
+        or len(found) <= 20
+        or not of_head_size(facts)
+        or 2 * sum(x.modality == "CT" for x in facts) > len(facts)
+    ):
+        return None, None
+    stated = {label: name for label, name in named.items() if name != f"label {label}"}
+    if stated and not _names_fit(stated, fits[0]):
+        return None, None
+    labels = known_labels(fits[0]) - {0}
+    return (None, fits[0]) if labels == set(range(1, len(labels) + 1)) else (fits[0], None)
+
+
+def _names_fit(stated: Mapping[int, str], atlas: str) -> bool:
+    """Whether at least half of the names share a word with the atlas's, where it has one that all tables use.
+
+    The parcels of the cortex and the white matter have names of their own in each table.
+    """
+    classes = label_names("structures34")
+    of_label = {label: classes[k] for k, labels in label_map(atlas, "structures34").items() if k for label in labels}
+    judged = [
+        (set(re.findall("[a-z]{4,}", of_label[label].lower())) - {"left", "right"}, name.lower())
+        for label, name in stated.items()
+        if label in of_label and "Cerebral" not in of_label[label]
+    ]
+    return bool(judged) and 2 * sum(any(word in name for word in words) for words, name in judged) >= len(judged)
 
 
 def _notes(cases: Sequence[Case], found: dict[int, LabelVolume], layout: Layout, label_scheme: str | None) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..data.label_maps import label_map, label_names
 from .machine import Machine
-from .study import Study, by_anatomy
+from .study import Study, by_anatomy, of_head_size
 
 __all__ = [
     "Decision",
@@ -34,8 +34,6 @@ MANY = 40
 """More labels of a known scheme than this are merged to structures."""
 ANISOTROPIC = 3.0
 """Slices this many times thicker than a pixel are not rotated out of their plane (nnU-Net's threshold)."""
-HEAD_MM = (100.0, 300.0)
-"""Range of extents of a single-channel MR volume that may be a head."""
 SHIPPED = "synthetic_brain"
 SHIPPED_TASK = "structures4"
 SHIPPED_GRID = 2.0
@@ -329,6 +327,7 @@ def class_rule(study: Study, task: str | None) -> tuple[dict[str, Any], str]:
         return own, "each label of the masks is one"
     else:
         why = "as --task says"
+        scheme = scheme or study.possible_scheme
     if scheme is None:
         raise PlanError(
             f"--task {task}: the masks follow no known label scheme; leave out --task, or write a "
@@ -476,12 +475,8 @@ def intensity_rule(study: Study, facts: Sequence[Any]) -> tuple[dict[str, Any], 
 
 
 def _may_be_head(study: Study, facts: Sequence[Any]) -> bool:
-    extent = np.median([np.asarray(one.spacing) * np.asarray(one.shape) for one in facts], 0)
     return (
-        study.modality == "MR"
-        and len(study.channels) == 1
-        and study.anisotropy < ANISOTROPIC
-        and bool((extent >= HEAD_MM[0]).all() and (extent <= HEAD_MM[1]).all())
+        study.modality == "MR" and len(study.channels) == 1 and study.anisotropy < ANISOTROPIC and of_head_size(facts)
     )
 
 

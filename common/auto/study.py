@@ -19,7 +19,7 @@ from ..volumes import format_shape
 if TYPE_CHECKING:
     from ..fingerprint import ScanFacts
 
-__all__ = ["MIN_SUBJECTS", "Case", "LabelVolume", "Study", "StudyError", "by_anatomy", "describe_split"]
+__all__ = ["MIN_SUBJECTS", "Case", "LabelVolume", "Study", "StudyError", "by_anatomy", "describe_split", "of_head_size"]
 
 MIN_SUBJECTS = 3
 """Least subjects with masks: one each to train, validate and test on."""
@@ -29,6 +29,8 @@ MOST_LISTED = 8
 """Largest number of classes and files that `Study.describe` lists."""
 THICK = 2.0
 """Slices count as thick from this anisotropy on."""
+HEAD_MM = (100.0, 300.0)
+"""Range of the extents of an MR volume that may be a head."""
 VALIDATION, TEST = 0.1, 0.2
 """Shares of the subjects with masks to hold out, as in `common.data prepare`."""
 
@@ -82,6 +84,8 @@ class Study:
     """How the subjects were found."""
     label_scheme: str | None = None
     """How the masks are numbered (see `common.data.label_map`), if known."""
+    possible_scheme: str | None = None
+    """How they may be numbered, if their labels fit it and do not prove it; used with a task that the user states."""
 
     @property
     def labelled(self) -> tuple[Case, ...]:
@@ -303,6 +307,12 @@ def by_anatomy(facts: ScanFacts, values: Sequence[float]) -> tuple[float, ...]:
     """Values of the stored axes, in the order left-right, front-back, up-down."""
     order = {code: number for number, pair in enumerate(("LR", "PA", "IS")) for code in pair}
     return tuple(value for _, value in sorted(zip(map(order.__getitem__, facts.orientation), values, strict=True)))
+
+
+def of_head_size(facts: Sequence[ScanFacts]) -> bool:
+    """Whether the scans have the size of a head, in the median along each stored axis."""
+    extents = _median([[n * mm for n, mm in zip(one.shape, one.spacing, strict=True)] for one in facts])
+    return all(HEAD_MM[0] <= mm <= HEAD_MM[1] for mm in extents)
 
 
 def _ml(volume: float) -> str:

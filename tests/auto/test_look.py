@@ -15,9 +15,11 @@ import pytest
 
 from common.auto.layouts import Found
 from common.auto.look import look
+from common.auto.plan import PlanError, class_rule
 from common.auto.study import Study, StudyError
 from common.auto.subjects import find_subjects
 from common.data import DatalistError, load_datalist
+from common.data.label_maps import known_labels, label_map, label_names
 
 DATA = Path(os.environ.get("REVIEW_DATA", Path(__file__).parents[2] / "../shared/data"))
 SHAPE = (12, 10, 8)
@@ -305,6 +307,62 @@ def test_subjects_by_their_names(names, subjects):
     assert find_subjects([Found(name, ()) for name in names])[0] == expected
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        "P{0}_v{1}_T1w",
+        "P{0}_ses-{1}_T1w",
+        "P{0}_visit_{1}_brain",
+        "P{0}_m0{1}_FLAIR",
+        "P{0}/2020010{1}/T1w",
+        "P{0}_2020-01-0{1}_T1w",
+        "2020010{1}_P{0}",
+        "v{1}/P{0}",
+        "V{1}/P{0}/t1",
+        "T1w_P{0}_v{1}",
+    ],
+)
+def test_visits_at_any_place_of_the_names(form):
+    names = [form.format(f"{who:02}", visit) for who in range(1, 4) for visit in (1, 2)]
+    subjects, how = find_subjects([Found(name, ()) for name in names])
+    assert subjects == ["P01", "P01", "P02", "P02", "P03", "P03"]
+    assert how == f"by the names ({names[0]}, {names[1]} belong to one)"
+
+
+def test_visits_in_words_and_numbers_of_adni():
+    names = [f"{visit}/P{who}_T1w" for visit in ("baseline", "followup") for who in range(3)]
+    assert find_subjects([Found(name, ()) for name in names])[0] == ["P0", "P1", "P2"] * 2
+    names = [
+        f"ADNI_002_S_{who:04}_MR_MPRAGE_br_raw_20{year}0101_S{who}_I{year}" for who in (295, 413) for year in (10, 12)
+    ]
+    subjects, how = find_subjects([Found(name, ()) for name in names])
+    assert subjects == ["002_S_0295"] * 2 + ["002_S_0413"] * 2 and how == "by ADNI's numbers in the names"
+
+
+def test_numbers_of_subjects_are_no_dates():
+    """Some of eight digits look like a date, but not all."""
+    names = [f"case_2019{month:02}12" for month in range(1, 14)]
+    assert find_subjects([Found(name, ()) for name in names])[0] == names
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{year}/P0{who}" for year in (2019, 2020) for who in range(4)],
+        [f"{year}_P0{who}" for year in (2019, 2020) for who in range(4)],
+        [f"study{study}/00{who}" for study in (1, 2) for who in range(4)],
+        ["scan_visit1", "scan_visit2", "scan_visit3"],
+        ["control_visit1", "treated_visit1", "control_visit2", "treated_visit2"],
+        ["baseline", "followup"],
+    ],
+)
+def test_names_with_two_readings_are_refused(names):
+    cases = [Found(name, (Path(f"/x/{name}.nii.gz"),)) for name in names]
+    with pytest.raises(StudyError, match=f"^{names[0]} and .* may be two visits of one subject or scans of two: name"):
+        find_subjects(cases)
+    assert len(set(find_subjects(cases, ".*", root=Path("/x"))[0])) == len(names)
+
+
 def test_subjects_of_a_table_and_of_a_pattern(tmp_path):
     images, masks = two_folders(tmp_path)
     for i in range(4):
@@ -382,6 +440,49 @@ def test_masks_of_one_folder_are_not_given_to_scans_of_another(tmp_path):
         f"scans/siteB/{number:03}.nii.gz": f"masks/siteB/{number:03}.nii.gz" for number in range(5)
     }
     assert all("is a mask without a scan" in reasons(study)[f"{number:03}.nii.gz"] for number in (5, 6, 7))
+
+
+@pytest.mark.parametrize("one_folder", [False, True])
+def test_masks_of_a_centre_without_scans_are_not_given_to_those_of_another(tmp_path, one_folder):
+    for number in range(8):
+        scan(tmp_path / f"images/centreA/{number:03}.nii.gz")
+        mask(tmp_path / f"masks/centre{'A' if number < 5 else 'B'}/{number:03}.nii.gz")
+    study = look(tmp_path) if one_folder else look(tmp_path / "images", tmp_path / "masks")
+    assert {x.images[0].name: x.mask and x.mask.parent.name for x in study.cases} == {
+        f"{number:03}.nii.gz": "centreA" if number < 5 else None for number in range(8)
+    }
+    assert all("is a mask without a scan" in reasons(study)[f"{number:03}.nii.gz"] for number in (5, 6, 7))
+
+
+def test_a_mask_of_another_visit_is_not_given_to_a_scan(tmp_path):
+    for name, mask_name in (("p1_pre", "p1_pre_seg"), ("p2", "p2_seg"), ("p3", "p3_post_seg"), ("p4-baseline", "p4")):
+        scan(tmp_path / f"images/{name}.nii.gz")
+        mask(tmp_path / f"masks/{mask_name}.nii.gz")
+    study = look(tmp_path / "images", tmp_path / "masks")
+    assert [x.name for x in study.labelled] == ["p1_pre", "p2"] and not study.notes
+    assert {"p3_post_seg.nii.gz", "p4.nii.gz"} == {
+        name for name, why in reasons(study).items() if "without a scan" in why
+    }
+
+
+def test_guessed_pairs_are_listed(tmp_path):
+    images, masks = two_folders(tmp_path)
+    assert not look(images, masks).notes
+    for i in range(2):
+        os.rename(masks / f"case{i}.nii.gz", masks / f"case{i}_liver.nii.gz")
+    (note,) = look(images, masks).notes
+    assert note == (
+        "2 pairs are a guess, since the names differ: case0.nii.gz with case0_liver.nii.gz, case1.nii.gz with "
+        "case1_liver.nii.gz."
+    )
+    (tmp_path / "images/train").mkdir()
+    for file in images.glob("*.nii.gz"):
+        os.rename(file, images / "train" / file.name.replace("case3", "case3_t1"))
+    for i in range(2):
+        os.rename(masks / f"case{i}_liver.nii.gz", masks / f"case{i}.nii.gz")
+    os.rename(masks / "case3.nii.gz", masks / "case3_t2.nii.gz")
+    (note,) = look(images, masks).notes
+    assert note.startswith("4 pairs are a guess") and "train/case3_t1.nii.gz with case3_t2.nii.gz" in note
 
 
 def test_masks_of_other_cases(tmp_path):
@@ -503,6 +604,58 @@ def test_a_label_that_one_mask_alone_has(tmp_path):
     assert study.voxels[7].cases == 1 and study.voxels[1].cases == 4
     (note,) = [note for note in study.notes if "one mask alone" in note]
     assert note.startswith(f"The label 7 is in one mask alone ({masks / 'case2.nii.gz'})")
+
+
+HEAD = np.diag((15.0, 18.0, 20.0, 1.0))  # of 12x10x8 voxels
+
+
+def atlas(root: Path, labels: list[int], affine: np.ndarray = HEAD, ct: bool = False) -> tuple[Path, Path]:
+    """Scans with a mask that holds all these labels."""
+    for i in range(3):
+        values = np.random.default_rng(i).integers(0, 500, SHAPE).astype(np.int16)
+        values[:, :, :3] -= 1000 * ct
+        write(root / f"images/case{i}.nii.gz", values, affine)
+        numbers = np.zeros(SHAPE, np.int32)
+        numbers.flat[1 : 1 + len(labels)] = labels
+        write(root / f"masks/case{i}.nii.gz", numbers, affine)
+    return root / "images", root / "masks"
+
+
+def scheme_labels(name: str) -> list[int]:
+    return sorted(known_labels(name) - {0})
+
+
+@pytest.mark.parametrize("name", ["dlmuse", "freesurfer"])
+def test_atlases_with_numbers_of_their_own_are_found_in_heads(tmp_path, name):
+    labels = scheme_labels(name)
+    study = look(*atlas(tmp_path / "head", labels))
+    assert study.label_scheme == name and study.modality == "MR"
+    assert any(f"numbered like {name}, judging" in note for note in study.notes)
+    for folder, other in (("ct", {"ct": True}), ("small", {"affine": np.eye(4)})):
+        study = look(*atlas(tmp_path / folder, labels, **other))
+        assert study.label_scheme is None and study.possible_scheme is None
+    of = {k: n for n, of in label_map(name, "structures34").items() for k in of}
+    fitting = {k: f"the {label_names('structures34')[of.get(k, 0)].lower()}" for k in labels}
+    assert look(*atlas(tmp_path / "named", labels), names=fitting).label_scheme == name
+    foreign = {k: f"{('spleen', 'liver', 'kidney')[k % 3]} {k}" for k in labels}
+    study = look(*atlas(tmp_path / "organs", labels), names=foreign)
+    assert study.label_scheme is None and study.possible_scheme is None
+
+
+@pytest.mark.parametrize(("last", "possible"), [(138, "malpem"), (117, "malpem"), (35, "oasis_seg35")])
+def test_labels_without_gaps_prove_no_atlas(tmp_path, last, possible):
+    """Any list of structures counts from 1 on, as that of TotalSegmentator (117)."""
+    labels = list(range(1, last + 1))
+    study = look(*atlas(tmp_path / "head", labels))
+    assert study.label_scheme is None and study.possible_scheme == possible
+    assert any(f"may be numbered like {possible}, but their labels do not prove it" in note for note in study.notes)
+    assert class_rule(study, None)[0]["num_classes"] == last + 1
+    assert class_rule(study, "structures34")[0] == {"task": "structures34", "label_scheme": possible}
+    assert "label_scheme" not in study.datalist()
+    study = look(*atlas(tmp_path / "body", labels, ct=True))
+    assert study.possible_scheme is None and study.notes == ()
+    with pytest.raises(PlanError, match="--task structures34: the masks follow no known label scheme"):
+        class_rule(study, "structures34")
 
 
 def test_masks_that_share_no_label(tmp_path):
