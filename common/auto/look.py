@@ -63,7 +63,7 @@ def look(
 
     Raises:
         StudyError: there is no scan, no mask belongs to a scan, no file can be used, or no mask holds a label of
-            `names`.
+            `names`, or the names of the scans have two readings (see `find_subjects`).
         DatalistError: a JSON file cannot be read, or `subject` finds nothing in a path.
     """
     try:

@@ -297,6 +297,7 @@ def dicom(folder: Path, seed: int, prefix: str = "") -> None:
         (["control_m1", "control_m2", "treated_m1", "treated_m2"], None),
         (["scan_v1", "scan_v2", "scan_v3"], None),
         ([f"site{i}_{j:03d}" for i in range(4) for j in range(30)], None),
+        ([f"Brats18_TCIA0{i}_{j}_1" for i in range(3) for j in range(101, 104)], None),
         (["sub-01_T1w", "x/sub-01_run-2", "sub-02"], ["sub-01", "sub-01", "sub-02"]),
     ],
 )

@@ -57,7 +57,7 @@ def subjects_of_names(names: Sequence[str], people: Sequence[str] = ()) -> Subje
     It uses the first of these that applies to all names: `sub-`; the numbers of ADNI (`002_S_0295`); people of a table,
     if the name or a folder begins with one of them. Otherwise the subject is what remains of a name without words for
     visits (`v1`, `ses-2`, `m06`, `baseline`, dates, ...) at any place, without words for contrasts (`T1w`, `FLAIR`),
-    and without parts at its end that all names share; if that differs only in its last part, for at least three
+    and without words at its end that all names share; if that differs only in its last part, for at least three
     subjects with a number and at most `MOST_SCANS` scans each, the last part is left out as well.
 
     A word that may count subjects as well as visits (`control_m1`) counts as a visit if what remains has a number, or
@@ -117,7 +117,7 @@ def _word(words: str) -> re.Pattern[str]:
 
 
 def _without(names: Sequence[str], words: str) -> list[str]:
-    """What remains of names without some words, without contrasts, and without parts at the end that all share."""
+    """What remains of names without some words, without contrasts, and without words at the end that all share."""
     word = _word(words)
     shorter = []
     for name in names:
@@ -127,7 +127,8 @@ def _without(names: Sequence[str], words: str) -> list[str]:
         shorter.append(bare.lstrip("_/ .-") if marked.startswith(_MARK) else bare)
     while len(set(shorter)) > 1:
         cut = [re.match(rf"(.+)([{_BETWEEN}][^{_BETWEEN}]+)$", name) for name in shorter]
-        if not all(cut) or len({match[2] for match in cut if match}) > 1:
+        ends = {match[2] for match in cut if match}
+        if not all(cut) or len(ends) > 1 or ends.pop()[1:].isdecimal():  # a number may say which visit it is
             break
         shorter = [match[1] for match in cut if match]
     return shorter
