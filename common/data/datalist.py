@@ -15,6 +15,7 @@ import json
 import math
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -147,7 +148,10 @@ def load_datalist(
     Returns:
         The lists `training`, `validation` and `test` of items with absolute paths, in the order of the file. A list
         that the file lacks is empty. Keys that some items of a list lack are dropped from that list, since a batch
-        needs the same keys; other keys are passed on unchanged. The `subjects` of all items stay known (see `Items`).
+        needs the same keys; other keys are passed on unchanged. `subject` and `domain` are not dropped if some items
+        have them: an item without a `subject` counts as a subject of its own, named after its image, and an item
+        without a `domain` gets an empty one (`target_domain` in validation and test, where it counts as such). The
+        `subjects` of all items stay known (see `Items`).
 
     Raises:
         DatalistError: a file or folder is missing or wrong, a required list is empty, or the masks have another label
@@ -207,7 +211,9 @@ def load_datalist(
     result: dict[str, Items] = {}
     for section in SECTIONS:
         subjects = _subject_digests(lists[section], base_dirs)
-        result[section] = Items(_with_common_keys(lists[section]), subjects, result)
+        no_domain = (target_domain or "") if section != "training" else ""
+        named = _with_subjects_and_domains(lists[section], no_domain)
+        result[section] = Items(_with_common_keys(named), subjects, result)
     return result
 
 
@@ -616,6 +622,32 @@ def _draw(items: Sequence[Item], count: int, seed: int, whole_subjects: bool) ->
             turns.setdefault(_group(items[i]), len(turns))
         order.sort(key=lambda i: turns[_group(items[i])])
     return [items[i] for i in sorted(order[:count])]
+
+
+def _with_subjects_and_domains(items: Sequence[Item], no_domain: str) -> list[Item]:
+    """The items with a `subject` and a `domain` each, if some have one; without an empty key if none has one.
+
+    What scans of one person are must not be lost with an item that lacks the key: they would count as independent.
+    """
+    lacking = [x for x in items if x.get("subject") is None]
+    written = Counter(_written_name(x) for x in lacking)
+    # The path as written does not change with the place of the data; those of two datalists may be equal.
+    own = {id(x): name if written[name := _written_name(x)] == 1 else _image_name(x) for x in lacking}
+    result = [dict(x) for x in items]
+    for key, default in (("subject", lambda x: own[id(x)]), ("domain", lambda x: no_domain)):
+        known = any(x.get(key) is not None for x in items)
+        for old, new in zip(items, result, strict=True):
+            if not known:
+                new.pop(key, None)
+            elif old.get(key) is None:
+                new[key] = default(old)
+    return result
+
+
+def _written_name(item: Item) -> str:
+    """The item's image, or its first, as the datalist has it."""
+    image = json.loads(item[_ORIGIN][1])
+    return str(image[0] if isinstance(image, list) else image)
 
 
 def _with_common_keys(items: Sequence[Item]) -> list[Item]:

@@ -53,7 +53,7 @@ class DomainSampler(DistributedSampler):
             raise ValueError(f"`balance` is {balance}; it must be from 0 (by size) to 1 (equal shares).")
         self.items: dict[Any, list[int]] = {}
         for number, item in enumerate(data):
-            if item.get(key) is None:
+            if item.get(key) in (None, ""):
                 raise ValueError(
                     f"Item {number} ({item.get('image')}) has no {key!r}; common.data.load_domains gives it."
                 )

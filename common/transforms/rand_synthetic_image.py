@@ -76,7 +76,7 @@ class RandSyntheticImaged(Randomizable, MapTransform):
         if self.label_key in d:
             d[self.label_key] = signed(d[self.label_key])  # in items that stay, too: a batch has one type
         if self.domains is not None:
-            if self.domain_key not in d:
+            if d.get(self.domain_key) in (None, ""):
                 raise ValueError(
                     f"The item has no {self.domain_key!r}, but only domains {', '.join(self.domains)} get drawn "
                     "images: read the items with common.data.load_domains."

@@ -102,6 +102,46 @@ def test_extra_keys_pass_and_keys_of_only_some_items_do_not(tmp_path):
     assert all(x["age"] == 41.5 for x in lists["validation"])
 
 
+def test_subjects_stay_if_one_item_has_none(tmp_path):
+    """They were dropped from the whole list, and the two visits of a person counted as two people."""
+    path = make_study(tmp_path, test=5)
+    people = ["P0", "P0", 1, None, "absent"]
+
+    def name(content):
+        for x, person in zip(content["test"], people, strict=True):
+            x.update({} if person == "absent" else {"subject": person})
+        content["validation"][0]["subject"] = None
+
+    lists = load_datalist(edit(path, name))
+    own = ["images/s011.nii.gz", "images/s012.nii.gz"]
+    assert [x["subject"] for x in lists["test"]] == ["P0", "P0", 1, *own]
+    assert not any("subject" in x for x in lists["training"] + lists["validation"])
+
+
+def test_own_subjects_of_two_datalists_with_equal_paths_are_two(tmp_path):
+    paths = [make_study(tmp_path / name, test=2) for name in "ab"]
+    for path in paths:
+        edit(path, lambda content: content["test"][0].update(subject="P0"))
+    own = [x["subject"] for x in load_datalist(paths)["test"] if x["subject"] != "P0"]
+    assert own == [str(tmp_path / name / "images/s009.nii.gz") for name in "ab"]
+
+
+@pytest.mark.parametrize(("target", "no_domain"), [(None, ""), ("b", "b")])
+def test_domains_stay_if_one_item_has_none(tmp_path, target, no_domain):
+    """The number 7 of domain a would else be the person 7 of the items without a domain."""
+    path = make_study(tmp_path)
+
+    def name(content):
+        content["test"][0].update(domain=target or "a", subject="7")
+        content["test"][1].update(subject="7")
+        content["training"][0].update(domain="b")
+
+    lists = load_datalist(edit(path, name), target_domain=target)
+    assert [(x["domain"], x["subject"]) for x in lists["test"]] == [(target or "a", "7"), (no_domain, "7")]
+    assert [x["domain"] for x in lists["training"]] == ["b", *[""] * 5]
+    assert not any("domain" in x for x in lists["validation"])
+
+
 def test_label_key_none_drops_labels_and_does_not_look_for_them(tmp_path):
     path = make_study(tmp_path)
     for file in (tmp_path / "labels").iterdir():

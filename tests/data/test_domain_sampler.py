@@ -65,8 +65,9 @@ def test_processes_share_each_batch():
 def test_refusals():
     with pytest.raises(ValueError, match="from 0"):
         DomainSampler(DATA, 2, balance=2)
-    with pytest.raises(ValueError, match=r"Item 1 \(x.nii\) has no 'domain'"):
-        DomainSampler([DATA[0], {"image": "x.nii"}], 1)
+    for lacking in ({}, {"domain": ""}):  # the latter from `load_datalist`, beside items that have one
+        with pytest.raises(ValueError, match=r"Item 1 \(x.nii\) has no 'domain'"):
+            DomainSampler([DATA[0], {"image": "x.nii", **lacking}], 1)
     with pytest.raises(ValueError, match="1 batches per epoch are fewer than the 2 domains"):
         DomainSampler(DATA, 2, batches=1)
     with pytest.raises(ValueError, match="batch_size is 2 over all processes, and 4 processes cannot"):
