@@ -568,6 +568,28 @@ def test_abide_negative_ages_are_none(tmp_path):
     assert ages["NYU/sub-0051003"] is None and ages["NYU/sub-0051001"] == 12.9
 
 
+def test_abide_visits_have_their_own_ages(tmp_path):
+    abide(tmp_path)
+    rows = ["participant_id\tsession_id\tAGE_AT_SCAN\tDX_GROUP", "29177\tses-1\t21\t2", "29177\tses-2\t23\t2"]
+    (tmp_path / "ABIDE2/ABIDEII-NYU_1/participants.tsv").write_text("\n".join(rows))
+    assert [x["age"] for x in collect("abide", tmp_path) if "29177" in x["subject"]] == [21.0, 23.0]
+
+
+@pytest.mark.parametrize(
+    ("other", "subjects"),
+    [("UCLA_Long", {"UCLA_1/sub-0051201"}), ("UCLA_2", {"UCLA_1/sub-0051201", "UCLA_2/sub-51201"})],
+)
+def test_abide_equal_numbers_are_one_person_in_a_longitudinal_collection(tmp_path, caplog, other, subjects):
+    """They counted as two, so that one person could be in training and in test."""
+    for site, name, age in (("UCLA_1", "sub-0051201", 12), (other, "sub-51201", 15)):
+        touch(tmp_path / site, f"{name}/anat/{name}_T1w.nii.gz")
+        (tmp_path / site / "participants.tsv").write_text(f"participant_id\tage_at_scan\tdx_group\n51201\t{age}\t2")
+    assert {x["subject"] for x in collect("abide", tmp_path, min_age=0)} == subjects
+    # the name is the same where the first visit is left out
+    assert [x["subject"] for x in collect("abide", tmp_path)] == [max(subjects)]
+    assert ("several people: 51201 (UCLA_1, UCLA_2)" in caplog.text) == (other == "UCLA_2")
+
+
 def test_abide_scans_of_one_subject_stay_together(tmp_path):
     abide(tmp_path / "a")
     content = prepare("abide", tmp_path / "a", tmp_path / "a.json", validation=1, test=1)
@@ -693,6 +715,57 @@ def test_bids(tmp_path):
     with pytest.raises(DatalistError, match=r"has several labels"):
         collect("bids", tmp_path, label_pattern="*")
     assert [x["image"] for x in collect("bids", tmp_path, suffix="T2w")] == ["sub-01/anat/sub-01_T2w.nii.gz"]
+
+
+@pytest.fixture
+def visited(tmp_path):
+    """Two people with two visits each."""
+    touch(tmp_path, *(f"sub-0{n}/ses-0{v}/anat/sub-0{n}_ses-0{v}_T1w.nii.gz" for n in (1, 2) for v in (1, 2)))
+    return tmp_path
+
+
+def ages_and_diagnoses(root):
+    return [(x["subject"], x.get("age"), x.get("diagnosis")) for x in collect("bids", root)]
+
+
+@pytest.mark.parametrize("session", ["ses-0{}", "ses-{}", "{}"])
+def test_bids_rows_of_visits(visited, session):
+    """Both visits had the age and diagnosis of the last row."""
+    rows = [f"sub-0{n}\t{session.format(v)}\t{50 + 10 * v + n}\t{v}" for n in (1, 2) for v in (1, 2)]
+    (visited / "participants.tsv").write_text("\n".join(["participant_id\tsession_id\tage\tgroup", *rows]))
+    assert ages_and_diagnoses(visited) == [(f"sub-0{n}", 50 + 10 * v + n, v) for n in (1, 2) for v in (1, 2)]
+
+
+def test_bids_sessions_come_before_participants(visited):
+    """A column that the sessions lack comes from the participant; an empty cell of theirs stays empty."""
+    rows = ["participant_id\tage\tgroup", "sub-01\t60\t1", "sub-02\t70\t0"]
+    (visited / "participants.tsv").write_text("\n".join(rows))
+    (visited / "sub-01/sub-01_sessions.tsv").write_text("session_id\tage\nses-01\t61.5\nses-02\tn/a")
+    (visited / "sub-02/sub-02_sessions.tsv").write_text("session_id\tage\tdiagnosis\nses-02\t72\t3")
+    found = [("sub-01", 61.5, 1), ("sub-01", None, 1), ("sub-02", 70, 0), ("sub-02", 72, 3)]
+    assert ages_and_diagnoses(visited) == found
+
+
+def test_bids_rows_without_a_visit_must_agree(visited):
+    table = visited / "participants.tsv"
+    table.write_text("participant_id\tage\tscanner\nsub-01\t60\ta\nsub-01\t60\tb\n\t\t\n\t1\t")
+    assert [age for _, age, _ in ages_and_diagnoses(visited)] == [60, 60, None, None]
+    table.write_text("participant_id\tage\nsub-01\t60\nsub-01\t62")
+    with pytest.raises(DatalistError, match=r"participants.tsv has several rows of sub-01, which differ in age: keep"):
+        collect("bids", visited)
+    table.write_text("participant_id\tsession\tage\nsub-01\t1\t60\nsub-01\t01\t62")
+    with pytest.raises(DatalistError, match=r"several rows of the session 1 of sub-01, which differ in age"):
+        collect("bids", visited)
+
+
+def test_bids_an_image_without_a_session(tmp_path):
+    touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
+    table = tmp_path / "participants.tsv"
+    table.write_text("participant_id\tsession_id\tage\nsub-01\t1\t60")
+    assert ages_and_diagnoses(tmp_path) == [("sub-01", 60, None)]
+    table.write_text("participant_id\tsession_id\tage\nsub-01\t1\t60\nsub-01\t2\t62")
+    with pytest.raises(DatalistError, match=r"sub-01_T1w.nii.gz is of no session, but the tables have 2 sessions"):
+        collect("bids", tmp_path)
 
 
 # --- the split ----------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from ..datalist import DatalistError
-from .files import item, number, read_table, scans, stem, text_or_none
+from .files import item, number, scans, stem, text_or_none
+from .visits import Visits
 
 # What BIDS derivatives add to the name of the image that they come from.
 _DERIVED = {
@@ -35,8 +36,10 @@ def collect_bids(
 
     It looks for labels in `derivatives/**` and beside the image. The name of a label must have all entities of the
     image (`sub`, `ses`, `acq`, `run`, ...) with the same values, no others except those of derivatives (`space`,
-    `desc`, `res`, `label`, ...), and must match a pattern. Ages and diagnoses come from `participants.tsv` (columns
-    `age`; `diagnosis`, `group` or `dx`).
+    `desc`, `res`, `label`, ...), and must match a pattern. Ages and diagnoses (columns `age`; `diagnosis`, `group` or
+    `dx`) are those of the visit in `sub-*/sub-*_sessions.tsv`. Columns that this table lacks come from
+    `participants.tsv`: from the row of the visit if there is a column `session_id`, otherwise from that of the
+    participant.
 
     Args:
         source: root of the data set.
@@ -46,10 +49,11 @@ def collect_bids(
             (`control,patient`). `None` keeps a column of whole numbers and numbers other values in alphabetical order.
 
     Raises:
-        DatalistError: an image has several matching labels, or a diagnosis is not among the named ones.
+        DatalistError: an image has several matching labels, a diagnosis is not among the named ones, or a participant
+            has several rows without a session that differ in age or diagnosis.
     """
-    rows = {row.get("participant_id", ""): row for row in read_table(source, ("participants.tsv",))}
-    classes = _diagnosis_classes(rows, diagnoses)
+    visits = Visits(source, ("age", *_DIAGNOSIS_COLUMNS))
+    classes = _diagnosis_classes(visits.rows(), diagnoses)
     derived: dict[str, list[Path]] = {}
     for file in scans(source, "derivatives/**/sub-*"):
         if fnmatch(stem(file), label_pattern):
@@ -57,15 +61,14 @@ def collect_bids(
     items = []
     for image in sorted(scans(source, f"sub-*/anat/*_{suffix}") + scans(source, f"sub-*/ses-*/anat/*_{suffix}")):
         subject = image.relative_to(source).parts[0]
-        row = rows.get(subject, {})
         beside = [file for file in scans(image.parent, "sub-*") if fnmatch(stem(file), label_pattern)]
         items.append(
             item(
                 image,
                 label=_label(image, suffix, [*derived.get(subject, []), *beside]),
                 subject=subject,
-                age=number(row.get("age")),
-                diagnosis=classes.get(_diagnosis(row)),
+                age=number(visits.cell(image, "age")),
+                diagnosis=classes.get(text_or_none(visits.cell(image, *_DIAGNOSIS_COLUMNS))),
             )
         )
     return items
@@ -90,17 +93,17 @@ def _entities(file: Path) -> dict[str, str]:
     return {key: value for key, dash, value in (part.partition("-") for part in stem(file).split("_")) if dash}
 
 
-def _diagnosis(row: dict[str, str]) -> str | None:
+def _diagnosis(row: Mapping[str, str]) -> str | None:
     return next((text_or_none(row[c]) for c in _DIAGNOSIS_COLUMNS if c in row), None)
 
 
-def _diagnosis_classes(rows: dict[str, dict[str, str]], diagnoses: Any) -> dict[str | None, int]:
-    found = sorted({d for d in map(_diagnosis, rows.values()) if d is not None})
+def _diagnosis_classes(rows: Iterable[Mapping[str, str]], diagnoses: Any) -> dict[str | None, int]:
+    found = sorted({d for d in map(_diagnosis, rows) if d is not None})
     if diagnoses is not None:
         names = diagnoses.split(",") if isinstance(diagnoses, str) else [str(d) for d in diagnoses]
         unknown = [d for d in found if d not in names]
         if unknown:
-            raise DatalistError(f"participants.tsv has the diagnoses {', '.join(found)}: name them all, not {names}.")
+            raise DatalistError(f"The tables have the diagnoses {', '.join(found)}: name them all, not {names}.")
         return {name: index for index, name in enumerate(names)}
     if all(d.isdecimal() for d in found):
         return {d: int(d) for d in found}
