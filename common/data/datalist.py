@@ -50,6 +50,7 @@ OTHER_PEOPLE = "if these are other people, from another set, give its items a `d
 """Advice if equal names of subjects are wrongly taken for one person (see `Items`)."""
 
 _SPELLINGS = {"unlabelled": ("unlabelled", "unlabeled"), "unlabeled": ("unlabelled", "unlabeled")}
+_NAMES = ("subject", "domain")  # keys that are not dropped where some items lack them
 _ORIGIN = "__origin__"  # identity of an item for the draws: which datalist, and the image as written there
 _LIST = "__list__"  # the list of the file that an item stands in
 
@@ -183,6 +184,8 @@ def load_datalist(
 
     if fold is not None:
         _split(lists, fold, num_folds, pool_test, seed if split_seed is None else split_seed)
+    # before draws, so that those of all sizes have the same keys
+    known = {s: [key for key in _NAMES if any(x.get(key) is not None for x in lists[s])] for s in SECTIONS}
     problems += find_overlaps(lists, content=check != "none")
     if target_domain is not None:
         if fraction < 1:
@@ -205,6 +208,7 @@ def load_datalist(
         _, lists["validation"] = split_validation(judging, validation_share, seed)
         away = {_group(x) for x in lists["validation"]}
         lists["training"] = [x for x in items if _group(x) not in away]
+        known["validation"] = known["training"]
     problems += [(where, _empty_list(name, target_domain)) for name in required if not lists[name]]
     problems += find_problems([x for section in SECTIONS for x in lists[section]], check, num_classes, known_labels)
     raise_problems(problems, where)
@@ -212,7 +216,7 @@ def load_datalist(
     for section in SECTIONS:
         subjects = _subject_digests(lists[section], base_dirs)
         no_domain = (target_domain or "") if section != "training" else ""
-        named = _with_subjects_and_domains(lists[section], no_domain)
+        named = _with_subjects_and_domains(lists[section], known[section], no_domain)
         result[section] = Items(_with_common_keys(named), subjects, result)
     return result
 
@@ -624,8 +628,9 @@ def _draw(items: Sequence[Item], count: int, seed: int, whole_subjects: bool) ->
     return [items[i] for i in sorted(order[:count])]
 
 
-def _with_subjects_and_domains(items: Sequence[Item], no_domain: str) -> list[Item]:
-    """The items with a `subject` and a `domain` each, if some have one; without an empty key if none has one.
+def _with_subjects_and_domains(items: Sequence[Item], known: Collection[str], no_domain: str) -> list[Item]:
+    """The items with a `subject` and a `domain` each if these are `known`, that is, if some items of their list have
+    one; else without.
 
     What scans of one person are must not be lost with an item that lacks the key: they would count as independent.
     """
@@ -633,14 +638,11 @@ def _with_subjects_and_domains(items: Sequence[Item], no_domain: str) -> list[It
     written = Counter(_written_name(x) for x in lacking)
     # The path as written does not change with the place of the data; those of two datalists may be equal.
     own = {id(x): name if written[name := _written_name(x)] == 1 else _image_name(x) for x in lacking}
-    result = [dict(x) for x in items]
-    for key, default in (("subject", lambda x: own[id(x)]), ("domain", lambda x: no_domain)):
-        known = any(x.get(key) is not None for x in items)
-        for old, new in zip(items, result, strict=True):
-            if not known:
-                new.pop(key, None)
-            elif old.get(key) is None:
-                new[key] = default(old)
+    result = []
+    for x in items:
+        names = {"subject": own.get(id(x)), "domain": no_domain}
+        names |= {key: x[key] for key in _NAMES if x.get(key) is not None}
+        result.append({k: v for k, v in x.items() if k not in _NAMES} | {key: names[key] for key in known})
     return result
 
 

@@ -88,6 +88,10 @@ def test_subjects_are_counted_where_they_have_several_scans(tmp_path):
     assert found == {3: drawn, 6: [3]} and len(drawn) > 1
     for item in items[:2]:
         del item["subject"]
+    found, drawn = counted()  # two subjects of their own, also if the draw has no others
+    assert found[6] == [3] and {1, 2} <= {*found[3]} <= {1, 2, 3}
+    for item in items[2:]:
+        del item["subject"]
     assert counted()[0] == {}
     items[:] = [item | {"subject": str(number)} for number, item in enumerate(items)]
     assert counted()[0] == {}

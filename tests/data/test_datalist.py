@@ -116,6 +116,8 @@ def test_subjects_stay_if_one_item_has_none(tmp_path):
     own = ["images/s011.nii.gz", "images/s012.nii.gz"]
     assert [x["subject"] for x in lists["test"]] == ["P0", "P0", 1, *own]
     assert not any("subject" in x for x in lists["training"] + lists["validation"])
+    drawn = [load_datalist(path, fraction=0.2, seed=seed, training_sections=("test",))["training"] for seed in range(9)]
+    assert {x["subject"] for (x,) in drawn} == {"P0", 1, *own}
 
 
 def test_own_subjects_of_two_datalists_with_equal_paths_are_two(tmp_path):
