@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..checks import first_cause
 from ..files import file_digest
 from ..overlays import merge_files
 from .settings import CompareError
+
+WEIGHTS = ("coarse_model_path",)
+"""Ids that hold the path of a file of weights, besides `model_path` and `pretrained_encoder`."""
+
+
+class Read(NamedTuple):
+    """What a run reads.
+
+    Args:
+        data: SHA-256 of the datalists.
+        scans: SHA-256 of the content of the scans and masks that they name, and of weights that no other run made.
+    """
+
+    data: str
+    scans: str
 
 
 class BundleConfig:
@@ -102,6 +118,19 @@ def data_digest(config: BundleConfig, name: str = "datalist") -> str:
     # those of several sets, each with what its labels mean (`common.data.domains`)
     files = [path["datalist"] if isinstance(path, Mapping) else path for path in paths]
     return file_digest(*files)
+
+
+def scans_digest(config: BundleConfig, items: Sequence[Mapping[str, Any]], start: Path | None = None) -> str:
+    """SHA-256 of the content of what items name, and of the weights that the config reads, wherever these lie.
+
+    Args:
+        start: the encoder file from which the config starts, if any.
+    """
+    from ..data.contents import contents_digest
+
+    weights = [Path(path) for path in (*(config.get(name) for name in WEIGHTS), start) if path]
+    weighed = [file_digest(path) if path.is_file() else "missing" for path in weights]
+    return hashlib.sha256("\n".join([contents_digest(items), *weighed]).encode()).hexdigest()
 
 
 def parsed(files: Sequence[str], override: Mapping[str, Any]) -> Any:

@@ -114,15 +114,20 @@ def _do(
         say(f"{title}: skipped, {reason}")
         return
     digest = run.digest()
-    if before.get("digest") == digest and before.get("status") == "done":
-        other = before.get("packages", {}).get("common") not in (None, versions()["common"])
-        say(f"{title}: done before ({before['seconds']:.0f} s{', by other code' if other else ''})")
+    made = run.made(before, digest)
+    if made and before.get("status") == "done":
+        notes = [f"{before['seconds']:.0f} s"]
+        if before.get("packages", {}).get("common") not in (None, versions()["common"]):
+            notes.append("by other code")
+        if run.scans and "scans" not in before:
+            notes.append("which did not note the content of its scans")
+        say(f"{title}: done before ({', '.join(notes)})")
         _tidy_trials(run, settings)
         return
-    if before.get("digest") == digest and before.get("status") == "failed" and before != seen:
+    if made and before.get("status") == "failed" and before != seen:
         say(f"{title}: FAILED in another process, {before['reason']}")
         return
-    if before and before.get("digest") not in (None, digest) and run.stage in ("pretrain", "tune", "train"):
+    if before.get("digest") is not None and not made and run.stage in ("pretrain", "tune", "train"):
         aside = _aside(run.folder)
         run.folder.rename(aside)
         say(f"{title}: its config or data changed; what was there is now in {aside.name}")
@@ -131,7 +136,8 @@ def _do(
         say(f"{title}: its trial {run.trial} is the same training")
         return
     run.folder.mkdir(parents=True, exist_ok=True)
-    outcome: dict[str, Any] = {"digest": digest, "status": "started", "attempts": _attempts(run, before, digest)}
+    attempts = _attempts(run, before if made else {})
+    outcome: dict[str, Any] = {"digest": digest, "scans": run.scans, "status": "started", "attempts": attempts}
     outcome |= {"machine": machine(), "packages": versions()}
     _write_outcome(run, outcome)
     say(f"{title} ... {left}".rstrip())
@@ -158,14 +164,14 @@ def _take_trial(run: Run, digest: str, settings: Settings) -> bool:
     The folder appears with all of its files: a run that was killed while it copied them begins again.
     """
     place = run.folder.with_name(f"{run.folder.name}.part")
-    if not run.folder.exists() and read_json(place / "train.json", {}).get("digest") == digest:
+    if not run.folder.exists() and run.made(read_json(place / "train.json", {}), digest):
         place.rename(run.folder)  # killed just before this
         return True
     if run.trial is None or not run.is_copied or any((run.folder / name).is_file() for name in CHECKPOINTS):
         return False
     source = run.tried[run.trial]
     outcome = read_json(source / "tune.json", {})
-    if outcome.get("status") != "done" or outcome.get("digest") != run.digest("tune"):
+    if outcome.get("status") != "done" or not run.made(outcome, run.digest("tune")):
         return False
     shutil.rmtree(place, ignore_errors=True)
     own = shutil.ignore_patterns("tune.json", "tune.command.txt", "tune.config.json")
@@ -188,13 +194,13 @@ def _tidy_trials(run: Run, settings: Settings) -> None:
         (folder / "model.pt").unlink(missing_ok=True)
 
 
-def _attempts(run: Run, before: Mapping[str, Any], digest: str) -> list[dict[str, float]]:
+def _attempts(run: Run, before: Mapping[str, Any]) -> list[dict[str, float]]:
     """When this run was started, each time, and how long it had worked before.
 
     An interrupted training goes on where it was, so its time is the sum; the end of an attempt that was killed is when
     its log was last written.
     """
-    attempts = _unfinished_attempts(run, before) if before.get("digest") == digest else []
+    attempts = _unfinished_attempts(run, before)
     return [*attempts, {"started": time.time(), "seconds_before": _worked(run, attempts)}]
 
 

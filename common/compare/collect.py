@@ -114,8 +114,12 @@ def collect(plan: Plan, command: str | None) -> None:
                 }
                 for arm in settings.arms
             },
-            # a call has just run what was stale, and need not read every network again
-            "stale": [str(run) for run in done if is_stale(run, outcomes[id(run)])] if command is None else [],
+            # a call has just run what was stale, and need not read every network again; scans may change meanwhile
+            "stale": [
+                str(run)
+                for run in done
+                if (is_stale(run, outcomes[id(run)]) if command is None else run.has_other_scans(outcomes[id(run)]))
+            ],
             "baseline": settings.baseline,
             "fractions": list(plan.fractions()),
             "training_subjects": training_subjects(plan),
@@ -148,7 +152,7 @@ def is_stale(run: Run, outcome: Mapping[str, Any]) -> bool:
     A call runs such a run again; ``--report`` runs nothing.
     """
     known = outcome.get("digest")
-    return known is not None and all(path.is_file() for path in run.inputs) and known != run.digest()
+    return known is not None and all(path.is_file() for path in run.inputs) and not run.made(outcome)
 
 
 def _distinct(values: Sequence[Any]) -> list[Any]:

@@ -20,10 +20,12 @@ from ..overlays import order_problems
 from ..volumes import and_more
 from .bundle_config import (
     BundleConfig,
+    Read,
     data_digest,
     drawn_from,
     keeps_best_encoder,
     merged_files,
+    scans_digest,
     tested_items,
     validated_items,
 )
@@ -154,7 +156,7 @@ class _FineTuning:
     """What the runs of one fine-tuning share.
 
     Args:
-        data: digest of the lists that it trains and validates on.
+        data: what it trains and validates on.
         folder: folder of its runs, except those of trials.
         encoder: the encoder file that it starts from, if any.
     """
@@ -164,7 +166,7 @@ class _FineTuning:
     labels: int
     seed: int
     fold: int | None
-    data: str
+    data: Read
     folder: Path
     encoder: tuple[Path, ...]
 
@@ -225,7 +227,9 @@ class _Builder:
         self.source_size = len(self.train.get("data")["training"]) - self.sizes[0]
         self.training = training = min(self.sizes)
         self.fractions = _fractions(settings, training)
-        self.data, self.evaluated = data_digest(self.train), self.judged_on(self.evaluate)
+        self.known: dict[tuple[BundleConfig, str], Read] = {}  # each is asked for many times
+        parts = zip(self.folds, trains, evaluates, strict=True)
+        self.data = {fold: (self.learnt_from(train), self.judged_on(judge)) for fold, train, judge in parts}
         if settings.evaluate_override:
             self.check_other_test()
         steps = self.train.steps_per_epoch(training + self.source_size)
@@ -240,12 +244,27 @@ class _Builder:
         """The overrides of an evaluation whose training has these beside those of all arms."""
         return {**self.settings.override, **override, **self.settings.evaluate_override}
 
-    def judged_on(self, evaluate: BundleConfig) -> str:
+    def learnt_from(self, train: BundleConfig, stage: str = "train") -> Read:
+        """What a fine-tuning reads, or a probe of its encoder."""
+        if (train, stage) not in self.known:
+            items = list(train.get("data")["training"])
+            if stage == "probe":
+                items += train.get("data")["test"]
+            elif not self.settings.validation_from_labels:
+                items += validated_items(train)
+            scans = scans_digest(train, items, self.starts_from(train))
+            self.known[train, stage] = Read(data_digest(train), scans)
+        return self.known[train, stage]
+
+    def judged_on(self, evaluate: BundleConfig) -> Read:
         """What an evaluation reads: its datalists, and where they differ from those of the other stages."""
         own = self.settings.evaluate_override  # whose folder, unlike that of all stages, may be what tells two apart
-        return data_digest(evaluate) + (json.dumps(own, sort_keys=True, default=str) if own else "")
+        if (evaluate, "evaluate") not in self.known:
+            data = data_digest(evaluate) + (json.dumps(own, sort_keys=True, default=str) if own else "")
+            self.known[evaluate, "evaluate"] = Read(data, scans_digest(evaluate, tested_items(evaluate)))
+        return self.known[evaluate, "evaluate"]
 
-    def evaluated_by(self, arm: Arm, fold: int | None) -> str:
+    def evaluated_by(self, arm: Arm, fold: int | None) -> Read:
         """``judged_on`` of an arm whose override may name other lists."""
         override = self.evaluation({**arm.override, **self.split(fold)})
         return self.judged_on(self.read("evaluate", override, arm.overlays))
@@ -437,6 +456,7 @@ class _Builder:
         items = len(seen)
         override |= _checkpoint_interval(config, override, epochs)
         data = data_digest(config, "pretrain_datalist" if "pretrain_datalist" in config.ids else "datalist")
+        scans = scans_digest(config, [*seen, *config.get("data").get("validation", ())])
         for seed in settings.seeds if arm.pretrain_per_seed else (None,):
             folder = self.pretrain_folder(arm, seed, fold)
             own = {**override, "resume": True, "output_dir": str(folder)}
@@ -461,6 +481,7 @@ class _Builder:
                 items=items,
                 batch=config.batch,
                 data=data,
+                scans=scans,
                 fold=fold,
                 **first,
             )
@@ -610,20 +631,21 @@ class _Builder:
         judged = {**override, **settings.evaluate_override}
         if "datalist" in settings.evaluate_override:
             judged.pop("data#validation_share", None)  # of training's list, which this evaluation does not read
-        yield self.run(one, "evaluate", {**judged, **place}, data=evaluated)
+        yield self.run(one, "evaluate", {**judged, **place}, **evaluated._asdict())
         if self.is_shown(one):
             yield self.inference(one, judged)
         for target in settings.probe:
-            yield self.run(one, "probe", {**override, **one.start, **place}, target=target)
+            scans = self.learnt_from(config, "probe").scans
+            yield self.run(one, "probe", {**override, **one.start, **place}, target=target, scans=scans)
 
     def drawn(
         self, arm: Arm, config: BundleConfig, fraction: float, labels: int, fold: int | None
-    ) -> tuple[float, str, str]:
+    ) -> tuple[float, Read, Read]:
         """The share of the training list that is drawn, and what training and evaluation read."""
         share = fraction if fold is None else labels / self.sizes[fold]
         if not (arm.override or arm.overlays):  # which may name other lists
-            return share, self.data, self.evaluated
-        data, evaluated = data_digest(config), self.evaluated_by(arm, fold)
+            return share, *self.data[fold]
+        data, evaluated = self.learnt_from(config), self.evaluated_by(arm, fold)
         own_size = len(drawn_from(config))  # 0 in an arm that leaves the target domain out
         if 0 < own_size < labels:
             raise CompareError(
@@ -667,7 +689,7 @@ class _Builder:
         arm = one.arm
         files = self.files(stage, arm.network if stage == "infer" else arm.overlays)
         where = {"seed": one.seed, "fraction": one.fraction, "labels": one.labels, "fold": one.fold}
-        given = {"folder": one.folder, **where, **reads, "data": one.data, **more}
+        given = {"folder": one.folder, **where, **reads, **one.data._asdict(), **more}
         return Run(stage, arm.name, files, own, **given)
 
     def is_shown(self, one: _FineTuning) -> bool:
@@ -688,7 +710,9 @@ class _Builder:
         own |= {"dataset_dir": example_root(examples)}
         own |= {"datalist": str(settings.output / "examples.datalist.json")}
         own |= {"model_path": str(one.model), "output_dir": str(one.folder / "predictions")}
-        return self.run(one, "infer", own, data=hashlib.sha256("\n".join(images).encode()).hexdigest())
+        data = hashlib.sha256("\n".join(images).encode()).hexdigest()
+        scans = scans_digest(self.evaluate, [{"image": item["image"]} for item in examples])
+        return self.run(one, "infer", own, data=data, scans=scans)
 
     def encoder(self, arm: Arm, seed: int, fold: int | None) -> tuple[Path, ...]:
         """The encoder file that its fine-tuning starts from, if any."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from .tables import plural
 
 STAGES = ("pretrain", "tune", "train", "evaluate", "infer", "probe")
 
-# Ids that hold the path of an input file, whose content counts.
-_INPUT_IDS = ("pretrained_encoder", "model_path", "datalist", "_meta_")
+INPUT_IDS = ("pretrained_encoder", "model_path", "datalist", "_meta_")
+"""Ids that hold the path of an input file, whose content counts."""
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Run:
         inputs: files from other runs that this run reads.
         needs: outcomes of the runs that must be done before.
         data: SHA-256 of the datalists.
+        scans: SHA-256 of the scans and masks that they name (``bundle_config.Read``).
         target: target of a representation probe.
         trial: number of the combination of values, in a tuning run; in a training, of the chosen one.
         tried: of a training on a seed that was tuned on: the folders of its trials, by number. The chosen trial is the
@@ -58,6 +60,7 @@ class Run:
     inputs: tuple[Path, ...] = ()
     needs: tuple[Path, ...] = ()
     data: str = ""
+    scans: str = ""
     target: str | None = None
     trial: int | None = None
     tried: tuple[Path, ...] = ()
@@ -116,10 +119,23 @@ class Run:
         Args:
             stage: digest of the same run as another stage.
         """
-        config = {key: value for key, value in self.config().items() if key not in (*PLACES, *_INPUT_IDS)}
+        config = {key: value for key, value in self.config().items() if key not in (*PLACES, *INPUT_IDS)}
         parts = [json.dumps(config, sort_keys=True, default=str), stage or self.key, self.data]
         parts += [file_digest(path) for path in self.inputs]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def made(self, outcome: Mapping[str, Any], digest: str | None = None) -> bool:
+        """Whether an outcome is of this run: of its config, its inputs and its data, as far as its record says.
+
+        Records of earlier versions do not say which scans they had. ``digest`` is that of the run, if it is known.
+        """
+        if self.has_other_scans(outcome):
+            return False
+        return outcome.get("digest") == (self.digest() if digest is None else digest)
+
+    def has_other_scans(self, outcome: Mapping[str, Any]) -> bool:
+        """Whether an outcome's record says that it is of scans or masks with another content."""
+        return bool(outcome.get("scans", self.scans) != self.scans)
 
 
 def typed(value: Any) -> str:

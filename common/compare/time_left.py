@@ -58,7 +58,7 @@ class TimeLeft:
             path
             for path in self.ended
             if self.before[path].get("status") == "done"
-            and self.before[path].get("digest") != self.outcomes[path].get("digest")
+            and any(self.before[path].get(key) != self.outcomes[path].get(key) for key in ("digest", "scans"))
         ]
         done = {path for path in self.outcomes if self._status(path) == "done"}
         return self.ended if again else self.ended | done

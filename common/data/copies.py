@@ -14,7 +14,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-__all__ = ["content_digest", "content_key", "find_copies", "image_files", "same_content"]
+from ..files import file_digest
+
+__all__ = ["content_digest", "content_key", "find_copies", "image_files", "same_content", "whole_key"]
 
 BLOCK = 16_384
 SMALLEST = 4096
@@ -71,6 +73,25 @@ def content_key(file: str, sizes: Collection[str] | None = None) -> str | None:
     if size is None or (sizes is not None and f"{size:x}" not in sizes):
         return None
     return f"{size:x}-{_checksum(file)}"
+
+
+def whole_key(file: str) -> str:
+    """Size and checksum like `content_key`, of any file, and also right for a `.gz` file of several parts.
+
+    The last bytes of such a file are those of its last part, so it is read completely, as are files without `.gz`.
+    """
+    packed = os.path.getsize(file)
+    if _is_packed(file) and packed >= 18:  # the least that a header and the last bytes take
+        size = int.from_bytes(_end(file)[4:], "little")
+        if size >= packed:
+            return f"{size:x}-{_checksum(file)}"
+    size = value = 0
+    try:
+        for block in _content(file):
+            size, value = size + len(block), zlib.crc32(block, value)
+    except zlib.error:  # a damaged file, which the check of the headers or loading names
+        return file_digest(file)
+    return f"{size % 2**32:x}-{value:08x}"
 
 
 def content_digest(file: str, most: int | None = None) -> str:

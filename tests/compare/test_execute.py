@@ -20,6 +20,7 @@ import pytest
 from common.checks import REFUSED
 from common.child_process import failure_reason
 from common.compare.child import read_outcome, run_child
+from common.compare.collect import is_stale
 from common.compare.execute import _waits_for, execute, hold_folder, take_models
 from common.compare.plan import Plan
 from common.compare.run import Run
@@ -113,6 +114,25 @@ def test_finished_runs_are_kept_and_changed_ones_set_aside(settings):
     run_all(settings, changed)
     assert "two" in (settings.output / "a/train.log").read_text()
     assert "one" in (settings.output / "a.old-1/train.log").read_text()
+
+
+def test_runs_of_other_scans_are_set_aside(settings):
+    """They counted as done, so that one verdict could mix two data sets."""
+    first = program(settings, "a", "print('one')", scans="one")
+    run_all(settings, first)
+    assert run_all(settings, first)[-1].endswith(" s)")
+    assert "changed; what was there is now in a.old-1" in run_all(settings, replace(first, scans="two"))[0]
+    assert read_outcome(first)["scans"] == "two"
+
+
+def test_records_that_do_not_say_which_scans_they_had_count_with_a_word(settings):
+    run = program(settings, "a", "print('one')", scans="one")
+    run_all(settings, run)
+    outcome = read_outcome(run)
+    del outcome["scans"]
+    run.outcome.write_text(json.dumps(outcome))
+    assert run_all(settings, run)[-1].endswith(" s, which did not note the content of its scans)")
+    assert not is_stale(run, outcome) and is_stale(run, {**outcome, "scans": "two"})
 
 
 def test_finished_runs_of_other_code_are_named(settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.compare.bundle_config import BundleConfig, data_digest, keeps_best_encoder
+from common.compare.bundle_config import WEIGHTS, BundleConfig, data_digest, keeps_best_encoder, scans_digest
 from common.compare.collect import reference_rows
 from common.compare.plan import make_plan
+from common.compare.run import INPUT_IDS
 from common.compare.settings import CompareError, read_settings
 from common.data import load_datalist
 from common.data.seen import SeenScans
@@ -507,6 +509,69 @@ def test_digests_tell_what_is_computed_not_where(plan, tmp_path, cohort):
     content["training"] = content["training"][:2]
     changed.write_text(json.dumps(content))
     assert runs(plan(labels="1", datalist=str(changed)), "train")[0].digest() != first.digest()
+
+
+@pytest.mark.parametrize(
+    ("part", "stages"),
+    [("training", {"pretrain", "train"}), ("validation", {"pretrain", "train"}), ("test", {"evaluate", "infer"})],
+)
+def test_scans_and_masks_that_a_run_reads_tell_it_apart(plan, cohort, tmp_path, part, stages):
+    """Masks were corrected, or --dataset_dir named other scans, and the runs counted as done."""
+
+    def scans(folder):
+        return {str(run): run.scans for run in plan(labels="1", dataset_dir=str(folder)).runs}
+
+    before = scans(cohort)
+    shutil.copytree(cohort, tmp_path / "copy")
+    assert scans(tmp_path / "copy") == before
+    item = json.loads((cohort / "structures4.json").read_text())[part][0]
+    for key, changed in (("label", stages - {"pretrain", "infer"}), ("image", stages)):
+        file = tmp_path / "copy" / item[key]
+        volume = nib.load(file)
+        nib.save(nib.Nifti1Image(np.asanyarray(volume.dataobj)[::-1].copy(), volume.affine), file)
+        after = scans(tmp_path / "copy")
+        assert {name.partition(",")[0] for name in after if after[name] != before[name]} == changed
+
+
+def test_the_scans_of_folds_are_those_that_each_reads(plan, cohort, tmp_path):
+    def scans(folder):
+        runs = plan(arms="scratch", folds=3, labels="1", dataset_dir=str(folder)).runs
+        return {(run.stage, run.fold): run.scans for run in runs if run.stage in ("train", "evaluate")}
+
+    before = scans(cohort)
+    shutil.copytree(cohort, tmp_path / "copy")
+    file = tmp_path / "copy" / json.loads((cohort / "structures4.json").read_text())["test"][0]["label"]
+    volume = nib.load(file)
+    nib.save(nib.Nifti1Image(np.asanyarray(volume.dataobj)[::-1].copy(), volume.affine), file)
+    after = scans(tmp_path / "copy")
+    changed = [key for key in before if before[key] != after[key]]
+    # tested in one fold, trained on or validated on in the two others
+    assert sorted(stage for stage, _ in changed) == ["evaluate", "train", "train"]
+    assert len({fold for _, fold in changed}) == 3
+
+
+def test_weights_that_a_config_reads_tell_a_run_apart(tmp_path):
+    config, model = tmp_path / "config.json", tmp_path / "model.pt"
+    config.write_text(json.dumps({"coarse_model_path": str(model)}))
+
+    def digest():
+        return scans_digest(BundleConfig([str(config)], {}, tmp_path), [])
+
+    found = [digest()]
+    for content in (b"one", b"two"):
+        model.write_bytes(content)
+        found.append(digest())
+    assert len(set(found)) == 3
+
+
+def test_every_id_of_a_bundle_that_names_weights_is_an_input():
+    """`coarse_model_path` was none, and a first stage that was trained again went unnoticed."""
+    named = set()
+    for file in ROOT.glob("bundles/*/configs/**/*.json"):
+        content = json.loads(file.read_text())
+        ids = content.items() if isinstance(content, dict) else ()
+        named |= {key for key, value in ids if re.search(r"\.(pt|ckpt|safetensors)'$", str(value))}
+    assert {"model_path", "coarse_model_path"} <= named <= {*WEIGHTS, *INPUT_IDS}
 
 
 def test_several_processes_go_through_torchrun_and_the_multi_gpu_files(plan, cohort, tmp_path):

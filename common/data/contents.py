@@ -1,0 +1,87 @@
+"""Digest what the items of a list name: the content of their scans and masks, wherever these lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..files import cache_folder
+from ..json_files import read_json, write_json
+from .cache_key import file_stamps
+from .copies import whole_key
+
+__all__ = ["contents_digest"]
+
+KEPT = 1 << 20
+"""Bytes of a file from which its key is kept for other processes; smaller files are read again in no time."""
+MOST = 50_000
+"""Largest number of files whose keys are kept; those that were read first go."""
+
+_known: dict[str, list[str]] = {}  # file or folder -> digest of its stamps, and its key
+
+
+def contents_digest(items: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 of the content of all files that items name, in their order: volumes, masks and DICOM series.
+
+    It is the same for a copy of the data in another place, also if the copy is packed (`.gz`) and the data are not. Of
+    a `.gz` file only the last bytes are read. Other files are read once, until their size or time changes: their keys
+    are kept in `contents.json` of the cache folder (`common.files.cache_folder`).
+    """
+    files = list(dict.fromkeys(file for item in items for _, file in _named(item)))
+    stamps = {file: file_stamps(file) for file in files}
+    kept = cache_folder() / "contents.json"
+    if any(os.path.realpath(file) not in _known for file in files):
+        for file, known in _kept_keys(kept).items():
+            _known.setdefault(file, known)
+    before = dict(_known)
+    # Mostly waiting for the file system and for zlib, which both release the GIL.
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        keys = dict(zip(files, pool.map(_key, files, stamps.values()), strict=True))
+    new = {os.path.realpath(file) for file in files if sum(size for _, size, _ in stamps[file]) >= KEPT}
+    new = {file for file in new if before.get(file) != _known.get(file)}
+    if new:
+        with suppress(OSError):  # it only saves time
+            merged = _kept_keys(kept) | {file: _known[file] for file in new}
+            write_json(kept, dict(list(merged.items())[-MOST:]))
+    described = [[[name, keys[file]] for name, file in _named(item)] for item in items]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def _kept_keys(path: Path) -> dict[str, list[str]]:
+    """What other processes read; nothing from a file that is damaged."""
+    try:
+        content = read_json(path, {})
+    except (OSError, ValueError):
+        return {}
+    found = content if isinstance(content, dict) else {}
+    return {file: known for file, known in found.items() if isinstance(known, list) and len(known) == 2}
+
+
+def _named(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """The paths that an item names, with the key of each."""
+    if isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _named(value[key], str(key))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _named(one, name)
+    # a word such as the name of a subject is no file, though one may be called so
+    elif isinstance(value, str | os.PathLike) and os.sep in str(value) and os.path.exists(value):
+        yield name, str(value)
+
+
+def _key(file: str, stamps: Sequence[Sequence[Any]]) -> str:
+    """Key of the content of a file or folder, read only if it changed."""
+    place, stamp = os.path.realpath(file), hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    known = _known.get(place)
+    if known is None or known[0] != stamp:
+        keys = [whole_key(path) for path, _, _ in stamps]
+        key = keys[0] if len(keys) == 1 else hashlib.sha256("\n".join(keys).encode()).hexdigest()
+        known = _known[place] = [stamp, key]
+    return known[1]
