@@ -102,7 +102,8 @@ def test_workers_end_at_once_when_python_frees_a_circle():
     began = time.monotonic()
     del loader, circle
     gc.collect()
-    assert not any(worker.is_alive() for worker in workers) and time.monotonic() - began < 4
+    # Torch would take 10.
+    assert not any(worker.is_alive() for worker in workers) and time.monotonic() - began < 8
 
 
 class Several(Subset):
