@@ -53,6 +53,7 @@ def test_the_place_does_not_count(data, tmp_path):
         ("mask.nii.gz", gzip.compress(b"\2\1" * 50)),
         ("b.nii", bytes(contents.KEPT)),
     ],
+    ids=["scan", "mask", "unpacked"],
 )
 def test_what_the_files_hold_counts(data, name, content):
     before, size = contents_digest(items(data)), (data / name).stat().st_size
