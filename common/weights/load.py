@@ -39,7 +39,7 @@ ADVICE = re.compile(f"{CONVERT_AGAIN}|give spatial_size")
 
 
 def load_encoder(
-    encoder: nn.Module,
+    encoder: nn.Module | None,
     path: str | os.PathLike | None,
     preprocessing: Any = None,
     spatial_size: Sequence[int] | None = None,
@@ -59,8 +59,9 @@ def load_encoder(
     differences are logged; another patch size or other strides are refused.
 
     Args:
-        encoder: filled in place. It may have ``check_weights(state)``, which raises a ``ValueError`` for weights that
-            it must not take. It may have its own rules to adapt tensors, ``adapt_weight`` and ``check_inflation`` (see
+        encoder: filled in place; None where a network has none, which can only train from scratch. It may have
+            ``check_weights(state)``, which raises a ``ValueError`` for weights that it must not take. It may have its
+            own rules to adapt tensors, ``adapt_weight`` and ``check_inflation`` (see
             ``common.networks.slice_encoder.SliceEncoder``). And it may map parts to regular expressions for names:
             ``fresh_weights``, parts that may be missing from a file as a whole, and ``spare_weights``, parts that may
             be missing from the encoder as a whole.
@@ -93,9 +94,14 @@ def load_encoder(
     if inflation not in (*INFLATIONS, "random"):
         raise ValueError(f"inflation is {inflation!r}; it must be one of {', '.join(INFLATIONS)}, random.")
     if not path:
-        refuse_no_statistics(encoder, "set pretrained_encoder, or norm to batch or group")
+        if encoder is not None:
+            refuse_no_statistics(encoder, "set pretrained_encoder, or norm to batch or group")
         logger.info("no pretrained encoder: training from scratch.")
         return None
+    if encoder is None:
+        raise ValueError(
+            f"pretrained_encoder is {path}, but the network has no encoder that could take it: leave it out."
+        )
     state, record = read_encoder(path)
     if held_out is not None:
         lists = {"validation": held_out, "test": getattr(held_out, "lists", {}).get("test", [])}

@@ -88,6 +88,14 @@ def test_from_scratch_is_logged(caplog, nothing):
     assert same(encoder.state_dict(), before) and "training from scratch" in caplog.text
 
 
+def test_a_network_without_an_encoder_trains_from_scratch(path, caplog):
+    with caplog.at_level("INFO"):
+        assert load_encoder(None, None) is None
+    assert "training from scratch" in caplog.text
+    with pytest.raises(ValueError, match=r"pretrained_encoder is .*, but the network has no encoder"):
+        load_encoder(None, path)
+
+
 def test_everything_loads(path, caplog):
     caplog.set_level(logging.INFO)
     source, target = make(0), make(1)
