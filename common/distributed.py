@@ -59,11 +59,13 @@ def wrap(
         sync_batch_norm: whether batch norms use the batches of all processes, like one process with the whole batch.
 
     Raises:
-        RuntimeError: ``start`` has not run, because a later config file set ``processes`` back.
+        RuntimeError: ``start`` has not run, because a later config file set ``processes`` back, or one left the step
+            ``"@processes"`` out of ``initialize``.
     """
     if not dist.is_initialized():
         raise RuntimeError(
-            "the process group is not started: name the multi_gpu_*.json file last, after evaluate.json."
+            "the process group is not started: name the multi_gpu_*.json file last, after evaluate.json, and keep the "
+            'step "@processes" in `initialize` where a file of yours replaces it.'
         )
     if sync_batch_norm:
         network = sync_batch_norms(network, device)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .volumes import format_shape
 
-__all__ = ["grid_problem", "in_anatomical_order"]
+__all__ = ["grid_problem", "stored_grid_problem"]
 
 MAX_OFFSET_IN_VOXELS = 0.1
 """Writers round affines differently; a tenth of a voxel is far from what would misplace a label."""
@@ -39,11 +39,20 @@ def grid_problem(
     return None
 
 
-def in_anatomical_order(shape: Sequence[int], affine: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine of a volume whose axes are brought to right-anterior-superior order.
+def stored_grid_problem(
+    shape: Sequence[int],
+    affine: np.ndarray,
+    reference_file: str,
+    reference_shape: Sequence[int],
+    reference_affine: np.ndarray,
+) -> str | None:
+    """As ``grid_problem``, for files of any formats: how their axes are stored is no difference."""
+    reference = _in_anatomical_order(reference_shape, reference_affine)
+    return grid_problem(*_in_anatomical_order(shape, affine), reference_file, *reference)
 
-    Formats store axes in different orders, which is no difference between grids.
-    """
+
+def _in_anatomical_order(shape: Sequence[int], affine: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of a volume whose axes are brought to right-anterior-superior order."""
     shape = tuple(shape[:3])
     turn = nib.orientations.io_orientation(affine)
     order = np.argsort(turn[:, 0])

@@ -115,18 +115,17 @@ def nifti_affine(file: str | os.PathLike, image: Any = None) -> np.ndarray:
     return affine
 
 
-_told: set[str] = set()
-"""Folders of which a file was reported to have no orientation; their others are taken for alike."""
+_told: list[str] = []
+"""The file that was reported to have no orientation; one report serves for all."""
 
 
 def _say_guessed(file: str | os.PathLike) -> None:
-    folder = os.path.dirname(os.fspath(file))
-    if folder not in _told:
-        _told.add(folder)
+    if not _told:
+        _told.append(os.fspath(file))
         logger.warning(
             "%s states no orientation (sform_code and qform_code are 0): its axes are taken to run to the left, to the "
-            "front and up, so left and right may be exchanged. Set a code if you know how they run. Other files of the "
-            "folder are not named.",
+            "front and up, so left and right may be exchanged. Set a code if you know how they run. Other such files "
+            "are not named.",
             os.fspath(file),
         )
 

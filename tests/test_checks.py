@@ -672,3 +672,12 @@ def test_mirroring_where_sides_are_no_classes(axes, orientation, names):
 def test_mirroring_where_sides_are_classes_is_refused(axes, orientation, names):
     with pytest.raises(ValueError, match=r"mirrors left to right, .* such as .* and .*: leave out presets/mirror.json"):
         checks.check_mirroring(axes, orientation, names)
+
+
+def test_a_number_of_processes_is_no_override():
+    """It would run one process without a word."""
+    problem = checks.override_problem("processes", "--processes 2", {"processes": None}, "train.json")
+    assert problem is not None and problem.startswith("--processes 2 starts no processes: name a multi_gpu_*.json file")
+    assert checks.override_problem("processes", "--processes", {"seed": 0}, "mine.json").startswith(
+        "--processes names no id of mine.json"
+    )

@@ -148,7 +148,8 @@ def test_a_mask_of_channels_is_named(tmp_path):
         check(image, hot)
 
 
-def test_a_scan_without_orientation_is_said_once_per_folder(tmp_path, caplog):
+def test_a_scan_without_orientation_is_said_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("common.nifti._told", [])
     for name in "abc":
         scan = nib.Nifti1Image(np.ones((3, 4, 5), np.int16), np.eye(4))
         scan.set_qform(np.eye(4), 2 if name == "c" else 0)

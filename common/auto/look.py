@@ -19,7 +19,7 @@ from ..data.datalist import find_problems, open_volume, shape_problem
 from ..data.label_maps import known_labels, label_map, label_names
 from ..data.prepare.files import read_table, some
 from ..durations import format_duration
-from ..grids import grid_problem, in_anatomical_order
+from ..grids import stored_grid_problem
 from ..nifti import is_nifti
 from ..volumes import VolumeError, label_problem, whole_labels
 from .layouts import Found, Layout, find_layout
@@ -234,11 +234,10 @@ def _label_volumes(case: Found) -> dict[int, float]:
     assert mask is not None  # opened in full
     problem = shape_problem(mask.shape, True)
     if problem is None and not (is_nifti(file) and all(is_nifti(p) for p in case.images)):
-        # Of other formats the headers were not compared; how their axes are stored is no difference.
+        # Of other formats the headers were not compared.
         scan = open_volume(str(case.images[0]))
         assert scan is not None
-        reference = in_anatomical_order(scan.shape, scan.affine)
-        problem = grid_problem(*in_anatomical_order(mask.shape, mask.affine), str(case.images[0]), *reference)
+        problem = stored_grid_problem(mask.shape, mask.affine, str(case.images[0]), scan.shape, scan.affine)
     if problem is None:
         values = whole_labels(mask.values(), file)
         problem = label_problem(values)

@@ -56,6 +56,11 @@ ALIASES = {
     "split": ("fold",),
     "weights": ("pretrained_encoder",),
 }
+# What only a config file sets; the end of a sentence that begins with the override.
+SET_BY_FILES = {
+    "processes": "starts no processes: name a multi_gpu_*.json file last and start the run with torchrun "
+    "(docs/multi_gpu.md), or give common.compare its option --processes."
+}
 # What people write in small letters for values that fire reads with a capital one, and takes for texts otherwise.
 WORDS = {"false": False, "true": True, "null": None, "none": None}
 
@@ -211,6 +216,8 @@ def override_problem(
     """
     at: Any = config
     path = split_id(key)
+    if path[0] in SET_BY_FILES and path[0] in config:
+        return f"{typed} {SET_BY_FILES[path[0]]}"
     for depth, part in enumerate(path):
         if isinstance(at, list):
             if not part.isdigit() or int(part) >= len(at):

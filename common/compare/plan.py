@@ -487,7 +487,7 @@ class _Builder:
             )
 
     def starts_from(self, config: BundleConfig) -> Path | None:
-        """The encoder file from which a pre-training starts by its own config."""
+        """The encoder file from which a pre-training or fine-tuning starts by its own config."""
         from ..weights.shipped import find_encoder
 
         named = config.get("pretrained_encoder")
@@ -571,10 +571,10 @@ class _Builder:
 
     def check_scratch(self, arm: Arm) -> None:
         """Refuse frozen norms in an arm that starts from random weights, before the others train for hours."""
-        if not arm.is_scratch:
+        if arm.pretrain or arm.encoder or arm.encoder_of or arm.scores:
             return
         config = self.read("train", {**self.settings.override, **arm.override}, arm.overlays)
-        if config.get("norm") == "frozen":
+        if "frozen" in (config.get("norm"), *self.settings.tune.get("norm", ())):
             from ..networks.norms import NO_STATISTICS  # loads torch
 
             raise CompareError(f"Arm {arm.name!r}: {NO_STATISTICS}set norm to batch or group in this arm's override.")

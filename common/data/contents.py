@@ -71,8 +71,9 @@ def _named(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list | tuple):
         for one in value:
             yield from _named(one, name)
-    # a word such as the name of a subject is no file, though one may be called so
-    elif isinstance(value, str | os.PathLike) and os.sep in str(value) and os.path.exists(value):
+    # The paths of a datalist are absolute. Another text, such as the name of a subject, is no file, though one below
+    # the working folder may be called so.
+    elif isinstance(value, str | os.PathLike) and os.path.isabs(value) and os.path.exists(value):
         yield name, str(value)
 
 

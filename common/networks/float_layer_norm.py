@@ -21,6 +21,10 @@ def layer_norm(
     """
     if input.device.type != "cpu" or input.dtype != torch.bfloat16:
         return F.layer_norm(input, shape, weight, bias, eps)
+    if weight is not None:
+        weight = weight.float()
+    if bias is not None:
+        bias = bias.float()
     return F.layer_norm(input.float(), shape, weight, bias, eps).to(input.dtype)
 
 

@@ -8,7 +8,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
-from ..grids import grid_problem, in_anatomical_order
+from ..grids import stored_grid_problem
 from ..volumes import format_shape, image_problem, label_problem, unknown_label_problem, volume_name, whole_labels
 
 
@@ -17,10 +17,8 @@ def _offset(image: Any, label: Any, key: Hashable) -> str | None:
     affines = [getattr(volume, "affine", None) for volume in (image, label)]
     if any(affine is None or affine.ndim != 2 for affine in affines):
         return None  # arrays without a place
-    (image_affine, label_affine) = (np.asarray(affine, float) for affine in affines)
-    reference = in_anatomical_order(image.shape[1:], image_affine)
-    grid = in_anatomical_order(label.shape[1:], label_affine)
-    return grid_problem(*grid, volume_name(image, key), *reference)
+    there, here = (np.asarray(affine, float) for affine in affines)
+    return stored_grid_problem(label.shape[1:], here, volume_name(image, key), image.shape[1:], there)
 
 
 class CheckVolumed(MapTransform):
@@ -111,5 +109,8 @@ class CheckVolumed(MapTransform):
                 )
             problem = _offset(d[key], label, key)
             if problem:
-                raise ValueError(f"{name} {problem}; image and label must be on one grid: correct the header.")
+                raise ValueError(
+                    f"{name} {problem}; image and label must be on one grid: correct the header, or save "
+                    "the label as its image is saved."
+                )
         return d

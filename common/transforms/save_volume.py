@@ -92,7 +92,7 @@ def _place_as(file: Path, source: Any) -> None:
     if not isinstance(source, str | os.PathLike) or not (is_nifti(source) and os.path.isfile(source)):
         return
     image: Any = nib.load(source)
-    written: Any = nib.load(file)
+    written: Any = nib.load(file, mmap=False)  # it is read while it is written anew
     same = nifti_affine(source, image)
     if grid_problem(written.shape, written.affine, os.fspath(source), image.shape, same):
         return

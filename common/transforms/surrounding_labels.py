@@ -39,8 +39,8 @@ class SurroundingLabelsd(MapTransform):
         allow_missing_keys: whether items may lack the scan.
 
     Raises:
-        ValueError: ``groups`` is negative; the scan is not on the label map's grid, or a label is not below ``first``
-            (names the file).
+        ValueError: ``groups`` is negative; the item has no label map; the scan is not on the label map's grid, or a
+            label is not below ``first`` (names the file).
     """
 
     def __init__(
@@ -62,6 +62,10 @@ class SurroundingLabelsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
+            if self.label_key not in d:
+                raise ValueError(
+                    f"The item has no {self.label_key!r} whose surroundings to label, only {sorted(map(str, d))}."
+                )
             image, label = (torch.as_tensor(plain_tensor(d[name])) for name in (key, self.label_key))
             name = volume_name(d[self.label_key], self.label_key)
             if label.shape[0] != 1 or label.shape[1:] != image.shape[1:]:

@@ -821,6 +821,12 @@ def test_frozen_norms_from_scratch_are_refused(plan):
         plan(**MED3D, arms="scratch,med3d", override="norm=frozen")
     with pytest.raises(CompareError, match=f"^Pre-training of arm 'med3d': {sentence} its pretrain_override.$"):
         plan(**MED3D, arms="scratch,med3d", pretrain_override="norm=frozen")
+    reference = {"scratch": None, "wide": {"reference": {"network": ["networks/resnet10_small.json"]}}}
+    reference["wide"]["override"] = {"norm": "frozen"}
+    with pytest.raises(CompareError, match=f"Arm 'wide': {sentence}"):
+        plan(**MED3D, arms=reference)
+    with pytest.raises(CompareError, match=f"Arm 'scratch': {sentence}"):
+        plan(**MED3D, arms="scratch", tune={"norm": ["batch", "frozen"]})
     found = plan(**MED3D, arms={"scratch": None, "frozen": {"pretrain": [], "override": {"norm": "frozen"}}})
     assert {run.override.get("norm") for run in runs(found, "train", arm="frozen")} == {"frozen"}
     assert {run.override.get("norm") for run in found.runs if run.arm == "scratch" or run.stage == "pretrain"} == {None}

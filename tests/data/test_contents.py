@@ -39,6 +39,15 @@ def items(folder):
     return [scan, {"image": [str(folder / "b.nii")], "label": 1}]
 
 
+def test_the_working_folder_does_not_count(data, monkeypatch):
+    """A subject may be called as a file is below it."""
+    found = []
+    for folder in (data, data.parent):
+        monkeypatch.chdir(folder)
+        found.append(contents_digest([{**items(data)[0], "subject": "data/a.nii.gz"}]))
+    assert found[0] == found[1]
+
+
 def test_the_place_does_not_count(data, tmp_path):
     before = contents_digest(items(data))
     shutil.copytree(data, tmp_path / "copy")

@@ -24,3 +24,14 @@ def test_it_is_torchs_in_other_types_and_can_be_scripted(affine, precision):
     assert type(ours[0]) is FloatLayerNorm and ours[0].state_dict().keys() == norm.state_dict().keys()
     for made in (ours, torch.jit.script(ours), torch.jit.trace(ours, image)):
         assert torch.equal(made(image), norm(image))
+
+
+def test_weights_of_bfloat16_are_taken_as_torch_takes_them():
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(8)
+    nn.init.normal_(norm.weight)
+    ours = float_layer_norms(nn.Sequential(copy.deepcopy(norm))).bfloat16()
+    image = torch.randn(4, 8).bfloat16()
+    made = ours(image)
+    assert made.dtype == torch.bfloat16
+    torch.testing.assert_close(made, norm.bfloat16()(image), rtol=2**-7, atol=2**-7)

@@ -133,9 +133,10 @@ def test_other_formats_are_refused(tmp_path, label):
         save(tmp_path, ".png")({"pred": label})
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
 @pytest.mark.parametrize("codes", [(4, 1), (0, 2), (2, 0), (0, 0)])
 @pytest.mark.parametrize("unit", ["mm", "meter"])
-def test_a_map_has_the_place_of_its_scan_for_every_program(tmp_path, codes, unit):
+def test_a_map_has_the_place_of_its_scan_for_every_program(tmp_path, codes, unit, ending):
     """Some programs believe the sform, others the qform: both are those of the scan, with their codes."""
     size = 1.0 if unit == "mm" else 0.001
     scan = nib.Nifti1Image(np.arange(120, dtype=np.int16).reshape(4, 5, 6), np.eye(4))
@@ -146,18 +147,18 @@ def test_a_map_has_the_place_of_its_scan_for_every_program(tmp_path, codes, unit
     scan.header.set_xyzt_units(unit)
     nib.save(scan, tmp_path / "scan.nii.gz")
     volume = LoadVolumed("pred", ensure_channel_first=True)({"pred": str(tmp_path / "scan.nii.gz")})["pred"]
-    SaveVolumed("pred", KeepFolderTree(tmp_path, str(tmp_path), "seg", ".nii.gz"))({"pred": volume})
-    scan, written = nib.load(tmp_path / "scan.nii.gz"), nib.load(tmp_path / "scan_seg.nii.gz")
+    SaveVolumed("pred", KeepFolderTree(tmp_path, str(tmp_path), "seg", ending))({"pred": volume})
+    scan, written = nib.load(tmp_path / "scan.nii.gz"), nib.load(tmp_path / f"scan_seg{ending}")
     for name in ("sform", "qform"):
         ours, theirs = (getattr(file, f"get_{name}")(coded=True) for file in (written, scan))
         assert ours[1] == theirs[1]
         assert ours[0] is theirs[0] is None or np.array_equal(ours[0], theirs[0])
     assert written.header.get_xyzt_units()[0] == unit
-    np.testing.assert_array_equal(nifti_affine(tmp_path / "scan_seg.nii.gz"), nifti_affine(tmp_path / "scan.nii.gz"))
+    np.testing.assert_array_equal(nifti_affine(tmp_path / f"scan_seg{ending}"), nifti_affine(tmp_path / "scan.nii.gz"))
     np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(scan.dataobj))
 
     volume.affine[:3, :3] *= 2  # on a grid of its own: where it says that it is
-    SaveVolumed("pred", KeepFolderTree(tmp_path, str(tmp_path), "other", ".nii.gz"))({"pred": volume})
-    other = nib.load(tmp_path / "scan_other.nii.gz")
+    SaveVolumed("pred", KeepFolderTree(tmp_path, str(tmp_path), "other", ending))({"pred": volume})
+    other = nib.load(tmp_path / f"scan_other{ending}")
     np.testing.assert_allclose(other.get_sform(), volume.affine.numpy())
     np.testing.assert_allclose(other.get_qform(), volume.affine.numpy(), atol=1e-6)

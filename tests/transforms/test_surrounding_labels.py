@@ -76,3 +76,8 @@ def test_what_cannot_be_labelled_is_said(head):
         transform(first=2)(head)
     with pytest.raises(ValueError, match="must have one channel and lie on the scan's grid"):
         transform()({**head, "image": torch.zeros(1, 4, 4, 4)})
+
+
+def test_an_item_without_a_label_map_is_one_sentence():
+    with pytest.raises(ValueError, match=r"^The item has no 'label' whose surroundings to label, only \['image'\]\.$"):
+        SurroundingLabelsd("image", "label", "anatomy", 3, 5)({"image": torch.rand(1, 4, 4, 4)})
