@@ -92,7 +92,8 @@ def drawn_from(train: BundleConfig) -> list[dict[str, Any]]:
     """The training items that numbers of labels count: those of the target domain, if there is one."""
     items = train.get("data")["training"]
     target = train.get("target_domain") if "target_domain" in train.ids else None
-    return [item for item in items if target is None or item.get("domain") == target]
+    # the number of a domain is text if another item of the list has none
+    return [item for item in items if target is None or str(item.get("domain")) == str(target)]
 
 
 def tested_items(evaluate: BundleConfig) -> list[dict[str, Any]]:

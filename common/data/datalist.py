@@ -151,8 +151,9 @@ def load_datalist(
         that the file lacks is empty. Keys that some items of a list lack are dropped from that list, since a batch
         needs the same keys; other keys are passed on unchanged. `subject` and `domain` are not dropped if some items
         have them: an item without a `subject` counts as a subject of its own, named after its image, and an item
-        without a `domain` gets an empty one (`target_domain` in validation and test, where it counts as such). The
-        `subjects` of all items stay known (see `Items`).
+        without a `domain` gets an empty one (`target_domain` in validation and test, where it counts as such). If one
+        of these is text, numbers of other items under this key become text as well. The `subjects` of all items stay
+        known (see `Items`).
 
     Raises:
         DatalistError: a file or folder is missing or wrong, a required list is empty, or the masks have another label
@@ -632,18 +633,24 @@ def _with_subjects_and_domains(items: Sequence[Item], known: Collection[str], no
     """The items with a `subject` and a `domain` each if these are `known`, that is, if some items of their list have
     one; else without.
 
-    What scans of one person are must not be lost with an item that lacks the key: they would count as independent.
+    What scans of one person are must not be lost with an item that lacks the key: they would count as independent. A
+    key that is text in one item is text in all, since a batch cannot hold numbers and text.
     """
     lacking = [x for x in items if x.get("subject") is None]
     written = Counter(_written_name(x) for x in lacking)
     # The path as written does not change with the place of the data; those of two datalists may be equal.
     own = {id(x): name if written[name := _written_name(x)] == 1 else _image_name(x) for x in lacking}
-    result = []
+    names: list[Item] = []
     for x in items:
-        names = {"subject": own.get(id(x)), "domain": no_domain}
-        names |= {key: x[key] for key in _NAMES if x.get(key) is not None}
-        result.append({k: v for k, v in x.items() if k not in _NAMES} | {key: names[key] for key in known})
-    return result
+        filled = {"subject": own.get(id(x)), "domain": no_domain}
+        filled |= {key: x[key] for key in _NAMES if x.get(key) is not None}
+        names.append({key: filled[key] for key in known})
+    for key in known:
+        if any(isinstance(x[key], str) for x in names):
+            names = [x | {key: str(x[key])} for x in names]
+    return [
+        {k: v for k, v in x.items() if k not in _NAMES} | its_names for x, its_names in zip(items, names, strict=True)
+    ]
 
 
 def _written_name(item: Item) -> str:

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from common.compare.bundle_config import WEIGHTS, BundleConfig, data_digest, keeps_best_encoder, scans_digest
+from common.compare.bundle_config import (
+    WEIGHTS,
+    BundleConfig,
+    data_digest,
+    drawn_from,
+    keeps_best_encoder,
+    scans_digest,
+)
 from common.compare.collect import reference_rows
 from common.compare.plan import make_plan
 from common.compare.run import INPUT_IDS
@@ -32,6 +39,22 @@ def plan(plan_of):
 def runs(plan, stage, **given):
     found = [run for run in plan.runs if run.stage == stage]
     return [run for run in found if all(getattr(run, name) == value for name, value in given.items())]
+
+
+class Ids(dict):
+    """Values of a config."""
+
+    ids = property(dict.keys)
+
+
+def test_items_of_a_domain_that_is_a_number(tmp_path):
+    """The number is text where another item has no domain."""
+    for number in range(3):
+        nib.save(nib.Nifti1Image(np.arange(8.0).reshape(2, 2, 2) + number, np.eye(4)), tmp_path / f"{number}.nii")
+    entries = [{"image": f"{number}.nii", "label": number} | ({"domain": 7} if number else {}) for number in range(3)]
+    (tmp_path / "list.json").write_text(json.dumps({"training": entries}))
+    data = load_datalist(tmp_path / "list.json", target_domain=7)
+    assert [x["label"] for x in drawn_from(Ids(data=data, target_domain=7))] == [1, 2]
 
 
 def test_one_pretraining_an_arm_and_one_fine_tuning_an_arm_labels_and_seed(plan):

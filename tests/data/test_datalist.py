@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.data import list_data_collate
 
 from common.data import DatalistError, load_datalist
 from common.data.__main__ import check as check_command
@@ -114,10 +115,21 @@ def test_subjects_stay_if_one_item_has_none(tmp_path):
 
     lists = load_datalist(edit(path, name))
     own = ["images/s011.nii.gz", "images/s012.nii.gz"]
-    assert [x["subject"] for x in lists["test"]] == ["P0", "P0", 1, *own]
+    assert [x["subject"] for x in lists["test"]] == ["P0", "P0", "1", *own]
     assert not any("subject" in x for x in lists["training"] + lists["validation"])
     drawn = [load_datalist(path, fraction=0.2, seed=seed, training_sections=("test",))["training"] for seed in range(9)]
-    assert {x["subject"] for (x,) in drawn} == {"P0", 1, *own}
+    assert {str(x["subject"]) for (x,) in drawn} == {"P0", "1", *own}
+
+
+@pytest.mark.parametrize(("key", "filled"), [("subject", "images/s001.nii.gz"), ("domain", "")])
+def test_a_batch_of_items_of_which_one_has_no_number(tmp_path, key, filled):
+    """The loader ended with "invalid data type 'str'"."""
+    path = make_study(tmp_path, training=3)
+    edit(path, lambda content: [content["training"][number].update({key: 7 + number}) for number in (0, 2)])
+    batch = list_data_collate(load_datalist(path)["training"])
+    assert batch[key] == ["7", filled, "9"]
+    edit(path, lambda content: content["training"][1].update({key: 8}))
+    assert list_data_collate(load_datalist(path)["training"])[key].tolist() == [7, 8, 9]
 
 
 def test_own_subjects_of_two_datalists_with_equal_paths_are_two(tmp_path):
