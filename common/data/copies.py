@@ -76,9 +76,11 @@ def content_key(file: str, sizes: Collection[str] | None = None) -> str | None:
 
 
 def whole_key(file: str) -> str:
-    """Size and checksum like `content_key`, of any file, and also right for a `.gz` file of several parts.
+    """Size and checksum like `content_key`, of any file, and also right for most `.gz` files of several parts.
 
-    The last bytes of such a file are those of its last part, so it is read completely, as are files without `.gz`.
+    The last bytes of such a file are those of its last part. So it is read completely, as are files without `.gz`, if
+    they state fewer bytes than the file itself has. Block compression always ends that way, with an empty part. If the
+    last part unpacks to more than the packed file, nothing shows the earlier parts, and they do not count.
     """
     packed = os.path.getsize(file)
     if _is_packed(file) and packed >= 18:  # the least that a header and the last bytes take
