@@ -758,6 +758,49 @@ def test_bids_rows_without_a_visit_must_agree(visited):
         collect("bids", visited)
 
 
+def test_bids_numbers_only_the_diagnoses_of_images(visited):
+    """Groups of participants that the sessions overrule were numbered as well."""
+    rows = ["participant_id\tgroup", "sub-01\tcohortA", "sub-02\tcohortB", "sub-03\tunseen"]
+    (visited / "participants.tsv").write_text("\n".join(rows))
+    for number, diagnoses in ((1, ("healthy", "impaired")), (2, ("healthy", "healthy"))):
+        rows = ["session_id\tdiagnosis", *(f"ses-{v}\t{d}" for v, d in enumerate(diagnoses, 1))]
+        (visited / f"sub-0{number}/sub-0{number}_sessions.tsv").write_text("\n".join(rows))
+    assert [x["diagnosis"] for x in collect("bids", visited)] == [0, 1, 0, 0]
+    assert [x["diagnosis"] for x in collect("bids", visited, diagnoses="impaired,healthy")] == [1, 0, 1, 1]
+    with pytest.raises(DatalistError, match=r"images have the diagnoses healthy, impaired"):
+        collect("bids", visited, diagnoses="healthy")
+
+
+@pytest.mark.parametrize(
+    ("rows", "ages", "warned"),
+    [
+        ("session 01:2:60 02:2:70", [60, 60, 70, 70], True),
+        ("ses 01:3:60 02:1:70", [60, 60, 70, 70], True),
+        ("session 01:first:60 02::70", [60, 60, 70, 70], True),
+        ("session 01::60 02::70", [60, 60, 70, 70], False),
+        ("session 01:1:60 01:2:62 02:2:70", [60, 62, None, 70], False),
+        ("ses 01:ses-01:60 01:ses-02:62 02:ses-03:70", [60, 62, None, None], False),
+        ("session_id 01:2:60 02:2:70", [None, 60, None, 70], False),
+    ],
+)
+def test_bids_a_column_that_counts_sessions_names_none(visited, caplog, rows, ages, warned):
+    """Images of other sessions lost their ages."""
+    column, *cells = rows.split()
+    text = ["\t".join(("sub-" + row).split(":")) for row in cells]
+    (visited / "participants.tsv").write_text("\n".join([f"participant_id\t{column}\tage", *text]))
+    assert [age for _, age, _ in ages_and_diagnoses(visited)] == ages
+    assert (f"its column `{column}` does not tell them apart (sub-01" in caplog.text) == warned
+
+
+def test_bids_a_column_that_names_other_sessions_leaves_rows_that_differ(visited):
+    rows = ["participant_id\tsession\tage", "sub-01\tfirst\t60", "sub-01\tsecond\t62"]
+    (visited / "participants.tsv").write_text("\n".join(rows))
+    with pytest.raises(
+        DatalistError, match=r"several rows of sub-01, which differ in age: keep one, or name the visit"
+    ):
+        collect("bids", visited)
+
+
 def test_bids_an_image_without_a_session(tmp_path):
     touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
     table = tmp_path / "participants.tsv"

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def collect_bids(
     image (`sub`, `ses`, `acq`, `run`, ...) with the same values, no others except those of derivatives (`space`,
     `desc`, `res`, `label`, ...), and must match a pattern. Ages and diagnoses (columns `age`; `diagnosis`, `group` or
     `dx`) are those of the visit in `sub-*/sub-*_sessions.tsv`. Columns that this table lacks come from
-    `participants.tsv`: from the row of the visit if there is a column `session_id`, otherwise from that of the
+    `participants.tsv`: from the row of the visit if a column names visits (`Visits`), otherwise from that of the
     participant.
 
     Args:
@@ -47,19 +47,22 @@ def collect_bids(
         label_pattern: pattern of the labels' names without file suffix, such as `*_desc-aseg_dseg`.
         diagnoses: values of the diagnosis column in the order of their classes, separated by commas
             (`control,patient`). `None` keeps a column of whole numbers and numbers other values in alphabetical order.
+            Only values that some image has count.
 
     Raises:
         DatalistError: an image has several matching labels, a diagnosis is not among the named ones, or a participant
             has several rows without a session that differ in age or diagnosis.
     """
     visits = Visits(source, ("age", *_DIAGNOSIS_COLUMNS))
-    classes = _diagnosis_classes(visits.rows(), diagnoses)
     derived: dict[str, list[Path]] = {}
     for file in scans(source, "derivatives/**/sub-*"):
         if fnmatch(stem(file), label_pattern):
             derived.setdefault(stem(file).split("_")[0], []).append(file)
+    images = sorted(scans(source, f"sub-*/anat/*_{suffix}") + scans(source, f"sub-*/ses-*/anat/*_{suffix}"))
+    found = [text_or_none(visits.cell(image, *_DIAGNOSIS_COLUMNS)) for image in images]
+    classes = _diagnosis_classes(found, diagnoses)
     items = []
-    for image in sorted(scans(source, f"sub-*/anat/*_{suffix}") + scans(source, f"sub-*/ses-*/anat/*_{suffix}")):
+    for image, diagnosis in zip(images, found, strict=True):
         subject = image.relative_to(source).parts[0]
         beside = [file for file in scans(image.parent, "sub-*") if fnmatch(stem(file), label_pattern)]
         items.append(
@@ -68,7 +71,7 @@ def collect_bids(
                 label=_label(image, suffix, [*derived.get(subject, []), *beside]),
                 subject=subject,
                 age=number(visits.cell(image, "age")),
-                diagnosis=classes.get(text_or_none(visits.cell(image, *_DIAGNOSIS_COLUMNS))),
+                diagnosis=classes.get(diagnosis),
             )
         )
     return items
@@ -93,17 +96,13 @@ def _entities(file: Path) -> dict[str, str]:
     return {key: value for key, dash, value in (part.partition("-") for part in stem(file).split("_")) if dash}
 
 
-def _diagnosis(row: Mapping[str, str]) -> str | None:
-    return next((text_or_none(row[c]) for c in _DIAGNOSIS_COLUMNS if c in row), None)
-
-
-def _diagnosis_classes(rows: Iterable[Mapping[str, str]], diagnoses: Any) -> dict[str | None, int]:
-    found = sorted({d for d in map(_diagnosis, rows) if d is not None})
+def _diagnosis_classes(of_images: Iterable[str | None], diagnoses: Any) -> dict[str | None, int]:
+    found = sorted({d for d in of_images if d is not None})
     if diagnoses is not None:
         names = diagnoses.split(",") if isinstance(diagnoses, str) else [str(d) for d in diagnoses]
         unknown = [d for d in found if d not in names]
         if unknown:
-            raise DatalistError(f"The tables have the diagnoses {', '.join(found)}: name them all, not {names}.")
+            raise DatalistError(f"The images have the diagnoses {', '.join(found)}: name them all, not {names}.")
         return {name: index for index, name in enumerate(names)}
     if all(d.isdecimal() for d in found):
         return {d: int(d) for d in found}
