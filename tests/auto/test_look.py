@@ -299,6 +299,19 @@ def dicom(folder: Path, seed: int, prefix: str = "") -> None:
         ([f"site{i}_{j:03d}" for i in range(4) for j in range(30)], None),
         ([f"Brats18_TCIA0{i}_{j}_1" for i in range(3) for j in range(101, 104)], None),
         (["sub-01_T1w", "x/sub-01_run-2", "sub-02"], ["sub-01", "sub-01", "sub-02"]),
+        # Field, visit and repeat of UK Biobank.
+        (
+            [f"10000{who}_20252_{visit}_0" for who in range(3) for visit in (2, 3)],
+            [f"10000{who}_20252" for who in (0, 0, 1, 1, 2, 2)],
+        ),
+        ([f"Brats18_TCIA0{i}_{j}_1" for i in range(3) for j in range(101, 105)], None),
+        ([f"{who}_20190{month}01" for who in "12" for month in (1, 2)], list("1122")),
+        ([f"20190{month}01_100{who}" for who in (1, 2) for month in (1, 2)], ["1001"] * 2 + ["1002"] * 2),
+        ([f"p{who}/{kind}" for who in (1, 2) for kind in ("ct", "mr")], ["p1", "p1", "p2", "p2"]),
+        ([f"p{who}/p{who}_{kind}" for who in (1, 2) for kind in ("ct", "mr")], ["p1/p1"] * 2 + ["p2/p2"] * 2),
+        ([f"p{who}_{kind}" for who in (1, 2) for kind in ("CT", "PET")], ["p1", "p1", "p2", "p2"]),
+        # Of some people one of the contrasts is missing.
+        (["p1_T1", "p2_T1", "p2_FLAIR", "p3_T1", "p3_FLAIR", "p4_FLAIR"], ["p1", "p2", "p2", "p3", "p3", "p4"]),
     ],
 )
 def test_subjects_by_their_names(names, subjects):
@@ -355,6 +368,12 @@ def test_numbers_of_subjects_are_no_dates():
         ["scan_visit1", "scan_visit2", "scan_visit3"],
         ["control_visit1", "treated_visit1", "control_visit2", "treated_visit2"],
         ["baseline", "followup"],
+        [f"2019{month:02}01_{scan}" for scan in (1, 2) for month in range(1, 13)],
+        [f"2019-0{month}-01/00{scan}_T1w" for scan in (1, 2) for month in range(1, 6)],
+        [f"{kind}_train_100{who}" for kind in ("ct", "mr") for who in range(1, 6)],
+        [f"{kind}/100{who}" for kind in ("CT", "T1w") for who in range(1, 6)],
+        [f"set1/{kind}_100{who}" for kind in ("ct", "mr") for who in range(1, 6)],
+        ["T1_004", "T2_004", *(f"T1_00{who}" for who in range(4)), *(f"T2_00{who}" for who in range(5, 8))],
     ],
 )
 def test_names_with_two_readings_are_refused(names):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from .adni import SUBJECT
@@ -22,6 +22,8 @@ CONTRASTS = frozenset(
     )
 )
 """Words that say how a scan was made, not whose it is."""
+_CT = frozenset({"ct", "cta"})
+_PET = frozenset({"pet", "suv"})
 _BETWEEN = r"_/ .\-"  # the parts of a name
 _PARTS = re.compile(rf"[{_BETWEEN}]")
 _FULL_DATE = r"(19|20)\d{2}[-_](0[1-9]|1[0-2])[-_]([0-2]\d|3[01])|([0-2]\d|3[01])[-_]([0-2]\d|3[01])[-_](19|20)\d{2}"
@@ -58,7 +60,8 @@ def subjects_of_names(names: Sequence[str], people: Sequence[str] = ()) -> Subje
     if the name or a folder begins with one of them. Otherwise the subject is what remains of a name without words for
     visits (`v1`, `ses-2`, `m06`, `baseline`, dates, ...) at any place, without words for contrasts (`T1w`, `FLAIR`),
     and without words at its end that all names share; if that differs only in its last part, for at least three
-    subjects with a number and at most `MOST_SCANS` scans each, the last part is left out as well.
+    subjects with a number and at most `MOST_SCANS` scans each, the last part is left out as well. This holds also for a
+    last number of one or two digits before numbers that all names share (`1000000_20252_2_0`).
 
     A word that may count subjects as well as visits (`control_m1`) counts as a visit if what remains has a number, or
     if there are three or more subjects with at most `MOST_SCANS` scans each.
@@ -87,6 +90,7 @@ def subjects_of_names(names: Sequence[str], people: Sequence[str] = ()) -> Subje
     doubt = _one_or_two(certain, remains, names) or _one_or_two(
         _without(names, f"{_YEAR}|{either}"), remains, names, of_folders=True
     )
+    doubt = doubt or _of_several_dates(remains, names, visits) or _of_two_contrasts(certain, remains, names)
     example = next((one for one, count in Counter(remains).items() if count > 1), None)
     if example is None:
         return Subjects(list(names), "each scan counts as a separate subject", doubt)
@@ -153,12 +157,36 @@ def _first_that_tells(names: Sequence[str], readings: Sequence[list[str]]) -> li
 
 
 def _without_last(names: Sequence[str]) -> list[str]:
+    shared = _shared_numbers(names)
+    counted = [re.fullmatch(rf"(.+)[_/ -]\d{{1,2}}{re.escape(shared)}", name) for name in names] if shared else []
+    if counted and all(counted):
+        shorter = dict(zip(names, (match[1] for match in counted if match), strict=True))
+        found = _of_few_scans(names, shorter)
+        if found is not None:
+            return found
     shorter = {name: re.sub(r"[_/ -][^_/ -]*$", "", name) for name in names}
+    return _of_few_scans(names, shorter) or list(names)
+
+
+def _shared_numbers(names: Sequence[str]) -> str:
+    """The numbers that all names end in, with what joins them, such as `_0`."""
+    ends = [re.search(r"([_/ -]\d+)*$", name) for name in names]
+    parts = [re.findall(r"[_/ -]\d+", end[0] if end else "") for end in ends]
+    shared = ""
+    for number in range(1, min(map(len, parts), default=0) + 1):
+        if len({part[-number] for part in parts}) > 1:
+            break
+        shared = parts[0][-number] + shared
+    return shared
+
+
+def _of_few_scans(names: Sequence[str], shorter: Mapping[str, str]) -> list[str] | None:
+    """The shorter names, if they group scans and look like names of subjects."""
     counts = Counter(shorter.values())
     several = [short for short, count in counts.items() if count > 1]
     numbered = all(re.search(r"\d", short) for short in several)
     if not several or len(counts) < 3 or not numbered or max(counts.values()) > MOST_SCANS:
-        return list(names)
+        return None
     return [shorter[name] for name in names]
 
 
@@ -179,3 +207,54 @@ def _one_or_two(
             if found[i] != found[first] and contrasts[i] != contrasts[first]:
                 return names[first], names[i]
     return None
+
+
+def _of_several_dates(found: Sequence[str], names: Sequence[str], visits: str) -> tuple[str, str] | None:
+    """Two names of different dates that only a short number after the date makes one subject's."""
+    date = _word(f"{_FULL_DATE}|{_COMPACT_DATE}" if _COMPACT_DATE in visits else _FULL_DATE)
+    first: dict[str, tuple[str, str]] = {}
+    for name, subject in zip(names, found, strict=True):
+        dated = date.search(name)
+        if dated is None or not re.fullmatch(r"\d{1,3}|[A-Za-z]", subject):
+            continue
+        if subject in _PARTS.split(name[: dated.start()]):
+            continue
+        other = first.setdefault(subject, (dated[0], name))
+        if other[0] != dated[0]:
+            return other[1], name
+    return None
+
+
+def _of_two_contrasts(bare: Sequence[str], found: Sequence[str], names: Sequence[str]) -> tuple[str, str] | None:
+    """Two names of one subject that differ in their contrast, and that may be of two sets with numbers of their own.
+
+    What lies in one folder with the subject's number (`p1/ct`, `p1/mr`) is of one subject.
+    """
+    contrasts = [tuple(part for part in _PARTS.split(name.lower()) if part in CONTRASTS) for name in names]
+    numbers: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for contrast, one in zip(contrasts, bare, strict=True):
+        numbers[contrast].add(one)
+    first: dict[tuple[str, str, tuple[str, ...]], str] = {}
+    of: dict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
+    for name, one, subject, contrast in zip(names, bare, found, contrasts, strict=True):
+        digits = re.findall(r"\d+", one)
+        if not contrast or not digits or digits[-1] in re.findall(r"\d+", _folders_before_contrast(name)):
+            continue
+        for other in sorted(of[one, subject] - {contrast}):
+            both = len(numbers[contrast] & numbers[other])
+            apart = 2 * both < min(len(numbers[contrast]), len(numbers[other]))
+            if apart or {_modality(contrast), _modality(other)} == {"CT", "MR"}:
+                return first[one, subject, other], name
+        of[one, subject].add(contrast)
+        first.setdefault((one, subject, contrast), name)
+    return None
+
+
+def _folders_before_contrast(name: str) -> str:
+    folders = name.split("/")[:-1]
+    with_contrast = (i for i, folder in enumerate(folders) if CONTRASTS & set(_PARTS.split(folder.lower())))
+    return "/".join(folders[: next(with_contrast, len(folders))])
+
+
+def _modality(contrast: Sequence[str]) -> str:
+    return "CT" if _CT & set(contrast) else "PET" if _PET & set(contrast) else "MR"
