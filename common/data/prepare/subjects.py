@@ -228,7 +228,7 @@ def _of_several_dates(found: Sequence[str], names: Sequence[str], visits: str) -
 def _of_two_contrasts(bare: Sequence[str], found: Sequence[str], names: Sequence[str]) -> tuple[str, str] | None:
     """Two names of one subject that differ in their contrast, and that may be of two sets with numbers of their own.
 
-    What lies in one folder with the subject's number (`p1/ct`, `p1/mr`) is of one subject.
+    A contrast after the subject's number (`p1/ct`, `p1_mr`) is of this subject; before it, it may begin a set.
     """
     contrasts = [tuple(part for part in _PARTS.split(name.lower()) if part in CONTRASTS) for name in names]
     numbers: dict[tuple[str, ...], set[str]] = defaultdict(set)
@@ -237,8 +237,8 @@ def _of_two_contrasts(bare: Sequence[str], found: Sequence[str], names: Sequence
     first: dict[tuple[str, str, tuple[str, ...]], str] = {}
     of: dict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
     for name, one, subject, contrast in zip(names, bare, found, contrasts, strict=True):
-        digits = re.findall(r"\d+", one)
-        if not contrast or not digits or digits[-1] in re.findall(r"\d+", _folders_before_contrast(name)):
+        digits = Counter(re.findall(r"\d+", subject))
+        if not contrast or not digits or digits <= Counter(re.findall(r"\d+", _before_contrast(name))):
             continue
         for other in sorted(of[one, subject] - {contrast}):
             both = len(numbers[contrast] & numbers[other])
@@ -250,10 +250,9 @@ def _of_two_contrasts(bare: Sequence[str], found: Sequence[str], names: Sequence
     return None
 
 
-def _folders_before_contrast(name: str) -> str:
-    folders = name.split("/")[:-1]
-    with_contrast = (i for i, folder in enumerate(folders) if CONTRASTS & set(_PARTS.split(folder.lower())))
-    return "/".join(folders[: next(with_contrast, len(folders))])
+def _before_contrast(name: str) -> str:
+    parts = re.split(rf"([{_BETWEEN}])", name)
+    return "".join(parts[: next(i for i, part in enumerate(parts) if part.lower() in CONTRASTS)])
 
 
 def _modality(contrast: Sequence[str]) -> str:
