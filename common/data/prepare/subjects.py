@@ -66,6 +66,11 @@ def subjects_of_names(names: Sequence[str], people: Sequence[str] = ()) -> Subje
     A word that may count subjects as well as visits (`control_m1`) counts as a visit if what remains has a number, or
     if there are three or more subjects with at most `MOST_SCANS` scans each.
 
+    It is in doubt whether scans are of one subject if only words that may name a visit or a group tell them apart; if
+    nothing but a short number after different dates says whose they are (`20190101_1`, `20190201_1`); or if only a
+    contrast before the number differs (`ct_train_1001`, `mr_train_1001`), and one scan is CT and the other MR, or the
+    contrasts share less than half of the numbers of the one that has fewer.
+
     Args:
         names: the paths, all different.
         people: names of all subjects.
