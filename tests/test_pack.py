@@ -114,6 +114,7 @@ def test_takes_the_bundle_and_the_code_and_nothing_else(bundle, tmp_path):
         "files.py",
         "fingerprint.py",
         "foreground.py",
+        "grids.py",
         "json_files.py",
         "networks/__init__.py",
         "networks/foreign.py",
