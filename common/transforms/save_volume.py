@@ -69,9 +69,13 @@ class SaveVolumed(SaveEach, SaveImaged):
         writer = NibabelWriter(output_dtype=self._stored_dtype(values, path))
         writer.set_data_array(volume, channel_dim=0)
         writer.set_metadata(volume.meta, resample=False)
+        # As NibabelWriter.write does, whose file would have to be read and written again to change its place.
+        image: Any = writer.create_backend_obj(writer.data_obj, affine=writer.affine, dtype=writer.output_dtype)
+        for set_form in (image.set_sform, image.set_qform):
+            set_form(image.affine, code=1)
+        image = _placed_as(image, volume.meta["filename_or_obj"])
         with atomic_write(path, suffix=path.name.removeprefix(without_ending(path.name))) as temporary:
-            writer.write(os.fspath(temporary))
-            _place_as(temporary, volume.meta["filename_or_obj"])
+            nib.save(image, temporary)
 
     def _stored_dtype(self, values: np.ndarray, path: Path) -> np.dtype:
         own = [values.dtype] * (values.dtype in NIFTI_DTYPES)
@@ -87,20 +91,18 @@ class SaveVolumed(SaveEach, SaveImaged):
         )
 
 
-def _place_as(file: Path, source: Any) -> None:
-    """Give a NIfTI file the place of its image in every field of the header that states it, if their grids are one."""
+def _placed_as(image: Any, source: Any) -> Any:
+    """An image with the place of its source in every header field that states it, if that is NIfTI on the same grid."""
     if not isinstance(source, str | os.PathLike) or not (is_nifti(source) and os.path.isfile(source)):
-        return
-    image: Any = nib.load(source)
-    written: Any = nib.load(file, mmap=False)  # it is read while it is written anew
-    same = nifti_affine(source, image)
-    if grid_problem(written.shape, written.affine, os.fspath(source), image.shape, same):
-        return
-    placed = nib.Nifti1Image(np.asanyarray(written.dataobj), None, written.header)
+        return image
+    scan: Any = nib.load(source)
+    if grid_problem(image.shape, image.affine, os.fspath(source), scan.shape, nifti_affine(source, scan)):
+        return image
+    placed = nib.Nifti1Image(image.dataobj, None, image.header)  # with an affine, nibabel would write that
     for field in PLACE:
-        placed.header[field] = image.header[field]
-    placed.header["pixdim"][:4] = image.header["pixdim"][:4]
-    nib.save(placed, file)
+        placed.header[field] = scan.header[field]
+    placed.header["pixdim"][:4] = scan.header["pixdim"][:4]
+    return placed
 
 
 def _lost(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
