@@ -39,7 +39,7 @@ def find_subjects(
     found = subjects_of_names([x.name for x in cases], people)
     if found.doubt is not None:
         raise StudyError(
-            f"{found.doubt[0]} and {found.doubt[1]} may be two visits of one subject or scans of two: name the subject "
+            f"{found.two_readings}: name the subject "
             "with --subject, a regular expression such as 'patient[0-9]+' (or '[^/]*$' for the file's name); if each "
             "scan is a separate subject, give --subject '.*'."
         )

@@ -108,7 +108,7 @@ def collect(plan: Plan, command: str | None) -> None:
                     "scores": bool(arm.scores),
                     "one_pretraining": bool(arm.pretrain or arm.encoder or arm.encoder_of)
                     and not arm.pretrain_per_seed,
-                    "pretrain_from": arm.pretrain_from or arm.encoder_of,
+                    "pretrain_from": arm.goes_on_from,
                     "made_elsewhere": arm.encoder is not None,
                     "against": arm.against,
                 }

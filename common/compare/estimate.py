@@ -210,8 +210,7 @@ def equal_time(plan: Plan, may_run: bool = True) -> dict[tuple[str, int], int]:
         if run.stage == "pretrain" and outcome.get("status") == "done":
             spent[run.arm] = max(spent[run.arm], outcome["seconds"])
     for arm in plan.settings.arms:  # in the order in which they start from each other
-        first = arm.pretrain_from or arm.encoder_of
-        spent[arm.name] += spent[first] if first else 0.0
+        spent[arm.name] += spent[arm.goes_on_from] if arm.goes_on_from else 0.0
     record = plan.settings.output / "equal_time.json"
     before = read_json(record, {})
     # What was measured for a gap stays, so that finished runs keep their lengths while arms and labels are added.

@@ -74,6 +74,11 @@ class Arm:
         return self.network if self.schedule is None else (*self.network, self.schedule)
 
     @property
+    def goes_on_from(self) -> str | None:
+        """Name of the earlier arm whose encoder it starts from, in pre-training or in fine-tuning."""
+        return self.pretrain_from or self.encoder_of
+
+    @property
     def is_scratch(self) -> bool:
         return not (self.pretrain or self.encoder or self.encoder_of or self.is_reference)
 

@@ -285,7 +285,7 @@ def _refuse_several_a_subject(items: list[dict[str, Any]], folder: Path) -> None
     if len(set(subjects.values())) == len(subjects):
         if found.doubt is not None:
             raise DatalistError(
-                f"{found.doubt[0]} and {found.doubt[1]} may be two visits of one subject or scans of two: {_ADVICE}"
+                f"{found.two_readings}: {_ADVICE}"
                 "'patient[0-9]+'; if each scan is a separate subject, give --subject '.*'."
             )
         last = {name: re.sub(r"[_/-]?[^_/-]*$", "", name) or name for name in several}

@@ -52,6 +52,12 @@ class Subjects(NamedTuple):
     doubt: tuple[str, str] | None = None
     """Two names of which it is open whether they are one subject's."""
 
+    @property
+    def two_readings(self) -> str:
+        """What is in doubt, as the start of a sentence."""
+        one, other = self.doubt or ("", "")
+        return f"{one} and {other} may be two visits of one subject or scans of two"
+
 
 def subjects_of_names(names: Sequence[str], people: Sequence[str] = ()) -> Subjects:
     """The subject of each scan, by its path below the folder of the scans, without its ending.
