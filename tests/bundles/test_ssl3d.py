@@ -599,3 +599,37 @@ def test_age_and_diagnosis_prepare_scans_alike():
     assert {key: age[key] for key in shared} == {key: diagnosis[key] for key in shared}
     made = "deterministic_transforms"
     assert age[made][:-1] == diagnosis[made][:-1]  # the last has the classes
+
+
+def gamma_curve(image, gamma, invert):
+    """nnU-Net's gamma augmentation (Isensee et al., Nature Methods 2021, supplementary note 4), mean and deviation kept."""
+    source = -image if invert else image
+    low, width = source.min(), source.max() - source.min()
+    curved = ((source - low) / width) ** gamma
+    curved = (curved - curved.mean()) / curved.std(ddof=1) * image.std(ddof=1) + source.mean()
+    return -curved if invert else curved
+
+
+def contrast(image, factor):
+    """nnU-Net's contrast augmentation: away from the mean or towards it, within the range of before."""
+    return np.clip((image - image.mean()) * factor + image.mean(), image.min(), image.max())
+
+
+@pytest.mark.parametrize(
+    "number, prob, drawn, fixed, expected",
+    [
+        (3, 0.15, {"factors": 0.25}, {"factors": [-0.2, -0.2]}, lambda image: image * 0.8),
+        (4, 0.15, {"factors": 0.25}, {"factors": [0.2, 0.2]}, lambda image: contrast(image, 1.2)),
+        (6, 0.1, {"gamma": [0.7, 1.5]}, {"gamma": [1.4, 1.4]}, lambda image: gamma_curve(image, 1.4, invert=True)),
+        (7, 0.3, {"gamma": [0.7, 1.5]}, {"gamma": [1.4, 1.4]}, lambda image: gamma_curve(image, 1.4, invert=False)),
+    ],
+    ids=["brightness", "contrast", "gamma of the inverted image", "gamma"],
+)
+def test_intensities_are_changed_as_in_nnunet(number, prob, drawn, fixed, expected):
+    parser = ConfigParser(json.loads((CONFIGS / "train.json").read_text()))
+    step = parser[f"augmentation#{number}"]
+    assert step["prob"] == prob and drawn.items() <= step.items()
+    parser[f"augmentation#{number}"] = step | fixed | {"prob": 1.0}
+    image = np.random.default_rng(0).normal(size=(1, 6, 7, 8)).astype(np.float32)
+    result = parser.get_parsed_content(f"augmentation#{number}")({"image": torch.from_numpy(image)})["image"]
+    np.testing.assert_allclose(np.asarray(result), expected(image.astype(np.float64)), rtol=1e-4, atol=1e-5)
