@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,12 @@ from .copies import whole_key
 
 __all__ = ["contents_digest"]
 
+logger = logging.getLogger(__name__)
+
 KEPT = 1 << 20
 """Bytes of a file from which its key is kept for other processes; smaller files are read again in no time."""
+LONG = 2 << 30
+"""Bytes of which reading takes long enough to say so."""
 MOST = 50_000
 """Largest number of files whose keys are kept; those that were read first go."""
 
@@ -40,6 +45,15 @@ def contents_digest(items: Sequence[Mapping[str, Any]]) -> str:
         for file, known in _kept_keys(kept).items():
             _known.setdefault(file, known)
     before = dict(_known)
+    unread = sum(
+        size
+        for file in files
+        if _known.get(os.path.realpath(file), [""])[0] != _stamp(stamps[file])
+        for path, size, _ in stamps[file]
+        if not path.lower().endswith(".gz")
+    )
+    if unread >= LONG:
+        logger.warning("Reading %.1f GB of scans once, to notice later if they change.", unread / 1e9)
     # Mostly waiting for the file system and for zlib, which both release the GIL.
     with ThreadPoolExecutor(max_workers=8) as pool:
         keys = dict(zip(files, pool.map(_key, files, stamps.values()), strict=True))
@@ -77,9 +91,13 @@ def _named(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, str(value)
 
 
+def _stamp(stamps: Sequence[Sequence[Any]]) -> str:
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+
+
 def _key(file: str, stamps: Sequence[Sequence[Any]]) -> str:
     """Key of the content of a file or folder, read only if it changed."""
-    place, stamp = os.path.realpath(file), hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    place, stamp = os.path.realpath(file), _stamp(stamps)
     known = _known.get(place)
     if known is None or known[0] != stamp:
         keys = [whole_key(path) for path, _, _ in stamps]

@@ -112,6 +112,16 @@ def test_files_are_read_once(data, cache, monkeypatch):
     assert contents_digest(items(data)) != first and "b.nii" in cache[3:]
 
 
+def test_a_long_reading_is_said_beforehand(data, monkeypatch, caplog):
+    monkeypatch.setattr(contents, "LONG", contents.KEPT)
+    contents_digest(items(data)[:1])  # of a packed scan only the end is read
+    assert not caplog.messages
+    contents_digest(items(data))
+    assert caplog.messages == ["Reading 0.0 GB of scans once, to notice later if they change."]
+    contents_digest(items(data))
+    assert len(caplog.messages) == 1
+
+
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"x": 1})])
 def test_a_damaged_cache_is_no_harm(data, tmp_path, text):
     path = tmp_path / "cache/monai-transfer-bundles/contents.json"
