@@ -602,7 +602,7 @@ def test_age_and_diagnosis_prepare_scans_alike():
 
 
 def gamma_curve(image, gamma, invert):
-    """nnU-Net's gamma augmentation (Isensee et al., Nature Methods 2021, supplement 4), which keeps mean and deviation."""
+    """nnU-Net's gamma augmentation (Isensee et al., Nature Methods 2021), which keeps mean and deviation."""
     source = -image if invert else image
     low, width = source.min(), source.max() - source.min()
     curved = ((source - low) / width) ** gamma
