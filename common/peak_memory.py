@@ -20,8 +20,9 @@ FIRST_PAUSE = 0.05
 class PeakMemory:
     """Watch a process and its descendants in a thread, as a context: ``with PeakMemory(pid) as peak``.
 
-    It measures once a second (more often at first, less often if a measurement takes long), so it misses a peak between
-    two measurements. Only Linux reports memory shared by processes; elsewhere ``bytes`` stays 0.
+    It measures once a second, more often at first, and less often if that would take more than a hundredth of the time.
+    So it misses a peak between two measurements. Only Linux reports memory shared by processes; elsewhere ``bytes``
+    stays 0.
 
     Args:
         lender: the process whose fork it is: what they share counts as the fork's.
@@ -46,7 +47,7 @@ class PeakMemory:
             began = time.monotonic()
             lent = _share(self.lender, own=False) if self.lender else 0
             self.bytes = max(self.bytes, tree_memory(self.pid) + lent)
-            pause = max(min(self.pause, 2 * pause), 20 * (time.monotonic() - began))
+            pause = max(min(self.pause, 2 * pause), 100 * (time.monotonic() - began))
 
 
 def tree_memory(pid: int) -> int:

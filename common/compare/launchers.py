@@ -6,8 +6,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,13 +22,15 @@ Work = tuple[Run, str, Settings, dict[str, Any], str]
 
 
 class Launcher(Protocol):
-    """A place for runs: it takes ``slots`` at a time and is polled every ``pause`` seconds; jobs have ``done()``."""
+    """A place for runs: it takes ``slots`` at a time; jobs have ``done()``."""
 
     slots: int
-    pause: float
 
     def start(self, works: Sequence[Work], say: Callable[[str], None]) -> list[Any]:
         """Start some runs, one job each."""
+
+    def wait(self, jobs: Collection[Any]) -> None:
+        """Wait until a job ends, but at most about a second: runs of other processes end, too."""
 
     def ended(self, job: Any, say: Callable[[str], None], title: str) -> str | None:
         """The result of ``do_run`` in a finished job."""
@@ -39,8 +41,6 @@ class Launcher(Protocol):
 
 class Here:
     """This machine: one run at a time, or one on each of several GPUs."""
-
-    pause = 0.05
 
     def __init__(self, settings: Settings) -> None:
         self.slots = len(settings.devices)
@@ -63,6 +63,12 @@ class Here:
         finally:
             self.devices.put(device)
 
+    def wait(self, jobs: Collection[Future]) -> None:
+        if jobs:
+            wait(jobs, timeout=1.0, return_when=FIRST_COMPLETED)
+        else:
+            time.sleep(0.25)
+
     def ended(self, job: Future, say: Callable[[str], None], title: str) -> str | None:
         return job.result()
 
@@ -84,8 +90,6 @@ class Cluster:
     Raises:
         CompareError: submitit is not installed, or does not know a parameter.
     """
-
-    pause = 1.0
 
     def __init__(self, settings: Settings) -> None:
         try:
@@ -115,6 +119,9 @@ class Cluster:
             self.working[job.job_id] = job, work[0]
             say(f"{work[1]}: job {job.job_id}")
         return jobs
+
+    def wait(self, jobs: Collection[Any]) -> None:
+        time.sleep(1.0)
 
     def ended(self, job: Any, say: Callable[[str], None], title: str) -> str | None:
         _, run = self.working.pop(job.job_id)

@@ -22,6 +22,7 @@ from common.child_process import failure_reason
 from common.compare.child import read_outcome, run_child
 from common.compare.collect import is_stale
 from common.compare.execute import _waits_for, execute, hold_folder, take_models
+from common.compare.launchers import Here
 from common.compare.plan import Plan
 from common.compare.run import Run
 from common.compare.settings import Arm, CompareError, Settings
@@ -423,6 +424,14 @@ def test_runs_wait_for_those_that_write_what_they_read(settings):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+def test_it_sleeps_while_a_run_works(settings, monkeypatch):
+    """A comparison takes no share of the core that its run has."""
+    waits, wait = [], Here.wait
+    monkeypatch.setattr(Here, "wait", lambda self, jobs: waits.append(len(jobs)) or wait(self, jobs))
+    run_all(settings, program(settings, "a", "import time; time.sleep(3)"))
+    assert waits and set(waits) == {1} and len(waits) < 20
+
+
 def test_a_killed_comparison_leaves_no_child_at_work(settings, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
