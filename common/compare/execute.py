@@ -124,7 +124,8 @@ def execute(plan: Plan, say: Callable[[str], None] = print, whole: Plan | None =
                 waiting = [one for one in waiting if one is not run]
             works = [(run, titles[id(run)], settings, before[id(run)], left(run)) for run in batch]
             working |= dict(zip(launcher.start(works, say), batch, strict=True))
-            launcher.wait(working)
+            if waiting or working:
+                launcher.wait(working)
     except BaseException:
         launcher.stop()
         raise
