@@ -626,10 +626,17 @@ def contrast(image, factor):
     ids=["brightness", "contrast", "gamma of the inverted image", "gamma"],
 )
 def test_intensities_are_changed_as_in_nnunet(number, prob, drawn, fixed, expected):
-    parser = ConfigParser(json.loads((CONFIGS / "train.json").read_text()))
+    parser = ConfigParser(json.loads((CONFIGS / "presets" / "nnunet_intensities.json").read_text()))
     step = parser[f"augmentation#{number}"]
     assert step["prob"] == prob and drawn.items() <= step.items()
     parser[f"augmentation#{number}"] = step | fixed | {"prob": 1.0}
     image = np.random.default_rng(0).normal(size=(1, 6, 7, 8)).astype(np.float32)
     result = parser.get_parsed_content(f"augmentation#{number}")({"image": torch.from_numpy(image)})["image"]
     np.testing.assert_allclose(np.asarray(result), expected(image.astype(np.float64)), rtol=1e-4, atol=1e-5)
+
+
+def test_nnunets_intensities_change_nothing_else():
+    """An overlay replaces a list as a whole, so what stays is stated twice."""
+    ours = json.loads((CONFIGS / "train.json").read_text())["augmentation"]
+    theirs = json.loads((CONFIGS / "presets" / "nnunet_intensities.json").read_text())["augmentation"]
+    assert [step for step in theirs if step in ours] == ours[:-1]  # the last is the gamma curve
