@@ -24,6 +24,7 @@ from ignite.metrics import Average
 from monai.engines import SupervisedEvaluator
 from monai.handlers import StatsHandler
 from monai.networks.nets import ViT
+from monai.transforms import RandFlipd
 from torch._utils import ExceptionWrapper
 
 from common import checks, doctor
@@ -672,6 +673,14 @@ def test_mirroring_where_sides_are_no_classes(axes, orientation, names):
 def test_mirroring_where_sides_are_classes_is_refused(axes, orientation, names):
     with pytest.raises(ValueError, match=r"mirrors left to right, .* such as .* and .*: leave out presets/mirror.json"):
         checks.check_mirroring(axes, orientation, names)
+
+
+@pytest.mark.parametrize("axes", [[0], 0, None])
+def test_mirroring_in_inference_alone_is_refused(axes):
+    checks.check_mirroring([0], "RAS", None, [RandFlipd(keys="image", spatial_axis=axes)])
+    for steps in ([], [RandFlipd(keys="image", spatial_axis=1)]):
+        with pytest.raises(ValueError, match=r"but `augmentation` does not: list presets/mirror.json behind the files"):
+            checks.check_mirroring([0], "RAS", None, steps)
 
 
 def test_a_number_of_processes_is_no_override():

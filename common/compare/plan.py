@@ -113,8 +113,8 @@ class Plan:
             return []
         runs = [run for run in self.runs if run.stage == "train" and run.steps != asked]
         lines = [
-            f"--steps {asked}: fine-tuning on {run.labels} labels takes {run.steps}, since it makes whole passes over "
-            f"them, of {run.steps // run.epochs} steps each."
+            f"--steps {asked}: fine-tuning on {run.labels} labels takes {run.steps}, since it makes whole epochs of "
+            f"{run.steps // run.epochs} steps."
             for run in runs
         ]
         return list(dict.fromkeys(lines))

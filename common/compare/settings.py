@@ -6,7 +6,7 @@ import csv
 import difflib
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -402,7 +402,7 @@ def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, bases: tuple[Pat
     arms = tuple(
         _arm(name, defined[name], bundle, bases[1])
         if isinstance(content, str) and content == name in defined
-        else _arm(name, content, bundle, bases[0])
+        else _arm(name, content, bundle, bases[0], defined)
         for name, content in entries
     )
     for arm in arms:
@@ -455,7 +455,7 @@ def _split_arm(text: Any) -> tuple[str, Any]:
     return name, content if equals else name
 
 
-def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
+def _arm(name: str, content: Any, bundle: Path, base: Path, defined: Iterable[str] = ()) -> Arm:
     if not re.fullmatch(r"[\w.-]+", name):
         raise CompareError(f"An arm's name may only have letters, digits, '_', '-' and '.', unlike {name!r}.")
     if isinstance(content, Mapping):
@@ -505,7 +505,8 @@ def _arm(name: str, content: Any, bundle: Path, base: Path) -> Arm:
 
     if content in shipped_encoders():
         return Arm(name, encoder=_encoder(content, name, base))
-    known = ["scratch", bundle.name, *sorted(path.stem for path in bundle.glob("configs/pretexts/*.json"))]
+    pretexts = sorted(path.stem for path in bundle.glob("configs/pretexts/*.json"))
+    known = dict.fromkeys(["scratch", *defined, bundle.name, *pretexts])
     raise CompareError(
         f"Unknown arm {content!r}. Known to {bundle.name}: {', '.join(known)}; included encoders: "
         f"{', '.join(shipped_encoders())}; or NAME=FILE.safetensors, or NAME=overlay.json+overlay.json for "

@@ -282,6 +282,15 @@ def test_mirroring_is_refused_where_sides_are_classes(run, tmp_path):
     assert not list(tmp_path.glob("*.pt"))
 
 
+def test_mirroring_that_another_file_takes_out_of_training_is_refused(run, tmp_path):
+    files = [SAMPLE, "networks/dynunet_small.json", "presets/mirror.json", "presets/nnunet_intensities.json"]
+    with pytest.raises(Exception) as caught:
+        run("train.json", *files, output_dir=str(tmp_path), **THIN["dynunet_small"])
+    assert "list presets/mirror.json behind" in str(first_cause(caught.value))
+    files[2:] = files[:1:-1]
+    run("train.json", *files, output_dir=str(tmp_path), execute=False, **THIN["dynunet_small"])
+
+
 def test_mirroring_is_refused_with_several_processes_too():
     parser = ConfigParser()
     files = ("train.json", SAMPLE, "presets/mirror.json", "multi_gpu_train.json")

@@ -107,7 +107,7 @@ def test_other_steps_than_asked_for_are_said(plan):
     taken = {run.labels: run.steps for run in runs(found, "train")}
     assert taken == {1: 3, 3: 4}
     (line,) = found.other_steps()
-    assert line.startswith("--steps 3: fine-tuning on 3 labels takes 4, ") and "of 2 steps each" in line
+    assert line.startswith("--steps 3: fine-tuning on 3 labels takes 4, ") and "epochs of 2 steps" in line
     assert plan(labels="1,3", steps=4).other_steps() == [] == plan(labels="3").other_steps()
     assert plan(labels="3", equal="epochs", epochs=5).other_steps() == []
 

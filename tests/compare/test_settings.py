@@ -240,6 +240,14 @@ def test_an_included_encoder_is_an_arm_by_its_name(tmp_path):
     assert own.encoder is None
 
 
+def test_an_unknown_arm_is_told_those_of_the_settings_file(tmp_path):
+    path = ROOT / "bundles/simtrot/compare_hippocampus.json"
+    with pytest.raises(CompareError) as caught:
+        read_settings(str(path), output=str(tmp_path), arms="scratch,simtrott")
+    known = str(caught.value).split(": ")[1].split(";")[0].split(", ")
+    assert {"scratch", "simtrot_sum", "dynunet", "mae"} <= set(known) and len(known) == len(set(known))
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
