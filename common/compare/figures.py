@@ -134,6 +134,7 @@ def differences(tables: Tables) -> Figure | None:
     axis.set_yticks(range(len(rows)), names)
     axis.set_ylim(len(rows) - 0.5, -0.5)  # from above to below
     better = "right" if tables.metrics[tables.main_metric] == "higher" else "left"
+    axis.locator_params(axis="x", nbins=6)  # labels such as -0.010 would run into one another
     axis.set_xlabel(plain(f"difference in {metric_name(tables.main_metric)} ({better} of 0 is better)"))
     return figure
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
-from common.compare.figures import examples, label_efficiency, predictions, structures
+from common.compare.figures import differences, examples, label_efficiency, predictions, structures
 from common.compare.statistics import compare_arms
 from common.visualize.colours import CLASSES
 
@@ -22,6 +23,28 @@ def scores(metric, values):
         main_metric=metric,
         scores=lambda arm, labels, metric: {(seed, "a"): value for seed, value in enumerate(table[arm])},
     )
+
+
+@pytest.mark.parametrize("interval", [(0.0052, 0.0297), (-0.0338, 0.0504), (-0.0004, 0.0003), (-3.2, 12.9)])
+def test_numbers_below_the_differences_do_not_overlap(interval):
+    one = SimpleNamespace(interval=interval, parts=SimpleNamespace(mean=sum(interval) / 2))
+    key = ("simtrot", "scratch"), 2
+    tables = SimpleNamespace(
+        subjects=1,
+        arms=["scratch", "simtrot"],
+        about={"margin": 0.01, "baseline": "scratch"},
+        main_metric="val_mean_dice",
+        metrics={"val_mean_dice": "higher"},
+        verdicts={key: SimpleNamespace(text="better")},
+        difference=lambda *_: one,
+    )
+    figure = differences(tables)
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    (low, high), boxes = figure.axes[0].get_window_extent().intervalx, sorted(boxes, key=lambda box: box.x0)
+    boxes = [box for box in boxes if low <= (box.x0 + box.x1) / 2 <= high]
+    assert len(boxes) > 2
+    assert all(one.x1 < two.x0 for one, two in pairwise(boxes))
 
 
 def test_whiskers_of_structures_end_where_scores_end():
