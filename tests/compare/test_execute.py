@@ -423,7 +423,6 @@ def test_runs_wait_for_those_that_write_what_they_read(settings):
     assert found == [[], [pretraining], [], [train], [scratch]]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 def test_it_sleeps_while_a_run_works(settings, monkeypatch):
     """A comparison takes no share of the core that its run has."""
     waits, wait = [], Here.wait
@@ -432,6 +431,7 @@ def test_it_sleeps_while_a_run_works(settings, monkeypatch):
     assert waits and set(waits) == {1} and len(waits) < 20
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 def test_a_killed_comparison_leaves_no_child_at_work(settings, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
