@@ -15,7 +15,7 @@ from typing import Any
 from ..files import cache_folder
 from ..json_files import read_json, write_json
 from .cache_key import file_stamps
-from .copies import whole_key
+from .copies import is_packed, whole_key
 
 __all__ = ["contents_digest"]
 
@@ -38,32 +38,26 @@ def contents_digest(items: Sequence[Mapping[str, Any]]) -> str:
     a `.gz` file only the last bytes are read. Other files are read once, until their size or time changes: their keys
     are kept in `contents.json` of the cache folder (`common.files.cache_folder`).
     """
-    files = list(dict.fromkeys(file for item in items for _, file in _named(item)))
-    stamps = {file: file_stamps(file) for file in files}
+    places = {file: os.path.realpath(file) for item in items for _, file in _named(item)}
+    stamps = {place: file_stamps(place) for place in places.values()}
+    marks = {place: hashlib.sha256(json.dumps(found).encode()).hexdigest() for place, found in stamps.items()}
     kept = cache_folder() / "contents.json"
-    if any(os.path.realpath(file) not in _known for file in files):
-        for file, known in _kept_keys(kept).items():
-            _known.setdefault(file, known)
-    before = dict(_known)
-    unread = sum(
-        size
-        for file in files
-        if _known.get(os.path.realpath(file), [""])[0] != _stamp(stamps[file])
-        for path, size, _ in stamps[file]
-        if not path.lower().endswith(".gz")
-    )
+    if any(place not in _known for place in stamps):
+        for place, known in _kept_keys(kept).items():
+            _known.setdefault(place, known)
+    changed = [place for place in stamps if place not in _known or _known[place][0] != marks[place]]
+    unread = sum(size for place in changed for path, size, _ in stamps[place] if not is_packed(path))
     if unread >= LONG:
         logger.warning("Reading %.1f GB of scans once, to notice later if they change.", unread / 1e9)
     # Mostly waiting for the file system and for zlib, which both release the GIL.
     with ThreadPoolExecutor(max_workers=8) as pool:
-        keys = dict(zip(files, pool.map(_key, files, stamps.values()), strict=True))
-    new = {os.path.realpath(file) for file in files if sum(size for _, size, _ in stamps[file]) >= KEPT}
-    new = {file for file in new if before.get(file) != _known.get(file)}
+        for place, key in zip(changed, pool.map(_key, (stamps[place] for place in changed)), strict=True):
+            _known[place] = [marks[place], key]
+    new = {place: _known[place] for place in changed if sum(size for _, size, _ in stamps[place]) >= KEPT}
     if new:
         with suppress(OSError):  # it only saves time
-            merged = _kept_keys(kept) | {file: _known[file] for file in new}
-            write_json(kept, dict(list(merged.items())[-MOST:]))
-    described = [[[name, keys[file]] for name, file in _named(item)] for item in items]
+            write_json(kept, dict(list((_kept_keys(kept) | new).items())[-MOST:]))
+    described = [[[name, _known[places[file]][1]] for name, file in _named(item)] for item in items]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
@@ -91,16 +85,7 @@ def _named(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, str(value)
 
 
-def _stamp(stamps: Sequence[Sequence[Any]]) -> str:
-    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
-
-
-def _key(file: str, stamps: Sequence[Sequence[Any]]) -> str:
-    """Key of the content of a file or folder, read only if it changed."""
-    place, stamp = os.path.realpath(file), _stamp(stamps)
-    known = _known.get(place)
-    if known is None or known[0] != stamp:
-        keys = [whole_key(path) for path, _, _ in stamps]
-        key = keys[0] if len(keys) == 1 else hashlib.sha256("\n".join(keys).encode()).hexdigest()
-        known = _known[place] = [stamp, key]
-    return known[1]
+def _key(stamps: Sequence[Sequence[Any]]) -> str:
+    """Key of the content of a file, or of the files of a folder."""
+    keys = [whole_key(path) for path, _, _ in stamps]
+    return keys[0] if len(keys) == 1 else hashlib.sha256("\n".join(keys).encode()).hexdigest()

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..files import file_digest
 
-__all__ = ["content_digest", "content_key", "find_copies", "image_files", "same_content", "whole_key"]
+__all__ = ["content_digest", "content_key", "find_copies", "image_files", "is_packed", "same_content", "whole_key"]
 
 BLOCK = 16_384
 SMALLEST = 4096
@@ -52,7 +52,7 @@ def _of_one_content(named: Sequence[tuple[str, str]]) -> Iterator[list[tuple[str
     # Mostly waiting for the file system and for zlib, which both release the GIL.
     with ThreadPoolExecutor(max_workers=8) as pool:
         for files in _groups(named, _unpacked_size, pool):
-            quick = _checksum if any(_is_packed(file) for _, file in files) else _sample
+            quick = _checksum if any(is_packed(file) for _, file in files) else _sample
             for alike in _groups(files, quick, pool):
                 yield from _groups(alike, content_digest, pool)
 
@@ -83,7 +83,7 @@ def whole_key(file: str) -> str:
     last part unpacks to more than the packed file, nothing shows the earlier parts, and they do not count.
     """
     packed = os.path.getsize(file)
-    if _is_packed(file) and packed >= 18:  # the least that a header and the last bytes take
+    if is_packed(file) and packed >= 18:  # the least that a header and the last bytes take
         size = int.from_bytes(_end(file)[4:], "little")
         if size >= packed:
             return f"{size:x}-{_checksum(file)}"
@@ -114,7 +114,8 @@ def content_digest(file: str, most: int | None = None) -> str:
     return digest.hexdigest()[:32]
 
 
-def _is_packed(file: str) -> bool:
+def is_packed(file: str) -> bool:
+    """Whether a file is packed by gzip, by its name."""
     return str(file).lower().endswith(".gz")
 
 
@@ -123,7 +124,7 @@ def _unpacked_size(file: str) -> int | None:
     try:
         if not os.path.isfile(file) or os.path.getsize(file) < SMALLEST:
             return None
-        return int.from_bytes(_end(file)[4:], "little") if _is_packed(file) else os.path.getsize(file) % 2**32
+        return int.from_bytes(_end(file)[4:], "little") if is_packed(file) else os.path.getsize(file) % 2**32
     except OSError:
         return None
 
@@ -137,7 +138,7 @@ def _end(file: str) -> bytes:
 
 def _checksum(file: str) -> str:
     """CRC-32 of the content, as at the end of `.gz` files."""
-    if _is_packed(file):
+    if is_packed(file):
         return f"{int.from_bytes(_end(file)[:4], 'little'):08x}"
     value = 0
     for block in _content(file):
@@ -148,7 +149,7 @@ def _checksum(file: str) -> str:
 def _content(file: str) -> Iterator[bytes]:
     """Blocks of the content; reading, unpacking and hashing them let other threads run."""
     with open(file, "rb") as stream:
-        if not _is_packed(file):
+        if not is_packed(file):
             while block := stream.read(1 << 20):
                 yield block
             return
