@@ -26,6 +26,7 @@ def check_mirroring(
         ValueError: one of the axes runs from left to right, and a class has a counterpart on the other side; or
             training does not mirror one of the axes.
     """
+    from monai.transforms import RandFlipd
     from monai.utils import ensure_tuple
 
     from ..data.label_maps import other_side
@@ -40,7 +41,7 @@ def check_mirroring(
         )
     if augmentation is None:
         return
-    flippers = [step.flipper.spatial_axis for step in augmentation if type(step).__name__ == "RandFlipd"]
+    flippers = [step.flipper.spatial_axis for step in augmentation if isinstance(step, RandFlipd)]
     flipped = {axis for axes in flippers for axis in ((0, 1, 2) if axes is None else ensure_tuple(axes))}
     if not flipped.issuperset(mirror_axes):
         raise ValueError(
