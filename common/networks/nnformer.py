@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .stages import depth_rates
-from .window_attention import window_attention
+from .window_attention import MASKED, window_attention
 
 __all__ = ["NNFormer", "NNFormerEncoder"]
 
@@ -504,7 +504,7 @@ def partition(tokens: torch.Tensor, window: int) -> torch.Tensor:
 
 
 def shift_mask(grid: Sequence[int], window: int, shift: int, device: torch.device | str | None = None) -> torch.Tensor:
-    """0 between tokens of a shifted window that are neighbours in the grid, -100 between the others: (W, N, N)."""
+    """0 between tokens of a shifted window that are neighbours in the grid, ``MASKED`` between others: (W, N, N)."""
     region = torch.zeros(1, *grid, 1, device=device)
     for axis, size in enumerate(grid, start=1):
         steps = torch.zeros(size, device=device)
@@ -512,7 +512,7 @@ def shift_mask(grid: Sequence[int], window: int, shift: int, device: torch.devic
         steps[-shift:] = 2
         region = region * 3 + steps.view([-1 if a == axis else 1 for a in range(5)])
     region = partition(region, window)[0, :, :, 0]
-    return (region[:, None] != region[:, :, None]).float() * -100.0
+    return (region[:, None] != region[:, :, None]).float() * MASKED
 
 
 def relative_position_index(window: int, legacy: bool = False) -> torch.Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from monai.networks.nets.swin_unetr import PatchMergingV2, SwinTransformerBlock, compute_mask, get_window_size
+from monai.networks.nets.swin_unetr import PatchMergingV2, SwinTransformerBlock, get_window_size
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,6 +13,7 @@ from .foreign import Kind, Source, State, count
 from .slice_encoder import SliceEmbedding, SliceEncoder, initialise
 from .slice_names import HEADS, IMAGENET
 from .stages import depth_rates
+from .window_attention import shifted_window_mask
 
 __all__ = ["CHECKPOINTS", "SwinSliceEncoder", "VideoSwinEncoder"]
 
@@ -218,7 +219,7 @@ def run_blocks(blocks: Any, tokens: torch.Tensor, masks: dict[tuple, torch.Tenso
     if key not in masks:
         used, shift = get_window_size(grid, window, [size // 2 for size in window])
         whole = [-(-side // size) * size for side, size in zip(grid, used, strict=True)]
-        masks[key] = compute_mask(whole, used, shift, tokens.device)
+        masks[key] = shifted_window_mask(whole, used, shift, tokens.device)
     for block in blocks:
         tokens = block(tokens, masks[key])
     return tokens

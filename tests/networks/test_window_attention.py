@@ -9,10 +9,10 @@ import torch
 from monai.data import MetaTensor
 from monai.networks.blocks import SABlock
 from monai.networks.nets import SwinUNETR
-from monai.networks.nets.swin_unetr import BasicLayer, PatchMerging, WindowAttention
+from monai.networks.nets.swin_unetr import BasicLayer, PatchMerging, WindowAttention, compute_mask
 
 import common.networks.window_attention as module
-from common.networks import place
+from common.networks import NNFormer, place
 from common.networks.window_attention import speed_up_windows
 from common.networks.window_attention import window_attention as attend
 
@@ -182,3 +182,35 @@ def test_other_self_attention_is_left_to_monai(monkeypatch, arguments):
         monkeypatch.setattr(module, "MOST_TOKENS", 5)
         with pytest.raises(AssertionError):
             speed_up_windows(SABlock(8, 2, use_flash_attention=True))(tokens)
+
+
+@pytest.mark.parametrize(
+    ("net", "side"),
+    [
+        (lambda: NNFormer(1, 2, [32, 32, 32], 16, depths=[2, 2], num_heads=[2, 4], patch_size=4), 32),
+        (lambda: speed_up_windows(SwinUNETR(1, 2, feature_size=12)), 64),
+    ],
+)
+def test_masked_weights_are_zero_and_not_subnormal(net, side):
+    """A core multiplies subnormal numbers about twenty times as slowly."""
+    torch.manual_seed(0)
+    least, kept = torch.finfo(torch.float32).tiny, []
+
+    def keep(tensor):
+        kept.append(tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        net()(torch.rand(1, 1, side, side, side))
+    weights = [tensor for tensor in kept if tensor.ndim == 3 and tensor.shape[-1] == tensor.shape[-2] > 16]
+    assert any((tensor == 0).any() for tensor in weights)
+    for tensor in kept:
+        assert not ((tensor != 0) & (tensor.abs() < least)).any()
+
+
+@pytest.mark.parametrize("shift", [(0, 0, 0), (2, 2, 2), (0, 3, 3), (1, 0, 2)])
+def test_the_mask_of_shifted_windows_is_monais_with_weights_of_exactly_zero(shift):
+    grid, window = (4, 7, 8), (4, 7, 4)
+    expected = compute_mask(list(grid), window, shift, torch.device("cpu"))
+    found = module.shifted_window_mask(grid, window, shift, torch.device("cpu"))
+    assert torch.equal(found == 0, expected == 0) and torch.equal(found.exp(), (expected == 0).float())
