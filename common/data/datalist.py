@@ -212,7 +212,7 @@ def load_datalist(
         known["validation"] = known["training"]
     problems += [(where, _empty_list(name, target_domain)) for name in required if not lists[name]]
     problems += find_problems([x for section in SECTIONS for x in lists[section]], check, num_classes, known_labels)
-    raise_problems(problems, where)
+    raise_problems(problems, where, _wrong_folder([file for file, _ in problems], paths, base_dirs))
     result: dict[str, Items] = {}
     for section in SECTIONS:
         subjects = _subject_digests(lists[section], base_dirs)
@@ -772,7 +772,18 @@ def shape_problem(shape: Sequence[int], is_label: bool) -> str | None:
     return None
 
 
-def raise_problems(problems: Sequence[Problem], where: str) -> None:
+def _wrong_folder(files: Sequence[str], paths: Sequence[Path], base_dirs: Sequence[Path]) -> str:
+    """What to say if files that are missing in the folder that was given lie beside their datalist."""
+    for path, folder in zip(paths, base_dirs, strict=True):
+        missing = [Path(file) for file in files if Path(file).is_relative_to(folder) and not os.path.exists(file)]
+        if any((path.parent / file.relative_to(folder)).exists() for file in missing):
+            return (
+                f" Files that are missing in {folder} lie beside {path}: set `dataset_dir` to {path.parent.absolute()}."
+            )
+    return ""
+
+
+def raise_problems(problems: Sequence[Problem], where: str, advice: str = "") -> None:
     if not problems:
         return
     files: dict[str, list[str]] = {}
@@ -785,4 +796,5 @@ def raise_problems(problems: Sequence[Problem], where: str) -> None:
     raise DatalistError(
         f"{count} of the datalist {where} cannot be used:\n" + "\n".join(lines) + "\nCorrect these files or take them "
         "out of the datalist; its paths are relative to its folder unless `base_dir` (config id `dataset_dir`) is set."
+        + advice
     )

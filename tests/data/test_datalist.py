@@ -156,6 +156,18 @@ def test_domains_stay_if_one_item_has_none(tmp_path, target, no_domain):
     assert not any("domain" in x for x in lists["validation"])
 
 
+def test_files_beside_their_datalist_and_not_in_the_folder_given_are_said(tmp_path):
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "data").mkdir()
+    path = make_study(tmp_path / "prepared")
+    with pytest.raises(DatalistError, match=rf"set `dataset_dir` to {tmp_path / 'prepared'}\.$"):
+        load_datalist(path, tmp_path / "data")
+    (tmp_path / "prepared" / "images" / "s000.nii.gz").unlink()
+    for folder in (None, tmp_path / "prepared"):
+        with pytest.raises(DatalistError, match=r"s000.nii.gz: does not exist(.|\n)*`dataset_dir`\) is set\.$"):
+            load_datalist(path, folder)
+
+
 def test_label_key_none_drops_labels_and_does_not_look_for_them(tmp_path):
     path = make_study(tmp_path)
     for file in (tmp_path / "labels").iterdir():
