@@ -1,7 +1,8 @@
 """A pre-training step of SimTROT on nnFormer: as in the bundle, against a plain version of the same function.
 
-The plain version runs one pass per view, computes attention as a softmax of explicit logits, uses row-major
-convolutions, and returns memory to the system after each use. Both sides have the same weights and see the same views.
+The plain version runs one pass per view, computes attention as a softmax of explicit logits (with -100 for tokens that
+must not see each other, as in the published code), uses row-major convolutions, and returns memory to the system after
+each use. Both sides have the same weights and see the same views.
 The memory allocator's settings hold for a whole process, so each side has its own process. They are timed in turns.
 """
 
@@ -31,9 +32,11 @@ def _row(embed: int, size: int, batch: int, quick: bool, device: torch.device) -
             side.stop()
 
 
-def _plain_attention(q, k, v, attn_mask):
-    """Compute the same as torch's fused attention."""
-    logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + attn_mask
+def _plain_attention(q, k, v, bias, mask=None):
+    """Compute the same as ``window_attention``."""
+    logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + bias
+    if mask is not None:
+        logits = (logits.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
     return logits.softmax(-1) @ v
 
 
@@ -46,6 +49,8 @@ def _work(pipe: Connection, threads: int, ours: bool, embed: int, size: int, bat
 
     torch.set_num_threads(threads)
     torch.manual_seed(SEED)
+    if not ours:
+        nnformer.window_attention, nnformer.MASKED = _plain_attention, -100.0
     net = NNFormer(1, 2, (size,) * 3, embed, 4 if size >= 64 else 2, (2, 2, 2), (3, 6, 12), drop_path_rate=0.0)
     pretext = TokenContrast(net.model_down, TokenViews(axes=None, mask_ratio=0)).to(device)
     loss = TokenContrastiveLoss()
@@ -55,8 +60,6 @@ def _work(pipe: Connection, threads: int, ours: bool, embed: int, size: int, bat
     if ours:
         keep_freed_memory(device.type == "cpu")
         to_channels_last(pretext, device)
-    else:
-        nnformer.F.scaled_dot_product_attention = _plain_attention
 
     def forward() -> torch.Tensor:
         if ours:
