@@ -127,6 +127,8 @@ def background(bundle: str, files: list[str], value: float, shape: list[int]) ->
         ("ssl3d", [], -1.5, [16, 16, 16]),
         ("simtrot", [], 0.0, [16, 16, 16]),
         ("transseg", [], -1.0, [9, 8, 5]),
+        ("simtrot", ["presets/hippocampus_cpu.json"], 0.0, [16, 16, 16]),
+        ("pretrain_once", ["presets/augmentation.json"], 0.0, [16, 16, 16]),
         ("med3d", ["presets/augmentation.json"], -1.5, [16, 16, 16]),
         ("medical_transformer", ["presets/augmentation.json"], 0.0, [16, 16, 16]),
         ("medical_transformer", ["tasks/age.json", "presets/augmentation_scans.json"], 0.0, [16, 16, 16]),
