@@ -55,7 +55,7 @@ def ellipsoid(size):
 
 
 def test_there_are_such_steps():
-    assert len(LOW) == 3 and len(PAIRED) == 3
+    assert len(LOW) == 4 and len(PAIRED) == 3
 
 
 def test_no_step_takes_the_voxel_below():
