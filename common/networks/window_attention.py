@@ -22,8 +22,8 @@ CACHED_BYTES = 2**21
 MASKED = -1e4
 """Added to the scores of tokens that must not see each other, which makes their weights exactly 0.
 
-MONAI and the published networks add -100. That leaves weights of 4e-44, which are subnormal in float32, and an x86 core
-takes twenty times as long for products with them.
+MONAI and the published networks add -100. That leaves weights of 4e-44, which are subnormal in float32, and an Intel
+core takes about twenty times as long for products with them.
 """
 
 MOST_TOKENS = 1024
