@@ -10,6 +10,7 @@ from monai.metrics import CumulativeIterationMetric
 
 from ..tensors import plain_tensor
 from .empty_masks import Empty, MeanOfCases, check_empty, score_empty
+from .voxel_counts import count_voxels
 
 __all__ = ["ClassDice", "PooledDice"]
 
@@ -40,9 +41,8 @@ class ClassDice(MeanOfCases):
         assert y is not None
         y_pred, y = (plain_tensor(mask) for mask in (y_pred, y))
         y_pred, y = y_pred[:, self.chosen].flatten(2), y[:, self.chosen].flatten(2)
-        both = (y_pred * y).sum(2, dtype=torch.float64)
-        sizes = y_pred.sum(2, dtype=torch.float64) + y.sum(2, dtype=torch.float64)
-        return score_empty(2 * both / sizes, y_pred, y, 0.0, 1.0, self.empty).float()
+        both, predicted, true = (count_voxels(mask) for mask in (y_pred * y, y_pred, y))
+        return score_empty(2 * both / (predicted + true), predicted > 0, true > 0, 0.0, 1.0, self.empty).float()
 
 
 class PooledDice(CumulativeIterationMetric):
@@ -69,7 +69,7 @@ class PooledDice(CumulativeIterationMetric):
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         assert y is not None
         y_pred, y = (plain_tensor(mask) for mask in (y_pred, y))
-        both, predicted, true = (mask.flatten(2).sum(2, dtype=torch.float64) for mask in (y_pred * y, y_pred, y))
+        both, predicted, true = (count_voxels(mask.flatten(2)) for mask in (y_pred * y, y_pred, y))
         return torch.stack((both, predicted + true, true, *_slices(y)), dim=2)
 
     def aggregate(self) -> torch.Tensor:
@@ -102,8 +102,8 @@ class PooledDice(CumulativeIterationMetric):
 def _slices(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """For each volume and class (B, C): number of its slices, sum of Dice of neighbouring slices, and their number."""
     lines = y.flatten(2, -2) if y.ndim > 3 else y[:, :, None]
-    sizes = lines.sum(2, dtype=torch.float64)
-    shared = (lines[..., 1:] * lines[..., :-1]).sum(2, dtype=torch.float64)
+    sizes = count_voxels(lines)
+    shared = count_voxels(lines[..., 1:] * lines[..., :-1])
     either = sizes[..., 1:] + sizes[..., :-1]
     overlap = torch.where(either > 0, 2 * shared / either.clamp_min(1), 0.0).sum(2)
     return (sizes > 0).sum(2).double(), overlap, (either > 0).sum(2).double()

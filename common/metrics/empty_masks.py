@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import torch
 from monai.metrics import CumulativeIterationMetric
 
-__all__ = ["Empty", "MeanOfCases", "check_empty", "score_empty"]
+__all__ = ["Empty", "MeanOfCases", "check_empty", "occurs", "score_empty"]
 
 Empty = Literal["leave_out", "perfect"]
 
@@ -36,20 +36,25 @@ def check_empty(empty: Any, where: str) -> Empty:
     return empty
 
 
+def occurs(mask: torch.Tensor) -> torch.Tensor:
+    """Which classes one-hot masks (B, C, *spatial) have, booleans (B, C)."""
+    return mask.flatten(2).any(-1)
+
+
 def score_empty(
-    score: torch.Tensor, y_pred: torch.Tensor, y: torch.Tensor, worst: Any, best: float, empty: Empty
+    score: torch.Tensor, predicted: torch.Tensor, true: torch.Tensor, worst: Any, best: float, empty: Empty
 ) -> torch.Tensor:
-    """Scores (B, C) of one-hot masks (B, C, *spatial) with this module's rule where masks are empty.
+    """Scores (B, C) with this module's rule where masks are empty.
 
     Args:
         score: computed scores; kept where neither mask is empty.
-        y_pred: prediction.
-        y: truth.
+        predicted: which classes are predicted, booleans (B, C).
+        true: which classes the truth has.
         worst: score of a missed or invented structure.
         best: score of a structure in neither mask, if `empty` is `perfect`.
         empty: rule for a structure in neither mask.
     """
-    predicted, true = (mask.flatten(2).any(-1).to(score.device) for mask in (y_pred, y))
+    predicted, true = predicted.to(score.device), true.to(score.device)
     score = torch.where(predicted ^ true, torch.full_like(score, worst), score)
     neither = best if empty == "perfect" else math.nan
     return torch.where(predicted | true, score, torch.full_like(score, neither))

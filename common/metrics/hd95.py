@@ -9,7 +9,7 @@ from monai.metrics import HausdorffDistanceMetric
 
 from ..tensors import plain_tensor
 from ..volumes import diagonal
-from .empty_masks import Empty, MeanOfCases, check_empty, score_empty
+from .empty_masks import Empty, MeanOfCases, check_empty, occurs, score_empty
 from .surfaces import of_distances, volume_spacing
 
 __all__ = ["HD95"]
@@ -62,7 +62,7 @@ class HD95(MeanOfCases, HausdorffDistanceMetric):
         else:
             distance = super()._compute_tensor(y_pred, y, spacing=spacing, **kwargs).to(y.device)
         worst = diagonal(y.shape[2:], spacing)
-        return score_empty(distance, y_pred[:, first:], y[:, first:], worst, 0.0, self.empty)
+        return score_empty(distance, occurs(y_pred[:, first:]), occurs(y[:, first:]), worst, 0.0, self.empty)
 
 
 def _percentile(distances: np.ndarray) -> float:

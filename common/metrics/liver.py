@@ -10,8 +10,9 @@ import torch
 
 from ..tensors import plain_tensor
 from ..volumes import diagonal
-from .empty_masks import Empty, MeanOfCases, check_empty, score_empty
+from .empty_masks import Empty, MeanOfCases, check_empty, occurs, score_empty
 from .surfaces import of_distances, volume_spacing
+from .voxel_counts import count_voxels
 
 __all__ = ["ASSD", "RVD", "VOE"]
 
@@ -30,7 +31,8 @@ class _OfMasks(MeanOfCases):
         first = 0 if self.include_background else 1
         y_pred, y = (plain_tensor(mask) for mask in (y_pred, y))
         y_pred, y = y_pred[:, first:], y[:, first:]
-        return score_empty(self._score(y_pred, y, whole), y_pred, y, self._worst(whole), 0.0, self.empty).float()
+        score, worst = self._score(y_pred, y, whole), self._worst(whole)
+        return score_empty(score, occurs(y_pred), occurs(y), worst, 0.0, self.empty).float()
 
     def _score(self, y_pred: torch.Tensor, y: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
@@ -96,5 +98,5 @@ class ASSD(_OfMasks):
 
 def _sizes(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Voxels in the overlap of both masks (B, C), and in each mask (2, B, C)."""
-    both, predicted, true = (mask.flatten(2).sum(2, dtype=torch.float64) for mask in (y_pred * y, y_pred, y))
+    both, predicted, true = (count_voxels(mask.flatten(2)) for mask in (y_pred * y, y_pred, y))
     return both, torch.stack((predicted, true))

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from monai.metrics import DiceMetric
 from torch.nn import functional as F
 
 from common.metrics import HD95, ClassDice, PooledDice
+from common.metrics.voxel_counts import count_voxels
 
 
 @pytest.fixture
@@ -131,3 +133,25 @@ def test_statistics_of_the_truth_by_class():
     pairs = [0, 2 * 4 / 12, 0, 0]  # of slices 0|1, 1|2, 2|3 of the first, and 3|4 of the second
     assert found[1]["slice_dice"] == pytest.approx(sum(pairs) / 4)
     assert (found[2]["voxels"], found[2]["slices"]) == (0, 0) and math.isnan(found[2]["slice_dice"])
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float16, torch.float32, torch.float64]
+)
+@pytest.mark.parametrize("layout", ["channels first", "channels last"])
+def test_voxels_are_counted_exactly(monkeypatch, dtype, layout):
+    """Also beyond what a type can count, in pieces and with a rest."""
+    monkeypatch.setattr("common.metrics.voxel_counts.EXACT", 1000)
+    masks = torch.rand(2, 3, 70_001, generator=torch.Generator().manual_seed(0)) > 0.03
+    expected = np.count_nonzero(masks.numpy(), axis=2)
+    if layout == "channels last":
+        masks = masks.movedim(1, -1).contiguous().movedim(-1, 1)
+    found = count_voxels(masks.to(dtype))
+    assert found.dtype == torch.float64 and np.array_equal(found.numpy(), expected)
+
+
+def test_more_voxels_than_float32_counts_are_counted():
+    """One more than float32's last whole number would be lost."""
+    masks = torch.ones(1, 1, 1, dtype=torch.uint8).expand(1, 1, 2**24 + 1)
+    assert count_voxels(masks).item() == 2**24 + 1
+    assert masks.sum(2, dtype=torch.float32).item() == 2**24
