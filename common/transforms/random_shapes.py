@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from .random_deformation import smooth_noise
+from .ranges import spacing_per_axis
 
 __all__ = ["RandomShapes"]
 
@@ -21,12 +22,14 @@ class RandomShapes:
 
     Args:
         count: least and largest number of shapes.
-        radius: least and largest radius of a shape along each of its axes, as a share of the shortest side; drawn
-            uniformly on a logarithmic scale.
-        bend: largest standard deviation of the bending, as a share of the shortest side.
+        radius: least and largest radius of a shape along each of its axes, as a share of the map's shortest side in mm;
+            drawn uniformly on a logarithmic scale.
+        bend: largest standard deviation of the bending, as a share of that side.
         foreground: probability of a foreground.
         envelope: probability that a foreground has an envelope.
-        width: least and largest width of the envelope in voxels.
+        width: least and largest width of the envelope, in voxels along the axis with the smallest ones.
+        spacing: voxel size in mm, a number or one per axis. Shapes have the same proportions in mm on any grid, so with
+            thick slices they span few of these, and many voxels within a slice.
 
     ``shapes(like (B, *, *spatial))`` returns labels (B, 1, *spatial) from 0; the values mean nothing outside of their
     map. ``like`` only gives shape and device.
@@ -43,6 +46,7 @@ class RandomShapes:
         foreground: float = 2 / 3,
         envelope: float = 0.5,
         width: Sequence[float] = (2.0, 4.0),
+        spacing: float | Sequence[float] = 1.0,
     ) -> None:
         for name, pair in {"count": count, "radius": radius, "width": width}.items():
             if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
@@ -54,10 +58,16 @@ class RandomShapes:
             raise ValueError(f"bend must be 0 or more, not {bend}.")
         self.count, self.radius, self.bend = tuple(count), tuple(radius), bend
         self.foreground, self.envelope, self.width = foreground, envelope, tuple(width)
+        self.spacing = spacing
 
     def __call__(self, like: torch.Tensor) -> torch.Tensor:
         size, device, batch = like.shape[2:], like.device, len(like)
-        place, axes = self.bent_space(batch, size, device), len(size)
+        axes = len(size)
+        spacing = spacing_per_axis(self.spacing, axes)
+        shortest = min(n * step for n, step in zip(size, spacing, strict=True))
+        steps = [step / shortest for step in spacing]
+        sides = [n * step for n, step in zip(size, steps, strict=True)]
+        place = self.bent_space(batch, size, steps, device)
         count = torch.randint(int(self.count[0]), int(self.count[1]) + 1, (batch, 1), device=device)
         labels = torch.zeros(batch, math.prod(size), dtype=torch.long, device=device)
         for number in range(1, int(self.count[1]) + 1):
@@ -65,36 +75,37 @@ class RandomShapes:
             radius = (low + (high - low) * torch.rand(batch, axes, 1, device=device)).exp()
             # 1 is an octahedron, 2 an ellipsoid, from 4 on nearly a box.
             power = 1 + 4 * torch.rand(batch, 1, 1, device=device).square()
-            centre = self.draw_centre(batch, size, device)
+            centre = self.draw_centre(batch, sides, device)
             local = torch.bmm(random_turns(batch, axes, device), place - centre) / radius
             inside = (local.abs().clamp(max=4).pow(power).sum(1) < 1) & (number <= count)
             labels.masked_fill_(inside, number)
         masked = torch.rand(batch, 1, device=device) < self.foreground
         rimmed = masked & (torch.rand(batch, 1, device=device) < self.envelope)
         radius = 0.35 + 0.25 * torch.rand(batch, 1, device=device)
-        distance = (place - 0.5 * self.draw_centre(batch, size, device)).square().sum(1).sqrt() - radius
+        distance = (place - 0.5 * self.draw_centre(batch, sides, device)).square().sum(1).sqrt() - radius
         width = self.width[0] + (self.width[1] - self.width[0]) * torch.rand(batch, 1, device=device)
-        rim = rimmed & (distance.abs() * min(size) < width / 2)
+        rim = rimmed & (distance.abs() < width * min(steps) / 2)
         labels = torch.where(masked, torch.where(distance < 0, labels + 1, 0), labels)
         labels = torch.where(rim, labels.amax(1, keepdim=True) + 1, labels)
         return labels.view(batch, 1, *size)
 
-    def bent_space(self, batch: int, size: Sequence[int], device: torch.device) -> torch.Tensor:
+    def bent_space(self, batch: int, size: Sequence[int], steps: Sequence[float], device: torch.device) -> torch.Tensor:
         """Place of each voxel after bending, (B, axes, voxels), from the middle, in units of the shortest side."""
-        shortest = min(size)
-        lines = [(torch.arange(n, device=device, dtype=torch.float32) - (n - 1) / 2) / shortest for n in size]
+        axes = list(zip(size, steps, strict=True))
+        lines = [(torch.arange(n, device=device, dtype=torch.float32) - (n - 1) / 2) * step for n, step in axes]
         place = torch.stack(torch.meshgrid(*lines, indexing="ij")).flatten(1)
         for knots in (3, 7):
             std = self.bend * torch.rand(batch, 1, 1, device=device) * 3 / knots
-            lattice = [max(2, round(knots * n / shortest)) for n in size]
+            lattice = [max(2, round(knots * n * step)) for n, step in axes]
             place = place + std * smooth_noise(batch, len(size), size, lattice, device).flatten(2)
         return place
 
     @staticmethod
-    def draw_centre(batch: int, size: Sequence[int], device: torch.device) -> torch.Tensor:
-        """A place in the map (B, axes, 1), from its middle, in units of the shortest side."""
-        sides = torch.tensor([n / min(size) for n in size], device=device).view(1, -1, 1)
-        return (torch.rand(batch, len(size), 1, device=device) - 0.5) * sides
+    def draw_centre(batch: int, sides: Sequence[float], device: torch.device) -> torch.Tensor:
+        """A place in a map of such sides (B, axes, 1), from its middle."""
+        return (torch.rand(batch, len(sides), 1, device=device) - 0.5) * torch.tensor(sides, device=device).view(
+            1, -1, 1
+        )
 
 
 def random_turns(batch: int, axes: int, device: torch.device) -> torch.Tensor:

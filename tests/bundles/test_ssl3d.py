@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import random
 import re
 import runpy
 import sys
+from collections import Counter
 from pathlib import Path
 
 import monai.bundle
@@ -506,6 +508,27 @@ def test_a_pretext_beside_a_task_of_scans_writes_an_encoder_for_it(run, tmp_path
     tuned = run("train.json", *files, num_classes=2, pretrained_encoder=path, execute=False, **given)
     now = tuned.parser.get_parsed_content("encoder").state_dict()
     assert now.keys() == state.keys() and all(torch.equal(now[name].cpu(), value) for name, value in state.items())
+
+
+def test_crops_are_flipped_as_often_as_in_models_genesis(run, tmp_path):
+    """Its code flips along a random axis as long as a draw is below 0.4, three times at most."""
+    files = [SAMPLE, "networks/dynunet_small.json", "pretexts/genesis.json"]
+    workflow = run("pretrain.json", *files, output_dir=str(tmp_path), execute=False, **THIN["dynunet_small"])
+    flips = workflow.parser.get_parsed_content("train#random_transforms")[-1].set_random_state(0)
+    corner, draws = torch.arange(8.0).view(1, 2, 2, 2), 4000
+    found = Counter(int(flips({"image": corner})["image"].flatten()[0]) for _ in range(draws))
+
+    draw, published = random.Random(0), Counter()
+    for _ in range(200_000):
+        first = [0, 0, 0]
+        for _ in range(3):
+            if draw.random() >= 0.4:
+                break
+            first[draw.choice([0, 1, 2])] ^= 1
+        published[first[0] * 4 + first[1] * 2 + first[2]] += 1
+    for outcome in range(8):
+        assert found[outcome] / draws == pytest.approx(published[outcome] / 200_000, abs=0.02)
+    assert found[7] > 0
 
 
 @pytest.mark.parametrize("pretext", ["mae", "genesis", "shapes"])

@@ -26,7 +26,7 @@ def test_a_shape_alone_is_where_its_inequality_holds(size, monkeypatch):
     drawn = {}
     torch.manual_seed(1)
     shapes = RandomShapes(count=(1, 1), radius=(0.2, 0.2), **STILL)
-    centre = shapes.draw_centre(1, size, torch.device("cpu"))
+    centre = shapes.draw_centre(1, [n / min(size) for n in size], torch.device("cpu"))
     monkeypatch.setattr(RandomShapes, "draw_centre", staticmethod(lambda *_: centre))
     turn = random_turns(1, len(size), torch.device("cpu"))
     monkeypatch.setattr("common.transforms.random_shapes.random_turns", lambda *_: turn)
@@ -61,6 +61,27 @@ def test_a_foreground_leaves_one_piece_and_an_envelope_a_rim_around_it():
             ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
             one_way, back = inside[tuple(ahead)] & outside[tuple(behind)], outside[tuple(ahead)] & inside[tuple(behind)]
             assert not one_way.any() and not back.any()
+
+
+def test_thick_slices_are_slices_of_the_same_shapes():
+    """Each is the middle one of five of a grid of cubes: shapes, foregrounds and envelopes are drawn in mm."""
+    found = []
+    for size, spacing in {(40, 48, 50): 2.0, (40, 48, 10): (2.0, 2.0, 10.0)}.items():
+        torch.manual_seed(0)
+        found.append(RandomShapes(bend=0.0, spacing=spacing)(torch.zeros(6, 1, *size)))
+    cubes, slices = found
+    assert torch.equal(cubes[..., 2::5], slices)
+    assert all(len(one.unique()) > 3 for one in slices)
+
+
+def test_shapes_of_thick_slices_fill_the_map_as_those_of_cubes():
+    """With bending too, which has another lattice."""
+    shares, sizes = [], {(24, 24, 20): 5.0, (60, 60, 10): (2.0, 2.0, 10.0)}
+    for size, spacing in sizes.items():
+        torch.manual_seed(0)
+        labels = RandomShapes(foreground=0.0, spacing=spacing)(torch.zeros(24, 1, *size))
+        shares.append(float((labels > 0).float().mean()))
+    assert shares[0] == pytest.approx(shares[1], abs=0.02) and shares[0] > 0.3
 
 
 def test_turns_are_orthogonal():
