@@ -17,23 +17,23 @@ LEFT_OUT = -1
 class LabelContrastLoss(nn.Module):
     """InfoNCE with several positives, the voxels of the same label; float32 under autocast.
 
-    Let ``u`` be the unit vectors of a map's points in both images at one stage, and ``P(a)`` the other points with the
-    label of ``a``. The loss is the mean over ``a`` of ``-mean over p in P(a) of log(exp(u_a.u_p / t) / sum over b != a
-    of exp(u_a.u_b / t))``, averaged over stages and maps. Negatives are the other labels of the same map, since another
-    map has other shapes. Sources: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, ``L_out``; Anatomix
-    (Dey et al., ICLR 2025).
+    Let ``u`` be the unit vectors of points of a label map in both images, from one map of features, and ``P(a)`` the
+    other points with the label of ``a``. The loss is the mean over ``a`` of ``-mean over p in P(a) of log(exp(u_a.u_p /
+    t) / sum over b != a of exp(u_a.u_b / t))``, averaged over maps of features and label maps. Negatives are the other
+    labels of the same label map, since another one has other shapes. Sources: Khosla et al., "Supervised Contrastive
+    Learning", NeurIPS 2020, ``L_out``; Anatomix (Dey et al., ICLR 2025).
 
     Args:
-        temperature: ``t``, larger than 0; 0.07 in the published code.
+        temperature: ``t``, larger than 0; 0.33 in the published script of pre-training.
 
-    ``forward(prediction, image)`` reads ``vectors`` (B, stages, 2, P, C) and ``labels`` (B, stages, P), -1 for places
-    that do not count; they fill up stages with fewer voxels.
+    ``forward(prediction, image)`` reads ``vectors`` (B, maps, 2, P, C) and ``labels`` (B, maps, P), -1 for places
+    that do not count; they fill up coarse maps.
 
     Raises:
         ValueError: the temperature is not larger than 0.
     """
 
-    def __init__(self, temperature: float = 0.07) -> None:
+    def __init__(self, temperature: float = 0.33) -> None:
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"The temperature must be larger than 0, got {temperature}.")

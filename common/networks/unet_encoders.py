@@ -49,6 +49,8 @@ class DynUNetEncoder(nn.Module):
     fresh_weights: ClassVar[dict[str, str]] = {"decoder": r"^upsamples\."}
     spare_weights = fresh_weights | {HEADS: r"^(output_block|deep_supervision_heads)\."}
     layer_names: ClassVar[tuple[str, ...]] = (r"input_block\.", r"downsamples\.(\d+)\.", r"bottleneck\.")
+    deep_maps: ClassVar[str] = r"bottleneck|upsamples\.\d+"
+    """Names of the network's modules that return the maps of the bottleneck and of the decoder's stages."""
 
     def __init__(self, network: DynUNet, decoder: bool = True, heads: bool = False) -> None:
         super().__init__()
@@ -83,6 +85,7 @@ class SegResNetEncoder(nn.Module):
     fresh_weights: ClassVar[dict[str, str]] = {"decoder": r"^up_(layers|samples)\."}
     spare_weights = fresh_weights | {HEADS: r"^conv_final\."}
     layer_names: ClassVar[tuple[str, ...]] = (r"convInit\.", r"down_layers\.(\d+)\.")
+    deep_maps: ClassVar[str] = r"up_layers\.\d+"
 
     def __init__(self, network: SegResNet, decoder: bool = True, heads: bool = False) -> None:
         super().__init__()
@@ -116,6 +119,7 @@ class MedNeXtEncoder(nn.Module):
         r"(?:enc_stages|down_blocks)\.(\d+)\.",  # a stage with the step to the next
         r"bottleneck\.",
     )
+    deep_maps: ClassVar[str] = r"bottleneck|dec_stages\.\d+"
 
     def __init__(self, network: MedNeXt, decoder: bool = True, heads: bool = False) -> None:
         super().__init__()

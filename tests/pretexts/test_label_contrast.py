@@ -46,10 +46,10 @@ def test_voxels_of_a_label_that_are_alike_cost_least():
     labels = torch.arange(4).repeat(1, 1, 2)
     apart = torch.eye(4)[labels].unsqueeze(2).expand(1, 1, 2, 8, 4)
     least = math.log(3)  # of three positives each has a third
-    assert float(LabelContrastLoss()({"vectors": apart, "labels": labels})) == pytest.approx(least, abs=1e-3)
+    assert float(LabelContrastLoss(0.07)({"vectors": apart, "labels": labels})) == pytest.approx(least, abs=1e-3)
     mixed = apart.roll(1, dims=3)
-    assert float(LabelContrastLoss()({"vectors": mixed, "labels": labels})) == pytest.approx(least, abs=1e-3)
-    assert float(LabelContrastLoss()({"vectors": mixed, "labels": labels // 2})) > 2
+    assert float(LabelContrastLoss(0.07)({"vectors": mixed, "labels": labels})) == pytest.approx(least, abs=1e-3)
+    assert float(LabelContrastLoss(0.07)({"vectors": mixed, "labels": labels // 2})) > 2
     with pytest.raises(ValueError, match="larger than 0"):
         LabelContrastLoss(0)
 
