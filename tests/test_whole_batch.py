@@ -278,6 +278,15 @@ def test_with_one_process_it_is_torchs(norm, train):
         torch.testing.assert_close(net.state_dict()[f"0.{name}"], tensor)
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_nothing_is_exchanged_in_evaluation(monkeypatch, running):
+    """Processes may have different numbers of batches there, so one would wait for ever."""
+    monkeypatch.setattr("common.networks.sync_batch_norm._all_sum", lambda _: pytest.fail("a sum over processes"))
+    x = torch.randn(5, 3)
+    own, torchs = (kind(3, track_running_stats=running).eval() for kind in (SyncBatchNorm, nn.BatchNorm1d))
+    torch.testing.assert_close(own(x), torchs(x))
+
+
 def test_images_with_a_record_are_taken():
     x = torch.randn(2, 3, 4, 4, 4)
     image = list_data_collate(

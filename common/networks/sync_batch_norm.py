@@ -14,7 +14,8 @@ class SyncBatchNorm(_BatchNorm):
     """Batch norm over the batches of all processes, on any device; torch's version needs a GPU.
 
     Means, variances, running statistics and gradients are the same as for one process with the whole batch. Processes
-    may have batches of different sizes. In evaluation, with running statistics, nothing is exchanged.
+    may have batches of different sizes. In evaluation nothing is exchanged, since the processes need not have the same
+    number of batches there: a norm without running statistics uses those of its own batch, like torch's.
 
     Args: those of ``torch.nn.BatchNorm3d``. ``forward`` takes (B, C) or (B, C, *spatial).
     """
@@ -25,7 +26,7 @@ class SyncBatchNorm(_BatchNorm):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         self._check_input_dim(input)
-        if not self.training and self.running_mean is not None:
+        if not self.training:
             return super().forward(input)
         # MONAI's images carry a record of each sample, which parts of sums do not have.
         x = input.as_subclass(torch.Tensor).transpose(0, 1).flatten(1)  # type: ignore[arg-type]
@@ -37,7 +38,7 @@ class SyncBatchNorm(_BatchNorm):
         mean = sums[:-1] / count
         centred = x - mean[:, None]
         variance = _all_sum(centred.square().sum(1)) / count
-        if self.training and self.running_mean is not None and self.running_var is not None:
+        if self.running_mean is not None and self.running_var is not None:
             self._update(mean.detach(), variance.detach() * count / (count - 1))
         out = centred * (variance + self.eps).rsqrt()[:, None]
         if self.weight is not None:

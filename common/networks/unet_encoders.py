@@ -50,7 +50,7 @@ class DynUNetEncoder(nn.Module):
     spare_weights = fresh_weights | {HEADS: r"^(output_block|deep_supervision_heads)\."}
     layer_names: ClassVar[tuple[str, ...]] = (r"input_block\.", r"downsamples\.(\d+)\.", r"bottleneck\.")
     deep_maps: ClassVar[str] = r"bottleneck|upsamples\.\d+"
-    """Names of the network's modules that return the maps of the bottleneck and of the decoder's stages."""
+    """Names of the network's modules that return the maps of the bottleneck (if one does) and of the decoder."""
 
     def __init__(self, network: DynUNet, decoder: bool = True, heads: bool = False) -> None:
         super().__init__()
@@ -157,6 +157,7 @@ class ResidualUNetEncoder(nn.Module):
     fresh_weights: ClassVar[dict[str, str]] = {"decoder": r"^decoder\.(transpconvs|stages)\."}
     spare_weights = fresh_weights | {HEADS: r"^decoder\.seg_layers\."}
     layer_names: ClassVar[tuple[str, ...]] = (r"encoder\.stem\.", r"encoder\.stages\.(\d+)\.")
+    deep_maps: ClassVar[str] = r"decoder\.stages\.\d+"
 
     def __init__(self, network: ResidualEncoderUNet, decoder: bool = True, heads: bool = False) -> None:
         super().__init__()

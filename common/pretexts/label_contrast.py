@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..evaluation_mode import evaluation_mode
 from ..losses.label_contrast import LEFT_OUT
 from .synthetic_segmentation import normalize_each
 
@@ -19,10 +18,11 @@ class LabelContrast(nn.Module):
     """Draw two images of different contrast from a label map, and make the features of a label alike in both.
 
     The pretext of Anatomix (Dey et al., ICLR 2025): the labels need no meaning, so maps of random shapes will do. Its
-    code contrasts maps of bottleneck and decoder and the output; so does this class where the encoder names them
-    (``deep_maps``: DynUNet, SegResNet, MedNeXt). Else it contrasts the outputs, one for each stage if the network has
-    deep supervision. Projectors turn features into vectors at random voxels, the same in both images: the published
-    code's three layers with batch norms, which keep the vectors from becoming all alike.
+    code contrasts the output, maps of the decoder's coarser stages and of the encoder's last two. Here these are the
+    output, at each stage if the network has deep supervision, and what the encoder lists as ``deep_maps``: bottleneck
+    and decoder without the finest stage, which the output is made from. Projectors turn features into vectors at random
+    voxels, the same in both images: the published code's three layers with batch norms, which keep the vectors from
+    becoming all alike.
 
     Args:
         network: a segmentation network; its output channels are features, too.
@@ -34,10 +34,13 @@ class LabelContrast(nn.Module):
         normalize: as for ``SyntheticSegmentation``.
         points: voxels of each map.
         size: length of a vector, and of the projectors' layers.
-        encoder: the encoder of ``network``, to find more maps.
+        encoder: the encoder of ``network``, which may list more maps; None contrasts the output alone.
 
     ``forward(image or label map (B, 1, *spatial))`` returns ``vectors`` (B, maps, 2, points, size), ``labels`` (B,
     maps, points), and for pictures ``shapes`` (B, 1, *spatial), ``drawn`` and ``second``, the drawn images.
+
+    Raises:
+        ValueError: the encoder lists maps that the network does not have.
     """
 
     def __init__(
@@ -55,19 +58,9 @@ class LabelContrast(nn.Module):
         super().__init__()
         self.network, self.contrast, self.shapes = network, contrast, shapes
         self.deformation, self.normalize, self.points = deformation, normalize, points
-        found = getattr(encoder, "deep_maps", None)
-        self.inner = [name for name, _ in network.named_modules() if found and re.fullmatch(found, name)]
+        self.inner, widths = inner_maps(network, encoder)
         self.projector = projector(features, size)  # of the outputs
-        self.projectors = nn.ModuleList(projector(width, size) for width in self._widths(encoder))
-
-    def _widths(self, encoder: Any) -> list[int]:
-        """Channels of the inner maps, as a small image shows them."""
-        if not self.inner:
-            return []
-        place = next(self.network.parameters()).device
-        image = torch.zeros(1, encoder.in_channels, *(2 * stride for stride in encoder.strides[-1]), device=place)
-        with evaluation_mode(self.network):
-            return [one.shape[1] for one in self.maps(image)[1]]
+        self.projectors = nn.ModuleList(projector(width, size) for width in widths)
 
     def maps(self, image: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Outputs (B, features, *grid) of the network, and its inner maps (B, C_i, *grid_i)."""
@@ -102,13 +95,14 @@ class LabelContrast(nn.Module):
         vectors, chosen = [], []
         projectors = [self.projector] * len(outputs) + list(self.projectors)
         for found, project in zip((*outputs, *inner), projectors, strict=True):
-            # Of a coarser map a voxel has the label in its middle.
-            near = F.interpolate(labels.float(), found.shape[2:], mode="nearest-exact").flatten(1).long()
+            # Strided convolutions put the first voxel of a coarser map onto the image's first, not between voxels.
+            near = F.interpolate(labels.float(), found.shape[2:], mode="nearest").flatten(1).long()
             # Without replacement, as in the published code: a voxel is no other of itself.
-            order = torch.rand(near.shape, device=near.device).argsort(1)[:, : self.points]
+            drawn = min(self.points, near.shape[1])
+            order = torch.rand(near.shape, device=near.device).topk(drawn, sorted=False).indices
             index = order.repeat(2, 1)[:, None].expand(-1, found.shape[1], -1)
             made = project(found.flatten(2).gather(2, index).transpose(1, 2).flatten(0, 1))
-            rest = self.points - order.shape[1]
+            rest = self.points - drawn
             made = F.pad(made.unflatten(0, (2 * len(labels), -1)), (0, 0, 0, rest))
             vectors.append(torch.stack(made.chunk(2), 1))
             chosen.append(F.pad(near.gather(1, order), (0, rest), value=LEFT_OUT))
@@ -126,6 +120,20 @@ class LabelContrast(nn.Module):
         """The label map and the two images from the result of ``forward``, each (B, 1, *spatial)."""
         shapes = prediction["shapes"].float()
         return shapes / shapes.amax().clamp(min=1), prediction["drawn"][:, :1], prediction["second"][:, :1]
+
+
+def inner_maps(network: nn.Module, encoder: Any) -> tuple[list[str], list[int]]:
+    """Names of the modules whose maps are contrasted beside the output, coarsest first, and the maps' channels."""
+    pattern = getattr(encoder, "deep_maps", None)
+    if pattern is None:
+        return [], []
+    names = [name for name, _ in network.named_modules() if re.fullmatch(pattern, name)]
+    if not names:
+        raise ValueError(
+            f"{type(network).__name__} has none of the maps that its encoder lists ({pattern}): give another `encoder`."
+        )
+    widths = list(reversed(encoder.channels))[-len(names) :]
+    return names[:-1], widths[:-1]  # the output is made from the finest
 
 
 def projector(features: int, size: int) -> nn.Sequential:

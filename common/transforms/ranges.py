@@ -22,9 +22,11 @@ def spacing_per_axis(spacing: float | Sequence[float], axes: int) -> list[float]
     """Voxel size of each of ``axes`` axes, given as a number for all or one for each.
 
     Raises:
-        ValueError: their number differs from the number of axes.
+        ValueError: their number differs from the number of axes, or one of them is not above 0.
     """
     each = [float(spacing)] * axes if isinstance(spacing, int | float) else list(spacing)
     if len(each) != axes:
         raise ValueError(f"spacing has {len(each)} numbers, but the label maps have {axes} axes.")
+    if not all(size > 0 for size in each):
+        raise ValueError(f"spacing must be above 0 mm along each axis, not {each}.")
     return each

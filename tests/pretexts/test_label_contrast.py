@@ -4,9 +4,17 @@ import math
 
 import pytest
 import torch
+from monai.networks.nets import DynUNet, MedNeXt, SegResNet
 from torch import nn
 
 from common.losses import LabelContrastLoss
+from common.networks import (
+    DynUNetEncoder,
+    MedNeXtEncoder,
+    ResidualEncoderUNet,
+    ResidualUNetEncoder,
+    SegResNetEncoder,
+)
 from common.pretexts import LabelContrast
 from common.transforms import RandomShapes, SyntheticContrast
 
@@ -74,10 +82,96 @@ def test_vectors_and_labels_are_of_the_same_voxels_in_both_images():
     assert result["vectors"].shape == (2, 2, 2, 20, 1) and result["labels"].shape == (2, 2, 20)
     first, second = result["vectors"][:, 0, :, :, 0].unbind(1)
     assert torch.equal(first, 2.0 * result["labels"][:, 0]) and torch.equal(second, 3.0 * result["labels"][:, 0])
-    # A coarse voxel has the label of a fine one inside of it.
-    coarse = (result["vectors"][:, 1, 0, :, 0] / 2).long()
-    apart = (result["labels"][:, 1] - coarse).abs()
-    assert ((apart % 8) <= 1).all() and ((apart // 8 % 8) <= 1).all() and ((apart // 64) <= 1).all()
+    # Of a coarse map, whose every second voxel this net keeps, a voxel has the label of its own.
+    assert torch.equal(result["vectors"][:, 1, 0, :, 0], 2.0 * result["labels"][:, 1])
+
+
+def small_dynunet(**given):
+    return DynUNet(3, 1, 4, [3] * 3, [1, 2, 2], [2] * 2, filters=[4, 6, 8], norm_name="INSTANCE", **given)
+
+
+def test_bottleneck_and_decoder_are_contrasted_beside_the_output():
+    """Map by map against the network run part by part."""
+    torch.manual_seed(0)
+    net = small_dynunet()
+    model = LabelContrast(net, SyntheticContrast(), 4, RandomShapes(), points=64, encoder=DynUNetEncoder(net))
+    image = torch.randn(2, 1, 8, 8, 8)
+    (output,), inner = model.maps(image)
+
+    fine = net.input_block(image)
+    middle = net.downsamples[0](fine)
+    deep = net.bottleneck(middle)
+    first = net.upsamples[0](deep, middle)
+    expected = [net.output_block(net.upsamples[1](first, fine)), deep, first]
+    assert all(torch.equal(*pair) for pair in zip((output, *inner), expected, strict=True))
+    assert model(image)["vectors"].shape == (2, 3, 2, 64, 256)
+
+
+def networks():
+    dynunet = small_dynunet(deep_supervision=True, deep_supr_num=1)
+    segresnet = SegResNet(3, 8, 1, 4, blocks_down=(1, 1, 1), blocks_up=(1, 1))
+    mednext = MedNeXt(3, 4, 1, 4, blocks_down=(1, 1), blocks_bottleneck=1, blocks_up=(1, 1), deep_supervision=False)
+    plan = {"features": (4, 6, 8, 8), "blocks": (1, 1, 1, 1), "strides": (1, 2, 2, 2), "decoder_blocks": (1, 1, 1)}
+    resenc = ResidualEncoderUNet(1, 4, **plan, deep_supervision=True)
+    return {
+        "dynunet": (dynunet, DynUNetEncoder(dynunet), [4, 4, 8, 6]),
+        "segresnet": (segresnet, SegResNetEncoder(segresnet), [4, 16]),
+        "mednext": (mednext, MedNeXtEncoder(mednext), [4, 16, 8]),
+        "resenc": (resenc, ResidualUNetEncoder(resenc), [4, 4, 4, 8, 6]),
+    }
+
+
+@pytest.mark.parametrize("name", ["dynunet", "segresnet", "mednext", "resenc"])
+def test_each_map_of_each_u_net_has_a_projector_of_its_width(name):
+    """Widths of the outputs, as many as deep supervision has, and of the coarser maps."""
+    torch.manual_seed(0)
+    net, encoder, widths = networks()[name]
+    model = LabelContrast(net.train(), SyntheticContrast(), 4, RandomShapes(), points=32, encoder=encoder)
+    outputs, inner = model.maps(torch.randn(2, 1, 16, 16, 16))
+    assert [one.shape[1] for one in (*outputs, *inner)] == widths
+    assert [one[0].in_features for one in model.projectors] == widths[len(outputs) :]
+    LabelContrastLoss()(model(torch.zeros(2, 1, 16, 16, 16))).backward()
+    lost = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not lost
+
+
+def test_an_encoder_of_another_network_is_refused():
+    net = small_dynunet()
+    with pytest.raises(ValueError, match="has none of the maps that its encoder lists"):
+        LabelContrast(nn.Sequential(net), SyntheticContrast(), 4, encoder=DynUNetEncoder(net))
+
+
+def test_a_stack_of_outputs_is_a_map_each():
+    net = small_dynunet(deep_supervision=True, deep_supr_num=1).train()
+    result = LabelContrast(net, lambda labels: labels / 512, 4, points=9)(torch.arange(512).view(1, 1, 8, 8, 8))
+    assert result["vectors"].shape == (1, 2, 2, 9, 256)
+
+
+def test_vectors_cannot_be_all_alike_and_what_fills_up_a_map_is_zero():
+    torch.manual_seed(0)
+    net = small_dynunet()
+    model = LabelContrast(net, SyntheticContrast(), 4, RandomShapes(), points=100, size=16, encoder=DynUNetEncoder(net))
+    assert not any("running" in name for name in model.state_dict())
+    for mode in (True, False):
+        result = model.train(mode)(torch.zeros(2, 1, 12, 12, 12))
+        vectors = result["vectors"].detach()
+        for number in range(3):
+            kept = (result["labels"][:, number] >= 0)[:, None].expand(-1, 2, -1)
+            rows = vectors[:, number][kept]
+            assert rows.mean(0).abs().max() < 1e-4 and rows.var(0, correction=0).min() > 0.9
+            assert not vectors[:, number][~kept].any()
+        assert (result["labels"][:, 1] >= 0).sum(1).tolist() == [27, 27]
+
+
+def test_the_loss_of_an_inner_map_trains_what_leads_to_it():
+    torch.manual_seed(0)
+    net = small_dynunet()
+    model = LabelContrast(net, SyntheticContrast(), 4, RandomShapes(), points=64, encoder=DynUNetEncoder(net))
+    result = model(torch.zeros(2, 1, 16, 16, 16))
+    LabelContrastLoss()({name: result[name][:, 1:2] for name in ("vectors", "labels")}).backward()
+    reached = {name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached == {"input_block", "downsamples", "bottleneck"}
+    assert all(p.grad is not None for p in model.projectors[0].parameters())
 
 
 def test_shapes_are_drawn_for_each_step_and_a_seed_repeats_them():

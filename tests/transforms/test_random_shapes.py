@@ -103,6 +103,12 @@ def test_what_is_out_of_range_is_refused(arguments, name):
         RandomShapes(**arguments)
 
 
+@pytest.mark.parametrize("spacing", [0.0, (2.0, -2.0, 2.0)])
+def test_a_spacing_that_is_none_is_refused(spacing):
+    with pytest.raises(ValueError, match="spacing must be above 0 mm"):
+        RandomShapes(spacing=spacing)(LIKE)
+
+
 def test_noise_is_that_of_its_number():
     volume = NoiseVolume((3, 4, 5), 2)
     assert volume({"number": 1})["image"].shape == (2, 3, 4, 5)
