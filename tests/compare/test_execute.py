@@ -59,7 +59,7 @@ def run_all(settings, *runs):
 
 
 def test_outcome_command_config_and_log(settings):
-    run = program(settings, "a", "import time; x = b'x' * 200_000_000; time.sleep(1); print('hello')", steps=3)
+    run = program(settings, "a", "import time; x = b'x' * 200_000_000; time.sleep(3); print('hello')", steps=3)
     run_all(settings, run)
     outcome = read_outcome(run)
     assert outcome["status"] == "done" and outcome["steps"] == 3 and outcome["seconds"] > 0
