@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ..interpolation import LINEAR
+from .ranges import check_spacing
 
 __all__ = ["RandomDeformation", "smooth_noise"]
 
@@ -66,8 +67,8 @@ class RandomDeformation:
             raise ValueError(f"velocity must be 0 or more and knots between 0 and 1, not {velocity} and {knots}.")
         if any(len(pair) != 2 for pair in sided):
             raise ValueError(f"sided must be a list of pairs of labels, not {list(sided)}.")
-        if spacing is not None and not all(size > 0 for size in spacing):
-            raise ValueError(f"spacing must be above 0 mm along each axis, not {list(spacing)}.")
+        if spacing is not None:
+            check_spacing(spacing)
         self.spacing = None if spacing is None else [float(size) for size in spacing]
         self.scaling, self.rotation, self.shearing = scaling, math.radians(rotation), shearing
         self.translation, self.velocity, self.knots = translation, velocity, knots

@@ -103,9 +103,8 @@ class RandomShapes:
     @staticmethod
     def draw_centre(batch: int, sides: Sequence[float], device: torch.device) -> torch.Tensor:
         """A place in a map of such sides (B, axes, 1), from its middle."""
-        return (torch.rand(batch, len(sides), 1, device=device) - 0.5) * torch.tensor(sides, device=device).view(
-            1, -1, 1
-        )
+        extent = torch.tensor(sides, device=device).view(1, -1, 1)
+        return (torch.rand(batch, len(sides), 1, device=device) - 0.5) * extent
 
 
 def random_turns(batch: int, axes: int, device: torch.device) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["check_range", "spacing_per_axis"]
+__all__ = ["check_range", "check_spacing", "spacing_per_axis"]
 
 
 def check_range(name: str, pair: Sequence[Any]) -> None:
@@ -18,6 +18,16 @@ def check_range(name: str, pair: Sequence[Any]) -> None:
         raise ValueError(f"{name} must be a range of two numbers, 0 or more, the lower first, not {list(pair)}.")
 
 
+def check_spacing(spacing: Sequence[float]) -> None:
+    """Refuse voxel sizes that are not above 0.
+
+    Raises:
+        ValueError: with the sizes.
+    """
+    if not all(size > 0 for size in spacing):
+        raise ValueError(f"spacing must be above 0 mm along each axis, not {list(spacing)}.")
+
+
 def spacing_per_axis(spacing: float | Sequence[float], axes: int) -> list[float]:
     """Voxel size of each of ``axes`` axes, given as a number for all or one for each.
 
@@ -27,6 +37,5 @@ def spacing_per_axis(spacing: float | Sequence[float], axes: int) -> list[float]
     each = [float(spacing)] * axes if isinstance(spacing, int | float) else list(spacing)
     if len(each) != axes:
         raise ValueError(f"spacing has {len(each)} numbers, but the label maps have {axes} axes.")
-    if not all(size > 0 for size in each):
-        raise ValueError(f"spacing must be above 0 mm along each axis, not {each}.")
+    check_spacing(each)
     return each
