@@ -114,7 +114,7 @@ def _least_difference(plan: Plan) -> list[str]:
     """The smallest difference to find, with variances from the folder's finished runs or else assumed ones."""
     settings, metric = plan.settings, next(iter(plan.evaluate.metrics))
     compared = [arm for arm in settings.arms if not arm.is_reference]
-    pairs = (len(compared) - 1 if settings.baseline else 0) + sum(arm.against is not None for arm in compared)
+    pairs = (len(compared) - 1 if settings.baseline else 0) + sum(arm.against is not None for arm in settings.arms)
     seeds, subjects = len(settings.seeds), tested_subjects(plan)
     if not pairs:
         return []

@@ -183,6 +183,8 @@ def outcome(tables: Tables) -> list[str]:
             found = tables.difference((arm, base), labels)
             text = f"With {tables.labelled(labels)}, {arm} against {base}: **{_verdict(tables, (arm, base), labels)}**"
             details = _why_not(tables, (arm, base), labels)
+            if tables.about["arms"][arm].get("reference"):
+                details.append("another network, so not the start alone")
             if found is not None:
                 ours, theirs = (mean_and_spread(tables.scores(name, labels, metric))[0] for name in (arm, base))
                 parts = found.parts

@@ -43,7 +43,7 @@ class Arm:
             two stages.
         encoder_of: name of an earlier arm with pre-training; fine-tuning starts from its encoder, which is not trained
             again. For another schedule or other overrides.
-        against: name of another arm to compare with, beside the baseline.
+        against: name of another arm to compare with, beside the baseline. Without it, no reference is compared.
         network: config files of another network, trained as a reference: in the tables, without a verdict. It starts
             from scratch, or from ``encoder``.
         scores: CSV file with scores per subject instead of runs; also a reference.
@@ -65,7 +65,7 @@ class Arm:
 
     @property
     def is_reference(self) -> bool:
-        """Whether it only shows a level and is not compared."""
+        """Whether it shows a level, and is compared only with the arm that it names."""
         return bool(self.network or self.scores)
 
     @property
@@ -406,11 +406,11 @@ def _arms(value: Any, defined: Mapping[str, Any], bundle: Path, bases: tuple[Pat
         for name, content in entries
     )
     for arm in arms:
-        more = (arm.pretrain, arm.encoder_of, arm.against, arm.scores and (arm.network or arm.encoder))
+        more = (arm.pretrain, arm.encoder_of, arm.scores and (arm.network or arm.encoder or arm.against))
         if arm.is_reference and any(more):
             raise CompareError(
-                f"Arm {arm.name!r}: a `reference` is a network, which may have an `encoder`, or scores, and nothing "
-                "else."
+                f"Arm {arm.name!r}: a `reference` is a network, which may have an `encoder` and name an arm `against` "
+                "which it is judged, or scores, and nothing else."
             )
     names = [arm.name for arm in arms]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -18,6 +18,7 @@ from .prediction_table import PredictionTable
 from .pretext_images import PretextImages
 from .progress_bar import ProgressBar
 from .representation_monitor import RepresentationMonitor
+from .ridge_start import RidgeStart
 from .score_table import ScoreTable
 from .segmentation_images import SegmentationImages
 from .target_scale import TargetScale
@@ -41,6 +42,7 @@ __all__ = [
     "PretextImages",
     "ProgressBar",
     "RepresentationMonitor",
+    "RidgeStart",
     "ScoreTable",
     "SegmentationImages",
     "TargetScale",

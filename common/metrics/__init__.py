@@ -2,7 +2,7 @@ from .calibration import CalibrationSlope
 from .class_accuracy import ClassAccuracy
 from .comparison import is_higher, is_lower
 from .dice import ClassDice, PooledDice
-from .encoder_probe import EncoderProbe, left_out_predictions
+from .encoder_probe import EncoderProbe
 from .hand_till import HandTillAUC
 from .hd95 import HD95
 from .liver import ASSD, RVD, VOE
@@ -25,7 +25,6 @@ __all__ = [
     "feature_std",
     "is_higher",
     "is_lower",
-    "left_out_predictions",
     "position_cosines",
     "retrieval_rate",
 ]

@@ -11,7 +11,9 @@ from ignite.engine import Engine
 from ignite.metrics import Metric
 from monai.utils import evenly_divisible_all_gather
 
-__all__ = ["EncoderProbe", "left_out_predictions"]
+from ..ridge import ridge
+
+__all__ = ["EncoderProbe"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ class EncoderProbe(Metric):
 
     For pre-training whose own loss is soon at its end, so that it no longer tells encoders apart: as the key metric it
     chooses the encoder, as one more it is logged. Each scan is predicted by a ridge regression on all others
-    (``left_out_predictions``), so that no further list is needed. The value is the mean absolute error of a number, in
+    (``common.ridge.ridge``), so that no further list is needed. The value is the mean absolute error of a number, in
     its unit, or the share of wrong classes, each class counting alike. What chooses an encoder by labels is no longer
     learnt without them: judge it on other scans.
 
@@ -106,34 +108,8 @@ class EncoderProbe(Metric):
         if len(truth) < FEWEST or not found.isfinite().all():
             return math.nan
         if self.kind == "number":
-            return float((left_out_predictions(found, truth[:, None])[:, 0] - truth).abs().mean())
+            return float((ridge(found, truth[:, None]).left_out[:, 0] - truth).abs().mean())
         there = truth.unique()
-        predicted = left_out_predictions(found, (truth[:, None] == there).double()).argmax(1)
+        predicted = ridge(found, (truth[:, None] == there).double()).left_out.argmax(1)
         wrong = there[predicted] != truth
         return float(torch.stack([wrong[truth == name].double().mean() for name in there]).mean())
-
-
-def left_out_predictions(features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """What a ridge regression with an intercept, fitted on all other rows, predicts of each row.
-
-    Features are standardised over all rows. The penalty is, of nine powers of ten about the mean square of the singular
-    values, the one whose predictions of left-out rows are nearest. By the hat matrix and not by a fit for each row.
-
-    Args:
-        features: (N, F).
-        targets: (N, K).
-    """
-    x = features.double() - features.double().mean(0)
-    x = x / x.std(0, correction=0).clamp(min=1e-12)
-    left, singular, _ = torch.linalg.svd(x, full_matrices=False)
-    power = singular.square()
-    y = targets.double()
-    best, made = math.inf, y
-    for exponent in range(-4, 5):
-        shrunk = power / (power + 10.0**exponent * power.mean().clamp(min=1e-12))
-        hat = (left * shrunk) @ left.T + 1 / len(y)
-        residual = (y - hat @ y) / (1 - hat.diagonal()).clamp(min=1e-9)[:, None]
-        error = float(residual.square().sum())
-        if error < best:
-            best, made = error, y - residual
-    return made

@@ -30,6 +30,7 @@ from .transformer_unets import SwinUNETREncoder, UNETREncoder
 from .unet_encoders import DynUNetEncoder, MedNeXtEncoder, ResidualUNetEncoder, SegResNetEncoder
 from .unetr import UNETR, SeparablePositions
 from .vit_encoder import ViTEncoder
+from .volume_regressor import VolumeRegressor
 
 __all__ = [
     "UNETR",
@@ -79,6 +80,7 @@ __all__ = [
     "SwinUNETREncoder",
     "UNETREncoder",
     "ViTEncoder",
+    "VolumeRegressor",
     "make_norm",
     "pad_small_images",
     "place",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..data.seen import refuse_seen
+from ..networks.foreign import HEADS
 from ..networks.norms import refuse_no_statistics
 from ..preparation import PREPARED, compare_preparation, field_text, preparation_record, refuse_preparation
 from ..volumes import and_more
@@ -221,6 +222,12 @@ def _refuse_misfit(
     if same_kind and lacking and all(ADVICE.search(why) for why in lacking.values()):
         name, why = next(iter(lacking.items()))
         raise ValueError(f"{path} ({_describe(record)}) does not fill {name}, which must come from the file ({why}).")
+    heads = getattr(encoder, "spare_weights", {}).get(HEADS)
+    if heads and lacking and all(re.match(heads, name) for name in lacking):
+        raise ValueError(
+            f"{path} has no last layers to predict classes: take a file of a pre-training with presets/whole_net.json, "
+            "or do without these layers (encoder#heads)."
+        )
     if lacking:
         raise ValueError(
             f"{path} ({_describe(record)}) fits {report.covered:.1%} of this encoder ({_describe_encoder(encoder)}), "

@@ -430,6 +430,48 @@ def test_a_number_a_scan(run, run_bundle, encoder_file, cohort, event_images, tm
             assert sum(chances) == pytest.approx(1, abs=1e-4) and chances.index(max(chances)) == int(row["prediction"])
 
 
+def test_a_number_from_volumes(run, run_bundle, encoder_file, cohort, tmp_path, caplog):
+    """A whole net's classes, found without masks, tell the number; the net itself stays as it was."""
+    whole = tmp_path / "whole"
+    run("pretrain.json", SAMPLE, "presets/whole_net.json", output_dir=str(whole), **SCANS)
+    files = [SAMPLE, "tasks/age.json", "presets/volumes.json"]
+    given = SCANS | {"output_dir": str(tmp_path), "pretrained_encoder": str(whole / "encoder.safetensors")}
+    with caplog.at_level(logging.INFO):
+        run("train.json", *files, **given)
+    count = len(json.loads((cohort / "structures4.json").read_text())["training"])
+    assert f"ridge regression on the volumes of {count} training items" in caplog.text
+    state, before = torch.load(tmp_path / "model.pt", weights_only=True), read_encoder(whole / "encoder.safetensors")[0]
+    assert before and all(torch.equal(state[f"network.{name}"], tensor) for name, tensor in before.items())
+    assert state["head.weight"].shape == (1, 12) and (state["feature_std"] > 0).all() and state["mean"] > 0
+    run("train.json", "evaluate.json", *files, output_dir=str(tmp_path), **SCANS)
+    run_bundle(
+        "inference.json", *files, bundle="ssl3d", workflow_type="inference", model_path=str(tmp_path / "model.pt"),
+        dataset_dir=str(cohort / "t1_brain"), datalist=str(cohort / "t1_brain"), output_dir=str(tmp_path / "inference"),
+        spacing=SMALL["spacing"], **SCANS,
+    )  # fmt: skip
+    found = {Path(row["filename"]).name: row for row in rows(tmp_path / "inference/predictions.csv")}
+    for row in rows(tmp_path / "eval/predictions.csv"):
+        again = found[Path(row["filename"]).name]
+        assert float(again["prediction"]) == pytest.approx(float(row["prediction"]), abs=0.05)
+    with pytest.raises(Exception) as caught:
+        run("train.json", *files, **given | {"pretrained_encoder": str(encoder_file)})
+    assert "last layers" in str(first_cause(caught.value))
+    with pytest.raises(Exception) as caught:
+        run("train.json", *files, **given | {"learnt_task": "structures33"})
+    assert "predict the classes of structures4, not those of structures33" in str(first_cause(caught.value))
+
+
+@pytest.mark.parametrize("network", [name for name in THIN if "unetr" not in name])
+def test_volumes_of_every_unet(parsed, cohort, network):
+    thin = THIN[network] | {"image_size": [32, 32, 32]}
+    files = ["train.json", SAMPLE, f"networks/{network}.json", "tasks/age.json", "presets/volumes.json"]
+    parser = parsed("ssl3d", files, cohort, **thin)
+    net = parser.get_parsed_content("network")
+    assert net(torch.rand(2, 1, 32, 32, 32)).shape == (2, 1) and net.head.in_features == 12
+    state = {f"network.{name}" for name in parser.get_parsed_content("encoder").state_dict()}
+    assert state | {f"head.{name}" for name in ("weight", "bias")} == {name for name, _ in net.named_parameters()}
+
+
 @pytest.mark.parametrize("pooled", ["last", "all"])
 @pytest.mark.parametrize("network", THIN)
 def test_any_encoder_tells_a_number(parsed, cohort, network, pooled):

@@ -479,6 +479,7 @@ def test_a_reference_is_a_network_or_scores(plan, tmp_path):
         ({"reference": {"net": []}}, "`reference` is a CSV file, or a mapping"),
         ({"reference": "nowhere.csv"}, "there is no .*nowhere.csv"),
         ({"reference": str(table), "pretrain": []}, "a `reference` is a network, .* or scores, and nothing else"),
+        ({"reference": str(table), "against": "scratch"}, "a `reference` is a network, .* or scores, and nothing else"),
     ):
         with pytest.raises(CompareError, match=sentence):
             plan(arms={"scratch": None, "it": wrong})

@@ -179,6 +179,11 @@ def test_a_reference_shows_the_level_and_is_not_judged(folder):
     assert "| labels | scratch | mae | nnU-Net |" in text and "| 0.875 |" in text
     assert "nnU-Net against" not in text and "- nnU-Net" not in text.split("## How it was made")[0]
     assert "over 2 comparisons" in text
+    about["arms"]["nnU-Net"]["against"] = "scratch"
+    (folder / "comparison.json").write_text(json.dumps(about))
+    text = write_report(folder).read_text()
+    assert "nnU-Net against scratch: **" in text and "another network, so not the start alone" in text
+    assert "mae against nnU-Net" not in text
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
