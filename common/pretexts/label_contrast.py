@@ -40,7 +40,7 @@ class LabelContrast(nn.Module):
     maps, points), and for pictures ``shapes`` (B, 1, *spatial), ``drawn`` and ``second``, the drawn images.
 
     Raises:
-        ValueError: the encoder lists maps that the network does not have.
+        ValueError: the encoder lists maps that the network does not have; ``forward``, if a map has a single voxel.
     """
 
     def __init__(
@@ -97,6 +97,11 @@ class LabelContrast(nn.Module):
         for found, project in zip((*outputs, *inner), projectors, strict=True):
             # Strided convolutions put the first voxel of a coarser map onto the image's first, not between voxels.
             near = F.interpolate(labels.float(), found.shape[2:], mode="nearest").flatten(1).long()
+            if near.shape[1] == 1:
+                raise ValueError(
+                    f"images of {' x '.join(map(str, image.shape[2:]))} voxels leave one voxel at the bottleneck, which "
+                    "has no other to differ from: use larger crops (`roi_size`)."
+                )
             # Without replacement, as in the published code: a voxel is no other of itself.
             drawn = min(self.points, near.shape[1])
             order = torch.rand(near.shape, device=near.device).topk(drawn, sorted=False).indices

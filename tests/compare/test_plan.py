@@ -452,7 +452,7 @@ def test_a_reference_is_a_network_or_scores(plan, tmp_path):
     arms = {
         "scratch": None,
         "mae": {"pretrain": []},
-        "swin": {"reference": {"network": ["networks/swin_unetr_small.json"]}},
+        "swin": {"reference": {"network": ["networks/swin_unetr_small.json"]}, "against": "mae"},
         "published": {"reference": str(table)},
     }
     found = plan(arms=arms, labels="1,3")

@@ -281,7 +281,7 @@ def test_an_unknown_arm_is_told_those_of_the_settings_file(tmp_path):
                     "x": {"reference": {"network": ["pretrain.json"], "encoder": "synthetic_brain"}, "pretrain": []}
                 }
             },
-            "'x': a `reference` is a network, which may have an `encoder`, or scores, and nothing else",
+            "'x': a `reference` is a network, which may have an `encoder` and name an arm `against` which it is judged",
         ),
         (
             {"arms": {"x": {"schedule": "warm"}}},

@@ -141,6 +141,14 @@ def test_an_encoder_of_another_network_is_refused():
         LabelContrast(nn.Sequential(net), SyntheticContrast(), 4, encoder=DynUNetEncoder(net))
 
 
+def test_a_bottleneck_of_one_voxel_is_refused():
+    """Group norms do not mind, and the loss would be 0."""
+    net = MedNeXt(3, 4, 1, 4, deep_supervision=False)
+    model = LabelContrast(net, lambda labels: labels / 4096, 4, encoder=MedNeXtEncoder(net))
+    with pytest.raises(ValueError, match="16 x 16 x 16 voxels leave one voxel at the bottleneck"):
+        model(torch.arange(4096).view(1, 1, 16, 16, 16))
+
+
 def test_a_stack_of_outputs_is_a_map_each():
     net = small_dynunet(deep_supervision=True, deep_supr_num=1).train()
     result = LabelContrast(net, lambda labels: labels / 512, 4, points=9)(torch.arange(512).view(1, 1, 8, 8, 8))
