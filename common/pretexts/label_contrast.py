@@ -99,8 +99,8 @@ class LabelContrast(nn.Module):
             near = F.interpolate(labels.float(), found.shape[2:], mode="nearest").flatten(1).long()
             if near.shape[1] == 1:
                 raise ValueError(
-                    f"images of {' x '.join(map(str, image.shape[2:]))} voxels leave one voxel at the bottleneck, which "
-                    "has no other to differ from: use larger crops (`roi_size`)."
+                    f"images of {' x '.join(map(str, image.shape[2:]))} voxels leave one voxel at the bottleneck, "
+                    "with no other to differ from: use larger crops (`roi_size`)."
                 )
             # Without replacement, as in the published code: a voxel is no other of itself.
             drawn = min(self.points, near.shape[1])
