@@ -32,10 +32,15 @@ class RidgeStart:
         dataset: the prepared training items, without augmentation: ``image`` (C, *spatial) and the number ``label``.
 
     Raises:
-        ValueError: at the start, if an item's volumes are not finite.
+        ValueError: another network; at the start, if an item's volumes are not finite.
     """
 
     def __init__(self, network: VolumeRegressor, dataset: Sequence[Any]) -> None:
+        if not isinstance(network, VolumeRegressor):
+            raise ValueError(
+                f"ridge_start is for a VolumeRegressor, not for {type(network).__name__}: list presets/volumes.json "
+                "after tasks/age.json, or leave it out."
+            )
         self.network, self.dataset = network, dataset
 
     def attach(self, engine: Engine) -> None:

@@ -75,3 +75,8 @@ def test_features_that_are_not_finite_are_refused():
     items[3]["image"] = torch.full((1, 6, 6, 6), float("nan"))
     with pytest.raises(ValueError, match="its volumes are not finite numbers"):
         start(VolumeRegressor(Bright(), 1, 3), items)
+
+
+def test_another_network_is_refused():
+    with pytest.raises(ValueError, match=r"not for Linear: list presets/volumes\.json after tasks/age\.json"):
+        RidgeStart(nn.Linear(1, 1), [])
